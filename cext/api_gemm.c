@@ -1,0 +1,256 @@
+/* Matrix products and convolutions: argument checks, the cut into jobs, threads.  One driver serves int8 and float32; `element`
+ * is the size of an operand's element and tells the two apart. */
+#include "dispatch.h"
+
+/* Largest count of elements of a matrix: byte offsets stay far inside int64_t and size_t. */
+#define MAX_ELEMENTS ((int64_t)1 << 40)
+
+static void run(const struct octo_job *job, int element) {
+    if (element == 1) octo_table.gemm_s8(job);
+    else octo_table.gemm_f32(job);
+}
+
+/* Computes the whole product described by `job` (m, n set, scratch not) in slices: of rows where m >= n, else of columns.
+ * Slices of rows are multiples of 48 rows, of columns multiples of 64, what the kernels take at a time. */
+static int run_sliced(const struct octo_job *job, int element) {
+    int by_rows = job->m >= job->n, failed = 0;
+    int64_t extent = by_rows ? job->m : job->n, unit = by_rows ? 48 : 64;
+    int64_t units = (extent + unit - 1) / unit, slices = octo_min(units, octo_threads());
+    OCTO_PARALLEL(i, slices) {
+        int64_t first = units * i / slices * unit, last = octo_min(units * (i + 1) / slices * unit, extent);
+        struct octo_job slice = *job;
+        slice.scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH);
+        if (by_rows) {
+            slice.first += first, slice.m = last - first;
+            slice.c = (char *)job->c + first * job->ldc * 4;
+        } else {
+            slice.n = last - first;
+            slice.b = (const char *)job->b + first * job->b_n * element;
+            slice.c = (char *)job->c + first * 4;
+        }
+        if (slice.scratch) run(&slice, element);
+        else failed = 1;
+    }
+    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product") : OCTO_OK;
+}
+
+static struct octo_rows plain_rows(const void *base, int64_t rows, int64_t cols, int64_t ld, int element) {
+    return (struct octo_rows){.base = base, .end = (const char *)base + ((rows - 1) * ld + cols) * element,
+                              .width = rows, .height = 1, .x_stride = ld, .segments = 1, .length = cols};
+}
+
+/* y[c][r] = x[r][c] */
+static void transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int element) {
+    if (element == 1) {
+        octo_table.transpose_s8(rows, cols, x, ldx, y, ldy);
+        return;
+    }
+    for (int64_t r0 = 0; r0 < rows; r0 += 16)
+        for (int64_t c = 0; c < cols; c++)
+            for (int64_t r = r0; r < octo_min(r0 + 16, rows); r++) ((float *)y)[c * ldy + r] = ((const float *)x)[r * ldx + c];
+}
+
+static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
+                int64_t ldb, void *c, int64_t ldc, int element) {
+    OCTO_CHECK(m >= 0 && n >= 0 && k >= 0, "gemm: negative size (m %lld, n %lld, k %lld)", (long long)m, (long long)n, (long long)k);
+    OCTO_CHECK(lda >= (transpose_a ? m : k) && ldb >= (transpose_b ? k : n) && ldc >= n, "gemm: a row stride is shorter than its row");
+    int64_t rows_a = transpose_a ? k : m, rows_b = transpose_b ? n : k;
+    OCTO_CHECK((!lda || rows_a <= MAX_ELEMENTS / lda) && (!ldb || rows_b <= MAX_ELEMENTS / ldb) && (!ldc || m <= MAX_ELEMENTS / ldc),
+               "gemm: a matrix has more than 2^40 elements");
+    if (!m || !n) return OCTO_OK;
+    if (!k)
+        for (int64_t i = 0; i < m; i++) memset((char *)c + i * ldc * 4, 0, (size_t)n * 4);
+    for (int64_t p = 0; p < k; p += OCTO_MAX_DEPTH) { /* OCTO_MAX_DEPTH is a multiple of OCTO_BLOCK_F32 */
+        int64_t depth = octo_min(k - p, OCTO_MAX_DEPTH);
+        struct octo_job job = {.m = m, .n = n, .b_k = transpose_b ? 1 : ldb, .b_n = transpose_b ? ldb : 1, .ldc = ldc, .c = c,
+                               .accumulate = p > 0};
+        job.b = (const char *)b + p * job.b_k * element;
+        if (transpose_a) {
+            char *copy = octo_scratch(OCTO_SLOT_LEFT, m * depth * element);
+            if (!copy) return octo_fail(OCTO_ENOMEM, "out of memory for a transposed copy of %lld x %lld", (long long)m, (long long)depth);
+            int64_t slices = (m + 255) / 256;
+            OCTO_PARALLEL(i, slices) {
+                const char *from = (const char *)a + (p * lda + i * 256) * element;
+                transpose(depth, octo_min(256, m - i * 256), from, lda, copy + i * 256 * depth * element, depth, element);
+            }
+            job.a = plain_rows(copy, m, depth, depth, element);
+        } else
+            job.a = plain_rows((const char *)a + p * element, m, depth, lda, element);
+        int status = run_sliced(&job, element);
+        if (status) return status;
+    }
+    return OCTO_OK;
+}
+
+int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,
+                 const int8_t *b, int64_t ldb, int32_t *c, int64_t ldc) {
+    return gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, 1);
+}
+
+int octo_gemm_f32(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                  const float *b, int64_t ldb, float *c, int64_t ldc) {
+    return gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, 4);
+}
+
+/* ---- convolutions ------------------------------------------------------------------------------------------------------------ */
+
+static int64_t out_height(const octo_conv *g) { return (g->height + 2 * g->pad_h - g->kernel_h) / g->stride_h + 1; }
+static int64_t out_width(const octo_conv *g) { return (g->width + 2 * g->pad_w - g->kernel_w) / g->stride_w + 1; }
+
+static int check_conv(const octo_conv *g) {
+    const int64_t limit = 1 << 20;
+    OCTO_CHECK(g->batch >= 1 && g->height >= 1 && g->width >= 1 && g->channels >= 1 && g->filters >= 1 && g->kernel_h >= 1 &&
+                   g->kernel_w >= 1 && g->stride_h >= 1 && g->stride_w >= 1 && g->pad_h >= 0 && g->pad_w >= 0,
+               "convolution: sizes and strides must be positive");
+    OCTO_CHECK(g->batch <= limit && g->height <= limit && g->width <= limit && g->channels <= limit && g->filters <= limit,
+               "convolution: a size is larger than 2^20");
+    OCTO_CHECK(g->pad_h < g->kernel_h && g->pad_w < g->kernel_w, "convolution: the padding must be smaller than the kernel");
+    OCTO_CHECK(g->height + 2 * g->pad_h >= g->kernel_h && g->width + 2 * g->pad_w >= g->kernel_w,
+               "convolution: the %lld x %lld kernel is larger than the padded image", (long long)g->kernel_h, (long long)g->kernel_w);
+    OCTO_CHECK(g->kernel_h * g->kernel_w <= 1024 && g->kernel_h * g->kernel_w * octo_max(g->channels, g->filters) <= OCTO_MAX_DEPTH,
+               "convolution: kernel height x width x channels must be at most %d", OCTO_MAX_DEPTH);
+    double images = (double)g->batch * (double)(g->height + g->kernel_h) * (double)(g->width + g->kernel_w);
+    OCTO_CHECK(images * (double)octo_max(g->channels, g->filters) < (double)MAX_ELEMENTS, "convolution: a tensor has more than 2^40 elements");
+    return OCTO_OK;
+}
+
+/* Copies images into the middle of larger ones filled with `fill` bytes; input pixel (y, x) goes to (top + y step_h,
+ * left + x step_w).  Steps above 1 spread the gradient of a strided convolution. */
+static const void *spread(int64_t batch, int64_t height, int64_t width, int64_t pixel, const void *x, int64_t out_h, int64_t out_w,
+                          int64_t top, int64_t left, int64_t step_h, int64_t step_w, int fill) {
+    char *out = octo_scratch(OCTO_SLOT_PADDED, batch * out_h * out_w * pixel + 64);
+    if (!out) return NULL;
+    OCTO_PARALLEL(n, batch) {
+        char *image = out + n * out_h * out_w * pixel;
+        const char *from = (const char *)x + n * height * width * pixel;
+        memset(image, fill, (size_t)(out_h * out_w * pixel));
+        for (int64_t y = 0; y < height; y++, from += width * pixel) {
+            char *row = image + ((top + y * step_h) * out_w + left) * pixel;
+            if (step_w == 1) memcpy(row, from, (size_t)(width * pixel));
+            else
+                for (int64_t i = 0; i < width; i++) memcpy(row + i * step_w * pixel, from + i * pixel, (size_t)pixel);
+        }
+    }
+    return out;
+}
+
+/* The rows of im2col(x): one for each output pixel. */
+static int window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows) {
+    int64_t height = g->height + 2 * g->pad_h, width = g->width + 2 * g->pad_w;
+    if (g->pad_h || g->pad_w) {
+        x = spread(g->batch, g->height, g->width, g->channels * element, x, height, width, g->pad_h, g->pad_w, 1, 1, fill);
+        if (!x) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the input");
+    }
+    *rows = (struct octo_rows){.base = x, .end = (const char *)x + g->batch * height * width * g->channels * element,
+                               .width = out_width(g), .height = out_height(g), .x_stride = g->stride_w * g->channels,
+                               .y_stride = g->stride_h * width * g->channels, .image_stride = height * width * g->channels,
+                               .segments = g->kernel_h, .length = g->kernel_w * g->channels, .segment_stride = width * g->channels};
+    return OCTO_OK;
+}
+
+static int conv_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element) {
+    int status = check_conv(g);
+    if (status) return status;
+    int64_t k = g->kernel_h * g->kernel_w * g->channels;
+    struct octo_job job = {.m = g->batch * out_height(g) * out_width(g), .n = g->filters, .b_k = 1, .b_n = k, .ldc = g->filters,
+                           .b = w, .c = y};
+    status = window_rows(g, x, x_zero, element, &job.a);
+    return status ? status : run_sliced(&job, element);
+}
+
+/* dX is the stride-1 convolution of dY (spread by the stride, padded by kernel - 1 - pad) with the kernel turned by 180 degrees
+ * and filters and channels exchanged. */
+static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
+    int status = check_conv(g);
+    if (status) return status;
+    int64_t taps = g->kernel_h * g->kernel_w, height = g->height + g->kernel_h - 1, width = g->width + g->kernel_w - 1;
+    char *turned = octo_scratch(OCTO_SLOT_RIGHT, taps * g->filters * g->channels * element);
+    const void *wide = spread(g->batch, out_height(g), out_width(g), g->filters * element, dy, height, width, g->kernel_h - 1 - g->pad_h,
+                              g->kernel_w - 1 - g->pad_w, g->stride_h, g->stride_w, 0);
+    if (!turned || !wide) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the gradient");
+    size_t pixel = (size_t)(g->channels * element);
+    OCTO_PARALLEL(t, taps) {
+        for (int64_t f = 0; f < g->filters; f++)
+            memcpy(turned + (t * g->filters + f) * (int64_t)pixel, (const char *)w + (f * taps + taps - 1 - t) * (int64_t)pixel, pixel);
+    }
+    struct octo_job job = {.m = g->batch * g->height * g->width, .n = g->channels, .b_k = g->channels, .b_n = 1, .ldc = g->channels,
+                           .b = turned, .c = dx};
+    job.a = (struct octo_rows){.base = wide, .end = (const char *)wide + g->batch * height * width * g->filters * element,
+                               .width = g->width, .height = g->height, .x_stride = g->filters, .y_stride = width * g->filters,
+                               .image_stride = height * width * g->filters, .segments = g->kernel_h,
+                               .length = g->kernel_w * g->filters, .segment_stride = width * g->filters};
+    return run_sliced(&job, element);
+}
+
+/* dW[f][k] = sum over output pixels m of dY[m][f] im2col(x)[m][k], in chunks of m that stay in the cache: the chunk's dY is
+ * transposed, its part of im2col made, and their product added up.
+ * int8 sums are exact modulo 2^32, so each thread may take its own chunks; float32 must add the chunks in order, so each
+ * thread takes its own filters.  `slice` of `slices` says which. */
+static int weight_grad_slice(const octo_conv *g, const struct octo_rows *x, const void *dy, void *dw, int element, int64_t slice,
+                             int64_t slices) {
+    int64_t m = g->batch * out_height(g) * out_width(g), k = x->segments * x->length;
+    int64_t chunk = octo_max(octo_min(((int64_t)1 << 18) / (k * element) / 256 * 256, 4096), 256), first_filter = 0, filters = g->filters;
+    int64_t chunks = (m + chunk - 1) / chunk, from = 0, to = chunks;
+    if (element == 1) from = chunks * slice / slices, to = chunks * (slice + 1) / slices;
+    else first_filter = filters * slice / slices, filters = filters * (slice + 1) / slices - first_filter;
+    if (!filters) return OCTO_OK;
+    char *left = octo_scratch(OCTO_SLOT_LEFT, filters * chunk * element), *right = octo_scratch(OCTO_SLOT_RIGHT, chunk * k * element + 64);
+    struct octo_job job = {.m = filters, .n = k, .b_k = k, .b_n = 1, .ldc = k, .b = right, .c = (char *)dw + first_filter * k * 4,
+                           .scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH)};
+    if (!left || !right || !job.scratch) return OCTO_ENOMEM;
+    if (from == to) memset(job.c, 0, (size_t)(filters * k) * 4);
+    for (int64_t i = from; i < to; i++) {
+        int64_t depth = octo_min(chunk, m - i * chunk);
+        transpose(depth, filters, (const char *)dy + (i * chunk * g->filters + first_filter) * element, g->filters, left, depth, element);
+        octo_table.gather_rows(x, i * chunk, depth, element, right, k);
+        job.a = plain_rows(left, filters, depth, depth, element);
+        job.accumulate = i > from;
+        run(&job, element);
+    }
+    return OCTO_OK;
+}
+
+static int conv_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element) {
+    struct octo_rows rows;
+    int status = check_conv(g), failed = 0;
+    if (status || (status = window_rows(g, x, x_zero, element, &rows))) return status;
+    int64_t size = g->filters * rows.segments * rows.length, slices = octo_threads();
+    uint32_t *sums = NULL; /* the int8 slices' own sums, after the first */
+    if (element == 1 && slices > 1) {
+        sums = octo_scratch(OCTO_SLOT_SUMS, (slices - 1) * size * 4);
+        if (!sums) return octo_fail(OCTO_ENOMEM, "out of memory for the threads' sums of a weight gradient");
+    }
+    OCTO_PARALLEL(i, slices) {
+        if (weight_grad_slice(g, &rows, dy, sums && i ? (void *)(sums + (i - 1) * size) : dw, element, i, slices)) failed = 1;
+    }
+    if (failed) return octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a weight gradient");
+    for (int64_t i = 0; sums && i < slices - 1; i++)
+        for (int64_t j = 0; j < size; j++) ((uint32_t *)dw)[j] += sums[i * size + j];
+    return OCTO_OK;
+}
+
+#define CHECK_CODE(zero) OCTO_CHECK((zero) >= -128 && (zero) <= 127, "convolution: zero point %d is not an int8", zero)
+
+int octo_conv_forward_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *w, int32_t *y) {
+    CHECK_CODE(x_zero);
+    return conv_forward(g, x, x_zero, w, y, 1);
+}
+
+int octo_conv_input_grad_s8(const octo_conv *g, const int8_t *dy, const int8_t *w, int32_t *dx) {
+    return conv_input_grad(g, dy, w, dx, 1);
+}
+
+int octo_conv_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int32_t *dw) {
+    CHECK_CODE(x_zero);
+    return conv_weight_grad(g, x, x_zero, dy, dw, 1);
+}
+
+int octo_conv_forward_f32(const octo_conv *g, const float *x, const float *w, float *y) { return conv_forward(g, x, 0, w, y, 4); }
+
+int octo_conv_input_grad_f32(const octo_conv *g, const float *dy, const float *w, float *dx) {
+    return conv_input_grad(g, dy, w, dx, 4);
+}
+
+int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw) {
+    return conv_weight_grad(g, x, 0, dy, dw, 4);
+}

@@ -1,0 +1,380 @@
+/* Everything but matrix products: argument checks, the cut into slices, threads, and the sums over slices in ascending order. */
+#include "dispatch.h"
+
+/* Elements of a slice; a multiple of 64, so that Philox blocks and lanes never straddle a border. */
+enum { SLICE = 16384 };
+
+#define CHECK_COUNT(name, n) OCTO_CHECK((n) >= 0 && (n) <= (int64_t)1 << 40, name ": bad element count %lld", (long long)(n))
+
+/* The call runs for slices [first, first + count) of 0 .. n - 1. */
+#define EACH_SLICE(n, call)                                                   \
+    do {                                                                      \
+        int64_t slices_ = ((n) + SLICE - 1) / SLICE;                          \
+        OCTO_PARALLEL(slice_, slices_) {                                      \
+            int64_t first = slice_ * SLICE, count = octo_min(SLICE, (n) - first); \
+            call;                                                             \
+        }                                                                     \
+    } while (0)
+
+/* The same for rows, about SLICE elements at a time. */
+#define EACH_ROWS(rows, cols, call)                                                   \
+    do {                                                                              \
+        int64_t step_ = octo_max(1, SLICE / (cols)), slices_ = ((rows) + step_ - 1) / step_; \
+        OCTO_PARALLEL(slice_, slices_) {                                              \
+            int64_t first = slice_ * step_, count = octo_min(step_, (rows) - first);  \
+            call;                                                                     \
+        }                                                                             \
+    } while (0)
+
+/* Words for one slice of a random kernel, made where they are used. */
+#define WITH_WORDS(call)                                                                                    \
+    do {                                                                                                    \
+        for (int64_t part_ = 0; part_ < count; part_ += 1024) {                                             \
+            uint32_t words[1024];                                                                           \
+            int64_t at = first + part_, some = octo_min(1024, count - part_);                               \
+            octo_table.philox(some, at, seed, step, tensor, words);                                         \
+            call;                                                                                           \
+        }                                                                                                   \
+    } while (0)
+
+int octo_philox(int64_t n, uint64_t seed, uint32_t step, uint32_t tensor, uint32_t *out) {
+    CHECK_COUNT("philox", n);
+    EACH_SLICE(n, octo_table.philox(count, first, seed, step, tensor, out + first));
+    return OCTO_OK;
+}
+
+int octo_normal_f32(int64_t n, uint64_t seed, uint32_t step, uint32_t tensor, float mean, float deviation, float *out) {
+    CHECK_COUNT("normal", n);
+    EACH_SLICE(n, WITH_WORDS(octo_table.normal_f32(some, words, mean, deviation, out + at)));
+    return OCTO_OK;
+}
+
+int octo_exp_f32(int64_t n, const float *x, float *y) {
+    CHECK_COUNT("exp", n);
+    EACH_SLICE(n, octo_table.exp_f32(count, x + first, y + first));
+    return OCTO_OK;
+}
+
+int octo_log_f32(int64_t n, const float *x, float *y) {
+    CHECK_COUNT("log", n);
+    EACH_SLICE(n, octo_table.log_f32(count, x + first, y + first));
+    return OCTO_OK;
+}
+
+/* ---- ranges and moments ------------------------------------------------------------------------------------------------------ */
+
+/* Back from the ordered int32 of range_f32. */
+static float from_key(int32_t key) {
+    int32_t bits = key ^ (int32_t)((uint32_t)(key >> 31) >> 1);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+int octo_range_f32(int64_t n, const float *x, float *min, float *max) {
+    CHECK_COUNT("range", n);
+    OCTO_CHECK(n > 0, "range: no elements");
+    int64_t slices = (n + SLICE - 1) / SLICE;
+    int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4);
+    if (!keys) return octo_fail(OCTO_ENOMEM, "out of memory in range");
+    EACH_SLICE(n, octo_table.range_f32(count, x + first, keys + first / SLICE * 2, keys + first / SLICE * 2 + 1));
+    for (int64_t i = 1; i < slices; i++) {
+        if (keys[2 * i] < keys[0]) keys[0] = keys[2 * i];
+        if (keys[2 * i + 1] > keys[1]) keys[1] = keys[2 * i + 1];
+    }
+    /* +infinity is 0x7f800000, -infinity the key 0x807fffff: outside lie they and the NaNs */
+    if (keys[1] >= 0x7f800000 || keys[0] <= (int32_t)0x807fffffu) return octo_fail(OCTO_EFINITE, "a value is NaN or infinite");
+    *min = from_key(keys[0]), *max = from_key(keys[1]);
+    return OCTO_OK;
+}
+
+/* The pivot is the first element; slices are added in double, in ascending order. */
+int octo_moments_f32(int64_t n, const float *x, float *mean, float *deviation) {
+    CHECK_COUNT("moments", n);
+    OCTO_CHECK(n > 0, "moments: no elements");
+    int64_t slices = (n + SLICE - 1) / SLICE;
+    float *sums = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4), pivot = x[0];
+    if (!sums) return octo_fail(OCTO_ENOMEM, "out of memory in moments");
+    EACH_SLICE(n, octo_table.moments_f32(count, x + first, pivot, sums + first / SLICE * 2, sums + first / SLICE * 2 + 1));
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < slices; i++) sum += (double)sums[2 * i], squares += (double)sums[2 * i + 1];
+    sum /= (double)n, squares /= (double)n;
+    double variance = squares - sum * sum;
+    *mean = (float)((double)pivot + sum);
+    *deviation = __builtin_sqrtf(variance > 0 ? (float)variance : 0);
+    return OCTO_OK;
+}
+
+/* ---- quantization -------------------------------------------------------------------------------------------------------------- */
+
+#define CHECK_CODES(zero, lo, hi)                                                                             \
+    OCTO_CHECK(-128 <= (lo) && (lo) <= (hi) && (hi) <= 127 && -128 <= (zero) && (zero) <= 127,                \
+               "quantize: codes %d .. %d with zero point %d do not fit in int8", lo, hi, zero)
+
+int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int zero, int lo, int hi, int8_t *q) {
+    CHECK_COUNT("quantize", n);
+    CHECK_CODES(zero, lo, hi);
+    EACH_SLICE(n, octo_table.quantize_s8(count, x + first, inv_scale, zero, lo, hi, q + first));
+    return OCTO_OK;
+}
+
+int octo_quantize_s8_stochastic(int64_t n, const float *x, float inv_scale, int zero, int lo, int hi, uint64_t seed,
+                                uint32_t step, uint32_t tensor, int8_t *q) {
+    CHECK_COUNT("quantize", n);
+    CHECK_CODES(zero, lo, hi);
+    EACH_SLICE(n, WITH_WORDS(octo_table.quantize_s8_stochastic(some, x + at, words, inv_scale, zero, lo, hi, q + at)));
+    return OCTO_OK;
+}
+
+int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x) {
+    CHECK_COUNT("dequantize", n);
+    EACH_SLICE(n, octo_table.dequantize_s8(count, q + first, scale, zero, x + first));
+    return OCTO_OK;
+}
+
+#define CHECK_MATRIX(name, rows, cols)                                                                                   \
+    OCTO_CHECK((rows) >= 1 && (cols) >= 1 && (rows) <= ((int64_t)1 << 40) / (cols), name ": bad size %lld x %lld", \
+               (long long)(rows), (long long)(cols))
+
+int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y) {
+    CHECK_MATRIX("dequantize", rows, cols);
+    EACH_ROWS(rows, cols, octo_table.dequantize_s32(count, cols, acc + first * cols, add, scale, y + first * cols));
+    return OCTO_OK;
+}
+
+int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y) {
+    CHECK_COUNT("images", n);
+    EACH_SLICE(n, octo_table.images_f32(count, x + first, scale, shift, y + first));
+    return OCTO_OK;
+}
+
+/* ---- sums over columns ----------------------------------------------------------------------------------------------------------- */
+
+/* Rows of a block of a column sum, part of its definition: about 64 to a lane. */
+static int64_t block_rows(int64_t cols) { return 64 * (cols <= 16 ? 512 / cols : cols <= 128 ? 16 : cols < 512 ? 4 : 1); }
+
+/* out[c] = sum over blocks, in double and ascending order, of partial[block][c]. */
+static void add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out) {
+    OCTO_PARALLEL(part, (cols + 255) / 256) {
+        double sums[256] = {0};
+        int64_t c0 = part * 256, count = octo_min(256, cols - c0);
+        for (int64_t b = 0; b < blocks; b++)
+            for (int64_t c = 0; c < count; c++) sums[c] += (double)partial[b * cols + c0 + c];
+        for (int64_t c = 0; c < count; c++) out[c0 + c] = (float)sums[c];
+    }
+}
+
+int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums) {
+    CHECK_MATRIX("column sums", rows, cols);
+    int64_t step = block_rows(cols), blocks = (rows + step - 1) / step;
+    float *partial = octo_scratch(OCTO_SLOT_SUMS, blocks * cols * 4);
+    if (!partial) return octo_fail(OCTO_ENOMEM, "out of memory in column sums");
+    OCTO_PARALLEL(b, blocks) {
+        octo_table.column_sums_f32(octo_min(step, rows - b * step), cols, x + b * step * cols, partial + b * cols);
+    }
+    add_blocks(blocks, cols, partial, sums);
+    return OCTO_OK;
+}
+
+int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums) {
+    CHECK_MATRIX("column sums", rows, cols);
+    int64_t step = block_rows(cols), blocks = (rows + step - 1) / step;
+    int32_t *partial = octo_scratch(OCTO_SLOT_SUMS, blocks * cols * 4);
+    if (!partial) return octo_fail(OCTO_ENOMEM, "out of memory in column sums");
+    OCTO_PARALLEL(b, blocks) {
+        octo_table.column_sums_s8(octo_min(step, rows - b * step), cols, x + b * step * cols, partial + b * cols);
+    }
+    memcpy(sums, partial, (size_t)cols * sizeof *sums);
+    for (int64_t b = 1; b < blocks; b++)
+        for (int64_t c = 0; c < cols; c++) sums[c] = (int32_t)((uint32_t)sums[c] + (uint32_t)partial[b * cols + c]);
+    return OCTO_OK;
+}
+
+int octo_row_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums) {
+    CHECK_MATRIX("row sums", rows, cols);
+    EACH_ROWS(rows, cols, octo_table.row_sums_s8(count, cols, x + first * cols, sums + first));
+    return OCTO_OK;
+}
+
+int octo_affine_f32(int64_t rows, int64_t cols, const float *x, const float *scale, const float *shift, int relu, float *y) {
+    CHECK_MATRIX("affine", rows, cols);
+    EACH_ROWS(rows, cols, octo_table.affine_f32(count, cols, x + first * cols, scale, shift, relu, y + first * cols));
+    return OCTO_OK;
+}
+
+/* ---- batch normalization ----------------------------------------------------------------------------------------------------------- */
+
+/* Column values of a normalization: NAMES of `count` arrays of cols floats, followed by 2 * blocks * cols partial sums. */
+static float *columns_and_partials(int64_t count, int64_t blocks, int64_t cols) {
+    return octo_scratch(OCTO_SLOT_SUMS, (count + 2 * blocks) * cols * 4);
+}
+
+int octo_batchnorm_forward_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps,
+                               float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, float *y) {
+    CHECK_MATRIX("batch normalization", rows, cols);
+    int64_t step = block_rows(cols), blocks = (rows + step - 1) / step;
+    float *scale = columns_and_partials(4, blocks, cols);
+    if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
+    float *shift = scale + cols, *sums = shift + cols, *squares = sums + cols, *partial = squares + cols, *partial2 = partial + blocks * cols;
+    OCTO_PARALLEL(b, blocks) { /* the pivot is the first row */
+        octo_table.column_moments_f32(octo_min(step, rows - b * step), cols, x + b * step * cols, x, partial + b * cols, partial2 + b * cols);
+    }
+    add_blocks(blocks, cols, partial, sums);
+    add_blocks(blocks, cols, partial2, squares);
+    float keep = 1.0f - momentum, unbiased = rows > 1 ? (float)rows / (float)(rows - 1) : 1.0f;
+    for (int64_t c = 0; c < cols; c++) {
+        double shifted = (double)sums[c] / (double)rows, variance = (double)squares[c] / (double)rows - shifted * shifted;
+        float var = variance > 0 ? (float)variance : 0;
+        mean[c] = (float)((double)x[c] + shifted);
+        inv_std[c] = 1.0f / __builtin_sqrtf(var + eps);
+        scale[c] = gamma[c] * inv_std[c];
+        shift[c] = beta[c] - mean[c] * scale[c];
+        running_mean[c] = keep * running_mean[c] + momentum * mean[c];
+        running_var[c] = keep * running_var[c] + momentum * (var * unbiased);
+    }
+    return octo_affine_f32(rows, cols, x, scale, shift, 0, y);
+}
+
+int octo_batchnorm_inference_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps,
+                                 const float *running_mean, const float *running_var, float *y) {
+    CHECK_MATRIX("batch normalization", rows, cols);
+    float *scale = columns_and_partials(2, 0, cols);
+    if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
+    float *shift = scale + cols;
+    for (int64_t c = 0; c < cols; c++) {
+        scale[c] = gamma[c] * (1.0f / __builtin_sqrtf(running_var[c] + eps));
+        shift[c] = beta[c] - running_mean[c] * scale[c];
+    }
+    return octo_affine_f32(rows, cols, x, scale, shift, 0, y);
+}
+
+/* With s = gamma inv_std, xc = x - mean:
+ * dx = s dy - s mean(dy) - xc s inv_std^2 mean(dy xc);  dgamma = inv_std sum(dy xc);  dbeta = sum(dy)  (Ioffe & Szegedy 2015). */
+int octo_batchnorm_backward_f32(int64_t rows, int64_t cols, const float *x, const float *dy, const float *gamma,
+                                const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta) {
+    CHECK_MATRIX("batch normalization", rows, cols);
+    int64_t step = block_rows(cols), blocks = (rows + step - 1) / step;
+    float *scale = columns_and_partials(3, blocks, cols);
+    if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
+    float *shift = scale + cols, *slope = shift + cols, *partial = slope + cols, *partial2 = partial + blocks * cols;
+    OCTO_PARALLEL(b, blocks) {
+        octo_table.column_dots_f32(octo_min(step, rows - b * step), cols, x + b * step * cols, mean, dy + b * step * cols,
+                                   partial + b * cols, partial2 + b * cols);
+    }
+    add_blocks(blocks, cols, partial, dbeta);
+    add_blocks(blocks, cols, partial2, dgamma);
+    float inv_rows = 1.0f / (float)rows;
+    for (int64_t c = 0; c < cols; c++) {
+        scale[c] = gamma[c] * inv_std[c];
+        shift[c] = scale[c] * (dbeta[c] * inv_rows);
+        slope[c] = scale[c] * (inv_std[c] * inv_std[c]) * (dgamma[c] * inv_rows);
+        dgamma[c] = dgamma[c] * inv_std[c];
+    }
+    EACH_ROWS(rows, cols, octo_table.batchnorm_grad_f32(count, cols, x + first * cols, dy + first * cols, mean, scale, shift, slope,
+                                                        dx + first * cols));
+    return OCTO_OK;
+}
+
+/* ---- the other layers ---------------------------------------------------------------------------------------------------------------- */
+
+int octo_relu_f32(int64_t n, const float *x, float *y) {
+    CHECK_COUNT("relu", n);
+    EACH_SLICE(n, octo_table.relu_f32(count, x + first, y + first));
+    return OCTO_OK;
+}
+
+int octo_relu_backward_f32(int64_t n, const float *y, const float *dy, float *dx) {
+    CHECK_COUNT("relu", n);
+    EACH_SLICE(n, octo_table.relu_backward_f32(count, y + first, dy + first, dx + first));
+    return OCTO_OK;
+}
+
+static int check_pool(const octo_pool *g) {
+    OCTO_CHECK(g->batch >= 1 && g->channels >= 1 && g->kernel >= 1 && g->kernel <= 15 && g->stride >= 1,
+               "max pooling: kernel must be in 1 .. 15, stride and sizes positive");
+    OCTO_CHECK(g->height >= g->kernel && g->width >= g->kernel, "max pooling: the %lld x %lld window is larger than the %lld x %lld image",
+               (long long)g->kernel, (long long)g->kernel, (long long)g->height, (long long)g->width);
+    OCTO_CHECK((double)g->batch * (double)g->height * (double)g->width * (double)g->channels < 1099511627776.0,
+               "max pooling: a tensor has more than 2^40 elements");
+    return OCTO_OK;
+}
+
+int octo_maxpool_f32(const octo_pool *g, const float *x, float *y, uint8_t *argmax) {
+    int status = check_pool(g);
+    if (status) return status;
+    int64_t rows = g->batch * ((g->height - g->kernel) / g->stride + 1);
+    EACH_ROWS(rows, g->width * g->channels * g->kernel, octo_table.maxpool_f32(g, first, count, x, y, argmax));
+    return OCTO_OK;
+}
+
+int octo_maxpool_backward_f32(const octo_pool *g, const float *dy, const uint8_t *argmax, float *dx) {
+    int status = check_pool(g);
+    if (status) return status;
+    EACH_ROWS(g->batch * g->height, g->width * g->channels, octo_table.maxpool_backward_f32(g, first, count, dy, argmax, dx));
+    return OCTO_OK;
+}
+
+int octo_dropout_f32(int64_t n, const float *x, float rate, uint64_t seed, uint32_t step, uint32_t tensor, float *y) {
+    CHECK_COUNT("dropout", n);
+    OCTO_CHECK(rate >= 0 && rate < 1, "dropout: rate must be in [0, 1), not %g", (double)rate);
+    uint32_t threshold = (uint32_t)((double)rate * 4294967296.0);
+    float scale = 1.0f / (1.0f - rate);
+    EACH_SLICE(n, WITH_WORDS(octo_table.dropout_f32(some, x + at, words, threshold, scale, y + at)));
+    return OCTO_OK;
+}
+
+int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, float *loss,
+                                   float *dlogits, int64_t *correct) {
+    CHECK_MATRIX("softmax", rows, cols);
+    for (int64_t r = 0; r < rows; r++)
+        OCTO_CHECK(labels[r] >= 0 && labels[r] < cols, "softmax: label %d of row %lld is not in 0 .. %lld", (int)labels[r], (long long)r,
+                   (long long)cols - 1);
+    float low, high;
+    int status = octo_range_f32(rows * cols, logits, &low, &high);
+    if (status) return status;
+    float *losses = octo_scratch(OCTO_SLOT_SUMS, rows * 4);
+    if (!losses) return octo_fail(OCTO_ENOMEM, "out of memory in softmax");
+    octo_table.softmax_f32(rows, cols, logits, labels, 1.0f / (float)rows, losses, dlogits);
+    double sum = 0;
+    *correct = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t best = 0;
+        for (int64_t c = 1; c < cols; c++)
+            if (logits[r * cols + c] > logits[r * cols + best]) best = c;
+        *correct += best == labels[r];
+        sum += (double)losses[r];
+    }
+    *loss = (float)(sum / (double)rows);
+    return OCTO_OK;
+}
+
+int octo_sgd_f32(int64_t n, float *w, const float *g, float *v, float lr, float momentum, float decay) {
+    CHECK_COUNT("sgd", n);
+    EACH_SLICE(n, octo_table.sgd_f32(count, w + first, g + first, v + first, lr, momentum, decay));
+    return OCTO_OK;
+}
+
+int octo_adam_f32(int64_t n, float *w, const float *g, float *m, float *v, float lr, float b1, float b2, float eps, float c1,
+                  float c2, float decay) {
+    CHECK_COUNT("adam", n);
+    EACH_SLICE(n, octo_table.adam_f32(count, w + first, g + first, m + first, v + first, lr, b1, b2, eps, c1, c2, decay));
+    return OCTO_OK;
+}
+
+int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, const float *bias,
+                      const int32_t *zero_term, float inv_scale, int32_t *out) {
+    CHECK_MATRIX("compensation", rows, cols);
+    OCTO_CHECK((alpha && mu && offset) || (!alpha && !mu && !offset), "compensation: alpha, mu and offset go together");
+    EACH_ROWS(rows, cols, for (int64_t r = first; r < first + count; r++)
+        octo_table.lac_fold_f32(cols, alpha ? alpha + r * cols : NULL, mu ? mu + r * cols : NULL, offset ? offset + r * cols : NULL, bias,
+                                zero_term, inv_scale, out + r * cols));
+    return OCTO_OK;
+}
+
+int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, const float *mu, const float *offset, float decay,
+                          float *dalpha, float *dmu, float *doffset) {
+    CHECK_COUNT("compensation", n);
+    EACH_SLICE(n, octo_table.lac_backward_f32(count, sums + first, alpha + first, mu + first, offset + first, decay, dalpha + first,
+                                              dmu + first, doffset + first));
+    return OCTO_OK;
+}

@@ -1,0 +1,121 @@
+/* Instruction sets, threads, errors, scratch memory.  The public functions themselves are in api_gemm.c and api_layers.c. */
+#include "dispatch.h"
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+struct octo_kernels octo_table;
+
+static _Thread_local char error_text[256] = "no error";
+
+const char *octo_error(void) { return error_text; }
+
+int octo_fail(int status, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(error_text, sizeof error_text, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+/* ---- instruction sets: a row each, slowest first; a row's kernels go over those of the rows before it --------------------- */
+
+static int always(void) { return 1; }
+#if defined(__x86_64__)
+static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
+static int has_avx512vnni(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+static const struct {
+    const char *name;
+    int (*supported)(void);
+    void (*init)(struct octo_kernels *);
+} isas[] = {
+    {"ref", always, octo_init_ref},
+#if defined(__x86_64__)
+    {"avx2", has_avx2, octo_init_avx2},
+    {"avx512vnni", has_avx512vnni, octo_init_avx512vnni},
+#endif
+};
+enum { ISAS = sizeof isas / sizeof isas[0] };
+static int active;
+
+int octo_isa_count(void) { return ISAS; }
+const char *octo_isa_name(int row) { return row >= 0 && row < ISAS ? isas[row].name : ""; }
+int octo_isa_supported(int row) { return row >= 0 && row < ISAS && isas[row].supported(); }
+const char *octo_isa(void) { return isas[active].name; }
+
+static void activate(int row) {
+    for (int i = 0; i <= row; i++)
+        if (isas[i].supported()) isas[i].init(&octo_table);
+    active = row;
+}
+
+int octo_set_isa(const char *name) {
+    for (int i = 0; i < ISAS; i++)
+        if (!strcmp(isas[i].name, name)) {
+            if (!isas[i].supported())
+                return octo_fail(OCTO_ENOTSUP, "instruction set '%s' is not supported by this CPU", name);
+            activate(i);
+            return OCTO_OK;
+        }
+    char known[128] = "";
+    for (int i = 0; i < ISAS; i++) {
+        if (i) strncat(known, ", ", sizeof known - strlen(known) - 1);
+        strncat(known, isas[i].name, sizeof known - strlen(known) - 1);
+    }
+    return octo_fail(OCTO_EINVAL, "unknown instruction set '%.40s' (known here: %s)", name, known);
+}
+
+__attribute__((constructor)) static void start(void) {
+    int best = 0;
+    for (int i = 0; i < ISAS; i++)
+        if (isas[i].supported()) best = i;
+    activate(best);
+}
+
+/* ---- threads --------------------------------------------------------------------------------------------------------------- */
+
+static int threads; /* 0: not chosen yet */
+
+int octo_max_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+int octo_threads(void) { return threads ? threads : octo_max_threads(); }
+
+int octo_set_threads(int count) {
+    OCTO_CHECK(count >= 1 && count <= 1024, "threads must be in 1 .. 1024, not %d", count);
+#ifdef _OPENMP
+    threads = count;
+#else
+    threads = 1;
+#endif
+    return OCTO_OK;
+}
+
+/* ---- scratch memory -------------------------------------------------------------------------------------------------------- */
+
+void *octo_scratch(enum octo_slot slot, int64_t bytes) {
+    static _Thread_local struct {
+        void *memory;
+        int64_t bytes;
+    } buffers[OCTO_SLOTS];
+    if (buffers[slot].bytes < bytes) {
+        free(buffers[slot].memory);
+        bytes = (bytes + 4095) / 4096 * 4096;
+        buffers[slot].memory = aligned_alloc(64, (size_t)bytes);
+        buffers[slot].bytes = buffers[slot].memory ? bytes : 0;
+    }
+    return buffers[slot].memory;
+}

@@ -1,0 +1,60 @@
+/* The table of kernels and what the files of kernels share.  See kernels.def for the list. */
+#ifndef OCTO_KERNELS_H
+#define OCTO_KERNELS_H
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include "octosim.h"
+
+/* float32 results are equal to the bit on every instruction set, so a*b+c must stay two roundings.  A build with a bare
+ * `cc -O2` gets the rule from here. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#define OCTO_TARGET_X86(features) __attribute__((target(features)))
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#define OCTO_TARGET_X86(features) __attribute__((target(features)))
+#endif
+
+/* The rows of a matrix that may be an image seen through a convolution window (implicit im2col).  Row m is
+ * (image, y, x) = digits of m in base (height, width); it holds `segments` runs of `length` consecutive elements, and starts at
+ * base + image * image_stride + y * y_stride + x * x_stride.  A plain matrix has width = its row count and one segment.
+ * Memory up to `end` is readable.  Strides count elements. */
+struct octo_rows {
+    const void *base, *end;
+    int64_t width, height, x_stride, y_stride, image_stride, segments, length, segment_stride;
+};
+
+static inline int64_t octo_row_offset(const struct octo_rows *rows, int64_t m) {
+    int64_t line = m / rows->width;
+    return line / rows->height * rows->image_stride + line % rows->height * rows->y_stride + m % rows->width * rows->x_stride;
+}
+
+/* One slice of a matrix product: c[i][j] (+)= sum over k of a[first + i][k] * b[k * b_k + j * b_n], 0 <= i < m, 0 <= j < n,
+ * k = a.segments * a.length.  `scratch` is OCTO_SCRATCH bytes, aligned to 64, for the packed operands.
+ * float32: each block of OCTO_BLOCK_F32 consecutive k is summed in ascending order from 0, and the blocks' sums are added to
+ * c in ascending order (the first block's sum is stored where `accumulate` is 0). */
+struct octo_job {
+    struct octo_rows a;
+    int64_t first, m, n, b_k, b_n, ldc;
+    const void *b;
+    void *c, *scratch;
+    int accumulate;
+};
+enum { OCTO_BLOCK_F32 = 256 };
+/* Longest reduction of one job.  float32 needs 48 rows and a panel of 32 columns in the scratch memory:
+ * 80 * 24,576 * 4 bytes = 7.5 MiB; int8 (AVX2, 16-bit copies) 24 rows and 16 columns: 40 * 24,576 * 2 = 1.9 MiB. */
+#define OCTO_MAX_DEPTH 24576
+#define OCTO_SCRATCH ((int64_t)8 << 20)
+
+struct octo_kernels {
+#define KERNEL(name, arguments) void(*name) arguments;
+#include "kernels.def"
+#undef KERNEL
+};
+
+/* Each file of kernels has one of these; it overwrites what it improves. */
+void octo_init_ref(struct octo_kernels *table);
+void octo_init_avx2(struct octo_kernels *table);
+void octo_init_avx512vnni(struct octo_kernels *table);
+#endif

@@ -1,0 +1,114 @@
+/* octosim: the whole C interface.  cffi parses what stands between the two marks, so nothing is declared twice.
+ *
+ * Conventions
+ *   Every function returns a status; OCTO_OK is 0.  octo_error() is the sentence for the calling thread's last failure.
+ *   Matrices are row-major; images are NHWC (channel last); convolution weights are [filter][kernel_h][kernel_w][channel].
+ *   Outputs never overlap inputs unless the function says "in place".
+ *   Results do not depend on the instruction set or on the number of threads, to the bit.
+ *   float32: every operation is rounded to float32 (no contraction into FMA), reductions as written in loops.inc.
+ *   int32 sums are taken modulo 2^32; where the caller must exclude overflow the bound stands at the function. */
+#ifndef OCTOSIM_H
+#define OCTOSIM_H
+#include <stdint.h>
+
+/* cffi: begin */
+enum { OCTO_OK = 0, OCTO_EINVAL = 1, OCTO_ENOMEM = 2, OCTO_ENOTSUP = 3, OCTO_EFINITE = 4 };
+const char *octo_error(void);
+
+/* Instruction sets: rows 0 .. octo_isa_count()-1, slowest first; row 0 is "ref". */
+int octo_isa_count(void);
+const char *octo_isa_name(int row);
+int octo_isa_supported(int row);
+const char *octo_isa(void);
+int octo_set_isa(const char *name);
+int octo_max_threads(void);
+int octo_threads(void);
+int octo_set_threads(int threads);
+
+/* c[m][n] = sum over k of op(a)[m][k] * op(b)[k][n], op = transpose where the flag is set; lda, ldb, ldc count elements. */
+int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,
+                 const int8_t *b, int64_t ldb, int32_t *c, int64_t ldc);
+int octo_gemm_f32(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                  const float *b, int64_t ldb, float *c, int64_t ldc);
+
+/* A 2-D convolution's geometry.  Output height = (height + 2 pad_h - kernel_h) / stride_h + 1, width likewise. */
+typedef struct {
+    int64_t batch, height, width, channels, filters;
+    int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+} octo_conv;
+/* The three passes.  x [batch][height][width][channels], w [filters][kernel_h][kernel_w][channels],
+ * y and dy [batch][out_h][out_w][filters].  Padding holds x_zero, the code of the real value 0. */
+int octo_conv_forward_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *w, int32_t *y);
+int octo_conv_input_grad_s8(const octo_conv *g, const int8_t *dy, const int8_t *w, int32_t *dx);
+int octo_conv_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int32_t *dw);
+int octo_conv_forward_f32(const octo_conv *g, const float *x, const float *w, float *y);
+int octo_conv_input_grad_f32(const octo_conv *g, const float *dy, const float *w, float *dx);
+int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw);
+
+/* Philox4x32-10 (Salmon et al., SC'11): word i of the stream (seed, step, tensor) is output i mod 4 of the block with
+ * counter (low and high half of i / 4, tensor, step) and key (low and high half of seed). */
+int octo_philox(int64_t n, uint64_t seed, uint32_t step, uint32_t tensor, uint32_t *out);
+/* out[i] = mean + deviation * z, z standard normal: Wichura's AS 241 (PPND7) at (word i + 0.5) / 2^32. */
+int octo_normal_f32(int64_t n, uint64_t seed, uint32_t step, uint32_t tensor, float mean, float deviation, float *out);
+int octo_exp_f32(int64_t n, const float *x, float *y); /* |x| <= 87, at most 2 ulp off */
+int octo_log_f32(int64_t n, const float *x, float *y); /* normal x > 0, at most 2 ulp off */
+
+/* Smallest and largest value; OCTO_EFINITE where x holds a NaN or an infinity. */
+int octo_range_f32(int64_t n, const float *x, float *min, float *max);
+/* Mean and standard deviation (divided by n). */
+int octo_moments_f32(int64_t n, const float *x, float *mean, float *deviation);
+/* q = clamp(round_half_even(x * inv_scale) + zero, lo, hi), and with floor(x * inv_scale + u), u = (philox word i >> 8) / 2^24. */
+int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int zero, int lo, int hi, int8_t *q);
+int octo_quantize_s8_stochastic(int64_t n, const float *x, float inv_scale, int zero, int lo, int hi, uint64_t seed,
+                                uint32_t step, uint32_t tensor, int8_t *q);
+int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x);
+/* y[r][c] = (acc[r][c] + add[c]) * scale; the sum is modulo 2^32, then converted to float32.  y may be acc's memory. */
+int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
+int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y); /* x * scale + shift */
+
+int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums);
+int octo_row_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums);
+int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums);
+/* y[r][c] = x[r][c] * scale[c] + shift[c], then max(., 0) where relu is set.  In place allowed. */
+int octo_affine_f32(int64_t rows, int64_t cols, const float *x, const float *scale, const float *shift, int relu, float *y);
+
+/* Batch normalization over the rows, a column a channel.  forward: mean, variance / rows, inv_std = 1 / sqrt(var + eps),
+ * y = x * (gamma inv_std) + (beta - mean gamma inv_std); running = (1 - momentum) running + momentum batch, with the
+ * unbiased variance, as in PyTorch.  backward: dx in the place of dy where they are the same memory. */
+int octo_batchnorm_forward_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps,
+                               float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, float *y);
+int octo_batchnorm_inference_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps,
+                                 const float *running_mean, const float *running_var, float *y);
+int octo_batchnorm_backward_f32(int64_t rows, int64_t cols, const float *x, const float *dy, const float *gamma,
+                                const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta);
+
+int octo_relu_f32(int64_t n, const float *x, float *y);                                    /* in place allowed */
+int octo_relu_backward_f32(int64_t n, const float *y, const float *dy, float *dx);         /* dx = y > 0 ? dy : 0; dx may be dy */
+typedef struct {
+    int64_t batch, height, width, channels, kernel, stride;
+} octo_pool;
+/* No padding; output height = (height - kernel) / stride + 1.  argmax: position in the window, the first of equals; kernel <= 15. */
+int octo_maxpool_f32(const octo_pool *g, const float *x, float *y, uint8_t *argmax);
+int octo_maxpool_backward_f32(const octo_pool *g, const float *dy, const uint8_t *argmax, float *dx);
+/* Keeps element i where philox word i >= rate 2^32 and scales it by 1 / (1 - rate), else 0.  The same call is the backward pass. */
+int octo_dropout_f32(int64_t n, const float *x, float rate, uint64_t seed, uint32_t step, uint32_t tensor, float *y);
+/* loss = mean over rows of -log softmax(logits)[label]; dlogits = (softmax - onehot) / rows; correct: rows whose first largest
+ * logit is the label's.  dlogits may be NULL.  OCTO_EFINITE where a logit is not finite. */
+int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, float *loss,
+                                   float *dlogits, int64_t *correct);
+
+/* g += decay w; v = momentum v + g; w -= lr v */
+int octo_sgd_f32(int64_t n, float *w, const float *g, float *v, float lr, float momentum, float decay);
+/* g += decay w; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g g; w -= lr (m / c1) / (sqrt(v / c2) + eps), c = 1 - b^t (Kingma & Ba) */
+int octo_adam_f32(int64_t n, float *w, const float *g, float *m, float *v, float lr, float b1, float b2, float eps, float c1,
+                  float c2, float decay);
+
+/* Octo's loss-aware compensation in the int32 domain.  fold: out[r][c] = clamp(round_half_even((bias[c] + alpha mu + offset)
+ * * inv_scale), +-2^30) + zero_term[c] (modulo 2^32); alpha, mu, offset [rows][cols] or all NULL.  backward, from
+ * sums = dL/d(compensation): dalpha = sums mu, dmu = sums alpha + decay mu, doffset = sums + decay offset. */
+int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, const float *bias,
+                      const int32_t *zero_term, float inv_scale, int32_t *out);
+int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, const float *mu, const float *offset, float decay,
+                          float *dalpha, float *dmu, float *doffset);
+/* cffi: end */
+#endif

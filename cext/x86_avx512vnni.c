@@ -1,0 +1,213 @@
+/* AVX-512 with VNNI.  References: Intel SDM, VPDPBUSD; Fog's and uops.info tables: one 512-bit VPDPBUSD a cycle on Zen 4,
+ * latency 4, so at least 4 independent accumulators; the tiles below have 24. */
+#include "kernels.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define TARGET OCTO_TARGET_X86("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
+#define FN(name) name##_avx512vnni
+#define VECTOR_BYTES 64
+#include "loops.inc"
+
+/* VPDPBUSD multiplies unsigned by signed bytes: sum (a + 128) b = sum a b + 128 sum b.  So a is stored as a ^ 0x80 = a + 128 and
+ * the accumulators start at -128 sum b, a constant of the column.  Everything is modulo 2^32, as in gemm_s8_ref.
+ *
+ * Packed operands: rows of a, `depth` bytes each (k rounded up to 4, then to an odd number of 64-byte lines so that the rows of
+ * a tile fall into different cache sets); panels of b with 16 columns x 4 consecutive k in a vector, zero beyond k and n. */
+
+enum { ROWS = 48 };
+
+TARGET static void pack_rows(const struct octo_job *job, int64_t first, int64_t count, int64_t depth, uint8_t *out) {
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    const struct octo_rows *a = &job->a;
+    for (int64_t i = 0; i < count; i++, out += depth) {
+        const int8_t *from = (const int8_t *)a->base + octo_row_offset(a, job->first + first + i);
+        uint8_t *to = out;
+        for (int64_t s = 0; s < a->segments; s++, from += a->segment_stride, to += a->length) {
+            int64_t p = 0;
+            for (; p + 64 <= a->length; p += 64)
+                _mm512_storeu_si512(to + p, _mm512_xor_si512(_mm512_loadu_si512(from + p), flip));
+            int64_t rest = a->length - p;
+            if (!rest) continue;
+            __mmask64 mask = ((__mmask64)1 << rest) - 1;
+            __m512i v = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, from + p), flip);
+            /* a full store may run into the next row's cells only before those are written */
+            _mm512_storeu_si512(to + p, v);
+        }
+    }
+}
+
+/* Four rows of 64 columns -> four vectors of 16 columns x 4 k. */
+TARGET static inline void interleave(__m512i r0, __m512i r1, __m512i r2, __m512i r3, __m512i out[4]) {
+    __m512i lo01 = _mm512_unpacklo_epi8(r0, r1), hi01 = _mm512_unpackhi_epi8(r0, r1);
+    __m512i lo23 = _mm512_unpacklo_epi8(r2, r3), hi23 = _mm512_unpackhi_epi8(r2, r3);
+    __m512i q0 = _mm512_unpacklo_epi16(lo01, lo23), q1 = _mm512_unpackhi_epi16(lo01, lo23);
+    __m512i q2 = _mm512_unpacklo_epi16(hi01, hi23), q3 = _mm512_unpackhi_epi16(hi01, hi23);
+    /* q_i holds, in its 128-bit lane l, columns 16 l + 4 i .. + 3: a 4 x 4 transposition of lanes */
+    __m512i t0 = _mm512_shuffle_i32x4(q0, q1, 0x44), t1 = _mm512_shuffle_i32x4(q0, q1, 0xee);
+    __m512i t2 = _mm512_shuffle_i32x4(q2, q3, 0x44), t3 = _mm512_shuffle_i32x4(q2, q3, 0xee);
+    out[0] = _mm512_shuffle_i32x4(t0, t2, 0x88), out[1] = _mm512_shuffle_i32x4(t0, t2, 0xdd);
+    out[2] = _mm512_shuffle_i32x4(t1, t3, 0x88), out[3] = _mm512_shuffle_i32x4(t1, t3, 0xdd);
+}
+
+/* b[k][cols], columns adjacent in memory -> panel of `vectors` vectors for each 4 k. */
+TARGET static void pack_adjacent(const int8_t *b, int64_t b_k, int64_t k, int64_t cols, int vectors, int8_t *panel) {
+    __mmask64 mask = cols >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << cols) - 1;
+    for (int64_t p = 0; p < k; p += 4, b += 4 * b_k, panel += 64 * vectors) {
+        __m512i r[4], out[4];
+        for (int i = 0; i < 4; i++)
+            r[i] = p + i < k ? _mm512_maskz_loadu_epi8(mask, b + i * b_k) : _mm512_setzero_si512();
+        interleave(r[0], r[1], r[2], r[3], out);
+        for (int v = 0; v < vectors; v++) _mm512_store_si512(panel + 64 * v, out[v]);
+    }
+}
+
+/* b[cols][k], k adjacent in memory: 16 x 16 transpositions of 4-byte groups by gathers of 16 strided dwords. */
+TARGET static void pack_strided(const int8_t *b, int64_t b_n, int64_t k, int64_t cols, int vectors, int8_t *panel) {
+    for (int v = 0; v < vectors; v++) {
+        int64_t width = cols - 16 * v < 16 ? cols - 16 * v : 16, p = 0;
+        const int8_t *from = b + 16 * v * b_n;
+        int8_t *to = panel + 64 * v;
+        for (; p + 64 <= k; p += 64) {
+            __m512i r[16], t[16];
+            for (int i = 0; i < 16; i++)
+                r[i] = i < width ? _mm512_loadu_si512(from + i * b_n + p) : _mm512_setzero_si512();
+            for (int i = 0; i < 8; i++) {
+                t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+            }
+            for (int i = 0; i < 4; i++) {
+                r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+                r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+                r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+                r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+            }
+            /* r[4 i + d], lane l: dword 4 l + d of columns 4 i .. 4 i + 3 */
+            for (int d = 0; d < 4; d++) {
+                __m512i x0 = _mm512_shuffle_i32x4(r[d], r[4 + d], 0x44), x1 = _mm512_shuffle_i32x4(r[d], r[4 + d], 0xee);
+                __m512i y0 = _mm512_shuffle_i32x4(r[8 + d], r[12 + d], 0x44), y1 = _mm512_shuffle_i32x4(r[8 + d], r[12 + d], 0xee);
+                __m512i out[4] = {_mm512_shuffle_i32x4(x0, y0, 0x88), _mm512_shuffle_i32x4(x0, y0, 0xdd),
+                                  _mm512_shuffle_i32x4(x1, y1, 0x88), _mm512_shuffle_i32x4(x1, y1, 0xdd)};
+                for (int l = 0; l < 4; l++) _mm512_store_si512(to + (p / 4 + 4 * l + d) * 64 * vectors, out[l]);
+            }
+        }
+        for (; p < k; p += 4) {
+            int32_t group[16] = {0};
+            for (int64_t i = 0; i < width; i++) memcpy(group + i, from + i * b_n + p, (size_t)(k - p < 4 ? k - p : 4));
+            memcpy(to + p / 4 * 64 * vectors, group, sizeof group);
+        }
+    }
+}
+
+TARGET static void pack_any(const int8_t *b, int64_t b_k, int64_t b_n, int64_t k, int64_t cols, int vectors, int8_t *panel) {
+    for (int64_t p = 0; p < k; p += 4, panel += 64 * vectors) {
+        memset(panel, 0, (size_t)(64 * vectors));
+        for (int64_t i = 0; i < 4 && p + i < k; i++)
+            for (int64_t j = 0; j < cols; j++) panel[4 * j + i] = b[(p + i) * b_k + j * b_n];
+    }
+}
+
+/* start[16 * vectors] = -128 sum over k of b: with unsigned ones, VPDPBUSD adds up four k at a time. */
+TARGET static void column_starts(const int8_t *panel, int64_t groups, int vectors, int32_t *start) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int v = 0; v < vectors; v++) {
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t p = 0; p < groups; p++)
+            sum = _mm512_dpbusd_epi32(sum, ones, _mm512_load_si512(panel + (p * vectors + v) * 64));
+        _mm512_storeu_si512(start + 16 * v, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
+    }
+}
+
+TARGET static inline __attribute__((always_inline)) void tile(int rows, int vectors, const uint8_t *a, int64_t depth,
+                                                              int64_t groups, const int8_t *panel, const int32_t *start,
+                                                              int32_t *c, int64_t ldc, int64_t cols, int accumulate) {
+    __m512i acc[12][4];
+    for (int v = 0; v < vectors; v++)
+        for (int i = 0; i < rows; i++) acc[i][v] = _mm512_loadu_si512(start + 16 * v);
+    for (int64_t p = 0; p < groups; p++, panel += 64 * vectors) {
+        __m512i b[4];
+        for (int v = 0; v < vectors; v++) b[v] = _mm512_load_si512(panel + 64 * v);
+#pragma GCC unroll 12
+        for (int i = 0; i < rows; i++) {
+            int32_t group;
+            memcpy(&group, a + i * depth + 4 * p, sizeof group);
+            __m512i x = _mm512_set1_epi32(group);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) acc[i][v] = _mm512_dpbusd_epi32(acc[i][v], x, b[v]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            int64_t rest = cols - 16 * v;
+            __mmask16 mask = rest >= 16 ? 0xffff : (__mmask16)((1u << rest) - 1);
+            int32_t *to = c + i * ldc + 16 * v;
+            __m512i sum = acc[i][v];
+            if (accumulate) sum = _mm512_add_epi32(sum, _mm512_maskz_loadu_epi32(mask, to));
+            _mm512_mask_storeu_epi32(to, mask, sum);
+        }
+}
+
+/* At most 24 accumulators where the panel has 2, 3 or 4 vectors.  The rows are shared out evenly: 30 are 3 tiles of 10, not
+ * 12, 12 and 6. */
+#define TILE_CASE(ROWS_OF_TILE, VECTORS)                                                                                      \
+    case ROWS_OF_TILE:                                                                                                        \
+        tile(ROWS_OF_TILE, VECTORS, a, depth, groups, panel, start, c, ldc, cols, accumulate);                                \
+        break;
+#define TILE(name, MOST, VECTORS, CASES)                                                                                      \
+    TARGET static void name(int64_t rows, const uint8_t *a, int64_t depth, int64_t groups, const int8_t *panel,                \
+                            const int32_t *start, int32_t *c, int64_t ldc, int64_t cols, int accumulate) {                     \
+        for (int64_t left = (rows + MOST - 1) / MOST; left; left--) {                                                          \
+            int64_t count = (rows + left - 1) / left;                                                                         \
+            switch (count) { CASES(VECTORS) }                                                                                 \
+            rows -= count, a += count * depth, c += count * ldc;                                                              \
+        }                                                                                                                     \
+    }
+#define UP_TO_6(V) TILE_CASE(1, V) TILE_CASE(2, V) TILE_CASE(3, V) TILE_CASE(4, V) TILE_CASE(5, V) TILE_CASE(6, V)
+#define UP_TO_8(V) UP_TO_6(V) TILE_CASE(7, V) TILE_CASE(8, V)
+#define UP_TO_12(V) UP_TO_8(V) TILE_CASE(9, V) TILE_CASE(10, V) TILE_CASE(11, V) TILE_CASE(12, V)
+TILE(tile_1, 12, 1, UP_TO_12)
+TILE(tile_2, 12, 2, UP_TO_12)
+TILE(tile_3, 8, 3, UP_TO_8)
+TILE(tile_4, 6, 4, UP_TO_6)
+#undef TILE
+
+TARGET static void gemm_s8_avx512vnni(const struct octo_job *job) {
+    static void (*const tiles[])(int64_t, const uint8_t *, int64_t, int64_t, const int8_t *, const int32_t *, int32_t *, int64_t,
+                                 int64_t, int) = {tile_1, tile_2, tile_3, tile_4};
+    int64_t k = job->a.segments * job->a.length, groups = (k + 3) / 4, depth = ((k + 63) / 64 | 1) * 64;
+    uint8_t *rows = job->scratch;
+    int8_t *panels = (int8_t *)rows + ROWS * depth + 64;
+    int64_t room = ((int64_t)1 << 19) / (groups * 256) * 64; /* columns at a time: half a megabyte, 64 at least */
+    if (room < 64) room = 64;
+    int32_t *starts = (int32_t *)(panels + (room < job->n + 63 ? room : (job->n + 63) / 64 * 64) * groups * 4);
+    for (int64_t j0 = 0; j0 < job->n; j0 += room) {
+        int64_t width = job->n - j0 < room ? job->n - j0 : room;
+        for (int64_t j = 0; j < width; j += 64) {
+            const int8_t *b = (const int8_t *)job->b + (j0 + j) * job->b_n;
+            int64_t cols = width - j < 64 ? width - j : 64;
+            int vectors = (int)((cols + 15) / 16);
+            int8_t *panel = panels + j * groups * 4;
+            if (job->b_n == 1) pack_adjacent(b, job->b_k, k, cols, vectors, panel);
+            else if (job->b_k == 1) pack_strided(b, job->b_n, k, cols, vectors, panel);
+            else pack_any(b, job->b_k, job->b_n, k, cols, vectors, panel);
+            column_starts(panel, groups, vectors, starts + j);
+        }
+        for (int64_t i = 0; i < job->m; i += ROWS) {
+            int64_t height = job->m - i < ROWS ? job->m - i : ROWS;
+            pack_rows(job, i, height, depth, rows);
+            for (int64_t j = 0; j < width; j += 64) {
+                int64_t cols = width - j < 64 ? width - j : 64;
+                tiles[(cols - 1) / 16](height, rows, depth, groups, panels + j * groups * 4, starts + j,
+                                       (int32_t *)job->c + i * job->ldc + j0 + j, job->ldc, cols, job->accumulate);
+            }
+        }
+    }
+}
+
+void octo_init_avx512vnni(struct octo_kernels *table) {
+    init_loops_avx512vnni(table);
+    table->gemm_s8 = gemm_s8_avx512vnni;
+}
+#endif
