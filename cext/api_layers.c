@@ -142,6 +142,13 @@ int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const in
     return OCTO_OK;
 }
 
+int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y) {
+    CHECK_MATRIX("dequantize", rows, cols);
+    EACH_ROWS(rows, cols, for (int64_t r = first; r < first + count; r++)
+        octo_table.dequantize_row_s32(cols, acc + r * cols, add[r], scale, y + r * cols));
+    return OCTO_OK;
+}
+
 int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y) {
     CHECK_COUNT("images", n);
     EACH_SLICE(n, octo_table.images_f32(count, x + first, scale, shift, y + first));

@@ -64,6 +64,8 @@ int octo_quantize_s8_stochastic(int64_t n, const float *x, float inv_scale, int 
 int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x);
 /* y[r][c] = (acc[r][c] + add[c]) * scale; the sum is modulo 2^32, then converted to float32.  y may be acc's memory. */
 int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
+/* y[r][c] = (acc[r][c] + add[r]) * scale, otherwise the same. */
+int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
 int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y); /* x * scale + shift */
 
 int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums);

@@ -319,6 +319,15 @@ def dequantize(q: Array, scale: float, *, zero: int = 0, out: Array | None = Non
     return out
 
 
+def dequantize_rows(acc: Array, add: Array, scale: float, *, out: Array | None = None) -> Array:
+    """float32 (acc + add) * scale of int32 sums, `add` int32 (acc.shape[0],): one value for each index of the first axis."""
+    rows = acc.shape[0]
+    out, p = _out("out", out, F32, acc.shape)
+    pointers = [_in("acc", acc, S32), _in("add", add, S32, (rows,))]
+    _ok(lib.octo_dequantize_rows_s32(rows, acc.size // rows, *pointers, scale, p))
+    return out
+
+
 def dequantize_sums(acc: Array, add: Array, scale: float, *, out: Array | None = None) -> Array:
     """float32 (acc + add) * scale of int32 sums; `add` (int32) repeats along acc: acc.size is a multiple of add.size."""
     rows, rest = divmod(acc.size, add.size)

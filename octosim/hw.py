@@ -1,0 +1,537 @@
+"""Hardware profiles: what is known about a device, each number with its source.
+
+A profile is one TOML file (`hwprofiles/<device>.toml`) validated into a frozen `Device`.  Every number is a table
+`{ value, kind, source }`; the unit is the end of its key (`clock_ghz`, `overhead_us`).  What nobody knows is left out.
+`host()` reads the same description from the machine it runs on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+import os
+import platform
+import re
+import reprlib
+import time
+import tomllib
+import typing
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from octosim.errors import OctosimError
+
+Dtype = Literal["int8", "float16", "float32"]
+DTYPES: tuple[Dtype, ...] = ("int8", "float16", "float32")
+"""The arithmetic types of a compute engine, narrowest first."""
+
+PEAK_TOLERANCE = 0.03
+"""units x clock x MACs per clock may differ from a published peak by this fraction (measured peaks, rounded clocks)."""
+
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Figure(_Model):
+    """One number greater than zero, with where it comes from.
+
+    kind: "datasheet" (the vendor or a publication says so), "measured" (by whom: the source), "derived" (arithmetic on
+    sourced figures), "estimate" (nobody published it; the source says why this value).
+    """
+
+    value: Positive
+    kind: Literal["datasheet", "measured", "derived", "estimate"]
+    source: Text
+
+
+class Ratio(Figure):
+    """A fraction of a peak, in (0, 1]."""
+
+    value: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class Delay(Figure):
+    """A time that may be zero."""
+
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Count(Figure):
+    """A whole number of things, at least 1."""
+
+    value: Annotated[int, Field(gt=0, le=10**9)]
+
+
+class PerDtype(_Model):
+    """A figure for each arithmetic type that the engine has; an absent type means that it has none."""
+
+    int8: Figure | None = None
+    float16: Figure | None = None
+    float32: Figure | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> PerDtype:
+        if not self.given():
+            raise ValueError("needs at least one of int8, float16, float32")
+        return self
+
+    def given(self) -> dict[Dtype, float]:
+        """The values present, by dtype."""
+        found = {dtype: getattr(self, dtype) for dtype in DTYPES}
+        return {dtype: figure.value for dtype, figure in found.items() if figure is not None}
+
+
+class RatioPerDtype(PerDtype):
+    int8: Ratio | None = None
+    float16: Ratio | None = None
+    float32: Ratio | None = None
+
+
+class Engine(_Model):
+    """One kind of compute unit.
+
+    macs_per_clock: multiply-accumulates per clock of ONE unit; peak = units x clock x macs_per_clock.
+    gemm_efficiency: achieved / peak of matrix products, for each dtype of macs_per_clock.
+    elementwise_per_clock: elements per clock of one unit in a pass over memory; absent: only memory is counted.
+    accumulator: preset name of octosim.numerics where one fits, else words.
+    trains: whether it can run the passes dX, dW and update, and not only forward.
+    """
+
+    name: Text
+    accumulator: Text
+    trains: bool
+    units: Count
+    clock_ghz: Figure
+    macs_per_clock: PerDtype
+    gemm_efficiency: RatioPerDtype
+    elementwise_per_clock: Figure | None = None
+    published_peak_gmac_s: PerDtype | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Engine:
+        rates = self.macs_per_clock.given()
+        for dtype in DTYPES:
+            if (dtype in rates) != (dtype in self.gemm_efficiency.given()):
+                raise ValueError(f"needs {dtype} in both macs_per_clock and gemm_efficiency, or in neither")
+        published = self.published_peak_gmac_s.given() if self.published_peak_gmac_s else {}
+        for dtype, gmac_s in published.items():
+            if dtype not in rates:
+                raise ValueError(f"has published_peak_gmac_s.{dtype} but no macs_per_clock.{dtype}")
+            derived = self.peak_mac_s(dtype) / 1e9
+            if abs(derived - gmac_s) > PEAK_TOLERANCE * gmac_s:
+                raise ValueError(f"units x clock_ghz x macs_per_clock.{dtype} is {derived:.4g} GMAC/s, which is not "
+                                 f"the published_peak_gmac_s.{dtype} of {gmac_s:.4g}")
+        return self
+
+    def peak_mac_s(self, dtype: Dtype) -> float:
+        """Peak MAC/s of all units together; 0 where the engine does not have the dtype."""
+        return self.units.value * self.clock_ghz.value * 1e9 * self.macs_per_clock.given().get(dtype, 0.0)
+
+    def rate_mac_s(self, dtype: Dtype) -> float:
+        """Achievable MAC/s: peak x efficiency; 0 where the engine does not have the dtype."""
+        return self.peak_mac_s(dtype) * self.gemm_efficiency.given().get(dtype, 0.0)
+
+    def elements_s(self) -> float:
+        """Elements/s of elementwise work, infinite where it is not known (memory is then the only limit)."""
+        if self.elementwise_per_clock is None:
+            return float("inf")
+        return self.units.value * self.clock_ghz.value * 1e9 * self.elementwise_per_clock.value
+
+
+class Memory(_Model):
+    """Main memory.  Bandwidths count every byte moved, read or written (a copy of n bytes moves 2n).
+
+    bandwidth_sustained_gb_s is what the cost model uses; bandwidth_peak_gb_s is for people to compare.
+    """
+
+    capacity_gib: Figure | None = None
+    bandwidth_peak_gb_s: Figure | None = None
+    bandwidth_sustained_gb_s: Figure
+
+
+class Cache(_Model):
+    """One level of cache or local buffer; size_kib is the size of one instance, shared_by says how many share it."""
+
+    name: Text
+    shared_by: Text
+    size_kib: Figure
+
+
+class Power(_Model):
+    """Power of the whole board or module, in W; an absent figure means that nobody published one."""
+
+    idle_w: Figure | None = None
+    busy_w: Figure | None = None
+
+
+class Training(_Model):
+    """Whether anybody can train on the device; hypothetical: the units would allow it, no documented software does."""
+
+    status: Literal["supported", "hypothetical"]
+    note: Text
+
+
+class Device(_Model):
+    """A device as the cost model sees it.  Properties without `_gb_s`, `_us` ... are in SI units."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    title: Text
+    aliases: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    note: str = ""
+    training: Training
+    overhead_us: Delay
+    engines: Annotated[tuple[Engine, ...], Field(strict=False)]
+    memory: Memory
+    caches: Annotated[tuple[Cache, ...], Field(strict=False)] = ()
+    power: Power = Power()
+
+    @field_validator("engines")
+    @classmethod
+    def _distinct(cls, engines: tuple[Engine, ...]) -> tuple[Engine, ...]:
+        if not engines:  # not min_length: pydantic would report a list of one faulty engine as too short as well
+            raise ValueError("is empty, expected at least one engine")
+        if len({engine.name for engine in engines}) < len(engines):
+            raise ValueError("needs a different name for each engine")
+        return engines
+
+    @property
+    def bandwidth_b_s(self) -> float:
+        return self.memory.bandwidth_sustained_gb_s.value * 1e9
+
+    @property
+    def overhead_s(self) -> float:
+        return self.overhead_us.value * 1e-6
+
+    @property
+    def busy_w(self) -> float | None:
+        return self.power.busy_w.value if self.power.busy_w else None
+
+    @property
+    def training_note(self) -> str:
+        """For output: "hypothetical: No documented way to train on ..."."""
+        return f"{self.training.status}: {self.training.note}"
+
+
+# --- finding and loading profiles -------------------------------------------------------------------------------------
+
+
+def load(name_or_path: str | Path) -> Device:
+    """The device of a profile name, an alias, "host", or a path (a Path, or text with a folder or ending in .toml).
+
+    Raises OctosimError for an unknown name, and for a file that is missing, not TOML, or not a valid profile.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or os.sep in text:
+        return check(Path(name_or_path))
+    if text == "host":
+        return host()
+    if text in _shipped():
+        return _shipped_device(text)
+    if text in aliases():
+        return _shipped_device(aliases()[text])
+    known = sorted([*names(), *aliases()])
+    hint = difflib.get_close_matches(text, known, n=1)
+    guess = f"did you mean {hint[0]}?" if hint else f"known are {', '.join(known)}, or the path of a .toml file"
+    raise OctosimError(f"unknown profile {text!r}: {guess}")
+
+
+def names() -> list[str]:
+    """Names of all profiles: the shipped files in alphabetic order, then "host"."""
+    return [*sorted(_shipped()), "host"]
+
+
+def aliases() -> dict[str, str]:
+    """Alias -> profile name, of the shipped profiles."""
+    return {alias: name for name in sorted(_shipped()) for alias in _shipped_device(name).aliases}
+
+
+def check(path: str | Path) -> Device:
+    """Validate one file and return its device; raises OctosimError with one sentence naming the file and the field."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise OctosimError(f"{path}: no such profile file") from None
+    except UnicodeDecodeError:
+        raise OctosimError(f"{path}: not a text file in UTF-8, expected a TOML profile") from None
+    except OSError as error:
+        raise OctosimError(f"{path}: cannot be read ({error.strerror})") from None
+    return _parse(text, str(path))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a profile file."""
+    return Device.model_json_schema()
+
+
+def _shipped() -> dict[str, Traversable]:
+    """Profile name -> file: package data of a wheel, else the folder beside the package in a checkout."""
+    package = importlib.resources.files("octosim") / "hwprofiles"
+    folder: Traversable = package if package.is_dir() else Path(__file__).resolve().parent.parent / "hwprofiles"
+    if not folder.is_dir():
+        raise OctosimError(f"{folder}: the folder of hardware profiles is missing, reinstall octosim")
+    return {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
+
+
+@functools.cache
+def _shipped_device(name: str) -> Device:
+    file = _shipped()[name]
+    return _parse(file.read_text(encoding="utf-8"), file.name)
+
+
+def _parse(text: str, where: str) -> Device:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise OctosimError(f"{where}: not valid TOML: {error}") from None
+    try:
+        return Device.model_validate(data)
+    except ValidationError as error:
+        raise OctosimError(f"{where}: {_first_problem(error)}") from None
+
+
+# --- validation errors in plain words ---------------------------------------------------------------------------------
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The most telling problem in one clause, and how many more there are."""
+    problems = error.errors()
+    extras = [p for p in problems if p["type"] == "extra_forbidden"]
+    # A misspelt field is reported twice, as unknown and as missing: keep the first, which names the mistake.
+    meant = {(*p["loc"][:-1], _suggestion(p["loc"])) for p in extras}
+    problems = extras + [p for p in problems if p["type"] != "extra_forbidden"
+                         and not (p["type"] == "missing" and p["loc"] in meant)]
+    more = len(problems) - 1
+    return _describe(dict(problems[0])) + (f" (and {more} more)" if more else "")
+
+
+def _describe(problem: dict[str, Any]) -> str:
+    loc, kind, given = problem["loc"], problem["type"], reprlib.repr(problem["input"])
+    field, limits = _dotted(loc), problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        hint = _suggestion(loc)
+        return f"unknown field {field}" + (f", did you mean {hint}?" if hint else "")
+    if kind == "missing":
+        if loc[-1] == "source":
+            return f"field {field} is missing: every number needs a source"
+        return f"field {field} is missing, expected {_expected(loc)}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"field {field} is {given}, expected {_expected(loc)}"
+    if kind == "value_error":
+        return f"field {field} {limits['error']}" if field else str(limits["error"])
+    if kind == "string_pattern_mismatch":
+        wanted = "words, not blanks" if limits["pattern"] == r"\S" else "lower-case letters, digits and hyphens"
+    else:
+        wanted = {
+            "greater_than": "a number greater than {gt:g}",
+            "greater_than_equal": "a number of at least {ge:g}",
+            "less_than_equal": "a number of at most {le:g}",
+            "finite_number": "a finite number",
+            "float_type": "a number",
+            "int_type": "a whole number",
+            "string_type": "text",
+            "string_too_short": "text that is not empty",
+            "bool_type": "true or false",
+            "literal_error": "{expected}",
+            "tuple_type": "a list",
+        }.get(kind, problem["msg"]).format(**limits)
+    return f"field {field} is {given}, expected {wanted}"
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    """engines[0].clock_ghz; a key that TOML would have to quote (it may hold a line break) is quoted."""
+    keys = [part if isinstance(part, int) or re.fullmatch(r"[\w-]{1,60}", part) else reprlib.repr(part) for part in loc]
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model class inside an annotation such as `tuple[Engine, ...]` or `Figure | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for m in map(_model_in, typing.get_args(annotation)) if m is not None), None)
+
+
+def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = Device
+    for part in loc:
+        if isinstance(part, str):
+            model = _model_in(model.model_fields[part].annotation) if model and part in model.model_fields else None
+    return model
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str | None:
+    model = _model_at(loc[:-1])
+    close = difflib.get_close_matches(str(loc[-1]), list(model.model_fields) if model else [], n=1)
+    return close[0] if close else None
+
+
+def _expected(loc: tuple[int | str, ...]) -> str:
+    model = _model_at(loc)
+    if model is None:
+        return "a value"
+    if issubclass(model, Figure):
+        return "a table { value, kind, source }"
+    required = [name for name, info in model.model_fields.items() if info.is_required()]
+    return f"a table with {', '.join(required)}" if required else "a table"
+
+
+# --- the machine at hand ----------------------------------------------------------------------------------------------
+
+# (flag, accumulator, int8 and float32 MACs per clock and core, source); the first row whose flag is present decides.
+# cpufp is the GitHub repository pigirons/cpufp.
+_ISA_ROWS: dict[str, tuple[tuple[str, str, float, float, str], ...]] = {
+    "x86_64": (
+        ("avx512_vnni", "vpdpbusd", 128, 32, "two 512-bit ports, as measured on Xeon Gold 6455B (cpufp@93e165e)"),
+        ("avx_vnni", "vpdpbusd", 64, 16, "two 256-bit ports, as measured on i5-1340P P-cores (cpufp@93e165e)"),
+        ("avx2", "maddubs", 32, 16, "two 256-bit FMA ports; int8 through 16-bit pairs, at most twice the float rate"),
+        ("", "maddubs", 16, 8, "two 128-bit multiplies and adds a clock; int8 at most twice the float rate"),
+    ),
+    "aarch64": (
+        ("i8mm", "int32 wrap", 64, 8, "SMMLA, as measured on Graviton 3E (cpufp@93e165e)"),
+        ("asimddp", "sdot", 32, 8, "SDOT on two pipes, as measured on Cortex-A76 (cpufp@93e165e)"),
+        ("", "smlal", 8, 4, "SMLAL on one pipe, Cortex-A72 (Arm UAN 0016A; FMA rate measured, cpufp@93e165e)"),
+    ),
+}
+_ZEN4_SOURCE = "Zen 4 runs 512-bit operations as two halves, as measured on Ryzen 7 8845HS (cpufp@93e165e)"
+_COPY_BYTES = 48 << 20  # two arrays of this size exceed most last-level caches; less on small machines
+
+
+@functools.cache
+def host() -> Device:
+    """The machine this runs on; the bandwidth is measured (about 0.2 s), once a process.
+
+    Rates follow from the instruction set and are not calibrated; nothing is known about its power.
+    """
+    return read_host(Path("/"), platform.machine())
+
+
+def read_host(root: Path, machine: str) -> Device:
+    """`host()` of a file tree: `root`/proc and `root`/sys are read, and every file of them may be missing.
+
+    machine: "x86_64" or "aarch64"; another machine gets the slowest row of x86_64, as an estimate.
+    """
+    cpuinfo = _cpuinfo(root)
+    first = cpuinfo[0] if cpuinfo else {}
+    title = first.get("model name") or _text(root / "proc/device-tree/model").rstrip("\0") or f"unknown {machine} CPU"
+    flags = (first.get("flags") or first.get("Features") or "").split()
+    accumulator, int8, float32, isa_source, guessed = _isa_rates(machine, flags, first)
+    cores, clock = _cores(cpuinfo, root), _clock(cpuinfo, root)
+
+    def derived(value: float) -> dict[str, Any]:
+        return {"value": value, "kind": "estimate" if guessed else "derived", "source": isa_source}
+
+    efficiency = {"value": 0.5, "kind": "estimate", "source": "not calibrated on this machine"}
+    engine = {"name": "cpu", "accumulator": accumulator, "trains": True, "units": cores, "clock_ghz": clock,
+              "macs_per_clock": {"int8": derived(int8), "float32": derived(float32)},
+              "gemm_efficiency": {"int8": efficiency, "float32": efficiency}}
+    bytes_total = _memory_bytes(root)
+    memory: dict[str, Any] = {"bandwidth_sustained_gb_s": {
+        "value": _copy_bandwidth(bytes_total) / 1e9, "kind": "measured",
+        "source": "NumPy copy of large arrays here, one thread, bytes read plus written"}}
+    if bytes_total:
+        memory["capacity_gib"] = {"value": bytes_total / 2**30, "kind": "measured", "source": "/proc/meminfo MemTotal"}
+    return Device.model_validate({
+        "name": "host", "title": title, "note": f"Read from this machine ({machine}); not calibrated.",
+        "training": {"status": "supported", "note": "A general CPU: octosim itself trains here."},
+        "overhead_us": {"value": 5, "kind": "estimate", "source": "order of one call from Python with threads"},
+        "engines": [engine], "memory": memory, "caches": _caches(root)})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> float | None:
+    """A positive finite number, or None for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*", text)
+    return float(match[1]) or None if match else None
+
+
+def _cpuinfo(root: Path) -> list[dict[str, str]]:
+    """/proc/cpuinfo: one dictionary per logical CPU."""
+    blocks = re.split(r"\n\s*\n", _text(root / "proc/cpuinfo"))
+    pairs = [[line.split(":", 1) for line in block.splitlines() if ":" in line] for block in blocks]
+    cpus = [{key.strip(): value.strip() for key, value in block} for block in pairs]
+    return [cpu for cpu in cpus if "processor" in cpu]
+
+
+def _isa_rates(machine: str, flags: list[str], cpu: dict[str, str]) -> tuple[str, float, float, str, bool]:
+    """(accumulator, int8 and float32 MACs per clock and core, source, whether it is a guess)."""
+    rows = _ISA_ROWS.get({"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine))
+    if rows is None or not flags:
+        rows = _ISA_ROWS["aarch64" if rows is _ISA_ROWS["aarch64"] else "x86_64"]
+        _, accumulator, int8, float32, source = rows[-1]
+        return accumulator, int8, float32, f"instruction set unknown; {source}", True
+    flag, accumulator, int8, float32, source = next(row for row in rows if not row[0] or row[0] in flags)
+    if flag == "avx512_vnni" and cpu.get("vendor_id") == "AuthenticAMD":
+        newer = cpu.get("cpu family") != "25"  # some Zen 5 have full-width units: twice these rates
+        return accumulator, 64, 16, "taken for Zen 4: " * newer + _ZEN4_SOURCE, newer
+    if flag == "asimddp" and cpu.get("CPU part") == "0xd05":
+        int8, float32, source = 16, 4, "Cortex-A55, as measured on RK3588 (cpufp@93e165e)"
+    return accumulator, int8, float32, source, flag in ("", "avx2")
+
+
+def _cores(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
+    """Physical cores that this process may use (SMT siblings share their units)."""
+    try:
+        usable = len(os.sched_getaffinity(0)) if root == Path("/") else len(cpuinfo)
+    except AttributeError:
+        usable = os.cpu_count() or 1
+    ids = {(cpu.get("physical id"), cpu.get("core id")) for cpu in cpuinfo if "core id" in cpu}
+    count = min(len(ids) or usable, usable) or 1
+    return {"value": count, "kind": "measured", "source": "/proc/cpuinfo and the CPU affinity of this process"}
+
+
+def _clock(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
+    khz = _number(_text(root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"))
+    if khz:
+        return {"value": khz / 1e6, "kind": "measured", "source": "sysfs cpufreq cpuinfo_max_freq"}
+    mhz = [_number(cpu.get("cpu MHz", "")) or 0 for cpu in cpuinfo]
+    if any(mhz):
+        return {"value": max(mhz) / 1e3, "kind": "measured", "source": "/proc/cpuinfo cpu MHz (turbo may differ)"}
+    return {"value": 2.0, "kind": "estimate", "source": "this machine does not tell its clock"}
+
+
+def _memory_bytes(root: Path) -> int | None:
+    match = re.search(r"^MemTotal:\s*([1-9]\d*) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def _caches(root: Path) -> list[dict[str, Any]]:
+    found = []
+    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = (_text(folder / part) for part in ("type", "level", "size"))
+        match = re.fullmatch(r"([1-9]\d*)K", size)
+        if kind == "Instruction" or not level or not match:
+            continue
+        shared = _text(folder / "shared_cpu_list")
+        found.append({"name": f"L{level}" + ("D" if kind == "Data" else ""),
+                      "shared_by": f"logical CPUs {shared}" if shared else "unknown",
+                      "size_kib": {"value": int(match[1]), "kind": "measured", "source": "sysfs cache of cpu0"}})
+    return found
+
+
+def _copy_bandwidth(bytes_total: int | None) -> float:
+    """Bytes per second, read plus written, of the best NumPy copy within about 0.1 s."""
+    size = min(_COPY_BYTES, (bytes_total or _COPY_BYTES * 16) // 16)
+    source, target = np.ones(size, np.uint8), np.ones(size, np.uint8)  # ones: every page is touched before timing
+    best, end = float("inf"), time.perf_counter() + 0.1
+    while True:
+        start = time.perf_counter()
+        np.copyto(target, source)
+        stop = time.perf_counter()
+        best = min(best, stop - start)
+        if stop > end:
+            return 2 * size / best

@@ -1,0 +1,271 @@
+"""Layers: geometry only.  A weighted layer asks the network's method for its numbers; the others work on float32 values.
+
+Shapes are without the batch axis, images (height, width, channels).  Each layer is a frozen value; what a network adds to it
+stands in its `nodes.Node`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from octosim import core
+from octosim.errors import OctosimError
+from octosim.nodes import Array, Context, Convolution, FullProduct, Method, Node
+from octosim.trace import Op
+
+WEIGHT, MASK = 14, 15  # roles in the Philox streams; methods have the lower ones
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
+
+
+def _pass_over(node: Node, batch: int, pass_: str, name: str, reads: int, writes: int) -> Op:
+    """A float32 elementwise pass; reads and writes in tensors of the input's size."""
+    size = batch * _elements(node.in_shape)
+    return Op(node.name, pass_, "elementwise", name, (size,), "float32", 4 * reads * size, 4 * writes * size)
+
+
+class Unweighted:
+    """What layers without a matrix product share: no error of their own, no weight gradient."""
+
+    weighted: ClassVar[bool] = False
+
+    def init(self, node: Node, method: Method, seed: int) -> None:
+        pass
+
+    def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        return dy
+
+
+class Weighted:
+    """What Conv2d and Linear share: weights `w` [outputs][...], biases `b` [outputs], and the method's hooks."""
+
+    weighted: ClassVar[bool] = True
+    deviation: float | None
+
+    def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def init(self, node: Node, method: Method, seed: int) -> None:
+        """Normal weights, with the layer's deviation or He's sqrt(2 / fan-in); zero biases."""
+        shape = self.weight_shape(node.in_shape)
+        deviation = self.deviation or math.sqrt(2 / _elements(shape[1:]))
+        node.params["w"] = core.normal(shape, seed, node.tensor(WEIGHT), deviation)
+        node.params["b"] = np.zeros(shape[0], np.float32)
+        method.init(node, seed)
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        return method.forward(node, x, context)
+
+    def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Any:
+        error = method.error(node, dy, context)
+        method.weight_grad(node, error, context)
+        return error
+
+    def input_grad(self, node: Node, error: Any, method: Method, context: Context) -> Array:
+        return method.input_grad(node, error, context)
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        return method.trace(node, batch)
+
+
+@dataclass(frozen=True)
+class Conv2d(Weighted):
+    """A convolution with square kernel and symmetric zero padding.  deviation: of the initial weights; None is He's."""
+
+    filters: int
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    deviation: float | None = None
+    stem: ClassVar[str] = "conv"
+
+    @property
+    def title(self) -> str:
+        return f"conv {self.kernel}x{self.kernel}"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(in_shape) != 3 or min(in_shape[:2]) + 2 * self.pad < self.kernel:
+            raise OctosimError(f"a {self.title} cannot take an input of shape {in_shape}")
+        side = [(size + 2 * self.pad - self.kernel) // self.stride + 1 for size in in_shape[:2]]
+        return (*side, self.filters)
+
+    def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.filters, self.kernel, self.kernel, in_shape[2])
+
+    def product(self, node: Node, batch: int) -> Convolution:
+        height, width, channels = node.in_shape
+        k = self.kernel
+        return Convolution(core.Conv(batch, height, width, channels, self.filters, k, k, self.stride, self.pad))
+
+
+@dataclass(frozen=True)
+class Linear(Weighted):
+    """A fully connected layer.  units None: the number of classes of the data."""
+
+    units: int | None
+    deviation: float | None = None
+    stem: ClassVar[str] = "fc"
+    title: ClassVar[str] = "linear"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(in_shape) != 1 or self.units is None:
+            raise OctosimError(f"a linear layer needs flat input and a size, not {in_shape} and {self.units}")
+        return (self.units,)
+
+    def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*self.out_shape(in_shape), in_shape[0])
+
+    def product(self, node: Node, batch: int) -> FullProduct:
+        return FullProduct(batch, node.in_shape[0], node.out_shape[0])
+
+
+@dataclass(frozen=True)
+class Flatten(Unweighted):
+    """(height, width, channels) -> (height * width * channels,), no copy."""
+
+    stem: ClassVar[str] = "flatten"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (_elements(in_shape),)
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        return x.reshape(x.shape[0], -1)
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        return dy.reshape(dy.shape[0], *node.in_shape)
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        return []
+
+
+@dataclass(frozen=True)
+class BatchNorm(Unweighted):
+    """Batch normalization of each channel (Ioffe & Szegedy 2015); inference uses the running statistics.
+
+    momentum is the weight of the new batch in the running mean and variance, as in PyTorch.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    stem: ClassVar[str] = "bn"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return in_shape
+
+    def init(self, node: Node, method: Method, seed: int) -> None:
+        channels = node.in_shape[-1]
+        node.params.update(gamma=np.ones(channels, np.float32), beta=np.zeros(channels, np.float32))
+        node.state.update(mean=np.zeros(channels, np.float32), var=np.ones(channels, np.float32))
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        p, s, y = node.params, node.state, node.buffer("y", x.shape, np.float32)
+        if not context.training:
+            return core.batchnorm_inference(x, p["gamma"], p["beta"], s["mean"], s["var"], eps=self.eps, out=y)
+        y, mean, inv_std = core.batchnorm_forward(
+            x, p["gamma"], p["beta"], s["mean"], s["var"], eps=self.eps, momentum=self.momentum, out=y
+        )
+        node.saved.update(x=x, mean=mean, inv_std=inv_std)
+        return y
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        saved = node.saved
+        dx, dgamma, dbeta = core.batchnorm_backward(
+            saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], out=dy
+        )
+        node.grads.update(gamma=dgamma, beta=dbeta)
+        return dx
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        return [
+            _pass_over(node, batch, "forward", "batchnorm", 2, 1),
+            _pass_over(node, batch, "dX", "batchnorm", 4, 1),
+        ]
+
+
+@dataclass(frozen=True)
+class ReLU(Unweighted):
+    """max(x, 0), in the memory of its input."""
+
+    stem: ClassVar[str] = "relu"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return in_shape
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        node.saved["y"] = core.relu(x, out=x)
+        return x
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        return core.relu_backward(node.saved["y"], dy, out=dy)
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        return [_pass_over(node, batch, "forward", "relu", 1, 1), _pass_over(node, batch, "dX", "relu", 2, 1)]
+
+
+@dataclass(frozen=True)
+class MaxPool(Unweighted):
+    """Max pooling with a square window, without padding."""
+
+    kernel: int = 2
+    stride: int = 2
+    stem: ClassVar[str] = "pool"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(in_shape) != 3 or min(in_shape[:2]) < self.kernel:
+            raise OctosimError(f"a {self.kernel}x{self.kernel} max pooling cannot take an input of shape {in_shape}")
+        return core.Pool(1, *in_shape, self.kernel, self.stride).y_shape[1:]
+
+    def _geometry(self, node: Node, batch: int) -> core.Pool:
+        height, width, channels = node.in_shape
+        return core.Pool(batch, height, width, channels, self.kernel, self.stride)
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        g = self._geometry(node, x.shape[0])
+        argmax = node.buffer("argmax", g.y_shape, np.uint8)
+        y, node.saved["argmax"] = core.maxpool(g, x, out=node.buffer("y", g.y_shape, np.float32), argmax=argmax)
+        return y
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        g = self._geometry(node, dy.shape[0])
+        return core.maxpool_backward(g, dy, node.saved["argmax"], out=node.buffer("dx", g.x_shape, np.float32))
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
+        return [
+            Op(node.name, "forward", "elementwise", "max pool", (x,), "float32", 4 * x, 5 * y),
+            Op(node.name, "dX", "elementwise", "max pool", (x,), "float32", 5 * y, 4 * x),
+        ]
+
+
+@dataclass(frozen=True)
+class Dropout(Unweighted):
+    """Inverted dropout: in training a share `rate` is zeroed and the rest scaled up; nothing in inference."""
+
+    rate: float = 0.5
+    stem: ClassVar[str] = "dropout"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if not 0 <= self.rate < 1:
+            raise OctosimError(f"dropout rate must be in [0, 1), not {self.rate}")
+        return in_shape
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        if not context.training:
+            return x
+        y = node.buffer("y", x.shape, np.float32)
+        return core.dropout(x, self.rate, context.random(node.tensor(MASK)), out=y)
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        return core.dropout(dy, self.rate, context.random(node.tensor(MASK)), out=dy)
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        return [_pass_over(node, batch, "forward", "dropout", 1, 1), _pass_over(node, batch, "dX", "dropout", 1, 1)]
+
+
+Layer = Conv2d | Linear | Flatten | BatchNorm | ReLU | MaxPool | Dropout

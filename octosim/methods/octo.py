@@ -1,0 +1,165 @@
+"""Octo: INT8 forward and backward with loss-aware compensation (LAC) and parameterized range clipping (PRC).
+
+Zhou et al., "Octo: INT8 Training with Loss-aware Compensation and Backward Quantization for Tiny On-device Learning",
+USENIX ATC 2021.  The paper's own equations for LAC and PRC are not known here; these follow the authors' released demo
+(kimihe/Octo), in true integers.
+
+Differs from the released demo in: all operands are int8 codes in +-127 (the demo's are 9-bit); zero points are integers and
+corrected exactly unless zero_point="dropped" (the demo drops them); fully connected layers are quantized too; one
+compensation for all samples (the demo has one a sample); the gradient passes use the codes of the forward pass (the demo
+quantizes the saved float tensors again); inference uses running activation ranges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from octosim import core, quant
+from octosim.errors import OctosimError
+from octosim.nodes import Array, Context, Node
+from octosim.numerics import EXACT32
+from octosim.quant import LARGEST_CODE, QTensor
+from octosim.trace import Op
+
+RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
+MU, OFFSET, ERROR = range(3)  # roles in the Philox streams
+
+
+@dataclass(frozen=True)
+class Octo:
+    """Parameters of the method.
+
+    lac:        compensation out = y + alpha mu + offset, one value a channel or a feature (channel, row, column); or "off".
+    lac_decay:  L2 factor on mu and offset (demo: 0.1).
+    prc:        clipping of dY before it is quantized: "ratio" to prc_ratio times its extremes (demo: 0.95), "gauss" to
+                mean +- prc_z deviations (demo's comment: 1.96, 2.576), or "off".
+    zero_point: "exact" subtracts the activations' zero point's part of the sums; "dropped" leaves it to LAC to learn.
+    rounding:   of dY: "half-even" (demo) or "stochastic".  Weights and activations always round half to even.
+    """
+
+    lac: Literal["off", "channel", "feature"] = "channel"
+    lac_decay: float = 0.1
+    prc: Literal["off", "ratio", "gauss"] = "ratio"
+    prc_ratio: float = 0.95
+    prc_z: float = 2.576
+    zero_point: Literal["exact", "dropped"] = "exact"
+    rounding: Literal["half-even", "stochastic"] = "half-even"
+
+    name: ClassVar[str] = "octo"
+    summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping (ATC'21)"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prc_ratio <= 1:
+            raise OctosimError(f"octo: prc_ratio must be in (0, 1], not {self.prc_ratio}")
+        if not self.prc_z > 0:
+            raise OctosimError(f"octo: prc_z must be positive, not {self.prc_z}")
+        if not self.lac_decay >= 0:
+            raise OctosimError(f"octo: lac_decay must not be negative, not {self.lac_decay}")
+
+    def check(self, node: Node, batch: int) -> None:
+        m, k, n = node.layer.product(node, batch).shape
+        taps = k // node.in_shape[-1]
+        safe = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
+        for name, depth in (("forward", k), ("dX", n * taps), ("dW", m)):
+            if depth > safe:
+                raise OctosimError(
+                    f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
+                    f"(safe up to {safe})" + ("; use a smaller --batch-size" if name == "dW" else "")
+                )
+
+    def init(self, node: Node, seed: int) -> None:
+        node.state["x_range"] = np.zeros(2, np.float32)
+        if self.lac == "off":
+            return
+        shape = node.out_shape if self.lac == "feature" else node.out_shape[-1:]
+        node.params["lac_alpha"] = np.ones(shape, np.float32)
+        node.params["lac_mu"] = core.normal(shape, seed, node.tensor(MU), 1e-3)
+        node.params["lac_offset"] = core.normal(shape, seed, node.tensor(OFFSET), 1e-3)
+
+    def _compensation(self, node: Node) -> tuple[Array, Array, Array] | None:
+        p = node.params
+        return None if self.lac == "off" else (p["lac_alpha"], p["lac_mu"], p["lac_offset"])
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        batch, w = x.shape[0], node.params["w"]
+        codes = node.buffer("x", x.shape, np.int8)
+        qx = quant.asymmetric(x, *self._range(node, x, context), out=codes)
+        qw = quant.symmetric(w, *core.value_range(w), out=node.buffer("w", w.shape, np.int8))
+        node.saved.update(x=qx, w=qw)
+        acc = node.buffer("y", (batch, *node.out_shape), np.int32)
+        node.layer.product(node, batch).forward(qx.q, qw.q, x_zero=qx.zero, out=acc)
+        # sum (q_x - Z) q_w = sum q_x q_w - Z sum q_w; padding holds Z, so every output has the same second term
+        correct = self.zero_point == "exact"
+        zero_term = core.row_sums(qw.q) * np.int32(-qx.zero if correct else 0)
+        scale = float(np.float32(qx.scale) * np.float32(qw.scale))
+        inverse = 1.0 / scale if scale else 0.0
+        add = core.lac_fold(node.params["b"], zero_term, min(inverse, 3e38), self._compensation(node))
+        return core.dequantize_sums(acc, add, scale, out=acc.view(np.float32))
+
+    def _range(self, node: Node, x: Array, context: Context) -> tuple[float, float]:
+        """The batch's own range in training, the running one in inference."""
+        running = node.state["x_range"]
+        if context.training:
+            low, high = core.value_range(x)
+            batch = np.array([low, high], np.float32)
+            running[:] = running + np.float32(RANGE_MOMENTUM) * (batch - running) if running.any() else batch
+            return low, high
+        return float(running[0]), float(running[1])
+
+    def error(self, node: Node, dy: Array, context: Context) -> QTensor:
+        low, high = core.value_range(dy)
+        if self.prc == "ratio":
+            low, high = self.prc_ratio * low, self.prc_ratio * high
+        elif self.prc == "gauss":
+            mean, deviation = core.moments(dy)
+            low, high = max(low, mean - self.prc_z * deviation), min(high, mean + self.prc_z * deviation)
+        random = context.random(node.tensor(ERROR)) if self.rounding == "stochastic" else None
+        return quant.symmetric(dy, low, high, random=random, out=node.buffer("dy", dy.shape, np.int8))
+
+    def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
+        qx, product = node.saved["x"], node.layer.product(node, error.q.shape[0])
+        sums = core.column_sums(error.q)
+        acc = node.buffer("dw", node.params["w"].shape, np.int32)
+        product.weight_grad(qx.q, error.q, x_zero=qx.zero, out=acc)
+        correct = self.zero_point == "exact"
+        zero_term = sums * np.int32(-qx.zero if correct else 0)
+        scale = float(np.float32(qx.scale) * np.float32(error.scale))
+        node.grads["w"] = core.dequantize_rows(acc, zero_term, scale, out=acc.view(np.float32))
+        node.grads["b"] = sums.astype(np.float32) * np.float32(error.scale)
+        lac = self._compensation(node)
+        if lac:
+            each = core.column_sums(error.q, lac[0].size).astype(np.float32) * np.float32(error.scale)
+            made = core.lac_backward(each.reshape(lac[0].shape), lac, self.lac_decay)
+            node.grads.update(zip(("lac_alpha", "lac_mu", "lac_offset"), made, strict=True))
+
+    def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
+        qw, batch = node.saved["w"], error.q.shape[0]
+        acc = node.buffer("dx", (batch, *node.in_shape), np.int32)
+        node.layer.product(node, batch).input_grad(error.q, qw.q, out=acc)
+        scale = float(np.float32(qw.scale) * np.float32(error.scale))
+        none = np.zeros(node.in_shape[-1], np.int32)
+        return core.dequantize_sums(acc, none, scale, out=acc.view(np.float32))
+
+    def trace(self, node: Node, batch: int) -> list[Op]:
+        m, k, n = node.layer.product(node, batch).shape
+        x, w, y = batch * int(np.prod(node.in_shape)), n * k, m * n
+        kind, name = node.layer.title, node.name
+        lac = node.params["lac_alpha"].size if self.lac != "off" else 0
+        passes = 2 if self.prc == "gauss" else 1
+        ops = [
+            # range, then codes: a quantizer reads its tensor twice
+            Op(name, "forward", "elementwise", "quantize x", (x,), "float32", 8 * x, x),
+            Op(name, "forward", "elementwise", "quantize w", (w,), "float32", 8 * w, w),
+            Op(name, "forward", "gemm", kind, (m, k, n), "int8", x + w, 4 * y),
+            Op(name, "forward", "elementwise", "dequantize, LAC", (y,), "float32", 4 * y + 12 * lac, 4 * y),
+            Op(name, "dW", "elementwise", "PRC, quantize dY", (y,), "float32", (4 + 4 * passes) * y, y),
+            Op(name, "dW", "gemm", kind, (n, m, k), "int8", x + y, 4 * w),
+            Op(name, "dW", "elementwise", "dequantize dW", (w,), "float32", 4 * w, 4 * w),
+            Op(name, "dW", "elementwise", "bias, LAC gradients", (y,), "float32", (2 if lac else 1) * y, 12 * lac),
+            Op(name, "dX", "gemm", kind, (m, n, k), "int8", y + w, 4 * x),
+            Op(name, "dX", "elementwise", "dequantize dX", (x,), "float32", 4 * x, 4 * x),
+        ]
+        return ops

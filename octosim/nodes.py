@@ -1,0 +1,141 @@
+"""What layers and methods share: a layer's place in a network, its matrix product, and the hooks of a method.
+
+Layers own geometry, methods own numbers.  A weighted layer is one matrix product in three passes, forward Y = X W^T, input
+gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers that go in and what is made of the sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from octosim import core
+from octosim.trace import Op
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass needs to know beyond its operands.  `step` counts from 1 and, with the seed, keys all randomness."""
+
+    training: bool
+    seed: int
+    step: int
+
+    def random(self, tensor: int) -> tuple[int, int, int]:
+        """The Philox stream of a tensor in this step."""
+        return self.seed, self.step, tensor
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The matrix product of a convolution: M = batch x out_h x out_w, K = kernel x kernel x channels, N = filters."""
+
+    geometry: core.Conv
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(M, K, N) of the forward pass."""
+        g = self.geometry
+        return g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w * g.channels, g.filters
+
+    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        return core.conv_forward(self.geometry, x, w, x_zero=x_zero, out=out)
+
+    def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
+        return core.conv_input_grad(self.geometry, dy, w, out=out)
+
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        return core.conv_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
+
+
+@dataclass(frozen=True)
+class FullProduct:
+    """The matrix product of a fully connected layer: M = batch, K = inputs, N = outputs."""
+
+    batch: int
+    inputs: int
+    outputs: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(M, K, N) of the forward pass."""
+        return self.batch, self.inputs, self.outputs
+
+    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        return core.gemm(x, w, transpose_b=True, out=out)
+
+    def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
+        return core.gemm(dy, w, out=out)
+
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        return core.gemm(dy, x, transpose_a=True, out=out)
+
+
+Product = Convolution | FullProduct
+
+
+@dataclass
+class Node:
+    """A layer in a network: name, place, shapes (without the batch axis), numbers and memory.
+
+    params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
+    """
+
+    name: str
+    index: int
+    layer: Any
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    params: dict[str, Array] = field(default_factory=dict)
+    state: dict[str, Array] = field(default_factory=dict)
+    grads: dict[str, Array] = field(default_factory=dict)
+    saved: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Array] = field(default_factory=dict)
+
+    def tensor(self, role: int) -> int:
+        """The number of a tensor of this layer in the Philox streams; roles 0 .. 15."""
+        return self.index * 16 + role
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Memory that this layer keeps from step to step; its old content is lost when it is asked for again."""
+        count = int(np.prod(shape))
+        held = self.memory.get(name)
+        if held is None or held.size < count or held.dtype != dtype:
+            held = self.memory[name] = np.empty(count, dtype)
+        return held[:count].reshape(shape)
+
+
+class Method(Protocol):
+    """The hooks of a training method; frozen dataclasses whose fields are the method's parameters.
+
+    Checked against the cards of the methods to come: LogBTQ adds its barrier's gradient in `weight_grad`; BLAQ's trial step
+    and second pass are its own `step`; Banner and UI8 return two copies of dY from `error`, one for each gradient; NITI's
+    values between layers are integer tensors, which only `input`, the elementwise functions and `loss` see.
+    """
+
+    name: str
+
+    def check(self, node: Node, batch: int) -> None:
+        """Refuses, with OctosimError, a layer whose sums could overflow the accumulator at this batch size."""
+
+    def init(self, node: Node, seed: int) -> None:
+        """Adds what the method itself needs to a weighted layer's params and state (`w` and `b` are there already)."""
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        """Y of a weighted layer; keeps in node.saved what the backward passes need."""
+
+    def error(self, node: Node, dy: Array, context: Context) -> Any:
+        """dY as the two gradient passes want it, made once."""
+
+    def weight_grad(self, node: Node, error: Any, context: Context) -> None:
+        """Fills node.grads."""
+
+    def input_grad(self, node: Node, error: Any, context: Context) -> Array:
+        """dX."""
+
+    def trace(self, node: Node, batch: int) -> list[Op]:
+        """The operations of a weighted layer in all passes."""

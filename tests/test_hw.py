@@ -1,0 +1,424 @@
+"""Hardware profiles: the shipped files, loading, error sentences, and reading the host."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from octosim import hw
+from octosim.errors import OctosimError
+
+FOLDER = Path(hw.__file__).resolve().parent.parent / "hwprofiles"
+FILES = sorted(FOLDER.glob("*.toml"))
+UNITS = ("_ghz", "_us", "_gb_s", "_gib", "_kib", "_w", "_gmac_s")
+UNITLESS = {"units", "int8", "float16", "float32"}  # counts, and entries of a table that carries the unit
+TABLES_OF_DTYPES = {"macs_per_clock", "gemm_efficiency", "published_peak_gmac_s"}
+
+GOOD = """
+name = "toy"
+title = "A toy"
+overhead_us = { value = 1, kind = "estimate", source = "a guess" }
+[training]
+status = "supported"
+note = "trains"
+[[engines]]
+name = "cpu"
+accumulator = "exact32"
+trains = true
+units = { value = 2, kind = "datasheet", source = "sheet" }
+clock_ghz = { value = 1.0, kind = "datasheet", source = "sheet" }
+[engines.macs_per_clock]
+int8 = { value = 8, kind = "datasheet", source = "sheet" }
+[engines.gemm_efficiency]
+int8 = { value = 0.5, kind = "estimate", source = "a guess" }
+[memory]
+bandwidth_sustained_gb_s = { value = 4, kind = "measured", source = "us" }
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "toy.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def numbers(value, path=()):
+    """(path, number) of every number anywhere in parsed TOML."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from numbers(child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from numbers(child, (*path, index))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
+
+
+def at(data, path):
+    for part in path:
+        data = data[part]
+    return data
+
+
+# --- the shipped profiles ---------------------------------------------------------------------------------------------
+
+
+def test_the_wanted_profiles_are_there():
+    assert {"jetson-xavier-nx", "atlas-200dk", "raspberry-pi-4", "raspberry-pi-5"} <= {f.stem for f in FILES}
+    assert hw.names() == [*(f.stem for f in FILES), "host"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_shipped_profile_is_valid_and_named_like_its_file(file):
+    assert hw.check(file).name == file.stem
+    assert hw.load(file.stem) == hw.check(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_every_number_has_a_source_and_a_unit(file):
+    data = tomllib.loads(file.read_text(encoding="utf-8"))
+    found = list(numbers(data))
+    assert len(found) > 10
+    for path, _ in found:
+        assert path[-1] == "value", f"{path} is a bare number"
+        figure = at(data, path[:-1])
+        assert figure["source"].strip() and figure["kind"] in ("datasheet", "measured", "derived", "estimate"), path
+        key = path[-2]
+        assert key in UNITLESS or key.endswith(UNITS), f"{key} has no unit"
+        if key in hw.DTYPES:
+            assert path[-3] in TABLES_OF_DTYPES
+
+
+@pytest.mark.parametrize("name, engine, dtype, gmac_s", [
+    ("jetson-xavier-nx", "tensor-cores", "int8", 6760), ("jetson-xavier-nx", "tensor-cores", "float16", 3380),
+    ("jetson-xavier-nx", "cuda-cores", "float32", 422), ("jetson-xavier-nx", "dla", "int8", 4510),
+    ("atlas-200dk", "cube", "int8", 11000), ("atlas-200dk", "cube", "float16", 5500),
+    ("raspberry-pi-4", "neon", "int8", 48), ("raspberry-pi-4", "neon", "float32", 23.94),
+    ("raspberry-pi-5", "neon", "int8", 307), ("raspberry-pi-5", "neon", "float16", 153.5),
+    ("raspberry-pi-5", "neon", "float32", 76.75)])
+def test_units_times_clock_times_macs_is_the_known_peak(name, engine, dtype, gmac_s):
+    found = next(e for e in hw.load(name).engines if e.name == engine)
+    assert found.peak_mac_s(dtype) / 1e9 == pytest.approx(gmac_s, rel=0.005)
+
+
+@pytest.mark.parametrize("name", [f.stem for f in FILES])
+def test_published_peaks_agree_with_derived_ones(name):
+    for engine in hw.load(name).engines:
+        published = engine.published_peak_gmac_s.given() if engine.published_peak_gmac_s else {}
+        for dtype, gmac_s in published.items():
+            assert engine.peak_mac_s(dtype) / 1e9 == pytest.approx(gmac_s, rel=hw.PEAK_TOLERANCE)
+
+
+def test_dtypes_that_a_chip_lacks_are_absent():
+    (pi4,) = hw.load("pi4").engines
+    assert pi4.peak_mac_s("float16") == 0 == pi4.rate_mac_s("float16")
+
+
+def test_aliases_resolve_and_are_unique():
+    every = [alias for f in FILES for alias in hw.check(f).aliases]
+    assert len(set(every)) == len(every)
+    assert not set(every) & set(hw.names())
+    wanted = {"jetson": "jetson-xavier-nx", "xavier-nx": "jetson-xavier-nx", "atlas": "atlas-200dk",
+              "pi4": "raspberry-pi-4", "pi5": "raspberry-pi-5"}
+    assert wanted.items() <= hw.aliases().items()
+    for alias, name in hw.aliases().items():
+        assert hw.load(alias).name == name
+
+
+def test_atlas_says_that_training_is_hypothetical():
+    assert hw.load("atlas").training_note.startswith("hypothetical: No documented way to train")
+    assert hw.load("jetson").training_note.startswith("supported: ")
+
+
+def test_device_is_frozen():
+    with pytest.raises(ValidationError):
+        hw.load("pi4").name = "pi3"
+
+
+def test_json_schema_is_json_and_names_the_fields():
+    schema = hw.json_schema()
+    assert json.loads(json.dumps(schema)) == schema
+    assert {"name", "engines", "memory"} <= set(schema["properties"])
+    assert schema["$defs"]["Figure"]["required"] == ["value", "kind", "source"]
+
+
+def test_package_data_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "hwprofiles").mkdir()
+    (tmp_path / "hwprofiles" / "toy.toml").write_text(GOOD, encoding="utf-8")
+    monkeypatch.setattr(hw.importlib.resources, "files", lambda package: tmp_path)
+    assert hw.names() == ["toy", "host"]
+    hw._shipped_device.cache_clear()
+    assert hw.load("toy").title == "A toy"
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_good_file_loads_by_path(tmp_path):
+    path = write(tmp_path, GOOD)
+    assert hw.load(path) == hw.load(str(path)) == hw.check(path)
+    assert hw.load(path).busy_w is None
+
+
+SHEET = '{ value = 1.0, kind = "datasheet", source = "sheet" }'
+BAD = {  # what is wrong: (text replaced, replacement, what the sentence must say, in order)
+    "misspelt": ("clock_ghz =", "clock_gzh =", ["unknown field engines[0].clock_gzh", "did you mean clock_ghz?"]),
+    "misspelt dtype": ("int8 = { value = 8", "int_8 = { value = 8", ["engines[0].macs_per_clock.int_8", "int8?"]),
+    "misspelt table": ("[memory]", "[memry]", ["unknown field memry", "did you mean memory?"]),
+    "misspelt source": ('source = "us"', 'sorce = "us"', ["memory.bandwidth_sustained_gb_s.sorce", "source?"]),
+    "alien": ('name = "toy"', 'name = "toy"\nxyzzy = 1', ["unknown field xyzzy"]),
+    "odd key": ('name = "toy"', 'name = "toy"\n"a.\\nb" = 1', [r"unknown field 'a.\nb'"]),
+    "missing": (f"clock_ghz = {SHEET}\n", "", ["engines[0].clock_ghz is missing", "{ value, kind, source }"]),
+    "missing table": ('[training]\nstatus = "supported"\nnote = "trains"', "", ["training is missing", "status, note"]),
+    "missing source": (', source = "us"', "", ["memory.bandwidth_sustained_gb_s.source is missing", "source"]),
+    "blank source": ('source = "us"', 'source = " "', ["bandwidth_sustained_gb_s.source is ' '", "not blanks"]),
+    "missing kind": ('kind = "measured", ', "", ["memory.bandwidth_sustained_gb_s.kind is missing"]),
+    "unknown kind": ('"measured"', '"heard"', ["sustained_gb_s.kind is 'heard'", "'datasheet', 'measured', 'derived'"]),
+    "negative": ("value = 4,", "value = -4,", ["memory.bandwidth_sustained_gb_s.value is -4", "greater than 0"]),
+    "zero": ("value = 8,", "value = 0,", ["engines[0].macs_per_clock.int8.value is 0", "greater than 0"]),
+    "negative delay": ("value = 1,", "value = -1,", ["overhead_us.value is -1", "at least 0"]),
+    "infinite": ("value = 4,", "value = inf,", ["memory.bandwidth_sustained_gb_s.value is inf", "finite"]),
+    "nan": ("value = 4,", "value = nan,", ["memory.bandwidth_sustained_gb_s.value is nan"]),
+    "efficiency": ("value = 0.5", "value = 50", ["engines[0].gemm_efficiency.int8.value is 50", "at most 1"]),
+    "bare number": (f"clock_ghz = {SHEET}", "clock_ghz = 1.0", ["engines[0].clock_ghz is 1.0", "{ value, kind, "]),
+    "text for number": ("value = 4,", 'value = "4",', ["bandwidth_sustained_gb_s.value is '4'", "a number"]),
+    "boolean for number": ("value = 4,", "value = true,", ["bandwidth_sustained_gb_s.value is True", "a number"]),
+    "half a unit": ("value = 2,", "value = 2.5,", ["engines[0].units.value is 2.5", "a whole number"]),
+    "number for text": ('accumulator = "exact32"', "accumulator = 32", ["engines[0].accumulator is 32", "text"]),
+    "text for boolean": ("trains = true", 'trains = "yes"', ["engines[0].trains is 'yes'", "true or false"]),
+    "status": ('"supported"', '"sure"', ["training.status is 'sure'", "'supported' or 'hypothetical'"]),
+    "name": ('name = "toy"', 'name = "My Toy"', ["field name is 'My Toy'", "lower-case"]),
+    "aliases": ('name = "toy"', 'name = "toy"\naliases = "t"', ["field aliases is 't'", "a list"]),
+    "no efficiency": ("[engines.gemm_efficiency]\nint8", "[engines.gemm_efficiency]\nfloat32",
+                      ["engines[0]", "int8 in both macs_per_clock and gemm_efficiency"]),
+    "no dtype": ('int8 = { value = 8, kind = "datasheet", source = "sheet" }', "",
+                 ["engines[0].macs_per_clock", "at least one of int8, float16, float32"]),
+    "wrong peak": ("[engines.gemm_efficiency]", f"[engines.published_peak_gmac_s]\nint8 = {SHEET}\n"
+                   "[engines.gemm_efficiency]", ["engines[0]", "is 16 GMAC/s", "published_peak_gmac_s.int8 of 1"]),
+    "peak of nothing": ("[engines.gemm_efficiency]", f"[engines.published_peak_gmac_s]\nfloat32 = {SHEET}\n"
+                        "[engines.gemm_efficiency]", ["engines[0]", "no macs_per_clock.float32"]),
+    "syntax": ("trains = true", "trains = ", ["not valid TOML", "line 11"]),
+    "twice": ("trains = true", "trains = true\ntrains = true", ["not valid TOML"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_bad_profile_gives_one_sentence(case, tmp_path):
+    old, new, wanted = BAD[case]
+    assert GOOD.count(old) >= 1, "the case does not change the file"
+    path = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(OctosimError) as caught:
+        hw.load(path)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{path}: ")
+    assert "\n" not in sentence and len(sentence) < 300 + len(str(path))
+    assert " more)" not in sentence, "one mistake must be one problem"
+    position = 0
+    for part in wanted:
+        assert part in sentence[position:], sentence
+        position = sentence.index(part, position)
+
+
+@pytest.mark.parametrize("gmac_s, good", [(16, True), (15.6, True), (16.4, True), (15.4, False), (16.6, False)])
+def test_published_peak_may_differ_by_three_percent(gmac_s, good, tmp_path):
+    published = SHEET.replace("1.0", str(gmac_s))  # 2 units x 1 GHz x 8 MAC/clock = 16 GMAC/s
+    path = write(tmp_path, GOOD.replace("[memory]", f"[engines.published_peak_gmac_s]\nint8 = {published}\n[memory]"))
+    if good:
+        assert hw.check(path).engines[0].published_peak_gmac_s.int8.value == gmac_s
+    else:
+        with pytest.raises(OctosimError, match="is 16 GMAC/s"):
+            hw.check(path)
+
+
+def test_two_engines_of_one_name(tmp_path):
+    engine = GOOD[GOOD.index("[[engines]]"):GOOD.index("[memory]")]
+    with pytest.raises(OctosimError, match="field engines needs a different name for each engine"):
+        hw.check(write(tmp_path, GOOD.replace("[memory]", engine + "[memory]")))
+
+
+def test_no_engine(tmp_path):
+    engine = GOOD[GOOD.index("[[engines]]"):GOOD.index("[memory]")]
+    with pytest.raises(OctosimError, match="field engines is missing, expected"):
+        hw.check(write(tmp_path, GOOD.replace(engine, "")))
+    with pytest.raises(OctosimError, match="field engines is empty, expected at least one engine"):
+        hw.check(write(tmp_path, "engines = []\n" + GOOD.replace(engine, "")))
+
+
+def test_several_problems_are_counted(tmp_path):
+    text = GOOD.replace("trains = true\n", "").replace("value = 4,", "value = -4,").replace("title", "titel")
+    with pytest.raises(OctosimError, match=r"unknown field titel, did you mean title\? \(and 2 more\)$"):
+        hw.check(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("name, guess", [("jetsn", "jetson"), ("pi-4", "pi4"), ("atlas-200", "atlas-200dk"),
+                                         ("JETSON", None), ("", None), ("hots", "host")])
+def test_unknown_name(name, guess):
+    with pytest.raises(OctosimError) as caught:
+        hw.load(name)
+    sentence = str(caught.value)
+    assert repr(name) in sentence and "\n" not in sentence
+    assert (f"did you mean {guess}?" if guess else "jetson") in sentence
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(OctosimError, match="no such profile file"):
+        hw.load(tmp_path / "absent.toml")
+    with pytest.raises(OctosimError, match="cannot be read"):
+        hw.load(tmp_path)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(OctosimError, match="UTF-8"):
+        hw.load(tmp_path / "binary.toml")
+
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
+                   st.just(10**400),
+                   st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.text()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_mutation_is_accepted_or_explained(data):
+    """Any part of a profile replaced by anything is a Device or a ValidationError with a readable first problem."""
+    profile = copy.deepcopy(tomllib.loads(GOOD))
+    node = profile
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = data.draw(st.sampled_from(keys))
+        child = node[key]
+        if isinstance(child, dict | list) and child and data.draw(st.booleans()):
+            node = child
+            continue
+        break
+    if data.draw(st.booleans()) or isinstance(node, list):
+        node[key] = data.draw(LEAVES)
+    else:
+        del node[key]
+    try:
+        hw.Device.model_validate(profile)
+    except ValidationError as error:
+        sentence = hw._first_problem(error)
+        assert sentence and "\n" not in sentence and len(sentence) < 300
+
+
+# --- the host ---------------------------------------------------------------------------------------------------------
+
+
+def test_host_here():
+    device = hw.host()
+    assert device is hw.load("host"), "measured once a process"
+    assert device.name == "host" and device.training.status == "supported" and device.busy_w is None
+    (engine,) = device.engines
+    assert 0 < engine.rate_mac_s("float32") < engine.peak_mac_s("float32")
+    assert engine.peak_mac_s("int8") >= engine.peak_mac_s("float32")
+    assert 1e8 < device.bandwidth_b_s < 1e13
+    assert device.memory.bandwidth_sustained_gb_s.kind == "measured"
+    assert device.memory.capacity_gib is None or device.memory.capacity_gib.value > 0.1
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def arm(features: str, part: str, cpus: int = 4) -> str:
+    return "\n".join(f"processor\t: {i}\nBogoMIPS\t: 108.00\nFeatures\t: {features}\nCPU part\t: {part}\n"
+                     for i in range(cpus)) + "\nHardware\t: BCM2835\n"
+
+
+def x86(flags: str, vendor: str = "GenuineIntel", family: str = "6", cpus: int = 4, cores: int = 2) -> str:
+    return "\n".join(f"processor\t: {i}\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel name\t: A CPU\n"
+                     f"cpu MHz\t\t: {2000 + i}.5\nphysical id\t: 0\ncore id\t\t: {i % cores}\nflags\t\t: {flags}\n"
+                     for i in range(cpus))
+
+
+@pytest.mark.parametrize("machine, cpuinfo, accumulator, int8, float32, kind", [
+    ("aarch64", arm("fp asimd crc32", "0xd08"), "smlal", 8, 4, "estimate"),
+    ("aarch64", arm("fp asimd asimdhp asimddp", "0xd0b"), "sdot", 32, 8, "derived"),
+    ("aarch64", arm("fp asimd asimdhp asimddp", "0xd05"), "sdot", 16, 4, "derived"),
+    ("aarch64", arm("fp asimd asimddp i8mm", "0xd40"), "int32 wrap", 64, 8, "derived"),
+    ("x86_64", x86("sse2 avx2 avx512f avx512_vnni"), "vpdpbusd", 128, 32, "derived"),
+    ("x86_64", x86("sse2 avx2 avx512_vnni", "AuthenticAMD", "25"), "vpdpbusd", 64, 16, "derived"),
+    ("x86_64", x86("sse2 avx2 avx512_vnni", "AuthenticAMD", "26"), "vpdpbusd", 64, 16, "estimate"),
+    ("x86_64", x86("sse2 avx2 avx_vnni"), "vpdpbusd", 64, 16, "derived"),
+    ("x86_64", x86("sse2 avx2"), "maddubs", 32, 16, "estimate"),
+    ("x86_64", x86("sse2"), "maddubs", 16, 8, "estimate"),
+    ("riscv64", "processor : 0\nisa : rv64imafdc\n", "maddubs", 16, 8, "estimate"),
+    ("aarch64", "", "smlal", 8, 4, "estimate")])
+def test_instruction_sets(tmp_path, machine, cpuinfo, accumulator, int8, float32, kind):
+    device = hw.read_host(tree(tmp_path, {"proc/cpuinfo": cpuinfo}), machine)
+    (engine,) = device.engines
+    assert engine.accumulator == accumulator
+    assert engine.macs_per_clock.given() == {"int8": int8, "float32": float32}
+    assert engine.macs_per_clock.int8.kind == kind
+    assert "float16" not in engine.macs_per_clock.given()
+
+
+def test_host_reads_a_raspberry_pi(tmp_path):
+    device = hw.read_host(tree(tmp_path, {
+        "proc/cpuinfo": arm("fp asimd crc32", "0xd08"),
+        "proc/meminfo": "MemTotal:        3884356 kB\nMemFree: 1 kB\n",
+        "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+        "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "1500000\n",
+        "sys/devices/system/cpu/cpu0/cache/index0/type": "Data\n",
+        "sys/devices/system/cpu/cpu0/cache/index0/level": "1\n",
+        "sys/devices/system/cpu/cpu0/cache/index0/size": "32K\n",
+        "sys/devices/system/cpu/cpu0/cache/index1/type": "Instruction\n",
+        "sys/devices/system/cpu/cpu0/cache/index1/level": "1\n",
+        "sys/devices/system/cpu/cpu0/cache/index1/size": "48K\n",
+        "sys/devices/system/cpu/cpu0/cache/index2/type": "Unified\n",
+        "sys/devices/system/cpu/cpu0/cache/index2/level": "2\n",
+        "sys/devices/system/cpu/cpu0/cache/index2/size": "1024K\n",
+        "sys/devices/system/cpu/cpu0/cache/index2/shared_cpu_list": "0-3\n"}), "aarch64")
+    assert device.title == "Raspberry Pi 4 Model B Rev 1.4"
+    assert device.engines[0].peak_mac_s("int8") == pytest.approx(48e9)
+    assert device.memory.capacity_gib.value == pytest.approx(3884356 / 2**20)
+    assert [(c.name, c.size_kib.value, c.shared_by) for c in device.caches] == [
+        ("L1D", 32, "unknown"), ("L2", 1024, "logical CPUs 0-3")]
+
+
+def test_host_counts_cores_not_threads(tmp_path):
+    device = hw.read_host(tree(tmp_path, {"proc/cpuinfo": x86("avx2", cpus=4, cores=2)}), "x86_64")
+    assert device.engines[0].units.value == 2
+    assert device.engines[0].clock_ghz.value == pytest.approx(2.0035)
+    assert device.title == "A CPU"
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "riscv64", ""])
+def test_host_with_every_file_missing(tmp_path, machine):
+    device = hw.read_host(tmp_path, machine)
+    assert device.engines[0].clock_ghz.kind == "estimate"
+    assert device.engines[0].units.value >= 1
+    assert device.memory.capacity_gib is None and device.caches == ()
+
+
+@pytest.mark.parametrize("junk", ["", "0", "-5", "nan", "garbage\n\n:::\n", "processor"])
+def test_host_with_junk_in_every_file(tmp_path, junk):
+    index = "sys/devices/system/cpu/cpu0/cache/index0/"
+    files = ["proc/cpuinfo", "proc/meminfo", "proc/device-tree/model", index + "type", index + "level", index + "size",
+             "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"]
+    device = hw.read_host(tree(tmp_path, dict.fromkeys(files, junk)), "aarch64")
+    assert device.engines[0].peak_mac_s("int8") > 0
+    assert device.engines[0].clock_ghz.kind == "estimate"
+
+
+def test_copy_bandwidth_counts_reads_and_writes(monkeypatch):
+    """A copy that takes 0.02 s of a fake clock, once 0.01 s: the best counts, both directions count."""
+    now = 0.0
+    durations = iter([0.02, 0.01] + [0.02] * 100)
+
+    def copy(target, source):
+        nonlocal now
+        now += next(durations)
+
+    monkeypatch.setattr(hw.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(hw.np, "copyto", copy)
+    assert hw._copy_bandwidth(16 << 20) == pytest.approx(2 * (1 << 20) / 0.01)
