@@ -2,7 +2,7 @@
 
 Arrays are C-contiguous unless a docstring says otherwise.  `out` may be given to reuse memory; it is returned.  Results do not
 depend on the instruction set or on the number of threads, to the bit.  Images are NHWC, convolution weights
-[filter][kernel_h][kernel_w][channel].  The meaning of every function stands in cext/octosim.h, its arithmetic in cext/loops.inc.
+[filter][kernel_h][kernel_w][channel].  cext/octosim.h says what every function means, cext/loops.inc its arithmetic.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _out(name: str, array: Array | None, dtype: np.dtype[Any], shape: tuple[int,
     return array, _in(name, array, dtype, shape)
 
 
-# ---- instruction sets and threads ---------------------------------------------------------------------------------------
+# ---- instruction sets and threads -------------------------------------------
 
 
 def isas() -> dict[str, bool]:
@@ -100,7 +100,7 @@ if os.environ.get("OCTOSIM_ISA"):
         raise CoreError(f"OCTOSIM_ISA: {error}") from None
 
 
-# ---- matrix products and convolutions -------------------------------------------------------------------------------------
+# ---- matrix products and convolutions ---------------------------------------
 
 
 def _strided(name: str, array: Array) -> tuple[Array, int]:
@@ -241,7 +241,7 @@ def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Arra
     return out
 
 
-# ---- randomness and elementary functions --------------------------------------------------------------------------------------
+# ---- randomness and elementary functions ------------------------------------
 
 
 def philox(n: int, seed: int, step: int = 0, tensor: int = 0, *, out: Array | None = None) -> Array:
@@ -272,7 +272,7 @@ def log(x: Array) -> Array:
     return out
 
 
-# ---- quantization -----------------------------------------------------------------------------------------------------------------
+# ---- quantization -----------------------------------------------------------
 
 
 def value_range(x: Array) -> tuple[float, float]:
@@ -345,7 +345,7 @@ def images(x: Array, scale: float, shift: float, *, out: Array | None = None) ->
     return out
 
 
-# ---- columns: sums, affine maps, batch normalization ----------------------------------------------------------------------------------
+# ---- columns: sums, affine maps, batch normalization ------------------------
 
 
 def _matrix(x: Array) -> tuple[int, int]:
@@ -429,7 +429,7 @@ def batchnorm_backward(
     return out, dgamma, dbeta
 
 
-# ---- the other layers -----------------------------------------------------------------------------------------------------------------
+# ---- the other layers -------------------------------------------------------
 
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
@@ -512,7 +512,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, gradient: bool = True
     return loss[0], dlogits, correct[0]
 
 
-# ---- optimizers and Octo's compensation -----------------------------------------------------------------------------------------------
+# ---- optimizers and Octo's compensation -------------------------------------
 
 
 def sgd(w: Array, g: Array, v: Array, *, lr: float, momentum: float, decay: float) -> None:

@@ -61,8 +61,18 @@ def predict(ops: Iterable[Op], device: Device) -> list[OpCost]:
             dtype_used, note = op.dtype, ""
             compute_s = op.elements / element_rates[backward]
         memory_s = op.bytes / device.bandwidth_b_s
-        costs.append(OpCost(op, device.overhead_s + max(compute_s, memory_s), compute_s, memory_s, device.overhead_s,
-                            _bound(compute_s, memory_s, device.overhead_s), dtype_used, note))
+        costs.append(
+            OpCost(
+                op,
+                device.overhead_s + max(compute_s, memory_s),
+                compute_s,
+                memory_s,
+                device.overhead_s,
+                _bound(compute_s, memory_s, device.overhead_s),
+                dtype_used,
+                note,
+            )
+        )
     return costs
 
 
@@ -88,9 +98,17 @@ def total(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None
 def cost_json(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None) -> dict[str, Any]:
     """What `octosim cost --json` prints: {"device", "total", "notes", "layers"}; null where unknown."""
     layers = [
-        {"layer": cost.op.layer, "pass": cost.op.pass_, "name": cost.op.name, "kind": cost.op.kind,
-         "dtype": cost.dtype_used, "macs": cost.op.macs, "bytes": cost.op.bytes, "time_s": cost.time_s,
-         "bound": cost.bound}
+        {
+            "layer": cost.op.layer,
+            "pass": cost.op.pass_,
+            "name": cost.op.name,
+            "kind": cost.op.kind,
+            "dtype": cost.dtype_used,
+            "macs": cost.op.macs,
+            "bytes": cost.op.bytes,
+            "time_s": cost.time_s,
+            "bound": cost.bound,
+        }
         for cost in costs
     ]
     notes = list(dict.fromkeys(cost.note for cost in costs if cost.note))
@@ -101,25 +119,29 @@ def _engines(op: Op, device: Device) -> list[Engine]:
     """The engines that can run the pass of `op`; never empty."""
     engines = [engine for engine in device.engines if engine.trains or op.pass_ == "forward"]
     if not engines:
-        raise OctosimError(f"profile {device.name}: no engine has trains = true, so the pass {op.pass_} of layer "
-                           f"{op.layer} cannot run there")
+        raise OctosimError(
+            f"profile {device.name}: no engine has trains = true, so the pass {op.pass_} of layer {op.layer} cannot run there"
+        )
     return engines
 
 
 def _gemm_rate(op: Op, device: Device) -> tuple[float, str, str]:
     """(MAC/s, dtype, note) of the fastest engine with op.dtype, else of the fastest with a wider dtype."""
     if op.dtype not in DTYPES:
-        raise OctosimError(f"layer {op.layer}: a matrix product in {op.dtype!r} has no price, expected one of "
-                           f"{', '.join(DTYPES)}")
-    wider = DTYPES[DTYPES.index(op.dtype):]
+        raise OctosimError(
+            f"layer {op.layer}: a matrix product in {op.dtype!r} has no price, expected one of {', '.join(DTYPES)}"
+        )
+    wider = DTYPES[DTYPES.index(op.dtype) :]
     engines = _engines(op, device)
     rates = {dtype: max(engine.rate_mac_s(dtype) for engine in engines) for dtype in wider}
     if rates[op.dtype]:
         return rates[op.dtype], op.dtype, ""
     dtype = max(wider, key=lambda d: rates[d])
     if not rates[dtype]:
-        raise OctosimError(f"profile {device.name}: no engine computes {op.dtype} or a wider type, which the pass "
-                           f"{op.pass_} of layer {op.layer} needs")
+        raise OctosimError(
+            f"profile {device.name}: no engine computes {op.dtype} or a wider type, which the pass "
+            f"{op.pass_} of layer {op.layer} needs"
+        )
     return rates[dtype], dtype, f"{device.name} has no {op.dtype} units for this pass: runs in {dtype}"
 
 

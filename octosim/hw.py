@@ -128,8 +128,10 @@ class Engine(_Model):
                 raise ValueError(f"has published_peak_gmac_s.{dtype} but no macs_per_clock.{dtype}")
             derived = self.peak_mac_s(dtype) / 1e9
             if abs(derived - gmac_s) > PEAK_TOLERANCE * gmac_s:
-                raise ValueError(f"units x clock_ghz x macs_per_clock.{dtype} is {derived:.4g} GMAC/s, which is not "
-                                 f"the published_peak_gmac_s.{dtype} of {gmac_s:.4g}")
+                raise ValueError(
+                    f"units x clock_ghz x macs_per_clock.{dtype} is {derived:.4g} GMAC/s, which is not "
+                    f"the published_peak_gmac_s.{dtype} of {gmac_s:.4g}"
+                )
         return self
 
     def peak_mac_s(self, dtype: Dtype) -> float:
@@ -308,8 +310,9 @@ def _first_problem(error: ValidationError) -> str:
     extras = [p for p in problems if p["type"] == "extra_forbidden"]
     # A misspelt field is reported twice, as unknown and as missing: keep the first, which names the mistake.
     meant = {(*p["loc"][:-1], _suggestion(p["loc"])) for p in extras}
-    problems = extras + [p for p in problems if p["type"] != "extra_forbidden"
-                         and not (p["type"] == "missing" and p["loc"] in meant)]
+    problems = extras + [
+        p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)
+    ]
     more = len(problems) - 1
     return _describe(dict(problems[0])) + (f" (and {more} more)" if more else "")
 
@@ -430,20 +433,37 @@ def read_host(root: Path, machine: str) -> Device:
         return {"value": value, "kind": "estimate" if guessed else "derived", "source": isa_source}
 
     efficiency = {"value": 0.5, "kind": "estimate", "source": "not calibrated on this machine"}
-    engine = {"name": "cpu", "accumulator": accumulator, "trains": True, "units": cores, "clock_ghz": clock,
-              "macs_per_clock": {"int8": derived(int8), "float32": derived(float32)},
-              "gemm_efficiency": {"int8": efficiency, "float32": efficiency}}
+    engine = {
+        "name": "cpu",
+        "accumulator": accumulator,
+        "trains": True,
+        "units": cores,
+        "clock_ghz": clock,
+        "macs_per_clock": {"int8": derived(int8), "float32": derived(float32)},
+        "gemm_efficiency": {"int8": efficiency, "float32": efficiency},
+    }
     bytes_total = _memory_bytes(root)
-    memory: dict[str, Any] = {"bandwidth_sustained_gb_s": {
-        "value": _copy_bandwidth(bytes_total) / 1e9, "kind": "measured",
-        "source": "NumPy copy of large arrays here, one thread, bytes read plus written"}}
+    memory: dict[str, Any] = {
+        "bandwidth_sustained_gb_s": {
+            "value": _copy_bandwidth(bytes_total) / 1e9,
+            "kind": "measured",
+            "source": "NumPy copy of large arrays here, one thread, bytes read plus written",
+        }
+    }
     if bytes_total:
         memory["capacity_gib"] = {"value": bytes_total / 2**30, "kind": "measured", "source": "/proc/meminfo MemTotal"}
-    return Device.model_validate({
-        "name": "host", "title": title, "note": f"Read from this machine ({machine}); not calibrated.",
-        "training": {"status": "supported", "note": "A general CPU: octosim itself trains here."},
-        "overhead_us": {"value": 5, "kind": "estimate", "source": "order of one call from Python with threads"},
-        "engines": [engine], "memory": memory, "caches": _caches(root)})
+    return Device.model_validate(
+        {
+            "name": "host",
+            "title": title,
+            "note": f"Read from this machine ({machine}); not calibrated.",
+            "training": {"status": "supported", "note": "A general CPU: octosim itself trains here."},
+            "overhead_us": {"value": 5, "kind": "estimate", "source": "order of one call from Python with threads"},
+            "engines": [engine],
+            "memory": memory,
+            "caches": _caches(root),
+        }
+    )
 
 
 def _text(path: Path) -> str:
@@ -517,9 +537,13 @@ def _caches(root: Path) -> list[dict[str, Any]]:
         if kind == "Instruction" or not level or not match:
             continue
         shared = _text(folder / "shared_cpu_list")
-        found.append({"name": f"L{level}" + ("D" if kind == "Data" else ""),
-                      "shared_by": f"logical CPUs {shared}" if shared else "unknown",
-                      "size_kib": {"value": int(match[1]), "kind": "measured", "source": "sysfs cache of cpu0"}})
+        found.append(
+            {
+                "name": f"L{level}" + ("D" if kind == "Data" else ""),
+                "shared_by": f"logical CPUs {shared}" if shared else "unknown",
+                "size_kib": {"value": int(match[1]), "kind": "measured", "source": "sysfs cache of cpu0"},
+            }
+        )
     return found
 
 

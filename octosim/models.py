@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from octosim import core
-from octosim.errors import OctosimError
+from octosim.errors import OctosimError, suggest
 from octosim.layers import BatchNorm, Conv2d, Flatten, Layer, Linear, MaxPool, ReLU
-from octosim.methods import suggest
 from octosim.nodes import Array, Context, Method, Node
 from octosim.trace import Op
 
@@ -36,7 +35,7 @@ MODELS: dict[str, tuple[Layer, ...]] = {
 def layers(model: str, classes: int, batchnorm: bool = True) -> tuple[Layer, ...]:
     """The layers of a named model for so many classes; OctosimError where the name is unknown."""
     if model not in MODELS:
-        raise OctosimError(f"unknown model '{model}'" + suggest(model, list(MODELS)))
+        raise OctosimError(f"unknown model '{model}'" + suggest(model, MODELS))
     kept = [layer for layer in MODELS[model] if batchnorm or not isinstance(layer, BatchNorm)]
     sized = [Linear(classes, x.deviation) if isinstance(x, Linear) and x.units is None else x for x in kept]
     return tuple(sized)
@@ -159,12 +158,13 @@ def trace(network: Network, batch: int) -> list[Op]:
     for node in network.nodes:
         made = node.layer.trace(node, network.method, batch)
         first = node.index == network._first and node.layer.weighted
-        ops += [op for op in made if not (first and op.pass_ == "dX") and not (node.index < network._first and op.pass_ == "dX")]
+        ops += [
+            op for op in made if not (first and op.pass_ == "dX") and not (node.index < network._first and op.pass_ == "dX")
+        ]
     classes = network.nodes[-1].out_shape[0]
     size = batch * classes
     ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), "float32", 8 * size, 4 * size))
-    for node in network.nodes:
-        count = sum(v.size for v in node.params.values())
-        if count:  # weight, gradient and two moments read, weight and two moments written: Adam
-            ops.append(Op(node.name, "update", "update", "optimizer", (count,), "float32", 16 * count, 12 * count))
+    count = sum(v.size for node in network.nodes for v in node.params.values())
+    # weight, gradient and two moments read, weight and two moments written: Adam
+    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), "float32", 16 * count, 12 * count))
     return ops

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from octosim import core
-from octosim.errors import OctosimError
-from octosim.methods import suggest
+from octosim.errors import OctosimError, suggest
 
 Array = np.ndarray[Any, Any]
 
@@ -43,7 +42,17 @@ class Adam:
     def update(self, step: int, w: Array, g: Array, slots: dict[str, Array]) -> None:
         c1, c2 = 1.0 - _power(self.b1, step), 1.0 - _power(self.b2, step)
         core.adam(
-            w, g, slots["m"], slots["v"], lr=self.lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=self.decay
+            w,
+            g,
+            slots["m"],
+            slots["v"],
+            lr=self.lr,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            c1=c1,
+            c2=c2,
+            decay=self.decay,
         )
 
 
@@ -64,7 +73,7 @@ OPTIMIZERS: dict[str, type[Any]] = {cls.name: cls for cls in (Adam, Sgd)}
 def make(name: str, lr: float | None) -> Sgd | Adam:
     """The optimizer `name`, with its own learning rate unless one is given."""
     if name not in OPTIMIZERS:
-        raise OctosimError(f"unknown optimizer '{name}'" + suggest(name, list(OPTIMIZERS)))
+        raise OctosimError(f"unknown optimizer '{name}'" + suggest(name, OPTIMIZERS))
     if lr is not None and not (0 < lr < float("inf")):
         raise OctosimError(f"--lr must be a positive number, not {lr}")
     optimizer: Sgd | Adam = OPTIMIZERS[name]() if lr is None else OPTIMIZERS[name](lr=lr)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from typing import Any
 
-from octosim.errors import OctosimError
+from octosim.errors import OctosimError, suggest
 from octosim.methods.fp32 import Fp32
 from octosim.methods.octo import Octo
 from octosim.nodes import Method
 
 METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Fp32, Octo)}
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """'; did you mean X?' or the list of what is known."""
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean '{near[0]}'?" if near else f" (known: {', '.join(sorted(known))})"
 
 
 def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
@@ -39,12 +32,12 @@ def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
 def make(name: str, parameters: dict[str, Any]) -> Method:
     """The method `name` with its parameters; OctosimError where either is unknown or a value is out of range."""
     if name not in METHODS:
-        raise OctosimError(f"unknown method '{name}'" + suggest(name, list(METHODS)))
+        raise OctosimError(f"unknown method '{name}'" + suggest(name, METHODS))
     cls = METHODS[name]
     kinds = {k: v for k, v in typing.get_type_hints(cls).items() if typing.get_origin(v) is not typing.ClassVar}
     for key in parameters:
         if key not in kinds:
-            raise OctosimError(f"method {name} has no parameter '{key}'" + suggest(key, list(kinds)))
+            raise OctosimError(f"method {name} has no parameter '{key}'" + suggest(key, kinds))
     method: Method = cls(**{k: _convert(name, k, v, kinds[k]) for k, v in parameters.items()})
     return method
 

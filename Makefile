@@ -1,0 +1,35 @@
+# The commands of CONTRIBUTING.md.  Each makes the virtual environment that it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+# The full data sets, where they lie beside the checkout; tests that need them skip where they do not.
+export OCTOSIM_DATA ?= $(abspath $(wildcard ../shared/data))
+
+.PHONY: demo dev test bench lint clean
+
+demo: .venv-demo/installed
+	.venv-demo/bin/python tools/demo.py demo
+
+dev: $(VENV)/installed
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -q
+
+bench: $(VENV)/installed
+	$(VENV)/bin/octosim bench --profile jetson --model simplecnn --against torch
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+.venv-demo/installed: pyproject.toml setup.py $(wildcard cext/*)
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed: pyproject.toml setup.py $(wildcard cext/*)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test,peers]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-demo build dist demo octosim.egg-info octosim/_core*.so

@@ -1,0 +1,206 @@
+"""Real timings of training steps on this machine, beside the prediction for a device.
+
+Every measured step is a whole one on real images: gather the batch, forward, backward, update.  The contestants take turns
+in one process, a few steps each at a time, so that a disturbance of the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyperf
+
+from octosim import core, cost, hw, models, peers
+from octosim.errors import OctosimError
+from octosim.train import Config, Run, environment
+
+FORMAT = 1
+UNSTABLE = 0.15  # relative width of the middle half above which a measurement is called unstable
+Key = tuple[str, str]
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"median_s": middle, "p25_s": low, "p75_s": high, "n": len(values)}
+
+
+class _Clock:
+    """Collects the time of each layer's passes through `models.Tick`."""
+
+    def __init__(self) -> None:
+        self.values: dict[Key, list[float]] = {}
+        self.last = 0.0
+
+    def __call__(self, layer: str, pass_: str) -> None:
+        now = time.perf_counter()
+        self.values.setdefault((layer, pass_), []).append(now - self.last)
+        self.last = time.perf_counter()
+
+
+def _contestant(run: Run, clock: _Clock, totals: list[float]) -> Callable[[], None]:
+    """One step of a run, its parts put on the clock; the run wraps around its epochs."""
+
+    def step() -> None:
+        if run.step >= run.steps_per_epoch:
+            run.step = 0
+        before = clock.last = time.perf_counter()
+        run.train_step(clock)
+        totals.append(time.perf_counter() - before)
+
+    return step
+
+
+def _timed(step: Callable[[], None], totals: list[float]) -> Callable[[], None]:
+    def timed() -> None:
+        before = time.perf_counter()
+        step()
+        totals.append(time.perf_counter() - before)
+
+    return timed
+
+
+def _take_turns(steps: list[Callable[[], None]], forget: Callable[[], None], seconds: float, progress: Any) -> None:
+    """Warm-up, then rounds of a few steps each until each contestant has run about `seconds` (5 rounds at least)."""
+    for step in steps:
+        for _ in range(3):
+            step()
+    forget()
+    started, rounds = time.perf_counter(), 0
+    budget = seconds * len(steps)
+    while rounds < 5 or (time.perf_counter() - started < budget and rounds < 1000):
+        for step in steps:
+            for _ in range(4):
+                step()
+        rounds += 1
+        if progress:
+            progress(min(1.0, (time.perf_counter() - started) / budget))
+
+
+def _rows(costs: list[cost.OpCost], clock: _Clock) -> list[dict[str, Any]]:
+    """One row a layer and pass: work, prediction (what binds its slowest operation) and measurement."""
+    grouped: dict[Key, list[cost.OpCost]] = {}
+    for c in costs:
+        grouped.setdefault((c.op.layer, c.op.pass_), []).append(c)
+    rows = []
+    for (layer, pass_), some in grouped.items():
+        slowest = max(some, key=lambda c: c.time_s)
+        rows.append({
+            "layer": layer,
+            "pass": pass_,
+            "macs": sum(c.op.macs for c in some),
+            "bytes": sum(c.op.bytes for c in some),
+            "predicted": {"time_s": sum(c.time_s for c in some), "bound": slowest.bound},
+            "measured": _spread(clock.values[layer, pass_]) if (layer, pass_) in clock.values else None,
+        })  # fmt: skip
+    return rows
+
+
+def _part(run: Run, device: hw.Device, clock: _Clock, totals: list[float]) -> dict[str, Any]:
+    costs = cost.predict(models.trace(run.network, run.config.batch_size), device)
+    spread = _spread(totals)
+    return {
+        "layers": _rows(costs, clock),
+        "total": {
+            "time_s": spread["median_s"],
+            "p25_s": spread["p25_s"],
+            "p75_s": spread["p75_s"],
+            "n": spread["n"],
+            "predicted_time_s": sum(c.time_s for c in costs),
+            "macs": sum(c.op.macs for c in costs),
+            "bytes": sum(c.op.bytes for c in costs),
+        },
+    }
+
+
+def step_bench(
+    config: Config,
+    device: hw.Device,
+    *,
+    against: list[str],
+    seconds: float,
+    command: str,
+    progress: Callable[[float], None] | None = None,
+    raw: Path | None = None,
+) -> dict[str, Any]:
+    """Measures config's training step here, FP32's beside it, and predicts both on the device.
+
+    against: peers to measure in the same process, of ("torch",).  seconds: about how long each contestant runs.
+    raw: also write every single value as pyperf JSON.  Returns the bench record that `report` reads; times in seconds.
+    """
+    unknown = sorted(set(against) - {"torch"})
+    if unknown:
+        raise OctosimError(f"--against: unknown peer '{unknown[0]}' (known: torch)")
+    configs = [config]
+    if config.method != "fp32":
+        configs.append(Config(**{**vars(config), "method": "fp32", "parameters": {}}))
+    runs = [Run(c) for c in configs]
+    clocks, totals = [_Clock() for _ in runs], [[] for _ in runs]  # type: list[_Clock], list[list[float]]
+    steps = [_contestant(*three) for three in zip(runs, clocks, totals, strict=True)]
+    peer_totals: dict[str, list[float]] = {}
+    if "torch" in against:
+        images, labels = runs[0].batch(1)
+        made = peers.torch_steps(runs[0].layers, images, labels, config.optimizer, runs[0].optimizer.lr, core.threads())
+        for name, step in made.items():
+            steps.append(_timed(step, peer_totals.setdefault(name, [])))
+
+    def forget() -> None:
+        for values in (*totals, *peer_totals.values()):
+            values.clear()
+        for clock in clocks:
+            clock.values.clear()
+
+    _take_turns(steps, forget, seconds, progress)
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "bench",
+        "model": config.model,
+        "data": config.data,
+        "batch_size": config.batch_size,
+        "method": config.method,
+        "parameters": config.parameters,
+        "device": {"name": device.name, "title": device.title, "training": device.training_note},
+        "environment": environment(),
+        **_part(runs[0], device, clocks[0], totals[0]),
+    }
+    if len(runs) > 1:
+        record["fp32"] = _part(runs[1], device, clocks[1], totals[1])
+    if peer_totals:
+        torch = peers.torch_module()
+        medians = {name: statistics.median(values) for name, values in peer_totals.items()}
+        best = min(medians, key=lambda name: medians[name])
+        spread = _spread(peer_totals[best])
+        record["against"] = {"torch": {
+            "time_s": medians[best],
+            "p25_s": spread["p25_s"],
+            "p75_s": spread["p75_s"],
+            "ratio": medians[best] / record["total"]["time_s"],
+            "version": torch.__version__,
+            "what": f"PyTorch FP32, eager, {best} (the faster of {' and '.join(medians)})",
+            "all": medians,
+        }}  # fmt: skip
+    record["unstable"] = [
+        name
+        for name, values in (("int8" if config.method != "fp32" else "fp32", totals[0]), *peer_totals.items())
+        if (s := _spread(values))["p75_s"] - s["p25_s"] > UNSTABLE * s["median_s"]
+    ]
+    record["command"] = command
+    if raw:
+        _write_pyperf(raw, {config.method: totals[0], **({"fp32": totals[1]} if len(runs) > 1 else {}),
+                            **{f"torch {k}": v for k, v in peer_totals.items()}}, config)  # fmt: skip
+    return record
+
+
+def _write_pyperf(path: Path, values: dict[str, list[float]], config: Config) -> None:
+    """Every measured step as a pyperf suite: `python -m pyperf compare_to`, `hist` and `check` read it."""
+    suite = []
+    for name, totals in values.items():
+        title = {"name": f"{config.model} b{config.batch_size} {name}"}
+        suite.append(pyperf.Benchmark([pyperf.Run(totals, metadata=title)]))
+    try:
+        pyperf.BenchmarkSuite(suite).dump(str(path), replace=True)
+    except OSError as error:
+        raise OctosimError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,186 @@
+"""The report page: records in, one self-contained HTML file out.
+
+Nothing is simulated or timed here.  Values are formatted, grouped, smoothed with a stated moving median and, over the
+seeds of one configuration on one kind of machine, listed with mean, minimum and maximum.
+
+`read` checks what lies on disk, `tables` and `figures` make the parts, and `templates/report.html.j2` lays them out.
+A new section is a function that makes `Table`s and `Figure`s, and a block in the template.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from octosim.errors import OctosimError
+from octosim.report.figures import Bar, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
+from octosim.report.read import Bench, Run, printable, read_all
+from octosim.report.tables import (
+    group_runs,
+    layers_table,
+    machines_sentence,
+    milliseconds,
+    plural,
+    runs_table,
+    seeds_table,
+    significant,
+)
+
+__all__ = ["write_report"]
+
+BARS = 40  # rows of one figure; the table beside it has all
+
+
+def _bench_section(figures: Figures, index: int, bench: Bench) -> dict[str, Any]:
+    data = bench.data
+    blocks = [(data["method"], data)] + ([("fp32", data["fp32"])] if data.get("fp32") else [])
+    machines = machines_sentence(bench)
+    totals: list[Bar] = [
+        (name, block["total"].get("predicted_time_s"), block["total"].get("time_s"), quartiles_of(block["total"]))
+        for name, block in blocks
+    ]
+    peers = []
+    for name, peer in (data.get("against") or {}).items():
+        totals.append((name, None, peer["time_s"], None))
+        what = printable(str(peer.get("what") or name))
+        version = f" (version {peer['version']})" if peer.get("version") else ""
+        peers.append(
+            f"{what}{version} took {milliseconds(peer['time_s'])} ms a step on the same machine: "
+            f"{significant(peer['ratio'])} times as long as {data['method']}."
+        )
+    whole = []
+    if longest_bar(totals) > 0:
+        caption = f"Time of one whole training step, batch {data['batch_size']}. {machines}"
+        whole.append(draw_bars(figures, f"One step of {data['model']}", totals, longest_bar(totals), caption))
+    bars = [(name, layer_bars(block)) for name, block in blocks]
+    drawn = []
+    limit = longest_bar(bar for _, part in bars for bar in part)
+    for name, part in bars:
+        if longest_bar(part) == 0:
+            continue
+        slowest = sorted(part, key=lambda bar: -longest_bar([bar]))[:BARS]
+        kept = [bar for bar in part if bar in slowest][:BARS]
+        cut = f" Only the {BARS} longest of {len(part)} rows are drawn; the table has all." if len(part) > BARS else ""
+        scale = " Same scale for both number formats." if len(bars) > 1 else ""
+        drawn.append(draw_bars(figures, f"{name}, by layer and pass", kept, limit, f"{name}.{scale}{cut} {machines}"))
+    training = data["device"].get("training")
+    return {
+        "id": f"bench-{index}",
+        "title": f"{data['model']}, batch {data['batch_size']}, {data['method']}: {data['device']['title']}",
+        "device": data["device"]["title"],
+        "training": training if isinstance(training, str) else None,
+        "peers": peers,
+        "whole": whole,
+        "by_layer": drawn,
+        "tables": [layers_table(bench, name, block) for name, block in blocks],
+    }
+
+
+def write_report(paths: list[Path], out: Path, command: str | None = None) -> dict[str, Any]:
+    """Write one self-contained HTML page about the runs and bench files found at `paths`.
+
+    paths:   run directories, bench JSON files, or folders that hold such (one level down).
+    out:     the page; replaced atomically.
+    command: the command that remakes the page, shown on it; made from the arguments when None.
+    Returns {"runs": int, "benches": int, "skipped": [(path, reason), ...]}.
+    Raises OctosimError when nothing readable was found, or when `out` cannot be written.
+    """
+    paths, out = [Path(path) for path in paths], Path(out)
+    runs, benches, skipped = read_all(paths)
+    if not runs and not benches:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped) or "no path was given"
+        raise OctosimError(f"Nothing to report on ({reasons}).")
+    if out.resolve() in {bench.path.resolve() for bench in benches}:
+        raise OctosimError(f"{out} is one of the files to report on; choose another name for the page.")
+    runs = _distinct_names(runs)
+    groups, notes = group_runs(runs)
+    notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + notes
+    figures = Figures()
+    own = command or shlex.join(["octosim", "report", *map(str, paths), "-o", str(out)])
+    sources: list[Run | Bench] = [*runs, *benches]
+    commands = [run.manifest["command"] for run in runs] + [bench.data["command"] for bench in benches]
+    page = {
+        "summary": _count_text(len(runs), len(benches), len(skipped)),
+        "commands": list(dict.fromkeys(commands)),
+        "own_command": printable(own),
+        "notes": notes,
+        "skipped": [(printable(path), printable(reason)) for path, reason in skipped],
+        "runs": runs_table(runs) if runs else None,
+        "seeds": seeds_table(groups),
+        "curves": curves(figures, runs, groups),
+        "benches": [_bench_section(figures, index, bench) for index, bench in enumerate(benches, start=1)],
+        "sources": [
+            {
+                "id": f"run-{index}" if isinstance(source, Run) else f"file-{index}",
+                "name": source.name,
+                "path": printable(str(source.path)),
+                "digest": source.digest if isinstance(source, Run) else None,
+                "command": source.manifest["command"] if isinstance(source, Run) else source.data["command"],
+                "text": _lines(_passport(source)),
+            }
+            for index, source in enumerate(sources, start=1)
+        ],
+    }
+    _write(out, _render(page))
+    return {"runs": len(runs), "benches": len(benches), "skipped": skipped}
+
+
+def _passport(source: Run | Bench) -> dict[str, Any]:
+    """What a reader needs to remake it; of a bench, all but the numbers that its tables already show."""
+    if isinstance(source, Run):
+        return source.manifest
+    return {key: value for key, value in source.data.items() if key not in ("layers", "fp32")}
+
+
+def _lines(value: Any, indent: str = "") -> str:
+    """JSON for people: objects indented, but a list's items (a model's layers) one a line, so that it stays short."""
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        items = [f"{inner}{json.dumps(k, ensure_ascii=False)}: {_lines(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return "[\n" + ",\n".join(inner + json.dumps(item, ensure_ascii=False) for item in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _distinct_names(runs: list[Run]) -> list[Run]:
+    """Runs under different folders may share a folder name; those are named by their paths."""
+    counts = Counter(run.name for run in runs)
+    return [run if counts[run.name] == 1 else replace(run, name=printable(str(run.path))) for run in runs]
+
+
+def _count_text(runs: int, benches: int, skipped: int) -> str:
+    parts = [plural(runs, "training run")] if runs else []
+    parts += [plural(benches, "bench", "benches")] if benches else []
+    text = " and ".join(parts)
+    return f"{text}; {plural(skipped, 'path')} could not be read" if skipped else text
+
+
+def _render(page: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(page)
+
+
+def _write(out: Path, text: str) -> None:
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, out)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise OctosimError(f"The report {out} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,275 @@
+"""The figures of the page: inline SVG from matplotlib; legends and captions in HTML, so that they wrap on a phone."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure as Canvas
+
+from octosim.report.read import Run, lookup
+from octosim.report.tables import Group, last_value, milliseconds, percent, plural
+
+Legend = list[tuple[Markup, str]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """svg: inline and escaped.  legend: (SVG swatch, text).  caption: plain text under the figure."""
+
+    title: str
+    svg: Markup
+    legend: Legend
+    caption: str
+
+
+# Okabe and Ito's colour-blind-safe palette without its yellow, which is too pale for a line on white; darkest first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+# SVG stroke-dasharrays beside the colours, so that colour is never the only difference.
+DASHES = ("", "7 3", "2 2", "8 3 2 3", "12 3", "4 4", "8 2 2 2 2 2")
+PREDICTED, MEASURED = COLOURS[0], COLOURS[1]
+
+_STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: smaller, selectable, in the reader's font
+    "svg.hashsalt": "octosim",  # same input, same bytes
+    "text.parse_math": False,  # a "$" in a layer's name is a "$"
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "hatch.linewidth": 1.0,
+}
+WIDTH = 5.4  # inches; small enough to read on a phone, and two fit beside each other on a desk
+POINTS = 30_000  # per page and kind of line: keeps the page small however many runs it holds
+
+
+class Figures:
+    """Draws figures and numbers them, so that ids stay unique on the page."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def make(self, title: str, description: str, height: float, paint: Callable[[Any], Legend], caption: str) -> Figure:
+        """A figure `height` inches tall; paint draws on the axes that it is given and returns the legend."""
+        self.count += 1
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # glyphs that the layout font lacks: the reader's font draws the text
+            canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
+            legend = paint(canvas.add_subplot())
+            buffer = io.StringIO()
+            canvas.savefig(buffer, format="svg", metadata={"Date": None})
+        return Figure(title, _inline(buffer.getvalue(), f"fig{self.count}", title, description), legend, caption)
+
+
+def _inline(document: str, prefix: str, title: str, description: str) -> Markup:
+    """A matplotlib SVG file as an inline element: no prologue, metadata or page-wide style; own ids, title, desc."""
+    body = document[document.index(">", document.index("<svg")) + 1 : document.rindex("</svg>")]
+    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.S)
+    body = re.sub(r'(\sid=")', rf"\1{prefix}-", body)
+    body = re.sub(r"url\(#", f"url(#{prefix}-", body)
+    body = re.sub(r'xlink:href="#', f'href="#{prefix}-', body)
+    box = re.search(r'viewBox="[^"]*"', document)
+    head = f'<svg class="plot" role="img" aria-labelledby="{prefix}-title {prefix}-desc" {box[0] if box else ""}>'
+    titles = f'<title id="{prefix}-title">{escape(title)}</title><desc id="{prefix}-desc">{escape(description)}</desc>'
+    return Markup(head + titles + body + "</svg>")
+
+
+def _line_swatch(colour: str, dashes: str) -> Markup:
+    return Markup(
+        f'<svg class="swatch" viewBox="0 0 36 10" aria-hidden="true"><line x1="0" y1="5" x2="36" y2="5" '
+        f'stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"/></svg>'
+    )
+
+
+def _bar_swatch(predicted: bool) -> Markup:
+    fill = f'fill="#fff" stroke="{PREDICTED}"' if predicted else f'fill="{MEASURED}"'
+    lines = f'<path d="M4 10 14 0M12 10 22 0M20 10 30 0" stroke="{PREDICTED}"/>' if predicted else ""
+    return Markup(
+        f'<svg class="swatch" viewBox="0 0 36 10" aria-hidden="true"><rect x=".5" y=".5" width="33" height="9" {fill}/>'
+        f"{lines}</svg>"
+    )
+
+
+def _linestyle(dashes: str) -> Any:
+    return (0, tuple(float(part) / 2 for part in dashes.split())) if dashes else "-"
+
+
+def _thin(x: pd.Series, y: pd.Series, points: int) -> tuple[pd.Series, pd.Series]:
+    """At most `points` points: of each stretch the lowest and the highest, so that no spike is lost."""
+    if len(y) <= points:
+        return x, y
+    y = y.reset_index(drop=True)
+    x = x.reset_index(drop=True)
+    stretch = y.index * (points // 2) // len(y)
+    parts = y.dropna().groupby(stretch[y.notna()])
+    keep = sorted(set(parts.idxmin()) | set(parts.idxmax()))
+    return x[keep], y[keep]
+
+
+def curves(figures: Figures, runs: list[Run], groups: list[Group]) -> list[tuple[str, list[Figure]]]:
+    """(heading, figures) for every model and data set; at most seven configurations a figure."""
+    tasks: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        if any(not run.records.empty for run in group.runs):
+            decides = group.runs[0].decides
+            tasks.setdefault((decides["model"], decides["data"]["name"]), []).append(group)
+    share = max(60, POINTS // max(1, len(runs)))
+    sections = []
+    for (model, data), members in tasks.items():
+        drawn = []
+        for start in range(0, len(members), len(COLOURS)):
+            part = members[start : start + len(COLOURS)]
+            drawn.append(_loss_figure(figures, f"Training loss: {model} on {data}", part, min(600, share)))
+            if any(run.records["test_accuracy"].notna().any() for group in part for run in group.runs):
+                drawn.append(_accuracy_figure(figures, f"Test accuracy: {model} on {data}", part))
+        sections.append((f"{model} on {data}", drawn))
+    return sections
+
+
+def _lines_legend(groups: list[Group]) -> Legend:
+    return [
+        (_line_swatch(colour, dashes), f"{group.label} ({plural(len(group.runs), 'run')})")
+        for group, colour, dashes in zip(groups, COLOURS, DASHES, strict=False)
+    ]
+
+
+def _loss_figure(figures: Figures, title: str, groups: list[Group], points: int) -> Figure:
+    everything = [run for group in groups for run in group.runs]
+    longest = max(len(run.records) for run in everything)
+    window = min(1001, longest // 20) | 1
+    raw = len(everything) <= 6 and window > 1
+
+    def paint(axes: Any) -> Legend:
+        values = []
+        for group, colour, dashes in zip(groups, COLOURS, DASHES, strict=False):
+            for run in group.runs:
+                records = run.records[run.records["loss"].notna()]
+                smooth = records["loss"].rolling(window, center=True, min_periods=1).median()
+                if raw:
+                    x, y = _thin(records["step"], records["loss"], points)
+                    axes.plot(x, y, color=colour, alpha=0.18, linewidth=0.8)
+                x, y = _thin(records["step"], smooth, points)
+                marker = "o" if len(records) == 1 else None
+                axes.plot(x, y, color=colour, linestyle=_linestyle(dashes), linewidth=1.8, marker=marker)
+                values.append(smooth)
+        low, high = (pd.concat(values).agg(name) for name in ("min", "max"))
+        # Late training happens in a sliver of a linear axis; a logarithmic one needs values above zero.
+        if low > 0 and high / low > 10:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+            axes.yaxis.set_minor_formatter(lambda v, _: "")
+            axes.set_ylim(low / 1.6, high * 1.3)
+        axes.set_xlabel("Step")
+        axes.set_ylabel("Training loss" + (" (log scale)" if axes.get_yscale() == "log" else ""))
+        axes.margins(x=0.01)
+        return _lines_legend(groups)
+
+    lines = f"a moving median over {window} records" if window > 1 else "every record as it is"
+    behind = " The faint lines behind are the unsmoothed loss; spikes may leave the frame." if raw else ""
+    caption = f"Loss on the training batches, one line a run: {lines}.{behind}"
+    description = f"Line chart of training loss against step for {'; '.join(group.label for group in groups)}."
+    return figures.make(title, description, 3.5, paint, caption)
+
+
+def _accuracy_figure(figures: Figures, title: str, groups: list[Group]) -> Figure:
+    tables = [run.records[run.records["test_accuracy"].notna()] for group in groups for run in group.runs]
+    axis = "epoch" if all(table["epoch"].is_unique for table in tables) else "step"
+
+    def paint(axes: Any) -> Legend:
+        for group, colour, dashes in zip(groups, COLOURS, DASHES, strict=False):
+            for run in group.runs:
+                table = run.records[run.records["test_accuracy"].notna()]
+                axes.plot(
+                    table[axis],
+                    100 * table["test_accuracy"],
+                    color=colour,
+                    linestyle=_linestyle(dashes),
+                    linewidth=1.8,
+                    marker="o",
+                    markersize=4,
+                )
+        axes.set_xlabel(axis.capitalize())
+        axes.set_ylabel("Test accuracy (%)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        return _lines_legend(groups)
+
+    caption = (
+        f"Accuracy on the test images after each evaluation, by {axis}, one line a run. The axis does not start at 0."
+    )
+    ends = "; ".join(
+        f"{run.name}: {percent(last)}"
+        for group in groups
+        for run in group.runs
+        if (last := last_value(run.records["test_accuracy"])) is not None
+    )
+    return figures.make(title, f"Line chart of test accuracy by {axis}. Last values: {ends}.", 3.5, paint, caption)
+
+
+# label, predicted, measured, quartiles; in seconds
+Bar = tuple[str, float | None, float | None, tuple[float, float] | None]
+
+
+def draw_bars(figures: Figures, title: str, bars: list[Bar], limit: float, caption: str) -> Figure:
+    def paint(axes: Any) -> Legend:
+        for y, (_, predicted, measured, quartiles) in enumerate(bars):
+            if predicted is not None:
+                axes.barh(y - 0.2, 1e3 * predicted, 0.36, color="#ffffff", edgecolor=PREDICTED, hatch="////")
+                axes.annotate(milliseconds(predicted), (1e3 * predicted, y - 0.2), (4, 0), **note)
+            if measured is not None:
+                spread = None
+                if quartiles is not None:
+                    below, above = max(0.0, measured - quartiles[0]), max(0.0, quartiles[1] - measured)
+                    spread = [[1e3 * below], [1e3 * above]]
+                axes.barh(y + 0.2, 1e3 * measured, 0.36, color=MEASURED, xerr=spread, error_kw={"elinewidth": 1.2})
+                right = max(measured, quartiles[1] if quartiles else 0)
+                axes.annotate(milliseconds(measured), (1e3 * right, y + 0.2), (4, 0), **note)
+        axes.set_yticks(range(len(bars)), [label if len(label) <= 28 else label[:27] + "…" for label, *_ in bars])
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.set_xlim(0, 1e3 * limit * 1.17 or 1)
+        axes.set_xlabel("Milliseconds")
+        axes.grid(axis="y", visible=False)
+        return [
+            (_bar_swatch(True), "predicted for the device"),
+            (_bar_swatch(False), "measured here (thin line: quartiles)"),
+        ]
+
+    note: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+    parts = []
+    for label, predicted, measured, _ in bars:
+        pair = (("predicted", predicted), ("measured", measured))
+        said = ", ".join(f"{what} {milliseconds(value)} ms" for what, value in pair if value is not None)
+        parts.append(f"{label}: {said or 'no value'}")
+    description = f"Bar chart. {'; '.join(parts)}."
+    return figures.make(title, description, 1.0 + 0.46 * len(bars), paint, caption)
+
+
+def quartiles_of(value: dict[str, Any] | None) -> tuple[float, float] | None:
+    if value is None or value.get("p25_s") is None or value.get("p75_s") is None:
+        return None
+    return value["p25_s"], value["p75_s"]
+
+
+def layer_bars(block: dict[str, Any]) -> list[Bar]:
+    return [
+        (
+            f"{row['layer']} {row['pass']}",
+            lookup(row, "predicted.time_s"),
+            lookup(row, "measured.median_s"),
+            quartiles_of(row.get("measured")),
+        )
+        for row in block["layers"]
+    ]
+
+
+def longest_bar(bars: Iterable[Bar]) -> float:
+    return max((max(p or 0.0, m or 0.0, q[1] if q else 0.0) for _, p, m, q in bars), default=0.0)

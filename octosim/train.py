@@ -1,0 +1,430 @@
+"""Training runs: (model, data, method, seed ...) -> a run directory; resume and replay to the same bits.
+
+A run directory holds
+    manifest.json          what decides the bits ("decides") and what does not ("environment")
+    records.jsonl          one object a step: step, epoch, loss; after an epoch's last step also test_loss, test_accuracy
+    timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
+    checkpoint.safetensors parameters, running statistics, optimizer state and the step, replaced atomically
+    digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_tensors
+
+import octosim
+from octosim import core, data, methods, models, optim
+from octosim.errors import OctosimError
+from octosim.nodes import Array, Context
+from octosim.numerics import EXACT32
+
+FORMAT = 1
+SHUFFLE = 0xFFFFFFFF  # the Philox tensor number of the shuffling keys
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a user chooses and that decides the bits of a run.
+
+    epochs: passes over the training set; steps: stop after so many steps, if sooner.  lr None: the optimizer's own.
+    """
+
+    model: str = "simplecnn"
+    data: str = "fashion-mnist-5k"
+    method: str = "octo"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "adam"
+    lr: float | None = None
+    batch_size: int = 100
+    epochs: int = 3
+    steps: int | None = None
+    seed: int = 0
+    batchnorm: bool = True
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports after each step: total steps, this step's loss, and the latest test accuracy if there is one."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    test_accuracy: float | None
+
+
+class Run:
+    """A network with its data and optimizer, at some step."""
+
+    def __init__(self, config: Config):
+        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1)):
+            value = getattr(config, name)
+            if value is not None and value < least:
+                raise OctosimError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+        if not 0 <= config.seed < 2**64:
+            raise OctosimError(f"--seed must be in 0 .. 2^64 - 1, not {config.seed}")
+        self.config = config
+        self.method = methods.make(config.method, config.parameters)
+        self.optimizer = optim.make(config.optimizer, config.lr)
+        models.layers(config.model, 1)  # an unknown model is told before the data is read
+        self.data = data.load(config.data)
+        images = len(self.data.train_labels)
+        if config.batch_size > images:
+            raise OctosimError(
+                f"--batch-size {config.batch_size} is larger than the {images} training images of {self.data.name}"
+            )
+        self.layers = models.layers(config.model, len(self.data.classes), config.batchnorm)
+        self.network = models.Network(self.layers, self.data.train_images.shape[1:], self.method, config.seed)
+        self.network.check(config.batch_size)
+        self.slots = {
+            name: {slot: np.zeros_like(w) for slot in self.optimizer.slots}
+            for name, w in ((f"{n.name}.{k}", v) for n in self.network.nodes for k, v in n.params.items())
+        }
+        self.step = 0
+        self.steps_per_epoch = -(-images // config.batch_size)
+        self.steps = self.steps_per_epoch * config.epochs
+        if config.steps is not None:
+            self.steps = min(self.steps, config.steps)
+        self.test_accuracy: float | None = None
+        self._train_labels = self.data.train_labels.astype(np.int32)
+        self._test_labels = self.data.test_labels.astype(np.int32)
+        self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
+
+    def order(self, epoch: int) -> Array:
+        """The training images' order in an epoch (from 0): they are sorted by 64-bit Philox keys (seed, epoch)."""
+        if self._order[0] != epoch:
+            keys = core.philox(2 * len(self._train_labels), self.config.seed, epoch, SHUFFLE).view("<u8")
+            self._order = (epoch, np.argsort(keys, kind="stable"))
+        return self._order[1]
+
+    def batch(self, step: int) -> tuple[Array, Array]:
+        """Images and labels of a step (from 1); the last batch of an epoch may be smaller."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        size = self.config.batch_size
+        chosen = self.order(epoch)[index * size : (index + 1) * size]
+        return self.data.train_images[chosen], self._train_labels[chosen]
+
+    def train_step(self, tick: models.Tick | None = None) -> float:
+        """Takes the next step and returns its loss."""
+        self.step += 1
+        images, labels = self.batch(self.step)
+        context = Context(training=True, seed=self.config.seed, step=self.step)
+        try:
+            loss, _ = self.network.gradients(images, labels, context, tick)
+        except core.NotFiniteError as error:
+            raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
+        for name, (w, g) in self.network.parameters().items():
+            self.optimizer.update(self.step, w, g, self.slots[name])
+        if tick:
+            tick("optimizer", "update")
+        return loss
+
+    def advance(self) -> dict[str, Any]:
+        """One step and, after an epoch's or the run's last, the test set: the step's record."""
+        loss = self.train_step()
+        record = {"step": self.step, "epoch": (self.step - 1) // self.steps_per_epoch + 1, "loss": loss}
+        if self.step % self.steps_per_epoch == 0 or self.step == self.steps:
+            try:
+                test_loss, self.test_accuracy = self.network.evaluate(self.data.test_images, self._test_labels)
+            except core.NotFiniteError as error:
+                raise OctosimError(f"after step {self.step}, test set, {error}; a smaller --lr may help") from None
+            record |= {"test_loss": test_loss, "test_accuracy": self.test_accuracy}
+        return record
+
+    def tensors(self) -> dict[str, Array]:
+        """Everything that changes in training, by name."""
+        slots = {f"optimizer.{name}.{slot}": v for name, kept in self.slots.items() for slot, v in kept.items()}
+        return {**self.network.tensors(), **slots}
+
+    def digest(self) -> str:
+        """SHA-256 over names, dtypes, shapes and little-endian bytes of all tensors, in the order of their names."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.tensors().items()):
+            total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+            total.update(tensor.tobytes())
+        return total.hexdigest()
+
+
+# ---- run directories --------------------------------------------------------
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces a file as a whole; OctosimError where the disk is full or the folder is not writable."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OctosimError(f"cannot write {path}: {error.strerror}") from None
+
+
+def environment() -> dict[str, Any]:
+    """What a run's bits do not depend on: the machine and the software around."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))), cpu)
+    except OSError:
+        pass
+    return {
+        "cpu": cpu,
+        "isa": core.isa(),
+        "threads": core.threads(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(terse=True),
+        "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def manifest(run: Run, command: str) -> dict[str, Any]:
+    """The manifest of a run; `config` inside is what `Config` needs to make it again."""
+    c, d = run.config, run.data
+    return {
+        "format": FORMAT,
+        "kind": "run",
+        "decides": {
+            "octosim": octosim.__version__,
+            "model": c.model,
+            "batchnorm": c.batchnorm,
+            "layers": models.describe(run.layers),
+            "data": {
+                "name": d.name,
+                "sha256": d.sha256,
+                "train_images": len(d.train_labels),
+                "test_images": len(d.test_labels),
+            },
+            "method": {"name": c.method, "parameters": methods.parameters(run.method)},
+            "numerics": {"accumulator": EXACT32.name if c.method != "fp32" else "float32", "float": "float32"},
+            "optimizer": optim.describe(run.optimizer),
+            "batch_size": c.batch_size,
+            "epochs": c.epochs,
+            "steps": c.steps,
+            "seed": c.seed,
+        },
+        "config": asdict(c),
+        "environment": environment(),
+        "command": command,
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run directory; OctosimError where there is none or it is not one of ours."""
+    path = folder / "manifest.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise OctosimError(f"{folder} is not a run directory: it has no manifest.json") from None
+    except (OSError, ValueError) as error:
+        raise OctosimError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or content.get("kind") != "run" or content.get("format") != FORMAT:
+        raise OctosimError(f"{path} is not the manifest of a run in format {FORMAT}")
+    return content
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run directory."""
+    content = read_manifest(folder).get("config")
+    known = {f.name for f in fields(Config)}
+    if not isinstance(content, dict) or set(content) != known:
+        raise OctosimError(f"{folder / 'manifest.json'}: 'config' must have exactly the fields {', '.join(sorted(known))}")
+    return Config(**content)
+
+
+def read_digest(folder: Path) -> str | None:
+    """The digest of a finished run, None for one that is not."""
+    try:
+        return (folder / "digest.txt").read_text().split()[0].removeprefix("sha256:")
+    except (FileNotFoundError, IndexError):
+        return None
+
+
+def _save(run: Run, folder: Path) -> None:
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in run.tensors().items()}
+    accuracy = "" if run.test_accuracy is None else repr(run.test_accuracy)
+    content = save_tensors(arrays, {"format": str(FORMAT), "step": str(run.step), "test_accuracy": accuracy})
+    write_atomic(folder / "checkpoint.safetensors", content)
+
+
+def _restore(run: Run, folder: Path) -> None:
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata()
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        step, accuracy = int(about["step"]), about["test_accuracy"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise OctosimError(f"{path} cannot be read: {error}") from None
+    target = run.tensors()
+    for name, tensor in target.items():
+        if name not in saved or saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
+            raise OctosimError(f"{path}: tensor '{name}' is missing or has another shape than the run's manifest says")
+    for name, tensor in target.items():
+        tensor[...] = saved[name]
+    run.step = step
+    run.test_accuracy = float(accuracy) if accuracy else None
+
+
+def _truncate(path: Path, key: str, last: int) -> None:
+    """Keeps the lines of a .jsonl file whose `key` is at most `last`; a line that a kill cut short goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)[key] <= last:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_atomic(path, "".join(kept).encode())
+
+
+def create(config: Config, folder: Path, command: str) -> Run:
+    """A new run directory; OctosimError where it exists or the configuration is refused (then nothing is written)."""
+    if folder.exists():
+        raise OctosimError(f"{folder} exists already: choose another --out, or continue that run with --resume")
+    run = Run(config)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OctosimError(f"cannot make {folder}: {error.strerror}") from None
+    write_atomic(folder / "manifest.json", (json.dumps(manifest(run, command), indent=2) + "\n").encode())
+    return run
+
+
+def reopen(folder: Path) -> Run:
+    """The run of a directory, at its last checkpoint, its records cut back to there."""
+    config, before = read_config(folder), read_manifest(folder)["decides"]
+    run = Run(config)
+    now = manifest(run, "")["decides"]
+    for key in now:
+        if before.get(key) != json.loads(json.dumps(now[key])):
+            raise OctosimError(f"{folder}: '{key}' was {before.get(key)} and is {now[key]} now; the bits could not be the same")
+    _restore(run, folder)
+    _truncate(folder / "records.jsonl", "step", run.step)
+    _truncate(folder / "timing.jsonl", "epoch", run.step // run.steps_per_epoch)
+    return run
+
+
+class _Interrupt:
+    """Turns Ctrl-C (and SIGTERM) into a flag, so that the step in progress ends and a checkpoint is written."""
+
+    def __enter__(self) -> _Interrupt:
+        self.asked = False
+        self._before = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread: leave signals alone
+                pass
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def __exit__(self, *details: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def train(run: Run, folder: Path, progress: Callable[[Progress], None] | None = None, every: int = 200) -> bool:
+    """Trains to the end of the run, writing records and, every so many steps and after each epoch, a checkpoint.
+
+    Returns False if it was interrupted (a checkpoint is written first).  A failing step (NaN, full disk) raises
+    OctosimError; the last checkpoint stays good.
+    """
+    if every < 1:
+        raise OctosimError(f"--checkpoint-every must be at least 1, not {every}")
+    started, epoch_step = time.perf_counter(), run.step
+    try:
+        with _Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records:
+            while run.step < run.steps and not interrupt.asked:
+                record = run.advance()
+                records.write(json.dumps(record) + "\n")
+                if progress:
+                    progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
+                epoch_ends = run.step % run.steps_per_epoch == 0
+                if epoch_ends or run.step % every == 0 or run.step == run.steps or interrupt.asked:
+                    records.flush()
+                    os.fsync(records.fileno())
+                    _save(run, folder)
+                if epoch_ends:
+                    now = time.perf_counter()
+                    _time_epoch(folder, record["epoch"], now - started, (run.step - epoch_step) * run.config.batch_size)
+                    started, epoch_step = now, run.step
+    except OSError as error:
+        raise OctosimError(f"cannot write {folder / 'records.jsonl'}: {error.strerror}") from None
+    if run.step < run.steps:
+        return False
+    write_atomic(folder / "digest.txt", f"sha256:{run.digest()}  step {run.step}\n".encode())
+    return True
+
+
+def _time_epoch(folder: Path, epoch: int, wall_s: float, images: int) -> None:
+    with open(folder / "timing.jsonl", "a") as file:
+        file.write(json.dumps({"epoch": epoch, "wall_s": wall_s, "images_per_s": images / wall_s}) + "\n")
+
+
+# ---- replay -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a replay found.  first_step: the first step whose record differs, None where all are equal."""
+
+    equal: bool
+    recorded: str
+    replayed: str
+    first_step: int | None
+
+
+def _losses(folder: Path) -> Iterator[tuple[int, float]]:
+    path = folder / "records.jsonl"
+    try:
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            yield record["step"], record["loss"]
+    except (OSError, ValueError, KeyError) as error:
+        raise OctosimError(f"{path} cannot be read: {error}") from None
+
+
+def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:
+    """Replays a finished run from its manifest, in memory, and compares records and digest."""
+    config, recorded = read_config(folder), read_digest(folder)
+    if recorded is None:
+        raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
+    checksum = read_manifest(folder)["decides"]["data"]["sha256"]
+    run = Run(config)
+    if run.data.sha256 != checksum:
+        raise OctosimError(f"{folder}: the run's data {run.data.name} had sha256 {checksum}, here it has {run.data.sha256}")
+    first: int | None = None
+    expected = dict(_losses(folder))
+    while run.step < run.steps:
+        record = run.advance()
+        if first is None and expected.get(run.step) != record["loss"]:
+            first = run.step
+        if progress:
+            progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
+    replayed = run.digest()
+    return Verdict(replayed == recorded and first is None, recorded, replayed, first)
