@@ -118,7 +118,7 @@ def train(
     lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature.")] = None,  # noqa: UP045
     prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss.")] = None,  # noqa: UP045
     set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
-    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     lr: Annotated[Optional[float], typer.Option(help="Learning rate; the optimizer's own if not given.")] = None,  # noqa: UP045
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 3,
@@ -256,7 +256,7 @@ def cost(
     network.check(batch_size)
     ops = [op for op in models.trace(network, batch_size) if not inference or op.pass_ == "forward" and op.layer != "loss"]
     costs = model_of.predict(ops, device)
-    record = {"model": model, "batch_size": batch_size, "method": method} | model_of.cost_json(costs, device)
+    record: dict[str, Any] = {"model": model, "batch_size": batch_size, "method": method} | model_of.cost_json(costs, device)
     if json_:
         _print_json(record)
         return
@@ -285,7 +285,7 @@ def bench(
     data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
     method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
     set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
-    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
     against: Annotated[Optional[str], typer.Option(help="Peers to measure in the same process: torch.")] = None,  # noqa: UP045
     threads: Threads = None,

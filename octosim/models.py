@@ -165,6 +165,6 @@ def trace(network: Network, batch: int) -> list[Op]:
     size = batch * classes
     ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), "float32", 8 * size, 4 * size))
     count = sum(v.size for node in network.nodes for v in node.params.values())
-    # weight, gradient and two moments read, weight and two moments written: Adam
-    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), "float32", 16 * count, 12 * count))
+    # SGD with momentum: weight, gradient and velocity read, weight and velocity written
+    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), "float32", 12 * count, 8 * count))
     return ops

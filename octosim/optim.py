@@ -67,7 +67,7 @@ def _power(base: float, exponent: int) -> float:
     return result
 
 
-OPTIMIZERS: dict[str, type[Any]] = {cls.name: cls for cls in (Adam, Sgd)}
+OPTIMIZERS: dict[str, type[Any]] = {cls.name: cls for cls in (Sgd, Adam)}
 
 
 def make(name: str, lr: float | None) -> Sgd | Adam:

@@ -27,9 +27,8 @@ def _float32(value: float) -> float:
 
 
 def _inverse(scale: float) -> float:
-    """1 / scale in float32, where it is finite: tensors below about 1e-36 become all zero codes."""
-    inverse = float(np.float32(1.0 / scale)) if scale else 0.0
-    return inverse if np.isfinite(inverse) else 0.0
+    """1 / scale in float32, where that is finite: a tensor below about 1e-36 becomes all zero codes."""
+    return _float32(1.0 / scale) if scale > 1e-38 else 0.0
 
 
 def symmetric(

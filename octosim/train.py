@@ -48,7 +48,7 @@ class Config:
     data: str = "fashion-mnist-5k"
     method: str = "octo"
     parameters: dict[str, Any] = field(default_factory=dict)
-    optimizer: str = "adam"
+    optimizer: str = "sgd"
     lr: float | None = None
     batch_size: int = 100
     epochs: int = 3

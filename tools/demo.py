@@ -1,4 +1,4 @@
-"""The main job, end to end: trains in INT8 and in float32 on real images, predicts the step for a Jetson, times it here, reports.
+"""The main job, end to end: INT8 and float32 training on real images, the step predicted for a Jetson and timed here, a report.
 
 Usage: python tools/demo.py FOLDER.  Every command is printed before it runs; all of them work the same from a shell.
 """

@@ -1,0 +1,71 @@
+"""The architecture of design.md: imports go one way, one module touches C, importing octosim.train is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
+
+# A row may import only from rows above it.
+ROWS = [
+    {"errors", "_core"},
+    {"core", "numerics", "trace", "hw"},
+    {"quant", "cost", "nodes"},
+    {"layers", "methods", "data"},
+    {"models", "optim"},
+    {"train", "peers"},
+    {"bench"},
+    {"report"},
+    {"cli"},
+]
+# numerics names the accumulators that core takes
+WITHIN_A_ROW = {("core", "numerics")}
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def module_of(path: Path) -> str:
+    """The module of octosim that a file belongs to; a folder counts as one."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of octosim that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"octosim.{a.name}" for a in node.names] if node.module == "octosim" else [node.module]
+        found |= {name.split(".")[1] for name in names if name.startswith("octosim.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = module_of(path)
+    row = next((i for i, names in enumerate(ROWS) if own in names), None)
+    assert row is not None, f"{own} stands in no row"
+    allowed = set().union(*ROWS[:row]) | {own} | {b for a, b in WITHIN_A_ROW if a == own}
+    assert imported(path) <= allowed
+
+
+def test_every_row_exists() -> None:
+    assert {module_of(p) for p in MODULES} | {"_core"} == set().union(*ROWS)
+
+
+def test_only_core_touches_c() -> None:
+    assert {module_of(p) for p in MODULES if "_core" in imported(p)} == {"core"}
+
+
+def test_training_needs_no_plots() -> None:
+    """A board that only trains should not pay for pandas and matplotlib."""
+    code = "import octosim.train, sys; print([m for m in ('matplotlib', 'pandas', 'pydantic', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,217 @@
+"""Octo against a slow, direct transcription of its equations, in float64 and Python integers where the result is exact."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from octosim import core, methods, models, quant
+from octosim.errors import OctosimError
+from octosim.layers import Conv2d, Flatten, Linear
+from octosim.nodes import Context
+
+F = np.float32
+TRAIN = Context(True, 5, 1)
+
+
+def test_every_method_has_its_row() -> None:
+    for name, cls in methods.METHODS.items():
+        assert methods.make(name, {}).name == name == cls.name
+        assert cls.summary and cls.__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "words"),
+    [
+        ("octa", {}, "unknown method 'octa'; did you mean 'octo'?"),
+        ("octo", {"prc_ration": 1}, "has no parameter 'prc_ration'; did you mean 'prc_ratio'?"),
+        ("octo", {"lac": "sometimes"}, "lac must be one of off, channel, feature, not 'sometimes'"),
+        ("octo", {"prc_ratio": "x"}, "prc_ratio must be a number, not 'x'"),
+        ("octo", {"prc_ratio": 0}, "prc_ratio must be in (0, 1], not 0"),
+        ("octo", {"prc_z": float("nan")}, "prc_z must be positive"),
+        ("octo", {"lac_decay": -1}, "lac_decay must not be negative"),
+        ("fp32", {"lac": "off"}, "method fp32 has no parameter 'lac'"),
+    ],
+)
+def test_bad_parameters(name: str, parameters: dict, words: str) -> None:
+    with pytest.raises(OctosimError) as caught:
+        methods.make(name, parameters)
+    assert words in str(caught.value)
+
+
+# ---- quantizers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 3.0), (-0.1, 5.0), (-7.0, 0.0), (2.0, 4.0), (0.0, 0.0), (-1e-40, 1e-40)])
+def test_asymmetric_codes(low: float, high: float) -> None:
+    x = np.linspace(low, high, 999).astype(F)
+    t = quant.asymmetric(x, low, high)
+    assert t.q.dtype == np.int8 and t.q.min() >= -127 and -127 <= t.zero <= 127
+    assert quant.asymmetric(np.zeros(3, F), low, high).q.tolist() == [t.zero] * 3  # real 0 has its exact code
+    if high - low > 1e-30:
+        real = t.scale * (t.q.astype(np.float64) - t.zero)
+        assert np.abs(real - x).max() <= t.scale * 0.5001 + 1e-7
+
+
+def test_symmetric_clips_before_it_scales() -> None:
+    x = np.array([-3, -1, -0.5, 0, 0.25, 1, 9], F)
+    t = quant.symmetric(x, -1.0, 0.5)
+    assert t.scale == float(F(1 / 127)) and t.zero == 0
+    assert t.q.tolist() == [-127, -127, -64, 0, 32, 64, 64]  # 0.5 / scale = 63.5 -> 64, 0.25 -> 31.75
+
+
+def test_tiny_tensors_become_zero_codes() -> None:
+    assert not quant.symmetric(np.full(5, 1e-44, F), -1e-44, 1e-44).q.any()
+
+
+# ---- Octo's three passes ------------------------------------------------------------------------------------------------------
+
+
+def direct_forward(x, w, b, lac, kernel, pad, dropped):
+    """Y, and the real values that the codes of x and w stand for."""
+    qx = quant.asymmetric(x, float(x.min()), float(x.max()))
+    qw = quant.symmetric(w, float(w.min()), float(w.max()))
+    codes = np.pad(qx.q.astype(np.int64), ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=qx.zero)
+    weights = qw.q.astype(np.int64)
+    zero = 0 if dropped else qx.zero
+    n, height, width, _ = codes.shape
+    out = np.zeros((n, height - kernel + 1, width - kernel + 1, len(w)), np.int64)
+    for y, z in itertools.product(range(out.shape[1]), range(out.shape[2])):
+        window = codes[:, y : y + kernel, z : z + kernel] - zero
+        out[:, y, z] = np.einsum("nabc,fabc->nf", window, weights)
+    scale = F(F(qx.scale) * F(qw.scale))
+    added = b if lac is None else b + (lac[0] * lac[1] + lac[2])
+    inverse = F(1.0 / float(scale))
+    term = np.rint((added * inverse).astype(F)).astype(np.int64)
+    total = out + term
+    assert np.abs(total).max() < 2**31
+    return total.astype(F) * scale, qx, qw
+
+
+CASES = [
+    dict(lac=lac, prc=prc, zero_point=zero, rounding=rounding)
+    for lac, prc, zero, rounding in itertools.product(
+        ("off", "channel", "feature"), ("off", "ratio", "gauss"), ("exact", "dropped"), ("half-even", "stochastic")
+    )
+]
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(c.values()))
+def test_octo_convolution(case: dict, pad: int) -> None:
+    stack = (Conv2d(4, 3, pad=pad), Conv2d(5, 3, pad=pad), Flatten(), Linear(3))
+    method = methods.make("octo", case)
+    network = models.Network(stack, (8, 7, 2), method, 5)
+    node = network.nodes[1]
+    rng = np.random.default_rng(2)
+    x = rng.normal(0.4, 1, (3, *node.in_shape)).astype(F)
+    node.params["b"][:] = rng.normal(0, 0.2, 5)
+    lac = None
+    if case["lac"] != "off":
+        lac = tuple(node.params[f"lac_{k}"] for k in ("alpha", "mu", "offset"))
+        lac[1][:] = rng.normal(0, 0.3, lac[1].shape)
+    expected, qx, qw = direct_forward(x, node.params["w"], node.params["b"], lac, 3, pad, case["zero_point"] == "dropped")
+    y = method.forward(node, x, TRAIN)
+    assert y.dtype == F and np.array_equal(y, expected)
+
+    dy = rng.normal(0.01, 1, y.shape).astype(F)
+    dy_before = dy.copy()
+    error = method.error(node, dy, TRAIN)
+    assert np.array_equal(dy, dy_before)
+    low, high = float(dy.min()), float(dy.max())
+    if case["prc"] == "ratio":
+        low, high = 0.95 * low, 0.95 * high
+    elif case["prc"] == "gauss":
+        mean, deviation = core.moments(dy)
+        assert mean == pytest.approx(dy.mean(dtype=np.float64), abs=1e-6)
+        assert deviation == pytest.approx(dy.std(dtype=np.float64), rel=1e-5)
+        low, high = max(low, mean - 2.576 * deviation), min(high, mean + 2.576 * deviation)
+    clipped = np.clip(dy, low, high)
+    assert error.scale == float(F(max(-low, high) / 127))
+    exact = clipped / error.scale
+    limit = 0.5001 if case["rounding"] == "half-even" else 1.0001
+    assert np.abs(error.q - exact).max() <= limit
+    assert np.abs(error.q).max() <= 127
+
+    method.weight_grad(node, error, TRAIN)
+    g = error.q.astype(np.int64)
+    zero = 0 if case["zero_point"] == "dropped" else qx.zero
+    padded = np.pad(qx.q.astype(np.int64), ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=qx.zero) - zero
+    dw = np.zeros(node.params["w"].shape, np.int64)
+    for i, j in itertools.product(range(3), range(3)):
+        dw[:, i, j] = np.einsum("nyzf,nyzc->fc", g, padded[:, i : i + y.shape[1], j : j + y.shape[2]])
+    assert np.array_equal(node.grads["w"], dw.astype(F) * F(F(qx.scale) * F(error.scale)))
+    sums = g.sum((0, 1, 2))
+    assert np.array_equal(node.grads["b"], sums.astype(F) * F(error.scale))
+    if lac:
+        each = (sums if case["lac"] == "channel" else g.sum(0)).astype(F) * F(error.scale)
+        assert np.array_equal(node.grads["lac_alpha"], each * lac[1])
+        assert np.array_equal(node.grads["lac_mu"], each * lac[0] + F(0.1) * lac[1])
+        assert np.array_equal(node.grads["lac_offset"], each + F(0.1) * lac[2])
+
+    dx = method.input_grad(node, error, TRAIN)
+    full = np.zeros((3, 8 + 2 * (pad - 1) if False else padded.shape[1], padded.shape[2], 4), np.int64)
+    for i, j in itertools.product(range(3), range(3)):
+        full[:, i : i + y.shape[1], j : j + y.shape[2]] += np.einsum("nyzf,fc->nyzc", g, qw.q[:, i, j].astype(np.int64))
+    inner = full[:, pad : full.shape[1] - pad, pad : full.shape[2] - pad]
+    assert np.array_equal(dx, inner.astype(F) * F(F(qw.scale) * F(error.scale)))
+
+
+def test_exact_zero_point_makes_a_true_convolution() -> None:
+    """With exact zero points the result is the float convolution up to the codes' resolution; dropped ones are far off."""
+    errors = {}
+    for zero_point in ("exact", "dropped"):
+        network = models.Network((Flatten(), Linear(8)), (6, 6, 4), methods.make("octo", dict(lac="off", zero_point=zero_point)), 1)
+        node = network.nodes[1]
+        x = np.random.default_rng(0).uniform(0, 1, (10, 144)).astype(F)  # one-sided, as after ReLU
+        expected = x.astype(np.float64) @ node.params["w"].T.astype(np.float64)
+        y = network.method.forward(node, x, TRAIN)
+        errors[zero_point] = np.linalg.norm(y - expected) / np.linalg.norm(expected)
+    assert errors["exact"] < 0.02
+    assert errors["dropped"] > 0.2
+
+
+def test_running_range_is_what_inference_uses() -> None:
+    network = models.Network((Flatten(), Linear(3)), (2, 2, 1), methods.make("octo", {}), 1)
+    node = network.nodes[1]
+    first, second = np.array([[-1, 0, 1, 3]], F), np.array([[-2, 0, 1, 5]], F)
+    network.method.forward(node, first, TRAIN)
+    assert node.state["x_range"].tolist() == [-1, 3]
+    network.method.forward(node, second, TRAIN)
+    assert np.allclose(node.state["x_range"], [-1.1, 3.2])
+    before = node.state["x_range"].copy()
+    network.method.forward(node, 100 * second, Context(False, 0, 0))
+    assert np.array_equal(node.state["x_range"], before)
+
+
+def test_sums_that_could_overflow_are_refused() -> None:
+    network = models.Network((Conv2d(2, 3, pad=1), Flatten(), Linear(2)), (100, 100, 1), methods.make("octo", {}), 0)
+    network.check(13)
+    with pytest.raises(OctosimError, match=r"layer conv1, dW: a sum of 140000 int8 products could overflow .* 133144.*--batch-size"):
+        network.check(14)
+
+
+def test_stochastic_rounding_depends_on_the_step_only() -> None:
+    method = methods.make("octo", {"rounding": "stochastic"})
+    network = models.Network((Flatten(), Linear(3)), (2, 2, 1), method, 1)
+    dy = np.random.default_rng(0).normal(size=(50, 3)).astype(F)
+    codes = [method.error(network.nodes[1], dy, Context(True, 1, step)).q.copy() for step in (1, 1, 2)]
+    assert np.array_equal(codes[0], codes[1]) and not np.array_equal(codes[0], codes[2])
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_trace_counts_the_work(name: str) -> None:
+    method = methods.make(name, {})
+    network = models.Network(models.layers("lenet5", 10), (28, 28, 1), method, 0)
+    ops = models.trace(network, 128)
+    gemms = {(op.layer, op.pass_): op for op in ops if op.kind == "gemm"}
+    assert gemms["conv1", "forward"].shape == (100352, 25, 6)  # the shapes of LeNet-5 at batch 128
+    assert gemms["conv2", "forward"].shape == (12800, 150, 16)
+    assert gemms["fc1", "forward"].shape == (128, 400, 120)
+    assert gemms["conv2", "dW"].shape == (16, 12800, 150)
+    assert ("conv1", "dX") not in gemms
+    assert all(op.dtype == ("float32" if name == "fp32" else "int8") for op in gemms.values())
+    assert {(op.layer, op.pass_) for op in ops} >= {("bn1", "forward"), ("bn1", "dX"), ("loss", "forward"), ("optimizer", "update")}
+    assert all(op.reads > 0 and op.writes >= 0 for op in ops)
