@@ -101,7 +101,7 @@ int octo_moments_f32(int64_t n, const float *x, float *mean, float *deviation) {
     sum /= (double)n, squares /= (double)n;
     double variance = squares - sum * sum;
     *mean = (float)((double)pivot + sum);
-    *deviation = __builtin_sqrtf(variance > 0 ? (float)variance : 0);
+    *deviation = octo_sqrt(variance > 0 ? (float)variance : 0);
     return OCTO_OK;
 }
 
@@ -233,7 +233,7 @@ int octo_batchnorm_forward_f32(int64_t rows, int64_t cols, const float *x, const
         double shifted = (double)sums[c] / (double)rows, variance = (double)squares[c] / (double)rows - shifted * shifted;
         float var = variance > 0 ? (float)variance : 0;
         mean[c] = (float)((double)x[c] + shifted);
-        inv_std[c] = 1.0f / __builtin_sqrtf(var + eps);
+        inv_std[c] = 1.0f / octo_sqrt(var + eps);
         scale[c] = gamma[c] * inv_std[c];
         shift[c] = beta[c] - mean[c] * scale[c];
         running_mean[c] = keep * running_mean[c] + momentum * mean[c];
@@ -249,7 +249,7 @@ int octo_batchnorm_inference_f32(int64_t rows, int64_t cols, const float *x, con
     if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
     float *shift = scale + cols;
     for (int64_t c = 0; c < cols; c++) {
-        scale[c] = gamma[c] * (1.0f / __builtin_sqrtf(running_var[c] + eps));
+        scale[c] = gamma[c] * (1.0f / octo_sqrt(running_var[c] + eps));
         shift[c] = beta[c] - running_mean[c] * scale[c];
     }
     return octo_affine_f32(rows, cols, x, scale, shift, 0, y);

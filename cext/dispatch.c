@@ -51,9 +51,15 @@ const char *octo_isa_name(int row) { return row >= 0 && row < ISAS ? isas[row].n
 int octo_isa_supported(int row) { return row >= 0 && row < ISAS && isas[row].supported(); }
 const char *octo_isa(void) { return isas[active].name; }
 
-static void activate(int row) {
+int octo_isa_table(int row, struct octo_kernels *table) {
+    OCTO_CHECK(row >= 0 && row < ISAS && isas[row].supported(), "instruction set %d is not here", row);
     for (int i = 0; i <= row; i++)
-        if (isas[i].supported()) isas[i].init(&octo_table);
+        if (isas[i].supported()) isas[i].init(table);
+    return OCTO_OK;
+}
+
+static void activate(int row) {
+    octo_isa_table(row, &octo_table);
     active = row;
 }
 

@@ -10,10 +10,33 @@
  * `cc -O2` gets the rule from here. */
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
-#define OCTO_TARGET_X86(features) __attribute__((target(features)))
 #elif defined(__GNUC__)
 #pragma GCC optimize("fp-contract=off")
-#define OCTO_TARGET_X86(features) __attribute__((target(features)))
+#endif
+#define OCTO_TARGET(features) __attribute__((target(features)))
+
+/* A correctly rounded square root.  Unless errno is switched off (-fno-math-errno), compilers call libm for negative numbers;
+ * a build with a bare `cc -O2` should need no libm. */
+#if defined(__NO_MATH_ERRNO__)
+static inline float octo_sqrt(float x) { return __builtin_sqrtf(x); }
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+static inline float octo_sqrt(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+static inline float octo_sqrt(float x) { return vget_lane_f32(vsqrt_f32(vdup_n_f32(x)), 0); }
+#else
+static inline float octo_sqrt(float x) { return __builtin_sqrtf(x); }
+#endif
+
+/* Loop hints: unrolling keeps arrays of vectors in registers; independence allows vectorizing where memory is the same on
+ * purpose (an output in the place of its input, element by element). */
+#if defined(__clang__)
+#define OCTO_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define OCTO_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define OCTO_INDEPENDENT _Pragma("GCC ivdep")
+#define OCTO_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 /* The rows of a matrix that may be an image seen through a convolution window (implicit im2col).  Row m is
@@ -52,6 +75,9 @@ struct octo_kernels {
 #include "kernels.def"
 #undef KERNEL
 };
+
+/* The table of an instruction set's row in dispatch.c; a status. */
+int octo_isa_table(int row, struct octo_kernels *table);
 
 /* Each file of kernels has one of these; it overwrites what it improves. */
 void octo_init_ref(struct octo_kernels *table);

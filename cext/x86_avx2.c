@@ -4,7 +4,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define TARGET OCTO_TARGET_X86("avx2")
+#define TARGET OCTO_TARGET("avx2")
 #define FN(name) name##_avx2
 #define VECTOR_BYTES 32
 #include "loops.inc"
@@ -51,7 +51,7 @@ TARGET static inline __attribute__((always_inline)) void tile(int rows, const in
     for (int i = 0; i < rows; i++) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
     for (int64_t p = 0; p < pairs; p++, panel += 2 * COLS) {
         __m256i b0 = _mm256_load_si256((const __m256i *)panel), b1 = _mm256_load_si256((const __m256i *)(panel + COLS));
-#pragma GCC unroll 6
+    OCTO_UNROLL
         for (int i = 0; i < rows; i++) {
             int32_t pair;
             memcpy(&pair, a + i * depth + 2 * p, sizeof pair);
@@ -60,7 +60,7 @@ TARGET static inline __attribute__((always_inline)) void tile(int rows, const in
             acc[i][1] = _mm256_add_epi32(acc[i][1], _mm256_madd_epi16(x, b1));
         }
     }
-#pragma GCC unroll 6
+    OCTO_UNROLL
     for (int i = 0; i < rows; i++) {
         int32_t sums[COLS];
         _mm256_storeu_si256((__m256i *)sums, acc[i][0]);

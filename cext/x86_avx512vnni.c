@@ -4,7 +4,12 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define TARGET OCTO_TARGET_X86("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
+/* gcc vectorizes loops with 256 bits unless told otherwise; clang (which has no such attribute) decides by itself. */
+#ifdef __clang__
+#define TARGET OCTO_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#else
+#define TARGET OCTO_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prefer-vector-width=512")
+#endif
 #define FN(name) name##_avx512vnni
 #define VECTOR_BYTES 64
 #include "loops.inc"
@@ -127,18 +132,18 @@ TARGET static inline __attribute__((always_inline)) void tile(int rows, int vect
     for (int64_t p = 0; p < groups; p++, panel += 64 * vectors) {
         __m512i b[4];
         for (int v = 0; v < vectors; v++) b[v] = _mm512_load_si512(panel + 64 * v);
-#pragma GCC unroll 12
+    OCTO_UNROLL
         for (int i = 0; i < rows; i++) {
             int32_t group;
             memcpy(&group, a + i * depth + 4 * p, sizeof group);
             __m512i x = _mm512_set1_epi32(group);
-#pragma GCC unroll 4
+    OCTO_UNROLL
             for (int v = 0; v < vectors; v++) acc[i][v] = _mm512_dpbusd_epi32(acc[i][v], x, b[v]);
         }
     }
-#pragma GCC unroll 12
+    OCTO_UNROLL
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+    OCTO_UNROLL
         for (int v = 0; v < vectors; v++) {
             int64_t rest = cols - 16 * v;
             __mmask16 mask = rest >= 16 ? 0xffff : (__mmask16)((1u << rest) - 1);

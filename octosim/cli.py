@@ -138,6 +138,8 @@ def train(
     from octosim import train as trainer
 
     _use_threads(threads)
+    if checkpoint_every < 1:
+        raise OctosimError(f"--checkpoint-every must be at least 1, not {checkpoint_every}")
     config = trainer.Config(
         model=model,
         data=data,

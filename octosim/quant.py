@@ -23,7 +23,14 @@ class QTensor:
 
 
 def _float32(value: float) -> float:
-    return float(np.float32(value))
+    """Rounded to float32; infinity beyond its range, which the next range check reports."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
+
+
+def product_scale(a: float, b: float) -> float:
+    """The scale of a product of codes: a b in float32 (exact in float64 first, so rounded once)."""
+    return _float32(a * b)
 
 
 def _inverse(scale: float) -> float:

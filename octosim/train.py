@@ -321,6 +321,8 @@ def reopen(folder: Path) -> Run:
     for key in now:
         if before.get(key) != json.loads(json.dumps(now[key])):
             raise OctosimError(f"{folder}: '{key}' was {before.get(key)} and is {now[key]} now; the bits could not be the same")
+    for left in folder.glob(".*.tmp"):  # what a kill in the middle of a write leaves
+        left.unlink(missing_ok=True)
     _restore(run, folder)
     _truncate(folder / "records.jsonl", "step", run.step)
     _truncate(folder / "timing.jsonl", "epoch", run.step // run.steps_per_epoch)
@@ -354,8 +356,6 @@ def train(run: Run, folder: Path, progress: Callable[[Progress], None] | None = 
     Returns False if it was interrupted (a checkpoint is written first).  A failing step (NaN, full disk) raises
     OctosimError; the last checkpoint stays good.
     """
-    if every < 1:
-        raise OctosimError(f"--checkpoint-every must be at least 1, not {every}")
     started, epoch_step = time.perf_counter(), run.step
     try:
         with _Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records:

@@ -94,7 +94,7 @@ class Octo:
         # sum (q_x - Z) q_w = sum q_x q_w - Z sum q_w; padding holds Z, so every output has the same second term
         correct = self.zero_point == "exact"
         zero_term = core.row_sums(qw.q) * np.int32(-qx.zero if correct else 0)
-        scale = float(np.float32(qx.scale) * np.float32(qw.scale))
+        scale = quant.product_scale(qx.scale, qw.scale)
         inverse = 1.0 / scale if scale else 0.0
         add = core.lac_fold(node.params["b"], zero_term, min(inverse, 3e38), self._compensation(node))
         return core.dequantize_sums(acc, add, scale, out=acc.view(np.float32))
@@ -126,7 +126,7 @@ class Octo:
         product.weight_grad(qx.q, error.q, x_zero=qx.zero, out=acc)
         correct = self.zero_point == "exact"
         zero_term = sums * np.int32(-qx.zero if correct else 0)
-        scale = float(np.float32(qx.scale) * np.float32(error.scale))
+        scale = quant.product_scale(qx.scale, error.scale)
         node.grads["w"] = core.dequantize_rows(acc, zero_term, scale, out=acc.view(np.float32))
         node.grads["b"] = sums.astype(np.float32) * np.float32(error.scale)
         lac = self._compensation(node)
@@ -139,7 +139,7 @@ class Octo:
         qw, batch = node.saved["w"], error.q.shape[0]
         acc = node.buffer("dx", (batch, *node.in_shape), np.int32)
         node.layer.product(node, batch).input_grad(error.q, qw.q, out=acc)
-        scale = float(np.float32(qw.scale) * np.float32(error.scale))
+        scale = quant.product_scale(qw.scale, error.scale)
         none = np.zeros(node.in_shape[-1], np.int32)
         return core.dequantize_sums(acc, none, scale, out=acc.view(np.float32))
 

@@ -1,0 +1,195 @@
+"""The command line as a user has it: every command, its help, its JSON, and one sentence with exit code 2 on bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from octosim import hw
+
+COMMANDS = [
+    ("train",), ("verify",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"), ("profiles", "show"),
+    ("profiles", "check"), ("data",), ("data", "list"), ("data", "fetch"),
+]  # fmt: skip
+LENET = ("--model", "lenet5", "--batch-size", "50")
+
+
+def octosim(*arguments: str, folder: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "octosim.cli", *arguments],
+        capture_output=True, text=True, cwd=folder, env=os.environ | variables, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short finished run."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = octosim("train", *LENET, "--steps", "12", "--out", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["step"] == 12 and 0 < result["test_accuracy"] < 1 and len(result["digest"]) == 64
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(command: tuple[str, ...]) -> None:
+    done = octosim(*command, "--help", COLUMNS="160")
+    assert done.returncode == 0 and "Usage" in done.stdout
+    assert "Example: octosim" in done.stdout or command in (("profiles",), ("data",))
+
+
+def test_version() -> None:
+    assert octosim("--version").stdout.startswith("octosim 0.")
+
+
+def test_default_folder_and_text_output(tmp_path: Path) -> None:
+    done = octosim("train", "--steps", "2", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/simplecnn-fashion-mnist-5k-octo-seed0/digest.txt").exists()
+    assert "test accuracy" in done.stdout and "sha256:" in done.stdout
+    again = octosim("train", "--steps", "2", folder=tmp_path)
+    assert again.returncode == 2 and "exists already" in again.stderr
+    resumed = octosim("train", "--resume", folder=tmp_path)
+    assert resumed.returncode == 0 and "finished already" in resumed.stderr
+
+
+def test_verify(run: Path) -> None:
+    done = octosim("verify", str(run), OCTOSIM_ISA="ref")
+    assert done.returncode == 0 and done.stdout.startswith("equal: sha256:"), done.stderr
+    assert json.loads(octosim("verify", str(run), "--json", "--threads", "1").stdout)["equal"] is True
+
+
+def test_verify_finds_another_digest(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("manifest.json", "records.jsonl"):
+        (copy / name).write_bytes((run / name).read_bytes())
+    (copy / "digest.txt").write_text("sha256:" + "1" * 64 + "  step 12\n")
+    done = octosim("verify", str(copy))
+    assert done.returncode == 1 and done.stdout.startswith("different")
+
+
+@pytest.mark.parametrize("name", hw.names())
+@pytest.mark.parametrize("method", ["octo", "fp32"])
+def test_cost(name: str, method: str) -> None:
+    done = octosim("cost", "--profile", name, *LENET, "--method", method, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert set(record["total"]) >= {"time_s", "energy_j", "peak_bytes"}
+    assert record["total"]["time_s"] == pytest.approx(sum(row["time_s"] for row in record["layers"]))
+    forward = json.loads(octosim("cost", "--profile", name, *LENET, "--method", method, "--inference", "--json").stdout)
+    assert 0 < forward["total"]["time_s"] < record["total"]["time_s"]
+    assert {row["pass"] for row in forward["layers"]} == {"forward"}
+
+
+def test_cost_table() -> None:
+    done = octosim("cost", "--profile", "pi4", *LENET)
+    assert done.returncode == 0 and "conv2" in done.stdout and "bound by" in done.stdout and "Raspberry Pi 4" in done.stdout
+
+
+def test_bench_and_report(run: Path, tmp_path: Path) -> None:
+    record_file, raw = tmp_path / "bench.json", tmp_path / "raw.json"
+    done = octosim(
+        "bench", "--profile", "jetson", *LENET, "--seconds", "0.5", "--json", "--out", str(record_file), "--pyperf", str(raw)
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record == json.loads(record_file.read_text())
+    assert record["total"]["time_s"] > 0 and record["device"]["name"] == "jetson-xavier-nx"
+    parts = {"octo": record, "fp32": record["fp32"]}
+    for name, part in parts.items():
+        rows = {(row["layer"], row["pass"]): row for row in part["layers"]}
+        assert {("conv1", "forward"), ("conv1", "dW"), ("conv2", "dX"), ("bn1", "dX"), ("optimizer", "update")} <= set(rows)
+        assert ("conv1", "dX") not in rows
+        for row in rows.values():
+            assert row["measured"]["n"] >= 20 and row["measured"]["median_s"] > 0, (name, row)
+            assert row["predicted"]["time_s"] > 0 and row["predicted"]["bound"] in ("compute", "memory", "overhead")
+        measured = sum(row["measured"]["median_s"] for row in rows.values())
+        assert 0.5 * part["total"]["time_s"] < measured < 1.2 * part["total"]["time_s"]
+    assert sum(r["macs"] for r in record["layers"]) == sum(r["macs"] for r in record["fp32"]["layers"])
+    assert subprocess.run([sys.executable, "-m", "pyperf", "show", str(raw)], capture_output=True).returncode == 0
+
+    page = tmp_path / "page.html"
+    done = octosim("report", str(run), str(record_file), "-o", str(page))
+    assert done.returncode == 0 and "1 runs, 1 benches" in done.stdout, done.stderr
+    assert "lenet5" in page.read_text()
+
+
+def test_bench_table_and_peer() -> None:
+    pytest.importorskip("torch", reason="needs the extra 'peers'")
+    done = octosim("bench", *LENET, "--seconds", "0.3", "--against", "torch")
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch FP32" in done.stdout and "predicted on NVIDIA Jetson Xavier NX" in done.stdout
+    record = json.loads(octosim("bench", *LENET, "--seconds", "0.3", "--against", "torch", "--json").stdout)
+    against = record["against"]["torch"]
+    assert against["ratio"] == pytest.approx(against["time_s"] / record["total"]["time_s"])
+
+
+def test_profiles() -> None:
+    rows = json.loads(octosim("profiles", "list", "--json").stdout)
+    assert {row["name"] for row in rows} == set(hw.names())
+    assert json.loads(octosim("profiles", "show", "jetson").stdout)["name"] == "jetson-xavier-nx"
+    assert "raspberry-pi-5" in octosim("profiles", "list").stdout
+
+
+def test_data_list() -> None:
+    rows = json.loads(octosim("data", "list", "--json").stdout)
+    assert {"fashion-mnist-5k", "mnist", "fashion-mnist"} <= {row["name"] for row in rows}
+    assert "MIT" in octosim("data", "list").stdout
+
+
+BAD = [
+    (("train", "--model", "lenet"), "unknown model 'lenet'; did you mean 'lenet5'?"),
+    (("train", "--method", "niti8"), "unknown method 'niti8'"),
+    (("train", "--lac", "chanel"), "lac must be one of off, channel, feature, not 'chanel'"),
+    (("train", "--method", "fp32", "--prc", "off"), "method fp32 has no parameter 'prc'"),
+    (("train", "--set", "lac"), "--set takes KEY=VALUE, not 'lac'"),
+    (("train", "--data", "imagenet"), "unknown data set 'imagenet'"),
+    (("train", "--batch-size", "0"), "--batch-size must be at least 1"),
+    (("train", "--batch-size", "6000"), "larger than the 5000 training images"),
+    (("train", "--threads", "0"), "threads must be in 1 .. 1024"),
+    (("train", "--checkpoint-every", "0"), "--checkpoint-every must be at least 1"),
+    (("train", "--resume", "--out", "nowhere"), "nowhere is not a run directory"),
+    (("verify", "nowhere"), "nowhere is not a run directory"),
+    (("cost", "--profile", "jetsn"), "unknown profile 'jetsn': did you mean jetson?"),
+    (("cost", "--profile", "missing.toml"), "missing.toml"),
+    (("cost", "--batch-size", "-1"), "--batch-size must be at least 1"),
+    (("cost", "--image", "28"), "--image takes HEIGHTxWIDTHxCHANNELS"),
+    (("bench", "--against", "tensorflow"), "unknown peer 'tensorflow' (known: torch)"),
+    (("bench", "--seconds", "0"), "--seconds must be in"),
+    (("report", "nowhere"), "nowhere"),
+    (("profiles", "show", "pi7"), "unknown profile 'pi7'"),
+    (("profiles", "check", "nowhere.toml"), "nowhere.toml"),
+    (("data", "fetch", "fashion-mnist-5k"), "is in the package"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda v: " ".join(v) if isinstance(v, tuple) else "")
+def test_bad_input(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = octosim(*arguments, folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("octosim: ") and done.stderr.count("\n") == 1 and words in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_instruction_set(tmp_path: Path) -> None:
+    done = octosim("train", folder=tmp_path, OCTOSIM_ISA="sse9")
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr == "octosim: OCTOSIM_ISA: unknown instruction set 'sse9' (known here: " + done.stderr.split("here: ")[1]
+
+
+def test_resume_refuses_other_options(run: Path) -> None:
+    done = octosim("train", "--resume", "--out", str(run), "--seed", "5")
+    assert done.returncode == 2 and "was started with seed = 0, not 5" in done.stderr
+
+
+def test_missing_full_set_names_both_remedies(tmp_path: Path) -> None:
+    done = octosim("train", "--data", "mnist", folder=tmp_path, OCTOSIM_DATA=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 2 and "octosim data fetch mnist" in done.stderr and "OCTOSIM_DATA" in done.stderr
