@@ -201,7 +201,7 @@ static void product(int element) {
     int kind = turn % 4;
     a.base = element == 1 ? (void *)codes(held, kind) : (void *)floats(held, kind % 2);
     a.end = (const char *)a.base + held * element;
-    struct octo_job job = {.a = a, .first = first, .m = m, .n = n, .accumulate = (int)below(2), .ldc = n + (benching ? 0 : below(4))};
+    struct octo_job job = {.a = a, .first = first, .m = m, .n = n, .accumulate = benching ? 0 : (int)below(2), .ldc = n + (benching ? 0 : below(4))};
     int64_t spare = benching ? 0 : below(4);
     if (turn % 3) job.b_k = 1, job.b_n = k + spare;
     else job.b_k = n + spare, job.b_n = 1;
