@@ -76,7 +76,7 @@ def _use_threads(threads: int | None) -> None:
         core.set_threads(threads)
 
 
-# ---- training ---------------------------------------------------------------
+# ---- training --------------------------------------------------
 
 
 def _parameters(settings: list[str], **named: str | None) -> dict[str, Any]:
@@ -120,6 +120,7 @@ def train(
     set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     lr: Annotated[Optional[float], typer.Option(help="Learning rate; the optimizer's own if not given.")] = None,  # noqa: UP045
+    schedule: Annotated[str, typer.Option(help="Of the learning rate over the run: cosine, constant.")] = "cosine",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 3,
     steps: Annotated[Optional[int], typer.Option(help="Stop after so many steps, if sooner.")] = None,  # noqa: UP045
@@ -147,6 +148,7 @@ def train(
         parameters=_parameters(set_, lac=lac, prc=prc),
         optimizer=optimizer,
         lr=lr,
+        schedule=schedule,
         batch_size=batch_size,
         epochs=epochs,
         steps=steps,
@@ -227,7 +229,7 @@ def verify(
     raise typer.Exit(0 if verdict.equal else 1)
 
 
-# ---- cost and bench ---------------------------------------------------------
+# ---- cost and bench --------------------------------------------------
 
 
 @app.command()
@@ -388,7 +390,7 @@ def _show_bench(record: dict[str, Any]) -> None:
         )
 
 
-# ---- report -----------------------------------------------------------------
+# ---- report --------------------------------------------------
 
 
 @app.command()
@@ -412,7 +414,7 @@ def report(
     out_console.print(f"{out}: {result['runs']} runs, {result['benches']} benches", highlight=False)
 
 
-# ---- profiles and data ------------------------------------------------------
+# ---- profiles and data --------------------------------------------------
 
 
 @profiles_app.command("list")

@@ -62,7 +62,7 @@ def _out(name: str, array: Array | None, dtype: np.dtype[Any], shape: tuple[int,
     return array, _in(name, array, dtype, shape)
 
 
-# ---- instruction sets and threads -------------------------------------------
+# ---- instruction sets and threads --------------------------------------------------
 
 
 def isas() -> dict[str, bool]:
@@ -100,7 +100,7 @@ if os.environ.get("OCTOSIM_ISA"):
         raise CoreError(f"OCTOSIM_ISA: {error}") from None
 
 
-# ---- matrix products and convolutions ---------------------------------------
+# ---- matrix products and convolutions --------------------------------------------------
 
 
 def _strided(name: str, array: Array) -> tuple[Array, int]:
@@ -176,6 +176,13 @@ class Conv:
     stride: int = 1
     pad: int = 0
 
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.out_h < 1 or self.out_w < 1:
+            raise CoreError(
+                f"convolution: a {self.kernel_h} x {self.kernel_w} kernel with stride {self.stride} and padding {self.pad} "
+                f"does not fit a {self.height} x {self.width} image"
+            )
+
     @property
     def out_h(self) -> int:
         return (self.height + 2 * self.pad - self.kernel_h) // self.stride + 1
@@ -241,7 +248,7 @@ def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Arra
     return out
 
 
-# ---- randomness and elementary functions ------------------------------------
+# ---- randomness and elementary functions --------------------------------------------------
 
 
 def philox(n: int, seed: int, step: int = 0, tensor: int = 0, *, out: Array | None = None) -> Array:
@@ -272,7 +279,7 @@ def log(x: Array) -> Array:
     return out
 
 
-# ---- quantization -----------------------------------------------------------
+# ---- quantization --------------------------------------------------
 
 
 def value_range(x: Array) -> tuple[float, float]:
@@ -345,7 +352,7 @@ def images(x: Array, scale: float, shift: float, *, out: Array | None = None) ->
     return out
 
 
-# ---- columns: sums, affine maps, batch normalization ------------------------
+# ---- columns: sums, affine maps, batch normalization --------------------------------------------------
 
 
 def _matrix(x: Array) -> tuple[int, int]:
@@ -429,7 +436,7 @@ def batchnorm_backward(
     return out, dgamma, dbeta
 
 
-# ---- the other layers -------------------------------------------------------
+# ---- the other layers --------------------------------------------------
 
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
@@ -456,6 +463,13 @@ class Pool:
     channels: int
     kernel: int
     stride: int
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or not 1 <= self.kernel <= min(self.height, self.width):
+            raise CoreError(
+                f"pooling: a {self.kernel} x {self.kernel} window with stride {self.stride} does not fit a "
+                f"{self.height} x {self.width} image"
+            )
 
     @property
     def x_shape(self) -> tuple[int, int, int, int]:
@@ -512,7 +526,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, gradient: bool = True
     return loss[0], dlogits, correct[0]
 
 
-# ---- optimizers and Octo's compensation -------------------------------------
+# ---- optimizers and Octo's compensation --------------------------------------------------
 
 
 def sgd(w: Array, g: Array, v: Array, *, lr: float, momentum: float, decay: float) -> None:

@@ -42,6 +42,7 @@ class Config:
     """Everything that a user chooses and that decides the bits of a run.
 
     epochs: passes over the training set; steps: stop after so many steps, if sooner.  lr None: the optimizer's own.
+    schedule: of the learning rate over the run's steps, of optim.SCHEDULES.
     """
 
     model: str = "simplecnn"
@@ -50,6 +51,7 @@ class Config:
     parameters: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "sgd"
     lr: float | None = None
+    schedule: str = "cosine"
     batch_size: int = 100
     epochs: int = 3
     steps: int | None = None
@@ -81,6 +83,7 @@ class Run:
         self.config = config
         self.method = methods.make(config.method, config.parameters)
         self.optimizer = optim.make(config.optimizer, config.lr)
+        optim.check_schedule(config.schedule)
         models.layers(config.model, 1)  # an unknown model is told before the data is read
         self.data = data.load(config.data)
         images = len(self.data.train_labels)
@@ -128,8 +131,9 @@ class Run:
             loss, _ = self.network.gradients(images, labels, context, tick)
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
+        lr = optim.rate(self.optimizer.lr, self.config.schedule, self.step, self.steps)
         for name, (w, g) in self.network.parameters().items():
-            self.optimizer.update(self.step, w, g, self.slots[name])
+            self.optimizer.update(self.step, lr, w, g, self.slots[name])
         if tick:
             tick("optimizer", "update")
         return loss
@@ -160,7 +164,7 @@ class Run:
         return total.hexdigest()
 
 
-# ---- run directories --------------------------------------------------------
+# ---- run directories --------------------------------------------------
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -215,7 +219,7 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
             },
             "method": {"name": c.method, "parameters": methods.parameters(run.method)},
             "numerics": {"accumulator": EXACT32.name if c.method != "fp32" else "float32", "float": "float32"},
-            "optimizer": optim.describe(run.optimizer),
+            "optimizer": {**optim.describe(run.optimizer), "schedule": c.schedule},
             "batch_size": c.batch_size,
             "epochs": c.epochs,
             "steps": c.steps,
@@ -386,7 +390,7 @@ def _time_epoch(folder: Path, epoch: int, wall_s: float, images: int) -> None:
         file.write(json.dumps({"epoch": epoch, "wall_s": wall_s, "images_per_s": images / wall_s}) + "\n")
 
 
-# ---- replay -----------------------------------------------------------------
+# ---- replay --------------------------------------------------
 
 
 @dataclass(frozen=True)

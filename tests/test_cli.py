@@ -191,5 +191,7 @@ def test_resume_refuses_other_options(run: Path) -> None:
 
 
 def test_missing_full_set_names_both_remedies(tmp_path: Path) -> None:
-    done = octosim("train", "--data", "mnist", folder=tmp_path, OCTOSIM_DATA=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    done = octosim(
+        "train", "--data", "mnist", folder=tmp_path, OCTOSIM_DATA=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache")
+    )
     assert done.returncode == 2 and "octosim data fetch mnist" in done.stderr and "OCTOSIM_DATA" in done.stderr

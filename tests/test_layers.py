@@ -50,7 +50,7 @@ def build(name: str, seed: int = 3) -> tuple[models.Network, object, np.ndarray,
     return network, model, images, labels
 
 
-def torch_input(images: np.ndarray) -> "torch.Tensor":
+def torch_input(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2) * float(np.float32(1 / 255)))
 
 

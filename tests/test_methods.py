@@ -41,10 +41,12 @@ def test_bad_parameters(name: str, parameters: dict, words: str) -> None:
     assert words in str(caught.value)
 
 
-# ---- quantizers ------------------------------------------------------------------------------------------------------------
+# ---- quantizers --------------------------------------------------
 
 
-@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 3.0), (-0.1, 5.0), (-7.0, 0.0), (2.0, 4.0), (0.0, 0.0), (-1e-40, 1e-40)])
+@pytest.mark.parametrize(
+    "low, high", [(-1.0, 1.0), (0.0, 3.0), (-0.1, 5.0), (-7.0, 0.0), (2.0, 4.0), (0.0, 0.0), (-1e-40, 1e-40)]
+)
 def test_asymmetric_codes(low: float, high: float) -> None:
     x = np.linspace(low, high, 999).astype(F)
     t = quant.asymmetric(x, low, high)
@@ -66,7 +68,7 @@ def test_tiny_tensors_become_zero_codes() -> None:
     assert not quant.symmetric(np.full(5, 1e-44, F), -1e-44, 1e-44).q.any()
 
 
-# ---- Octo's three passes ------------------------------------------------------------------------------------------------------
+# ---- Octo's three passes --------------------------------------------------
 
 
 def direct_forward(x, w, b, lac, kernel, pad, dropped):
@@ -163,7 +165,9 @@ def test_exact_zero_point_makes_a_true_convolution() -> None:
     """With exact zero points the result is the float convolution up to the codes' resolution; dropped ones are far off."""
     errors = {}
     for zero_point in ("exact", "dropped"):
-        network = models.Network((Flatten(), Linear(8)), (6, 6, 4), methods.make("octo", dict(lac="off", zero_point=zero_point)), 1)
+        network = models.Network(
+            (Flatten(), Linear(8)), (6, 6, 4), methods.make("octo", dict(lac="off", zero_point=zero_point)), 1
+        )
         node = network.nodes[1]
         x = np.random.default_rng(0).uniform(0, 1, (10, 144)).astype(F)  # one-sided, as after ReLU
         expected = x.astype(np.float64) @ node.params["w"].T.astype(np.float64)
@@ -189,7 +193,9 @@ def test_running_range_is_what_inference_uses() -> None:
 def test_sums_that_could_overflow_are_refused() -> None:
     network = models.Network((Conv2d(2, 3, pad=1), Flatten(), Linear(2)), (100, 100, 1), methods.make("octo", {}), 0)
     network.check(13)
-    with pytest.raises(OctosimError, match=r"layer conv1, dW: a sum of 140000 int8 products could overflow .* 133144.*--batch-size"):
+    with pytest.raises(
+        OctosimError, match=r"layer conv1, dW: a sum of 140000 int8 products could overflow .* 133144.*--batch-size"
+    ):
         network.check(14)
 
 
@@ -213,5 +219,10 @@ def test_trace_counts_the_work(name: str) -> None:
     assert gemms["conv2", "dW"].shape == (16, 12800, 150)
     assert ("conv1", "dX") not in gemms
     assert all(op.dtype == ("float32" if name == "fp32" else "int8") for op in gemms.values())
-    assert {(op.layer, op.pass_) for op in ops} >= {("bn1", "forward"), ("bn1", "dX"), ("loss", "forward"), ("optimizer", "update")}
+    assert {(op.layer, op.pass_) for op in ops} >= {
+        ("bn1", "forward"),
+        ("bn1", "dX"),
+        ("loss", "forward"),
+        ("optimizer", "update"),
+    }
     assert all(op.reads > 0 and op.writes >= 0 for op in ops)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from octosim import core, data, methods, models, train
+from octosim import core, data, methods, models, optim, train
 from octosim.errors import OctosimError
 
 ISAS = [name for name, supported in core.isas().items() if supported]
@@ -60,7 +60,11 @@ def test_digest_on_every_instruction_set_and_thread_count(model: str, method: st
 
 @pytest.mark.parametrize(
     "parameters",
-    [dict(lac="feature", prc="gauss", rounding="stochastic"), dict(lac="off", prc="off", zero_point="dropped"), dict(lac="feature")],
+    [
+        dict(lac="feature", prc="gauss", rounding="stochastic"),
+        dict(lac="off", prc="off", zero_point="dropped"),
+        dict(lac="feature"),
+    ],
     ids=lambda p: "-".join(p.values()),
 )
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -121,7 +125,15 @@ def test_an_epoch_sees_every_image_once() -> None:
     assert sizes == [300] * 16 + [200]
 
 
-# ---- interruption ---------------------------------------------------------------------------------------------------------------
+def test_schedules() -> None:
+    """The cosine against libm's, over a whole run; every schedule starts at the full rate."""
+    for t in np.linspace(0, 1, 1001):
+        assert optim.SCHEDULES["cosine"](float(t)) == pytest.approx((1 + np.cos(np.pi * t)) / 2, abs=1e-14)
+    for name in optim.SCHEDULES:
+        assert optim.rate(0.1, name, 1, 50) == 0.1
+
+
+# ---- interruption --------------------------------------------------
 
 
 class Stop(Exception):
@@ -206,7 +218,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert not list(folder.glob(".*.tmp"))
 
 
-# ---- replay ------------------------------------------------------------------------------------------------------------------------
+# ---- replay --------------------------------------------------
 
 
 def test_verify(tmp_path: Path) -> None:
@@ -231,7 +243,7 @@ def test_verify(tmp_path: Path) -> None:
     assert not verdict.equal and verdict.first_step is None
 
 
-# ---- what goes wrong -----------------------------------------------------------------------------------------------------------------
+# ---- what goes wrong --------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,6 +253,7 @@ def test_verify(tmp_path: Path) -> None:
         ({"method": "okto"}, "unknown method 'okto'; did you mean 'octo'?"),
         ({"data": "mnits"}, "unknown data set 'mnits'; did you mean 'mnist'?"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'?"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'?"),
         ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
         ({"batch_size": 5001}, "--batch-size 5001 is larger than the 5000 training images"),
         ({"epochs": 0}, "--epochs must be at least 1"),

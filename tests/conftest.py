@@ -1,0 +1,31 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from octosim import core
+
+ISAS = [name for name, supported in core.isas().items() if supported]
+
+
+@pytest.fixture(params=[(isa, threads) for isa in ISAS for threads in (1, 2)], ids=lambda p: f"{p[0]}-{p[1]}")
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this CPU, with one and two threads; leaves the core as it was."""
+    isa, threads = core.isa(), core.threads()
+    core.set_isa(request.param[0])
+    core.set_threads(request.param[1])
+    yield request.param[0]
+    core.set_isa(isa)
+    core.set_threads(threads)
+
+
+@pytest.fixture
+def each_isa() -> Iterator[list[tuple[str, int]]]:
+    """For tests that switch themselves, to compare: all (instruction set, threads); leaves the core as it was."""
+    isa, threads = core.isa(), core.threads()
+    yield [(name, count) for name in ISAS for count in (1, 2, 3)]
+    core.set_isa(isa)
+    core.set_threads(threads)

@@ -1,0 +1,108 @@
+"""Slow, independent definitions that judge ref.c: int64 NumPy, Python integers, float32 one operation at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+F = np.float32
+
+
+def gemm(a: np.ndarray, b: np.ndarray, transpose_a: bool = False, transpose_b: bool = False) -> np.ndarray:
+    """The int64 product."""
+    a, b = (a.T if transpose_a else a), (b.T if transpose_b else b)
+    return a.astype(np.int64) @ b.astype(np.int64)
+
+
+def pad(x: np.ndarray, width: int, value: int = 0) -> np.ndarray:
+    return np.pad(x, ((0, 0), (width, width), (width, width), (0, 0)), constant_values=value)
+
+
+def convolution(x: np.ndarray, w: np.ndarray, stride: int) -> np.ndarray:
+    """Y[n, y, z, f] of padded x, NHWC, weights [f][i][j][c]."""
+    filters, height, width, _ = w.shape
+    out_h, out_w = (x.shape[1] - height) // stride + 1, (x.shape[2] - width) // stride + 1
+    y = np.zeros((len(x), out_h, out_w, filters), x.dtype)
+    for i in range(height):
+        for j in range(width):
+            window = x[:, i : i + stride * out_h : stride, j : j + stride * out_w : stride][:, :out_h, :out_w]
+            y += window @ w[:, i, j].T
+    return y
+
+
+def convolution_grads(x: np.ndarray, w: np.ndarray, dy: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """dX of the padded x, and dW."""
+    _, out_h, out_w, _ = dy.shape
+    dx, dw = np.zeros_like(x), np.zeros_like(w)
+    for i in range(w.shape[1]):
+        for j in range(w.shape[2]):
+            rows, cols = slice(i, i + stride * (out_h - 1) + 1, stride), slice(j, j + stride * (out_w - 1) + 1, stride)
+            dx[:, rows, cols] += dy @ w[:, i, j]
+            dw[:, i, j] = np.einsum("nyzf,nyzc->fc", dy, x[:, rows, cols])
+    return dx, dw
+
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 10) -> list[int]:
+    """Salmon et al., SC'11, in Python integers."""
+    c, (k0, k1), mask = list(counter), key, 0xFFFFFFFF
+    for _ in range(rounds):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(p1 >> 32) ^ c[1] ^ k0, p1 & mask, (p0 >> 32) ^ c[3] ^ k1, p0 & mask]
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return c
+
+
+def philox_words(n: int, seed: int, step: int, tensor: int) -> np.ndarray:
+    """The stream as octosim.h defines it."""
+    mask = 0xFFFFFFFF
+    words: list[int] = []
+    for block in range(-(-n // 4)):
+        words += philox4x32((block & mask, block >> 32, tensor, step), (seed & mask, seed >> 32))
+    return np.array(words[:n], np.uint32)
+
+
+def quantize(x: np.ndarray, inv_scale: float, zero: int, low: int, high: int) -> np.ndarray:
+    """Half to even, on the float32 product."""
+    product = x.astype(F) * F(inv_scale)
+    return np.clip(np.rint(product.astype(np.float64)) + zero, low, high).astype(np.int8)
+
+
+def quantize_stochastic(x: np.ndarray, inv_scale: float, zero: int, low: int, high: int, words: np.ndarray) -> np.ndarray:
+    total = x.astype(F) * F(inv_scale) + (words >> 8).astype(F) * F(2.0**-24)
+    return np.clip(np.floor(total.astype(np.float64)) + zero, low, high).astype(np.int8)
+
+
+def lane_rows(cols: int) -> int:
+    return 16 * (32 // cols if cols <= 16 else 1) if cols <= 128 else 4 if cols < 512 else 1
+
+
+def block_rows(cols: int) -> int:
+    return 64 * (512 // cols if cols <= 16 else 16 if cols <= 128 else 4 if cols < 512 else 1)
+
+
+def column_sums(x: np.ndarray) -> np.ndarray:
+    """float32 sums in the documented order: lanes, lanes to blocks, blocks in float64."""
+    rows, cols = x.shape
+    lanes, step = lane_rows(cols), block_rows(cols)
+    total = np.zeros(cols)
+    for start in range(0, rows, step):
+        block = x[start : start + step]
+        sums = np.zeros((lanes, cols), F)
+        for r in range(len(block)):
+            sums[r % lanes] = sums[r % lanes] + block[r]
+        folded = sums[0]
+        for r in range(1, lanes):
+            folded = folded + sums[r]
+        total += folded.astype(np.float64)
+    return total.astype(F)
+
+
+def gemm_f32(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float32: ascending k in blocks of 256, multiply and add rounded apart."""
+    total: np.ndarray | None = None
+    for start in range(0, a.shape[1], 256):
+        block = np.zeros((a.shape[0], b.shape[1]), F)
+        for k in range(start, min(start + 256, a.shape[1])):
+            block = block + a[:, k, None] * b[None, k]
+        total = block if total is None else total + block
+    assert total is not None
+    return total
