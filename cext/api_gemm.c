@@ -50,13 +50,19 @@ static void transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, vo
             for (int64_t r = r0; r < octo_min(r0 + 16, rows); r++) ((float *)y)[c * ldy + r] = ((const float *)x)[r * ldx + c];
 }
 
-static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
-                int64_t ldb, void *c, int64_t ldc, int element) {
+static int check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc) {
     OCTO_CHECK(m >= 0 && n >= 0 && k >= 0, "gemm: negative size (m %lld, n %lld, k %lld)", (long long)m, (long long)n, (long long)k);
     OCTO_CHECK(lda >= (transpose_a ? m : k) && ldb >= (transpose_b ? k : n) && ldc >= n, "gemm: a row stride is shorter than its row");
     int64_t rows_a = transpose_a ? k : m, rows_b = transpose_b ? n : k;
     OCTO_CHECK((!lda || rows_a <= MAX_ELEMENTS / lda) && (!ldb || rows_b <= MAX_ELEMENTS / ldb) && (!ldc || m <= MAX_ELEMENTS / ldc),
                "gemm: a matrix has more than 2^40 elements");
+    return OCTO_OK;
+}
+
+static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
+                int64_t ldb, void *c, int64_t ldc, int element) {
+    int status = check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
+    if (status) return status;
     if (!m || !n) return OCTO_OK;
     if (!k)
         for (int64_t i = 0; i < m; i++) memset((char *)c + i * ldc * 4, 0, (size_t)n * 4);
@@ -76,8 +82,7 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
             job.a = plain_rows(copy, m, depth, depth, element);
         } else
             job.a = plain_rows((const char *)a + p * element, m, depth, lda, element);
-        int status = run_sliced(&job, element);
-        if (status) return status;
+        if ((status = run_sliced(&job, element))) return status;
     }
     return OCTO_OK;
 }
@@ -90,6 +95,42 @@ int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t
 int octo_gemm_f32(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                   const float *b, int64_t ldb, float *c, int64_t ldc) {
     return gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, 4);
+}
+
+int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,
+                            int a_unsigned, const int8_t *b, int64_t ldb, int32_t *c, int64_t ldc, const octo_accumulator *how,
+                            octo_overflow *counts) {
+    OCTO_CHECK(how->bits >= 8 && how->bits <= 32 && how->group >= 1 && how->group <= 32768, "accumulator: %d bits in groups of %d",
+               how->bits, how->group);
+    OCTO_CHECK(!how->pair_bits || (how->pair_bits >= 8 && how->pair_bits <= 31 && how->group % 2 == 0),
+               "accumulator: pairs of %d bits in groups of %d", how->pair_bits, how->group);
+    int status = check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
+    if (status) return status;
+    OCTO_CHECK(k <= 1 << 22, "accumulator: sums of %lld products are longer than 2^22", (long long)k);
+    int64_t slices = octo_min((m + 3) / 4, octo_threads());
+    octo_overflow *slice_counts = counts && m && n ? octo_scratch(OCTO_SLOT_SUMS, slices * (int64_t)sizeof *slice_counts) : NULL;
+    char *left = transpose_a ? octo_scratch(OCTO_SLOT_LEFT, m * k) : NULL;
+    int failed = (counts && m && n && !slice_counts) || (transpose_a && !left);
+    if (counts) memset(counts, 0, sizeof *counts);
+    if (slice_counts) memset(slice_counts, 0, (size_t)slices * sizeof *slice_counts);
+    if (left && !failed) transpose(k, m, a, lda, left, k, 1);
+    if (!failed && m && n) {
+        struct octo_rows rows = plain_rows(left ? left : (const char *)a, m, k, left ? k : lda, 1);
+        OCTO_PARALLEL(i, slices) {
+            int64_t first = (m + 3) / 4 * i / slices * 4, last = octo_min((m + 3) / 4 * (i + 1) / slices * 4, m);
+            struct octo_job job = {.a = rows, .first = first, .m = last - first, .n = n, .b_k = transpose_b ? 1 : ldb,
+                                   .b_n = transpose_b ? ldb : 1, .ldc = ldc, .b = b, .c = c + first * ldc,
+                                   .scratch = octo_scratch(OCTO_SLOT_KERNEL, octo_accumulate_scratch(k, how->group))};
+            if (job.scratch) octo_table.gemm_s8_accumulate(&job, how, a_unsigned, slice_counts ? slice_counts + i : NULL);
+            else failed = 1;
+        }
+    }
+    if (failed) return octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product");
+    for (int64_t i = 0; slice_counts && i < slices; i++) {
+        counts->steps += slice_counts[i].steps, counts->narrowed += slice_counts[i].narrowed;
+        for (int w = 0; w < 34; w++) counts->needed[w] += slice_counts[i].needed[w];
+    }
+    return OCTO_OK;
 }
 
 /* ---- convolutions ------------------------------------------------------------------------------------------------------------ */

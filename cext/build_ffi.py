@@ -12,7 +12,7 @@ from setuptools.errors import CompileError, LinkError
 
 HERE = Path(__file__).resolve().parent
 SOURCES = ["ref.c", "x86_avx2.c", "x86_avx512vnni.c", "dispatch.c", "api_gemm.c", "api_layers.c"]
-HEADERS = ["octosim.h", "kernels.h", "kernels.def", "dispatch.h", "loops.inc"]
+HEADERS = ["octosim.h", "kernels.h", "kernels.def", "dispatch.h", "loops.inc", "accumulate.inc"]
 
 
 def declarations() -> str:

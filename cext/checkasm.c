@@ -223,6 +223,30 @@ static void product(int element) {
 static void check_gemm_s8(void) { product(1); }
 static void check_gemm_f32(void) { product(4); }
 
+static void check_gemm_s8_accumulate(void) {
+    static const int widths[] = {8, 12, 16, 17, 24, 31, 32};
+    octo_accumulator how = {.bits = widths[below(7)], .saturate = (int)below(2), .group = turn % 3 ? 1 + (int)below(5) : 1 + (int)below(40)};
+    if (benching) how = (octo_accumulator){.bits = 16, .saturate = 1, .group = 1};
+    if (turn % 4 == 3) how.group += how.group % 2, how.pair_bits = turn % 8 == 3 ? 16 : 10;
+    int64_t m = benching ? 256 : 1 + below(11), n = benching ? 256 : 1 + below(70), k = benching ? 512 : 1 + below(150), spare = below(3);
+    /* long sums of extremes overflow 32 bits */
+    if (turn % 10 == 9) m = 1, n = 3, k = 140000, how.bits = 32;
+    int kind = turn % 10 == 9 ? 3 - (int)below(3) : turn % 4, a_unsigned = turn % 2;
+    int8_t *a = codes(m * (k + spare), kind), *b = codes(n * (k + spare), turn % 10 == 9 ? 1 : (kind + turn / 4) % 4);
+    struct octo_job job = {.a = {.base = a, .end = a + m * (k + spare), .width = m, .height = 1, .x_stride = k + spare, .segments = 1, .length = k},
+                           .m = m, .n = n, .ldc = n + spare, .b = b};
+    if (turn % 2) job.b_k = 1, job.b_n = k + spare;
+    else job.b_k = n, job.b_n = 1;
+    output c = outputs((m - 1) * job.ldc + n, 4), counts = outputs(sizeof(octo_overflow) / 8, 8);
+    job.scratch = aligned_alloc(64, (size_t)(octo_accumulate_scratch(k, how.group) + 63) / 64 * 64);
+    for (int i = 0; i < 2; i++) memset(counts.p[i], 0, counts.bytes);
+    RUN(gemm_s8_accumulate, (job.c = c.p[i], &job), &how, a_unsigned, turn % 5 == 4 ? NULL : (octo_overflow *)counts.p[i]);
+    free(job.scratch);
+    if (benching) return;
+    compare(c, 4);
+    compare(counts, 8);
+}
+
 static void check_gather_rows(void) {
     int64_t channels = 1 + below(20), k = 1 + below(4), width = 1 + below(8), height = 1 + below(8), line = (width + k - 1) * channels;
     int64_t images = 1 + below(3), element = turn % 2 ? 1 : 4, count = 1 + below(images * width * height);

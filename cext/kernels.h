@@ -70,6 +70,11 @@ enum { OCTO_BLOCK_F32 = 256 };
 #define OCTO_MAX_DEPTH 24576
 #define OCTO_SCRATCH ((int64_t)8 << 20)
 
+/* Scratch memory of gemm_s8_accumulate: packed pairs of up to 4 rows and 32 columns. */
+static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
+    return ((k + group - 1) / group * ((group + 1) / 2) + 32) * 36 * 4;
+}
+
 struct octo_kernels {
 #define KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.def"

@@ -31,6 +31,22 @@ int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t
 int octo_gemm_f32(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                   const float *b, int64_t ldb, float *c, int64_t ldc);
 
+/* A register that sums products of codes.  Products are taken in ascending k; `group` consecutive ones are summed exactly, with
+ * pair_bits first in pairs that saturate at so many bits (0: not); the sum is added to the accumulator of `bits` bits, which
+ * then saturates or wraps.  The last group of a row may be shorter.  8 <= bits <= 32, 1 <= group <= 32768, even with pair_bits. */
+typedef struct {
+    int bits, saturate, group, pair_bits;
+} octo_accumulator;
+/* What happened in the accumulators of a product: `steps` additions, `narrowed` of them changed by saturating or wrapping;
+ * needed[w]: outputs whose accumulator, before it was narrowed, needed w bits at its largest (33: more than 32). */
+typedef struct {
+    int64_t steps, narrowed, needed[34];
+} octo_overflow;
+/* octo_gemm_s8 in the given accumulator; a_unsigned: a holds uint8.  counts may be NULL.  k <= 2^22. */
+int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,
+                            int a_unsigned, const int8_t *b, int64_t ldb, int32_t *c, int64_t ldc,
+                            const octo_accumulator *how, octo_overflow *counts);
+
 /* A 2-D convolution's geometry.  Output height = (height + 2 pad_h - kernel_h) / stride_h + 1, width likewise. */
 typedef struct {
     int64_t batch, height, width, channels, filters;

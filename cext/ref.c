@@ -23,7 +23,50 @@ static void gemm_s8_ref(const struct octo_job *job) {
     }
 }
 
+static int64_t narrow(int64_t value, int bits, int saturate) {
+    int64_t limit = (int64_t)1 << (bits - 1);
+    if (saturate) return value < -limit ? -limit : value >= limit ? limit - 1 : value;
+    return (int64_t)(((uint64_t)value + (uint64_t)limit) & (2 * (uint64_t)limit - 1)) - limit;
+}
+
+/* The smallest w with -2^(w-1) <= low and high < 2^(w-1). */
+static int bits_needed(int64_t low, int64_t high) {
+    int w = 1;
+    while (low < -((int64_t)1 << (w - 1)) || high >= (int64_t)1 << (w - 1)) w++;
+    return w < 33 ? w : 33;
+}
+
+static void gemm_s8_accumulate_ref(const struct octo_job *job, const octo_accumulator *how, int a_unsigned, octo_overflow *counts) {
+    int64_t k = job->a.length;
+    for (int64_t i = 0; i < job->m; i++) {
+        const int8_t *row = (const int8_t *)job->a.base + octo_row_offset(&job->a, job->first + i);
+        for (int64_t j = 0; j < job->n; j++) {
+            const int8_t *b = (const int8_t *)job->b + j * job->b_n;
+            int64_t acc = 0, low = 0, high = 0;
+            for (int64_t p = 0; p < k; p += how->group) {
+                int64_t end = p + how->group < k ? p + how->group : k, sum = 0;
+                for (int64_t q = p; q < end; q += 2) {
+                    int64_t pair = 0;
+                    for (int64_t r = q; r < q + 2 && r < end; r++)
+                        pair += (int64_t)(a_unsigned ? (uint8_t)row[r] : row[r]) * b[r * job->b_k];
+                    sum += how->pair_bits ? narrow(pair, how->pair_bits, 1) : pair;
+                }
+                int64_t wanted = acc + sum;
+                acc = narrow(wanted, how->bits, how->saturate);
+                if (!counts) continue;
+                counts->steps++;
+                counts->narrowed += acc != wanted;
+                low = wanted < low ? wanted : low;
+                high = wanted > high ? wanted : high;
+            }
+            ((int32_t *)job->c)[i * job->ldc + j] = (int32_t)acc;
+            if (counts) counts->needed[bits_needed(low, high)]++;
+        }
+    }
+}
+
 void octo_init_ref(struct octo_kernels *table) {
     init_loops_ref(table);
     table->gemm_s8 = gemm_s8_ref;
+    table->gemm_s8_accumulate = gemm_s8_accumulate_ref;
 }

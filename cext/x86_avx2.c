@@ -8,6 +8,10 @@
 #define FN(name) name##_avx2
 #define VECTOR_BYTES 32
 #include "loops.inc"
+#define MADD(a, b) (FN(s32))_mm256_madd_epi16((__m256i)(a), (__m256i)(b))
+#define MIN(a, b) (FN(s32))_mm256_min_epi32((__m256i)(a), (__m256i)(b))
+#define MAX(a, b) (FN(s32))_mm256_max_epi32((__m256i)(a), (__m256i)(b))
+#include "accumulate.inc"
 
 /* Packed operands, 16-bit: rows of a, `depth` elements each (16 more than k, rounded up to an odd number of 64-byte lines);
  * panels of b with 16 columns x 2 consecutive k in two vectors, zero beyond k and n. */
@@ -105,5 +109,6 @@ TARGET static void gemm_s8_avx2(const struct octo_job *job) {
 void octo_init_avx2(struct octo_kernels *table) {
     init_loops_avx2(table);
     table->gemm_s8 = gemm_s8_avx2;
+    table->gemm_s8_accumulate = gemm_s8_accumulate_avx2;
 }
 #endif

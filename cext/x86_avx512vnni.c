@@ -13,6 +13,10 @@
 #define FN(name) name##_avx512vnni
 #define VECTOR_BYTES 64
 #include "loops.inc"
+#define MADD(a, b) (FN(s32))_mm512_madd_epi16((__m512i)(a), (__m512i)(b))
+#define MIN(a, b) (FN(s32))_mm512_min_epi32((__m512i)(a), (__m512i)(b))
+#define MAX(a, b) (FN(s32))_mm512_max_epi32((__m512i)(a), (__m512i)(b))
+#include "accumulate.inc"
 
 /* VPDPBUSD multiplies unsigned by signed bytes: sum (a + 128) b = sum a b + 128 sum b.  So a is stored as a ^ 0x80 = a + 128 and
  * the accumulators start at -128 sum b, a constant of the column.  Everything is modulo 2^32, as in gemm_s8_ref.
@@ -214,5 +218,6 @@ TARGET static void gemm_s8_avx512vnni(const struct octo_job *job) {
 void octo_init_avx512vnni(struct octo_kernels *table) {
     init_loops_avx512vnni(table);
     table->gemm_s8 = gemm_s8_avx512vnni;
+    table->gemm_s8_accumulate = gemm_s8_accumulate_avx512vnni;
 }
 #endif

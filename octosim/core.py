@@ -8,7 +8,9 @@ depend on the instruction set or on the number of threads, to the bit.  Images a
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from octosim._core import ffi, lib
 from octosim.errors import OctosimError
-from octosim.numerics import EXACT32, Accumulator
+from octosim.numerics import EXACT32, Accumulator, Overflow
 
 Array = np.ndarray[Any, Any]
 
@@ -103,14 +105,82 @@ if os.environ.get("OCTOSIM_ISA"):
 # ---- matrix products and convolutions --------------------------------------------------
 
 
-def _strided(name: str, array: Array) -> tuple[Array, int]:
-    """A 2-D int8 or float32 operand with adjacent elements in its rows (copied if not), and its row stride in elements."""
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype not in (S8, F32):
-        raise CoreError(f"{name} must be a 2-D int8 or float32 array")
+def _strided(name: str, array: Array, dtypes: tuple[np.dtype[Any], ...]) -> tuple[Array, int]:
+    """A 2-D operand with adjacent elements in its rows (copied if not), and its row stride in elements."""
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype not in dtypes:
+        raise CoreError(f"{name} must be a 2-D array of {' or '.join(str(d) for d in dtypes)}")
     size = array.itemsize
     if array.strides[1] != size or array.strides[0] % size or array.strides[0] < array.shape[1] * size:
         array = np.ascontiguousarray(array)
     return array, max(array.strides[0] // size, array.shape[1])
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The operands of a matrix product after their checks."""
+
+    a: Array
+    b: Array
+    transpose_a: bool
+    transpose_b: bool
+    lda: int
+    ldb: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        k, m = self.a.shape if self.transpose_a else self.a.shape[::-1]
+        n = self.b.shape[0] if self.transpose_b else self.b.shape[1]
+        return m, n, k
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The C call's, from transpose_a to ldb."""
+        a, b = (ffi.cast(_C_TYPES[x.dtype].replace("[]", " *"), x.ctypes.data) for x in (self.a, self.b))
+        return self.transpose_a, self.transpose_b, *self.sizes, a, self.lda, b, self.ldb
+
+
+def _product(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> _Product:
+    a, lda = _strided("a", a, (S8, U8, F32))
+    b, ldb = _strided("b", b, (S8, F32))
+    if (a.dtype == F32) != (b.dtype == F32):
+        raise CoreError(f"a and b must both be float32 or both integer, not {a.dtype} and {b.dtype}")
+    product = _Product(a, b, transpose_a, transpose_b, lda, ldb)
+    m, n, k = product.sizes
+    k_b = b.shape[1] if transpose_b else b.shape[0]
+    if k != k_b:
+        raise CoreError(f"the inner sizes differ: op(a) is {m} x {k}, op(b) is {k_b} x {n}")
+    return product
+
+
+def _largest(x: Array) -> int:
+    """The largest magnitude."""
+    return max(-int(x.min()), int(x.max())) if x.size else 0
+
+
+@contextmanager
+def _threads_for_a_call(count: int | None) -> Iterator[None]:
+    before = lib.octo_threads()
+    if count is not None:
+        set_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            lib.octo_set_threads(before)
+
+
+def _in_32_bits(p: _Product, out: Array | None) -> Array:
+    """The product modulo 2^32, or in float32; uint8 codes are taken as int8 and 128 column sums of b."""
+    m, n, _ = p.sizes
+    out, c = _out("out", out, F32 if p.a.dtype == F32 else S32, (m, n))
+    if p.a.dtype == F32:
+        _ok(lib.octo_gemm_f32(*p.arguments(), c, n))
+        return out
+    signed = p if p.a.dtype == S8 else replace(p, a=(p.a ^ np.uint8(128)).view(S8), lda=p.a.shape[1])
+    _ok(lib.octo_gemm_s8(*signed.arguments(), c, n))
+    if signed is not p:
+        with np.errstate(over="ignore"):
+            out += np.int32(128) * p.b.sum(1 if p.transpose_b else 0, dtype=np.int32)
+    return out
 
 
 def gemm(
@@ -125,41 +195,75 @@ def gemm(
 ) -> Array:
     """C = op(A) op(B), op the transpose where asked for.
 
-    a, b: 2-D, both int8 (C is int32) or both float32 (C is float32).  int8 sums are exact: where K products could pass
-    2^31 - 1 in magnitude, given the operands' own largest magnitudes, CoreError is raised instead.  float32 sums run in
-    ascending k, in blocks of 256, multiply and add rounded apart (kernels.h, struct octo_job).
+    a, b: 2-D, both integer (a int8 or uint8, b int8; C is int32) or both float32 (C is float32, no accumulator).
+    accumulator None or exact32: integer sums are exact; where K products could pass 2^31 - 1 in magnitude, given the operands'
+    own largest magnitudes, CoreError is raised instead.  Any other: the sums as that register makes them, in int32; the exact
+    kernel computes them where `accumulator.proof` holds for the operands or where the register only wraps.
+    Operands are taken as they are: who models a library that shifts int8 activations by 128 passes uint8.
+    float32 sums run in ascending k, in blocks of 256, multiply and add rounded apart (kernels.h, struct octo_job).
     """
-    a, lda = _strided("a", a)
-    b, ldb = _strided("b", b)
-    if a.dtype != b.dtype:
-        raise CoreError(f"a and b must have one dtype, not {a.dtype} and {b.dtype}")
-    if accumulator not in (None, EXACT32):
-        raise CoreError(f"accumulator {accumulator} is not available")
-    k, m = a.shape if transpose_a else a.shape[::-1]
-    n, k_b = b.shape if transpose_b else b.shape[::-1]
-    if k != k_b:
-        raise CoreError(f"the inner sizes differ: op(a) is {m} x {k}, op(b) is {k_b} x {n}")
-    integer = a.dtype == S8
-    if integer and k > EXACT32.safe_depth(128, 128):
-        largest = [max(-int(x.min()), int(x.max())) for x in (a, b)]
-        if k > EXACT32.safe_depth(*largest):
-            raise CoreError(
-                f"a sum of {k} products of int8 codes as large as {largest[0]} and {largest[1]} could overflow 32 bits; "
-                f"at most {EXACT32.safe_depth(*largest)} are safe"
-            )
-    out, c = _out("out", out, S32 if integer else F32, (m, n))
-    kind = _C_TYPES[a.dtype]
-    pointers = [ffi.cast(kind.replace("[]", " *"), x.ctypes.data) for x in (a, b)]
-    call = lib.octo_gemm_s8 if integer else lib.octo_gemm_f32
-    before = lib.octo_threads()
-    if threads is not None:
-        set_threads(threads)
-    try:
-        _ok(call(transpose_a, transpose_b, m, n, k, pointers[0], lda, pointers[1], ldb, c, n))
-    finally:
-        if threads is not None:
-            lib.octo_set_threads(before)
+    p = _product(a, b, transpose_a, transpose_b)
+    m, n, k = p.sizes
+    if p.a.dtype == F32:
+        if accumulator is not None:
+            raise CoreError(f"accumulator {accumulator.name} is for integer operands, not float32")
+    elif accumulator in (None, EXACT32):
+        # magnitudes are looked for only where the dtypes' bounds do not do
+        if k > EXACT32.safe_depth(255 if p.a.dtype == U8 else 128, 128):
+            largest = _largest(p.a), _largest(p.b)
+            if k > EXACT32.safe_depth(*largest):
+                raise CoreError(
+                    f"a sum of {k} products of int8 codes as large as {largest[0]} and {largest[1]} could overflow 32 bits; "
+                    f"at most {EXACT32.safe_depth(*largest)} are safe"
+                )
+    else:
+        assert accumulator is not None
+        proven = accumulator.proof(k, _largest(p.a), _largest(p.b)).holds
+        wraps_only = accumulator.overflow == "wrap" and accumulator.pair_bits is None
+        if not proven and not wraps_only:
+            return _accumulated(p, accumulator, threads, out, ffi.NULL)
+        with _threads_for_a_call(threads):
+            out = _in_32_bits(p, out)
+        shift = np.int32(32 - accumulator.bits)
+        if not proven and shift:
+            np.right_shift(np.left_shift(out, shift, out=out), shift, out=out)
+        return out
+    with _threads_for_a_call(threads):
+        return _in_32_bits(p, out)
+
+
+def _accumulated(p: _Product, how: Accumulator, threads: int | None, out: Array | None, counts: Any) -> Array:
+    m, n, _ = p.sizes
+    out, c = _out("out", out, S32, (m, n))
+    register = ffi.new("octo_accumulator *", (how.bits, how.overflow == "saturate", how.group, how.pair_bits or 0))
+    ta, tb, m, n, k, pa, lda, pb, ldb = p.arguments()
+    unsigned = p.a.dtype == U8
+    pa = ffi.cast("int8_t *", pa)
+    with _threads_for_a_call(threads):
+        _ok(lib.octo_gemm_s8_accumulate(ta, tb, m, n, k, pa, lda, unsigned, pb, ldb, c, n, register, counts))
     return out
+
+
+def gemm_counted(
+    a: Array,
+    b: Array,
+    accumulator: Accumulator,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    threads: int | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Overflow]:
+    """`gemm` of integer operands in the given accumulator, step by step, and what happened in it."""
+    p = _product(a, b, transpose_a, transpose_b)
+    if p.a.dtype == F32:
+        raise CoreError("overflow is counted for integer operands, not float32")
+    counts = ffi.new("octo_overflow *")
+    out = _accumulated(p, accumulator, threads, out, counts)
+    saturates = accumulator.overflow == "saturate"
+    narrowed = int(counts.narrowed)
+    overflow = Overflow(int(counts.steps), narrowed * saturates, narrowed * (not saturates), tuple(counts.needed))
+    return out, overflow
 
 
 @dataclass(frozen=True)

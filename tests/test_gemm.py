@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from octosim import core
 from octosim.errors import OctosimError
+from octosim.numerics import ACCUMULATORS
 
 F = np.float32
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -192,15 +193,16 @@ A, B = np.zeros((3, 4), np.int8), np.zeros((4, 5), np.int8)
     ("arguments", "options", "words"),
     [
         ((A, B.T), {}, "the inner sizes differ: op(a) is 3 x 4, op(b) is 5 x 4"),
-        ((A.astype(F), B), {}, "one dtype, not float32 and int8"),
-        ((A.astype(np.int16), B), {}, "a must be a 2-D int8 or float32 array"),
+        ((A.astype(F), B), {}, "must both be float32 or both integer, not float32 and int8"),
+        ((A.astype(np.int16), B), {}, "a must be a 2-D array of int8 or uint8 or float32"),
+        ((A, B.astype(np.uint8)), {}, "b must be a 2-D array of int8 or float32"),
         ((A[0], B), {}, "a must be a 2-D"),
         (("x", B), {}, "a must be a 2-D"),
         ((A, B), {"threads": 0}, "threads must be in 1 .. 1024, not 0"),
         ((A, B), {"out": np.zeros((3, 4), np.int32)}, "out must have shape (3, 5), not (3, 4)"),
         ((A, B), {"out": np.zeros((3, 5), F)}, "out must be a int32 array, not float32"),
         ((A, B), {"out": np.zeros((5, 3), np.int32).T}, "out must be C-contiguous"),
-        ((A, B), {"accumulator": "acc8"}, "accumulator acc8 is not available"),
+        ((A.astype(F), B.astype(F)), {"accumulator": ACCUMULATORS["acc16"]}, "acc16 is for integer operands"),
     ],
 )
 def test_bad_products(arguments: tuple, options: dict, words: str) -> None:
