@@ -3,6 +3,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -32,6 +35,12 @@ static int has_avx512vnni(void) {
 }
 #endif
 
+#if defined(__aarch64__)
+/* From the auxiliary vector: what the kernel, or an emulator, says of the processor that runs this. */
+static int has_dotprod(void) { return (getauxval(AT_HWCAP) >> 20) & 1; } /* HWCAP_ASIMDDP */
+static int has_i8mm(void) { return (getauxval(AT_HWCAP2) >> 13) & 1; }   /* HWCAP2_I8MM */
+#endif
+
 static const struct {
     const char *name;
     int (*supported)(void);
@@ -41,6 +50,10 @@ static const struct {
 #if defined(__x86_64__)
     {"avx2", has_avx2, octo_init_avx2},
     {"avx512vnni", has_avx512vnni, octo_init_avx512vnni},
+#elif defined(__aarch64__)
+    {"neon", always, octo_init_neon},
+    {"dotprod", has_dotprod, octo_init_dotprod},
+    {"i8mm", has_i8mm, octo_init_i8mm},
 #endif
 };
 enum { ISAS = sizeof isas / sizeof isas[0] };

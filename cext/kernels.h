@@ -88,4 +88,7 @@ int octo_isa_table(int row, struct octo_kernels *table);
 void octo_init_ref(struct octo_kernels *table);
 void octo_init_avx2(struct octo_kernels *table);
 void octo_init_avx512vnni(struct octo_kernels *table);
+void octo_init_neon(struct octo_kernels *table);
+void octo_init_dotprod(struct octo_kernels *table);
+void octo_init_i8mm(struct octo_kernels *table);
 #endif
