@@ -1,12 +1,19 @@
-"""Data sets: idx files checked by SHA-256, from the package, from OCTOSIM_DATA or from the cache of `octosim data fetch`."""
+"""Data sets: files checked by SHA-256, from the package, from OCTOSIM_DATA or from the cache of `octosim data fetch`.
+
+MNIST and its kin are four idx files; CIFAR-10 is six pickles of Python 2, which are read without running any of them.
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import importlib.resources
+import io
+import lzma
 import os
+import pickle
 import struct
+import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +29,30 @@ Array = np.ndarray[Any, Any]
 FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DIGITS = tuple(str(digit) for digit in range(10))
+THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")  # of CIFAR-10, the last for testing
+BATCH_FOLDER = "cifar-10-batches-py"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from.  sha256: of FILES, in their order.  url: of the folder of FILES; None: in the package."""
+    """Where a data set comes from.
+
+    sha256: of files, in their order.  url: of the folder to download from; None: the set is in the package.
+    shape: (height, width, channels) of an image.  archive: (name, SHA-256) of the one download that holds all files;
+    None: they are downloaded one by one.
+    """
 
     title: str
     classes: tuple[str, ...]
     train_images: int
     test_images: int
     licence: str
-    sha256: tuple[str, str, str, str]
+    sha256: tuple[str, ...]
     url: str | None = None
+    shape: tuple[int, int, int] = (28, 28, 1)
+    files: tuple[str, ...] = FILES
+    archive: tuple[str, str] | None = None
 
 
 SOURCES = {
@@ -61,12 +79,24 @@ SOURCES = {
          "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
     ),
+    "cifar10": Source(
+        "CIFAR-10 (Krizhevsky 2009)", THINGS, 50000, 10000, "none stated",
+        ("54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+         "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+         "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+         "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+         "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+         "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831"),
+        "https://www.cs.toronto.edu/~kriz/", (32, 32, 3), BATCHES,
+        ("cifar-10-python.tar.gz", "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+    ),
 }  # fmt: skip
+ALIASES = {"fashion": "fashion-mnist", "fmnist": "fashion-mnist", "cifar-10": "cifar10"}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images uint8 (N, height, width, channels), labels uint8 (N,); sha256 names the content of all four files."""
+    """Images uint8 (N, height, width, channels), labels uint8 (N,); sha256 names the content of all source files."""
 
     name: str
     train_images: Array
@@ -77,39 +107,64 @@ class Dataset:
     sha256: str
 
 
+# ---- where a set is --------------------------------------------------
+
+
 def _cache() -> Path:
     return Path(pooch.os_cache("octosim"))
 
 
-def _places(name: str) -> dict[str, Path]:
-    """Folders that may hold a data set, in the order of search."""
-    if SOURCES[name].url is None:
-        return {"package": Path(str(importlib.resources.files("octosim"))) / "datasets" / name}
-    places = {}
+def _resolve(name: str) -> tuple[str, Source]:
+    """The set's own name, for an alias too, and its source."""
+    name = ALIASES.get(name, name)
+    if name not in SOURCES:
+        raise OctosimError(f"unknown data set '{name}'" + suggest(name, SOURCES))
+    return name, SOURCES[name]
+
+
+def _places(name: str) -> list[tuple[str, Path]]:
+    """(kind of place, folder or archive) that may hold a data set, in the order of search."""
+    source = SOURCES[name]
+    if source.url is None:
+        return [("package", Path(str(importlib.resources.files("octosim"))) / "datasets" / name)]
+    roots = [("cache", _cache())]
     if os.environ.get("OCTOSIM_DATA"):
-        places["OCTOSIM_DATA"] = Path(os.environ["OCTOSIM_DATA"]) / name
-    places["cache"] = _cache() / name
-    return places
+        roots.insert(0, ("OCTOSIM_DATA", Path(os.environ["OCTOSIM_DATA"])))
+    held = (name,) if source.archive is None else (BATCH_FOLDER, f"{BATCH_FOLDER}.tar.xz", source.archive[0])
+    return [(place, root / what) for place, root in roots for what in held]
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.endswith((".tar.gz", ".tar.xz"))
+
+
+def _lacks(path: Path, source: Source) -> str:
+    """What keeps a place from being used; empty: nothing.  (os.path, since Path.is_dir raises where it may not look.)"""
+    if _is_archive(path):
+        return "" if os.path.isfile(path) else "no such file"
+    if not os.path.isdir(path):
+        return "no such folder"
+    missing = [file for file in source.files if not os.path.exists(path / file)]
+    return "no " + ", ".join(missing) if missing else ""
 
 
 def _find(name: str) -> tuple[str, Path] | None:
-    """The first place that has the data set's folder."""
-    return next(((place, folder) for place, folder in _places(name).items() if folder.is_dir()), None)
+    """The first place that has all files of a data set."""
+    return next(((place, path) for place, path in _places(name) if not _lacks(path, SOURCES[name])), None)
 
 
-def _check_name(name: str) -> Source:
-    if name not in SOURCES:
-        raise OctosimError(f"unknown data set '{name}'" + suggest(name, SOURCES))
-    return SOURCES[name]
+# ---- what the files say --------------------------------------------------
 
 
 def parse_idx(path: Path, content: bytes) -> Array:
     """The uint8 array of an idx file's bytes; OctosimError names the file where they are not one."""
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or not 1 <= content[3] <= 4:
-        raise OctosimError(f"{path} is not an idx file of bytes: it starts with {content[:4].hex() or 'nothing'}")
+        raise OctosimError(
+            f"{path} is not an idx file of bytes: it starts with {content[:4].hex() or 'nothing'}, expected 000008 and 01 to 04"
+        )
     start = 4 + 4 * content[3]
     if len(content) < start:
-        raise OctosimError(f"{path} is truncated: its header ends after {len(content)} bytes")
+        raise OctosimError(f"{path} is truncated: its header ends after {len(content)} bytes, expected {start}")
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     expected = int(np.prod(shape, dtype=object))
     if len(content) - start != expected:
@@ -117,48 +172,151 @@ def parse_idx(path: Path, content: bytes) -> Array:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _read(path: Path, sha256: str) -> Array:
-    """One .gz file, its checksum and its array."""
+class _Stand:
+    """Stands for numpy's array and dtype in a pickle: keeps what it is given, does nothing.
+
+    The real ones are no safe choice: numpy.dtype's __setstate__ can change a dtype that the whole process shares.
+    """
+
+    state: Any = None
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Admits the three names of a CIFAR-10 batch, as stands; so a pickle can build containers, and call nothing."""
+
+    admitted = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.admitted:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs; refused")
+        return _Stand
+
+
+def parse_batch(path: Path, content: bytes) -> tuple[Array, Array]:
+    """Images uint8 (N, 32, 32, 3) and labels uint8 (N,) of a CIFAR-10 batch's bytes (protocol 2, from Python 2).
+
+    Raises OctosimError, naming the file, for anything else; a pickle that asks for other names than a batch's is refused.
+    Source: the layout on the data set's page, cs.toronto.edu/~kriz/cifar.html: a row is 1024 red, green, blue bytes.
+    """
     try:
-        packed = path.read_bytes()
-    except OSError as error:
-        raise OctosimError(f"{path} cannot be read: {error.strerror}") from None
-    found = hashlib.sha256(packed).hexdigest()
-    if found != sha256:
-        raise OctosimError(f"{path} ({len(packed)} bytes) has sha256 {found}, expected {sha256}: truncated or changed?")
-    try:
-        return parse_idx(path, gzip.decompress(packed))
-    except (OSError, EOFError, zlib.error) as error:
-        raise OctosimError(f"{path} cannot be unpacked: {error}") from None
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a broken pickle may raise nearly anything
+        raise OctosimError(f"{path} is not a CIFAR-10 batch: {error or type(error).__name__}") from None
+    data, labels = (batch.get(b"data"), batch.get(b"labels")) if isinstance(batch, dict) else (None, None)
+    match data.state if isinstance(data, _Stand) else None:
+        # version, shape, dtype, whether columns come first, bytes: what numpy.ndarray.__reduce__ keeps
+        case (1, (int(rows), 3072), _Stand(arguments=(b"u1", *_)), False, bytes(pixels)) if len(pixels) == rows * 3072:
+            pass
+        case _:
+            raise OctosimError(f"{path}: its 'data' are not uint8 rows of 3072, as expected of a CIFAR-10 batch")
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 256 for label in labels):
+        raise OctosimError(f"{path}: its 'labels' are not a list of small integers, as expected of a CIFAR-10 batch")
+    images = np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(labels, np.uint8)
+
+
+# ---- reading --------------------------------------------------
+
+
+def _contents(path: Path, source: Source) -> list[bytes]:
+    """The bytes of source.files, each checked, from a folder or straight from an archive."""
+    found: dict[str, bytes] = {}
+    if _is_archive(path):
+        members = {f"{BATCH_FOLDER}/{file}": file for file in source.files}
+        try:
+            # "r|": once through from front to back, since going back in an xz stream would unpack it again
+            with tarfile.open(path, "r|*") as archive:
+                for member in archive:
+                    stream = archive.extractfile(member) if member.name in members else None
+                    if stream is not None:
+                        found[members[member.name]] = stream.read()
+                    if len(found) == len(members):
+                        break
+        except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+            raise OctosimError(f"{path} cannot be unpacked: {error}") from None
+        missing = [file for member, file in members.items() if file not in found]
+        if missing:
+            raise OctosimError(f"{path} has no {BATCH_FOLDER}/{missing[0]}")
+    else:
+        for file in source.files:
+            try:
+                found[file] = (path / file).read_bytes()
+            except OSError as error:
+                raise OctosimError(f"{path / file} cannot be read: {error.strerror}") from None
+    for file, digest in zip(source.files, source.sha256, strict=True):
+        sha256 = hashlib.sha256(found[file]).hexdigest()
+        if sha256 != digest:
+            size = len(found[file])
+            raise OctosimError(f"{path / file} ({size} bytes) has sha256 {sha256}, expected {digest}: truncated or changed?")
+    return [found[file] for file in source.files]
+
+
+def _expect(path: Path, images: Array, labels_path: Path, labels: Array, count: int, source: Source) -> None:
+    """count images and as many labels; OctosimError names the file, what was expected and what was found."""
+    for file, array, shape in ((path, images, (count, *source.shape)), (labels_path, labels, (count,))):
+        if array.shape != shape:
+            raise OctosimError(f"{file}: expected an array {shape}, found {array.shape}")
+    if labels.max() >= len(source.classes):
+        raise OctosimError(f"{labels_path}: expected labels 0 to {len(source.classes) - 1}, found {labels.max()}")
+
+
+def _read_idx(path: Path, source: Source) -> tuple[Array, Array, Array, Array]:
+    arrays = []
+    for file, packed in zip(source.files, _contents(path, source), strict=True):
+        try:
+            content = gzip.decompress(packed)
+        except (OSError, EOFError, zlib.error) as error:
+            raise OctosimError(f"{path / file} cannot be unpacked: {error}") from None
+        array = parse_idx(path / file, content)
+        arrays.append(array[..., None] if array.ndim == 3 else array)
+    files = [path / file for file in source.files]
+    for start, count in ((0, source.train_images), (2, source.test_images)):
+        _expect(files[start], arrays[start], files[start + 1], arrays[start + 1], count, source)
+    return arrays[0], arrays[1], arrays[2], arrays[3]
+
+
+def _read_batches(path: Path, source: Source) -> tuple[Array, Array, Array, Array]:
+    batches = []
+    last = len(source.files) - 1
+    for index, (file, content) in enumerate(zip(source.files, _contents(path, source), strict=True)):
+        images, labels = parse_batch(path / file, content)
+        count = source.test_images if index == last else source.train_images // last
+        _expect(path / file, images, path / file, labels, count, source)
+        batches.append((images, labels))
+    train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*batches[:-1], strict=True))
+    for array in (train_images, train_labels, *batches[-1]):
+        array.flags.writeable = False  # as the idx arrays are
+    return train_images, train_labels, *batches[-1]
 
 
 def load(name: str) -> Dataset:
-    """A data set by name, every file checked.
+    """A data set by name or alias, every file checked; the arrays are read-only.
 
     Raises OctosimError for an unknown name, a set that is not there (with both remedies), a wrong checksum, a broken file.
     """
-    source = _check_name(name)
+    name, source = _resolve(name)
     found = _find(name)
     if found is None:
-        looked = ", ".join(str(folder) for folder in _places(name).values())
-        raise OctosimError(
-            f"data set {name} is not here (looked in {looked}): run 'octosim data fetch {name}', "
-            f"or set OCTOSIM_DATA to a folder that holds {name}/"
-        )
-    arrays = [_read(found[1] / file, digest) for file, digest in zip(FILES, source.sha256, strict=True)]
-    train_images, train_labels, test_images, test_labels = arrays
-    for images, labels, count in (
-        (train_images, train_labels, source.train_images),
-        (test_images, test_labels, source.test_images),
-    ):
-        if images.ndim != 3 or labels.shape != (count,) or len(images) != count or labels.max() >= len(source.classes):
-            raise OctosimError(f"{found[1]}: images {images.shape} and labels {labels.shape} are not {count} labelled images")
+        looked = "; ".join(f"{path}: {_lacks(path, source)}" for _, path in _places(name))
+        remedy = "the installation of octosim is damaged"
+        if source.url is not None:
+            folder = name if source.archive is None else BATCH_FOLDER
+            remedy = f"run 'octosim data fetch {name}', or set OCTOSIM_DATA to a folder that holds {folder}/"
+        raise OctosimError(f"data set {name} is not here (looked in {looked}): {remedy}")
+    read = _read_idx if source.archive is None else _read_batches
+    train_images, train_labels, test_images, test_labels = read(found[1], source)
     total = hashlib.sha256("".join(source.sha256).encode()).hexdigest()
-    return Dataset(name, train_images[..., None], train_labels, test_images[..., None], test_labels, source.classes, total)
+    return Dataset(name, train_images, train_labels, test_images, test_labels, source.classes, total)
 
 
 def available() -> list[dict[str, Any]]:
-    """Every data set with its size, licence and where it was found."""
+    """Every data set with its size, shape (height, width, channels), licence and where it was found."""
     rows = []
     for name, source in SOURCES.items():
         found = _find(name)
@@ -167,6 +325,7 @@ def available() -> list[dict[str, Any]]:
             "what": source.title,
             "train": source.train_images,
             "test": source.test_images,
+            "shape": list(source.shape),
             "classes": len(source.classes),
             "licence": source.licence,
             "found": found[0] if found else "no; octosim data fetch " + name,
@@ -174,21 +333,38 @@ def available() -> list[dict[str, Any]]:
     return rows
 
 
-def fetch(name: str, progress: bool = False) -> Path:
-    """Downloads a data set into the cache, each file by checksum; returns its folder.
+# ---- fetching --------------------------------------------------
 
-    A file that fails its checksum or a lost connection leaves nothing half-written.
+
+def _why(error: BaseException) -> str:
+    """The root of a failed download in a few words; the chain above it is the HTTP library's inner life."""
+    if isinstance(error, ValueError) and "does not match the known hash" in str(error):
+        return "what came has not the expected sha256"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+def fetch(name: str, progress: bool = False) -> Path:
+    """Downloads a data set into the cache, by checksum; returns its folder, or its archive where it is one.
+
+    A file that fails its checksum or a lost connection leaves nothing half-written, and raises OctosimError; what is there
+    already is not downloaded again.
     """
-    source = _check_name(name)
+    name, source = _resolve(name)
     if source.url is None:
         raise OctosimError(f"data set {name} is in the package: there is nothing to fetch")
-    folder = _cache() / name
-    for file, digest in zip(FILES, source.sha256, strict=True):
+    if source.archive is None:
+        folder, wanted = _cache() / name, list(zip(source.files, source.sha256, strict=True))
+    else:
+        folder, wanted = _cache(), [source.archive]
+    for file, digest in wanted:
         try:
             pooch.retrieve(
                 source.url + file, f"sha256:{digest}", fname=file, path=folder,
                 downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30),
             )  # fmt: skip
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: the checksum
-            raise OctosimError(f"could not fetch {source.url}{file}: {str(error).splitlines()[0]}") from None
-    return folder
+            raise OctosimError(f"could not fetch {source.url}{file}: {_why(error)}") from None
+    return folder if source.archive is None else folder / source.archive[0]
