@@ -16,9 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from octosim._core import ffi, lib
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32, Accumulator, Overflow
+
+# GNU OpenMP's threads spin for milliseconds at a barrier, which on a machine that others use too makes a step many times
+# slower.  It reads this variable once, when it is loaded; who sets it or OMP_WAIT_POLICY decides, and other libraries' own
+# copies are left alone.
+_quiet = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
+if _quiet:
+    os.environ["GOMP_SPINCOUNT"] = "20000"
+from octosim._core import ffi, lib  # noqa: E402
+
+if _quiet:
+    del os.environ["GOMP_SPINCOUNT"]
 
 Array = np.ndarray[Any, Any]
 

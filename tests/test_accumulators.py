@@ -141,8 +141,10 @@ def test_saturating_sums_depend_on_the_order() -> None:
 
 
 def test_maddubs_reproduces_the_published_failure() -> None:
-    """255 x 127 + 255 x 127 = 64,770 does not fit 16 bits: VPMADDUBSW saturates it where VPDPBUSD does not, so a library's u8 x s8
-    product differs between a CPU with VNNI and one without."""
+    """255 x 127 + 255 x 127 = 64,770 does not fit 16 bits: VPMADDUBSW saturates it, VPDPBUSD does not.
+
+    So a library's u8 x s8 product differs between a CPU with VNNI and one without.
+    """
     a, b = np.full((1, 64), 255, np.uint8), np.full((64, 1), 127, np.int8)
     assert core.gemm(a, b, accumulator=ACCUMULATORS["vpdpbusd"])[0, 0] == 64 * 255 * 127
     assert core.gemm(a, b, accumulator=ACCUMULATORS["maddubs"])[0, 0] == 32 * 32767
