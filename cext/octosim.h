@@ -128,5 +128,9 @@ int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const floa
                       const int32_t *zero_term, float inv_scale, int32_t *out);
 int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, const float *mu, const float *offset, float decay,
                           float *dalpha, float *dmu, float *doffset);
+/* The machine's limits, for benchmarks: int8 multiply-accumulates that the instruction set in use does in so many rounds on all
+ * threads, from registers (`macs` says how many were done); and STREAM's triad a = b + scalar c. */
+int octo_peak_s8(int64_t rounds, int64_t *macs);
+int octo_stream_triad(int64_t n, float *a, const float *b, const float *c, float scalar);
 /* cffi: end */
 #endif

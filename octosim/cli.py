@@ -129,7 +129,7 @@ def train(
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     json_: AsJson = False,
 ) -> None:
     """Train a network with a method's exact arithmetic; the same command gives the same bits on every machine.
@@ -292,8 +292,13 @@ def bench(
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
     against: Annotated[Optional[str], typer.Option(help="Peers to measure in the same process: torch.")] = None,  # noqa: UP045
+    kernels: Annotated[bool, typer.Option("--kernels", help="Measure int8 matrix products instead of training steps.")] = False,
+    plot: Annotated[Optional[Path], typer.Option(help="With --kernels: a roofline plot, .png or .svg.")] = None,  # noqa: UP045
     threads: Threads = None,
-    seconds: Annotated[float, typer.Option(help="About how long each contestant runs.")] = 3.0,
+    seconds: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="About how long each contestant runs; 3, or 0.15 a shape with --kernels."),
+    ] = None,
     out: Annotated[Optional[Path], typer.Option(help="Also write the JSON record here, for `octosim report`.")] = None,  # noqa: UP045
     pyperf: Annotated[Optional[Path], typer.Option(help="Also write every measured step as pyperf JSON.")] = None,  # noqa: UP045
     json_: AsJson = False,
@@ -301,6 +306,10 @@ def bench(
     """A training step predicted on a device beside the same step measured here, per layer and pass, INT8 and FP32.
 
     Example: octosim bench --profile jetson --model simplecnn --against torch --threads 2
+
+    With --kernels: int8 matrix products at real networks' sizes, as shares of the machine's measured limits.
+
+    Example: octosim bench --kernels --against torch,onnxruntime --plot roofline.png
     """
     from octosim import bench as bencher
     from octosim import hw
@@ -308,16 +317,21 @@ def bench(
 
     device = hw.load(profile)
     _use_threads(threads)
-    if not 0 < seconds <= 3600:
+    if seconds is not None and not 0 < seconds <= 3600:
         raise OctosimError(f"--seconds must be in (0, 3600], not {seconds}")
+    peers = [name for name in (against or "").split(",") if name]
+    if kernels:
+        _bench_kernels(peers, seconds or 0.15, out, plot, json_)
+        return
+    if plot:
+        raise OctosimError("--plot goes with --kernels")
     config = trainer.Config(
         model=model, data=data, method=method, parameters=_parameters(set_), optimizer=optimizer, batch_size=batch_size
     )
-    peers = [name for name in (against or "").split(",") if name]
     with _bar() as bar:
         task = bar.add_task("measuring", total=100)
         record = bencher.step_bench(
-            config, device, against=peers, seconds=seconds, command=_command(), raw=pyperf,
+            config, device, against=peers, seconds=seconds or 3.0, command=_command(), raw=pyperf,
             progress=lambda share: bar.update(task, completed=round(100 * share)),
         )  # fmt: skip
     if out:
@@ -326,6 +340,48 @@ def bench(
         _print_json(record)
     else:
         _show_bench(record)
+
+
+def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: Path | None, as_json: bool) -> None:
+    from octosim import kernelbench
+    from octosim import train as trainer
+
+    with _bar() as bar:
+        task = bar.add_task("measuring", total=100)
+        record = kernelbench.kernel_bench(
+            against, seconds=seconds, command=_command(), progress=lambda share: bar.update(task, completed=round(100 * share))
+        )
+    if out:
+        trainer.write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
+    if plot:
+        kernelbench.plot_roofline(record, plot)
+    if as_json:
+        _print_json(record)
+        return
+    env, limits = record["environment"], record["limits"]
+    table = Table(title=f"int8 matrix products: {env['cpu']}, {env['isa']}, {env['threads']} threads")
+    for column in (
+        "shape",
+        "pass",
+        "M x K x N",
+        "time",
+        "GOPS",
+        "of peak",
+        "of roof",
+        *(f"{peer} / octosim" for peer in against),
+    ):
+        table.add_column(column, justify="left" if column in ("shape", "pass") else "right")
+    for row in record["rows"]:
+        size = f"{row['m']} x {row['k']} x {row['n']}"
+        table.add_row(
+            row["shape"], row["pass"], size, _seconds(row["time_s"]), f"{row['ops_s'] / 1e9:.1f}",
+            f"{100 * row['of_peak']:.0f} %", f"{100 * row['of_roof']:.0f} %",
+            *(f"{row['against'][peer]['ratio']:.2f}" for peer in against),
+        )  # fmt: skip
+    out_console.print(table, highlight=False)
+    print(f"register peak {limits['peak_ops_s'] / 1e9:.0f} GOPS, STREAM triad {limits['triad_bytes_s'] / 1e9:.1f} GB/s")
+    if against:
+        print(f"geometric mean against the faster of {' and '.join(against)}: {record['ratio']:.2f} times as fast")
 
 
 def _show_bench(record: dict[str, Any]) -> None:

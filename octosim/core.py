@@ -690,3 +690,19 @@ def lac_backward(sums: Array, lac: tuple[Array, Array, Array], decay: float) -> 
     pointers = [_in(n, v, F32, shape) for n, v in zip(("alpha", "mu", "offset"), lac, strict=True)]
     _ok(lib.octo_lac_backward_f32(sums.size, _in("sums", sums, F32, shape), *pointers, decay, *(p for _, p in made)))
     return made[0][0], made[1][0], made[2][0]
+
+
+# ---- the machine's limits ------------------------------------------------------------------------
+
+
+def peak(rounds: int) -> int:
+    """Runs int8 multiply-accumulates from registers on all threads; how many.  Time the call to get the machine's peak."""
+    macs = ffi.new("int64_t *")
+    _ok(lib.octo_peak_s8(rounds, macs))
+    return int(macs[0])
+
+
+def stream_triad(a: Array, b: Array, c: Array, scalar: float) -> None:
+    """STREAM's triad a = b + scalar c on float32; it moves 12 bytes an element by STREAM's rule."""
+    pointers = [_in("a", a, F32), _in("b", b, F32, a.shape), _in("c", c, F32, a.shape)]
+    _ok(lib.octo_stream_triad(a.size, *pointers, scalar))

@@ -18,7 +18,7 @@ class Rounding(Enum):
 
 @dataclass(frozen=True)
 class Proof:
-    """Whether a sum of k products can leave a register, from bounds on the operands; `text` is the inequality with its numbers."""
+    """Whether no sum of k products can leave a register, from bounds on the operands; text: the inequality with its numbers."""
 
     holds: bool
     text: str
@@ -105,7 +105,7 @@ class Overflow:
 
     steps:       additions to accumulators (outputs x groups of a row).
     saturations, wraps: steps whose sum left the register and was saturated or wrapped.
-    needed:      outputs by the bits that their accumulator, before it was narrowed, needed at its largest; index 33: more than 32.
+    needed:      outputs by the bits that their accumulator, before it was narrowed, needed at its largest (33: more than 32).
     """
 
     steps: int

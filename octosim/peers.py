@@ -23,6 +23,16 @@ def torch_module() -> Any:
     return torch
 
 
+def onnx_modules() -> tuple[Any, Any]:
+    """onnx and onnxruntime, or OctosimError with what to install."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        raise OctosimError("onnx and onnxruntime are not installed: pip install 'octosim[peers]'") from None
+    return onnx, onnxruntime
+
+
 def _permuted(flat: Array, shape: tuple[int, ...]) -> Array:
     """Columns of a linear layer after a flatten: (height, width, channels) order -> (channels, height, width)."""
     height, width, channels = shape

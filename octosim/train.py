@@ -354,7 +354,7 @@ class _Interrupt:
             signal.signal(number, handler)
 
 
-def train(run: Run, folder: Path, progress: Callable[[Progress], None] | None = None, every: int = 200) -> bool:
+def train(run: Run, folder: Path, progress: Callable[[Progress], None] | None = None, every: int = 100) -> bool:
     """Trains to the end of the run, writing records and, every so many steps and after each epoch, a checkpoint.
 
     Returns False if it was interrupted (a checkpoint is written first).  A failing step (NaN, full disk) raises

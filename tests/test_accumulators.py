@@ -81,8 +81,8 @@ def test_any_register(
     a = rng.choice([low, high - 1], (m, k)).astype(kind) if extreme else rng.integers(low, high, (m, k), dtype=kind)
     b = rng.integers(-128, 128, (k, n), dtype=np.int8)
     check(a, b, how)
-    found = core.gemm(np.ascontiguousarray(a.T) if ta else a, np.ascontiguousarray(b.T) if tb else b, transpose_a=ta, transpose_b=tb,
-                      accumulator=how)  # fmt: skip
+    stored_a, stored_b = (np.ascontiguousarray(a.T) if ta else a), (np.ascontiguousarray(b.T) if tb else b)
+    found = core.gemm(stored_a, stored_b, transpose_a=ta, transpose_b=tb, accumulator=how)
     assert np.array_equal(found, core.gemm_counted(a, b, how)[0])
 
 

@@ -163,6 +163,8 @@ BAD = [
     (("cost", "--image", "28"), "--image takes HEIGHTxWIDTHxCHANNELS"),
     (("bench", "--against", "tensorflow"), "unknown peer 'tensorflow' (known: torch)"),
     (("bench", "--seconds", "0"), "--seconds must be in"),
+    (("bench", "--plot", "x.png"), "--plot goes with --kernels"),
+    (("bench", "--kernels", "--against", "mkl"), "unknown peer 'mkl' for kernels (known: torch, onnxruntime)"),
     (("report", "nowhere"), "nowhere"),
     (("profiles", "show", "pi7"), "unknown profile 'pi7'"),
     (("profiles", "check", "nowhere.toml"), "nowhere.toml"),

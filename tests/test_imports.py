@@ -19,7 +19,7 @@ ROWS = [
     {"layers", "methods", "data"},
     {"models", "optim"},
     {"train", "peers"},
-    {"bench"},
+    {"bench", "kernelbench"},
     {"report"},
     {"cli"},
 ]

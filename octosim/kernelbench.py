@@ -1,0 +1,195 @@
+"""int8 matrix products at the sizes of real networks, against other libraries and against the machine's own limits.
+
+All contestants work on the same operands in one process and take turns; what a library has to pack, convert or transpose for a
+call is part of its time.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octosim import core, peers
+from octosim.errors import OctosimError
+from octosim.train import environment
+
+Array = np.ndarray[Any, Any]
+
+# M x K x N of the forward pass, with the batch size that the network is trained at.
+SHAPES: dict[str, tuple[int, int, int]] = {
+    "lenet5 conv1 b128": (100352, 25, 6),
+    "lenet5 conv2 b128": (12800, 150, 16),
+    "lenet5 fc1 b128": (128, 400, 120),
+    "simplecnn conv1 b100": (57600, 25, 30),
+    "simplecnn fc1 b100": (100, 4320, 100),
+    "vgg11 conv2 b50": (39200, 576, 128),
+    "vgg11 conv4 b50": (28800, 2304, 256),
+    "vgg11 conv8 b50": (3200, 4608, 512),
+    "vgg11 fc1 b50": (50, 8192, 4096),
+    "resnet20 stage1 b128": (131072, 144, 16),
+    "resnet20 stage2 b128": (32768, 288, 32),
+    "resnet20 stage3 b128": (8192, 576, 64),
+    "cube 1024": (1024, 1024, 1024),
+}
+PEERS = ("torch", "onnxruntime")
+
+
+def passes(m: int, k: int, n: int) -> dict[str, tuple[tuple[int, int, int], str]]:
+    """The three products of a layer as (M, K, N), and which operand is stored transposed."""
+    return {"forward": ((m, k, n), "b"), "dX": ((m, n, k), ""), "dW": ((n, m, k), "a")}
+
+
+def _operands(shape: tuple[int, int, int], transposed: str) -> tuple[Array, Array]:
+    """int8 operands in +-127, stored as a network has them."""
+    m, k, n = shape
+    rng = np.random.default_rng(m * 31 + k)
+    a = rng.integers(-127, 128, (k, m) if transposed == "a" else (m, k), dtype=np.int8)
+    b = rng.integers(-127, 128, (n, k) if transposed == "b" else (k, n), dtype=np.int8)
+    return a, b
+
+
+def _onnxruntime_call(a: Array, b: Array, transposed: str, threads: int) -> Callable[[], Array]:
+    """MatMulInteger on uint8 x int8, its fast path: a shifted by 128, its zero point 128."""
+    onnx, runtime = peers.onnx_modules()
+    helper, types = onnx.helper, onnx.TensorProto
+    infos = [helper.make_tensor_value_info(x, t, [None, None]) for x, t in (("a", types.UINT8), ("b", types.INT8))]
+    zero = helper.make_tensor("z", types.UINT8, [], [128])
+    node = helper.make_node("MatMulInteger", ["a", "b", "z"], ["c"])
+    graph = helper.make_graph([node], "g", infos, [helper.make_tensor_value_info("c", types.INT32, [None, None])], [zero])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    shifted = (a.view(np.uint8) ^ np.uint8(128)) if transposed != "a" else None
+
+    def call() -> Array:
+        left = shifted if shifted is not None else np.ascontiguousarray(a.T).view(np.uint8) ^ np.uint8(128)
+        right = np.ascontiguousarray(b.T) if transposed == "b" else b
+        result: Array = session.run(None, {"a": left, "b": right})[0]
+        return result
+
+    return call
+
+
+def _torch_call(a: Array, b: Array, transposed: str, threads: int) -> Callable[[], Array]:
+    torch = peers.torch_module()
+    torch.set_num_threads(threads)
+    ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+    left, right = (ta.t() if transposed == "a" else ta), (tb.t() if transposed == "b" else tb)
+    return lambda: torch._int_mm(left, right).numpy()
+
+
+def _median_seconds(calls: dict[str, Callable[[], Any]], budget: float) -> dict[str, float]:
+    """Median times, the contestants taking turns for about `budget` seconds each, at least five turns."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    started = time.perf_counter()
+    while len(next(iter(times.values()))) < 5 or time.perf_counter() - started < budget * len(calls):
+        for name, call in calls.items():
+            before = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - before)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def limits() -> dict[str, float]:
+    """Operations a second from registers, and STREAM triad bytes a second, with the instruction set and threads in use."""
+    rates = []
+    for _ in range(7):
+        before = time.perf_counter()
+        macs = core.peak(2_000_000)
+        rates.append(2 * macs / (time.perf_counter() - before))
+    a, b, c = (np.ones(32 << 20, np.float32) for _ in range(3))  # 128 MiB each: beyond any cache
+    bandwidth = []
+    for _ in range(7):
+        before = time.perf_counter()
+        core.stream_triad(a, b, c, 3.0)
+        bandwidth.append(12 * a.size / (time.perf_counter() - before))
+    return {"peak_ops_s": statistics.median(rates), "triad_bytes_s": statistics.median(bandwidth)}
+
+
+def kernel_bench(
+    against: list[str],
+    *,
+    seconds: float,
+    command: str,
+    shapes: dict[str, tuple[int, int, int]] = SHAPES,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Any]:
+    """Measures the int8 products of some layers' shapes in all three passes, with the instruction set and threads in use.
+
+    against: of PEERS, measured on the same operands; each result is compared with ours, exactly.  seconds: about how long each
+    contestant runs at each shape.  Returns a record: rates in operations a second (one MAC is two), times in seconds.
+    """
+    for name in against:
+        if name not in PEERS:
+            raise OctosimError(f"--against: unknown peer '{name}' for kernels (known: {', '.join(PEERS)})")
+    machine = limits()
+    rows: list[dict[str, Any]] = []
+    todo = [(name, pass_, *how) for name, shape in shapes.items() for pass_, how in passes(*shape).items()]
+    makers = {"torch": _torch_call, "onnxruntime": _onnxruntime_call}
+    for done, (name, pass_, shape, transposed) in enumerate(todo):
+        a, b = _operands(shape, transposed)
+        m, k, n = shape
+        out = np.empty((m, n), np.int32)
+        calls: dict[str, Callable[[], Any]] = {
+            "octosim": functools.partial(core.gemm, a, b, transpose_a=transposed == "a", transpose_b=transposed == "b", out=out)
+        }
+        for peer in against:
+            calls[peer] = makers[peer](a, b, transposed, core.threads())
+            if not np.array_equal(calls[peer](), calls["octosim"]()):
+                raise OctosimError(f"{peer} and octosim differ on {name}, {pass_}")
+        times = _median_seconds(calls, seconds)
+        ours, operations = times["octosim"], 2 * m * k * n
+        moved = m * k + k * n + 4 * m * n
+        row = {
+            "shape": name, "pass": pass_, "m": m, "k": k, "n": n, "time_s": ours, "ops_s": operations / ours,
+            "of_peak": operations / ours / machine["peak_ops_s"], "ops_per_byte": operations / moved,
+            "of_roof": operations / ours / min(machine["peak_ops_s"], operations / moved * machine["triad_bytes_s"]),
+            "against": {peer: {"time_s": times[peer], "ratio": times[peer] / ours} for peer in against},
+        }  # fmt: skip
+        if against:
+            row["ratio"] = min(times[peer] for peer in against) / ours
+        rows.append(row)
+        if progress:
+            progress((done + 1) / len(todo))
+    record = {"format": 1, "kind": "kernels", "environment": environment(), "limits": machine, "rows": rows, "command": command}
+    if against:
+        record["ratio"] = statistics.geometric_mean([row["ratio"] for row in rows])
+    return record
+
+
+def plot_roofline(record: dict[str, Any], path: Path) -> None:
+    """The rates of a record below the machine's roof: operations a byte against operations a second, both logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    peak, bandwidth = record["limits"]["peak_ops_s"], record["limits"]["triad_bytes_s"]
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    x = np.geomspace(4, 2000, 200)
+    axes.loglog(x, np.minimum(peak, x * bandwidth) / 1e9, color="black", label="roof: registers, STREAM triad")
+    # Okabe-Ito, with shapes for those who see no colour
+    for pass_, colour, marker in (("forward", "#0072B2", "o"), ("dX", "#E69F00", "s"), ("dW", "#009E73", "^")):
+        rows = [row for row in record["rows"] if row["pass"] == pass_]
+        axes.loglog([r["ops_per_byte"] for r in rows], [r["ops_s"] / 1e9 for r in rows], marker, color=colour, label=pass_)
+    env = record["environment"]
+    axes.set(xlabel="operations per byte of operands and result", ylabel="GOPS",
+             title=f"int8 products, {env['cpu']}, {env['isa']}, {env['threads']} threads")  # fmt: skip
+    axes.legend()
+    axes.grid(which="both", alpha=0.3)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise OctosimError(f"cannot write {path}: {error}") from None
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,41 @@
+"""The kernel benchmark's record, on small products; its figures are no test's business."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from octosim import core, kernelbench
+from octosim.errors import OctosimError
+
+SMALL = {"fc": (32, 100, 20), "conv": (500, 25, 6)}
+
+
+def test_record(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs the extra 'peers'")
+    pytest.importorskip("onnxruntime", reason="needs the extra 'peers'")
+    record = kernelbench.kernel_bench(["onnxruntime"], seconds=0.001, command="test", shapes=SMALL)
+    assert {(row["shape"], row["pass"]) for row in record["rows"]} == {(s, p) for s in SMALL for p in ("forward", "dX", "dW")}
+    for row in record["rows"]:
+        assert row["ops_s"] == pytest.approx(2 * row["m"] * row["k"] * row["n"] / row["time_s"])
+        assert row["ratio"] == row["against"]["onnxruntime"]["ratio"] > 0
+    products = {(r["shape"], r["pass"]): (r["m"], r["k"], r["n"]) for r in record["rows"]}
+    assert products["conv", "dX"] == (500, 6, 25) and products["conv", "dW"] == (6, 500, 25)
+    assert record["limits"]["peak_ops_s"] > 0 and record["limits"]["triad_bytes_s"] > 1e8
+    kernelbench.plot_roofline(record, tmp_path / "roof.svg")
+    assert "<svg" in (tmp_path / "roof.svg").read_text()
+
+
+def test_without_peers() -> None:
+    record = kernelbench.kernel_bench([], seconds=0.001, command="test", shapes={"fc": (8, 16, 4)})
+    assert "ratio" not in record and all(not row["against"] for row in record["rows"])
+
+
+def test_peak_counts_what_it_does() -> None:
+    assert core.peak(2000) == 2 * core.peak(1000) > 0
+
+
+def test_unknown_peer() -> None:
+    with pytest.raises(OctosimError, match="unknown peer 'mkl' for kernels"):
+        kernelbench.kernel_bench(["mkl"], seconds=0.1, command="test", shapes=SMALL)
