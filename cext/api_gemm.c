@@ -10,7 +10,7 @@ static void run(const struct octo_job *job, int element) {
     else octo_table.gemm_f32(job);
 }
 
-/* Computes the whole product described by `job` (m, n set, scratch not) in slices: of rows where m >= n, else of columns.
+/* Computes the product of windows described by `job` (m, n set, scratch not) in slices: of rows where m >= n, else of columns.
  * Slices of rows are multiples of 48 rows, of columns multiples of 64, what the kernels take at a time. */
 static int run_sliced(const struct octo_job *job, int element) {
     int by_rows = job->m >= job->n, failed = 0;
@@ -66,25 +66,36 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
     if (!m || !n) return OCTO_OK;
     if (!k)
         for (int64_t i = 0; i < m; i++) memset((char *)c + i * ldc * 4, 0, (size_t)n * 4);
-    for (int64_t p = 0; p < k; p += OCTO_MAX_DEPTH) { /* OCTO_MAX_DEPTH is a multiple of OCTO_BLOCK_F32 */
-        int64_t depth = octo_min(k - p, OCTO_MAX_DEPTH);
-        struct octo_job job = {.m = m, .n = n, .b_k = transpose_b ? 1 : ldb, .b_n = transpose_b ? ldb : 1, .ldc = ldc, .c = c,
-                               .accumulate = p > 0};
-        job.b = (const char *)b + p * job.b_k * element;
-        if (transpose_a) {
-            char *copy = octo_scratch(OCTO_SLOT_LEFT, m * depth * element);
-            if (!copy) return octo_fail(OCTO_ENOMEM, "out of memory for a transposed copy of %lld x %lld", (long long)m, (long long)depth);
-            int64_t slices = (m + 255) / 256;
-            OCTO_PARALLEL(i, slices) {
-                const char *from = (const char *)a + (p * lda + i * 256) * element;
-                transpose(depth, octo_min(256, m - i * 256), from, lda, copy + i * 256 * depth * element, depth, element);
-            }
-            job.a = plain_rows(copy, m, depth, depth, element);
-        } else
-            job.a = plain_rows((const char *)a + p * element, m, depth, lda, element);
-        if ((status = run_sliced(&job, element))) return status;
+    /* Each thread takes its rows, or its columns, of c.  k is cut so that wide pieces of b stay in the cache; the cuts are
+     * multiples of OCTO_BLOCK_F32, so float32 sums do not depend on them.  A transposed a is turned piece by piece. */
+    int64_t chunk = element == 4 || m <= 256 ? 1024 : 4096;
+    int by_rows = m >= n, failed = 0;
+    int64_t extent = by_rows ? m : n, unit = by_rows ? 48 : 64, units = (extent + unit - 1) / unit, slices = octo_min(units, octo_threads());
+    OCTO_PARALLEL(i, slices) {
+        int64_t from = units * i / slices * unit, to = octo_min(units * (i + 1) / slices * unit, extent);
+        int64_t row0 = by_rows ? from : 0, row1 = by_rows ? to : m, col0 = by_rows ? 0 : from, col1 = by_rows ? n : to;
+        int64_t some = transpose_a ? 1920 : row1 - row0; /* rows at a time, a multiple of 48 */
+        struct octo_job job = {.n = col1 - col0, .b_k = transpose_b ? 1 : ldb, .b_n = transpose_b ? ldb : 1, .ldc = ldc,
+                               .scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH)};
+        char *left = transpose_a ? octo_scratch(OCTO_SLOT_LEFT, octo_min(some, row1 - row0) * octo_min(k, chunk) * element) : NULL;
+        if (!job.scratch || (transpose_a && !left)) failed = 1;
+        else
+            for (int64_t r = row0; r < row1; r += some)
+                for (int64_t p = 0; p < k; p += chunk) {
+                    int64_t depth = octo_min(k - p, chunk);
+                    job.m = octo_min(some, row1 - r);
+                    if (transpose_a) {
+                        transpose(depth, job.m, (const char *)a + (p * lda + r) * element, lda, left, depth, element);
+                        job.a = plain_rows(left, job.m, depth, depth, element);
+                    } else
+                        job.a = plain_rows((const char *)a + (r * lda + p) * element, job.m, depth, lda, element);
+                    job.b = (const char *)b + (p * job.b_k + col0 * job.b_n) * element;
+                    job.c = (char *)c + (r * ldc + col0) * 4;
+                    job.accumulate = p > 0;
+                    run(&job, element);
+                }
     }
-    return OCTO_OK;
+    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product") : OCTO_OK;
 }
 
 int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,

@@ -59,16 +59,22 @@ TARGET static inline void interleave(__m512i r0, __m512i r1, __m512i r2, __m512i
     out[2] = _mm512_shuffle_i32x4(t1, t3, 0x88), out[3] = _mm512_shuffle_i32x4(t1, t3, 0xdd);
 }
 
-/* b[k][cols], columns adjacent in memory -> panel of `vectors` vectors for each 4 k. */
-TARGET static void pack_adjacent(const int8_t *b, int64_t b_k, int64_t k, int64_t cols, int vectors, int8_t *panel) {
-    __mmask64 mask = cols >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << cols) - 1;
-    for (int64_t p = 0; p < k; p += 4, b += 4 * b_k, panel += 64 * vectors) {
-        __m512i r[4], out[4];
-        for (int i = 0; i < 4; i++)
-            r[i] = p + i < k ? _mm512_maskz_loadu_epi8(mask, b + i * b_k) : _mm512_setzero_si512();
-        interleave(r[0], r[1], r[2], r[3], out);
-        for (int v = 0; v < vectors; v++) _mm512_store_si512(panel + 64 * v, out[v]);
-    }
+/* b[k][width], columns adjacent in memory -> panels of 64 columns, `groups` groups of 4 k each; four whole rows at a time, so
+ * that memory is read in long runs. */
+TARGET static void pack_adjacent(const int8_t *b, int64_t b_k, int64_t k, int64_t width, int64_t groups, int8_t *panels) {
+    for (int64_t p = 0; p < k; p += 4, b += 4 * b_k)
+        for (int64_t j = 0; j < width; j += 64) {
+            int64_t cols = width - j < 64 ? width - j : 64;
+            int vectors = (int)((cols + 15) / 16);
+            __mmask64 mask = cols == 64 ? ~(__mmask64)0 : ((__mmask64)1 << cols) - 1;
+            int8_t *panel = panels + j * groups * 4 + p / 4 * 64 * vectors;
+            __m512i r[4], out[4];
+            OCTO_UNROLL
+            for (int i = 0; i < 4; i++)
+                r[i] = p + i < k ? _mm512_maskz_loadu_epi8(mask, b + i * b_k + j) : _mm512_setzero_si512();
+            interleave(r[0], r[1], r[2], r[3], out);
+            for (int v = 0; v < vectors; v++) _mm512_store_si512(panel + 64 * v, out[v]);
+        }
 }
 
 /* b[cols][k], k adjacent in memory: 16 x 16 transpositions of 4-byte groups by gathers of 16 strided dwords. */
@@ -193,13 +199,14 @@ TARGET static void gemm_s8_avx512vnni(const struct octo_job *job) {
     int32_t *starts = (int32_t *)(panels + (room < job->n + 63 ? room : (job->n + 63) / 64 * 64) * groups * 4);
     for (int64_t j0 = 0; j0 < job->n; j0 += room) {
         int64_t width = job->n - j0 < room ? job->n - j0 : room;
+        if (job->b_n == 1) pack_adjacent((const int8_t *)job->b + j0, job->b_k, k, width, groups, panels);
         for (int64_t j = 0; j < width; j += 64) {
             const int8_t *b = (const int8_t *)job->b + (j0 + j) * job->b_n;
             int64_t cols = width - j < 64 ? width - j : 64;
             int vectors = (int)((cols + 15) / 16);
             int8_t *panel = panels + j * groups * 4;
-            if (job->b_n == 1) pack_adjacent(b, job->b_k, k, cols, vectors, panel);
-            else if (job->b_k == 1) pack_strided(b, job->b_n, k, cols, vectors, panel);
+            if (job->b_n == 1) { /* packed above */
+            } else if (job->b_k == 1) pack_strided(b, job->b_n, k, cols, vectors, panel);
             else pack_any(b, job->b_k, job->b_n, k, cols, vectors, panel);
             column_starts(panel, groups, vectors, starts + j);
         }
