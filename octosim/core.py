@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -125,8 +125,7 @@ def _strided(name: str, array: Array, dtypes: tuple[np.dtype[Any], ...]) -> tupl
     return array, max(array.strides[0] // size, array.shape[1])
 
 
-@dataclass(frozen=True)
-class _Product:
+class _Product(NamedTuple):
     """The operands of a matrix product after their checks."""
 
     a: Array
@@ -135,17 +134,21 @@ class _Product:
     transpose_b: bool
     lda: int
     ldb: int
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        k, m = self.a.shape if self.transpose_a else self.a.shape[::-1]
-        n = self.b.shape[0] if self.transpose_b else self.b.shape[1]
-        return m, n, k
+    m: int
+    n: int
+    k: int
 
     def arguments(self) -> tuple[Any, ...]:
         """The C call's, from transpose_a to ldb."""
-        a, b = (ffi.cast(_C_TYPES[x.dtype].replace("[]", " *"), x.ctypes.data) for x in (self.a, self.b))
-        return self.transpose_a, self.transpose_b, *self.sizes, a, self.lda, b, self.ldb
+        a, b = _address(self.a), _address(self.b)
+        return self.transpose_a, self.transpose_b, self.m, self.n, self.k, a, self.lda, b, self.ldb
+
+
+def _address(x: Array) -> Any:
+    """The pointer of an array whose rows may lie apart."""
+    if x.flags.c_contiguous:
+        return ffi.from_buffer(_C_TYPES[x.dtype], x)
+    return ffi.cast(_C_TYPES[x.dtype].replace("[]", " *"), x.ctypes.data)
 
 
 def _product(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> _Product:
@@ -153,12 +156,11 @@ def _product(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> _Produ
     b, ldb = _strided("b", b, (S8, F32))
     if (a.dtype == F32) != (b.dtype == F32):
         raise CoreError(f"a and b must both be float32 or both integer, not {a.dtype} and {b.dtype}")
-    product = _Product(a, b, transpose_a, transpose_b, lda, ldb)
-    m, n, k = product.sizes
-    k_b = b.shape[1] if transpose_b else b.shape[0]
+    k, m = a.shape if transpose_a else a.shape[::-1]
+    n, k_b = b.shape if transpose_b else b.shape[::-1]
     if k != k_b:
         raise CoreError(f"the inner sizes differ: op(a) is {m} x {k}, op(b) is {k_b} x {n}")
-    return product
+    return _Product(a, b, transpose_a, transpose_b, lda, ldb, m, n, k)
 
 
 def _largest(x: Array) -> int:
@@ -180,17 +182,20 @@ def _threads_for_a_call(count: int | None) -> Iterator[None]:
 
 def _in_32_bits(p: _Product, out: Array | None) -> Array:
     """The product modulo 2^32, or in float32; uint8 codes are taken as int8 and 128 column sums of b."""
-    m, n, _ = p.sizes
-    out, c = _out("out", out, F32 if p.a.dtype == F32 else S32, (m, n))
+    out, c = _out("out", out, F32 if p.a.dtype == F32 else S32, (p.m, p.n))
     if p.a.dtype == F32:
-        _ok(lib.octo_gemm_f32(*p.arguments(), c, n))
+        _ok(lib.octo_gemm_f32(*p.arguments(), c, p.n))
         return out
-    signed = p if p.a.dtype == S8 else replace(p, a=(p.a ^ np.uint8(128)).view(S8), lda=p.a.shape[1])
-    _ok(lib.octo_gemm_s8(*signed.arguments(), c, n))
+    signed = p if p.a.dtype == S8 else p._replace(a=(p.a ^ np.uint8(128)).view(S8), lda=p.a.shape[1])
+    _ok(lib.octo_gemm_s8(*signed.arguments(), c, p.n))
     if signed is not p:
         with np.errstate(over="ignore"):
             out += np.int32(128) * p.b.sum(1 if p.transpose_b else 0, dtype=np.int32)
     return out
+
+
+ALWAYS_SAFE = EXACT32.safe_depth(255, 128)
+"""K up to which no operands' sums can pass 32 bits, uint8 ones included: 65,793.  Beyond, the operands are looked at."""
 
 
 def gemm(
@@ -213,13 +218,12 @@ def gemm(
     float32 sums run in ascending k, in blocks of 256, multiply and add rounded apart (kernels.h, struct octo_job).
     """
     p = _product(a, b, transpose_a, transpose_b)
-    m, n, k = p.sizes
+    k = p.k
     if p.a.dtype == F32:
         if accumulator is not None:
             raise CoreError(f"accumulator {accumulator.name} is for integer operands, not float32")
-    elif accumulator in (None, EXACT32):
-        # magnitudes are looked for only where the dtypes' bounds do not do
-        if k > EXACT32.safe_depth(255 if p.a.dtype == U8 else 128, 128):
+    elif accumulator is None or accumulator == EXACT32:
+        if k > ALWAYS_SAFE:
             largest = _largest(p.a), _largest(p.b)
             if k > EXACT32.safe_depth(*largest):
                 raise CoreError(
@@ -238,13 +242,14 @@ def gemm(
         if not proven and shift:
             np.right_shift(np.left_shift(out, shift, out=out), shift, out=out)
         return out
+    if threads is None:
+        return _in_32_bits(p, out)
     with _threads_for_a_call(threads):
         return _in_32_bits(p, out)
 
 
 def _accumulated(p: _Product, how: Accumulator, threads: int | None, out: Array | None, counts: Any) -> Array:
-    m, n, _ = p.sizes
-    out, c = _out("out", out, S32, (m, n))
+    out, c = _out("out", out, S32, (p.m, p.n))
     register = ffi.new("octo_accumulator *", (how.bits, how.overflow == "saturate", how.group, how.pair_bits or 0))
     ta, tb, m, n, k, pa, lda, pb, ldb = p.arguments()
     unsigned = p.a.dtype == U8
