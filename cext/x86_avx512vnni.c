@@ -32,6 +32,12 @@ TARGET static void pack_rows(const struct octo_job *job, int64_t first, int64_t 
     for (int64_t i = 0; i < count; i++, out += depth) {
         const int8_t *from = (const int8_t *)a->base + octo_row_offset(a, job->first + first + i);
         uint8_t *to = out;
+        if (a->length <= 16) {
+            __mmask16 mask = (__mmask16)((1u << a->length) - 1);
+            for (int64_t s = 0; s < a->segments; s++, from += a->segment_stride, to += a->length)
+                _mm_storeu_si128((__m128i *)to, _mm_xor_si128(_mm_maskz_loadu_epi8(mask, from), _mm512_castsi512_si128(flip)));
+            continue;
+        }
         for (int64_t s = 0; s < a->segments; s++, from += a->segment_stride, to += a->length) {
             int64_t p = 0;
             for (; p + 64 <= a->length; p += 64)
