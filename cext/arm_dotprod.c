@@ -1,38 +1,35 @@
-/* Armv8.2 dot product (Cortex-A55, A76, A78; Neoverse N1): SDOT adds four products to each 32-bit lane, modulo 2^32. */
+/* Armv8.2 dot product: SDOT adds four products of bytes to each of four 32-bit lanes, exactly (4 * 2^14 = 2^16) and modulo 2^32. */
 #include "kernels.h"
-#if defined(__aarch64__)
+#if defined(OCTO_ARM_EXTENSIONS)
 #include <arm_neon.h>
 
-#ifdef __clang__
-#define TARGET OCTO_TARGET("dotprod")
-#else
-#define TARGET OCTO_TARGET("arch=armv8.2-a+dotprod")
-#endif
+#define TARGET OCTO_TARGET_ARM("dotprod")
 #define FN(name) name##_dotprod
-#define UNIT 4
-#include "arm_gemm.inc"
+enum { TILE_ROWS = 8, TILE_COLS = 8, GROUP = 4 };
 
-TARGET static void tile_dotprod(int64_t units, const int8_t *a, int64_t depth, const int8_t *panel, int32_t *c) {
-    int32x4_t acc[ARM_ROWS][2];
+static int full_range_dotprod(const int8_t *x, int64_t bytes) { return (void)x, (void)bytes, 1; }
+
+/* A row's four bytes are a lane of x, so its number is part of the instruction. */
+#define ROW(i, x, lane) acc[i][0] = vdotq_laneq_s32(acc[i][0], y0, x, lane), acc[i][1] = vdotq_laneq_s32(acc[i][1], y1, x, lane)
+
+TARGET static void tile_dotprod(const int8_t *a, const int8_t *b, int64_t groups, int full_range, int32_t *sums) {
+    (void)full_range;
+    int32x4_t acc[TILE_ROWS][2];
     OCTO_UNROLL
-    for (int i = 0; i < ARM_ROWS; i++) acc[i][0] = acc[i][1] = vdupq_n_s32(0);
-    for (int64_t p = 0; p < units; p++, panel += 32) {
-        int8x16_t b0 = vld1q_s8(panel), b1 = vld1q_s8(panel + 16);
-        OCTO_UNROLL
-        for (int i = 0; i < ARM_ROWS; i++) {
-            int32_t group;
-            memcpy(&group, a + i * depth + 4 * p, sizeof group);
-            int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(group));
-            acc[i][0] = vdotq_s32(acc[i][0], b0, x);
-            acc[i][1] = vdotq_s32(acc[i][1], b1, x);
-        }
+    for (int i = 0; i < TILE_ROWS; i++) acc[i][0] = acc[i][1] = vdupq_n_s32(0);
+    for (int64_t p = 0; p < groups; p++, a += GROUP * TILE_ROWS, b += GROUP * TILE_COLS) {
+        int8x16_t x0 = vld1q_s8(a), x1 = vld1q_s8(a + 16), y0 = vld1q_s8(b), y1 = vld1q_s8(b + 16);
+        ROW(0, x0, 0), ROW(1, x0, 1), ROW(2, x0, 2), ROW(3, x0, 3);
+        ROW(4, x1, 0), ROW(5, x1, 1), ROW(6, x1, 2), ROW(7, x1, 3);
     }
     OCTO_UNROLL
-    for (int i = 0; i < ARM_ROWS; i++) {
-        vst1q_s32(c + i * ARM_COLS, acc[i][0]);
-        vst1q_s32(c + i * ARM_COLS + 4, acc[i][1]);
+    for (int i = 0; i < TILE_ROWS; i++) {
+        vst1q_s32(sums + TILE_COLS * i, acc[i][0]);
+        vst1q_s32(sums + TILE_COLS * i + 4, acc[i][1]);
     }
 }
+
+#include "arm_gemm.inc"
 
 void octo_init_dotprod(struct octo_kernels *table) { table->gemm_s8 = gemm_s8_dotprod; }
 #endif

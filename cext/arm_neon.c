@@ -1,6 +1,9 @@
-/* Armv8.0 Advanced SIMD (Cortex-A53, A57, A72).  SMULL makes 16-bit products, |p| <= 2^14; SADALP adds neighbours to 32 bits.
- * (SMLAL would save an addition where two products fit 16 bits; with -128 they do not: 2 * 2^14 = 2^15.)
- * The loops of loops.inc are compiled for Advanced SIMD in ref.c already: it belongs to every AArch64 processor. */
+/* Armv8.0: SMULL and SMLAL2 multiply bytes into 16 bits, SADALP adds pairs of these to 32 bits: 16 products in 3 instructions
+ * (SMLAL on 16-bit copies does 4 an instruction).
+ *
+ * An int16 lane holds two products before SADALP.  Where no code of b is -128, |a b| <= 128 * 127 = 16,256 and their sum stays
+ * within 32,512 < 2^15, whatever a is.  With -128 on both sides it may be 2 * 128^2 = 2^15, one too many; there each product
+ * (at most 2^14) is added to 32 bits by itself, in 4 instructions.  Sums of 32 bits are modulo 2^32, as in gemm_s8_ref. */
 #include "kernels.h"
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -8,30 +11,46 @@
 #define TARGET
 #define FN(name) name##_neon
 #define VECTOR_BYTES 16
-#define UNIT 2
-#include "arm_gemm.inc"
+enum { TILE_ROWS = 4, TILE_COLS = 4, GROUP = 16 };
 
-static void tile_neon(int64_t units, const int8_t *a, int64_t depth, const int8_t *panel, int32_t *c) {
-    int32x4_t acc[ARM_ROWS][2];
+static int full_range_neon(const int8_t *x, int64_t bytes) {
+    int8x16_t least = vdupq_n_s8(127);
+    for (int64_t i = 0; i < bytes; i += 16) least = vminq_s8(least, vld1q_s8(x + i));
+    return vminvq_s8(least) == -128;
+}
+
+static inline __attribute__((always_inline)) void tile_of(int full_range, const int8_t *a, const int8_t *b, int64_t groups, int32_t *sums) {
+    int32x4_t acc[TILE_ROWS][TILE_COLS]; /* four partial sums each */
     OCTO_UNROLL
-    for (int i = 0; i < ARM_ROWS; i++) acc[i][0] = acc[i][1] = vdupq_n_s32(0);
-    for (int64_t p = 0; p < units; p++, panel += 16) {
-        int8x16_t b = vld1q_s8(panel);
+    for (int i = 0; i < TILE_ROWS; i++)
         OCTO_UNROLL
-        for (int i = 0; i < ARM_ROWS; i++) {
-            int16_t pair;
-            memcpy(&pair, a + i * depth + 2 * p, sizeof pair);
-            int8x16_t x = vreinterpretq_s8_s16(vdupq_n_s16(pair));
-            acc[i][0] = vpadalq_s16(acc[i][0], vmull_s8(vget_low_s8(x), vget_low_s8(b)));
-            acc[i][1] = vpadalq_s16(acc[i][1], vmull_high_s8(x, b));
+        for (int j = 0; j < TILE_COLS; j++) acc[i][j] = vdupq_n_s32(0);
+    for (int64_t p = 0; p < groups; p++, a += GROUP * TILE_ROWS, b += GROUP * TILE_COLS) {
+        int8x16_t y[TILE_COLS];
+        OCTO_UNROLL
+        for (int j = 0; j < TILE_COLS; j++) y[j] = vld1q_s8(b + GROUP * j);
+        OCTO_UNROLL
+        for (int i = 0; i < TILE_ROWS; i++) {
+            int8x16_t x = vld1q_s8(a + GROUP * i);
+            OCTO_UNROLL
+            for (int j = 0; j < TILE_COLS; j++) {
+                int16x8_t low = vmull_s8(vget_low_s8(x), vget_low_s8(y[j]));
+                if (full_range) acc[i][j] = vpadalq_s16(vpadalq_s16(acc[i][j], low), vmull_high_s8(x, y[j]));
+                else acc[i][j] = vpadalq_s16(acc[i][j], vmlal_high_s8(low, x, y[j]));
+            }
         }
     }
     OCTO_UNROLL
-    for (int i = 0; i < ARM_ROWS; i++) {
-        vst1q_s32(c + i * ARM_COLS, acc[i][0]);
-        vst1q_s32(c + i * ARM_COLS + 4, acc[i][1]);
-    }
+    for (int i = 0; i < TILE_ROWS; i++)
+        vst1q_s32(sums + TILE_COLS * i, vpaddq_s32(vpaddq_s32(acc[i][0], acc[i][1]), vpaddq_s32(acc[i][2], acc[i][3])));
 }
+
+static void tile_neon(const int8_t *a, const int8_t *b, int64_t groups, int full_range, int32_t *sums) {
+    if (full_range) tile_of(1, a, b, groups, sums);
+    else tile_of(0, a, b, groups, sums);
+}
+
+#include "arm_gemm.inc"
 
 /* int16 pairs: the products of the lower and of the upper half, neighbours added. */
 static inline int32x4_t pairs_neon(int16x8_t a, int16x8_t b) {

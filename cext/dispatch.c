@@ -3,11 +3,11 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#if defined(__aarch64__)
-#include <sys/auxv.h>
-#endif
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#if defined(OCTO_ARM_EXTENSIONS) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 struct octo_kernels octo_table;
@@ -33,12 +33,15 @@ static int has_avx512vnni(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(OCTO_ARM_EXTENSIONS)
+/* Linux tells what the CPU has (bits of arch/arm64/include/uapi/asm/hwcap.h); elsewhere plain NEON must do. */
+#if defined(__linux__)
+static int has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
+static int has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#else
+static int has_dotprod(void) { return 0; }
+static int has_i8mm(void) { return 0; }
 #endif
-
-#if defined(__aarch64__)
-/* From the auxiliary vector: what the kernel, or an emulator, says of the processor that runs this. */
-static int has_dotprod(void) { return (getauxval(AT_HWCAP) >> 20) & 1; } /* HWCAP_ASIMDDP */
-static int has_i8mm(void) { return (getauxval(AT_HWCAP2) >> 13) & 1; }   /* HWCAP2_I8MM */
 #endif
 
 static const struct {
@@ -52,8 +55,10 @@ static const struct {
     {"avx512vnni", has_avx512vnni, octo_init_avx512vnni},
 #elif defined(__aarch64__)
     {"neon", always, octo_init_neon},
+#if defined(OCTO_ARM_EXTENSIONS)
     {"dotprod", has_dotprod, octo_init_dotprod},
     {"i8mm", has_i8mm, octo_init_i8mm},
+#endif
 #endif
 };
 enum { ISAS = sizeof isas / sizeof isas[0] };

@@ -14,6 +14,16 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 #define OCTO_TARGET(features) __attribute__((target(features)))
+/* gcc names an Arm extension with the architecture that it extends, clang alone.  Before version 16 clang has an extension's
+ * intrinsics only where a flag turns it on for the whole file; its builds end at plain NEON. */
+#if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
+#define OCTO_ARM_EXTENSIONS
+#endif
+#if defined(__clang__)
+#define OCTO_TARGET_ARM(extension) OCTO_TARGET(extension)
+#else
+#define OCTO_TARGET_ARM(extension) OCTO_TARGET("arch=armv8.2-a+" extension)
+#endif
 
 /* A correctly rounded square root.  Unless errno is switched off (-fno-math-errno), compilers call libm for negative numbers;
  * a build with a bare `cc -O2` should need no libm. */
