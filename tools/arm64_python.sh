@@ -1,52 +1,100 @@
 #!/usr/bin/env bash
-# Makes DIR: an arm64 CPython, NumPy and what else training needs, and octosim with its C core cross-built, to run under
-# qemu-aarch64 on an x86-64 machine.  Prints the command that runs it.  Needs Debian's apt, a network, and the packages
-# qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross.  Nothing is installed on the machine: the Debian packages are unpacked.
+# A CPython for 64-bit Arm with octosim in it, in a folder, to be run by qemu-aarch64 on any machine.
 #
-#     tools/arm64_python.sh DIR PYTHON      PYTHON: this machine's, with cffi, to emit the C source of the extension
+#     tools/arm64_python.sh DIR        makes or updates DIR and writes the launcher DIR/python
+#     QEMU_CPU=cortex-a53 DIR/python -c "from octosim import core; print(core.isa())"
+#
+# Installs nothing outside DIR.  Debian's arm64 packages are unpacked through a private apt configuration, the dependencies of
+# training come as aarch64 wheels, octosim._core is cross-compiled.  Needs the Debian packages qemu-user (or qemu-user-static),
+# gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, and a Python with pip, cffi and setuptools (PYTHON, else python3).
+# Exit code 77 and a line that says why: something is not installed here or cannot be downloaded.
 set -euo pipefail
+PACKAGES="numpy cffi safetensors pooch"
+
+unavailable() { echo "arm64_python.sh: $*" >&2; exit 77; }
+[ $# -eq 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
 here=$(cd "$(dirname "$0")/.." && pwd)
 dir=$(realpath -m "$1")
-python=$2
-mkdir -p "$dir"/apt/{lists/partial,cache/archives/partial} "$dir"/{root,site,wheels}
+python=$(command -v "${PYTHON:-python3}") || unavailable "no ${PYTHON:-python3}"
+cc=$(command -v aarch64-linux-gnu-gcc) || unavailable "no aarch64-linux-gnu-gcc (package gcc-aarch64-linux-gnu)"
+qemu=$(command -v qemu-aarch64 || command -v qemu-aarch64-static) || unavailable "no qemu-aarch64 (package qemu-user)"
+for tool in apt-get dpkg; do command -v "$tool" >/dev/null || unavailable "no $tool"; done
 
-# A private apt that knows arm64 only.
-: >"$dir/apt/status"
-mirror=$(grep -rhE '^(deb |URIs:)' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null | grep -oE 'https?://[^ ]+' | grep -E '/debian/?$' | head -n 1 || true)
-release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-echo "deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release main" >"$dir/apt/sources.list"
-cat >"$dir/apt/apt.conf" <<EOF
+# 1. The interpreter, once.
+if [ ! -e "$dir/root/complete" ]; then
+    rm -rf "$dir/root" "$dir/apt"
+    mkdir -p "$dir"/apt/lists/partial "$dir"/apt/cache/archives/partial "$dir/root"
+    : >"$dir/apt/status"
+    suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    mirror=$(grep -rhE '^(deb |URIs:)' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null | grep -oE 'https?://[^ ]+' |
+        grep -m 1 -E '/debian/?$' || true)
+    [ -n "$mirror" ] || unavailable "no Debian mirror in apt's sources"
+    echo "deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$dir/apt/sources.list"
+    cat >"$dir/apt/apt.conf" <<END
 APT::Architecture "arm64"; APT::Architectures { "arm64"; }; APT::Sandbox::User "root"; APT::Install-Recommends "false";
 Dir::Etc::sourcelist "$dir/apt/sources.list"; Dir::Etc::sourceparts "/dev/null"; Dir::Etc::preferencesparts "/dev/null";
 Dir::State "$dir/apt"; Dir::State::status "$dir/apt/status"; Dir::State::lists "$dir/apt/lists"; Dir::Cache "$dir/apt/cache";
-EOF
-APT_CONFIG="$dir/apt/apt.conf" apt-get update -qq
-APT_CONFIG="$dir/apt/apt.conf" apt-get install -qq -y --download-only python3 libgomp1 libstdc++6 >/dev/null
-for package in "$dir"/apt/cache/archives/*.deb; do dpkg -x "$package" "$dir/root"; done
-minor=$(basename "$(find "$dir/root/usr/bin" -name 'python3.*' | head -n 1)")
-version=${minor#python}
+END
+    export APT_CONFIG="$dir/apt/apt.conf"
+    apt-get update -qq >"$dir/apt/log" 2>&1 || unavailable "apt-get update failed: $(tail -n 1 "$dir/apt/log")"
+    apt-get install -qq -y --download-only python3 libgomp1 libstdc++6 >"$dir/apt/log" 2>&1 ||
+        unavailable "the arm64 packages cannot be downloaded: $(tail -n 1 "$dir/apt/log")"
+    version=$(cd "$dir/apt/cache/archives" && ls | sed -nE 's/^python(3\.[0-9]+)_.*/\1/p')
+    # The headers alone: with what they depend on they would bring a whole C library.
+    (cd "$dir/apt/cache/archives" && apt-get download -qq "libpython$version-dev") >"$dir/apt/log" 2>&1 ||
+        unavailable "libpython$version-dev for arm64 cannot be downloaded: $(tail -n 1 "$dir/apt/log")"
+    for package in "$dir"/apt/cache/archives/*.deb; do dpkg -x "$package" "$dir/root"; done
+    rm -rf "$dir/apt"
+    echo "$version" >"$dir/root/complete"
+fi
+version=$(cat "$dir/root/complete")
 
-"$python" -m pip download -q --disable-pip-version-check --only-binary=:all: --python-version "$version" --implementation cp \
-    --abi "cp${version/./}" --abi abi3 --abi none --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
-    --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 -d "$dir/wheels" numpy cffi safetensors pooch
-for wheel in "$dir"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$dir/site"; done
+# 2. The wheels, once.  The interpreter's own byte code and theirs is made here: emulated, it would take a minute.
+if [ ! -e "$dir/site/complete" ]; then
+    rm -rf "$dir/site" "$dir/wheels"
+    platforms=()
+    for glibc in 2_17 2_24 2_27 2_28 2_31 2_34; do platforms+=(--platform "manylinux_${glibc}_aarch64"); done
+    # shellcheck disable=SC2086
+    "$python" -m pip download -q --disable-pip-version-check --only-binary=:all: --implementation cp --python-version "$version" \
+        --abi "cp${version/./}" --abi abi3 --abi none "${platforms[@]}" --platform manylinux2014_aarch64 -d "$dir/wheels" $PACKAGES \
+        >"$dir/pip.log" 2>&1 || unavailable "the aarch64 wheels cannot be downloaded: $(grep -v WARNING "$dir/pip.log" | tail -n 1)"
+    for wheel in "$dir"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$dir/site"; done
+    rm -rf "$dir/wheels" "$dir/pip.log"
+    if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = "$version" ]; then
+        "$python" -m compileall -q "$dir/site" "$dir/root/usr/lib/python$version" >/dev/null || true # some tests hold bad syntax on purpose
+    fi
+    touch "$dir/site/complete"
+fi
 
-# octosim: the sources, their metadata (the version), and the extension built for arm64.
-cp -r "$here/octosim" "$dir/site/octosim"
-rm -f "$dir"/site/octosim/_core*.so
-number=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/pyproject.toml")
-mkdir -p "$dir/site/octosim-$number.dist-info"
-printf 'Metadata-Version: 2.1\nName: octosim\nVersion: %s\n' "$number" >"$dir/site/octosim-$number.dist-info/METADATA"
-(cd "$here/cext" && "$python" -c "import build_ffi; build_ffi.ffi.emit_c_code('$dir/_core.c')" >/dev/null)
-headers=$("$python" -c "import sysconfig; print(sysconfig.get_path('include'))")
-sources=$(ls "$here"/cext/*.c | grep -v checkasm)
-# the limited API of CPython needs no arm64 headers: the sizes that differ are not in it
-aarch64-linux-gnu-gcc -std=gnu11 -O3 -ffp-contract=off -fno-math-errno -fvisibility=hidden -shared -fPIC -DPy_LIMITED_API=0x030B0000 \
-    -I"$here/cext" -I"$headers" "$dir/_core.c" $sources -o "$dir/site/octosim/_core.abi3.so"
+# 3. octosim, every time: the package's files and _core for the limited API, with the flags of build_ffi.py.
+rm -rf "$dir/octosim" && mkdir -p "$dir/octosim"
+(cd "$here" && find octosim -type f ! -name '*.so' ! -name '*.pyc' -exec cp --parents -t "$dir/octosim" {} +)
+flags=$(cd "$here" && "$python" - "$dir/octosim" <<'END'
+import contextlib
+import pathlib
+import sys
+import tomllib
 
-# Compiled once here: under emulation compiling NumPy takes most of an import.
-env -u PYTHONDONTWRITEBYTECODE "$python" -c "import sys; sys.exit(f'{sys.version_info[0]}.{sys.version_info[1]}' != '$version')" &&
-    env -u PYTHONDONTWRITEBYTECODE "$python" -m compileall -q "$dir/site" >/dev/null || true
+sys.path.insert(0, "cext")
+import build_ffi
 
-qemu=$(command -v qemu-aarch64 || command -v qemu-aarch64-static)
-echo "env PYTHONPATH=$dir/site OPENBLAS_NUM_THREADS=1 $qemu -L $dir/root -cpu CPU $dir/root/usr/bin/$minor"
+out = pathlib.Path(sys.argv[1])
+with contextlib.redirect_stdout(sys.stderr):
+    build_ffi.ffi.emit_c_code(str(out / "_core.c"))
+about = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
+info = out / f"octosim-{about['version']}.dist-info"
+info.mkdir()
+(info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: octosim\nVersion: {about['version']}\n")
+print(*build_ffi.flags, *(f"cext/{name}" for name in build_ffi.SOURCES))
+END
+)
+# shellcheck disable=SC2086
+(cd "$here" && "$cc" -shared -fPIC -fopenmp -Icext -I"$dir/root/usr/include/python$version" -idirafter "$dir/root/usr/include" \
+    "$dir/octosim/_core.c" $flags -o "$dir/octosim/octosim/_core.abi3.so")
+
+cat >"$dir/python" <<END
+#!/bin/sh
+export PYTHONPATH="$dir/octosim:$dir/site" PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 OPENBLAS_NUM_THREADS=1
+exec "$qemu" -L "$dir/root" "$dir/root/usr/bin/python$version" "\$@"
+END
+chmod +x "$dir/python"
