@@ -66,6 +66,7 @@ def _onnxruntime_call(a: Array, b: Array, transposed: str, threads: int) -> Call
     model.ir_version = 8
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its idle pool holds a core in the others' turns
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     shifted = (a.view(np.uint8) ^ np.uint8(128)) if transposed != "a" else None
 
@@ -86,17 +87,31 @@ def _torch_call(a: Array, b: Array, transposed: str, threads: int) -> Callable[[
     return lambda: torch._int_mm(left, right).numpy()
 
 
+REST_S = 0.01
+"""Pause before a contestant's turn: thread pools spin for milliseconds after their last call and would hold its cores."""
+TURN_S = 0.02
+
+
 def _median_seconds(calls: dict[str, Callable[[], Any]], budget: float) -> dict[str, float]:
-    """Median times, the contestants taking turns for about `budget` seconds each, at least five turns."""
-    for call in calls.values():
-        call()
+    """Median times of calls, the contestants taking turns for about `budget` seconds each, three turns at least.
+
+    A turn is a rest, a call that does not count, and as many as fit in TURN_S, two at least.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    started = time.perf_counter()
-    while len(next(iter(times.values()))) < 5 or time.perf_counter() - started < budget * len(calls):
+    started, turns = time.perf_counter(), 0
+    while turns < 3 or time.perf_counter() - started < budget * len(calls):
+        turns += 1
         for name, call in calls.items():
-            before = time.perf_counter()
+            time.sleep(REST_S)
             call()
-            times[name].append(time.perf_counter() - before)
+            begun = before = time.perf_counter()
+            some: list[float] = []
+            while len(some) < 2 or before - begun < TURN_S:
+                call()
+                now = time.perf_counter()
+                some.append(now - before)
+                before = now
+            times[name] += some
     return {name: statistics.median(values) for name, values in times.items()}
 
 
