@@ -1,7 +1,10 @@
 /* checkasm: every kernel of every instruction set against ref.c, to the bit.
  *
  * Each check runs the reference and the variant on the same random, extreme and unaligned input; outputs start from the same
- * junk, with guard bytes around them, and are compared whole.  A kernel of kernels.def without a check does not link.
+ * junk and are compared whole, and the guard bytes around them must stay as they were.  Inputs end where their memory ends, so
+ * that sanitizers and valgrind see what is read too far.  A kernel of kernels.def without a check does not compile.
+ * Then the public functions, whose scratch memory and slices no kernel's check reaches: with each instruction set and three
+ * threads against ref with one.
  *
  *     cc -O2 cext/[a-z]*.c -o checkasm && ./checkasm [--seed N] [--isa NAME] [--rounds N] [--bench]
  */
@@ -22,35 +25,40 @@ static uint32_t rnd(void) { /* splitmix64 (Vigna), upper half */
 }
 
 static int64_t below(int64_t n) { return (int64_t)(rnd() % (uint64_t)n); }
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- memory: an input, or an output twice (for the reference and for the variant) ------------------------------------------------ */
 
-enum { GUARD = 64, MOST = 64 };
+enum { GUARD = 128, MOST = 64 };
 static void *blocks[MOST];
 static int used;
 
-static void *block(size_t bytes) {
-    unsigned char *memory = malloc(bytes + 2 * GUARD + 16);
+static unsigned char junk(size_t i) { return (unsigned char)(i * 37 + 11); }
+
+static unsigned char *block(size_t bytes) {
+    unsigned char *memory = malloc(bytes ? bytes : 1);
     if (!memory || used == MOST) {
         fprintf(stderr, "checkasm: out of memory\n");
         exit(3);
     }
-    for (size_t i = 0; i < bytes + 2 * GUARD + 16; i++) memory[i] = (unsigned char)(i * 37 + 11);
+    for (size_t i = 0; i < bytes; i++) memory[i] = junk(i);
     return blocks[used++] = memory;
 }
 
 typedef struct {
     void *p[2];
-    size_t bytes;
+    size_t bytes, before; /* before: from the start of the memory to p */
 } output;
 
 static int misalignment; /* in elements, the same for all operands of a call */
 
-static void *input(int64_t count, size_t size) { return (char *)block((size_t)count * size) + GUARD + (size_t)misalignment % (16 / size) * size; }
+static size_t offset(size_t size) { return (size_t)misalignment % (16 / size) * size; }
+
+static void *input(int64_t count, size_t size) { return block(offset(size) + (size_t)count * size) + offset(size); }
 
 static output outputs(int64_t count, size_t size) {
-    output o = {.bytes = (size_t)count * size};
-    for (int i = 0; i < 2; i++) o.p[i] = input(count, size);
+    output o = {.bytes = (size_t)count * size, .before = GUARD + offset(size)};
+    for (int i = 0; i < 2; i++) o.p[i] = block(o.before + o.bytes + GUARD) + o.before;
     return o;
 }
 
@@ -60,24 +68,31 @@ static void release(void) {
 
 static const char *isa, *kernel;
 static long checks, failures;
+static int turn;
 
 static void compare(output o, size_t size) {
     checks++;
-    const unsigned char *a = (const unsigned char *)o.p[0] - GUARD / 2, *b = (const unsigned char *)o.p[1] - GUARD / 2;
-    for (size_t i = 0; i < o.bytes + GUARD; i++)
-        if (a[i] != b[i]) {
-            int64_t at = ((int64_t)i - GUARD / 2) / (int64_t)size;
+    for (int i = 0; i < 2; i++) {
+        const unsigned char *memory = (const unsigned char *)o.p[i] - o.before;
+        for (size_t at = 0; at < o.before + o.bytes + GUARD; at++) {
+            if (at == o.before) at += o.bytes;
+            if (memory[at] == junk(at)) continue;
             failures++;
-            if (i >= GUARD / 2 && i < o.bytes + GUARD / 2) {
-                uint64_t got = 0, expected = 0;
-                memcpy(&expected, (char *)o.p[0] + (size_t)at * size, size);
-                memcpy(&got, (char *)o.p[1] + (size_t)at * size, size);
-                fprintf(stderr, "%s %s: element %lld is 0x%llx, expected 0x%llx\n", isa, kernel, (long long)at, (unsigned long long)got,
-                        (unsigned long long)expected);
-            } else
-                fprintf(stderr, "%s %s: byte %lld outside the output was written\n", isa, kernel, (long long)i - GUARD / 2);
+            fprintf(stderr, "%s %s: byte %lld outside the output of %lld bytes was written (turn %d)\n", i ? isa : "ref", kernel,
+                    (long long)at - (long long)o.before, (long long)o.bytes, turn);
             return;
         }
+    }
+    for (size_t at = 0; at < o.bytes; at += size) {
+        uint64_t got = 0, expected = 0;
+        memcpy(&expected, (char *)o.p[0] + at, size);
+        memcpy(&got, (char *)o.p[1] + at, size);
+        if (got == expected) continue;
+        failures++;
+        fprintf(stderr, "%s %s: element %lld is 0x%llx, expected 0x%llx (turn %d)\n", isa, kernel, (long long)(at / size),
+                (unsigned long long)got, (unsigned long long)expected, turn);
+        return;
+    }
 }
 
 /* ---- kinds of values --------------------------------------------------------------------------------------------------------------- */
@@ -89,8 +104,13 @@ static float power_of_two(int exponent) {
     return value;
 }
 
+/* NOT_NUMBERS only where the result for NaN and infinity is one of the operands or a code. */
+enum { SPECIAL = 3, DENORMAL = 4, NOT_NUMBERS = 5 };
+
 static float *floats(int64_t n, int kind) {
-    static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-40f, 1.17549435e-38f, 0.5f, -0.5f, 1.5f, 2.5f, -126.5f, 127.5f, 1e30f, -1e30f};
+    static const float special[] = {0.0f, -0.0f, 1e-45f, -1e-40f, 1.17549435e-38f, 0.5f, -0.5f, 1.5f, 2.5f, -126.5f, 127.5f, 1e30f, -1e30f,
+                                    3.4e38f, -3.4e38f};
+    const float not_numbers[] = {__builtin_nanf(""), -__builtin_nanf(""), __builtin_inff(), -__builtin_inff()};
     float *x = input(n, sizeof *x);
     for (int64_t i = 0; i < n; i++) {
         float unit = (float)(int32_t)rnd() * (1.0f / 2147483648.0f);
@@ -98,6 +118,12 @@ static float *floats(int64_t n, int kind) {
         case 0: x[i] = unit * 3; break;
         case 1: x[i] = unit * power_of_two((int)below(60) - 40); break;              /* many magnitudes */
         case 2: x[i] = (float)((int)below(600) - 300) * 0.5f; break;                /* ties */
+        case DENORMAL: x[i] = unit * (rnd() & 1 ? power_of_two(-126) : 1.0f); break;
+        case NOT_NUMBERS:
+            if (rnd() & 1) {
+                x[i] = not_numbers[below(4)];
+                break;
+            } /* fall through */
         default: x[i] = special[below(sizeof special / sizeof *special)]; break;
         }
     }
@@ -162,10 +188,8 @@ static double seconds(void) {
     } while (0)
 
 /* Sizes: edges first, then random; the benchmark's is 1 << 16. */
-static int turn;
-
 static int64_t size(void) {
-    static const int64_t edges[] = {1, 2, 15, 16, 17, 63, 64, 65, 255, 1024};
+    static const int64_t edges[] = {1, 2, 15, 16, 17, 63, 64, 65, 255, 1024, 0};
     if (benching) return 1 << 16;
     return turn < (int)(sizeof edges / sizeof *edges) ? edges[turn] : 1 + below(3000);
 }
@@ -195,11 +219,16 @@ static void product(int element) {
         images = 1 + below(4);
         m = 1 + below(images * a.width * a.height);
     }
+    if (turn % 60 == 13) { /* the longest reduction that scratch memory holds, in more columns than it holds at a time */
+        m = 5, n = 70;
+        a = (struct octo_rows){.width = m, .height = 1, .segments = 1, .length = OCTO_MAX_DEPTH, .x_stride = OCTO_MAX_DEPTH};
+        images = 1;
+    }
     int64_t first = images > 1 || a.height > 1 ? below(images * a.width * a.height - m + 1) : below(a.width - m + 1);
     int64_t k = a.segments * a.length;
     int64_t held = images > 1 || a.height > 1 || a.segments > 1 ? images * a.image_stride : (a.width - 1) * a.x_stride + a.length;
     int kind = turn % 4;
-    a.base = element == 1 ? (void *)codes(held, kind) : (void *)floats(held, kind % 2);
+    a.base = element == 1 ? (void *)codes(held, kind) : (void *)floats(held, kind == 2 ? DENORMAL : kind % 2);
     a.end = (const char *)a.base + held * element;
     struct octo_job job = {.a = a, .first = first, .m = m, .n = n, .accumulate = benching ? 0 : (int)below(2), .ldc = n + (benching ? 0 : below(4))};
     int64_t spare = benching ? 0 : below(4);
@@ -305,7 +334,7 @@ static void check_log_f32(void) {
 static void check_range_f32(void) {
     int64_t n = size();
     float *x = floats(n, turn % 4);
-    if (turn % 5 == 0) x[below(n)] = rnd() & 1 ? __builtin_nanf("") : -__builtin_inff();
+    if (turn % 5 == 0 && n) x[below(n)] = rnd() & 1 ? __builtin_nanf("") : -__builtin_inff();
     output o = outputs(2, 4);
     RUN(range_f32, n, x, (int32_t *)o.p[i], (int32_t *)o.p[i] + 1);
     compare(o, 4);
@@ -315,26 +344,26 @@ static void check_moments_f32(void) {
     int64_t n = size();
     float *x = floats(n, turn % 3);
     output o = outputs(2, 4);
-    RUN(moments_f32, n, x, x[0], (float *)o.p[i], (float *)o.p[i] + 1);
+    RUN(moments_f32, n, x, n ? x[0] : 0, (float *)o.p[i], (float *)o.p[i] + 1);
     compare(o, 4);
 }
 
 static void check_quantize_s8(void) {
     int64_t n = size();
-    float *x = floats(n, turn % 4);
+    float *x = floats(n, turn % 6);
     int lo = turn % 2 ? -127 : -128 + (int)below(100), hi = lo + (int)below(128 - lo), zero = (int)below(256) - 128;
     output o = outputs(n, 1);
-    RUN(quantize_s8, n, x, turn % 4 == 2 ? 1.0f : 37.5f, zero, lo, hi, o.p[i]);
+    RUN(quantize_s8, n, x, turn % 6 == 2 ? 1.0f : 37.5f, zero, lo, hi, o.p[i]);
     compare(o, 1);
 }
 
 static void check_quantize_s8_stochastic(void) {
     int64_t n = size();
-    float *x = floats(n, turn % 4);
+    float *x = floats(n, turn % 6);
     uint32_t *w = words(n);
     int zero = (int)below(256) - 128;
     output o = outputs(n, 1);
-    RUN(quantize_s8_stochastic, n, x, w, turn % 4 == 2 ? 1.0f : 37.5f, zero, -127, 127, o.p[i]);
+    RUN(quantize_s8_stochastic, n, x, w, turn % 6 == 2 ? 1.0f : 37.5f, zero, -127, 127, o.p[i]);
     compare(o, 1);
 }
 
@@ -440,7 +469,7 @@ static void check_batchnorm_grad_f32(void) {
 
 static void check_relu_f32(void) {
     int64_t n = size();
-    float *x = floats(n, turn % 4);
+    float *x = floats(n, turn % 6);
     output o = outputs(n, 4);
     RUN(relu_f32, n, x, o.p[i]);
     compare(o, 4);
@@ -448,7 +477,7 @@ static void check_relu_f32(void) {
 
 static void check_relu_backward_f32(void) {
     int64_t n = size();
-    float *y = floats(n, turn % 4), *dy = floats(n, 0);
+    float *y = floats(n, turn % 6), *dy = floats(n, turn % 5);
     output o = outputs(n, 4);
     RUN(relu_backward_f32, n, y, dy, o.p[i]);
     compare(o, 4);
@@ -459,7 +488,7 @@ static octo_pool pooling(float **x, int64_t *out_rows, int64_t *out_size) {
     octo_pool g = {.batch = 1 + below(3), .kernel = benching ? 2 : 1 + below(4), .channels = benching ? 30 : 1 + below(50)};
     g.stride = benching ? 2 : 1 + below(4);
     g.height = benching ? 24 : g.kernel + below(12), g.width = benching ? 24 : g.kernel + below(12);
-    *x = floats(g.batch * g.height * g.width * g.channels, 2);
+    *x = floats(g.batch * g.height * g.width * g.channels, turn % 8 == 4 ? NOT_NUMBERS : 2);
     if (turn % 2) /* few values, many equals */
         for (int64_t i = 0; i < g.batch * g.height * g.width * g.channels; i++) (*x)[i] = (float)below(3);
     *out_rows = g.batch * ((g.height - g.kernel) / g.stride + 1);
@@ -493,7 +522,7 @@ static void check_maxpool_backward_f32(void) {
 
 static void check_dropout_f32(void) {
     int64_t n = size();
-    float *x = floats(n, turn % 4);
+    float *x = floats(n, turn % 6);
     uint32_t *w = words(n), threshold = *words(1);
     output o = outputs(n, 4);
     RUN(dropout_f32, n, x, w, threshold, 1.25f, o.p[i]);
@@ -543,7 +572,7 @@ static void check_adam_f32(void) {
 static void check_lac_fold_f32(void) {
     int64_t n = size();
     float *p[4];
-    for (int j = 0; j < 4; j++) p[j] = floats(n, turn % 2);
+    for (int j = 0; j < 4; j++) p[j] = floats(n, turn % 7 == 6 && j == 3 ? NOT_NUMBERS : turn % 2);
     int32_t *term = sums32(n);
     output o = outputs(n, 4);
     float inverse = turn % 3 ? 12345.0f : 3e9f;
@@ -563,6 +592,97 @@ static void check_lac_backward_f32(void) {
     compare(o, 4);
 }
 
+/* ---- the public functions: with the instruction set and three threads against ref and one ------------------------------------------ */
+
+#define PUBLIC(name, ...)                                                                                          \
+    do {                                                                                                           \
+        kernel = #name;                                                                                            \
+        for (int i = 0; i < 2; i++) {                                                                              \
+            int status_ = octo_set_isa(i ? isa : "ref") || octo_set_threads(i ? 3 : 1) || octo_##name(__VA_ARGS__); \
+            if (!status_) continue;                                                                                \
+            failures++;                                                                                            \
+            fprintf(stderr, "%s %s: %s (turn %d)\n", isa, kernel, octo_error(), turn);                             \
+        }                                                                                                          \
+    } while (0)
+
+static void check_products(void) {
+    static const int64_t sizes[] = {0, 1, 47, 48, 49, 64, 65, 97, 130};
+    int64_t m = sizes[below(9)], n = sizes[below(9)], k = turn % 5 ? below(90) : 1020 + below(10);
+    int ta = turn & 1, tb = turn >> 1 & 1;
+    int64_t lda = (ta ? m : k) + below(4), ldb = (tb ? k : n) + below(4), ldc = n + below(4);
+    int64_t held_a = (ta ? k : m) * lda, held_b = (tb ? n : k) * ldb, held_c = m ? (m - 1) * ldc + n : 0;
+    int8_t *a = codes(held_a, turn % 4), *b = codes(held_b, 0);
+    output c = outputs(held_c, 4), counted = outputs(held_c, 4), counts = outputs(sizeof(octo_overflow) / 8, 8), f = outputs(held_c, 4);
+    PUBLIC(gemm_s8, ta, tb, m, n, k, a, lda, b, ldb, c.p[i], ldc);
+    compare(c, 4);
+    octo_accumulator how = {.bits = 12, .saturate = turn & 1, .group = 1 + (int)below(4)};
+    PUBLIC(gemm_s8_accumulate, ta, tb, m, n, k, a, lda, turn >> 2 & 1, b, ldb, counted.p[i], ldc, &how, counts.p[i]);
+    compare(counted, 4);
+    compare(counts, 8);
+    float *fa = floats(held_a, turn % 2), *fb = floats(held_b, 0);
+    PUBLIC(gemm_f32, ta, tb, m, n, k, fa, lda, fb, ldb, f.p[i], ldc);
+    compare(f, 4);
+}
+
+static void check_convolutions(void) {
+    octo_conv g = {.batch = 1 + below(4), .height = 1 + below(12), .width = 1 + below(12), .channels = 1 + below(20), .filters = 1 + below(20),
+                   .stride_h = 1 + below(3), .stride_w = 1 + below(3), .pad_h = below(3), .pad_w = below(3)};
+    g.kernel_h = g.pad_h + 1 + below(least(3, g.height + g.pad_h)), g.kernel_w = g.pad_w + 1 + below(least(3, g.width + g.pad_w));
+    int64_t out_h = (g.height + 2 * g.pad_h - g.kernel_h) / g.stride_h + 1, out_w = (g.width + 2 * g.pad_w - g.kernel_w) / g.stride_w + 1;
+    int64_t nx = g.batch * g.height * g.width * g.channels, nw = g.filters * g.kernel_h * g.kernel_w * g.channels;
+    int64_t ny = g.batch * out_h * out_w * g.filters;
+    int zero = (int)below(256) - 128;
+    int8_t *x = codes(nx, turn % 4), *w = codes(nw, 0), *dy = codes(ny, turn / 4 % 4);
+    float *fx = floats(nx, turn % 2), *fw = floats(nw, 0), *fdy = floats(ny, 0);
+    output y = outputs(ny, 4), dx = outputs(nx, 4), dw = outputs(nw, 4), fy = outputs(ny, 4), fdx = outputs(nx, 4), fdw = outputs(nw, 4);
+    PUBLIC(conv_forward_s8, &g, x, zero, w, y.p[i]);
+    compare(y, 4);
+    PUBLIC(conv_input_grad_s8, &g, dy, w, dx.p[i]);
+    compare(dx, 4);
+    PUBLIC(conv_weight_grad_s8, &g, x, zero, dy, dw.p[i]);
+    compare(dw, 4);
+    PUBLIC(conv_forward_f32, &g, fx, fw, fy.p[i]);
+    compare(fy, 4);
+    PUBLIC(conv_input_grad_f32, &g, fdy, fw, fdx.p[i]);
+    compare(fdx, 4);
+    PUBLIC(conv_weight_grad_f32, &g, fx, fdy, fdw.p[i]);
+    compare(fdw, 4);
+}
+
+/* Reductions over more than one slice, and what makes its own random words. */
+static void check_slices(void) {
+    int64_t c = columns(), r = turn % 4 ? 1 + below(200) : 1 + 40000 / c, n = r * c;
+    float *x = floats(n, 0), *dy = floats(n, 0), *v[3];
+    int8_t *q = codes(n, turn % 4);
+    for (int j = 0; j < 3; j++) v[j] = floats(c, 0);
+    output pair = outputs(2, 4), sums = outputs(c, 4), sums8 = outputs(c, 4), y = outputs(n, 4), dx = outputs(n, 4), q8 = outputs(n, 1);
+    PUBLIC(range_f32, n, x, pair.p[i], (float *)pair.p[i] + 1);
+    compare(pair, 4);
+    PUBLIC(moments_f32, n, x, pair.p[i], (float *)pair.p[i] + 1);
+    compare(pair, 4);
+    PUBLIC(column_sums_f32, r, c, x, sums.p[i]);
+    compare(sums, 4);
+    PUBLIC(column_sums_s8, r, c, q, sums8.p[i]);
+    compare(sums8, 4);
+    PUBLIC(quantize_s8_stochastic, n, x, 40.0f, 3, -127, 127, 7, 8, 9, q8.p[i]);
+    compare(q8, 1);
+    PUBLIC(normal_f32, n, 7, 8, 9, 0.5f, 2.0f, y.p[i]);
+    compare(y, 4);
+    output running[4];
+    for (int j = 0; j < 4; j++) {
+        running[j] = outputs(c, 4);
+        for (int i = 0; i < 2; i++) memset(running[j].p[i], 0, running[j].bytes);
+    }
+    PUBLIC(batchnorm_forward_f32, r, c, x, v[0], v[1], 1e-5f, 0.1f, running[0].p[i], running[1].p[i], running[2].p[i], running[3].p[i], y.p[i]);
+    for (int j = 0; j < 4; j++) compare(running[j], 4);
+    compare(y, 4);
+    output dgamma = outputs(c, 4), dbeta = outputs(c, 4);
+    PUBLIC(batchnorm_backward_f32, r, c, x, dy, v[0], v[1], v[2], dx.p[i], dgamma.p[i], dbeta.p[i]);
+    compare(dx, 4);
+    compare(dgamma, 4);
+    compare(dbeta, 4);
+}
+
 /* ---- the list ---------------------------------------------------------------------------------------------------------------------------- */
 
 static const struct {
@@ -575,6 +695,18 @@ static const struct {
 #undef KERNEL
 };
 enum { KERNELS = sizeof list / sizeof list[0] };
+static void (*const public_checks[])(void) = {check_products, check_convolutions, check_slices};
+
+/* Turns of one check; a failure repeats alone. */
+static void repeat(void (*check)(void), const char *name, int number, uint64_t seed, int rounds) {
+    for (turn = 0; turn < rounds; turn++) {
+        kernel = name;
+        state = seed * 1000003 + (uint64_t)number * 1009 + (uint64_t)turn;
+        misalignment = turn % 16;
+        check();
+        release();
+    }
+}
 
 int main(int argc, char **argv) {
     static struct octo_kernels ref, variant;
@@ -608,18 +740,22 @@ int main(int argc, char **argv) {
                 return 1;
             }
             own += pointers[0] != pointers[1];
-            kernel = list[k].name;
-            for (turn = 0; turn < (benching ? 1 : rounds); turn++) {
-                state = seed * 1000003 + (uint64_t)k * 1009 + (uint64_t)turn; /* a failure repeats alone */
-                misalignment = turn % 16;
-                list[k].check();
-                release();
-            }
+            repeat(list[k].check, list[k].name, k, seed, benching ? 1 : rounds);
         }
+        for (int p = 0; p < 3 && !benching; p++) repeat(public_checks[p], "public", KERNELS + p, seed, rounds);
         printf("%-12s %d of %d kernels of its own, %ld checks\n", isa, own, KERNELS, checks - before);
         tested += row > 0;
     }
-    if (!tested && !only) printf("no instruction set beyond ref on this CPU: only ref against itself\n");
+    if (only && checks == 0) fprintf(stderr, "instruction set '%s' is not here\n", only);
+    if (!tested && !only) {
+        printf("no instruction set beyond ref on this CPU: only ref against itself\n");
+#if defined(__x86_64__)
+        if (__builtin_cpu_supports("avx2")) {
+            fprintf(stderr, "this CPU has AVX2, and no variant was tested\n");
+            failures++;
+        }
+#endif
+    }
     printf("checkasm: %ld checks, %ld failed\n", checks, failures);
     return failures || !checks;
 }
