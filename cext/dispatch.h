@@ -28,4 +28,44 @@ void *octo_scratch(enum octo_slot slot, int64_t bytes);
 
 static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Elements of a slice; a multiple of 64, so that Philox blocks and lanes never straddle a border. */
+enum { SLICE = 16384 };
+
+#define CHECK_COUNT(name, n) OCTO_CHECK((n) >= 0 && (n) <= (int64_t)1 << 40, name ": bad element count %lld", (long long)(n))
+
+/* The call runs for slices [first, first + count) of 0 .. n - 1. */
+#define EACH_SLICE(n, call)                                                   \
+    do {                                                                      \
+        int64_t slices_ = ((n) + SLICE - 1) / SLICE;                          \
+        OCTO_PARALLEL(slice_, slices_) {                                      \
+            int64_t first = slice_ * SLICE, count = octo_min(SLICE, (n) - first); \
+            call;                                                             \
+        }                                                                     \
+    } while (0)
+
+/* The same for rows, about SLICE elements at a time. */
+#define EACH_ROWS(rows, cols, call)                                                   \
+    do {                                                                              \
+        int64_t step_ = octo_max(1, SLICE / (cols)), slices_ = ((rows) + step_ - 1) / step_; \
+        OCTO_PARALLEL(slice_, slices_) {                                              \
+            int64_t first = slice_ * step_, count = octo_min(step_, (rows) - first);  \
+            call;                                                                     \
+        }                                                                             \
+    } while (0)
+
+/* Words for one slice of a random kernel, made where they are used. */
+#define WITH_WORDS(call)                                                                                    \
+    do {                                                                                                    \
+        for (int64_t part_ = 0; part_ < count; part_ += 1024) {                                             \
+            uint32_t words[1024];                                                                           \
+            int64_t at = first + part_, some = octo_min(1024, count - part_);                               \
+            octo_table.philox(some, at, seed, step, tensor, words);                                         \
+            call;                                                                                           \
+        }                                                                                                   \
+    } while (0)
+
+#define CHECK_MATRIX(name, rows, cols)                                                                                   \
+    OCTO_CHECK((rows) >= 1 && (cols) >= 1 && (rows) <= ((int64_t)1 << 40) / (cols), name ": bad size %lld x %lld", \
+               (long long)(rows), (long long)(cols))
 #endif

@@ -11,8 +11,9 @@
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
+#pragma GCC optimize("fp-contract=off", "no-trapping-math") /* the latter changes no result: comparisons become masks */
 #endif
+#define OCTO_INLINE static inline __attribute__((always_inline))
 #define OCTO_TARGET(features) __attribute__((target(features)))
 /* gcc names an Arm extension with the architecture that it extends, clang alone.  Before version 16 clang has an extension's
  * intrinsics only where a flag turns it on for the whole file; its builds end at plain NEON. */
@@ -84,6 +85,14 @@ enum { OCTO_BLOCK_F32 = 256 };
 static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
     return ((k + group - 1) / group * ((group + 1) / 2) + 32) * 36 * 4;
 }
+
+/* What requantization does to each column.  x is kept within -limit - 1 .. limit and shifted left by `lift`; the fixed-point scale is
+ * multiplier / 2^(32 + shift).  plain: no column has a limit or a lift. */
+struct octo_columns {
+    const int32_t *add, *multiplier, *shift, *limit, *lift;
+    const float *scale;
+    int plain;
+};
 
 struct octo_kernels {
 #define KERNEL(name, arguments) void(*name) arguments;

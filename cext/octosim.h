@@ -73,16 +73,49 @@ int octo_log_f32(int64_t n, const float *x, float *y); /* normal x > 0, at most 
 int octo_range_f32(int64_t n, const float *x, float *min, float *max);
 /* Mean and standard deviation (divided by n). */
 int octo_moments_f32(int64_t n, const float *x, float *mean, float *deviation);
-/* q = clamp(round_half_even(x * inv_scale) + zero, lo, hi), and with floor(x * inv_scale + u), u = (philox word i >> 8) / 2^24. */
-int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int zero, int lo, int hi, int8_t *q);
-int octo_quantize_s8_stochastic(int64_t n, const float *x, float inv_scale, int zero, int lo, int hi, uint64_t seed,
-                                uint32_t step, uint32_t tensor, int8_t *q);
+/* How a real number becomes an integer: to the nearest one, ties to the even one, away from zero or up; down; toward zero;
+ * down or up by chance (floor(x + u), u uniform in [0, 1) from Philox: right on average).  Two are for integers only:
+ * PSEUDO_STOCHASTIC (NITI: the lower half of the fraction's bits decides about the upper half) and GEMMLOWP (the doubled
+ * product's high half, half up, then divided by 2^shift, half away from zero). */
+enum { OCTO_HALF_EVEN, OCTO_HALF_AWAY, OCTO_HALF_UP, OCTO_FLOOR, OCTO_TOWARD_ZERO, OCTO_STOCHASTIC, OCTO_PSEUDO_STOCHASTIC,
+       OCTO_GEMMLOWP };
+int octo_range_s32(int64_t n, const int32_t *x, int32_t *min, int32_t *max);
+/* q = clamp(round(x * inv_scale) + zero, lo, hi); the product is rounded to float32.  STOCHASTIC: u = (word i >> 8) / 2^24 of the
+ * stream (seed, step, tensor), and the sum is rounded to float32. */
+int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int rounding, int zero, int lo, int hi, uint64_t seed,
+                     uint32_t step, uint32_t tensor, int8_t *q);
+/* q[r][c] = clamp(round((acc[r][c] + add[c]) * scale of c) + zero, lo, hi); the sum is modulo 2^32.
+ * s32: scale = multiplier / 2^shift, multiplier >= 0, 0 <= shift <= 62, exact until it is rounded; STOCHASTIC adds word / 2^32.
+ *      PSEUDO_STOCHASTIC needs multiplier 1 and shift <= 31; GEMMLOWP means multiplier / 2^31 / 2^shift, shift <= 31.
+ * f32: the sum as float32 times scale, then as octo_quantize_s8. */
+int octo_requantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, const int32_t *multiplier,
+                        const int32_t *shift, int rounding, int zero, int lo, int hi, uint64_t seed, uint32_t step,
+                        uint32_t tensor, int8_t *q);
+int octo_requantize_f32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, const float *scale, int rounding,
+                        int zero, int lo, int hi, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *q);
 int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x);
 /* y[r][c] = (acc[r][c] + add[c]) * scale; the sum is modulo 2^32, then converted to float32.  y may be acc's memory. */
 int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
 /* y[r][c] = (acc[r][c] + add[r]) * scale, otherwise the same. */
 int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
 int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y); /* x * scale + shift */
+
+/* 8-bit codes with logarithmic steps: bit 7 the sign, bits 0 .. 6 the magnitude.  The tables decide which (mu-law: numerics.py).
+ * encode: the largest magnitude whose threshold is at most |x| inv_bound; clipped counts |x| inv_bound > 1.
+ * decode: level times bound. */
+int octo_encode_mu8(int64_t n, const float *x, float inv_bound, const float *threshold, uint8_t *q, int64_t *clipped);
+int octo_decode_mu8(int64_t n, const uint8_t *q, const float *level, float bound, float *x);
+/* A matrix product whose accumulator is such a code.  decode: an operand's linear value, at most 8191 in magnitude.  After every
+ * `group` products (1 .. 32), summed exactly and divided by 2^shift (half away from zero), the sum is added to the accumulator's
+ * level and encoded again; encode_products: the group's sum is encoded by itself before.  threshold ascends from 0, level[127]
+ * <= 2^30, and 32 * 8191^2 / 2^shift <= 2^30 where group > 16.  `saturated` counts magnitudes past level[127]. */
+typedef struct {
+    int16_t decode[256];
+    int32_t level[128], threshold[128];
+    int shift, group, encode_products;
+} octo_mu8;
+int octo_gemm_mu8(int64_t m, int64_t n, int64_t k, const uint8_t *a, const uint8_t *b, const octo_mu8 *mu, uint8_t *c,
+                  int64_t *saturated);
 
 int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums);
 int octo_row_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums);

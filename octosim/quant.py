@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from octosim import core
+from octosim.errors import OctosimError
+from octosim.numerics import Requantization, Rounding, fixed_point
 
 Array = np.ndarray[Any, Any]
 LARGEST_CODE = 127  # -128 stays unused: the codes are symmetric and |q| <= 127 bounds every sum of products
@@ -39,18 +41,25 @@ def _inverse(scale: float) -> float:
 
 
 def symmetric(
-    x: Array, low: float, high: float, *, random: tuple[int, int, int] | None = None, out: Array | None = None
+    x: Array,
+    low: float,
+    high: float,
+    *,
+    rounding: Rounding = Rounding.HALF_EVEN,
+    random: tuple[int, int, int] | None = None,
+    out: Array | None = None,
 ) -> QTensor:
     """Codes of clip(x, low, high) with zero point 0 and scale = max(|low|, |high|) / 127.
 
-    Jacob et al. 2018, section 2.1, with a symmetric range.  random: see `core.quantize`.
+    Jacob et al. 2018, section 2.1, with a symmetric range.  rounding, random: see `core.quantize`.
     """
     scale = _float32(max(abs(low), abs(high)) / LARGEST_CODE)
     inverse = _inverse(scale)
-    # clip, then round, is round, then clip to the rounded limits: rounding is monotonic
+    # the clip's ends, rounded to the nearest codes: clip, then round, is round, then clip to the rounded limits
     first = max(-LARGEST_CODE, int(np.rint(np.float32(low) * np.float32(inverse))))
     last = min(LARGEST_CODE, int(np.rint(np.float32(high) * np.float32(inverse))))
-    return QTensor(core.quantize(x, inverse, low=first, high=last, random=random, out=out), scale, 0)
+    q = core.quantize(x, inverse, low=first, high=last, rounding=rounding, random=random, out=out)
+    return QTensor(q, scale, 0)
 
 
 def asymmetric(x: Array, low: float, high: float, *, out: Array | None = None) -> QTensor:
@@ -64,3 +73,59 @@ def asymmetric(x: Array, low: float, high: float, *, out: Array | None = None) -
     inverse = _inverse(scale)
     zero = int(np.clip(np.rint(-LARGEST_CODE - low * inverse), -LARGEST_CODE, LARGEST_CODE)) if inverse else 0
     return QTensor(core.quantize(x, inverse, zero=zero, out=out), scale, zero)
+
+
+# ---- int32 sums to codes --------------------------------------------------
+
+DEFAULT_ROUNDING = {
+    Requantization.GEMMLOWP: None,
+    Requantization.SINGLE_ROUNDING: Rounding.HALF_UP,
+    Requantization.POWER_OF_TWO: Rounding.HALF_AWAY,
+    Requantization.FLOAT_SCALE: Rounding.HALF_EVEN,
+}
+"""What is meant where no rounding is named: TFLite's single rounding, NITI's RoundShift, ONNX.  gemmlowp's is part of it."""
+
+
+def requantize(
+    acc: Array,
+    scale: float | Array,
+    how: Requantization,
+    rounding: Rounding | None = None,
+    *,
+    add: Array | None = None,
+    zero: int = 0,
+    low: int = -128,
+    high: int = 127,
+    random: tuple[int, int, int] | None = None,
+    out: Array | None = None,
+) -> Array:
+    """int8 codes of int32 sums (acc + add) times a real scale, in the arithmetic `how`; otherwise as `core.requantize`.
+
+    scale: a number, or one for each column (channel) of acc.  GEMMLOWP takes scales in [0, 1), as published, and no rounding;
+    POWER_OF_TWO takes 2^-31 .. 1; SINGLE_ROUNDING any up to 2^31 - 1 (`fixed_point`).  Raises OctosimError otherwise.
+    """
+    if how is Requantization.GEMMLOWP and rounding is not None:
+        raise OctosimError(f"gemmlowp requantization has its own two roundings; {rounding.value} cannot be chosen")
+    if how is Requantization.FLOAT_SCALE:
+        return core.requantize_float(
+            acc, scale, rounding=rounding or Rounding.HALF_EVEN, add=add, zero=zero, low=low, high=high, random=random, out=out
+        )
+    scales = np.atleast_1d(np.asarray(scale, np.float64))
+    if how is Requantization.POWER_OF_TWO:
+        mantissa, exponent = np.frexp(scales)
+        if np.any(mantissa != 0.5) or np.any(exponent > 1) or np.any(exponent < -30):
+            raise OctosimError(f"power-of-two requantization needs scales 2^-31 .. 1, not {scale}")
+        multiplier, shift = np.ones(scales.size, np.int32), (1 - exponent).astype(np.int32)
+    else:
+        multiplier, shift = np.array([fixed_point(float(value)) for value in scales], np.int32).T.copy()
+    kind = rounding or DEFAULT_ROUNDING[how] or how
+    if how is Requantization.GEMMLOWP:
+        shift = shift - 31
+        if np.any(shift < 0):
+            raise OctosimError(f"gemmlowp requantization needs scales below 1, not {scale}")
+    assert isinstance(kind, Rounding) or kind is Requantization.GEMMLOWP
+    if scales.size == 1 and np.ndim(scale) == 0:
+        multiplier, shift = multiplier[0], shift[0]
+    return core.requantize(
+        acc, multiplier, shift, rounding=kind, add=add, zero=zero, low=low, high=high, random=random, out=out
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 F = np.float32
@@ -41,13 +43,20 @@ def convolution_grads(x: np.ndarray, w: np.ndarray, dy: np.ndarray, stride: int)
     return dx, dw
 
 
-def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 10) -> list[int]:
-    """Salmon et al., SC'11, in Python integers."""
-    c, (k0, k1), mask = list(counter), key, 0xFFFFFFFF
-    for _ in range(rounds):
-        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [(p1 >> 32) ^ c[1] ^ k0, p1 & mask, (p0 >> 32) ^ c[3] ^ k1, p0 & mask]
-        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+PHILOX = {  # word width: multipliers, Weyl increments (Salmon et al., SC'11, table 2)
+    32: ((0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)),
+    64: ((0xD2E7470EE14C6C93, 0xCA5A826395121157), (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)),
+}
+
+
+def philox(counter: tuple[int, ...], key: tuple[int, ...], width: int = 32) -> list[int]:
+    """Ten rounds of Philox4xW, in Python integers; numpy.random.Philox, which is 4x64, judges it."""
+    (m0, m1), (w0, w1) = PHILOX[width]
+    c, (k0, k1), mask = list(counter), key, 2**width - 1
+    for _ in range(10):
+        p0, p1 = m0 * c[0], m1 * c[2]
+        c = [(p1 >> width) ^ c[1] ^ k0, p1 & mask, (p0 >> width) ^ c[3] ^ k1, p0 & mask]
+        k0, k1 = (k0 + w0) & mask, (k1 + w1) & mask
     return c
 
 
@@ -56,19 +65,71 @@ def philox_words(n: int, seed: int, step: int, tensor: int) -> np.ndarray:
     mask = 0xFFFFFFFF
     words: list[int] = []
     for block in range(-(-n // 4)):
-        words += philox4x32((block & mask, block >> 32, tensor, step), (seed & mask, seed >> 32))
+        words += philox((block & mask, block >> 32, tensor, step), (seed & mask, seed >> 32))
     return np.array(words[:n], np.uint32)
 
 
-def quantize(x: np.ndarray, inv_scale: float, zero: int, low: int, high: int) -> np.ndarray:
-    """Half to even, on the float32 product."""
+def round_fraction(x: Fraction, rounding: str, word: int = 0) -> int:
+    """A rational number to an integer, by the definition of each rounding; word: 32 random bits."""
+    floor = x.numerator // x.denominator
+    rest = x - floor
+    nearest = floor + (rest > Fraction(1, 2))
+    if rounding == "floor":
+        return floor
+    if rounding == "toward-zero":
+        return floor + (x < 0 and rest > 0)
+    if rounding == "stochastic":
+        return floor + (rest + Fraction(word, 2**32) >= 1)
+    if rest != Fraction(1, 2):
+        return nearest
+    return {"half-even": floor + floor % 2, "half-up": floor + 1, "half-away": floor + (x > 0)}[rounding]
+
+
+def pseudo_stochastic(x: int, shift: int) -> int:
+    """NITI's shift, in its published steps: a division that truncates, the dropped bits' halves compared."""
+    quotient = int(Fraction(x, 2**shift))  # toward zero
+    dropped = abs(x - quotient * 2**shift)
+    probability = dropped // 2 ** (shift // 2)
+    random = dropped - probability * 2 ** (shift // 2)
+    if shift % 2:
+        random *= 2
+    return quotient + (probability > random) * (1 if x > 0 else -1)
+
+
+def truncated(a: int, b: int) -> int:
+    """C's division."""
+    return abs(a) // b * (1 if a >= 0 else -1)
+
+
+def gemmlowp(x: int, multiplier: int, shift: int) -> int:
+    """SaturatingRoundingDoublingHighMul and RoundingDivideByPOT as gemmlowp's fixedpoint.h states them."""
+    product = x * multiplier
+    high = truncated(product + (2**30 if product >= 0 else 1 - 2**30), 2**31)
+    mask = 2**shift - 1
+    threshold = (mask >> 1) + (high < 0)
+    return (high >> shift) + ((high & mask) > threshold)
+
+
+def wrap32(x: int) -> int:
+    return (x + 2**31) % 2**32 - 2**31
+
+
+def quantize(
+    x: np.ndarray,
+    inv_scale: float,
+    zero: int,
+    low: int,
+    high: int,
+    rounding: str = "half-even",
+    words: np.ndarray | None = None,
+) -> np.ndarray:
+    """Codes of the float32 product; stochastic rounding adds 24 random bits in float32."""
     product = x.astype(F) * F(inv_scale)
-    return np.clip(np.rint(product.astype(np.float64)) + zero, low, high).astype(np.int8)
-
-
-def quantize_stochastic(x: np.ndarray, inv_scale: float, zero: int, low: int, high: int, words: np.ndarray) -> np.ndarray:
-    total = x.astype(F) * F(inv_scale) + (words >> 8).astype(F) * F(2.0**-24)
-    return np.clip(np.floor(total.astype(np.float64)) + zero, low, high).astype(np.int8)
+    if rounding == "stochastic":
+        assert words is not None
+        product, rounding = product + (words >> 8).astype(F) * F(2.0**-24), "floor"
+    exact = [round_fraction(Fraction(float(v)), rounding) for v in np.clip(product, -1e6, 1e6).flat]
+    return np.clip(np.array(exact, np.int64).reshape(x.shape) + zero, low, high).astype(np.int8)
 
 
 def lane_rows(cols: int) -> int:

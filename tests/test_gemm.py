@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octosim import core
+from octosim.core import call, products
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
 
@@ -229,8 +230,8 @@ def test_threads_of_one_call_only() -> None:
 )
 def test_bad_geometries(change: dict, words: str) -> None:
     g = core.Conv(**(dict(batch=1, height=8, width=8, channels=2, filters=3, kernel_h=3, kernel_w=3) | change))
-    lib, ffi = core.lib, core.ffi
-    status = lib.octo_conv_forward_s8(core._conv(g), ffi.NULL, 0, ffi.NULL, ffi.NULL)  # refused before memory is touched
+    lib, ffi = call.lib, call.ffi
+    status = lib.octo_conv_forward_s8(products._conv(g), ffi.NULL, 0, ffi.NULL, ffi.NULL)  # refused before memory is touched
     assert status and words in ffi.string(lib.octo_error()).decode()
 
 
@@ -241,7 +242,7 @@ def test_geometries_without_output(change: dict) -> None:
 
 
 def test_sizes_near_the_limits_are_refused_not_wrapped() -> None:
-    lib, ffi, big = core.lib, core.ffi, 2**62
+    lib, ffi, big = call.lib, call.ffi, 2**62
     for m, n, k in itertools.product((1, big), repeat=3):
         if (m, n, k) != (1, 1, 1):
             assert lib.octo_gemm_s8(0, 0, m, n, k, ffi.NULL, k, ffi.NULL, n, ffi.NULL, n)

@@ -20,7 +20,7 @@ import numpy as np
 from octosim import core, quant
 from octosim.errors import OctosimError
 from octosim.nodes import Array, Context, Node
-from octosim.numerics import EXACT32
+from octosim.numerics import EXACT32, Rounding
 from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
@@ -37,7 +37,8 @@ class Octo:
     prc:        clipping of dY before it is quantized: "ratio" to prc_ratio times its extremes (demo: 0.95), "gauss" to
                 mean +- prc_z deviations (demo's comment: 1.96, 2.576), or "off".
     zero_point: "exact" subtracts the activations' zero point's part of the sums; "dropped" leaves it to LAC to learn.
-    rounding:   of dY: "half-even" (demo) or "stochastic".  Weights and activations always round half to even.
+    rounding:   of dY: "half-even" (demo), "stochastic", or another of `numerics.Rounding` for reals.  Weights and activations
+                always round half to even.
     """
 
     lac: Literal["off", "channel", "feature"] = "channel"
@@ -46,7 +47,7 @@ class Octo:
     prc_ratio: float = 0.95
     prc_z: float = 2.576
     zero_point: Literal["exact", "dropped"] = "exact"
-    rounding: Literal["half-even", "stochastic"] = "half-even"
+    rounding: Literal["half-even", "half-away", "half-up", "floor", "toward-zero", "stochastic"] = "half-even"
 
     name: ClassVar[str] = "octo"
     summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping (ATC'21)"
@@ -116,8 +117,9 @@ class Octo:
         elif self.prc == "gauss":
             mean, deviation = core.moments(dy)
             low, high = max(low, mean - self.prc_z * deviation), min(high, mean + self.prc_z * deviation)
-        random = context.random(node.tensor(ERROR)) if self.rounding == "stochastic" else None
-        return quant.symmetric(dy, low, high, random=random, out=node.buffer("dy", dy.shape, np.int8))
+        out = node.buffer("dy", dy.shape, np.int8)
+        random = context.random(node.tensor(ERROR))
+        return quant.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         qx, product = node.saved["x"], node.layer.product(node, error.q.shape[0])

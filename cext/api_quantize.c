@@ -1,0 +1,235 @@
+/* Ranges, moments, codes: argument checks, the cut into slices, threads.  The arithmetic is in quantize.inc. */
+#include "dispatch.h"
+
+/* ---- ranges and moments ------------------------------------------------------------------------------------------------------ */
+
+/* Back from the ordered int32 of range_f32. */
+static float from_key(int32_t key) {
+    int32_t bits = key ^ (int32_t)((uint32_t)(key >> 31) >> 1);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+int octo_range_f32(int64_t n, const float *x, float *min, float *max) {
+    CHECK_COUNT("range", n);
+    OCTO_CHECK(n > 0, "range: no elements");
+    int64_t slices = (n + SLICE - 1) / SLICE;
+    int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4);
+    if (!keys) return octo_fail(OCTO_ENOMEM, "out of memory in range");
+    EACH_SLICE(n, octo_table.range_f32(count, x + first, keys + first / SLICE * 2, keys + first / SLICE * 2 + 1));
+    for (int64_t i = 1; i < slices; i++) {
+        if (keys[2 * i] < keys[0]) keys[0] = keys[2 * i];
+        if (keys[2 * i + 1] > keys[1]) keys[1] = keys[2 * i + 1];
+    }
+    /* +infinity is 0x7f800000, -infinity the key 0x807fffff: outside lie they and the NaNs */
+    if (keys[1] >= 0x7f800000 || keys[0] <= (int32_t)0x807fffffu) return octo_fail(OCTO_EFINITE, "a value is NaN or infinite");
+    *min = from_key(keys[0]), *max = from_key(keys[1]);
+    return OCTO_OK;
+}
+
+int octo_range_s32(int64_t n, const int32_t *x, int32_t *min, int32_t *max) {
+    CHECK_COUNT("range", n);
+    OCTO_CHECK(n > 0, "range: no elements");
+    int64_t slices = (n + SLICE - 1) / SLICE;
+    int32_t *ends = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4);
+    if (!ends) return octo_fail(OCTO_ENOMEM, "out of memory in range");
+    EACH_SLICE(n, octo_table.range_s32(count, x + first, ends + first / SLICE * 2, ends + first / SLICE * 2 + 1));
+    *min = ends[0], *max = ends[1];
+    for (int64_t i = 1; i < slices; i++) {
+        if (ends[2 * i] < *min) *min = ends[2 * i];
+        if (ends[2 * i + 1] > *max) *max = ends[2 * i + 1];
+    }
+    return OCTO_OK;
+}
+
+/* The pivot is the first element; slices are added in double, in ascending order. */
+int octo_moments_f32(int64_t n, const float *x, float *mean, float *deviation) {
+    CHECK_COUNT("moments", n);
+    OCTO_CHECK(n > 0, "moments: no elements");
+    int64_t slices = (n + SLICE - 1) / SLICE;
+    float *sums = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4), pivot = x[0];
+    if (!sums) return octo_fail(OCTO_ENOMEM, "out of memory in moments");
+    EACH_SLICE(n, octo_table.moments_f32(count, x + first, pivot, sums + first / SLICE * 2, sums + first / SLICE * 2 + 1));
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < slices; i++) sum += (double)sums[2 * i], squares += (double)sums[2 * i + 1];
+    sum /= (double)n, squares /= (double)n;
+    double variance = squares - sum * sum;
+    *mean = (float)((double)pivot + sum);
+    *deviation = octo_sqrt(variance > 0 ? (float)variance : 0);
+    return OCTO_OK;
+}
+
+/* ---- float32 and int8 ---------------------------------------------------------------------------------------------------- */
+
+#define CHECK_CODES(zero, lo, hi)                                                                             \
+    OCTO_CHECK(-128 <= (lo) && (lo) <= (hi) && (hi) <= 127 && -128 <= (zero) && (zero) <= 127,                \
+               "quantize: codes %d .. %d with zero point %d do not fit in int8", lo, hi, zero)
+
+int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int rounding, int zero, int lo, int hi, uint64_t seed,
+                     uint32_t step, uint32_t tensor, int8_t *q) {
+    CHECK_COUNT("quantize", n);
+    CHECK_CODES(zero, lo, hi);
+    OCTO_CHECK(rounding >= OCTO_HALF_EVEN && rounding <= OCTO_STOCHASTIC, "quantize: rounding %d is not for float32 values", rounding);
+    if (rounding == OCTO_STOCHASTIC)
+        EACH_SLICE(n, WITH_WORDS(octo_table.quantize_s8(some, x + at, words, inv_scale, rounding, zero, lo, hi, q + at)));
+    else
+        EACH_SLICE(n, octo_table.quantize_s8(count, x + first, NULL, inv_scale, rounding, zero, lo, hi, q + first));
+    return OCTO_OK;
+}
+
+int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x) {
+    CHECK_COUNT("dequantize", n);
+    EACH_SLICE(n, octo_table.dequantize_s8(count, q + first, scale, zero, x + first));
+    return OCTO_OK;
+}
+
+int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y) {
+    CHECK_MATRIX("dequantize", rows, cols);
+    EACH_ROWS(rows, cols, octo_table.dequantize_s32(count, cols, acc + first * cols, add, scale, y + first * cols));
+    return OCTO_OK;
+}
+
+int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y) {
+    CHECK_MATRIX("dequantize", rows, cols);
+    EACH_ROWS(rows, cols, for (int64_t r = first; r < first + count; r++)
+        octo_table.dequantize_row_s32(cols, acc + r * cols, add[r], scale, y + r * cols));
+    return OCTO_OK;
+}
+
+int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y) {
+    CHECK_COUNT("images", n);
+    EACH_SLICE(n, octo_table.images_f32(count, x + first, scale, shift, y + first));
+    return OCTO_OK;
+}
+
+/* ---- int32 sums to int8 ------------------------------------------------------------------------------------------------------ */
+
+typedef void requantize_kernel(int64_t rows, int64_t cols, const int32_t *acc, const struct octo_columns *columns, const uint32_t *words,
+                               int rounding, int zero, int lo, int hi, int8_t *q);
+
+static struct octo_columns from_column(const struct octo_columns *columns, int64_t c) {
+    struct octo_columns rest = *columns;
+    rest.add += c;
+    if (rest.scale) rest.scale += c;
+    if (rest.multiplier) rest.multiplier += c, rest.shift += c, rest.limit += c, rest.lift += c;
+    return rest;
+}
+
+/* All rows of a slice; where words are needed, in pieces of at most 1,024 elements: rows, or parts of a row. */
+static void requantize_slice(requantize_kernel *kernel, int64_t first, int64_t rows, int64_t cols, const int32_t *acc,
+                             const struct octo_columns *columns, int rounding, int zero, int lo, int hi, uint64_t seed,
+                             uint32_t step, uint32_t tensor, int8_t *q) {
+    if (rounding != OCTO_STOCHASTIC) {
+        kernel(rows, cols, acc + first * cols, columns, NULL, rounding, zero, lo, hi, q + first * cols);
+        return;
+    }
+    uint32_t words[1024 + 4];
+    int64_t step_rows = octo_max(1, 1024 / cols), step_cols = octo_min(1024, cols);
+    for (int64_t r = 0; r < rows; r += step_rows)
+        for (int64_t c = 0; c < cols; c += step_cols) {
+            int64_t at = (first + r) * cols + c, height = octo_min(step_rows, rows - r), width = octo_min(step_cols, cols - c);
+            struct octo_columns part = from_column(columns, c);
+            octo_table.philox(at % 4 + height * width, at / 4 * 4, seed, step, tensor, words);
+            kernel(height, width, acc + at, &part, words + at % 4, rounding, zero, lo, hi, q + at);
+        }
+}
+
+int octo_requantize_f32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, const float *scale, int rounding,
+                        int zero, int lo, int hi, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *q) {
+    CHECK_MATRIX("requantize", rows, cols);
+    CHECK_CODES(zero, lo, hi);
+    OCTO_CHECK(rounding >= OCTO_HALF_EVEN && rounding <= OCTO_STOCHASTIC, "requantize: rounding %d is not for float32 scales", rounding);
+    struct octo_columns columns = {.add = add, .scale = scale};
+    EACH_ROWS(rows, cols, requantize_slice(octo_table.requantize_f32, first, count, cols, acc, &columns, rounding, zero, lo, hi, seed,
+                                           step, tensor, q));
+    return OCTO_OK;
+}
+
+/* The scale multiplier / 2^shift as multiplier' / 2^(32 + shift'), 1 <= shift' <= 30: the multiplier is shifted left as far as 31
+ * bits and shift' <= 30 allow; what then is still missing is taken by shifting x left.  A lift above 0 means that the multiplier has
+ * 31 bits, so |x| >= 2^(31 - lift) - 1 gives at least 2^27 and any code saturates: x is kept within that.  A lift above 30
+ * (a scale of at least 2^28, at which every x but 0 saturates) is the same as one of 30. */
+static void fixed_point(int32_t *multiplier, int32_t *shift, int32_t *limit, int32_t *lift) {
+    int64_t m = *multiplier, t = *shift;
+    while (m && m < (int64_t)1 << 30 && t < 62) m *= 2, t++;
+    if (!m) t = 62;
+    *lift = (int32_t)octo_min(30, octo_max(0, 33 - t));
+    *limit = (int32_t)(((int64_t)1 << (31 - *lift)) - 1);
+    *multiplier = (int32_t)m;
+    *shift = (int32_t)octo_max(33, t) - 32;
+}
+
+int octo_requantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, const int32_t *multiplier,
+                        const int32_t *shift, int rounding, int zero, int lo, int hi, uint64_t seed, uint32_t step,
+                        uint32_t tensor, int8_t *q) {
+    CHECK_MATRIX("requantize", rows, cols);
+    CHECK_CODES(zero, lo, hi);
+    OCTO_CHECK(rounding >= OCTO_HALF_EVEN && rounding <= OCTO_GEMMLOWP, "requantize: no rounding %d", rounding);
+    int64_t most = rounding >= OCTO_PSEUDO_STOCHASTIC ? 31 : 62;
+    for (int64_t c = 0; c < cols; c++) {
+        OCTO_CHECK(rounding != OCTO_PSEUDO_STOCHASTIC || multiplier[c] == 1,
+                   "requantize: pseudo-stochastic rounding is for shifts: multiplier %d of column %lld is not 1", multiplier[c], (long long)c);
+        OCTO_CHECK(shift[c] >= 0 && shift[c] <= most, "requantize: shift %d of column %lld is not in 0 .. %lld", shift[c], (long long)c,
+                   (long long)most);
+        OCTO_CHECK(multiplier[c] >= 0, "requantize: multiplier %d of column %lld is negative", multiplier[c], (long long)c);
+    }
+    int32_t *prepared = octo_scratch(OCTO_SLOT_SUMS, cols * 4 * 4);
+    if (!prepared) return octo_fail(OCTO_ENOMEM, "out of memory in requantize");
+    int32_t *m = prepared, *t = m + cols, *limit = t + cols, *lift = limit + cols;
+    struct octo_columns columns = {.add = add, .multiplier = m, .shift = t, .limit = limit, .lift = lift, .plain = 1};
+    for (int64_t c = 0; c < cols; c++) {
+        m[c] = multiplier[c], t[c] = shift[c], limit[c] = INT32_MAX, lift[c] = 0;
+        if (rounding < OCTO_PSEUDO_STOCHASTIC) fixed_point(m + c, t + c, limit + c, lift + c);
+        if (lift[c]) columns.plain = 0;
+    }
+    EACH_ROWS(rows, cols, requantize_slice(octo_table.requantize_s32, first, count, cols, acc, &columns, rounding, zero, lo, hi, seed,
+                                           step, tensor, q));
+    return OCTO_OK;
+}
+
+/* ---- 8-bit codes with logarithmic steps -------------------------------------------------------------------------------------- */
+
+int octo_encode_mu8(int64_t n, const float *x, float inv_bound, const float *threshold, uint8_t *q, int64_t *clipped) {
+    CHECK_COUNT("encode", n);
+    int64_t slices = (n + SLICE - 1) / SLICE, *counts = octo_scratch(OCTO_SLOT_SUMS, slices * 8 + 8);
+    if (!counts) return octo_fail(OCTO_ENOMEM, "out of memory in encode");
+    EACH_SLICE(n, octo_table.encode_mu8(count, x + first, inv_bound, threshold, q + first, counts + first / SLICE));
+    *clipped = 0;
+    for (int64_t i = 0; i < slices; i++) *clipped += counts[i];
+    return OCTO_OK;
+}
+
+int octo_decode_mu8(int64_t n, const uint8_t *q, const float *level, float bound, float *x) {
+    CHECK_COUNT("decode", n);
+    EACH_SLICE(n, octo_table.decode_mu8(count, q + first, level, bound, x + first));
+    return OCTO_OK;
+}
+
+int octo_gemm_mu8(int64_t m, int64_t n, int64_t k, const uint8_t *a, const uint8_t *b, const octo_mu8 *mu, uint8_t *c,
+                  int64_t *saturated) {
+    CHECK_MATRIX("mu8 product", m, k);
+    CHECK_MATRIX("mu8 product", k, n);
+    CHECK_MATRIX("mu8 product", m, n);
+    OCTO_CHECK(mu->group >= 1 && mu->group <= 32, "mu8 product: group must be in 1 .. 32, not %d", mu->group);
+    OCTO_CHECK(mu->shift >= (mu->group > 16) && mu->shift <= 30, "mu8 product: a shift of %d does not fit groups of %d", mu->shift, mu->group);
+    OCTO_CHECK(mu->threshold[0] == 0 && mu->level[0] == 0, "mu8 product: the first threshold and level must be 0");
+    for (int i = 0; i < 256; i++)
+        OCTO_CHECK(mu->decode[i] >= -8191 && mu->decode[i] <= 8191, "mu8 product: operand value %d is past 8191", mu->decode[i]);
+    for (int i = 1; i < 128; i++)
+        OCTO_CHECK(mu->threshold[i] > mu->threshold[i - 1] && mu->level[i] > mu->level[i - 1] && mu->level[i] <= (int32_t)1 << 30,
+                   "mu8 product: thresholds and levels must ascend, up to 2^30");
+    int64_t ldb = (n + 63) / 64 * 64, step = 8, slices = (m + step - 1) / step;
+    int16_t *linear = octo_scratch(OCTO_SLOT_RIGHT, k * ldb * 2);
+    int64_t *counts = octo_scratch(OCTO_SLOT_SUMS, slices * 8);
+    if (!linear || !counts) return octo_fail(OCTO_ENOMEM, "out of memory in mu8 product");
+    OCTO_PARALLEL(p, k) {
+        for (int64_t j = 0; j < ldb; j++) linear[p * ldb + j] = j < n ? mu->decode[b[p * n + j]] : 0;
+    }
+    OCTO_PARALLEL(s, slices) {
+        octo_table.gemm_mu8(octo_min(step, m - s * step), n, k, a + s * step * k, linear, ldb, mu, c + s * step * n, counts + s);
+    }
+    *saturated = 0;
+    for (int64_t s = 0; s < slices; s++) *saturated += counts[s];
+    return OCTO_OK;
+}

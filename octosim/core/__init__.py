@@ -1,0 +1,66 @@
+"""The only package that touches C: NumPy arrays in and out, dtype and shape checks, status -> CoreError.
+
+Arrays are C-contiguous unless a docstring says otherwise.  `out` may be given to reuse memory; it is returned.  Results do not
+depend on the instruction set or on the number of threads, to the bit.  Images are NHWC, convolution weights
+[filter][kernel_h][kernel_w][channel].  cext/octosim.h says what every function means, cext/*.inc its arithmetic.
+"""
+
+from octosim.core.call import CoreError, NotFiniteError, isa, isas, set_isa, set_threads, threads
+from octosim.core.codes import (
+    decode_mu8,
+    dequantize,
+    dequantize_rows,
+    dequantize_sums,
+    encode_mu8,
+    exp,
+    images,
+    log,
+    moments,
+    normal,
+    philox,
+    quantize,
+    requantize,
+    requantize_float,
+    sum_range,
+    value_range,
+)
+from octosim.core.layers import (
+    Pool,
+    adam,
+    affine,
+    batchnorm_backward,
+    batchnorm_forward,
+    batchnorm_inference,
+    column_sums,
+    dropout,
+    lac_backward,
+    lac_fold,
+    maxpool,
+    maxpool_backward,
+    peak,
+    relu,
+    relu_backward,
+    row_sums,
+    sgd,
+    softmax_cross_entropy,
+    stream_triad,
+)
+from octosim.core.products import (
+    ALWAYS_SAFE,
+    Conv,
+    conv_forward,
+    conv_input_grad,
+    conv_weight_grad,
+    gemm,
+    gemm_counted,
+    gemm_mu8,
+)
+
+__all__ = [
+    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pool", "adam", "affine", "batchnorm_backward",
+    "batchnorm_forward", "batchnorm_inference", "column_sums", "conv_forward", "conv_input_grad", "conv_weight_grad",
+    "decode_mu8", "dequantize", "dequantize_rows", "dequantize_sums", "dropout", "encode_mu8", "exp", "gemm", "gemm_counted",
+    "gemm_mu8", "images", "isa", "isas", "lac_backward", "lac_fold", "log", "maxpool", "maxpool_backward", "moments",
+    "normal", "peak", "philox", "quantize", "relu", "relu_backward", "requantize", "requantize_float", "row_sums", "set_isa",
+    "set_threads", "sgd", "softmax_cross_entropy", "stream_triad", "sum_range", "threads", "value_range",
+]  # fmt: skip

@@ -1,0 +1,257 @@
+"""Everything else that a training step does: reductions, normalization, layers, loss, optimizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from octosim.core.call import F32, S8, S32, U8, Array, CoreError, ffi, lib, ok, operand_types, output, pointer
+
+# ---- columns: sums, affine maps, batch normalization --------------------------------------------------
+
+
+def _matrix(x: Array) -> tuple[int, int]:
+    """Rows and columns, the last axis being the columns."""
+    if x.ndim < 1 or not x.size:
+        raise CoreError("x must have a last axis and no empty one")
+    return x.size // x.shape[-1], x.shape[-1]
+
+
+def column_sums(x: Array, cols: int | None = None, *, out: Array | None = None) -> Array:
+    """Sums over all axes but the last (or over rows of `cols` elements): float32 -> float32, int8 -> int32."""
+    cols = cols or x.shape[-1]
+    kind, wide = operand_types(x)
+    out, p = output("out", out, wide, (cols,))
+    call = lib.octo_column_sums_s8 if kind == S8 else lib.octo_column_sums_f32
+    ok(call(x.size // cols, cols, pointer("x", x, kind), p))
+    return out
+
+
+def row_sums(x: Array, *, out: Array | None = None) -> Array:
+    """int32 sums of int8 x over all axes but the first."""
+    out, p = output("out", out, S32, (x.shape[0],))
+    ok(lib.octo_row_sums_s8(x.shape[0], x.size // x.shape[0], pointer("x", x, S8), p))
+    return out
+
+
+def affine(x: Array, scale: Array, shift: Array, *, relu: bool = False, out: Array | None = None) -> Array:
+    """x * scale + shift over the last axis, then max(., 0) where relu is set; out may be x."""
+    rows, cols = _matrix(x)
+    out, p = output("out", out, F32, x.shape)
+    pointers = [pointer("scale", scale, F32, (cols,)), pointer("shift", shift, F32, (cols,))]
+    ok(lib.octo_affine_f32(rows, cols, pointer("x", x, F32), *pointers, relu, p))
+    return out
+
+
+def batchnorm_forward(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    eps: float,
+    momentum: float,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Normalizes over all axes but the last with the batch's statistics and updates the running ones in place.
+
+    Returns y, the batch mean and 1 / sqrt(variance + eps), each (channels,).
+    """
+    rows, cols = _matrix(x)
+    out, p = output("out", out, F32, x.shape)
+    (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
+    state = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
+    running = [pointer(n, v, F32, (cols,)) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
+    ok(lib.octo_batchnorm_forward_f32(rows, cols, pointer("x", x, F32), *state, eps, momentum, *running, pm, ps, p))
+    return out, mean, inv_std
+
+
+def batchnorm_inference(
+    x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array | None = None
+) -> Array:
+    """Normalizes with the running statistics."""
+    rows, cols = _matrix(x)
+    out, p = output("out", out, F32, x.shape)
+    columns = [pointer(n, v, F32, (cols,)) for n, v in zip(("gamma", "beta"), (gamma, beta), strict=True)]
+    running = [pointer(n, v, F32, (cols,)) for n, v in zip(("mean", "var"), (mean, var), strict=True)]
+    ok(lib.octo_batchnorm_inference_f32(rows, cols, pointer("x", x, F32), *columns, eps, *running, p))
+    return out
+
+
+def batchnorm_backward(
+    x: Array, dy: Array, gamma: Array, mean: Array, inv_std: Array, *, out: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """dx, dgamma, dbeta of `batchnorm_forward`; out may be dy."""
+    rows, cols = _matrix(x)
+    out, p = output("out", out, F32, x.shape)
+    (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
+    columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
+    ok(lib.octo_batchnorm_backward_f32(rows, cols, pointer("x", x, F32), pointer("dy", dy, F32, x.shape), *columns, p, pg, pb))
+    return out, dgamma, dbeta
+
+
+# ---- the other layers --------------------------------------------------
+
+
+def relu(x: Array, *, out: Array | None = None) -> Array:
+    """max(x, 0); out may be x."""
+    out, p = output("out", out, F32, x.shape)
+    ok(lib.octo_relu_f32(x.size, pointer("x", x, F32), p))
+    return out
+
+
+def relu_backward(y: Array, dy: Array, *, out: Array | None = None) -> Array:
+    """dy where y > 0, else 0; out may be dy."""
+    out, p = output("out", out, F32, y.shape)
+    ok(lib.octo_relu_backward_f32(y.size, pointer("y", y, F32), pointer("dy", dy, F32, y.shape), p))
+    return out
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A square pooling window without padding."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    kernel: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or not 1 <= self.kernel <= min(self.height, self.width):
+            raise CoreError(
+                f"pooling: a {self.kernel} x {self.kernel} window with stride {self.stride} does not fit a "
+                f"{self.height} x {self.width} image"
+            )
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.height, self.width, self.channels)
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        out_h, out_w = ((size - self.kernel) // self.stride + 1 for size in (self.height, self.width))
+        return (self.batch, out_h, out_w, self.channels)
+
+
+@lru_cache(maxsize=1024)
+def _pool(g: Pool) -> Any:
+    return ffi.new("octo_pool *", (g.batch, g.height, g.width, g.channels, g.kernel, g.stride))
+
+
+def maxpool(g: Pool, x: Array, *, out: Array | None = None, argmax: Array | None = None) -> tuple[Array, Array]:
+    """The largest of each window, and its position in the window (uint8, the first of equals)."""
+    out, p = output("out", out, F32, g.y_shape)
+    argmax, where = output("argmax", argmax, U8, g.y_shape)
+    ok(lib.octo_maxpool_f32(_pool(g), pointer("x", x, F32, g.x_shape), p, where))
+    return out, argmax
+
+
+def maxpool_backward(g: Pool, dy: Array, argmax: Array, *, out: Array | None = None) -> Array:
+    """dx of `maxpool`: dy added to each window's largest."""
+    out, p = output("out", out, F32, g.x_shape)
+    ok(lib.octo_maxpool_backward_f32(_pool(g), pointer("dy", dy, F32, g.y_shape), pointer("argmax", argmax, U8, g.y_shape), p))
+    return out
+
+
+def dropout(x: Array, rate: float, random: tuple[int, int, int], *, out: Array | None = None) -> Array:
+    """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate).
+
+    random = (seed, step, tensor) decides which: the same call on dy is the backward pass.
+    """
+    out, p = output("out", out, F32, x.shape)
+    ok(lib.octo_dropout_f32(x.size, pointer("x", x, F32), rate, *random, p))
+    return out
+
+
+def softmax_cross_entropy(logits: Array, labels: Array, *, gradient: bool = True) -> tuple[float, Array | None, int]:
+    """Mean loss, dL/dlogits (float32 (rows, classes); None unless asked for) and the count of rows that argmax gets right.
+
+    logits: float32 (rows, classes); labels: int32 (rows,).  NotFiniteError where a logit is NaN or infinite.
+    """
+    if logits.ndim != 2:
+        raise CoreError(f"logits must be 2-D, not {logits.ndim}-D")
+    rows, cols = logits.shape
+    dlogits, p = output("dlogits", None, F32, logits.shape) if gradient else (None, ffi.NULL)
+    loss, correct = ffi.new("float *"), ffi.new("int64_t *")
+    pl, pt = pointer("logits", logits, F32), pointer("labels", labels, S32, (rows,))
+    ok(lib.octo_softmax_cross_entropy_f32(rows, cols, pl, pt, loss, p, correct))
+    return loss[0], dlogits, correct[0]
+
+
+# ---- optimizers and Octo's compensation --------------------------------------------------
+
+
+def sgd(w: Array, g: Array, v: Array, *, lr: float, momentum: float, decay: float) -> None:
+    """SGD with momentum, in place on w and v: v = momentum v + (g + decay w); w -= lr v."""
+    pointers = [pointer("w", w, F32), pointer("g", g, F32, w.shape), pointer("v", v, F32, w.shape)]
+    ok(lib.octo_sgd_f32(w.size, *pointers, lr, momentum, decay))
+
+
+def adam(
+    w: Array, g: Array, m: Array, v: Array, *, lr: float, b1: float, b2: float, eps: float, c1: float, c2: float,
+    decay: float,
+) -> None:  # fmt: skip
+    """Adam, in place on w, m and v; c1 = 1 - b1^t and c2 = 1 - b2^t correct the bias (Kingma & Ba 2015, algorithm 1)."""
+    pointers = [
+        pointer("w", w, F32),
+        pointer("g", g, F32, w.shape),
+        pointer("m", m, F32, w.shape),
+        pointer("v", v, F32, w.shape),
+    ]
+    ok(lib.octo_adam_f32(w.size, *pointers, lr, b1, b2, eps, c1, c2, decay))
+
+
+def lac_fold(
+    bias: Array,
+    zero_term: Array,
+    inv_scale: float,
+    lac: tuple[Array, Array, Array] | None = None,
+    *,
+    out: Array | None = None,
+) -> Array:
+    """Octo's compensation in the int32 domain: round((bias + alpha mu + offset) * inv_scale) + zero_term.
+
+    bias float32 (cols,), zero_term int32 (cols,), lac = (alpha, mu, offset), float32 of one shape (..., cols), or None.
+    Returns int32 of lac's shape, or (cols,).
+    """
+    cols = bias.size
+    shape = lac[0].shape if lac else (cols,)
+    size = lac[0].size if lac else cols
+    if size % cols:
+        raise CoreError(f"compensation of {size} elements for {cols} columns")
+    out, p = output("out", out, S32, shape)
+    pointers = (
+        [pointer(n, v, F32, shape) for n, v in zip(("alpha", "mu", "offset"), lac, strict=True)] if lac else [ffi.NULL] * 3
+    )
+    terms = [pointer("bias", bias, F32, (cols,)), pointer("zero_term", zero_term, S32, (cols,))]
+    ok(lib.octo_lac_fold_f32(size // cols, cols, *pointers, *terms, inv_scale, p))
+    return out
+
+
+def lac_backward(sums: Array, lac: tuple[Array, Array, Array], decay: float) -> tuple[Array, Array, Array]:
+    """dalpha, dmu, doffset from sums = dL/d(compensation); decay is the L2 factor on mu and offset."""
+    shape = lac[0].shape
+    made = [output(n, None, F32, shape) for n in ("dalpha", "dmu", "doffset")]
+    pointers = [pointer(n, v, F32, shape) for n, v in zip(("alpha", "mu", "offset"), lac, strict=True)]
+    ok(lib.octo_lac_backward_f32(sums.size, pointer("sums", sums, F32, shape), *pointers, decay, *(p for _, p in made)))
+    return made[0][0], made[1][0], made[2][0]
+
+
+# ---- the machine's limits ------------------------------------------------------------------------
+
+
+def peak(rounds: int) -> int:
+    """Runs int8 multiply-accumulates from registers on all threads; how many.  Time the call to get the machine's peak."""
+    macs = ffi.new("int64_t *")
+    ok(lib.octo_peak_s8(rounds, macs))
+    return int(macs[0])
+
+
+def stream_triad(a: Array, b: Array, c: Array, scalar: float) -> None:
+    """STREAM's triad a = b + scalar c on float32; it moves 12 bytes an element by STREAM's rule."""
+    pointers = [pointer("a", a, F32), pointer("b", b, F32, a.shape), pointer("c", c, F32, a.shape)]
+    ok(lib.octo_stream_triad(a.size, *pointers, scalar))

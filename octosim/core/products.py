@@ -1,0 +1,285 @@
+"""Matrix products and convolutions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from octosim.core.call import (
+    C_TYPES,
+    F32,
+    S8,
+    S32,
+    U8,
+    Array,
+    CoreError,
+    ffi,
+    lib,
+    ok,
+    operand_types,
+    output,
+    pointer,
+    threads_for_a_call,
+)
+from octosim.numerics import EXACT32, Accumulator, MuLaw, Overflow, mu_tables
+
+
+def _strided(name: str, array: Array, dtypes: tuple[np.dtype[Any], ...]) -> tuple[Array, int]:
+    """A 2-D operand with adjacent elements in its rows (copied if not), and its row stride in elements."""
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype not in dtypes:
+        raise CoreError(f"{name} must be a 2-D array of {' or '.join(str(d) for d in dtypes)}")
+    size = array.itemsize
+    if array.strides[1] != size or array.strides[0] % size or array.strides[0] < array.shape[1] * size:
+        array = np.ascontiguousarray(array)
+    return array, max(array.strides[0] // size, array.shape[1])
+
+
+class _Product(NamedTuple):
+    """The operands of a matrix product after their checks."""
+
+    a: Array
+    b: Array
+    transpose_a: bool
+    transpose_b: bool
+    lda: int
+    ldb: int
+    m: int
+    n: int
+    k: int
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The C call's, from transpose_a to ldb."""
+        a, b = _address(self.a), _address(self.b)
+        return self.transpose_a, self.transpose_b, self.m, self.n, self.k, a, self.lda, b, self.ldb
+
+
+def _address(x: Array) -> Any:
+    """The pointer of an array whose rows may lie apart."""
+    if x.flags.c_contiguous:
+        return ffi.from_buffer(C_TYPES[x.dtype], x)
+    return ffi.cast(C_TYPES[x.dtype].replace("[]", " *"), x.ctypes.data)
+
+
+def _product(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> _Product:
+    a, lda = _strided("a", a, (S8, U8, F32))
+    b, ldb = _strided("b", b, (S8, F32))
+    if (a.dtype == F32) != (b.dtype == F32):
+        raise CoreError(f"a and b must both be float32 or both integer, not {a.dtype} and {b.dtype}")
+    k, m = a.shape if transpose_a else a.shape[::-1]
+    n, k_b = b.shape if transpose_b else b.shape[::-1]
+    if k != k_b:
+        raise CoreError(f"the inner sizes differ: op(a) is {m} x {k}, op(b) is {k_b} x {n}")
+    return _Product(a, b, transpose_a, transpose_b, lda, ldb, m, n, k)
+
+
+def _largest(x: Array) -> int:
+    """The largest magnitude."""
+    return max(-int(x.min()), int(x.max())) if x.size else 0
+
+
+def _in_32_bits(p: _Product, out: Array | None) -> Array:
+    """The product modulo 2^32, or in float32; uint8 codes are taken as int8 and 128 column sums of b."""
+    out, c = output("out", out, F32 if p.a.dtype == F32 else S32, (p.m, p.n))
+    if p.a.dtype == F32:
+        ok(lib.octo_gemm_f32(*p.arguments(), c, p.n))
+        return out
+    signed = p if p.a.dtype == S8 else p._replace(a=(p.a ^ np.uint8(128)).view(S8), lda=p.a.shape[1])
+    ok(lib.octo_gemm_s8(*signed.arguments(), c, p.n))
+    if signed is not p:
+        with np.errstate(over="ignore"):
+            out += np.int32(128) * p.b.sum(1 if p.transpose_b else 0, dtype=np.int32)
+    return out
+
+
+ALWAYS_SAFE = EXACT32.safe_depth(255, 128)
+"""K up to which no operands' sums can pass 32 bits, uint8 ones included: 65,793.  Beyond, the operands are looked at."""
+
+
+def gemm(
+    a: Array,
+    b: Array,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    accumulator: Accumulator | None = None,
+    threads: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """C = op(A) op(B), op the transpose where asked for.
+
+    a, b: 2-D, both integer (a int8 or uint8, b int8; C is int32) or both float32 (C is float32, no accumulator).
+    accumulator None or exact32: integer sums are exact; where K products could pass 2^31 - 1 in magnitude, given the operands'
+    own largest magnitudes, CoreError is raised instead.  Any other: the sums as that register makes them, in int32; the exact
+    kernel computes them where `accumulator.proof` holds for the operands or where the register only wraps.
+    Operands are taken as they are: who models a library that shifts int8 activations by 128 passes uint8.
+    float32 sums run in ascending k, in blocks of 256, multiply and add rounded apart (kernels.h, struct octo_job).
+    """
+    p = _product(a, b, transpose_a, transpose_b)
+    k = p.k
+    if p.a.dtype == F32:
+        if accumulator is not None:
+            raise CoreError(f"accumulator {accumulator.name} is for integer operands, not float32")
+    elif accumulator is None or accumulator == EXACT32:
+        if k > ALWAYS_SAFE:
+            largest = _largest(p.a), _largest(p.b)
+            if k > EXACT32.safe_depth(*largest):
+                raise CoreError(
+                    f"a sum of {k} products of int8 codes as large as {largest[0]} and {largest[1]} could overflow 32 bits; "
+                    f"at most {EXACT32.safe_depth(*largest)} are safe"
+                )
+    else:
+        assert accumulator is not None
+        proven = accumulator.proof(k, _largest(p.a), _largest(p.b)).holds
+        wraps_only = accumulator.overflow == "wrap" and accumulator.pair_bits is None
+        if not proven and not wraps_only:
+            return _accumulated(p, accumulator, threads, out, ffi.NULL)
+        with threads_for_a_call(threads):
+            out = _in_32_bits(p, out)
+        shift = np.int32(32 - accumulator.bits)
+        if not proven and shift:
+            np.right_shift(np.left_shift(out, shift, out=out), shift, out=out)
+        return out
+    if threads is None:
+        return _in_32_bits(p, out)
+    with threads_for_a_call(threads):
+        return _in_32_bits(p, out)
+
+
+def _accumulated(p: _Product, how: Accumulator, threads: int | None, out: Array | None, counts: Any) -> Array:
+    out, c = output("out", out, S32, (p.m, p.n))
+    register = ffi.new("octo_accumulator *", (how.bits, how.overflow == "saturate", how.group, how.pair_bits or 0))
+    ta, tb, m, n, k, pa, lda, pb, ldb = p.arguments()
+    unsigned = p.a.dtype == U8
+    pa = ffi.cast("int8_t *", pa)
+    with threads_for_a_call(threads):
+        ok(lib.octo_gemm_s8_accumulate(ta, tb, m, n, k, pa, lda, unsigned, pb, ldb, c, n, register, counts))
+    return out
+
+
+def gemm_counted(
+    a: Array,
+    b: Array,
+    accumulator: Accumulator,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    threads: int | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Overflow]:
+    """`gemm` of integer operands in the given accumulator, step by step, and what happened in it."""
+    p = _product(a, b, transpose_a, transpose_b)
+    if p.a.dtype == F32:
+        raise CoreError("overflow is counted for integer operands, not float32")
+    counts = ffi.new("octo_overflow *")
+    out = _accumulated(p, accumulator, threads, out, counts)
+    saturates = accumulator.overflow == "saturate"
+    narrowed = int(counts.narrowed)
+    overflow = Overflow(int(counts.steps), narrowed * saturates, narrowed * (not saturates), tuple(counts.needed))
+    return out, overflow
+
+
+@lru_cache(maxsize=16)
+def _mu_struct(how: MuLaw) -> Any:
+    return ffi.new("octo_mu8 *", (*mu_tables(how), how.shift, how.group, how.encode_products))
+
+
+def gemm_mu8(a: Array, b: Array, how: MuLaw, *, threads: int | None = None, out: Array | None = None) -> tuple[Array, int]:
+    """Mu-law codes of A B, accumulated in mu-law codes, and how many encodings saturated.
+
+    a: uint8 (m, k), b: uint8 (k, n), mu-law codes with the bounds u_a and u_b; the result's bound is u_a u_b 2^headroom.
+    Operands' values are integers up to 8191; after each group of products (ascending k) the accumulator is encoded
+    again: ceil(k / group) encodings an output, twice that with how.encode_products.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise CoreError(f"a mu-law product needs (m, k) and (k, n), not {a.shape} and {b.shape}")
+    (m, k), n = a.shape, b.shape[1]
+    pa, pb = pointer("a", a, U8), pointer("b", b, U8)
+    out, c = output("out", out, U8, (m, n))
+    saturated = ffi.new("int64_t *")
+    with threads_for_a_call(threads):
+        ok(lib.octo_gemm_mu8(m, n, k, pa, pb, _mu_struct(how), c, saturated))
+    return out, int(saturated[0])
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A 2-D convolution's geometry; sizes in elements."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    filters: int
+    kernel_h: int
+    kernel_w: int
+    stride: int = 1
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or self.out_h < 1 or self.out_w < 1:
+            raise CoreError(
+                f"convolution: a {self.kernel_h} x {self.kernel_w} kernel with stride {self.stride} and padding {self.pad} "
+                f"does not fit a {self.height} x {self.width} image"
+            )
+
+    @property
+    def out_h(self) -> int:
+        return (self.height + 2 * self.pad - self.kernel_h) // self.stride + 1
+
+    @property
+    def out_w(self) -> int:
+        return (self.width + 2 * self.pad - self.kernel_w) // self.stride + 1
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.height, self.width, self.channels)
+
+    @property
+    def y_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.out_h, self.out_w, self.filters)
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        return (self.filters, self.kernel_h, self.kernel_w, self.channels)
+
+
+@lru_cache(maxsize=1024)
+def _conv(g: Conv) -> Any:
+    return ffi.new("octo_conv *", (g.batch, g.height, g.width, g.channels, g.filters, g.kernel_h, g.kernel_w,
+                                   g.stride, g.stride, g.pad, g.pad))  # fmt: skip
+
+
+def conv_forward(g: Conv, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    """Y = X * W.  x, w int8 -> int32, or float32 -> float32; int8 padding holds the code `x_zero`."""
+    kind, wide = operand_types(x)
+    px, pw = pointer("x", x, kind, g.x_shape), pointer("w", w, kind, g.w_shape)
+    out, py = output("out", out, wide, g.y_shape)
+    if kind == S8:
+        ok(lib.octo_conv_forward_s8(_conv(g), px, x_zero, pw, py))
+    else:
+        ok(lib.octo_conv_forward_f32(_conv(g), px, pw, py))
+    return out
+
+
+def conv_input_grad(g: Conv, dy: Array, w: Array, *, out: Array | None = None) -> Array:
+    """dX, shape g.x_shape, from dY and W of one dtype."""
+    kind, wide = operand_types(dy)
+    pdy, pw = pointer("dy", dy, kind, g.y_shape), pointer("w", w, kind, g.w_shape)
+    out, pdx = output("out", out, wide, g.x_shape)
+    ok((lib.octo_conv_input_grad_s8 if kind == S8 else lib.octo_conv_input_grad_f32)(_conv(g), pdy, pw, pdx))
+    return out
+
+
+def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    """dW, shape g.w_shape, from X and dY of one dtype; int8 sums run over batch x out_h x out_w products."""
+    kind, wide = operand_types(x)
+    px, pdy = pointer("x", x, kind, g.x_shape), pointer("dy", dy, kind, g.y_shape)
+    out, pdw = output("out", out, wide, g.w_shape)
+    if kind == S8:
+        ok(lib.octo_conv_weight_grad_s8(_conv(g), px, x_zero, pdy, pdw))
+    else:
+        ok(lib.octo_conv_weight_grad_f32(_conv(g), px, pdy, pdw))
+    return out
