@@ -68,7 +68,8 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
         for (int64_t i = 0; i < m; i++) memset((char *)c + i * ldc * 4, 0, (size_t)n * 4);
     /* Each thread takes its rows, or its columns, of c.  k is cut so that wide pieces of b stay in the cache; the cuts are
      * multiples of OCTO_BLOCK_F32, so float32 sums do not depend on them.  A transposed a is turned piece by piece. */
-    int64_t chunk = element == 4 || m <= 256 ? 1024 : 4096;
+    int64_t most = element == 4 || m <= 256 ? 1024 : 4096, chunks = (k + most - 1) / most;
+    int64_t chunk = chunks > 1 ? (k + chunks * OCTO_BLOCK_F32 - 1) / (chunks * OCTO_BLOCK_F32) * OCTO_BLOCK_F32 : k; /* even shares */
     int by_rows = m >= n, failed = 0;
     int64_t extent = by_rows ? m : n, unit = by_rows ? 48 : 64, units = (extent + unit - 1) / unit, slices = octo_min(units, octo_threads());
     OCTO_PARALLEL(i, slices) {

@@ -59,6 +59,29 @@ struct octo_rows {
     int64_t width, height, x_stride, y_stride, image_stride, segments, length, segment_stride;
 };
 
+/* Offsets of consecutive rows: divisions only where a line of the image ends. */
+struct octo_walk {
+    const struct octo_rows *rows;
+    int64_t line, x, start; /* start: offset of the line's first row */
+};
+
+static inline int64_t octo_line_offset(const struct octo_rows *rows, int64_t line) {
+    return line ? line / rows->height * rows->image_stride + line % rows->height * rows->y_stride : 0;
+}
+
+static inline struct octo_walk octo_walk_from(const struct octo_rows *rows, int64_t m) {
+    int64_t line = m < rows->width ? 0 : m / rows->width;
+    return (struct octo_walk){rows, line, m - line * rows->width, octo_line_offset(rows, line)};
+}
+
+static inline int64_t octo_walk_next(struct octo_walk *walk) {
+    if (walk->x == walk->rows->width) {
+        walk->x = 0, walk->line++;
+        walk->start = octo_line_offset(walk->rows, walk->line);
+    }
+    return walk->start + walk->x++ * walk->rows->x_stride;
+}
+
 static inline int64_t octo_row_offset(const struct octo_rows *rows, int64_t m) {
     int64_t line = m / rows->width;
     return line / rows->height * rows->image_stride + line % rows->height * rows->y_stride + m % rows->width * rows->x_stride;

@@ -19,9 +19,10 @@ enum { ROWS = 24, COLS = 16, TILE = 6 };
 
 TARGET static void pack_rows(const struct octo_job *job, int64_t first, int64_t count, int64_t depth, int16_t *out) {
     const struct octo_rows *a = &job->a;
+    struct octo_walk walk = octo_walk_from(a, job->first + first);
     const int8_t *readable = (const int8_t *)a->end - 16;
     for (int64_t i = 0; i < count; i++, out += depth) {
-        const int8_t *from = (const int8_t *)a->base + octo_row_offset(a, job->first + first + i);
+        const int8_t *from = (const int8_t *)a->base + octo_walk_next(&walk);
         int16_t *to = out;
         for (int64_t s = 0; s < a->segments; s++, from += a->segment_stride, to += a->length) {
             int64_t p = 0;

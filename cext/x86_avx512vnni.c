@@ -24,13 +24,14 @@
  * Packed operands: rows of a, `depth` bytes each (k rounded up to 4, then to an odd number of 64-byte lines so that the rows of
  * a tile fall into different cache sets); panels of b with 16 columns x 4 consecutive k in a vector, zero beyond k and n. */
 
-enum { ROWS = 48 };
+enum { ROWS = 48, AHEAD = 32 };
 
 TARGET static void pack_rows(const struct octo_job *job, int64_t first, int64_t count, int64_t depth, uint8_t *out) {
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     const struct octo_rows *a = &job->a;
+    struct octo_walk walk = octo_walk_from(a, job->first + first);
     for (int64_t i = 0; i < count; i++, out += depth) {
-        const int8_t *from = (const int8_t *)a->base + octo_row_offset(a, job->first + first + i);
+        const int8_t *from = (const int8_t *)a->base + octo_walk_next(&walk);
         uint8_t *to = out;
         if (a->length <= 16) {
             __mmask16 mask = (__mmask16)((1u << a->length) - 1);
@@ -52,35 +53,47 @@ TARGET static void pack_rows(const struct octo_job *job, int64_t first, int64_t 
     }
 }
 
-/* Four rows of 64 columns -> four vectors of 16 columns x 4 k. */
-TARGET static inline void interleave(__m512i r0, __m512i r1, __m512i r2, __m512i r3, __m512i out[4]) {
-    __m512i lo01 = _mm512_unpacklo_epi8(r0, r1), hi01 = _mm512_unpackhi_epi8(r0, r1);
-    __m512i lo23 = _mm512_unpacklo_epi8(r2, r3), hi23 = _mm512_unpackhi_epi8(r2, r3);
-    __m512i q0 = _mm512_unpacklo_epi16(lo01, lo23), q1 = _mm512_unpackhi_epi16(lo01, lo23);
-    __m512i q2 = _mm512_unpacklo_epi16(hi01, hi23), q3 = _mm512_unpackhi_epi16(hi01, hi23);
-    /* q_i holds, in its 128-bit lane l, columns 16 l + 4 i .. + 3: a 4 x 4 transposition of lanes */
-    __m512i t0 = _mm512_shuffle_i32x4(q0, q1, 0x44), t1 = _mm512_shuffle_i32x4(q0, q1, 0xee);
-    __m512i t2 = _mm512_shuffle_i32x4(q2, q3, 0x44), t3 = _mm512_shuffle_i32x4(q2, q3, 0xee);
-    out[0] = _mm512_shuffle_i32x4(t0, t2, 0x88), out[1] = _mm512_shuffle_i32x4(t0, t2, 0xdd);
-    out[2] = _mm512_shuffle_i32x4(t1, t3, 0x88), out[3] = _mm512_shuffle_i32x4(t1, t3, 0xdd);
+/* Four rows of 16 columns, `stride` bytes apart -> one vector: row i into lane i, dword l of every lane into lane l, then a 4 x 4
+ * transposition of its bytes.  rows: how many of the four there are; mask: the columns. */
+TARGET static inline __m512i interleave(const int8_t *b, int64_t stride, int rows, __mmask16 mask) {
+    const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m512i all;
+    if (rows == 4 && mask == 0xffff) { /* four loads that write a lane each */
+        all = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)b));
+        all = _mm512_mask_broadcast_i32x4(all, 0x00f0, _mm_loadu_si128((const __m128i *)(b + stride)));
+        all = _mm512_mask_broadcast_i32x4(all, 0x0f00, _mm_loadu_si128((const __m128i *)(b + 2 * stride)));
+        all = _mm512_mask_broadcast_i32x4(all, 0xf000, _mm_loadu_si128((const __m128i *)(b + 3 * stride)));
+    } else {
+        all = _mm512_zextsi128_si512(_mm_maskz_loadu_epi8(mask, b));
+        if (rows > 1) all = _mm512_inserti32x4(all, _mm_maskz_loadu_epi8(mask, b + stride), 1);
+        if (rows > 2) all = _mm512_inserti32x4(all, _mm_maskz_loadu_epi8(mask, b + 2 * stride), 2);
+        if (rows > 3) all = _mm512_inserti32x4(all, _mm_maskz_loadu_epi8(mask, b + 3 * stride), 3);
+    }
+    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, all), bytes);
 }
 
 /* b[k][width], columns adjacent in memory -> panels of 64 columns, `groups` groups of 4 k each; four whole rows at a time, so
- * that memory is read in long runs. */
+ * that memory is read in long runs, and the rows to come are fetched early. */
 TARGET static void pack_adjacent(const int8_t *b, int64_t b_k, int64_t k, int64_t width, int64_t groups, int8_t *panels) {
-    for (int64_t p = 0; p < k; p += 4, b += 4 * b_k)
+    for (int64_t p = 0; p < k; p += 4, b += 4 * b_k) {
+        int rows = k - p < 4 ? (int)(k - p) : 4;
         for (int64_t j = 0; j < width; j += 64) {
             int64_t cols = width - j < 64 ? width - j : 64;
             int vectors = (int)((cols + 15) / 16);
-            __mmask64 mask = cols == 64 ? ~(__mmask64)0 : ((__mmask64)1 << cols) - 1;
             int8_t *panel = panels + j * groups * 4 + p / 4 * 64 * vectors;
-            __m512i r[4], out[4];
             OCTO_UNROLL
-            for (int i = 0; i < 4; i++)
-                r[i] = p + i < k ? _mm512_maskz_loadu_epi8(mask, b + i * b_k + j) : _mm512_setzero_si512();
-            interleave(r[0], r[1], r[2], r[3], out);
-            for (int v = 0; v < vectors; v++) _mm512_store_si512(panel + 64 * v, out[v]);
+            for (int i = 0; i < 4; i++) _mm_prefetch(b + (AHEAD + i) * b_k + j, _MM_HINT_T0);
+            if (cols == 64 && rows == 4) {
+                OCTO_UNROLL
+                for (int v = 0; v < 4; v++) _mm512_store_si512(panel + 64 * v, interleave(b + j + 16 * v, b_k, 4, 0xffff));
+            } else
+                for (int v = 0; v < vectors; v++) {
+                    __mmask16 mask = cols - 16 * v >= 16 ? 0xffff : (__mmask16)((1u << (cols - 16 * v)) - 1);
+                    _mm512_store_si512(panel + 64 * v, interleave(b + j + 16 * v, b_k, rows, mask));
+                }
         }
+    }
 }
 
 /* b[cols][k], k adjacent in memory: 16 x 16 transpositions of 4-byte groups by gathers of 16 strided dwords. */
@@ -216,8 +229,9 @@ TARGET static void gemm_s8_avx512vnni(const struct octo_job *job) {
             else pack_any(b, job->b_k, job->b_n, k, cols, vectors, panel);
             column_starts(panel, groups, vectors, starts + j);
         }
-        for (int64_t i = 0; i < job->m; i += ROWS) {
-            int64_t height = job->m - i < ROWS ? job->m - i : ROWS;
+        int64_t blocks = (job->m + ROWS - 1) / ROWS, most = ((job->m + blocks - 1) / blocks + 5) / 6 * 6; /* even shares */
+        for (int64_t i = 0; i < job->m; i += most) {
+            int64_t height = job->m - i < most ? job->m - i : most;
             pack_rows(job, i, height, depth, rows);
             for (int64_t j = 0; j < width; j += 64) {
                 int64_t cols = width - j < 64 ? width - j : 64;

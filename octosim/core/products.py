@@ -80,6 +80,16 @@ def _largest(x: Array) -> int:
     return max(-int(x.min()), int(x.max())) if x.size else 0
 
 
+def _bounds(p: _Product, k: int) -> tuple[int, int]:
+    """Largest magnitudes of the operands; 128 for the larger operand, unread, where that already proves k products safe."""
+    a_first = p.a.size <= p.b.size
+    least = _largest(p.a if a_first else p.b)
+    if k <= EXACT32.safe_depth(least, 128 if a_first or p.a.dtype == S8 else 255):
+        return (least, 128) if a_first else (128, least)
+    rest = _largest(p.b if a_first else p.a)
+    return (least, rest) if a_first else (rest, least)
+
+
 def _in_32_bits(p: _Product, out: Array | None) -> Array:
     """The product modulo 2^32, or in float32; uint8 codes are taken as int8 and 128 column sums of b."""
     out, c = output("out", out, F32 if p.a.dtype == F32 else S32, (p.m, p.n))
@@ -124,7 +134,7 @@ def gemm(
             raise CoreError(f"accumulator {accumulator.name} is for integer operands, not float32")
     elif accumulator is None or accumulator == EXACT32:
         if k > ALWAYS_SAFE:
-            largest = _largest(p.a), _largest(p.b)
+            largest = _bounds(p, k)
             if k > EXACT32.safe_depth(*largest):
                 raise CoreError(
                     f"a sum of {k} products of int8 codes as large as {largest[0]} and {largest[1]} could overflow 32 bits; "
