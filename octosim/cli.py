@@ -368,7 +368,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
         "GOPS",
         "of peak",
         "of roof",
-        *(f"{peer} / octosim" for peer in against),
+        *(f"{peer} / octosim" for peer in record["rows"][0]["against"]),
     ):
         table.add_column(column, justify="left" if column in ("shape", "pass") else "right")
     for row in record["rows"]:
@@ -376,12 +376,51 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
         table.add_row(
             row["shape"], row["pass"], size, _seconds(row["time_s"]), f"{row['ops_s'] / 1e9:.1f}",
             f"{100 * row['of_peak']:.0f} %", f"{100 * row['of_roof']:.0f} %",
-            *(f"{row['against'][peer]['ratio']:.2f}" for peer in against),
+            *(f"{peer['ratio']:.2f}" for peer in row["against"].values()),
         )  # fmt: skip
     out_console.print(table, highlight=False)
+    side = record["isas"][0]["cube"]
+    for title, columns, rows in (
+        (
+            f"{side} cubed with each instruction set",
+            ("instruction set", "GOPS", "its register peak", "of peak"),
+            [
+                (r["isa"], f"{r['ops_s'] / 1e9:.1f}", f"{r['peak_ops_s'] / 1e9:.1f}", f"{100 * r['of_peak']:.0f} %")
+                for r in record["isas"]
+            ],
+        ),
+        (
+            "products summed step by step, overflow counted",
+            ("accumulator", "cubed", "GMAC/s", "apytypes"),
+            [
+                (
+                    r["accumulator"],
+                    str(r["cube"]),
+                    f"{r['macs_s'] / 1e9:.2f}",
+                    f"{r['apytypes_macs_s'] / 1e9:.3f}" if "ratio" in r else "",
+                )
+                for r in record["accumulators"]
+            ],
+        ),
+        (
+            "passes over memory",
+            ("pass", "GB/s", "of a copy"),
+            [(r["name"], f"{r['bytes_s'] / 1e9:.1f}", f"{100 * r['of_copy']:.0f} %") for r in record["codes"]],
+        ),
+    ):
+        table = Table(title=title)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if i else "left")
+        for cells in rows:
+            table.add_row(*cells)
+        out_console.print(table, highlight=False)
     print(f"register peak {limits['peak_ops_s'] / 1e9:.0f} GOPS, STREAM triad {limits['triad_bytes_s'] / 1e9:.1f} GB/s")
-    if against:
-        print(f"geometric mean against the faster of {' and '.join(against)}: {record['ratio']:.2f} times as fast")
+    if "ratio" in record:
+        worst = min(record["rows"], key=lambda row: row["ratio"])
+        print(
+            f"geometric mean against the faster peer: {record['ratio']:.2f} times as fast; "
+            f"least {worst['ratio']:.2f} ({worst['shape']} {worst['pass']})"
+        )
 
 
 def _show_bench(record: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from octosim import core, peers
 from octosim.errors import OctosimError
+from octosim.numerics import ACCUMULATORS, Requantization, Rounding
 from octosim.train import environment
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +39,14 @@ SHAPES: dict[str, tuple[int, int, int]] = {
     "resnet20 stage3 b128": (8192, 576, 64),
     "cube 1024": (1024, 1024, 1024),
 }
-PEERS = ("torch", "onnxruntime")
+PEERS = ("torch", "onnxruntime", "apytypes")
+"""apytypes adds one product at a time and takes minutes for a layer: it is measured at the accumulators only."""
+
+COUNTED = ("acc32", "acc24", "acc16", "acc16-wrap", "acc12", "acc8", "vpdpbusds", "maddubs")
+"""Accumulators whose rates are measured, step by step and with accounting (u8 x s8 for the last two)."""
+
+ELEMENTS = 64 << 20
+"""Elements of the arrays on which passes over memory are measured: 256 MiB in float32, past any last-level cache."""
 
 
 def passes(m: int, k: int, n: int) -> dict[str, tuple[tuple[int, int, int], str]]:
@@ -131,18 +140,110 @@ def limits() -> dict[str, float]:
     return {"peak_ops_s": statistics.median(rates), "triad_bytes_s": statistics.median(bandwidth)}
 
 
+def _isas(cube: int, seconds: float) -> list[dict[str, Any]]:
+    """One product with each instruction set of this CPU, and what that set's multiply-accumulates reach from registers."""
+    a, b = _operands((cube, cube, cube), "")
+    out, before, rows = np.empty((cube, cube), np.int32), core.isa(), []
+    try:
+        for isa in [name for name, here in core.isas().items() if here and name != "ref"]:
+            core.set_isa(isa)
+            peak = limits()["peak_ops_s"]
+            time_s = _median_seconds({isa: functools.partial(core.gemm, a, b, out=out)}, seconds)[isa]
+            rate = 2 * cube**3 / time_s
+            rows.append({"isa": isa, "cube": cube, "ops_s": rate, "peak_ops_s": peak, "of_peak": rate / peak})
+    finally:
+        core.set_isa(before)
+    return rows
+
+
+def _apytypes_call(a: Array, b: Array) -> Callable[[], Any]:
+    """APyTypes' product with an accumulator context of 32 bits.  It neither saturates nor wraps in it (version 0.5)."""
+    module = peers.apytypes_module()
+    left, right = (module.APyFixedArray.from_float(x.astype(np.float64), int_bits=9, frac_bits=0) for x in (a, b))
+
+    def call() -> Any:
+        with module.APyFixedAccumulatorContext(int_bits=32, frac_bits=0):
+            return left @ right
+
+    return call
+
+
+def _accumulators(cube: int, seconds: float, against_apytypes: bool) -> list[dict[str, Any]]:
+    """MAC/s of products summed step by step, with accounting; apytypes on a product of an eighth of the side."""
+    rows = []
+    for name in COUNTED:
+        how = ACCUMULATORS[name]
+        a, b = _operands((cube, cube, cube), "")
+        if how.pair_bits or name.startswith("vpdp"):
+            a = a.view(np.uint8)
+        out = np.empty((cube, cube), np.int32)
+        time_s = _median_seconds({name: functools.partial(core.gemm_counted, a, b, how, out=out)}, seconds)[name]
+        rows.append({"accumulator": name, "cube": cube, "macs_s": cube**3 / time_s})
+    if against_apytypes:
+        side = cube // 8
+        a, b = _operands((side, side, side), "")
+        how = ACCUMULATORS["acc32"]
+        calls: dict[str, Callable[[], Any]] = {
+            "octosim": functools.partial(core.gemm_counted, a, b, how), "apytypes": _apytypes_call(a, b)
+        }  # fmt: skip
+        if not np.array_equal(calls["apytypes"]().to_numpy(), core.gemm(a, b)):
+            raise OctosimError("apytypes and octosim differ")
+        times = _median_seconds(calls, seconds)
+        rates = {who: side**3 / time_s for who, time_s in times.items()}
+        rows.append({"accumulator": "acc32", "cube": side, "macs_s": rates["octosim"], "apytypes_macs_s": rates["apytypes"],
+                     "ratio": rates["octosim"] / rates["apytypes"]})  # fmt: skip
+    return rows
+
+
+def _codes(elements: int, seconds: float) -> list[dict[str, Any]]:
+    """Bandwidth, by STREAM's rule (every array once), of passes to and from int8 codes, and of a copy of the float32 array."""
+    x, copied = np.linspace(-200, 200, elements, dtype=np.float32), np.empty(elements, np.float32)
+    acc, q, channels = x.view(np.int32), np.empty(elements, np.int8), 64
+    threads = core.threads()
+    parts = [slice(elements * i // threads, elements * (i + 1) // threads) for i in range(threads)]
+    fixed = [np.full(channels, value, np.int32) for value in (1 << 30, 40)]
+    scale = np.full(channels, 1e-7, np.float32)
+    nearest = [Rounding.HALF_EVEN, Rounding.HALF_AWAY, Rounding.HALF_UP, Rounding.FLOOR, Rounding.TOWARD_ZERO]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def copy() -> None:
+            list(pool.map(lambda part: np.copyto(copied[part], x[part]), parts))
+
+        calls: dict[str, tuple[int, Callable[[], Any]]] = {"copy float32": (8, copy)}
+        for rounding in nearest:
+            calls[f"quantize {rounding.value}"] = (5, functools.partial(core.quantize, x, 0.5, rounding=rounding, out=q))
+        stochastic = functools.partial(core.quantize, x, 0.5, rounding=Rounding.STOCHASTIC, random=(1, 2, 3), out=q)
+        calls["quantize stochastic"] = (5, stochastic)
+        calls["dequantize"] = (5, functools.partial(core.dequantize, q, 0.5, out=copied))
+        calls["requantize float scale"] = (5, functools.partial(core.requantize_float, acc, scale, out=q))
+        kinds: list[Rounding | Requantization] = [*nearest, Requantization.GEMMLOWP]
+        for kind in kinds:
+            shift = fixed[1] - 31 if kind is Requantization.GEMMLOWP else fixed[1]
+            call = functools.partial(core.requantize, acc, fixed[0], shift, rounding=kind, out=q)
+            calls[f"requantize {kind.value}"] = (5, call)
+        by_shift = functools.partial(core.requantize, acc, 1, 20, rounding=Rounding.PSEUDO_STOCHASTIC, out=q)
+        calls["requantize pseudo-stochastic"] = (5, by_shift)
+        times = _median_seconds({name: call for name, (_, call) in calls.items()}, seconds)
+    rates = {name: calls[name][0] * elements / time_s for name, time_s in times.items()}
+    return [{"name": n, "bytes_s": rate, "of_copy": rate / rates["copy float32"]} for n, rate in rates.items()]
+
+
 def kernel_bench(
     against: list[str],
     *,
     seconds: float,
     command: str,
     shapes: dict[str, tuple[int, int, int]] = SHAPES,
+    elements: int = ELEMENTS,
+    cube: int = 512,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """Measures the int8 products of some layers' shapes in all three passes, with the instruction set and threads in use.
 
     against: of PEERS, measured on the same operands; each result is compared with ours, exactly.  seconds: about how long each
-    contestant runs at each shape.  Returns a record: rates in operations a second (one MAC is two), times in seconds.
+    contestant runs at each shape.  elements: of the arrays of the passes over memory.  Returns a record: rates in operations a
+    second (one MAC is two), times in seconds; "rows" are products, "isas" 1024 cubed with each instruction set against its own
+    register peak, "accumulators" MAC/s of counted products, "codes" the bandwidth of quantizing against that of a copy.
     """
     for name in against:
         if name not in PEERS:
@@ -151,6 +252,7 @@ def kernel_bench(
     rows: list[dict[str, Any]] = []
     todo = [(name, pass_, *how) for name, shape in shapes.items() for pass_, how in passes(*shape).items()]
     makers = {"torch": _torch_call, "onnxruntime": _onnxruntime_call}
+    products = [name for name in against if name in makers]
     for done, (name, pass_, shape, transposed) in enumerate(todo):
         a, b = _operands(shape, transposed)
         m, k, n = shape
@@ -158,7 +260,7 @@ def kernel_bench(
         calls: dict[str, Callable[[], Any]] = {
             "octosim": functools.partial(core.gemm, a, b, transpose_a=transposed == "a", transpose_b=transposed == "b", out=out)
         }
-        for peer in against:
+        for peer in products:
             calls[peer] = makers[peer](a, b, transposed, core.threads())
             if not np.array_equal(calls[peer](), calls["octosim"]()):
                 raise OctosimError(f"{peer} and octosim differ on {name}, {pass_}")
@@ -169,15 +271,21 @@ def kernel_bench(
             "shape": name, "pass": pass_, "m": m, "k": k, "n": n, "time_s": ours, "ops_s": operations / ours,
             "of_peak": operations / ours / machine["peak_ops_s"], "ops_per_byte": operations / moved,
             "of_roof": operations / ours / min(machine["peak_ops_s"], operations / moved * machine["triad_bytes_s"]),
-            "against": {peer: {"time_s": times[peer], "ratio": times[peer] / ours} for peer in against},
+            "against": {peer: {"time_s": times[peer], "ratio": times[peer] / ours} for peer in products},
         }  # fmt: skip
-        if against:
-            row["ratio"] = min(times[peer] for peer in against) / ours
+        if products:
+            row["ratio"] = min(times[peer] for peer in products) / ours
         rows.append(row)
         if progress:
-            progress((done + 1) / len(todo))
-    record = {"format": 1, "kind": "kernels", "environment": environment(), "limits": machine, "rows": rows, "command": command}
-    if against:
+            progress(0.9 * (done + 1) / len(todo))
+    record = {
+        "format": 1, "kind": "kernels", "environment": environment(), "limits": machine, "rows": rows, "command": command,
+        "isas": _isas(2 * cube, seconds), "accumulators": _accumulators(cube, seconds, "apytypes" in against),
+        "codes": _codes(elements, seconds),
+    }  # fmt: skip
+    if progress:
+        progress(1.0)
+    if products:
         record["ratio"] = statistics.geometric_mean([row["ratio"] for row in rows])
     return record
 

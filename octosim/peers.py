@@ -33,6 +33,15 @@ def onnx_modules() -> tuple[Any, Any]:
     return onnx, onnxruntime
 
 
+def apytypes_module() -> Any:
+    """APyTypes, or OctosimError with what to install."""
+    try:
+        import apytypes
+    except ImportError:
+        raise OctosimError("apytypes is not installed: pip install 'octosim[peers]'") from None
+    return apytypes
+
+
 def _permuted(flat: Array, shape: tuple[int, ...]) -> Array:
     """Columns of a linear layer after a flatten: (height, width, channels) order -> (channels, height, width)."""
     height, width, channels = shape

@@ -15,7 +15,10 @@ SMALL = {"fc": (32, 100, 20), "conv": (500, 25, 6)}
 def test_record(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs the extra 'peers'")
     pytest.importorskip("onnxruntime", reason="needs the extra 'peers'")
-    record = kernelbench.kernel_bench(["onnxruntime"], seconds=0.001, command="test", shapes=SMALL)
+    pytest.importorskip("apytypes", reason="needs the extra 'peers'")
+    record = kernelbench.kernel_bench(
+        ["onnxruntime", "apytypes"], seconds=0.001, command="test", shapes=SMALL, elements=4096, cube=64
+    )
     assert {(row["shape"], row["pass"]) for row in record["rows"]} == {(s, p) for s in SMALL for p in ("forward", "dX", "dW")}
     for row in record["rows"]:
         assert row["ops_s"] == pytest.approx(2 * row["m"] * row["k"] * row["n"] / row["time_s"])
@@ -23,12 +26,16 @@ def test_record(tmp_path: Path) -> None:
     products = {(r["shape"], r["pass"]): (r["m"], r["k"], r["n"]) for r in record["rows"]}
     assert products["conv", "dX"] == (500, 6, 25) and products["conv", "dW"] == (6, 500, 25)
     assert record["limits"]["peak_ops_s"] > 0 and record["limits"]["triad_bytes_s"] > 1e8
+    assert {row["isa"] for row in record["isas"]} == {name for name, here in core.isas().items() if here} - {"ref"}
+    assert [row["accumulator"] for row in record["accumulators"]] == [*kernelbench.COUNTED, "acc32"]
+    assert record["accumulators"][-1]["ratio"] > 0 and all(row["bytes_s"] > 0 for row in record["codes"])
+    assert record["codes"][0] == {"name": "copy float32", "bytes_s": record["codes"][0]["bytes_s"], "of_copy": 1.0}
     kernelbench.plot_roofline(record, tmp_path / "roof.svg")
     assert "<svg" in (tmp_path / "roof.svg").read_text()
 
 
 def test_without_peers() -> None:
-    record = kernelbench.kernel_bench([], seconds=0.001, command="test", shapes={"fc": (8, 16, 4)})
+    record = kernelbench.kernel_bench([], seconds=0.001, command="test", shapes={"fc": (8, 16, 4)}, elements=4096, cube=64)
     assert "ratio" not in record and all(not row["against"] for row in record["rows"])
 
 
@@ -38,4 +45,4 @@ def test_peak_counts_what_it_does() -> None:
 
 def test_unknown_peer() -> None:
     with pytest.raises(OctosimError, match="unknown peer 'mkl' for kernels"):
-        kernelbench.kernel_bench(["mkl"], seconds=0.1, command="test", shapes=SMALL)
+        kernelbench.kernel_bench(["mkl"], seconds=0.1, command="test", shapes=SMALL, elements=4096, cube=64)

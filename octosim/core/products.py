@@ -104,6 +104,27 @@ def _in_32_bits(p: _Product, out: Array | None) -> Array:
     return out
 
 
+_CALLS = {S8: (lib.octo_gemm_s8, "int8_t[]", "int32_t[]", S32), F32: (lib.octo_gemm_f32, "float[]", "float[]", F32)}
+
+
+def _small_exact(a: Array, b: Array, transpose_a: bool, transpose_b: bool, out: Array | None) -> Array | None:
+    """`gemm` where nothing needs a second look, in few Python steps: small products take microseconds.  None where one does."""
+    try:
+        (k, m), (n, k_b) = a.shape if transpose_a else a.shape[::-1], b.shape if transpose_b else b.shape[::-1]
+        call, kind, wide, result = _CALLS[a.dtype]
+    except (AttributeError, KeyError, ValueError):
+        return None
+    if k != k_b or k > ALWAYS_SAFE or b.dtype != a.dtype or not (a.flags.c_contiguous and b.flags.c_contiguous):
+        return None
+    if out is None:
+        out = np.empty((m, n), result)
+    elif out.dtype != result or out.shape != (m, n) or not (out.flags.c_contiguous and out.flags.writeable):
+        return None
+    pa, pb, c = ffi.from_buffer(kind, a), ffi.from_buffer(kind, b), ffi.from_buffer(wide, out)
+    ok(call(transpose_a, transpose_b, m, n, k, pa, m if transpose_a else k, pb, k if transpose_b else n, c, n))
+    return out
+
+
 ALWAYS_SAFE = EXACT32.safe_depth(255, 128)
 """K up to which no operands' sums can pass 32 bits, uint8 ones included: 65,793.  Beyond, the operands are looked at."""
 
@@ -127,6 +148,10 @@ def gemm(
     Operands are taken as they are: who models a library that shifts int8 activations by 128 passes uint8.
     float32 sums run in ascending k, in blocks of 256, multiply and add rounded apart (kernels.h, struct octo_job).
     """
+    if accumulator is None and threads is None:
+        made = _small_exact(a, b, transpose_a, transpose_b, out)
+        if made is not None:
+            return made
     p = _product(a, b, transpose_a, transpose_b)
     k = p.k
     if p.a.dtype == F32:
