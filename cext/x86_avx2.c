@@ -15,7 +15,7 @@
 
 /* Packed operands, 16-bit: rows of a, `depth` elements each (16 more than k, rounded up to an odd number of 64-byte lines);
  * panels of b with 16 columns x 2 consecutive k in two vectors, zero beyond k and n. */
-enum { ROWS = 24, COLS = 16, TILE = 6 };
+enum { ROWS = 24, COLS = 16, TILE = 4 };
 
 TARGET static void pack_rows(const struct octo_job *job, int64_t first, int64_t count, int64_t depth, int16_t *out) {
     const struct octo_rows *a = &job->a;
@@ -49,10 +49,10 @@ TARGET static void pack_any(const int8_t *b, int64_t b_k, int64_t b_n, int64_t k
             panel[p / 2 * 2 * COLS + 2 * j + p % 2] = j < cols && p < k ? b[p * b_k + j * b_n] : 0;
 }
 
-TARGET static inline __attribute__((always_inline)) void tile(int rows, const int16_t *a, int64_t depth, int64_t pairs,
-                                                              const int16_t *panel, int32_t *c, int64_t ldc, int64_t cols,
-                                                              int accumulate) {
+TARGET OCTO_INLINE void tile(int rows, const int16_t *a, int64_t depth, int64_t pairs, const int16_t *panel, int32_t *c, int64_t ldc,
+                             int64_t cols, int accumulate) {
     __m256i acc[TILE][2];
+    OCTO_UNROLL
     for (int i = 0; i < rows; i++) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
     for (int64_t p = 0; p < pairs; p++, panel += 2 * COLS) {
         __m256i b0 = _mm256_load_si256((const __m256i *)panel), b1 = _mm256_load_si256((const __m256i *)(panel + COLS));
@@ -67,18 +67,34 @@ TARGET static inline __attribute__((always_inline)) void tile(int rows, const in
     }
     OCTO_UNROLL
     for (int i = 0; i < rows; i++) {
-        int32_t sums[COLS];
+        int32_t sums[COLS], *to = c + i * ldc;
+        if (cols == COLS) {
+            __m256i *out = (__m256i *)to;
+            __m256i s0 = acc[i][0], s1 = acc[i][1];
+            if (accumulate) s0 = _mm256_add_epi32(s0, _mm256_loadu_si256(out)), s1 = _mm256_add_epi32(s1, _mm256_loadu_si256(out + 1));
+            _mm256_storeu_si256(out, s0);
+            _mm256_storeu_si256(out + 1, s1);
+            continue;
+        }
         _mm256_storeu_si256((__m256i *)sums, acc[i][0]);
         _mm256_storeu_si256((__m256i *)(sums + 8), acc[i][1]);
-        int32_t *to = c + i * ldc;
-        if (cols == COLS && !accumulate) memcpy(to, sums, sizeof sums);
-        else
-            for (int64_t j = 0; j < cols; j++)
-                to[j] = accumulate ? (int32_t)((uint32_t)to[j] + (uint32_t)sums[j]) : sums[j];
+        for (int64_t j = 0; j < cols; j++) to[j] = accumulate ? (int32_t)((uint32_t)to[j] + (uint32_t)sums[j]) : sums[j];
     }
 }
 
+/* Functions of their own: inlined side by side, their accumulators would not stay in registers. */
+#define TILE_OF(ROWS_OF_TILE)                                                                                                       \
+    TARGET static __attribute__((noinline)) void tile_##ROWS_OF_TILE(const int16_t *a, int64_t depth, int64_t pairs,                \
+                                                                     const int16_t *panel, int32_t *c, int64_t ldc, int64_t cols,   \
+                                                                     int accumulate) {                                              \
+        tile(ROWS_OF_TILE, a, depth, pairs, panel, c, ldc, cols, accumulate);                                                       \
+    }
+TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
+#undef TILE_OF
+
 TARGET static void gemm_s8_avx2(const struct octo_job *job) {
+    static void (*const tiles[])(const int16_t *, int64_t, int64_t, const int16_t *, int32_t *, int64_t, int64_t, int) = {
+        tile_1, tile_2, tile_3, tile_4};
     int64_t k = job->a.segments * job->a.length, pairs = (k + 1) / 2, depth = ((2 * pairs + 47) / 32 | 1) * 32;
     int16_t *rows = job->scratch, *panels = rows + ROWS * depth + 32;
     int64_t room = ((int64_t)1 << 18) / (2 * pairs * COLS) * COLS; /* columns at a time: half a megabyte, 16 at least */
@@ -98,10 +114,11 @@ TARGET static void gemm_s8_avx2(const struct octo_job *job) {
                 int64_t cols = width - j < COLS ? width - j : COLS, i = 0;
                 int32_t *c = (int32_t *)job->c + i0 * job->ldc + j0 + j;
                 const int16_t *panel = panels + 2 * pairs * j;
-                for (; i + TILE <= height; i += TILE)
-                    tile(TILE, rows + i * depth, depth, pairs, panel, c + i * job->ldc, job->ldc, cols, job->accumulate);
-                for (; i < height; i++)
-                    tile(1, rows + i * depth, depth, pairs, panel, c + i * job->ldc, job->ldc, cols, job->accumulate);
+                for (int64_t left = (height + TILE - 1) / TILE; left; left--) { /* even shares */
+                    int64_t count = (height - i + left - 1) / left;
+                    tiles[count - 1](rows + i * depth, depth, pairs, panel, c + i * job->ldc, job->ldc, cols, job->accumulate);
+                    i += count;
+                }
             }
         }
     }

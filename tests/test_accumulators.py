@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octosim import core
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator
 
-SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = examples(60)
 
 
 def narrow(value: int, bits: int, overflow: str) -> int:

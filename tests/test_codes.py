@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octosim import core, quant
@@ -16,7 +17,7 @@ from octosim.errors import OctosimError
 from octosim.numerics import MuLaw, Requantization, Rounding, fixed_point, mu_levels, mu_tables, mu_thresholds
 
 F = np.float32
-SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = examples(60)
 REALS = [r for r in Rounding if r.for_reals]
 
 # ---- truth tables, by hand --------------------------------------------------

@@ -10,14 +10,15 @@ import sys
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from octosim import core
 
 F = np.float32
-SLOW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = examples(40)
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 

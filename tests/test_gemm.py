@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octosim import core
@@ -16,7 +17,7 @@ from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
 
 F = np.float32
-SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = examples(60)
 
 
 def view(rng: np.random.Generator, rows: int, cols: int, spare: int, low: int = -128) -> np.ndarray:
