@@ -23,7 +23,7 @@ BOUNDS = ("compute", "memory", "overhead")
 
 ASSUMED_EFFICIENCY = 0.37
 """Achieved / peak of matrix products where a profile states none: the median of the INT8 ratios that profiles do state,
-nearly all from whole ResNet-50 inference (0.30 to 0.49; CPUs, GPUs and NPUs do not differ)."""
+nearly all from whole ResNet-50 inference (0.31 to 0.49; CPUs, GPUs and NPUs do not differ)."""
 
 
 @dataclass(frozen=True)
