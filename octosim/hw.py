@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from octosim.errors import OctosimError
+from octosim.numerics import ACCUMULATORS
 
 Dtype = Literal["int8", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("int8", "float16", "float32")
@@ -33,6 +34,7 @@ DTYPES: tuple[Dtype, ...] = ("int8", "float16", "float32")
 PEAK_TOLERANCE = 0.03
 """units x clock x MACs per clock may differ from a published peak by this fraction (measured peaks, rounded clocks)."""
 
+Kind = Literal["datasheet", "measured", "derived", "estimate"]
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -49,7 +51,7 @@ class Figure(_Model):
     """
 
     value: Positive
-    kind: Literal["datasheet", "measured", "derived", "estimate"]
+    kind: Kind
     source: Text
 
 
@@ -96,11 +98,56 @@ class RatioPerDtype(PerDtype):
     float32: Ratio | None = None
 
 
+def _preset(name: str) -> str:
+    if name not in ACCUMULATORS:
+        raise ValueError(f"is {name!r}, expected one of {', '.join(ACCUMULATORS)}")
+    return name
+
+
+class Name(_Model):
+    """One name, with where it comes from; kind as in Figure."""
+
+    value: Text
+    kind: Kind
+    source: Text
+
+
+class AccumulatorName(Name):
+    """A preset of octosim.numerics.ACCUMULATORS."""
+
+    value: Annotated[str, AfterValidator(_preset), Field(json_schema_extra={"enum": list(ACCUMULATORS)})]
+
+
+class RoundingName(Name):
+    """How a real number becomes a code."""
+
+    value: Literal["half-even", "half-away", "half-up", "floor", "toward-zero", "stochastic", "pseudo-stochastic"]
+
+
+class RequantizationName(Name):
+    """How an accumulator becomes an int8 code of another scale."""
+
+    value: Literal["gemmlowp", "single-rounding", "power-of-two", "float-scale"]
+
+
+class Numerics(_Model):
+    """The INT8 arithmetic, of the engine that runs INT8 products; an absent part is not published.
+
+    The accumulator belongs to the hardware.  On a CPU or GPU software chooses rounding and requantization: the source
+    then names that software.
+    """
+
+    accumulator: AccumulatorName | None = None
+    rounding: RoundingName | None = None
+    requantization: RequantizationName | None = None
+
+
 class Engine(_Model):
     """One kind of compute unit.
 
     macs_per_clock: multiply-accumulates per clock of ONE unit; peak = units x clock x macs_per_clock.
-    gemm_efficiency: achieved / peak of matrix products, for each dtype of macs_per_clock.
+    gemm_efficiency: achieved / peak of matrix products, for dtypes of macs_per_clock; where absent the cost model
+    assumes octosim.cost.ASSUMED_EFFICIENCY and says so.
     elementwise_per_clock: elements per clock of one unit in a pass over memory; absent: only memory is counted.
     accumulator: preset name of octosim.numerics where one fits, else words.
     trains: whether it can run the passes dX, dW and update, and not only forward.
@@ -112,16 +159,16 @@ class Engine(_Model):
     units: Count
     clock_ghz: Figure
     macs_per_clock: PerDtype
-    gemm_efficiency: RatioPerDtype
+    gemm_efficiency: RatioPerDtype | None = None
     elementwise_per_clock: Figure | None = None
     published_peak_gmac_s: PerDtype | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Engine:
         rates = self.macs_per_clock.given()
-        for dtype in DTYPES:
-            if (dtype in rates) != (dtype in self.gemm_efficiency.given()):
-                raise ValueError(f"needs {dtype} in both macs_per_clock and gemm_efficiency, or in neither")
+        for dtype in self.gemm_efficiency.given() if self.gemm_efficiency else {}:
+            if dtype not in rates:
+                raise ValueError(f"has gemm_efficiency.{dtype} but no macs_per_clock.{dtype}")
         published = self.published_peak_gmac_s.given() if self.published_peak_gmac_s else {}
         for dtype, gmac_s in published.items():
             if dtype not in rates:
@@ -138,9 +185,13 @@ class Engine(_Model):
         """Peak MAC/s of all units together; 0 where the engine does not have the dtype."""
         return self.units.value * self.clock_ghz.value * 1e9 * self.macs_per_clock.given().get(dtype, 0.0)
 
-    def rate_mac_s(self, dtype: Dtype) -> float:
-        """Achievable MAC/s: peak x efficiency; 0 where the engine does not have the dtype."""
-        return self.peak_mac_s(dtype) * self.gemm_efficiency.given().get(dtype, 0.0)
+    def efficiency(self, dtype: Dtype) -> float | None:
+        """Achieved / peak of matrix products, None where the profile does not state it."""
+        return self.gemm_efficiency.given().get(dtype) if self.gemm_efficiency else None
+
+    def rate_mac_s(self, dtype: Dtype, assumed: float = 0.0) -> float:
+        """Achievable MAC/s: peak x efficiency, `assumed` where it is not stated; 0 where the engine lacks the dtype."""
+        return self.peak_mac_s(dtype) * (self.efficiency(dtype) or assumed)
 
     def elements_s(self) -> float:
         """Elements/s of elementwise work, infinite where it is not known (memory is then the only limit)."""
@@ -152,12 +203,13 @@ class Engine(_Model):
 class Memory(_Model):
     """Main memory.  Bandwidths count every byte moved, read or written (a copy of n bytes moves 2n).
 
-    bandwidth_sustained_gb_s is what the cost model uses; bandwidth_peak_gb_s is for people to compare.
+    bandwidth_sustained_gb_s is what the cost model uses (absent: traffic costs no time, and the output says so);
+    bandwidth_peak_gb_s is for people to compare.
     """
 
     capacity_gib: Figure | None = None
     bandwidth_peak_gb_s: Figure | None = None
-    bandwidth_sustained_gb_s: Figure
+    bandwidth_sustained_gb_s: Figure | None = None
 
 
 class Cache(_Model):
@@ -175,10 +227,23 @@ class Power(_Model):
     busy_w: Figure | None = None
 
 
-class Training(_Model):
-    """Whether anybody can train on the device; hypothetical: the units would allow it, no documented software does."""
+class Energy(_Model):
+    """Energy of one multiply-accumulate, and of one byte moved to or from main memory, in pJ.
 
-    status: Literal["supported", "hypothetical"]
+    Power / rate of the chip, module or board that the source names, so static power is in it.
+    """
+
+    pj_per_mac: PerDtype | None = None
+    pj_per_byte: Figure | None = None
+
+
+class Training(_Model):
+    """Whether anybody can train on the device.
+
+    hypothetical: the units would allow it, no documented software does.  forward-only: they run inference alone.
+    """
+
+    status: Literal["supported", "hypothetical", "forward-only"]
     note: Text
 
 
@@ -192,9 +257,11 @@ class Device(_Model):
     training: Training
     overhead_us: Delay
     engines: Annotated[tuple[Engine, ...], Field(strict=False)]
-    memory: Memory
+    numerics: Numerics = Numerics()
+    memory: Memory = Memory()
     caches: Annotated[tuple[Cache, ...], Field(strict=False)] = ()
     power: Power = Power()
+    energy: Energy = Energy()
 
     @field_validator("engines")
     @classmethod
@@ -205,9 +272,16 @@ class Device(_Model):
             raise ValueError("needs a different name for each engine")
         return engines
 
+    @model_validator(mode="after")
+    def _forward_only(self) -> Device:
+        if self.training.status == "forward-only" and any(engine.trains for engine in self.engines):
+            raise ValueError("training.status is 'forward-only' but an engine has trains = true")
+        return self
+
     @property
     def bandwidth_b_s(self) -> float:
-        return self.memory.bandwidth_sustained_gb_s.value * 1e9
+        """Sustained bandwidth in bytes/s, infinite where it is not known."""
+        return self.memory.bandwidth_sustained_gb_s.value * 1e9 if self.memory.bandwidth_sustained_gb_s else float("inf")
 
     @property
     def overhead_s(self) -> float:
@@ -381,7 +455,7 @@ def _expected(loc: tuple[int | str, ...]) -> str:
     model = _model_at(loc)
     if model is None:
         return "a value"
-    if issubclass(model, Figure):
+    if issubclass(model, Figure | Name):
         return "a table { value, kind, source }"
     required = [name for name, info in model.model_fields.items() if info.is_required()]
     return f"a table with {', '.join(required)}" if required else "a table"
@@ -399,7 +473,7 @@ _ISA_ROWS: dict[str, tuple[tuple[str, str, float, float, str], ...]] = {
         ("", "maddubs", 16, 8, "two 128-bit multiplies and adds a clock; int8 at most twice the float rate"),
     ),
     "aarch64": (
-        ("i8mm", "int32 wrap", 64, 8, "SMMLA, as measured on Graviton 3E (cpufp@93e165e)"),
+        ("i8mm", "acc32-wrap", 64, 8, "SMMLA, as measured on Graviton 3E (cpufp@93e165e)"),
         ("asimddp", "sdot", 32, 8, "SDOT on two pipes, as measured on Cortex-A76 (cpufp@93e165e)"),
         ("", "smlal", 8, 4, "SMLAL on one pipe, Cortex-A72 (Arm UAN 0016A; FMA rate measured, cpufp@93e165e)"),
     ),
@@ -429,7 +503,7 @@ def read_host(root: Path, machine: str) -> Device:
     accumulator, int8, float32, isa_source, guessed = _isa_rates(machine, flags, first)
     cores, clock = _cores(cpuinfo, root), _clock(cpuinfo, root)
 
-    def derived(value: float) -> dict[str, Any]:
+    def derived(value: float | str) -> dict[str, Any]:
         return {"value": value, "kind": "estimate" if guessed else "derived", "source": isa_source}
 
     efficiency = {"value": 0.5, "kind": "estimate", "source": "not calibrated on this machine"}
@@ -460,6 +534,7 @@ def read_host(root: Path, machine: str) -> Device:
             "training": {"status": "supported", "note": "A general CPU: octosim itself trains here."},
             "overhead_us": {"value": 5, "kind": "estimate", "source": "order of one call from Python with threads"},
             "engines": [engine],
+            "numerics": {"accumulator": derived(accumulator)},
             "memory": memory,
             "caches": _caches(root),
         }

@@ -23,8 +23,8 @@ ROWS = [
     {"report"},
     {"cli"},
 ]
-# numerics names the accumulators that core takes
-WITHIN_A_ROW = {("core", "numerics")}
+# numerics names the accumulators that core takes and that profiles state
+WITHIN_A_ROW = {("core", "numerics"), ("hw", "numerics")}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
