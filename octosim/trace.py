@@ -17,6 +17,10 @@ KINDS = ("gemm", "elementwise", "update")
 """gemm: a matrix product (convolutions included).  elementwise: a pass over memory (quantize, bias, normalization, ReLU,
 pooling, loss ...), reductions included.  update: the optimizer's pass over the parameters."""
 
+ALGORITHMS = ("direct", "winograd")
+"""winograd: F(4x4, 3x3) for a 3x3 convolution of stride 1: a quarter of the products, more traffic (Lavin & Gray 2016).
+Inference only: it is not bit-exact with the definition, so octosim's own training does not use it."""
+
 
 @dataclass(frozen=True)
 class Op:
@@ -29,6 +33,10 @@ class Op:
     shape:  for a gemm (M, K, N) with K the reduction; else (elements,).
     dtype:  the arithmetic: "int8" (int8 x int8 products summed in int32) or "float32".
     reads, writes: compulsory traffic in bytes: every operand once, in the type it is stored in.
+    groups: products of the shape in a grouped convolution; each takes the channels of one group.
+    kernel, stride: of a convolution; (0, 0) where the operation is none.
+    weights: how many of the bytes are parameters, which stay from step to step.
+    algorithm: one of ALGORITHMS.
     """
 
     layer: str
@@ -39,19 +47,24 @@ class Op:
     dtype: str
     reads: int
     writes: int
+    groups: int = 1
+    kernel: tuple[int, int] = (0, 0)
+    stride: int = 1
+    weights: int = 0
+    algorithm: str = "direct"
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates: M*K*N of a gemm, else 0.  One MAC is two operations."""
+        """Multiply-accumulates: groups*M*K*N of a gemm, else 0, whatever the algorithm.  One MAC is two operations."""
         if self.kind != "gemm":
             return 0
         m, k, n = self.shape
-        return m * k * n
+        return m * k * n * self.groups
 
     @property
     def elements(self) -> int:
-        """Elements that the operation produces: M*N of a gemm, else the element count."""
-        return self.shape[0] * self.shape[2] if self.kind == "gemm" else self.shape[0]
+        """Elements that the operation produces: groups*M*N of a gemm, else the element count."""
+        return self.groups * self.shape[0] * self.shape[2] if self.kind == "gemm" else self.shape[0]
 
     @property
     def bytes(self) -> int:
