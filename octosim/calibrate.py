@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ Array = cost.Array
 PRIOR = {
     # (value, standard deviation of its logarithm): shares of a peak, then the order of published latencies
     "conv3x3": (0.4, 0.5), "conv": (0.5, 0.5), "pointwise": (0.7, 0.5), "depthwise": (0.2, 0.5), "linear": (0.5, 0.5),
-    "elementwise": (3.2, 0.5), "bandwidth": (1.0, 0.3), "cache": (4.0, 0.5), "k_half": (8.0, 0.7), "serial": (0.05, 0.7),
+    "elementwise": (3.2, 0.5), "bandwidth": (0.9, 0.3), "cache": (4.0, 0.5), "k_half": (8.0, 0.7), "serial": (0.05, 0.7),
     "in_order": (0.7, 0.4), "exposed": (0.5, 0.7), "overhead_us": (3.0, 0.7), "fork_us": (6.0, 0.7),
 }  # fmt: skip
 OWN_SD = 0.35
@@ -277,7 +277,7 @@ def fit(
     """The factors of one arithmetic; those of the others are `known`, or the samples' own.
 
     prior: factors to start from and lean to, at OWN_SD; PRIOR if not given.  campaigns: whether each may have an offset.
-    Levenberg-Marquardt on the logarithms, with Huber's loss as a change of the residuals.
+    Huber's loss is a change of the residuals.
     """
     if not samples:
         raise OctosimError("no measurements to fit")
@@ -300,7 +300,16 @@ def fit(
         r = np.where(far, np.sign(r) * np.sqrt(np.maximum(2 * HUBER * np.abs(r) - HUBER**2, 0)), r)
         return np.concatenate([r, (x[:n] - mean) / sd, x[n:] / CAMPAIGN_SD])
 
-    x = np.concatenate([mean, np.zeros(len(names))])
+    starts = [mean] if prior is None else [mean, _MEAN]  # two, for the least of two local minima
+    x = min((_descend(residuals, np.concatenate([m, np.zeros(len(names))]), steps) for m in starts),
+            key=lambda x: float(residuals(x) @ residuals(x)))  # fmt: skip
+    factors = np.exp(x[:n])
+    factors[_EXPOSED] = min(factors[_EXPOSED], 1.0)
+    return Fit({**known, path: factors}, dict(zip(names, (-x[n:]).tolist(), strict=True)))
+
+
+def _descend(residuals: Callable[[Array], Array], x: Array, steps: int) -> Array:
+    """Levenberg-Marquardt with a numeric Jacobian."""
     r, damping, step = residuals(x), 0.1, 1e-3
     for _ in range(steps):
         jacobian = np.empty((len(r), len(x)))
@@ -317,11 +326,9 @@ def fit(
                 x, r, damping = x + move, tried, max(damping / 5, 1e-4)
                 break
             damping *= 4
-        if float(r @ r) > before * (1 - 1e-3):
+        if float(r @ r) > before * (1 - 3e-4):
             break
-    factors = np.exp(x[:n])
-    factors[_EXPOSED] = min(factors[_EXPOSED], 1.0)
-    return Fit({**known, path: factors}, dict(zip(names, (-x[n:]).tolist(), strict=True)))
+    return x
 
 
 def as_factors(values: Array, spread: float, source: str) -> Factors:

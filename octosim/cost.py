@@ -54,6 +54,11 @@ WINOGRAD_SAVES, WINOGRAD_WEIGHTS, WINOGRAD_TRAFFIC = 4, 4, 5.5
 """F(4x4, 3x3): 36 products where the definition has 144; 36 transformed weights for 9; input and output also written and
 read in transformed form, 36 values for 16."""
 
+PADDING = 2  # times that a convolution wider than 1x1 also moves its input: a copy with the border, written and read
+
+PEAK_SHARE = 0.6
+"""Of main memory's peak bandwidth that several cores together reach, where one alone reaches less."""
+
 Array = NDArray[Any]
 
 
@@ -299,7 +304,7 @@ def prepare(ops: Iterable[Op], device: Device, threads: int | None = None) -> Pr
         other=other,
         weights_miss=weights_miss,
         other_miss=other_miss,
-        bandwidth=np.full(len(ops), device.bandwidth_b_s),
+        bandwidth=np.array([_bandwidth(device, _cores(run, threads) if run.factors else 1) for run in runs], float),
     )
 
 
@@ -344,6 +349,12 @@ def _weights(op: Op, run: Run) -> float:
     return op.weights * (WINOGRAD_WEIGHTS if run.factors and op.algorithm == "winograd" else 1)
 
 
+def _bandwidth(device: Device, threads: int) -> float:
+    """Bytes/s of main memory: the sustained figure is of one core; several reach more where the memory has more."""
+    one, peak = device.bandwidth_b_s, device.memory.bandwidth_peak_gb_s
+    return max(one, min(threads * one, PEAK_SHARE * peak.value * 1e9)) if peak else one
+
+
 def _last_level(device: Device, threads: int) -> float:
     """Bytes of the largest cache level, all instances that so many threads use together; 0 where none is known."""
     sizes = [0.0]
@@ -359,7 +370,7 @@ def _row(op: Op, run: Run, cores: int, cache: float, resident: float) -> tuple[f
     kind = kind_of(op)
     clock = run.engine.clock_ghz.value * 1e9
     if kind == "elementwise":
-        work = float(op.bytes if run.factors else op.elements)
+        work = float(max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4)) if run.factors else op.elements)
         tasks = math.ceil(op.elements / (LANES * TASK * TASK)) if run.factors else 0
         return KINDS.index(kind), work, clock, cores, _even(tasks, cores), 1.0, 0.0, *_traffic(op, run, cache, resident)
     m, k, n = op.shape
@@ -384,6 +395,8 @@ def _traffic(op: Op, run: Run, cache: float, resident: float) -> tuple[float, fl
     if not run.factors:
         return op.weights, op.bytes - op.weights, 1.0, 1.0
     other = (op.bytes - op.weights) * (WINOGRAD_TRAFFIC if op.algorithm == "winograd" else 1)
+    if op.kernel[0] * op.kernel[1] > 1:
+        other += PADDING * (op.reads - op.weights)
     return _weights(op, run), other, _missed(resident, cache), _missed(other, cache)
 
 

@@ -13,6 +13,10 @@ PASSES = ("forward", "dX", "dW", "update")
 
 DTYPE_BYTES = {"int8": 1, "float16": 2, "int32": 4, "float32": 4}
 
+WORK = {"Sigmoid": 4, "Softmax": 4, "LRN": 10}
+"""How many times an element of an elementwise operation counts that takes longer than an addition: the order of the
+instructions of an exponential; LRN takes a power and five neighbours."""
+
 KINDS = ("gemm", "elementwise", "update")
 """gemm: a matrix product (convolutions included).  elementwise: a pass over memory (quantize, bias, normalization, ReLU,
 pooling, loss ...), reductions included.  update: the optimizer's pass over the parameters."""
@@ -30,7 +34,7 @@ class Op:
     pass_:  one of PASSES.
     kind:   one of KINDS.
     name:   what it does, for people: "conv 5x5", "linear", "quantize", "batchnorm", "relu" ...
-    shape:  for a gemm (M, K, N) with K the reduction; else (elements,).
+    shape:  for a gemm (M, K, N) with K the reduction; else (elements,), each counted WORK times.
     dtype:  the arithmetic: "int8" (int8 x int8 products summed in int32) or "float32".
     reads, writes: compulsory traffic in bytes: every operand once, in the type it is stored in.
     groups: products of the shape in a grouped convolution; each takes the channels of one group.
