@@ -170,15 +170,19 @@ def layer_ops(stack: Sequence[Layer], other: int, float_dtype: str, int8: bool, 
             weight_size = weight_size if int8 or linear_bytes is None else linear_bytes
         else:
             shape = (ho * wo, ci // layer.groups * layer.kernel[0] * layer.kernel[1], co // layer.groups)
+        if int8 and not from_int8:
+            ops.append(Op(layer.name, "forward", "elementwise", "quantize", (inputs,), float_dtype, inputs * size, inputs))
         op = Op(
             layer.name, "forward", "gemm", "linear" if linear else f"conv {layer.kernel[0]}x{layer.kernel[1]}", shape,
             "int8" if int8 else float_dtype,
-            inputs * (1 if int8 and from_int8 else size) + layer.weights * weight_size,
-            outputs * (1 if int8 and layer.int8_output else size),
+            inputs * (1 if int8 else size) + layer.weights * weight_size, outputs * (4 if int8 else size),
             groups=1 if linear else layer.groups, kernel=(0, 0) if linear else layer.kernel,
             stride=1 if linear else layer.stride, weights=layer.weights * weight_size,
         )  # fmt: skip
         ops.append(with_winograd(op))
+        if int8:
+            written = outputs * (1 if layer.int8_output else size)
+            ops.append(Op(layer.name, "forward", "elementwise", "requantize", (outputs,), float_dtype, outputs * 4, written))
         from_int8 = layer.int8_output
     if other:
         mean = sum(math.prod(layer.outputs) for layer in stack) / len(stack)

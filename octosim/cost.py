@@ -50,11 +50,14 @@ PARAMETERS = (
 IN_ORDER = re.compile(r"Cortex-A(?:5|7|32|34|35|53|55|510|520)\b")
 LANES = 4  # of float32 in a NEON register; its kernels compute blocks of 4 x 4
 TASK = 8  # rows and columns of a product that one thread takes at a time
-WINOGRAD_SAVES, WINOGRAD_WEIGHTS, WINOGRAD_TRAFFIC = 4, 4, 5.5
+WINOGRAD_TILE, WINOGRAD_SAVES, WINOGRAD_WEIGHTS, WINOGRAD_TRAFFIC = 4, 4, 4, 5.5
 """F(4x4, 3x3): 36 products where the definition has 144; 36 transformed weights for 9; input and output also written and
 read in transformed form, 36 values for 16."""
 
 PADDING = 2  # times that a convolution wider than 1x1 also moves its input: a copy with the border, written and read
+
+CACHE_SHARE = 0.5
+"""Of the last cache level that one operation's data can count on: what was there before, and what comes next, share it."""
 
 PEAK_SHARE = 0.6
 """Of main memory's peak bandwidth that several cores together reach, where one alone reaches less."""
@@ -383,7 +386,7 @@ def _row(op: Op, run: Run, cores: int, cache: float, resident: float) -> tuple[f
         elif kind != "linear":
             fill, reduction = _filled(m, LANES) * _filled(n, LANES), float(k)
         if op.algorithm == "winograd":
-            work /= WINOGRAD_SAVES
+            work /= WINOGRAD_SAVES * _filled(math.sqrt(m), WINOGRAD_TILE) ** 2  # one square image
     elif run.engine.tile:
         tile = run.engine.tile
         fill = _filled(m, tile.m.value) * _filled(n, tile.n.value) * _filled(k * DTYPE_BYTES[run.dtype], tile.k_bytes.value)
@@ -402,10 +405,10 @@ def _traffic(op: Op, run: Run, cache: float, resident: float) -> tuple[float, fl
 
 def _missed(working_set: float, cache: float) -> float:
     """The share of a working set that a cache cannot hold."""
-    return max(0.0, 1 - cache / working_set) if working_set else 0.0
+    return max(0.0, 1 - CACHE_SHARE * cache / working_set) if working_set else 0.0
 
 
-def _filled(size: int, tile: int) -> float:
+def _filled(size: float, tile: int) -> float:
     """The share of the tiles along one side that is not padding."""
     return size / (math.ceil(size / tile) * tile)
 

@@ -13,7 +13,7 @@ PASSES = ("forward", "dX", "dW", "update")
 
 DTYPE_BYTES = {"int8": 1, "float16": 2, "int32": 4, "float32": 4}
 
-WORK = {"Sigmoid": 4, "Softmax": 4, "LRN": 10}
+WORK = {"Sigmoid": 4, "Softmax": 4, "LRN": 40}
 """How many times an element of an elementwise operation counts that takes longer than an addition: the order of the
 instructions of an exponential; LRN takes a power and five neighbours."""
 
