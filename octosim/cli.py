@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file.")
+profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema.")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch.")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(data_app, name="data")
@@ -475,20 +475,57 @@ def report(
 
 @profiles_app.command("list")
 def profiles_list(json_: AsJson = False) -> None:
-    """All profiles.  Example: octosim profiles list"""
+    """All profiles: peaks in GMAC/s (dense), sustained bandwidth in GB/s.  Example: octosim profiles list"""
     from octosim import hw
+    from octosim.numerics import ACCUMULATORS
 
     devices = [hw.load(name) for name in hw.names()]
     rows: list[dict[str, Any]] = [
-        {"name": d.name, "aliases": list(d.aliases), "title": d.title, "training": d.training.status} for d in devices
+        {
+            "name": d.name,
+            "aliases": list(d.aliases),
+            "title": d.title,
+            "training": d.training.status,
+            "bandwidth_gb_s": d.memory.bandwidth_sustained_gb_s.value if d.memory.bandwidth_sustained_gb_s else None,
+            "engines": [
+                {"name": e.name, "trains": e.trains, "accumulator": e.accumulator}
+                | {f"{dtype}_gmac_s": e.peak_mac_s(dtype) / 1e9 or None for dtype in hw.DTYPES}
+                for e in d.engines
+            ],
+        }
+        for d in devices
     ]
     if json_:
         _print_json(rows)
         return
-    table = Table("name", "aliases", "device", "training")
+    table = Table(title="peaks in GMAC/s (one MAC is two operations), bandwidth in GB/s; - is none or unknown")
+    for name in ("profile", "engine"):
+        table.add_column(name, no_wrap=True)
+    for name in ("int8", "float32", "GB/s"):
+        table.add_column(name, justify="right")
+    table.add_column("accumulator")
+    table.add_column("trains")
     for row in rows:
-        table.add_row(str(row["name"]), ", ".join(row["aliases"]), str(row["title"]), str(row["training"]))
+        name, bandwidth = row["name"], _rate(row["bandwidth_gb_s"])
+        for e in row["engines"]:
+            accumulator = e["accumulator"] if e["accumulator"] in ACCUMULATORS else "-"
+            trains = {"hypothetical": "hypothetically"}.get(row["training"], "yes") if e["trains"] else "no"
+            int8, float32 = _rate(e["int8_gmac_s"]), _rate(e["float32_gmac_s"])
+            table.add_row(name, e["name"], int8, float32, bandwidth, accumulator, trains)
+            name = bandwidth = ""
     out_console.print(table, highlight=False)
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+@profiles_app.command("schema")
+def profiles_schema() -> None:
+    """JSON Schema of a profile file.  Example: octosim profiles schema > profile.schema.json"""
+    from octosim import hw
+
+    _print_json(hw.json_schema())
 
 
 @profiles_app.command("show")

@@ -490,7 +490,7 @@ _ISA_ROWS: dict[str, tuple[tuple[str, str, float, float, str], ...]] = {
         ("", "maddubs", 16, 8, "two 128-bit multiplies and adds a clock; int8 at most twice the float rate"),
     ),
     "aarch64": (
-        ("i8mm", "int32 wrap", 64, 8, "SMMLA, as measured on Graviton 3E (cpufp@93e165e)"),
+        ("i8mm", "acc32-wrap", 64, 8, "SMMLA, as measured on Graviton 3E (cpufp@93e165e)"),
         ("asimddp", "sdot", 32, 8, "SDOT on two pipes, as measured on Cortex-A76 (cpufp@93e165e)"),
         ("", "smlal", 8, 4, "SMLAL on one pipe, Cortex-A72 (Arm UAN 0016A; FMA rate measured, cpufp@93e165e)"),
     ),
@@ -520,7 +520,7 @@ def read_host(root: Path, machine: str) -> Device:
     accumulator, int8, float32, isa_source, guessed = _isa_rates(machine, flags, first)
     cores, clock = _cores(cpuinfo, root), _clock(cpuinfo, root)
 
-    def derived(value: float) -> dict[str, Any]:
+    def derived(value: float | str) -> dict[str, Any]:
         return {"value": value, "kind": "estimate" if guessed else "derived", "source": isa_source}
 
     efficiency = {"value": 0.5, "kind": "estimate", "source": "not calibrated on this machine"}
@@ -551,6 +551,7 @@ def read_host(root: Path, machine: str) -> Device:
             "training": {"status": "supported", "note": "A general CPU: octosim itself trains here."},
             "overhead_us": {"value": 5, "kind": "estimate", "source": "order of one call from Python with threads"},
             "engines": [engine],
+            "numerics": {"accumulator": derived(accumulator)},
             "memory": memory,
             "caches": _caches(root),
         }

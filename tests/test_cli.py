@@ -14,7 +14,7 @@ from octosim import hw
 
 COMMANDS = [
     ("train",), ("verify",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"), ("profiles", "show"),
-    ("profiles", "check"), ("data",), ("data", "list"), ("data", "fetch"),
+    ("profiles", "check"), ("profiles", "schema"), ("data",), ("data", "list"), ("data", "fetch"),
 ]  # fmt: skip
 LENET = ("--model", "lenet5", "--batch-size", "50")
 
@@ -75,7 +75,7 @@ def test_verify_finds_another_digest(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout.startswith("different")
 
 
-@pytest.mark.parametrize("name", hw.names())
+@pytest.mark.parametrize("name", [n for n in hw.names() if hw.load(n).training.status != "forward-only"])
 @pytest.mark.parametrize("method", ["octo", "fp32"])
 def test_cost(name: str, method: str) -> None:
     done = octosim("cost", "--profile", name, *LENET, "--method", method, "--json")
@@ -86,6 +86,14 @@ def test_cost(name: str, method: str) -> None:
     forward = json.loads(octosim("cost", "--profile", name, *LENET, "--method", method, "--inference", "--json").stdout)
     assert 0 < forward["total"]["time_s"] < record["total"]["time_s"]
     assert {row["pass"] for row in forward["layers"]} == {"forward"}
+
+
+@pytest.mark.parametrize("name", [n for n in hw.names() if hw.load(n).training.status == "forward-only"])
+def test_cost_of_a_device_that_cannot_train(name: str) -> None:
+    done = octosim("cost", "--profile", name, *LENET)
+    assert done.returncode == 2 and "no engine has trains = true" in done.stderr
+    done = octosim("cost", "--profile", name, *LENET, "--inference", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["total"]["time_s"] > 0, done.stderr
 
 
 def test_cost_table() -> None:
@@ -135,7 +143,11 @@ def test_profiles() -> None:
     rows = json.loads(octosim("profiles", "list", "--json").stdout)
     assert {row["name"] for row in rows} == set(hw.names())
     assert json.loads(octosim("profiles", "show", "jetson").stdout)["name"] == "jetson-xavier-nx"
-    assert "raspberry-pi-5" in octosim("profiles", "list").stdout
+    listed = octosim("profiles", "list").stdout
+    assert "raspberry-pi-5" in listed and "xeon-gold-6455b" in listed and "acc32-wrap" in listed
+    nano = next(row for row in rows if row["name"] == "jetson-nano")
+    assert nano["engines"][0]["int8_gmac_s"] is None and nano["engines"][0]["float32_gmac_s"] == pytest.approx(118, rel=0.01)
+    assert json.loads(octosim("profiles", "schema").stdout) == hw.json_schema()
 
 
 def test_data_list() -> None:
