@@ -11,7 +11,7 @@ import csv
 import gzip
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from octosim import cost
 from octosim.efficiency import Factors
 from octosim.errors import OctosimError
 from octosim.hw import Device
-from octosim.trace import DTYPE_BYTES, Op
+from octosim.trace import DTYPE_BYTES, Op, with_winograd
 
 Array = cost.Array
 
@@ -191,14 +191,6 @@ def layer_ops(stack: Sequence[Layer], other: int, float_dtype: str, int8: bool, 
         ops += [Op(f"other{i}", "forward", "elementwise", "other", (share,), float_dtype, share * size * 3 // 2, share * size)
                 for i in range(count)]  # fmt: skip
     return ops
-
-
-def with_winograd(op: Op) -> Op:
-    """The operation as inference software runs it: Winograd's algorithm where a 3x3 convolution is wide enough."""
-    wide = op.shape[1] >= 9 * 16 and op.shape[-1] >= 16
-    if op.kind == "gemm" and op.kernel == (3, 3) and op.stride == 1 and op.groups == 1 and wide:
-        return replace(op, algorithm="winograd")
-    return op
 
 
 def attention_ops(name: str, tokens: int, width: int, heads: int, dtype: str) -> list[Op]:

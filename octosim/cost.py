@@ -37,6 +37,9 @@ ASSUMED_SPREAD = 0.5
 """Standard deviation of ln(real / predicted) where no factors exist: one efficiency for all shapes is about a factor of
 1.5 off (one standard deviation) against published measurements."""
 
+BACKWARD_SPREAD = 0.3
+"""The same, in addition, for passes other than forward: the factors were fitted to inference alone."""
+
 INTERVAL = 1.2816
 """Standard deviations each way: the interval holds 80 % of a normal distribution."""
 
@@ -47,7 +50,7 @@ PARAMETERS = (
     *KINDS, "bandwidth", "cache", "k_half", "serial", "in_order", "exposed", "overhead_us", "fork_us",
 )  # fmt: skip
 
-IN_ORDER = re.compile(r"Cortex-A(?:5|7|32|34|35|53|55|510|520)\b")
+IN_ORDER = {f"Cortex-A{number}" for number in (5, 7, 32, 34, 35, 53, 55, 510, 520)}
 LANES = 4  # of float32 in a NEON register; its kernels compute blocks of 4 x 4
 TASK = 8  # rows and columns of a product that one thread takes at a time
 WINOGRAD_TILE, WINOGRAD_SAVES, WINOGRAD_WEIGHTS, WINOGRAD_TRAFFIC = 4, 4, 4, 5.5
@@ -94,7 +97,7 @@ def predict(ops: Iterable[Op], device: Device, threads: int | None = None) -> li
     time, compute, memory, overhead = times(prepared, prepared.parameters)
     slowest = np.stack([compute, memory, overhead]).argmax(axis=0) if len(time) else []
     return [
-        OpCost(op, t, c, m, o, BOUNDS[b], run.dtype, run.note, run.spread)
+        OpCost(op, t, c, m, o, BOUNDS[b], run.dtype, run.note, _spread(op, run))
         for op, run, t, c, m, o, b in zip(
             prepared.ops, prepared.runs, *(x.tolist() for x in (time, compute, memory, overhead)), slowest, strict=True
         )
@@ -159,17 +162,13 @@ class Run:
     factors: Factors | None
     note: str = ""
 
-    @property
-    def spread(self) -> float:
-        return self.factors.spread if self.factors else ASSUMED_SPREAD
-
 
 def kind_of(op: Op) -> str:
     """The kind, of KINDS, that an operation's factor is looked up by."""
     if op.kind != "gemm":
         return "elementwise"
     m, k, n = op.shape
-    if op.groups > 1 and n == 1 and k == op.kernel[0] * op.kernel[1]:
+    if op.groups > 1 and 1 in op.shape and op.kernel[0] * op.kernel[1] in op.shape:  # in any pass
         return "depthwise"
     if op.algorithm == "winograd":
         return "conv3x3"
@@ -194,8 +193,9 @@ def factors_of(device: Device, engine: Engine, dtype: Dtype) -> Factors | None:
 
 
 def is_in_order(engine: Engine, device: Device) -> bool:
-    """Whether the engine's cores issue in order, by the name of the core."""
-    return bool(IN_ORDER.search(engine.core or device.title))
+    """Whether the engine's cores issue in order, by the name of the core, or of all that the title names."""
+    names = re.findall(r"Cortex-A\d+", engine.core or device.title)
+    return bool(names) and set(names) <= IN_ORDER
 
 
 def _engines(op: Op, device: Device) -> list[Engine]:
@@ -325,6 +325,11 @@ def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
     overhead = (at["overhead_us"] + np.where(p.cores > 1, at["fork_us"], 0.0)) * 1e-6
     hidden = np.minimum(compute, memory)
     return overhead + np.maximum(compute, memory) + at["exposed"] * hidden, compute, memory, overhead
+
+
+def _spread(op: Op, run: Run) -> float:
+    own = run.factors.spread if run.factors else ASSUMED_SPREAD
+    return own if op.pass_ == "forward" else math.hypot(own, BACKWARD_SPREAD)
 
 
 def vector(factors: Factors) -> Array:

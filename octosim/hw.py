@@ -337,6 +337,15 @@ def load(name_or_path: str | Path) -> Device:
     raise OctosimError(f"unknown profile {text!r}: {guess}")
 
 
+def text_of(name_or_path: str) -> str:
+    """The TOML text of a shipped profile or a file, as it stands there."""
+    load(name_or_path)
+    if name_or_path == "host":
+        raise OctosimError("profile host is read from this machine and has no file")
+    name = aliases().get(name_or_path, name_or_path)
+    return (_shipped()[name] if name in _shipped() else Path(name_or_path)).read_text(encoding="utf-8")
+
+
 def names() -> list[str]:
     """Names of all profiles: the shipped files in alphabetic order, then "host"."""
     return [*sorted(_shipped()), "host"]

@@ -6,7 +6,7 @@ can be priced without running it; `octosim bench` measures the same (layer, pass
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PASSES = ("forward", "dX", "dW", "update")
 """forward: Y = X W^T.  dX: input gradient dX = dY W.  dW: weight gradient dW = dY^T X.  update: the optimizer."""
@@ -74,3 +74,12 @@ class Op:
     def bytes(self) -> int:
         """Compulsory memory traffic in bytes."""
         return self.reads + self.writes
+
+
+def with_winograd(op: Op) -> Op:
+    """The operation as inference software runs it: Winograd's algorithm for a 3x3 convolution of stride 1, where it is wide
+    enough for the transforms to pay (16 channels in and out)."""
+    wide = op.kind == "gemm" and op.shape[1] >= 9 * 16 and op.shape[2] >= 16
+    if wide and op.kernel == (3, 3) and op.stride == 1 and op.groups == 1:
+        return replace(op, algorithm="winograd")
+    return op

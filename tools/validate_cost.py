@@ -185,7 +185,7 @@ def roofline(samples: Sequence[calibrate.Sample]) -> calibrate.Array:
 
 
 def evaluate(all_: Sequence[Campaign]) -> dict[str, Any]:
-    """The figures of the page: for each campaign a plain roofline, uncalibrated twice, and calibrated with networks left out."""
+    """The figures of the page: for each campaign a roofline, uncalibrated twice, calibrated without the network."""
     chips = list(dict.fromkeys(c.chip for c in all_))
     without_chip = {chip: pool(all_, lambda c, chip=chip: c.chip != chip) for chip in chips}
     cores = list(dict.fromkeys(c.core for c in all_))
