@@ -37,8 +37,12 @@ ASSUMED_SPREAD = 0.5
 """Standard deviation of ln(real / predicted) where no factors exist: one efficiency for all shapes is about a factor of
 1.5 off (one standard deviation) against published measurements."""
 
+SOFTWARE_SPREAD = 0.3
+"""The same, in addition to that of fitted factors: they describe one inference library, and XNNPACK or another version of
+the same library differs by about so much on the same board (docs/validation.md)."""
+
 BACKWARD_SPREAD = 0.3
-"""The same, in addition, for passes other than forward: the factors were fitted to inference alone."""
+"""The same, in addition, for passes other than forward: no factor was fitted to training."""
 
 INTERVAL = 1.2816
 """Standard deviations each way: the interval holds 80 % of a normal distribution."""
@@ -328,7 +332,7 @@ def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def _spread(op: Op, run: Run) -> float:
-    own = run.factors.spread if run.factors else ASSUMED_SPREAD
+    own = math.hypot(run.factors.spread, SOFTWARE_SPREAD) if run.factors else ASSUMED_SPREAD
     return own if op.pass_ == "forward" else math.hypot(own, BACKWARD_SPREAD)
 
 
