@@ -225,7 +225,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fit:
-    """Factors by arithmetic, in the order of cost.PARAMETERS, and the logarithm of each campaign's offset."""
+    """Factors by arithmetic, in the order of cost.PARAMETERS, and how much slower each campaign is: a logarithm."""
 
     factors: dict[str, Array]
     campaigns: dict[str, float]
@@ -301,7 +301,7 @@ def fit(
             key=lambda x: float(residuals(x) @ residuals(x)))  # fmt: skip
     factors = np.exp(x[:n])
     factors[_EXPOSED] = min(factors[_EXPOSED], 1.0)
-    return Fit({**known, path: factors}, dict(zip(names, (-x[n:]).tolist(), strict=True)))
+    return Fit({**known, path: factors}, dict(zip(names, x[n:].tolist(), strict=True)))
 
 
 def _descend(residuals: Callable[[Array], Array], x: Array, steps: int) -> Array:

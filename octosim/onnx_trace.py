@@ -92,7 +92,9 @@ def ops(
             continue
         if needs:
             graph.gradients.update(outputs)
-        small = all(name in graph.integers and graph.elements_of([name]) <= SHAPE_ARITHMETIC for name in outputs)
+        small = node.op_type not in PRODUCTS and all(
+            name in graph.integers and graph.elements_of([name]) <= SHAPE_ARITHMETIC for name in outputs
+        )
         if outputs and outputs[0] in folded or node.op_type in FREE or small:
             graph.codes.update(outputs if node.input and node.input[0] in graph.codes else [])
             continue
