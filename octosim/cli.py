@@ -247,6 +247,7 @@ def cost(
     ] = None,
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass only.")] = False,
     threads: Annotated[Optional[int], typer.Option(help="Cores that work at once; all if not given.")] = None,  # noqa: UP045
+    clock_ghz: Annotated[Optional[float], typer.Option(help="Of the first engine, in place of the profile's.")] = None,  # noqa: UP045
     image: Annotated[str, typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; not for ONNX files.")] = "28x28x1",
     lenient: Annotated[bool, typer.Option("--lenient", help="Count unknown ONNX operators as memory traffic.")] = False,
     compare: Annotated[Optional[str], typer.Option(help="Other profiles, separated by commas: totals only.")] = None,  # noqa: UP045
@@ -266,6 +267,10 @@ def cost(
         raise OctosimError(f"--batch-size must be at least 1, not {batch_size}")
     if dtype is not None and dtype not in hw.DTYPES:
         raise OctosimError(f"--dtype must be one of {', '.join(hw.DTYPES)}, not '{dtype}'")
+    if clock_ghz is not None:
+        if not 0 < clock_ghz < 1000:
+            raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
+        devices = [hw.at_clock(device, clock_ghz) for device in devices]
     records, costs = [], []
     for device in devices:
         asked, ops = _cost_ops(model, device, batch_size, method, dtype, inference, image, lenient)

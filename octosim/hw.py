@@ -337,6 +337,13 @@ def load(name_or_path: str | Path) -> Device:
     raise OctosimError(f"unknown profile {text!r}: {guess}")
 
 
+def at_clock(device: Device, ghz: float) -> Device:
+    """The device with its first engine at another clock: a later board revision, an overclock, a power mode."""
+    first, *others = device.engines
+    figure = Figure(value=ghz, kind="estimate", source="asked for, in place of the profile's clock")
+    return device.model_copy(update={"engines": (first.model_copy(update={"clock_ghz": figure}), *others)})
+
+
 def text_of(name_or_path: str) -> str:
     """The TOML text of a shipped profile or a file, as it stands there."""
     load(name_or_path)

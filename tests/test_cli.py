@@ -14,7 +14,7 @@ from octosim import hw
 
 COMMANDS = [
     ("train",), ("verify",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"), ("profiles", "show"),
-    ("profiles", "check"), ("profiles", "schema"), ("data",), ("data", "list"), ("data", "fetch"),
+    ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"), ("data",), ("data", "list"), ("data", "fetch"),
 ]  # fmt: skip
 LENET = ("--model", "lenet5", "--batch-size", "50")
 

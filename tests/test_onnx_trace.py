@@ -173,7 +173,8 @@ def test_products(tmp_path, op, inputs, attributes, shape, macs):
 @pytest.mark.parametrize("op, attributes", [
     ("Relu", {}), ("Sigmoid", {}), ("HardSwish", {}), ("LeakyRelu", {}), ("Tanh", {}), ("Softmax", {}),
     ("MaxPool", {"kernel_shape": [2, 2]}), ("AveragePool", {"kernel_shape": [2, 2]}), ("GlobalAveragePool", {}),
-    ("Transpose", {"perm": [0, 2, 3, 1]}), ("LRN", {"size": 5}), ("DepthToSpace", {"blocksize": 2}), ("Erf", {}), ("Sqrt", {}), ("ReduceMean", {"axes": [2, 3]})])
+    ("Transpose", {"perm": [0, 2, 3, 1]}), ("LRN", {"size": 5}), ("DepthToSpace", {"blocksize": 2}), ("Erf", {}),
+    ("Sqrt", {}), ("ReduceMean", {"axes": [2, 3]})])
 def test_passes_over_memory(tmp_path, op, attributes):
     (found,) = one(tmp_path, op, "x", **attributes)
     assert found.kind == "elementwise" and found.reads == 4 * 2048 and 0 < found.writes <= 4 * 2048 and found.macs == 0
@@ -299,6 +300,8 @@ def test_cost_command(small):
     compared = json.loads(octosim(*asked, "--compare", "pi5,rk3588", "--json").stdout)["devices"]
     assert [d["device"] for d in compared] == ["raspberry-pi-4", "raspberry-pi-5", "rk3588"]
     assert "against the first" in octosim(*asked, "--compare", "pi5").stdout
+    faster = json.loads(octosim(*asked, "--clock-ghz", "1.8", "--json").stdout)["total"]
+    assert faster["time_s"] < total["time_s"]
     step = json.loads(octosim("cost", "--model", str(small), "--profile", "pi4", "--json").stdout)
     assert step["total"]["time_s"] > total["time_s"]
 
@@ -307,6 +310,7 @@ def test_cost_command(small):
     (("--method", "octo"), "--method is for octosim's own networks; an ONNX file takes --dtype"),
     (("--dtype", "int4"), "--dtype must be one of int8, float16, float32, not 'int4'"),
     (("--threads", "0"), "threads must be at least 1, not 0"),
+    (("--clock-ghz", "0"), "--clock-ghz must be above 0 and below 1000, not 0.0"),
     (("--compare", "pi9"), "unknown profile 'pi9'")])
 def test_cost_command_refuses(small, more, message):
     done = octosim("cost", "--profile", "pi4", "--model", str(small), *more)

@@ -68,10 +68,7 @@ def figure(value: float) -> dict[str, Any]:
 def device_of(row: Mapping[str, Any], rates: Mapping[str, float]) -> hw.Device:
     """The profile a row names, at the row's clock, or one made of the row."""
     if "profile" in row:
-        shipped = hw.load(row["profile"])
-        first = shipped.engines[0]
-        engine = first.model_copy(update={"clock_ghz": hw.Figure(**figure(row["clock_ghz"]))})
-        return shipped.model_copy(update={"engines": (engine, *shipped.engines[1:]), "calibration": START})
+        return hw.at_clock(hw.load(row["profile"]), row["clock_ghz"]).model_copy(update={"calibration": START})
     int8 = "sdot" if "sdot" in rates else "smlal"
     macs = {"int8" if key == int8 else key: figure(value) for key, value in rates.items()}
     units = {"value": row.get("units", 4), "kind": "derived", "source": "tools/ncnn_devices.toml"}
