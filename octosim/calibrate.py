@@ -38,7 +38,8 @@ NOISE = 0.12
 the model and the tables of layers leave out."""
 CAMPAIGN_SD = 0.3
 HUBER = 1.5  # residuals beyond so many NOISE count linearly
-_MEAN = np.log([PRIOR[name][0] for name in cost.PARAMETERS])
+START = np.array([PRIOR[name][0] for name in cost.PARAMETERS])
+_MEAN = np.log(START)
 _SD = np.array([PRIOR[name][1] for name in cost.PARAMETERS])
 _EXPOSED = cost.PARAMETERS.index("exposed")
 _ARRAYS = (

@@ -223,7 +223,7 @@ def validation():
     tool = importlib.util.module_from_spec(spec)
     sys.modules["validate_cost"] = tool
     spec.loader.exec_module(tool)
-    return tool, tool.evaluate(tool.campaigns(folder))
+    return tool, tool.evaluate(tool.campaigns(folder), tool.KEY_CHIPS)
 
 
 def of_chip(found, chip, key, int8):

@@ -40,8 +40,8 @@ NORMALIZED = {"googlenet": (200704, 602112), "alexnet": (290400, 186624)}
 SWISH = ("efficientnet_b0", "efficientnetv2_b0")
 
 
-# The fit replaces them; the file that is being made must not decide anything.
-START = {path: calibrate.as_factors(np.exp(calibrate._MEAN), 0.3, "start of the fit") for path in efficiency.PATHS}
+# The fit replaces these; the file that is being made must decide nothing.
+START = {path: calibrate.as_factors(calibrate.START, 0.3, "start of the fit") for path in efficiency.PATHS}
 
 
 @dataclass(frozen=True)
@@ -181,15 +181,19 @@ def roofline(samples: Sequence[calibrate.Sample]) -> calibrate.Array:
     return np.array(found)
 
 
-def evaluate(all_: Sequence[Campaign]) -> dict[str, Any]:
-    """The figures of the page: for each campaign a roofline, uncalibrated twice, calibrated without the network."""
-    chips = list(dict.fromkeys(c.chip for c in all_))
+def evaluate(all_: Sequence[Campaign], wanted: Iterable[str] | None = None) -> dict[str, Any]:
+    """The figures of the page: for each campaign a roofline, uncalibrated twice, calibrated without the network.
+
+    wanted: only campaigns on these chips; the fits still see all that they may.
+    """
+    asked = list(all_) if wanted is None else [c for c in all_ if c.chip in set(wanted) and c.role == "pool"]
+    chips = list(dict.fromkeys(c.chip for c in asked))
     without_chip = {chip: pool(all_, lambda c, chip=chip: c.chip != chip) for chip in chips}
-    cores = list(dict.fromkeys(c.core for c in all_))
+    cores = list(dict.fromkeys(c.core for c in asked))
     without_core = {core: pool(all_, lambda c, core=core: c.core != core) for core in cores}
     found: dict[str, Any] = {"campaigns": [], "predictions": []}
     own: dict[tuple[str, str], dict[str, calibrate.Array]] = {}
-    for c in all_:
+    for c in asked:
         samples = list(c.samples)
         y = measured(samples)
         uncalibrated = calibrate.log_times(samples, without_chip[c.chip])
