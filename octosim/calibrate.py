@@ -41,7 +41,7 @@ HUBER = 1.5  # residuals beyond so many NOISE count linearly
 START = np.array([PRIOR[name][0] for name in cost.PARAMETERS])
 _MEAN = np.log(START)
 _SD = np.array([PRIOR[name][1] for name in cost.PARAMETERS])
-_EXPOSED = cost.PARAMETERS.index("exposed")
+_MOST = np.array([1.0 if name in (*cost.KINDS[:-1], "exposed") else np.inf for name in cost.PARAMETERS])  # shares
 _ARRAYS = (
     "kind", "work", "clock", "rate", "cores", "share", "fill", "k", "in_order", "weights", "other", "weights_miss",
     "other_miss", "bandwidth", "parameters",
@@ -287,8 +287,7 @@ def fit(
     mean, sd = (_MEAN, _SD) if prior is None else (np.log(prior), np.minimum(_SD, OWN_SD))
 
     def residuals(x: Array) -> Array:
-        factors = np.exp(x[:n])
-        factors[_EXPOSED] = min(factors[_EXPOSED], 1.0)
+        factors = np.minimum(np.exp(x[:n]), _MOST)
         r = problem.log_times(factors) - measured
         if names:
             r = r + x[n:][owner]
@@ -300,8 +299,7 @@ def fit(
     starts = [mean] if prior is None else [mean, _MEAN]  # two, for the least of two local minima
     x = min((_descend(residuals, np.concatenate([m, np.zeros(len(names))]), steps) for m in starts),
             key=lambda x: float(residuals(x) @ residuals(x)))  # fmt: skip
-    factors = np.exp(x[:n])
-    factors[_EXPOSED] = min(factors[_EXPOSED], 1.0)
+    factors = np.minimum(np.exp(x[:n]), _MOST)
     return Fit({**known, path: factors}, dict(zip(names, x[n:].tolist(), strict=True)))
 
 
