@@ -387,6 +387,7 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         "- **uncalibrated**: the profile and the pool's factors; the fit has seen no measurement of the device's chip.",
         "- **without its core**: the same, and no measurement of the core (Cortex-A53 ...) on any chip either.",
         "- **calibrated**: factors fitted to the device's other networks, at all numbers of threads; the network is left out.",
+        "  The float layers inside int8 networks have the factors of the device's float measurements, all of them.",
         "- **rank**: Spearman's correlation over networks, uncalibrated and calibrated. Eight int8 networks, some within 5 %",
         "  of each other, make a coarse rank.",
         "",
