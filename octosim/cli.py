@@ -321,14 +321,17 @@ def _cost_ops(
 ) -> tuple[dict[str, Any], list[Any]]:
     """(what was asked, the operations) of a named network or an ONNX file."""
     if model.endswith(".onnx"):
+        from octosim import cost as model_of
         from octosim import onnx_trace
 
         if method is not None:
             raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
         kind = dtype or "float32"
-        # inference software keeps what is not int8 in the narrowest float type that the cores compute
-        halves = inference and kind == "int8" and any("float16" in e.macs_per_clock.given() for e in device.engines)
-        floats = "float16" if halves else None
+        floats = None
+        if inference and kind == "int8":
+            # compilers for accelerators keep codes throughout; on CPUs the rest is in the narrowest float type there is
+            halves = any("float16" in engine.macs_per_clock.given() for engine in device.engines)
+            floats = ("float16" if halves else None) if model_of.path_of(device.engines[0], "int8") else "int8"
         ops = onnx_trace.ops(
             Path(model), batch=batch, dtype=kind, float_dtype=floats, inference=inference, lenient=lenient
         )

@@ -76,7 +76,8 @@ def ops(
     """The operations of one inference or training step of an ONNX model, in the order of its nodes.
 
     batch: for a symbolic first dimension of the inputs; 1 if not given.  dtype: of the products; float_dtype: of all else,
-    float32 beside int8 if not given.  lenient: operators without a price count as memory traffic, instead of an error.
+    float32 beside int8 if not given, or "int8" where everything stays in codes (inference compiled for an accelerator).
+    lenient: operators without a price count as memory traffic, instead of an error.
     """
     model = load(path, batch)
     if float_dtype is None:
@@ -241,7 +242,8 @@ def _product(graph: _Graph, node: Any, layer: str, last: str) -> list[Op]:
     fixed = w in graph.constants
     x_size, w_size, y_size = graph.elements(x), graph.elements(w), graph.elements(y)
     size, wide = DTYPE_BYTES[dtype], DTYPE_BYTES[graph.float_dtype]
-    sum_size = 4 if dtype == "int8" else size
+    fused = graph.inference and graph.float_dtype == "int8"
+    sum_size = 4 if dtype == "int8" and not fused else size
     float_dtype = graph.float_dtype
 
     def gemm(pass_: str, shape: tuple[int, int, int], reads: int, writes: int, weights: int) -> Op:
@@ -257,7 +259,7 @@ def _product(graph: _Graph, node: Any, layer: str, last: str) -> list[Op]:
     found = []
     # quantization in training first reads the tensor for its range
     scans = 1 if graph.inference else 2
-    if dtype == "int8" and not quantized:
+    if dtype == "int8" and not quantized and not fused:
         for name, count in ((x, x_size), (w, w_size)):
             if name not in graph.codes and not (graph.inference and name in graph.constants):
                 found.append(over("forward", "quantize", count, count * wide * scans, count))
@@ -265,7 +267,7 @@ def _product(graph: _Graph, node: Any, layer: str, last: str) -> list[Op]:
     forward = gemm("forward", (m, k, n), (x_size + w_size) * size, y_size * sum_size, weights)
     dilated = max(_attribute(node, "dilations", [1])) > 1
     found.append(with_winograd(forward) if graph.inference and node.op_type != "ConvTranspose" and not dilated else forward)
-    if dtype == "int8" and not quantized:
+    if dtype == "int8" and not quantized and not fused:
         readers = graph.consumers.get(last, [])
         stays = graph.inference and bool(readers) and all(r is not None and r.op_type in PRODUCTS for r in readers)
         found.append(over("forward", "requantize", y_size, 4 * y_size, y_size * (1 if stays else wide)))

@@ -141,6 +141,15 @@ def test_int8(small):
     assert {op.dtype for op in training if op.kind == "gemm"} == {"int8"}
 
 
+def test_int8_throughout(small):
+    ops = onnx_trace.ops(small, dtype="int8", float_dtype="int8")
+    assert [op.name for op in ops] == [op.name for op in onnx_trace.ops(small)], "no passes of quantization"
+    assert {op.dtype for op in ops} == {"int8"} and ops[0].writes == 16 * 256
+    found = json.loads(octosim("cost", "--model", str(small), "--profile", "jetson", "--inference", "--dtype", "int8",
+                               "--json").stdout)
+    assert {layer["dtype"] for layer in found["layers"]} == {"int8"}
+
+
 def test_float16(small):
     ops = onnx_trace.ops(small, dtype="float16")
     assert {op.dtype for op in ops} == {"float16"} and ops[0].weights == 2 * 16 * 27
