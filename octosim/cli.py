@@ -235,36 +235,57 @@ def verify(
 @app.command()
 def cost(
     profile: Annotated[str, typer.Option(help="Device: a profile's name or alias, or a .toml file.")] = "jetson",
-    model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5.")] = "simplecnn",
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
+    model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5, or an ONNX file.")] = "simplecnn",
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Images a step; 100 if not given, of an ONNX file its own or 1."),
+    ] = None,
+    method: Annotated[Optional[str], typer.Option(help="Training method: octo, fp32; not for ONNX files.")] = None,  # noqa: UP045
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Arithmetic of the products: int8, float16, float32; float32 for ONNX files if not given."),
+    ] = None,
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass only.")] = False,
-    image: Annotated[str, typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS.")] = "28x28x1",
+    threads: Annotated[Optional[int], typer.Option(help="Cores that work at once; all if not given.")] = None,  # noqa: UP045
+    clock_ghz: Annotated[Optional[float], typer.Option(help="Of the first engine, in place of the profile's.")] = None,  # noqa: UP045
+    image: Annotated[str, typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; not for ONNX files.")] = "28x28x1",
+    lenient: Annotated[bool, typer.Option("--lenient", help="Count unknown ONNX operators as memory traffic.")] = False,
+    compare: Annotated[Optional[str], typer.Option(help="Other profiles, separated by commas: totals only.")] = None,  # noqa: UP045
     json_: AsJson = False,
 ) -> None:
-    """Predict what a training step costs on a device.
+    """Predict what a training step or an inference costs on a device.
 
     Example: octosim cost --profile jetson --model lenet5 --batch-size 128
+
+    Example: octosim cost --profile pi4 --model resnet18.onnx --inference --dtype int8 --threads 4 --compare pi5,rk3588
     """
     from octosim import cost as model_of
-    from octosim import hw, methods, models
+    from octosim import hw
 
-    device = hw.load(profile)
-    if batch_size < 1:
+    devices = [hw.load(name) for name in (profile, *(compare or "").split(",")) if name]
+    if batch_size is not None and batch_size < 1:
         raise OctosimError(f"--batch-size must be at least 1, not {batch_size}")
-    try:
-        height, width, channels = (int(part) for part in image.split("x"))
-    except ValueError:
-        raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{image}'") from None
-    network = models.Network(models.layers(model, 10), (height, width, channels), methods.make(method, {}), 0)
-    network.check(batch_size)
-    ops = [op for op in models.trace(network, batch_size) if not inference or op.pass_ == "forward" and op.layer != "loss"]
-    costs = model_of.predict(ops, device)
-    record: dict[str, Any] = {"model": model, "batch_size": batch_size, "method": method} | model_of.cost_json(costs, device)
+    if dtype is not None and dtype not in hw.DTYPES:
+        raise OctosimError(f"--dtype must be one of {', '.join(hw.DTYPES)}, not '{dtype}'")
+    if clock_ghz is not None:
+        if not 0 < clock_ghz < 1000:
+            raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
+        devices = [hw.at_clock(device, clock_ghz) for device in devices]
+    records, costs = [], []
+    for device in devices:
+        asked, ops = _cost_ops(model, device, batch_size, method, dtype, inference, image, lenient)
+        costs = model_of.predict(ops, device, threads)
+        records.append(asked | {"threads": threads} | model_of.cost_json(costs, device))
+    first = records[0]
     if json_:
-        _print_json(record)
+        _print_json(first if compare is None else {"devices": [{k: v for k, v in r.items() if k != "layers"} for r in records]})
         return
-    table = Table(title=f"{model}, batch {batch_size}, {method}: predicted on {device.title}")
+    step = "inference" if inference else "step"
+    title = f"{model}, batch {first['batch_size']}, {first['method'] or first['dtype']}"
+    if compare is not None:
+        _show_comparison(f"{title}: predicted {step}", records)
+        return
+    table = Table(title=f"{title}: predicted on {devices[0].title}")
     for name in ("layer", "pass", "what"):
         table.add_column(name)
     for name in ("MACs", "bytes", "time", "bound by"):
@@ -273,12 +294,79 @@ def cost(
         macs = _count(c.op.macs) if c.op.macs else ""
         table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, _count(c.op.bytes), _seconds(c.time_s), c.bound)
     out_console.print(table, highlight=False)
-    total = record["total"]
+    total = first["total"]
     energy = "no energy figure in the profile" if total["energy_j"] is None else f"at most {total['energy_j']:.3g} J"
     out_console.print(
-        f"step: {_seconds(total['time_s'])}, {energy}; training on this device is {total['training']}", highlight=False
+        f"{step}: {_seconds(total['time_s'])} ({_interval(total)} with 80 % probability), {energy}; "
+        f"training on this device is {total['training']}",
+        highlight=False,
     )
-    for note in record["notes"]:
+    for note in first["notes"]:
+        out_console.print(note, highlight=False)
+
+
+def _interval(total: dict[str, Any]) -> str:
+    return f"{_seconds(total['time_low_s'])} .. {_seconds(total['time_high_s'])}"
+
+
+def _cost_ops(
+    model: str,
+    device: Any,
+    batch: int | None,
+    method: str | None,
+    dtype: str | None,
+    inference: bool,
+    image: str,
+    lenient: bool,
+) -> tuple[dict[str, Any], list[Any]]:
+    """(what was asked, the operations) of a named network or an ONNX file."""
+    if model.endswith(".onnx"):
+        from octosim import cost as model_of
+        from octosim import onnx_trace
+
+        if method is not None:
+            raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
+        kind = dtype or "float32"
+        floats = None
+        if inference and kind == "int8":
+            # compilers for accelerators keep codes throughout; on CPUs the rest is in the narrowest float type there is
+            halves = any("float16" in engine.macs_per_clock.given() for engine in device.engines)
+            floats = ("float16" if halves else None) if model_of.path_of(device.engines[0], "int8") else "int8"
+        ops = onnx_trace.ops(
+            Path(model), batch=batch, dtype=kind, float_dtype=floats, inference=inference, lenient=lenient
+        )
+        return {"model": model, "batch_size": onnx_trace.batch_size(Path(model), batch), "method": None, "dtype": kind}, ops
+    from octosim import methods, models
+
+    if dtype == "float16":
+        raise OctosimError("octosim's own networks train in int8 or float32; --dtype float16 is for ONNX files")
+    method = method or {"float32": "fp32"}.get(dtype or "", "octo")
+    if dtype is not None and (method == "fp32") != (dtype == "float32"):
+        raise OctosimError(f"--method {method} does not compute in {dtype}")
+    try:
+        height, width, channels = (int(part) for part in image.split("x"))
+    except ValueError:
+        raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{image}'") from None
+    batch = batch or 100
+    network = models.Network(models.layers(model, 10), (height, width, channels), methods.make(method, {}), 0)
+    network.check(batch)
+    ops = [op for op in models.trace(network, batch) if not inference or op.pass_ == "forward" and op.layer != "loss"]
+    kind = "float32" if method == "fp32" else "int8"
+    return {"model": model, "batch_size": batch, "method": method, "dtype": kind}, ops
+
+
+def _show_comparison(title: str, records: list[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    table.add_column("device")
+    for name in ("time", "80 % interval", "against the first", "energy at most"):
+        table.add_column(name, justify="right")
+    for record in records:
+        total = record["total"]
+        energy = "-" if total["energy_j"] is None else f"{total['energy_j']:.3g} J"
+        ratio = f"{total['time_s'] / records[0]['total']['time_s']:.2f}"
+        table.add_row(record["device"], _seconds(total["time_s"]), _interval(total), ratio, energy)
+    out_console.print(table, highlight=False)
+    for note in dict.fromkeys(note for record in records for note in record["notes"]):
         out_console.print(note, highlight=False)
 
 
@@ -582,6 +670,50 @@ def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) 
 
     device = hw.check(file)
     out_console.print(f"{file}: a good profile of {device.title}", highlight=False)
+
+
+@profiles_app.command("calibrate")
+def profiles_calibrate(
+    from_: Annotated[Path, typer.Option("--from", help="CSV of measured times of whole networks (.csv or .csv.gz).")],
+    profile: Annotated[str, typer.Option(help="The device: a profile's name or alias, or a .toml file.")],
+    layers: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="CSV of the networks' layers, where the measurements name networks and not .onnx files."),
+    ] = None,
+    summary: Annotated[Optional[Path], typer.Option(help="CSV with the networks' activation_elements_sum.")] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option(help="Take only rows whose device begins so.")] = "",
+    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="A copy of the profile with the factors.")] = None,  # noqa: UP045
+    json_: AsJson = False,
+) -> None:
+    """Fit a CPU's efficiency factors to measured times; prints them as TOML, or writes a profile that has them.
+
+    The CSV has the columns network, precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
+
+    Example: octosim profiles calibrate --from measured.csv --profile pi4 -o my-pi4.toml
+    """
+    from octosim import calibrate, efficiency, hw
+
+    rows = [row for row in calibrate.measurements(from_) if row.device.startswith(device)]
+    if not rows:
+        raise OctosimError(f"{from_}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
+    found = calibrate.calibrate(hw.load(profile), rows, calibrate.networks(layers, summary) if layers else {}, from_.name)
+    text = "\n".join(f"[calibration.{path}]\n{efficiency.table(f)}" for path, f in found.factors.items())
+    if out:
+        from octosim.train import write_atomic
+
+        write_atomic(out, f"{hw.text_of(profile).rstrip()}\n\n{text}".encode())
+        hw.check(out)
+    if json_:
+        _print_json({path: f.model_dump() | {"report": found.report[path]} for path, f in found.factors.items()})
+        return
+    if not out:
+        print(text)
+    for path, r in found.report.items():
+        err_console.print(
+            f"{path}: {r['measurements']} measurements; median error {100 * r['uncalibrated']:.1f} % before, "
+            f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit",
+            highlight=False,
+        )
 
 
 @data_app.command("list")

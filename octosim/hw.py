@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from octosim.efficiency import Factors
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
 
@@ -142,6 +143,14 @@ class Numerics(_Model):
     requantization: RequantizationName | None = None
 
 
+class Tile(_Model):
+    """The block of a product M x K x N that a unit takes at once; K in bytes, so that every dtype has one."""
+
+    m: Count
+    n: Count
+    k_bytes: Count
+
+
 class Engine(_Model):
     """One kind of compute unit.
 
@@ -151,6 +160,8 @@ class Engine(_Model):
     elementwise_per_clock: elements per clock of one unit in a pass over memory; absent: only memory is counted.
     accumulator: preset name of octosim.numerics where one fits, else words.
     trains: whether it can run the passes dX, dW and update, and not only forward.
+    core: of a CPU, the core's name ("Cortex-A72"); absent: what the profile's title says.
+    tile: absent: no loss where a product is not a multiple of it.
     """
 
     name: Text
@@ -160,6 +171,8 @@ class Engine(_Model):
     clock_ghz: Figure
     macs_per_clock: PerDtype
     gemm_efficiency: RatioPerDtype | None = None
+    core: Text | None = None
+    tile: Tile | None = None
     elementwise_per_clock: Figure | None = None
     published_peak_gmac_s: PerDtype | None = None
 
@@ -248,7 +261,10 @@ class Training(_Model):
 
 
 class Device(_Model):
-    """A device as the cost model sees it.  Properties without `_gb_s`, `_us` ... are in SI units."""
+    """A device as the cost model sees it.  Properties without `_gb_s`, `_us` ... are in SI units.
+
+    calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     title: Text
@@ -262,6 +278,7 @@ class Device(_Model):
     caches: Annotated[tuple[Cache, ...], Field(strict=False)] = ()
     power: Power = Power()
     energy: Energy = Energy()
+    calibration: dict[Literal["float32", "float16", "smlal", "sdot"], Factors] = {}  # noqa: RUF012
 
     @field_validator("engines")
     @classmethod
@@ -318,6 +335,22 @@ def load(name_or_path: str | Path) -> Device:
     hint = difflib.get_close_matches(text, known, n=1)
     guess = f"did you mean {hint[0]}?" if hint else f"known are {', '.join(known)}, or the path of a .toml file"
     raise OctosimError(f"unknown profile {text!r}: {guess}")
+
+
+def at_clock(device: Device, ghz: float) -> Device:
+    """The device with its first engine at another clock: a later board revision, an overclock, a power mode."""
+    first, *others = device.engines
+    figure = Figure(value=ghz, kind="estimate", source="asked for, in place of the profile's clock")
+    return device.model_copy(update={"engines": (first.model_copy(update={"clock_ghz": figure}), *others)})
+
+
+def text_of(name_or_path: str) -> str:
+    """The TOML text of a shipped profile or a file, as it stands there."""
+    load(name_or_path)
+    if name_or_path == "host":
+        raise OctosimError("profile host is read from this machine and has no file")
+    name = aliases().get(name_or_path, name_or_path)
+    return (_shipped()[name] if name in _shipped() else Path(name_or_path)).read_text(encoding="utf-8")
 
 
 def names() -> list[str]:

@@ -42,6 +42,10 @@ class Convolution:
         g = self.geometry
         return g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w * g.channels, g.filters
 
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.geometry.kernel_h, self.geometry.kernel_w
+
     def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
         return core.conv_forward(self.geometry, x, w, x_zero=x_zero, out=out)
 
@@ -64,6 +68,11 @@ class FullProduct:
     def shape(self) -> tuple[int, int, int]:
         """(M, K, N) of the forward pass."""
         return self.batch, self.inputs, self.outputs
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(0, 0): no convolution."""
+        return 0, 0
 
     def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
         return core.gemm(x, w, transpose_b=True, out=out)

@@ -6,16 +6,24 @@ can be priced without running it; `octosim bench` measures the same (layer, pass
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PASSES = ("forward", "dX", "dW", "update")
 """forward: Y = X W^T.  dX: input gradient dX = dY W.  dW: weight gradient dW = dY^T X.  update: the optimizer."""
 
 DTYPE_BYTES = {"int8": 1, "float16": 2, "int32": 4, "float32": 4}
 
+WORK = {"Sigmoid": 4, "Softmax": 4, "LRN": 40}
+"""How many times an element of an elementwise operation counts that takes longer than an addition: the order of the
+instructions of an exponential; LRN takes a power and five neighbours."""
+
 KINDS = ("gemm", "elementwise", "update")
 """gemm: a matrix product (convolutions included).  elementwise: a pass over memory (quantize, bias, normalization, ReLU,
 pooling, loss ...), reductions included.  update: the optimizer's pass over the parameters."""
+
+ALGORITHMS = ("direct", "winograd")
+"""winograd: F(4x4, 3x3) for a 3x3 convolution of stride 1: a quarter of the products, more traffic (Lavin & Gray 2016).
+Inference only: it is not bit-exact with the definition, so octosim's own training does not use it."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,13 @@ class Op:
     pass_:  one of PASSES.
     kind:   one of KINDS.
     name:   what it does, for people: "conv 5x5", "linear", "quantize", "batchnorm", "relu" ...
-    shape:  for a gemm (M, K, N) with K the reduction; else (elements,).
+    shape:  for a gemm (M, K, N) with K the reduction; else (elements,), each counted WORK times.
     dtype:  the arithmetic: "int8" (int8 x int8 products summed in int32) or "float32".
     reads, writes: compulsory traffic in bytes: every operand once, in the type it is stored in.
+    groups: products of the shape in a grouped convolution; each takes the channels of one group.
+    kernel, stride: of a convolution; (0, 0) where the operation is none.
+    weights: how many of the bytes are parameters, which stay from step to step.
+    algorithm: one of ALGORITHMS.
     """
 
     layer: str
@@ -39,21 +51,35 @@ class Op:
     dtype: str
     reads: int
     writes: int
+    groups: int = 1
+    kernel: tuple[int, int] = (0, 0)
+    stride: int = 1
+    weights: int = 0
+    algorithm: str = "direct"
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates: M*K*N of a gemm, else 0.  One MAC is two operations."""
+        """Multiply-accumulates: groups*M*K*N of a gemm, else 0, whatever the algorithm.  One MAC is two operations."""
         if self.kind != "gemm":
             return 0
         m, k, n = self.shape
-        return m * k * n
+        return m * k * n * self.groups
 
     @property
     def elements(self) -> int:
-        """Elements that the operation produces: M*N of a gemm, else the element count."""
-        return self.shape[0] * self.shape[2] if self.kind == "gemm" else self.shape[0]
+        """Elements that the operation produces: groups*M*N of a gemm, else the element count."""
+        return self.groups * self.shape[0] * self.shape[2] if self.kind == "gemm" else self.shape[0]
 
     @property
     def bytes(self) -> int:
         """Compulsory memory traffic in bytes."""
         return self.reads + self.writes
+
+
+def with_winograd(op: Op) -> Op:
+    """The operation as inference software runs it: Winograd's algorithm for a 3x3 convolution of stride 1, where it is wide
+    enough for the transforms to pay (16 channels in and out)."""
+    wide = op.kind == "gemm" and op.shape[1] >= 9 * 16 and op.shape[2] >= 16
+    if wide and op.kernel == (3, 3) and op.stride == 1 and op.groups == 1:
+        return replace(op, algorithm="winograd")
+    return op

@@ -14,7 +14,7 @@ from octosim import hw
 
 COMMANDS = [
     ("train",), ("verify",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"), ("profiles", "show"),
-    ("profiles", "check"), ("profiles", "schema"), ("data",), ("data", "list"), ("data", "fetch"),
+    ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"), ("data",), ("data", "list"), ("data", "fetch"),
 ]  # fmt: skip
 LENET = ("--model", "lenet5", "--batch-size", "50")
 
@@ -176,7 +176,7 @@ BAD = [
     (("bench", "--against", "tensorflow"), "unknown peer 'tensorflow' (known: torch)"),
     (("bench", "--seconds", "0"), "--seconds must be in"),
     (("bench", "--plot", "x.png"), "--plot goes with --kernels"),
-    (("bench", "--kernels", "--against", "mkl"), "unknown peer 'mkl' for kernels (known: torch, onnxruntime)"),
+    (("bench", "--kernels", "--against", "mkl"), "unknown peer 'mkl' for kernels (known: torch, onnxruntime, apytypes)"),
     (("report", "nowhere"), "nowhere"),
     (("profiles", "show", "pi7"), "unknown profile 'pi7'"),
     (("profiles", "check", "nowhere.toml"), "nowhere.toml"),

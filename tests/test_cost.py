@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+import tomllib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import cost, hw
+from octosim import cost, efficiency, hw
 from octosim.errors import OctosimError
-from octosim.trace import DTYPE_BYTES, PASSES, Op
+from octosim.trace import DTYPE_BYTES, PASSES, Op, with_winograd
 
 
 def fig(value, kind="estimate"):
@@ -66,8 +69,20 @@ def test_real_profile_by_hand():
     assert one.compute_s == pytest.approx(1e9 / (48 * 1.1e9 * 128 * 0.45))
     assert one.memory_s == pytest.approx(6e6 / 46e9)
     assert one.time_s == pytest.approx(10e-6 + one.compute_s)
+
+
+def test_factors_by_hand():
+    """A product on the Pi 4's four cores: the equations of docs/cost-model.md, with the shipped factors."""
     (pi,) = cost.predict([gemm(1000, 1000, 1000, "float32")], hw.load("pi4"))
-    assert pi.time_s == pytest.approx(10e-6 + 1e9 / (24e9 * 0.51))
+    f = efficiency.shipped()["raspberry-pi-4"]["float32"]
+    cores = 4 / (1 + 3 * f.serial)
+    compute = 1e9 / (1.5e9 * 4 * cores * f.pointwise * 1000 / (1000 + f.k_half) * 125**2 / (4 * math.ceil(125**2 / 4)))
+    bandwidth = max(5e9, min(20e9, 0.6 * 12.8e9)) * f.bandwidth
+    missed = 12e6 - 0.5 * 2**20
+    memory = missed / bandwidth + 0.5 * 2**20 / (f.cache * 1.5e9)
+    assert pi.compute_s == pytest.approx(compute) and pi.memory_s == pytest.approx(memory)
+    assert pi.overhead_s == pytest.approx((f.overhead_us + f.fork_us) * 1e-6)
+    assert pi.time_s == pytest.approx(pi.overhead_s + max(compute, memory) + f.exposed * min(compute, memory))
 
 
 @pytest.mark.parametrize("op, overhead_us, bound", [
@@ -141,6 +156,165 @@ def test_no_engine_for_a_type():
         cost.predict([gemm(dtype="float32")], device([engine(macs={"int8": 8})]))
     with pytest.raises(OctosimError, match="layer conv1: a matrix product in 'int32' has no price"):
         cost.predict([gemm(dtype="int32")], device())
+
+
+# --- CPU cores with factors -------------------------------------------------------------------------------------------
+
+FACTORS = efficiency.Factors(
+    conv3x3=0.5, conv=0.5, pointwise=0.8, depthwise=0.25, linear=0.5, elementwise=4.0, bandwidth=1.0, cache=8.0, k_half=10.0,
+    serial=0.1, in_order=0.8, exposed=0.5, overhead_us=1.0, fork_us=5.0, spread=0.2, source="test")
+
+
+def cpu(core="Cortex-A72", cache_kib=1024, peak=None, **factors):
+    toy = device([engine(macs={"int8": 8, "float32": 4}, accumulator="smlal", core=core) | {"units": fig(4)}], bandwidth=4,
+                 caches=[{"name": "L2", "shared_by": "4 cores", "size_kib": fig(cache_kib)}])
+    made = FACTORS.model_copy(update=factors)
+    memory = toy.memory.model_copy(update={"bandwidth_peak_gb_s": hw.Figure(**fig(peak)) if peak else None})
+    return toy.model_copy(update={"calibration": {"float32": made, "smlal": made}, "memory": memory})
+
+
+def conv(channels=64, filters=64, side=56, kernel=3, stride=1, groups=1, dtype="float32"):
+    m, k, n = side * side, channels // groups * kernel * kernel, filters // groups
+    size, weights = DTYPE_BYTES[dtype], filters * k * DTYPE_BYTES[dtype]
+    return Op("conv1", "forward", "gemm", f"conv {kernel}x{kernel}", (m, k, n), dtype, m * channels * size + weights,
+              m * filters * size, groups=groups, kernel=(kernel, kernel), stride=stride, weights=weights)
+
+
+@pytest.mark.parametrize("op, kind", [
+    (conv(), "conv"), (with_winograd(conv()), "conv3x3"), (conv(stride=2), "conv"), (conv(kernel=5), "conv"),
+    (conv(kernel=1), "pointwise"), (conv(kernel=1, stride=2), "conv"), (conv(groups=64), "depthwise"),
+    (conv(groups=8), "conv"), (conv(kernel=1, groups=8), "conv"), (gemm(1, 100, 10), "linear"),
+    (gemm(32, 100, 10), "pointwise"),
+    (pointwise(), "elementwise"),
+    (replace(conv(groups=64), shape=(1, 3136, 9), pass_="dW"), "depthwise"),
+    (replace(conv(groups=64), shape=(3136, 1, 9), pass_="dX"), "depthwise")])
+def test_kinds(op, kind):
+    assert cost.kind_of(op) == kind
+
+
+@pytest.mark.parametrize("op, chosen", [
+    (conv(), True), (conv(stride=2), False), (conv(kernel=5), False), (conv(groups=2), False), (conv(channels=3), False),
+    (conv(filters=8), False), (gemm(), False), (pointwise(), False)])
+def test_winograd_where_it_pays(op, chosen):
+    assert (with_winograd(op).algorithm == "winograd") == chosen
+
+
+def test_winograd_computes_a_quarter_and_moves_more():
+    direct, fast = cost.predict([conv(), with_winograd(conv())], cpu(cache_kib=0.001, conv3x3=0.5, conv=0.5, k_half=1e-6))
+    assert fast.compute_s == pytest.approx(direct.compute_s / 4, rel=1e-3)  # 56 is a multiple of its tile
+    assert fast.memory_s > direct.memory_s
+    (odd,) = cost.predict([with_winograd(conv(side=13))], cpu(conv3x3=0.5, conv=0.5))
+    (plain,) = cost.predict([conv(side=13)], cpu(conv3x3=0.5, conv=0.5))
+    assert odd.compute_s == pytest.approx(plain.compute_s / 4 * (16 / 13) ** 2)
+
+
+def test_without_factors_every_algorithm_costs_the_same():
+    direct, fast = cost.predict([conv(), with_winograd(conv())], device())
+    assert fast.time_s == direct.time_s
+
+
+def test_depthwise_small_k_and_tiny_m_reach_less():
+    def rate(op):
+        (one,) = cost.predict([op], cpu())
+        return op.macs / one.compute_s
+
+    full = rate(conv(kernel=1, channels=512, filters=512))
+    assert rate(conv(groups=64)) < full / 2
+    assert rate(conv(kernel=1, channels=4, filters=512)) < full / 2
+    assert rate(conv(kernel=1, channels=512, filters=512, side=1)) < full / 2
+    assert rate(conv(kernel=1, channels=512, filters=5)) < full
+    assert rate(conv(groups=64)) == pytest.approx(4 * 1e9 * 4 * 0.25 / 1.3)  # 16 tasks on 4 cores
+
+
+def test_in_order_cores():
+    (slow,), (fast,) = (cost.predict([conv()], cpu(core)) for core in ("Cortex-A53", "Cortex-A72"))
+    assert slow.compute_s == pytest.approx(fast.compute_s / 0.8) and slow.memory_s == fast.memory_s
+    (named,), (unknown,) = (cost.predict([conv()], cpu(core).model_copy(update={"title": title}))
+                            for core, title in ((None, "Board (4x Cortex-A55)"), (None, "Board (Cortex-A76, Cortex-A55)")))
+    assert named.compute_s == slow.compute_s and unknown.compute_s == fast.compute_s
+
+
+def test_a_working_set_in_the_cache_spares_main_memory():
+    (small,), (large,) = (cost.predict([pointwise(10_000)], cpu(cache_kib=size)) for size in (160, 0.001))
+    assert small.memory_s == pytest.approx(80_000 / 8e9)         # 8 bytes a clock at 1 GHz
+    assert large.memory_s == pytest.approx(80_000 / 4e9, rel=1e-3)
+    (half,) = cost.predict([pointwise(10_000)], cpu(cache_kib=80_000 / 1024))  # half of it counts
+    assert half.memory_s == pytest.approx(40_000 / 8e9 + 40_000 / 4e9)
+
+
+def test_weights_of_a_large_network_come_from_memory_even_if_a_layer_fits():
+    small = conv(kernel=1)
+    (alone,) = cost.predict([small], cpu(cache_kib=8192))
+    crowded = cost.predict([small, *[conv(kernel=1, channels=1024, filters=1024)] * 8], cpu(cache_kib=8192))[0]
+    assert crowded.memory_s > alone.memory_s
+
+
+def test_threads():
+    big = conv(side=224)
+    one, two, four, many = (cost.predict([big], cpu(), threads)[0] for threads in (1, 2, 4, 64))
+    assert one.compute_s == pytest.approx(two.compute_s * 2 / 1.1) and one.compute_s == pytest.approx(four.compute_s * 4 / 1.3)
+    assert many == four == cost.predict([big], cpu())[0]
+    assert (one.overhead_s, two.overhead_s) == (pytest.approx(1e-6), pytest.approx(6e-6))
+    with pytest.raises(OctosimError, match="threads must be at least 1, not 0"):
+        cost.predict([big], cpu(), 0)
+
+
+def test_several_cores_draw_more_bandwidth_only_where_the_memory_has_it():
+    def memory(threads, peak):
+        return cost.predict([pointwise(10**7)], cpu(cache_kib=0.001, peak=peak), threads)[0].memory_s
+
+    assert memory(1, 100) == pytest.approx(memory(4, None)) == pytest.approx(memory(4, 5), rel=1e-6)
+    assert memory(4, 20) == pytest.approx(memory(1, 20) / 3, rel=1e-3)     # 0.6 x 20 GB/s for 4
+    assert memory(4, 100) == pytest.approx(memory(1, 100) / 4, rel=1e-3)   # no core draws more than 4
+
+
+def test_tiles_of_an_accelerator():
+    tile = {"m": fig(16), "n": fig(16), "k_bytes": fig(32)}
+    plain, tiled = device(), device([engine(tile=tile)])
+    for shape, waste in (((160, 320, 160), 1), ((1, 320, 160), 16), ((160, 33, 160), 64 / 33), ((160, 320, 20), 32 / 20)):
+        (a,), (b,) = (cost.predict([gemm(*shape)], toy) for toy in (plain, tiled))
+        assert b.compute_s == pytest.approx(a.compute_s * waste)
+
+
+def test_intervals():
+    toy = cpu()
+    forward = cost.total(cost.predict([conv()], toy), toy)
+    training = cost.total(cost.predict([conv(), gemm(pass_="dW", dtype="float32")], toy), toy)
+    other = cost.total(cost.predict([conv()], device()), device())
+    for found in (forward, training, other):
+        assert found["time_low_s"] < found["time_s"] < found["time_high_s"]
+        assert found["time_low_s"] * found["time_high_s"] == pytest.approx(found["time_s"] ** 2)
+    assert forward["time_high_s"] / forward["time_s"] == pytest.approx(math.exp(1.2816 * math.hypot(0.2, 0.3)))
+    assert training["time_high_s"] / training["time_s"] > forward["time_high_s"] / forward["time_s"]
+    assert cost.total([], toy)["time_high_s"] == 0
+
+
+def test_shipped_factors():
+    found = efficiency.shipped()
+    assert set(found["pool"]) == set(efficiency.PATHS)
+    assert set(found) - {"pool"} <= set(hw.names())
+    assert efficiency.parse(tomllib.loads(efficiency.toml(found))) == found
+    for rows in found.values():
+        for path, f in rows.items():
+            assert 0.05 <= f.spread < 0.6 and 0.5 < f.in_order < 1.5 and 0.3 < f.bandwidth < 2, path
+            assert all(getattr(f, kind) <= 1 for kind in cost.KINDS[:-1]), path
+
+
+def test_whose_factors():
+    pi4, host = hw.load("pi4"), hw.load("jetson")
+    found = efficiency.shipped()
+    assert cost.factors_of(pi4, pi4.engines[0], "int8") == found["raspberry-pi-4"]["smlal"]
+    assert cost.factors_of(pi4.model_copy(update={"name": "other"}), pi4.engines[0], "int8") == found["pool"]["smlal"]
+    assert cost.factors_of(pi4.model_copy(update={"calibration": {"smlal": FACTORS}}), pi4.engines[0], "int8") == FACTORS
+    assert cost.factors_of(host, host.engines[0], "int8") is None
+
+
+@given(st.sampled_from([conv(), conv(groups=64), with_winograd(conv()), conv(kernel=1), gemm(1, 500, 300), pointwise()]),
+       st.integers(0, 10**8), st.integers(1, 8))
+def test_with_factors_more_bytes_are_never_faster(op, extra, threads):
+    more = replace(op, reads=op.reads + extra)
+    (a,), (b,) = (cost.predict([x], cpu(), threads) for x in (op, more))
+    assert b.time_s >= a.time_s * (1 - 1e-12) and math.isfinite(b.time_s)
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from octosim.trace import Op
 
 FOLDER = Path(hw.__file__).resolve().parent.parent / "hwprofiles"
 FILES = sorted(FOLDER.glob("*.toml"), key=lambda f: f.stem)
-UNITS = ("_ghz", "_us", "_gb_s", "_gib", "_kib", "_w", "_gmac_s", "_pj_per_byte")
-UNITLESS = {"units", "int8", "float16", "float32"}  # counts, and entries of a table that carries the unit
+UNITS = ("_ghz", "_us", "_gb_s", "_gib", "_kib", "_w", "_gmac_s", "_pj_per_byte", "_bytes")
+UNITLESS = {"units", "int8", "float16", "float32", "m", "n"}  # counts, and entries of a table that carries the unit
 TABLES_OF_DTYPES = {"macs_per_clock", "gemm_efficiency", "published_peak_gmac_s", "pj_per_mac"}
 INT8_LESS = {"jetson-nano", "jetson-tx2"}
 FORWARD_ONLY = {"coral-edge-tpu", "hailo-8", "kendryte-k210", "rk3588-npu"}

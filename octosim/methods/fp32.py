@@ -48,13 +48,14 @@ class Fp32:
         return product.input_grad(error, node.params["w"], out=dx)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        m, k, n = node.layer.product(node, batch).shape
+        product = node.layer.product(node, batch)
+        (m, k, n), kernel = product.shape, product.kernel
         x, w, y = batch * int(np.prod(node.in_shape)), n * k, m * n
         kind = node.layer.title
         return [
-            Op(node.name, "forward", "gemm", kind, (m, k, n), "float32", 4 * (x + w), 4 * y),
+            Op(node.name, "forward", "gemm", kind, (m, k, n), "float32", 4 * (x + w), 4 * y, kernel=kernel, weights=4 * w),
             Op(node.name, "forward", "elementwise", "bias", (y,), "float32", 4 * y, 4 * y),
-            Op(node.name, "dW", "gemm", kind, (n, m, k), "float32", 4 * (x + y), 4 * w),
+            Op(node.name, "dW", "gemm", kind, (n, m, k), "float32", 4 * (x + y), 4 * w, kernel=kernel),
             Op(node.name, "dW", "elementwise", "bias gradient", (y,), "float32", 4 * y, 0),
-            Op(node.name, "dX", "gemm", kind, (m, n, k), "float32", 4 * (y + w), 4 * x),
+            Op(node.name, "dX", "gemm", kind, (m, n, k), "float32", 4 * (y + w), 4 * x, kernel=kernel, weights=4 * w),
         ]

@@ -1,0 +1,418 @@
+"""Fits efficiency factors to measured times of whole networks.
+
+The fit is a maximum a posteriori estimate in logarithms: residuals are ln(predicted / measured) with Huber's loss, every
+factor has a normal prior around that of the pool (or PRIOR, for the pool itself), and a campaign of measurements may have
+an offset of its own, which stands for software version, cooling and clock and is not part of the factors.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from octosim import cost
+from octosim.efficiency import Factors
+from octosim.errors import OctosimError
+from octosim.hw import Device
+from octosim.trace import DTYPE_BYTES, Op, with_winograd
+
+Array = cost.Array
+
+PRIOR = {
+    # (value, standard deviation of its logarithm): shares of a peak, then the order of published latencies
+    "conv3x3": (0.4, 0.5), "conv": (0.5, 0.5), "pointwise": (0.7, 0.5), "depthwise": (0.2, 0.5), "linear": (0.5, 0.5),
+    "elementwise": (3.2, 0.5), "bandwidth": (0.9, 0.3), "cache": (4.0, 0.5), "k_half": (8.0, 0.7), "serial": (0.05, 0.7),
+    "in_order": (0.7, 0.4), "exposed": (0.5, 0.7), "overhead_us": (3.0, 0.7), "fork_us": (6.0, 0.7),
+}  # fmt: skip
+OWN_SD = 0.35
+"""How far a device's factors lie from the pool's: standard deviation of the logarithm, at most that of PRIOR."""
+NOISE = 0.12
+"""Standard deviation of ln(measured / predicted) that is no fault of the factors: 2 to 5 % of measuring, the rest what
+the model and the tables of layers leave out."""
+CAMPAIGN_SD = 0.3
+HUBER = 1.5  # residuals beyond so many NOISE count linearly
+START = np.array([PRIOR[name][0] for name in cost.PARAMETERS])
+_MEAN = np.log(START)
+_SD = np.array([PRIOR[name][1] for name in cost.PARAMETERS])
+_MOST = np.array([1.0 if name in (*cost.KINDS[:-1], "exposed") else np.inf for name in cost.PARAMETERS])  # shares
+_ARRAYS = (
+    "kind", "work", "clock", "rate", "cores", "share", "fill", "k", "in_order", "weights", "other", "weights_miss",
+    "other_miss", "bandwidth", "parameters",
+)  # fmt: skip
+
+
+# ---- measurements and networks --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of a table of measurements.  precision: as written there; time in seconds."""
+
+    device: str
+    network: str
+    precision: str
+    threads: int
+    time_s: float
+    row: Mapping[str, str]
+
+    @property
+    def is_int8(self) -> bool:
+        return self.precision == "int8"
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, which may be compressed (.gz)."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file, or not a whole one"
+        raise OctosimError(f"{path}: cannot be read ({reason})") from None
+
+
+def measurements(path: Path) -> list[Measurement]:
+    """Rows of a CSV with the columns network, precision, threads, value and, if there, device, unit, metric, backend.
+
+    Of several metrics latency_min is taken; rows of GPU backends are left out.
+    """
+    rows = read_csv(path)
+    needed = {"network", "precision", "threads", "value"}
+    if not rows or not needed <= set(rows[0]):
+        raise OctosimError(f"{path}: expected a CSV with the columns {', '.join(sorted(needed))}")
+    units = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    found = []
+    for number, row in enumerate(rows, 2):
+        if row.get("metric", "latency_min") != "latency_min" or not row.get("backend", "cpu").endswith("cpu"):
+            continue
+        try:
+            value, threads, unit = float(row["value"]), int(row["threads"]), units[row.get("unit") or "ms"]
+        except (ValueError, KeyError, TypeError):
+            text = "expected numbers for value and threads, and a unit s, ms or us"
+            raise OctosimError(f"{path}, line {number}: {text}") from None
+        if not (value > 0 and math.isfinite(value) and threads >= 1):
+            raise OctosimError(f"{path}, line {number}: expected a time and a number of threads above zero")
+        found.append(Measurement(row.get("device", ""), row["network"], row["precision"], threads, value * unit, row))
+    return found
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a table of layers; sizes as (channels, height, width)."""
+
+    name: str
+    type: str
+    inputs: tuple[int, int, int]
+    outputs: tuple[int, int, int]
+    kernel: tuple[int, int]
+    stride: int
+    groups: int
+    macs: int
+    weights: int
+    int8_output: bool
+
+
+def networks(layers: Path, summary: Path | None = None) -> dict[str, tuple[list[Layer], int]]:
+    """Network -> (weighted layers and pooling, elements that other layers produce), from the tables of ncnn's networks.
+
+    layers: columns network, layer, type, in_c ... out_w, kh, kw, sh, groups, macs, weight_count, int8_scale_term.
+    summary: columns network, activation_elements_sum (all layers and the input).
+    """
+    found: dict[str, list[Layer]] = {}
+    try:
+        for row in read_csv(layers):
+            number = {k: int(v) for k, v in row.items() if k not in ("network", "layer", "type")}
+            found.setdefault(row["network"], []).append(
+                Layer(
+                    row["layer"], row["type"],
+                    (number["in_c"], number["in_h"], number["in_w"]), (number["out_c"], number["out_h"], number["out_w"]),
+                    (number["kh"], number["kw"]), number["sh"], max(1, number["groups"]), number["macs"],
+                    number["weight_count"], number["int8_scale_term"] > 100,
+                )
+            )  # fmt: skip
+        produced = {row["network"]: int(row["activation_elements_sum"]) for row in read_csv(summary)} if summary else {}
+    except (KeyError, ValueError) as error:
+        raise OctosimError(f"{layers}: not a table of layers ({error})") from None
+    other = {}
+    for name, stack in found.items():
+        known = sum(math.prod(layer.outputs) for layer in stack) + math.prod(stack[0].inputs)
+        other[name] = max(0, produced.get(name, 0) - known)
+    return {name: (stack, other[name]) for name, stack in found.items()}
+
+
+def layer_ops(stack: Sequence[Layer], other: int, float_dtype: str, int8: bool, linear_bytes: int | None = None) -> list[Op]:
+    """The forward pass of a table's network, one image; weighted layers in int8 if asked for, the others in float_dtype.
+
+    other: elements that unlisted layers produce, priced as passes over memory of the layers' mean size.
+    linear_bytes: bytes of a stored weight of fully connected layers, where not those of the type.
+    """
+    size = DTYPE_BYTES[float_dtype]
+    ops: list[Op] = []
+    from_int8 = False  # whether the layer before left int8 codes
+    for layer in stack:
+        inputs, outputs = math.prod(layer.inputs), math.prod(layer.outputs)
+        (ci, _, wi), (co, ho, wo) = layer.inputs, layer.outputs
+        if layer.type == "Pooling":
+            ops.append(Op(layer.name, "forward", "elementwise", "pool", (outputs,), float_dtype, inputs * size, outputs * size))
+            continue
+        if layer.type == "MultiHeadAttention":
+            ops += attention_ops(layer.name, wi, ci, layer.groups, float_dtype)
+            continue
+        weight_size = 1 if int8 else size
+        linear = layer.type == "InnerProduct"
+        if linear:
+            shape = (max(1, layer.macs // layer.weights), layer.weights // co, co)
+            weight_size = weight_size if int8 or linear_bytes is None else linear_bytes
+        else:
+            shape = (ho * wo, ci // layer.groups * layer.kernel[0] * layer.kernel[1], co // layer.groups)
+        if int8 and not from_int8:
+            ops.append(Op(layer.name, "forward", "elementwise", "quantize", (inputs,), float_dtype, inputs * size, inputs))
+        op = Op(
+            layer.name, "forward", "gemm", "linear" if linear else f"conv {layer.kernel[0]}x{layer.kernel[1]}", shape,
+            "int8" if int8 else float_dtype,
+            inputs * (1 if int8 else size) + layer.weights * weight_size, outputs * (4 if int8 else size),
+            groups=1 if linear else layer.groups, kernel=(0, 0) if linear else layer.kernel,
+            stride=1 if linear else layer.stride, weights=layer.weights * weight_size,
+        )  # fmt: skip
+        ops.append(with_winograd(op))
+        if int8:
+            written = outputs * (1 if layer.int8_output else size)
+            ops.append(Op(layer.name, "forward", "elementwise", "requantize", (outputs,), float_dtype, outputs * 4, written))
+        from_int8 = layer.int8_output
+    if other:
+        mean = sum(math.prod(layer.outputs) for layer in stack) / len(stack)
+        count = max(1, round(other / mean))
+        share = max(1, other // count)
+        ops += [Op(f"other{i}", "forward", "elementwise", "other", (share,), float_dtype, share * size * 3 // 2, share * size)
+                for i in range(count)]  # fmt: skip
+    return ops
+
+
+def attention_ops(name: str, tokens: int, width: int, heads: int, dtype: str) -> list[Op]:
+    """Multi-head self-attention: four projections, the scores and the weighted sums."""
+    size, head = DTYPE_BYTES[dtype], width // heads
+    x, w, scores = tokens * width * size, width * width * size, heads * tokens * tokens * size
+
+    def product(what: str, shape: tuple[int, int, int], groups: int, reads: int, writes: int, weights: int) -> Op:
+        return Op(name, "forward", "gemm", what, shape, dtype, reads, writes, groups=groups, weights=weights)
+
+    projections = [product(what, (tokens, width, width), 1, x + w, x, w) for what in ("query", "key", "value", "output")]
+    return [
+        *projections[:3],
+        product("scores", (tokens, head, tokens), heads, 2 * x, scores, 0),
+        product("weighted sums", (tokens, tokens, head), heads, scores + x, x, 0),
+        projections[3],
+    ]
+
+
+# ---- the fit --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One network measured on one device.  campaign: measurements that share an offset."""
+
+    network: str
+    campaign: str
+    ops: cost.Prepared
+    time_s: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Factors by arithmetic, in the order of cost.PARAMETERS, and how much slower each campaign is: a logarithm."""
+
+    factors: dict[str, Array]
+    campaigns: dict[str, float]
+
+
+class _Problem:
+    """The samples as one table of operations, and the fixed factors."""
+
+    def __init__(self, samples: Sequence[Sample], path: str | None, known: Mapping[str, Array]):
+        self.ops = concatenate([s.ops for s in samples])
+        self.count = len(samples)
+        self.owner = np.repeat(np.arange(self.count), [len(s.ops.ops) for s in samples])
+        paths = [run.path if run.factors else "" for s in samples for run in s.ops.runs]
+        self.parameters = self.ops.parameters.copy()
+        for name in set(paths) & set(known):
+            self.parameters[[p == name for p in paths]] = known[name]
+        self.free = np.array([p == path for p in paths], bool)
+
+    def log_times(self, factors: Array | None) -> Array:
+        if factors is not None:
+            self.parameters[self.free] = factors
+        time, *_ = cost.times(self.ops, self.parameters)
+        return np.log(np.bincount(self.owner, time, self.count))
+
+
+def concatenate(prepared: Sequence[cost.Prepared]) -> cost.Prepared:
+    """Several networks' operations as one table."""
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in prepared]) for name in _ARRAYS}
+    return cost.Prepared(ops=[o for p in prepared for o in p.ops], runs=[r for p in prepared for r in p.runs], **arrays)
+
+
+def log_times(samples: Sequence[Sample], factors: Mapping[str, Array]) -> Array:
+    """ln of the predicted times, with these factors where they replace the samples' own."""
+    return _Problem(samples, None, factors).log_times(None)
+
+
+def fit(
+    samples: Sequence[Sample],
+    path: str,
+    known: Mapping[str, Array] | None = None,
+    prior: Array | None = None,
+    campaigns: bool = False,
+    steps: int = 25,
+) -> Fit:
+    """The factors of one arithmetic; those of the others are `known`, or the samples' own.
+
+    prior: factors to start from and lean to, at OWN_SD; PRIOR if not given.  campaigns: whether each may have an offset.
+    Huber's loss is a change of the residuals.
+    """
+    if not samples:
+        raise OctosimError("no measurements to fit")
+    known = known or {}
+    problem = _Problem(samples, path, known)
+    measured = np.log([s.time_s for s in samples])
+    names = list(dict.fromkeys(s.campaign for s in samples)) if campaigns else []
+    owner = np.array([names.index(s.campaign) for s in samples], int) if names else np.zeros(0, int)
+    n = len(_MEAN)
+    mean, sd = (_MEAN, _SD) if prior is None else (np.log(prior), np.minimum(_SD, OWN_SD))
+
+    def residuals(x: Array) -> Array:
+        factors = np.minimum(np.exp(x[:n]), _MOST)
+        r = problem.log_times(factors) - measured
+        if names:
+            r = r + x[n:][owner]
+        r = r / NOISE
+        far = np.abs(r) > HUBER
+        r = np.where(far, np.sign(r) * np.sqrt(np.maximum(2 * HUBER * np.abs(r) - HUBER**2, 0)), r)
+        return np.concatenate([r, (x[:n] - mean) / sd, x[n:] / CAMPAIGN_SD])
+
+    starts = [mean] if prior is None else [mean, _MEAN]  # two, for the least of two local minima
+    x = min((_descend(residuals, np.concatenate([m, np.zeros(len(names))]), steps) for m in starts),
+            key=lambda x: float(residuals(x) @ residuals(x)))  # fmt: skip
+    factors = np.minimum(np.exp(x[:n]), _MOST)
+    return Fit({**known, path: factors}, dict(zip(names, x[n:].tolist(), strict=True)))
+
+
+def _descend(residuals: Callable[[Array], Array], x: Array, steps: int) -> Array:
+    """Levenberg-Marquardt with a numeric Jacobian."""
+    r, damping, step = residuals(x), 0.1, 1e-3
+    for _ in range(steps):
+        jacobian = np.empty((len(r), len(x)))
+        for j in range(len(x)):
+            shifted = x.copy()
+            shifted[j] += step
+            jacobian[:, j] = (residuals(shifted) - r) / step
+        normal, gradient = jacobian.T @ jacobian, jacobian.T @ r
+        before = float(r @ r)
+        for _ in range(8):
+            move = np.clip(np.linalg.solve(normal + damping * np.eye(len(x)), -gradient), -0.7, 0.7)
+            tried = residuals(x + move)
+            if tried @ tried < before:
+                x, r, damping = x + move, tried, max(damping / 5, 1e-4)
+                break
+            damping *= 4
+        if float(r @ r) > before * (1 - 3e-4):
+            break
+    return x
+
+
+def as_factors(values: Array, spread: float, source: str) -> Factors:
+    """The fitted values as they are stored."""
+    return Factors(**dict(zip(cost.PARAMETERS, map(float, values), strict=True)), spread=float(spread), source=source)
+
+
+# ---- a device's own calibration --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A device's fitted factors and what they come from: by arithmetic the number of measurements, and the median of
+    |predicted / measured - 1| with a network's own measurements in the fit, left out of it, and without calibration."""
+
+    factors: dict[str, Factors]
+    report: dict[str, dict[str, float]]
+
+
+def calibrate(
+    device: Device, rows: Iterable[Measurement], nets: Mapping[str, tuple[list[Layer], int]], source: str
+) -> Calibration:
+    """Factors of a device from measured times of whole networks, leaning to the pool's where they say little.
+
+    Networks are names of `nets` or paths of .onnx files.  A float precision ("fp32", "fp16..." ...) counts as the
+    narrowest float type that its name allows and the device has.
+    """
+    rows = list(rows)
+    engine = max(device.engines, key=lambda e: e.rate_mac_s("float32", 1.0) or e.rate_mac_s("int8", 1.0))
+    if not cost.path_of(engine, "int8"):
+        raise OctosimError(f"profile {device.name}: engine {engine.name} is no CPU core with an accumulator smlal or sdot")
+    groups: dict[str, list[Sample]] = {}
+    for row in rows:
+        ops, path = _ops_of(row, device, nets, cost.path_of(engine, "int8"))
+        sample = Sample(row.network, row.device, cost.prepare(ops, device, row.threads), row.time_s)
+        groups.setdefault(path, []).append(sample)
+    known: dict[str, Array] = {}
+    factors: dict[str, Factors] = {}
+    report: dict[str, dict[str, float]] = {}
+    for path in sorted(groups, key=lambda p: p in ("smlal", "sdot")):  # float first: int8 networks hold float layers
+        samples = groups[path]
+        row_factors = cost.factors_of(device, engine, "int8" if path in ("smlal", "sdot") else path)  # type: ignore[arg-type]
+        if row_factors is None:
+            raise OctosimError(f"no pool of factors for {path}")
+        pool = cost.vector(row_factors)
+        fitted = fit(samples, path, known, pool)
+        left = leave_one_out(samples, path, known, pool)
+        measured = np.log([s.time_s for s in samples])
+        plain = log_times(samples, {**known, path: pool}) - measured
+        inside = log_times(samples, fitted.factors) - measured
+        spread = float(np.sqrt(np.mean((left - measured) ** 2)))
+        text = f"{source}: {len(samples)} measurements of {len({s.network for s in samples})} networks"
+        factors[path] = as_factors(fitted.factors[path], max(spread, 0.05), text)
+        known = fitted.factors
+        report[path] = {
+            "measurements": len(samples), "fitted": median_error(inside), "left_out": median_error(left - measured),
+            "uncalibrated": median_error(plain),
+        }  # fmt: skip
+    return Calibration(factors, report)
+
+
+def leave_one_out(samples: Sequence[Sample], path: str, known: Mapping[str, Array], prior: Array) -> Array:
+    """ln of each sample's time, predicted by a fit to the samples of all other networks."""
+    found = np.empty(len(samples))
+    for network in dict.fromkeys(s.network for s in samples):
+        mine = [i for i, s in enumerate(samples) if s.network == network]
+        others = [s for s in samples if s.network != network]
+        factors = fit(others, path, known, prior, steps=15).factors if others else {**known, path: prior}
+        found[mine] = log_times([samples[i] for i in mine], factors)
+    return found
+
+
+def median_error(log_ratio: Array) -> float:
+    """Median of |predicted / measured - 1|."""
+    return float(np.median(np.abs(np.expm1(log_ratio))))
+
+
+def _ops_of(
+    row: Measurement, device: Device, nets: Mapping[str, tuple[list[Layer], int]], int8_path: str
+) -> tuple[list[Op], str]:
+    has = {dtype for engine in device.engines for dtype in engine.macs_per_clock.given()}
+    narrow = "float16" in has and (row.is_int8 or "16" in row.precision)  # int8 networks hold float layers too
+    dtype: Literal["float32", "float16"] = "float16" if narrow else "float32"
+    path = int8_path if row.is_int8 else dtype
+    if row.network.endswith(".onnx"):
+        from octosim import onnx_trace
+
+        return onnx_trace.ops(Path(row.network), dtype="int8" if row.is_int8 else dtype), path
+    if row.network not in nets:
+        raise OctosimError(f"network {row.network!r} is neither in the table of layers nor the path of an .onnx file")
+    stack, other = nets[row.network]
+    return layer_ops(stack, other, dtype, row.is_int8), path
