@@ -17,7 +17,7 @@ ROWS = [
     {"core", "numerics", "trace", "hw"},
     {"quant", "cost", "nodes"},
     {"layers", "methods", "data"},
-    {"models", "optim"},
+    {"models", "optim", "loader"},
     {"train", "peers"},
     {"bench", "kernelbench"},
     {"report"},
