@@ -120,7 +120,7 @@ def train(
     ctx: typer.Context,
     model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5.")] = "simplecnn",
     data: Annotated[
-        str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist.")
+        str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
     method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
     lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature.")] = None,  # noqa: UP045
