@@ -200,9 +200,10 @@ int octo_dropout_f32(int64_t n, const float *x, float rate, uint64_t seed, uint3
     return OCTO_OK;
 }
 
-int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, float *loss,
-                                   float *dlogits, int64_t *correct) {
+int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, float smoothing,
+                                   float *loss, float *dlogits, int64_t *correct) {
     CHECK_MATRIX("softmax", rows, cols);
+    OCTO_CHECK(smoothing >= 0 && smoothing < 1, "softmax: label smoothing must be in [0, 1), not %g", (double)smoothing);
     for (int64_t r = 0; r < rows; r++)
         OCTO_CHECK(labels[r] >= 0 && labels[r] < cols, "softmax: label %d of row %lld is not in 0 .. %lld", (int)labels[r], (long long)r,
                    (long long)cols - 1);
@@ -211,7 +212,7 @@ int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logi
     if (status) return status;
     float *losses = octo_scratch(OCTO_SLOT_SUMS, rows * 4);
     if (!losses) return octo_fail(OCTO_ENOMEM, "out of memory in softmax");
-    octo_table.softmax_f32(rows, cols, logits, labels, 1.0f / (float)rows, losses, dlogits);
+    octo_table.softmax_f32(rows, cols, logits, labels, smoothing, 1.0f / (float)rows, losses, dlogits);
     double sum = 0;
     *correct = 0;
     for (int64_t r = 0; r < rows; r++) {

@@ -143,10 +143,11 @@ int octo_maxpool_f32(const octo_pool *g, const float *x, float *y, uint8_t *argm
 int octo_maxpool_backward_f32(const octo_pool *g, const float *dy, const uint8_t *argmax, float *dx);
 /* Keeps element i where philox word i >= rate 2^32 and scales it by 1 / (1 - rate), else 0.  The same call is the backward pass. */
 int octo_dropout_f32(int64_t n, const float *x, float rate, uint64_t seed, uint32_t step, uint32_t tensor, float *y);
-/* loss = mean over rows of -log softmax(logits)[label]; dlogits = (softmax - onehot) / rows; correct: rows whose first largest
- * logit is the label's.  dlogits may be NULL.  OCTO_EFINITE where a logit is not finite. */
-int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, float *loss,
-                                   float *dlogits, int64_t *correct);
+/* loss = mean over rows of -sum_c t_c log softmax(logits)_c; dlogits = (softmax - t) / rows; correct: rows whose first largest
+ * logit is the label's.  t = (1 - smoothing) onehot + smoothing / cols (Szegedy et al. 2016), smoothing in [0, 1).  dlogits may
+ * be NULL.  OCTO_EFINITE where a logit is not finite. */
+int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, float smoothing,
+                                   float *loss, float *dlogits, int64_t *correct);
 
 /* g += decay w; v = momentum v + g; w -= lr v */
 int octo_sgd_f32(int64_t n, float *w, const float *g, float *v, float lr, float momentum, float decay);

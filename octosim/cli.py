@@ -93,6 +93,14 @@ def _parameters(settings: list[str], **named: str | None) -> dict[str, Any]:
     return found
 
 
+def _numbers(option: str, text: str) -> list[float]:
+    """0.5,0.75 -> [0.5, 0.75]; empty -> []."""
+    try:
+        return [float(part) for part in text.split(",") if text]
+    except ValueError:
+        raise OctosimError(f"{option} takes numbers with commas between them, as in 0.5,0.75, not '{text}'") from None
+
+
 def _follow(bar: Progress, task: TaskID, quiet: bool) -> Any:
     """A callback that moves the bar and, where there is no terminal, prints a line an epoch."""
     shown = [0.0]
@@ -112,7 +120,7 @@ def train(
     ctx: typer.Context,
     model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5.")] = "simplecnn",
     data: Annotated[
-        str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist.")
+        str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
     method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
     lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature.")] = None,  # noqa: UP045
@@ -120,16 +128,31 @@ def train(
     set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     lr: Annotated[Optional[float], typer.Option(help="Learning rate; the optimizer's own if not given.")] = None,  # noqa: UP045
-    schedule: Annotated[str, typer.Option(help="Of the learning rate over the run: cosine, constant.")] = "cosine",
+    weight_decay: Annotated[float, typer.Option(help="Of the weights, not of biases and normalization.")] = 0.0,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate over the run: cosine, step, constant.")] = "cosine",
+    milestones: Annotated[
+        str, typer.Option(help="Of --schedule step: shares of the run, as 0.5,0.75, or epochs, as 80,120.")
+    ] = "",
+    gamma: Annotated[float, typer.Option(help="Factor on the learning rate at each milestone.")] = 0.1,
+    warmup: Annotated[int, typer.Option(help="Steps in which the learning rate first rises to its full value.")] = 0,
+    augment: Annotated[str, typer.Option(help="Of the training images: none, crop-flip.")] = "none",
+    label_smoothing: Annotated[float, typer.Option(help="Share of a label's probability spread over all classes.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
-    epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 3,
-    steps: Annotated[Optional[int], typer.Option(help="Stop after so many steps, if sooner.")] = None,  # noqa: UP045
+    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training set; 3 without --steps.")] = None,  # noqa: UP045
+    steps: Annotated[Optional[int], typer.Option(help="Steps; with --epochs, whichever ends sooner.")] = None,  # noqa: UP045
+    eval_every: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Evaluate on the test set after every so many steps, besides every epoch."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and stochastic rounding.")] = 0,
     batchnorm: Annotated[bool, typer.Option(help="Keep the model's batch normalization.")] = True,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    prefetch: Annotated[
+        bool, typer.Option(help="Make batches in a thread of their own; worth a try with fewer --threads than cores.")
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """Train a network with a method's exact arithmetic; the same command gives the same bits on every machine.
@@ -148,10 +171,17 @@ def train(
         parameters=_parameters(set_, lac=lac, prc=prc),
         optimizer=optimizer,
         lr=lr,
+        weight_decay=weight_decay,
         schedule=schedule,
+        milestones=_numbers("--milestones", milestones),
+        gamma=gamma,
+        warmup=warmup,
+        augment=augment,
+        label_smoothing=label_smoothing,
         batch_size=batch_size,
         epochs=epochs,
         steps=steps,
+        eval_every=eval_every,
         seed=seed,
         batchnorm=batchnorm,
     )
@@ -168,7 +198,7 @@ def train(
         run = trainer.create(config, folder, _command())
     with _bar() as bar:
         task = bar.add_task("starting", total=run.steps, completed=run.step)
-        finished = trainer.train(run, folder, _follow(bar, task, json_), checkpoint_every)
+        finished = trainer.train(run, folder, _follow(bar, task, json_), checkpoint_every, prefetch)
     if not finished:
         err_console.print(
             f"interrupted after step {run.step}; continue with: octosim train --resume --out {folder}", highlight=False

@@ -87,11 +87,14 @@ class Network:
             self._pixels = np.empty(images.size, np.float32)
         return core.images(images, 1 / 255, 0.0, out=self._pixels[: images.size].reshape(images.shape))
 
-    def forward(self, x: Array, context: Context, tick: Tick | None = None) -> Array:
-        """The logits, float32 (batch, classes).  A NaN or infinity is reported with its layer."""
+    def forward(self, x: Array, context: Context, tick: Tick | None = None, check: bool = False) -> Array:
+        """The logits, float32 (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
+        with its name."""
         for node in self.nodes:
             try:
                 x = node.layer.forward(node, x, self.method, context)
+                if check:
+                    core.value_range(x)
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, forward: {error}") from None
             if tick:
@@ -112,13 +115,19 @@ class Network:
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, backward: {error}") from None
 
-    def gradients(self, images: Array, labels: Array, context: Context, tick: Tick | None = None) -> tuple[float, int]:
-        """One forward and backward pass; the mean loss and the number of images classified correctly."""
+    def gradients(
+        self, images: Array, labels: Array, context: Context, tick: Tick | None = None, smoothing: float = 0.0
+    ) -> tuple[float, int]:
+        """One forward and backward pass; the mean loss and the number of images classified correctly.
+
+        smoothing: of the labels, see `core.softmax_cross_entropy`.
+        """
         logits = self.forward(self.input(images), context, tick)
         try:
-            loss, dlogits, correct = core.softmax_cross_entropy(logits, labels)
-        except core.NotFiniteError as error:
-            raise core.NotFiniteError(f"loss: {error}") from None
+            loss, dlogits, correct = core.softmax_cross_entropy(logits, labels, smoothing=smoothing)
+        except core.NotFiniteError:
+            self.forward(self.input(images), context, check=True)  # once more, to name the first layer; it raises
+            raise
         if tick:
             tick("loss", "forward")
         self.backward(dlogits, context, tick)
@@ -134,11 +143,25 @@ class Network:
             logits = self.forward(self.input(images[i : i + batch_size]), context)
             try:
                 loss, _, correct = core.softmax_cross_entropy(logits, some, gradient=False)
-            except core.NotFiniteError as error:
-                raise core.NotFiniteError(f"evaluation, loss: {error}") from None
+            except core.NotFiniteError:
+                self.forward(self.input(images[i : i + batch_size]), context, check=True)
+                raise
             total += loss * len(some)
             right += correct
         return total / len(labels), right / len(labels)
+
+    def check_finite(self) -> None:
+        """NotFiniteError names the first layer with a NaN or an infinity in a parameter or a running statistic.
+
+        A finite loss does not tell: max(x, 0) makes a NaN 0, and an infinite variance makes all outputs of a channel equal.
+        """
+        for node in self.nodes:
+            for name, tensor in (*node.params.items(), *node.state.items()):
+                if tensor.dtype == np.float32:
+                    try:
+                        core.value_range(tensor)
+                    except core.NotFiniteError as error:
+                        raise core.NotFiniteError(f"layer {node.name}, {name} after the step: {error}") from None
 
     def parameters(self) -> dict[str, tuple[Array, Array]]:
         """Every trained tensor with its gradient, by name "layer.parameter"."""

@@ -24,13 +24,13 @@ class Sgd:
     name: ClassVar[str] = "sgd"
     slots: ClassVar[tuple[str, ...]] = ("v",)
 
-    def update(self, step: int, lr: float, w: Array, g: Array, slots: dict[str, Array]) -> None:
-        core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=self.decay)
+    def update(self, step: int, lr: float, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> None:
+        core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=decay)
 
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1)."""
+    """Adam (Kingma & Ba 2015, algorithm 1); decay w is added to the gradient, as an L2 term of the loss."""
 
     lr: float = 1e-3
     b1: float = 0.9
@@ -40,21 +40,15 @@ class Adam:
     name: ClassVar[str] = "adam"
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
-    def update(self, step: int, lr: float, w: Array, g: Array, slots: dict[str, Array]) -> None:
+    def update(self, step: int, lr: float, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> None:
         c1, c2 = 1.0 - _power(self.b1, step), 1.0 - _power(self.b2, step)
-        core.adam(
-            w,
-            g,
-            slots["m"],
-            slots["v"],
-            lr=self.lr,
-            b1=self.b1,
-            b2=self.b2,
-            eps=self.eps,
-            c1=c1,
-            c2=c2,
-            decay=self.decay,
-        )
+        core.adam(w, g, slots["m"], slots["v"], lr=lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay)
+
+
+DECAYED = ("w",)
+"""Parameters that weight decay pulls towards 0: the weights of convolutions and linear layers.  Not biases, not batch
+normalization's gamma and beta, not what a method adds: they are few, and decay of a scale or a shift restricts the network
+without making its function smoother (He et al. 2019, "Bag of Tricks", section 3.1: "no bias decay")."""
 
 
 def _power(base: float, exponent: int) -> float:
@@ -80,34 +74,86 @@ def _half_cosine(t: float) -> float:
     return total * total
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _half_cosine, "constant": lambda t: 1.0}
-"""Factor on the learning rate after a share t in [0, 1) of the run's steps.  cosine: Loshchilov & Hutter 2017, no restart."""
+# ---- schedules --------------------------------------------------
 
 
-def rate(lr: float, schedule: str, step: int, steps: int) -> float:
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate changes over a run.
+
+    name: of SCHEDULES.  milestones: of "step" only, ascending; all of them shares of the run's steps, below 1, or all epochs,
+    from 1 on, after whose end the rate changes.  gamma: what the rate is multiplied by at each.  warmup: steps in which the
+    rate first rises linearly to its full value (Goyal et al. 2017, section 2.2).
+    """
+
+    name: str = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    warmup: int = 0
+
+
+def _cosine(schedule: Schedule, done: int, steps: int, steps_per_epoch: int) -> float:
+    """Half a cosine over what is left after the warm-up (Loshchilov & Hutter 2017, without restarts)."""
+    return _half_cosine(max(0, done - schedule.warmup) / (steps - schedule.warmup))
+
+
+def _step(schedule: Schedule, done: int, steps: int, steps_per_epoch: int) -> float:
+    """gamma to the power of the milestones passed; the nearest whole step to a share is its milestone."""
+    ends = [round(m * steps if m < 1 else m * steps_per_epoch) for m in schedule.milestones]
+    return _power(schedule.gamma, sum(done >= end for end in ends))
+
+
+SCHEDULES: dict[str, Callable[[Schedule, int, int, int], float]] = {
+    "cosine": _cosine,
+    "constant": lambda schedule, done, steps, steps_per_epoch: 1.0,
+    "step": _step,
+}
+"""Factor on the learning rate after so many steps are done, of so many in all, with so many an epoch; warm-up comes on top."""
+
+
+def rate(lr: float, schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
     """The learning rate of step (from 1) of a run of so many steps."""
-    return lr * SCHEDULES[schedule]((step - 1) / steps)
+    rising = min(1.0, step / schedule.warmup) if schedule.warmup else 1.0
+    return lr * rising * SCHEDULES[schedule.name](schedule, step - 1, steps, steps_per_epoch)
 
 
-def check_schedule(name: str) -> None:
-    """OctosimError where the schedule is unknown."""
-    if name not in SCHEDULES:
-        raise OctosimError(f"unknown schedule '{name}'" + suggest(name, SCHEDULES))
+def check_schedule(schedule: Schedule) -> None:
+    """OctosimError, in the command line's words, where a schedule makes no sense."""
+    milestones = schedule.milestones
+    if schedule.name not in SCHEDULES:
+        raise OctosimError(f"unknown schedule '{schedule.name}'" + suggest(schedule.name, SCHEDULES))
+    if (schedule.name == "step") != bool(milestones):
+        raise OctosimError("--schedule step and --milestones go together, as in --schedule step --milestones 0.5,0.75")
+    shares = [m for m in milestones if 0 < m < 1]
+    epochs = [m for m in milestones if m >= 1 and float(m).is_integer()]
+    if milestones not in (tuple(shares), tuple(epochs)) or list(milestones) != sorted(set(milestones)):
+        shown = ",".join(f"{m:g}" for m in milestones)
+        raise OctosimError(f"--milestones must be ascending shares of the run below 1, or ascending epochs, not {shown}")
+    if not 0 < schedule.gamma < 1e30:
+        raise OctosimError(f"--gamma must be a positive number, not {schedule.gamma}")
+    if schedule.warmup < 0:
+        raise OctosimError(f"--warmup must be at least 0, not {schedule.warmup}")
+
+
+# ---- by name --------------------------------------------------
 
 
 OPTIMIZERS: dict[str, type[Any]] = {cls.name: cls for cls in (Sgd, Adam)}
 
 
-def make(name: str, lr: float | None) -> Sgd | Adam:
+def make(name: str, lr: float | None, decay: float = 0.0) -> Sgd | Adam:
     """The optimizer `name`, with its own learning rate unless one is given."""
     if name not in OPTIMIZERS:
         raise OctosimError(f"unknown optimizer '{name}'" + suggest(name, OPTIMIZERS))
     if lr is not None and not (0 < lr < float("inf")):
         raise OctosimError(f"--lr must be a positive number, not {lr}")
-    optimizer: Sgd | Adam = OPTIMIZERS[name]() if lr is None else OPTIMIZERS[name](lr=lr)
+    if not 0 <= decay < float("inf"):
+        raise OctosimError(f"--weight-decay must be a number from 0 on, not {decay}")
+    kind = OPTIMIZERS[name]
+    optimizer: Sgd | Adam = kind(decay=decay) if lr is None else kind(lr=lr, decay=decay)
     return optimizer
 
 
-def describe(optimizer: Sgd | Adam) -> dict[str, Any]:
-    """The optimizer as plain data, for a manifest."""
-    return {"name": optimizer.name, **asdict(optimizer)}
+def describe(optimizer: Sgd | Adam, schedule: Schedule) -> dict[str, Any]:
+    """The optimizer and its schedule as plain data, for a manifest."""
+    return {"name": optimizer.name, **asdict(optimizer), "decayed": list(DECAYED), "schedule": asdict(schedule)}

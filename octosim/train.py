@@ -2,7 +2,7 @@
 
 A run directory holds
     manifest.json          what decides the bits ("decides") and what does not ("environment")
-    records.jsonl          one object a step: step, epoch, loss; after an epoch's last step also test_loss, test_accuracy
+    records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy
     timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
     checkpoint.safetensors parameters, running statistics, optimizer state and the step, replaced atomically
     digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
@@ -17,6 +17,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,21 +29,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
-from octosim import core, data, methods, models, optim
+from octosim import core, data, loader, methods, models, optim
 from octosim.errors import OctosimError
 from octosim.nodes import Array, Context
 from octosim.numerics import EXACT32
 
 FORMAT = 1
-SHUFFLE = 0xFFFFFFFF  # the Philox tensor number of the shuffling keys
+EPOCHS = 3  # where neither epochs nor steps are given
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a user chooses and that decides the bits of a run.
+    """Everything that a user chooses and that decides the bits of a run and of its records.
 
-    epochs: passes over the training set; steps: stop after so many steps, if sooner.  lr None: the optimizer's own.
-    schedule: of the learning rate over the run's steps, of optim.SCHEDULES.
+    epochs, steps: the run's length; both given, the sooner end.  lr None: the optimizer's own.  weight_decay: of the parameters
+    in optim.DECAYED.  schedule, milestones, gamma, warmup: see optim.Schedule.  augment: of loader.AUGMENTATIONS.
+    label_smoothing: of the training loss; the test loss is without.  eval_every: also evaluate after every so many steps.
     """
 
     model: str = "simplecnn"
@@ -51,10 +53,17 @@ class Config:
     parameters: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "sgd"
     lr: float | None = None
+    weight_decay: float = 0.0
     schedule: str = "cosine"
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
+    warmup: int = 0
+    augment: str = "none"
+    label_smoothing: float = 0.0
     batch_size: int = 100
-    epochs: int = 3
+    epochs: int | None = None
     steps: int | None = None
+    eval_every: int | None = None
     seed: int = 0
     batchnorm: bool = True
 
@@ -70,20 +79,28 @@ class Progress:
     test_accuracy: float | None
 
 
+Batch = tuple[Array, Array]
+"""Images uint8 (batch, height, width, channels) and labels int32 (batch,)."""
+
+
 class Run:
     """A network with its data and optimizer, at some step."""
 
     def __init__(self, config: Config):
-        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1)):
+        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1), ("eval_every", 1)):
             value = getattr(config, name)
             if value is not None and value < least:
                 raise OctosimError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
         if not 0 <= config.seed < 2**64:
             raise OctosimError(f"--seed must be in 0 .. 2^64 - 1, not {config.seed}")
+        if not 0 <= config.label_smoothing < 1:
+            raise OctosimError(f"--label-smoothing must be in [0, 1), not {config.label_smoothing}")
         self.config = config
         self.method = methods.make(config.method, config.parameters)
-        self.optimizer = optim.make(config.optimizer, config.lr)
-        optim.check_schedule(config.schedule)
+        self.optimizer = optim.make(config.optimizer, config.lr, config.weight_decay)
+        self.schedule = optim.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
+        optim.check_schedule(self.schedule)
+        loader.check_augmentation(config.augment)
         models.layers(config.model, 1)  # an unknown model is told before the data is read
         self.data = data.load(config.data)
         images = len(self.data.train_labels)
@@ -91,6 +108,14 @@ class Run:
             raise OctosimError(
                 f"--batch-size {config.batch_size} is larger than the {images} training images of {self.data.name}"
             )
+        self.steps_per_epoch = -(-images // config.batch_size)
+        self.epochs = EPOCHS if config.epochs is None and config.steps is None else config.epochs
+        lengths = (config.steps, self.epochs and self.epochs * self.steps_per_epoch)
+        self.steps = min(length for length in lengths if length is not None)
+        if self.steps >= 2**32:  # Philox counts steps in 32 bits
+            raise OctosimError(f"a run has at most 2^32 - 1 steps, not {self.steps}")
+        if config.warmup >= self.steps:
+            raise OctosimError(f"--warmup must be less than the run's {self.steps} steps, not {config.warmup}")
         self.layers = models.layers(config.model, len(self.data.classes), config.batchnorm)
         self.network = models.Network(self.layers, self.data.train_images.shape[1:], self.method, config.seed)
         self.network.check(config.batch_size)
@@ -99,50 +124,61 @@ class Run:
             for name, w in ((f"{n.name}.{k}", v) for n in self.network.nodes for k, v in n.params.items())
         }
         self.step = 0
-        self.steps_per_epoch = -(-images // config.batch_size)
-        self.steps = self.steps_per_epoch * config.epochs
-        if config.steps is not None:
-            self.steps = min(self.steps, config.steps)
         self.test_accuracy: float | None = None
         self._train_labels = self.data.train_labels.astype(np.int32)
         self._test_labels = self.data.test_labels.astype(np.int32)
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
 
     def order(self, epoch: int) -> Array:
-        """The training images' order in an epoch (from 0): they are sorted by 64-bit Philox keys (seed, epoch)."""
+        """The training images' order in an epoch (from 0)."""
         if self._order[0] != epoch:
-            keys = core.philox(2 * len(self._train_labels), self.config.seed, epoch, SHUFFLE).view("<u8")
-            self._order = (epoch, np.argsort(keys, kind="stable"))
+            self._order = (epoch, loader.order(len(self._train_labels), self.config.seed, epoch))
         return self._order[1]
 
-    def batch(self, step: int) -> tuple[Array, Array]:
-        """Images and labels of a step (from 1); the last batch of an epoch may be smaller."""
+    def batch(self, step: int) -> Batch:
+        """Augmented images and labels of a step (from 1); the last batch of an epoch may be smaller."""
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         size = self.config.batch_size
         chosen = self.order(epoch)[index * size : (index + 1) * size]
-        return self.data.train_images[chosen], self._train_labels[chosen]
+        augment = loader.AUGMENTATIONS[self.config.augment]
+        return augment(self.data.train_images[chosen], self.config.seed, step), self._train_labels[chosen]
 
-    def train_step(self, tick: models.Tick | None = None) -> float:
-        """Takes the next step and returns its loss."""
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step (from 1)."""
+        return optim.rate(self.optimizer.lr, self.schedule, step, self.steps, self.steps_per_epoch)
+
+    def train_step(self, tick: models.Tick | None = None, batch: Batch | None = None) -> float:
+        """Takes the next step and returns its loss.  batch: what `self.batch` made for it before, if it did.
+
+        OctosimError names step and layer of the first NaN or infinity; the parameters are good for nothing then.
+        """
         self.step += 1
-        images, labels = self.batch(self.step)
+        images, labels = batch or self.batch(self.step)
         context = Context(training=True, seed=self.config.seed, step=self.step)
+        lr = self.learning_rate(self.step)
         try:
-            loss, _ = self.network.gradients(images, labels, context, tick)
+            loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing)
+            for name, (w, g) in self.network.parameters().items():
+                decay = self.optimizer.decay if name.rpartition(".")[2] in optim.DECAYED else 0.0
+                self.optimizer.update(self.step, lr, decay, w, g, self.slots[name])
+            self.network.check_finite()
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
-        lr = optim.rate(self.optimizer.lr, self.config.schedule, self.step, self.steps)
-        for name, (w, g) in self.network.parameters().items():
-            self.optimizer.update(self.step, lr, w, g, self.slots[name])
         if tick:
             tick("optimizer", "update")
         return loss
 
-    def advance(self) -> dict[str, Any]:
-        """One step and, after an epoch's or the run's last, the test set: the step's record."""
-        loss = self.train_step()
-        record = {"step": self.step, "epoch": (self.step - 1) // self.steps_per_epoch + 1, "loss": loss}
-        if self.step % self.steps_per_epoch == 0 or self.step == self.steps:
+    def advance(self, batch: Batch | None = None) -> dict[str, Any]:
+        """One step and, after an epoch's or the run's last and where asked for, the test set: the step's record."""
+        loss = self.train_step(batch=batch)
+        record = {
+            "step": self.step,
+            "epoch": (self.step - 1) // self.steps_per_epoch + 1,
+            "loss": loss,
+            "learning_rate": self.learning_rate(self.step),
+        }
+        last, every = self.step == self.steps, self.config.eval_every
+        if last or self.step % self.steps_per_epoch == 0 or (every and self.step % every == 0):
             try:
                 test_loss, self.test_accuracy = self.network.evaluate(self.data.test_images, self._test_labels)
             except core.NotFiniteError as error:
@@ -219,9 +255,11 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
             },
             "method": {"name": c.method, "parameters": methods.parameters(run.method)},
             "numerics": {"accumulator": EXACT32.name if c.method != "fp32" else "float32", "float": "float32"},
-            "optimizer": {**optim.describe(run.optimizer), "schedule": c.schedule},
+            "optimizer": optim.describe(run.optimizer, run.schedule),
+            "augment": c.augment,
+            "label_smoothing": c.label_smoothing,
             "batch_size": c.batch_size,
-            "epochs": c.epochs,
+            "epochs": run.epochs,
             "steps": c.steps,
             "seed": c.seed,
         },
@@ -354,22 +392,27 @@ class _Interrupt:
             signal.signal(number, handler)
 
 
-def train(run: Run, folder: Path, progress: Callable[[Progress], None] | None = None, every: int = 100) -> bool:
+def train(
+    run: Run, folder: Path, progress: Callable[[Progress], None] | None = None, every: int = 100, prefetch: bool = False
+) -> bool:
     """Trains to the end of the run, writing records and, every so many steps and after each epoch, a checkpoint.
 
-    Returns False if it was interrupted (a checkpoint is written first).  A failing step (NaN, full disk) raises
-    OctosimError; the last checkpoint stays good.
+    prefetch: make batches in a background thread, ahead of their steps; it changes no bit.  Returns False if it was interrupted
+    (a checkpoint is written first).  A failing step (NaN, full disk) raises OctosimError; records and the last checkpoint stay
+    good.
     """
     started, epoch_step = time.perf_counter(), run.step
+    left = range(run.step + 1, run.steps + 1)
+    batches = loader.ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
     try:
-        with _Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records:
-            while run.step < run.steps and not interrupt.asked:
-                record = run.advance()
+        with _Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records, closing(batches):
+            for batch in batches:
+                record = run.advance(batch)
                 records.write(json.dumps(record) + "\n")
                 if progress:
                     progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
-                epoch_ends = run.step % run.steps_per_epoch == 0
-                if epoch_ends or run.step % every == 0 or run.step == run.steps or interrupt.asked:
+                epoch_ends, stop = run.step % run.steps_per_epoch == 0, interrupt.asked
+                if epoch_ends or run.step % every == 0 or run.step == run.steps or stop:
                     records.flush()
                     os.fsync(records.fileno())
                     _save(run, folder)
@@ -377,6 +420,8 @@ def train(run: Run, folder: Path, progress: Callable[[Progress], None] | None = 
                     now = time.perf_counter()
                     _time_epoch(folder, record["epoch"], now - started, (run.step - epoch_step) * run.config.batch_size)
                     started, epoch_step = now, run.step
+                if stop:
+                    break
     except OSError as error:
         raise OctosimError(f"cannot write {folder / 'records.jsonl'}: {error.strerror}") from None
     if run.step < run.steps:

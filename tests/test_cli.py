@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,16 @@ BAD = [
     (("train", "--data", "imagenet"), "unknown data set 'imagenet'"),
     (("train", "--batch-size", "0"), "--batch-size must be at least 1"),
     (("train", "--batch-size", "6000"), "larger than the 5000 training images"),
+    (("train", "--milestones", "0.5,x"), "--milestones takes numbers with commas between them, as in 0.5,0.75, not '0.5,x'"),
+    (("train", "--schedule", "step"), "--schedule step and --milestones go together, as in --schedule step --milestones 0.5"),
+    (("train", "--schedule", "step", "--milestones", "0.5,2"), "must be ascending shares of the run below 1, or"),
+    (("train", "--schedule", "step", "--milestones", "1", "--gamma", "0"), "--gamma must be a positive number, not 0.0"),
+    (("train", "--warmup", "500"), "--warmup must be less than the run's 150 steps, not 500"),
+    (("train", "--warmup", "-1"), "--warmup must be at least 0, not -1"),
+    (("train", "--augment", "flip"), "unknown augmentation 'flip'"),
+    (("train", "--label-smoothing", "1"), "--label-smoothing must be in [0, 1), not 1.0"),
+    (("train", "--weight-decay", "-1"), "--weight-decay must be a number from 0 on, not -1.0"),
+    (("train", "--eval-every", "0"), "--eval-every must be at least 1, not 0"),
     (("train", "--threads", "0"), "threads must be in 1 .. 1024"),
     (("train", "--checkpoint-every", "0"), "--checkpoint-every must be at least 1"),
     (("train", "--resume", "--out", "nowhere"), "nowhere is not a run directory"),
@@ -202,6 +213,18 @@ def test_unknown_instruction_set(tmp_path: Path) -> None:
 def test_resume_refuses_other_options(run: Path) -> None:
     done = octosim("train", "--resume", "--out", str(run), "--seed", "5")
     assert done.returncode == 2 and "was started with seed = 0, not 5" in done.stderr
+
+
+def test_divergence_is_one_sentence(tmp_path: Path) -> None:
+    """Exit code 2, and the records stay."""
+    line = ("train", "--model", "lenet5", "--batch-size", "50", "--lr", "1e25", "--out", "run")
+    done = octosim(*line, "--checkpoint-every", "1", folder=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"octosim: step \d+, layer \w+, .*: .*; a smaller --lr may help\n", done.stderr)
+    steps = len((tmp_path / "run/records.jsonl").read_text().splitlines())
+    assert done.stderr.startswith(f"octosim: step {steps + 1}, ") and not (tmp_path / "run/digest.txt").exists()
+    again = octosim("train", "--resume", "--out", "run", folder=tmp_path)
+    assert again.returncode == 2 and again.stderr.endswith(done.stderr)
 
 
 def test_missing_full_set_names_both_remedies(tmp_path: Path) -> None:

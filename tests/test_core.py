@@ -259,26 +259,30 @@ def test_dropout_rate_one_is_refused() -> None:
         core.dropout(np.ones(3, F), 1.0, (0, 0, 0))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.75])
 @pytest.mark.parametrize("spread", [1.0, 40.0, 1000.0])
-def test_softmax_cross_entropy_against_pytorch(kernels: str, spread: float) -> None:
+def test_softmax_cross_entropy_against_pytorch(kernels: str, spread: float, smoothing: float) -> None:
     torch = torch_module()
     rng = np.random.default_rng(0)
     logits = (spread * rng.normal(size=(64, 10))).astype(F)
     labels = rng.integers(0, 10, 64).astype(np.int32)
     t = torch.from_numpy(logits).double().requires_grad_()
-    expected = torch.nn.functional.cross_entropy(t, torch.from_numpy(labels).long())
+    expected = torch.nn.functional.cross_entropy(t, torch.from_numpy(labels).long(), label_smoothing=smoothing)
     expected.backward()
-    loss, dlogits, correct = core.softmax_cross_entropy(logits, labels)
+    loss, dlogits, correct = core.softmax_cross_entropy(logits, labels, smoothing=smoothing)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     assert np.abs(dlogits - t.grad.numpy()).max() < 1e-8
     assert correct == (logits.argmax(1) == labels).sum()
-    assert core.softmax_cross_entropy(logits, labels, gradient=False) == (loss, None, correct)
+    assert core.softmax_cross_entropy(logits, labels, smoothing=smoothing, gradient=False) == (loss, None, correct)
 
 
 def test_softmax_refuses(kernels: str) -> None:
     logits, labels = np.zeros((2, 3), F), np.array([0, 3], np.int32)
     with pytest.raises(core.CoreError, match="label 3 of row 1 is not in 0 .. 2"):
         core.softmax_cross_entropy(logits, labels)
+    for smoothing in (-0.1, 1.0, float("nan")):
+        with pytest.raises(core.CoreError, match=r"label smoothing must be in \[0, 1\)"):
+            core.softmax_cross_entropy(logits, np.zeros(2, np.int32), smoothing=smoothing)
     logits[0, 0] = np.nan
     with pytest.raises(core.NotFiniteError):
         core.softmax_cross_entropy(logits, np.zeros(2, np.int32))

@@ -19,7 +19,7 @@ ROWS = [
     {"quant", "cost", "nodes", "onnx_trace"},
     {"calibrate"},
     {"layers", "methods", "data"},
-    {"models", "optim"},
+    {"models", "optim", "loader"},
     {"train", "peers"},
     {"bench", "kernelbench"},
     {"report"},

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from octosim import core, data, methods, models, optim, train
+from octosim import core, data, loader, methods, models, train
 from octosim.errors import OctosimError
 
 ISAS = [name for name, supported in core.isas().items() if supported]
 SHORT = dict(batch_size=50, steps=6, epochs=1)
+OPTIONS = dict(  # every option of the engine away from its default
+    weight_decay=1e-3, schedule="step", milestones=[0.4, 0.8], gamma=0.3, warmup=5, augment="crop-flip", label_smoothing=0.1,
+    eval_every=7,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -80,9 +86,30 @@ def test_digest_of_octos_variants(parameters: dict, optimizer: str, restore_core
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_digest_with_every_option(method: str, tmp_path: Path, restore_core: None) -> None:
+    """Instruction sets, threads, and batches made ahead or not: the same records and bits."""
+    config = train.Config(model="lenet5", method=method, batch_size=50, steps=10, **OPTIONS)
+    made = set()
+    for isa, threads, prefetch in [(ISAS[0], 1, False), (ISAS[-1], 2, True), (ISAS[-1], 1, True), (ISAS[-1], 2, False)]:
+        core.set_isa(isa)
+        core.set_threads(threads)
+        folder = tmp_path / f"{isa}-{threads}-{prefetch}"
+        digest = finished(config, folder, prefetch=prefetch)
+        made.add((digest, (folder / "records.jsonl").read_text()))
+    assert len(made) == 1
+    assert train.verify(folder).equal
+
+
+DECIDES = (
+    {}, {"seed": 1}, {"method": "fp32"}, {"parameters": {"prc": "off"}}, {"lr": 0.01}, {"batch_size": 49}, {"warmup": 3},
+    {"weight_decay": 0.01}, {"augment": "crop-flip"}, {"label_smoothing": 0.1},
+)  # fmt: skip
+
+
 def test_what_decides_changes_the_digest() -> None:
     digests = []
-    for change in ({}, {"seed": 1}, {"method": "fp32"}, {"parameters": {"prc": "off"}}, {"lr": 0.01}, {"batch_size": 49}):
+    for change in DECIDES:
         run = train.Run(train.Config(**{"model": "lenet5", "batch_size": 50, **change}))
         run.train_step()
         digests.append(run.digest())
@@ -99,18 +126,22 @@ def test_training_learns(method: str, tmp_path: Path) -> None:
     assert [r["epoch"] for r in evaluated] == [1, 2] and [r["step"] for r in evaluated] == [50, 100]
     assert evaluated[-1]["test_accuracy"] > 0.70
     assert np.mean([r["loss"] for r in lines[-10:]]) < 0.5 * lines[0]["loss"]
+    assert lines[0]["learning_rate"] == 0.05 and 0 < lines[-1]["learning_rate"] < 1e-4
     timing = [json.loads(line) for line in (tmp_path / "run/timing.jsonl").read_text().splitlines()]
     assert [t["epoch"] for t in timing] == [1, 2] and all(t["wall_s"] > 0 for t in timing)
 
 
 def test_manifest_says_what_decides(tmp_path: Path) -> None:
-    config = train.Config(model="lenet5", parameters={"lac": "feature"}, seed=7, **SHORT)
+    config = train.Config(model="lenet5", parameters={"lac": "feature"}, seed=7, **SHORT, **OPTIONS)
     train.create(config, tmp_path / "run", "octosim train ...")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     decides = manifest["decides"]
     assert decides["method"]["parameters"]["lac"] == "feature" and decides["method"]["parameters"]["prc"] == "ratio"
     assert decides["data"]["sha256"] == data.load("fashion-mnist-5k").sha256
     assert decides["seed"] == 7 and decides["optimizer"]["name"] == "sgd"
+    assert decides["optimizer"]["decay"] == 1e-3 and decides["optimizer"]["decayed"] == ["w"]
+    assert decides["optimizer"]["schedule"] == {"name": "step", "milestones": [0.4, 0.8], "gamma": 0.3, "warmup": 5}
+    assert decides["augment"] == "crop-flip" and decides["label_smoothing"] == 0.1
     assert [layer["kind"] for layer in decides["layers"]][:2] == ["Conv2d", "BatchNorm"]
     assert manifest["environment"]["isa"] == core.isa()
     assert train.read_config(tmp_path / "run") == config
@@ -125,12 +156,36 @@ def test_an_epoch_sees_every_image_once() -> None:
     assert sizes == [300] * 16 + [200]
 
 
-def test_schedules() -> None:
-    """The cosine against libm's, over a whole run; every schedule starts at the full rate."""
-    for t in np.linspace(0, 1, 1001):
-        assert optim.SCHEDULES["cosine"](float(t)) == pytest.approx((1 + np.cos(np.pi * t)) / 2, abs=1e-14)
-    for name in optim.SCHEDULES:
-        assert optim.rate(0.1, name, 1, 50) == 0.1
+def test_batches_are_augmented_images_with_their_labels() -> None:
+    plain, augmented = (
+        train.Run(train.Config(method="fp32", batch_size=100, augment=augment)) for augment in ("none", "crop-flip")
+    )
+    for step in (1, 50, 51):
+        (images, labels), (changed, same_labels) = plain.batch(step), augmented.batch(step)
+        assert np.array_equal(labels, same_labels)
+        assert np.array_equal(changed, loader.crop_flip(images, 0, step)) and not np.array_equal(changed, images)
+
+
+@pytest.mark.parametrize(
+    ("length", "steps", "epochs"),
+    [({}, 150, 3), ({"epochs": 2}, 100, 2), ({"steps": 120}, 120, None), ({"steps": 30, "epochs": 2}, 30, 2),
+     ({"steps": 300, "epochs": 2}, 100, 2)],
+)  # fmt: skip
+def test_length(length: dict, steps: int, epochs: int | None) -> None:
+    """50 steps an epoch; steps alone may go beyond any number of epochs."""
+    run = train.Run(train.Config(method="fp32", **length))
+    assert run.steps == steps and train.manifest(run, "")["decides"]["epochs"] == epochs
+
+
+def test_evaluation_after_epochs_and_where_asked(tmp_path: Path) -> None:
+    finished(train.Config(model="lenet5", method="fp32", batch_size=1000, steps=12, eval_every=4), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/records.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in lines if "test_accuracy" in r] == [4, 5, 8, 10, 12]
+    assert [r["epoch"] for r in lines] == [1] * 5 + [2] * 5 + [3] * 2
+    run = train.Run(train.Config(model="lenet5", method="fp32", batch_size=1000, steps=12))
+    while run.step < run.steps:
+        run.advance()
+    assert f"sha256:{run.digest()}" in (tmp_path / "run/digest.txt").read_text(), "evaluation changes no bit"
 
 
 # ---- interruption --------------------------------------------------
@@ -140,10 +195,11 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 @pytest.mark.parametrize("stop_at", [1, 7, 34, 36])
-def test_resume_gives_the_same_bits(stop_at: int, tmp_path: Path) -> None:
+def test_resume_gives_the_same_bits(stop_at: int, options: dict, tmp_path: Path) -> None:
     """Stopped by an exception at any step, in the middle of an epoch or between checkpoints."""
-    config = train.Config(model="lenet5", batch_size=150, epochs=2, steps=40)  # an epoch has 34 steps
+    config = train.Config(model="lenet5", batch_size=150, epochs=2, steps=40, **options)  # an epoch has 34 steps
     expected = finished(config, tmp_path / "whole")
 
     def stop(progress: train.Progress) -> None:
@@ -152,7 +208,8 @@ def test_resume_gives_the_same_bits(stop_at: int, tmp_path: Path) -> None:
 
     folder = tmp_path / "broken"
     with pytest.raises(Stop):
-        train.train(train.create(config, folder, "test"), folder, stop, every=3)
+        train.train(train.create(config, folder, "test"), folder, stop, every=3, prefetch=bool(options))
+    assert threading.active_count() == 1
     with open(folder / "records.jsonl", "a") as file:
         file.write('{"step": 99, "ep')  # what a kill in the middle of a write leaves
     run = train.reopen(folder)
@@ -178,11 +235,23 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
     raise AssertionError(f"{path} did not reach {count} lines")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-def test_killed_and_resumed(number: signal.Signals, tmp_path: Path) -> None:
+WITH_OPTIONS = (
+    "--augment", "crop-flip", "--schedule", "step", "--milestones", "0.2,0.6", "--warmup", "8", "--weight-decay", "1e-3",
+    "--label-smoothing", "0.1", "--eval-every", "15",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "only_broken"),
+    [(signal.SIGKILL, (), ()), (signal.SIGINT, (), ()), (signal.SIGTERM, (), ()),
+     (signal.SIGKILL, WITH_OPTIONS, ("--prefetch",)), (signal.SIGINT, WITH_OPTIONS, ("--prefetch",))],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else f"{len(value)} options",
+)  # fmt: skip
+def test_killed_and_resumed(number: signal.Signals, options: tuple, only_broken: tuple, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(*TRAIN, "--out", str(whole)), check=True, capture_output=True)
-    process = subprocess.Popen(command(*TRAIN, "--out", str(broken)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    subprocess.run(command(*TRAIN, *options, "--out", str(whole)), check=True, capture_output=True)
+    line = command(*TRAIN, *options, *only_broken, "--out", str(broken))
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_lines(broken / "records.jsonl", 10, process)
     process.send_signal(number)
     _, errors = process.communicate()
@@ -259,6 +328,15 @@ def test_verify(tmp_path: Path) -> None:
         ({"epochs": 0}, "--epochs must be at least 1"),
         ({"steps": -1}, "--steps must be at least 1"),
         ({"seed": -1}, "--seed must be in 0 .. 2^64 - 1"),
+        ({"steps": 2**32, "epochs": None}, "a run has at most 2^32 - 1 steps"),
+        ({"eval_every": 0}, "--eval-every must be at least 1, not 0"),
+        ({"augment": "crop"}, "unknown augmentation 'crop'; did you mean 'crop-flip'?"),
+        ({"label_smoothing": 1.0}, "--label-smoothing must be in [0, 1), not 1.0"),
+        ({"label_smoothing": float("nan")}, "--label-smoothing must be in [0, 1), not nan"),
+        ({"weight_decay": -1.0}, "--weight-decay must be a number from 0 on, not -1.0"),
+        ({"weight_decay": float("inf")}, "--weight-decay must be a number from 0 on, not inf"),
+        ({"schedule": "step"}, "--schedule step and --milestones go together"),
+        ({"warmup": 6}, "--warmup must be less than the run's 6 steps, not 6"),
         ({"lr": -0.1}, "--lr must be a positive number"),
         ({"lr": float("nan")}, "--lr must be a positive number"),
         ({"parameters": {"lac": "x"}}, "lac must be one of"),
@@ -278,12 +356,67 @@ def test_existing_folder_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_divergence_names_step_and_layer(tmp_path: Path) -> None:
-    config = train.Config(model="lenet5", lr=1e30, **SHORT)
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("lr", [1e10, 1e30])
+@pytest.mark.parametrize("batchnorm", [True, False])
+def test_divergence_names_step_and_layer(method: str, lr: float, batchnorm: bool, tmp_path: Path) -> None:
+    config = train.Config(model="lenet5", method=method, lr=lr, batchnorm=batchnorm, **SHORT)
     folder = tmp_path / "run"
-    with pytest.raises(OctosimError, match=r"step \d, (layer \w+, (forward|backward)|loss): .*--lr"):
+    with pytest.raises(OctosimError, match=r"step \d, layer \w+, (forward|backward|\w+ after the step): .*--lr"):
         train.train(train.create(config, folder, "test"), folder, every=1)
     assert not (folder / "digest.txt").exists()
+
+
+@pytest.mark.parametrize("where", ["w", "b", "gamma", "mean", "var"])
+def test_what_a_finite_loss_hides_is_found(where: str) -> None:
+    """max(NaN, 0) is 0 in a ReLU, and running statistics are not used in training: only the state shows it."""
+    run = train.Run(train.Config(model="lenet5", method="fp32", **SHORT))
+    run.train_step()
+    tensors = next(held for node in run.network.nodes for held in (node.params, node.state) if where in held)
+    tensors[where].flat[0] = np.inf if where == "var" else np.nan
+    with pytest.raises(OctosimError, match=r"step 2, layer (conv1|bn1), \w+ after the step: .*; a smaller --lr may help"):
+        run.train_step()
+
+
+def test_evaluation_names_step_and_layer() -> None:
+    """Weights that are finite after the step and overflow on the test set."""
+    run = train.Run(train.Config(model="lenet5", method="fp32", batch_size=50, steps=1))
+    check = run.network.check_finite
+
+    def spoil() -> None:
+        check()
+        run.network.nodes[-1].params["w"][:] = 3e38
+
+    run.network.check_finite = spoil
+    with pytest.raises(OctosimError, match="after step 1, test set, layer fc3, forward: .*; a smaller --lr may help"):
+        run.advance()
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_divergence_keeps_records_and_checkpoint(prefetch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records go up to the step before; the checkpoint resumes, to the same end, or to the run's where it was a fault."""
+    config = train.Config(model="lenet5", method="fp32", **SHORT)
+    expected = finished(config, tmp_path / "whole")
+    right = train.Run.batch
+
+    def wrong(self: train.Run, step: int) -> train.Batch:
+        if step == 5:
+            self.network.nodes[0].params["w"][:] = np.nan
+        return right(self, step)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "batch", wrong)
+        for run in (train.create(config, folder, "test"), None):
+            with pytest.raises(OctosimError, match=r"step [345], layer conv1, ") as caught:
+                train.train(run or train.reopen(folder), folder, every=2, prefetch=prefetch)
+    failed = int(re.match(r"step (\d)", str(caught.value))[1])
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, failed))
+    assert threading.active_count() == 1
+    run = train.reopen(folder)
+    assert run.step in (failed - 1, failed - 2)
+    assert train.train(run, folder) and train.read_digest(folder) == expected
 
 
 def broken_run(folder: Path) -> None:

@@ -167,10 +167,13 @@ def dropout(x: Array, rate: float, random: tuple[int, int, int], *, out: Array |
     return out
 
 
-def softmax_cross_entropy(logits: Array, labels: Array, *, gradient: bool = True) -> tuple[float, Array | None, int]:
+def softmax_cross_entropy(
+    logits: Array, labels: Array, *, smoothing: float = 0.0, gradient: bool = True
+) -> tuple[float, Array | None, int]:
     """Mean loss, dL/dlogits (float32 (rows, classes); None unless asked for) and the count of rows that argmax gets right.
 
-    logits: float32 (rows, classes); labels: int32 (rows,).  NotFiniteError where a logit is NaN or infinite.
+    logits: float32 (rows, classes); labels: int32 (rows,).  smoothing: the share in [0, 1) of a label's probability that is
+    spread evenly over all classes (Szegedy et al. 2016, section 7).  NotFiniteError where a logit is NaN or infinite.
     """
     if logits.ndim != 2:
         raise CoreError(f"logits must be 2-D, not {logits.ndim}-D")
@@ -178,7 +181,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, gradient: bool = True
     dlogits, p = output("dlogits", None, F32, logits.shape) if gradient else (None, ffi.NULL)
     loss, correct = ffi.new("float *"), ffi.new("int64_t *")
     pl, pt = pointer("logits", logits, F32), pointer("labels", labels, S32, (rows,))
-    ok(lib.octo_softmax_cross_entropy_f32(rows, cols, pl, pt, loss, p, correct))
+    ok(lib.octo_softmax_cross_entropy_f32(rows, cols, pl, pt, smoothing, loss, p, correct))
     return loss[0], dlogits, correct[0]
 
 

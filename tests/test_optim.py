@@ -1,0 +1,122 @@
+"""Learning-rate schedules and what weight decay applies to."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octosim import optim, train
+from octosim.errors import OctosimError
+from octosim.optim import Schedule
+
+shares = st.lists(st.floats(0.001, 0.999), min_size=1, max_size=4, unique=True).map(lambda v: tuple(sorted(v)))
+epochs = st.lists(st.integers(1, 40), min_size=1, max_size=4, unique=True).map(lambda v: tuple(float(x) for x in sorted(v)))
+schedules = st.one_of(
+    st.builds(Schedule, st.sampled_from(["cosine", "constant"]), warmup=st.integers(0, 50)),
+    st.builds(Schedule, st.just("step"), shares | epochs, st.floats(0.01, 1.0), st.integers(0, 50)),
+)
+
+
+def rates(schedule: Schedule, steps: int, steps_per_epoch: int = 10, lr: float = 0.1) -> list[float]:
+    return [optim.rate(lr, schedule, step, steps, steps_per_epoch) for step in range(1, steps + 1)]
+
+
+@given(schedule=schedules, more=st.integers(1, 300), steps_per_epoch=st.integers(1, 60))
+def test_bounds_and_direction(schedule: Schedule, more: int, steps_per_epoch: int) -> None:
+    """In (0, lr]; rising to the end of the warm-up, then never rising; the last warm-up step and the next join."""
+    optim.check_schedule(schedule)
+    warmup = schedule.warmup
+    got = rates(schedule, warmup + more, steps_per_epoch)
+    assert all(0 < rate <= 0.1 for rate in got)
+    after = got[warmup:]
+    assert all(b <= a for a, b in zip(after, after[1:], strict=False))
+    if schedule.name != "step":
+        assert after[0] == 0.1
+        assert got[:warmup] == [0.1 * ((k + 1) / warmup) for k in range(warmup)]
+        assert not warmup or got[warmup - 1] == after[0]
+
+
+@given(schedule=schedules, steps=st.integers(60, 200))
+def test_warm_up_is_a_factor(schedule: Schedule, steps: int) -> None:
+    """step and constant: the same schedule without warm-up, times the rising share."""
+    if schedule.name == "cosine":
+        return
+    without = rates(dataclasses.replace(schedule, warmup=0), steps)
+    share = [min(1.0, step / schedule.warmup) if schedule.warmup else 1.0 for step in range(1, steps + 1)]
+    assert rates(schedule, steps) == pytest.approx([a * b for a, b in zip(without, share, strict=True)], rel=1e-15)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 1000])
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_cosine_against_libm(steps: int, warmup: int) -> None:
+    """Over what is left after the warm-up, from the full rate to nearly 0."""
+    got = rates(Schedule("cosine", warmup=warmup), steps + warmup)[warmup:]
+    assert got == pytest.approx(0.05 * (1 + np.cos(np.pi * np.arange(steps) / steps)), abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "changes"),
+    [((0.5, 0.75), [50, 75]), ((0.07, 0.29, 0.57), [7, 29, 57]), ((3.0, 8.0), [30, 80]), ((2.0, 400.0), [20])],
+)
+def test_step_changes_after_its_milestones(milestones: tuple[float, ...], changes: list[int]) -> None:
+    """100 steps, 10 an epoch; 0.07 * 100, 0.29 * 100 and 0.57 * 100 are not whole in float64."""
+    got = rates(Schedule("step", milestones, gamma=0.5), 100)
+    assert [k for k in range(1, 100) if got[k] != got[k - 1]] == changes
+    assert sorted(set(got), reverse=True) == [0.1 * 0.5**k for k in range(len(changes) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (Schedule("cosin"), "unknown schedule 'cosin'; did you mean 'cosine'?"),
+        (Schedule("step"), "--schedule step and --milestones go together"),
+        (Schedule("cosine", (0.5,)), "--schedule step and --milestones go together"),
+        (Schedule("step", (0.5, 0.5)), "must be ascending shares of the run below 1, or ascending epochs, not 0.5,0.5"),
+        (Schedule("step", (0.75, 0.5)), "not 0.75,0.5"),
+        (Schedule("step", (0.5, 2.0)), "not 0.5,2"),
+        (Schedule("step", (1.5,)), "not 1.5"),
+        (Schedule("step", (0.0,)), "not 0"),
+        (Schedule("step", (-1.0,)), "not -1"),
+        (Schedule("step", (float("nan"),)), "not nan"),
+        (Schedule("step", (float("inf"),)), "not inf"),
+        (Schedule("step", (0.5,), gamma=0.0), "--gamma must be a positive number, not 0.0"),
+        (Schedule("step", (0.5,), gamma=float("nan")), "--gamma must be a positive number, not nan"),
+        (Schedule(warmup=-1), "--warmup must be at least 0, not -1"),
+    ],
+    ids=str,
+)
+def test_refused(schedule: Schedule, words: str) -> None:
+    with pytest.raises(OctosimError) as caught:
+        optim.check_schedule(schedule)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_weight_decay_and_rate_reach_the_weights_only(name: str) -> None:
+    """One step with decay moves exactly the weights elsewhere than one without; a warm-up's half rate half as far."""
+    same = dict(model="lenet5", method="fp32", optimizer=name, batch_size=50, schedule="constant")
+    changes = {"plain": {"lr": 0.125}, "decay": {"lr": 0.125, "weight_decay": 0.5}, "half": {"lr": 0.125, "warmup": 2}}
+    runs = {key: train.Run(train.Config(**same, **change)) for key, change in changes.items()}
+    before = {f"{node.name}.{key}": w.copy() for node in runs["plain"].network.nodes for key, w in node.params.items()}
+    after = {}
+    for key, run in runs.items():
+        run.train_step()
+        after[key] = {name: w for name, (w, _) in run.network.parameters().items()}
+    changed = {key for key in before if not np.array_equal(after["plain"][key], after["decay"][key])}
+    assert changed == {key for key in before if key.endswith(".w")} and len(changed) < len(before)
+    for key in before:
+        whole, half = after["plain"][key] - before[key], after["half"][key] - before[key]
+        assert np.allclose(half, whole / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_decay_is_in_the_gradient() -> None:
+    """SGD's first step: w - lr (g + decay w), in float32."""
+    run = train.Run(train.Config(model="lenet5", method="fp32", batch_size=50, lr=0.125, weight_decay=0.5, schedule="constant"))
+    before = run.network.nodes[0].params["w"].copy()
+    run.train_step()
+    w, g = run.network.parameters()["conv1.w"]
+    assert np.array_equal(w, before - np.float32(0.125) * (g + np.float32(0.5) * before))
