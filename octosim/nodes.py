@@ -42,6 +42,12 @@ class Convolution:
         g = self.geometry
         return g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w * g.channels, g.filters
 
+    @property
+    def depths(self) -> tuple[int, int, int]:
+        """The longest sums, in products: forward, dX, dW."""
+        m, k, n = self.shape
+        return k, self.geometry.kernel_h * self.geometry.kernel_w * n, m
+
     def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
         return core.conv_forward(self.geometry, x, w, x_zero=x_zero, out=out)
 
@@ -65,6 +71,11 @@ class FullProduct:
         """(M, K, N) of the forward pass."""
         return self.batch, self.inputs, self.outputs
 
+    @property
+    def depths(self) -> tuple[int, int, int]:
+        """The longest sums, in products: forward, dX, dW."""
+        return self.inputs, self.outputs, self.batch
+
     def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
         return core.gemm(x, w, transpose_b=True, out=out)
 
@@ -75,13 +86,49 @@ class FullProduct:
         return core.gemm(dy, x, transpose_a=True, out=out)
 
 
-Product = Convolution | FullProduct
+@dataclass(frozen=True)
+class Depthwise:
+    """A convolution of each channel with its own kernel.
+
+    There is no matrix product in it: each of its M = batch x out_h x out_w x channels outputs is a sum of K = kernel x kernel
+    products, so that with N = 1 M K N counts the multiply-accumulates.
+    """
+
+    geometry: core.Conv
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(M, K, N) of the forward pass."""
+        g = self.geometry
+        return g.batch * g.out_h * g.out_w * g.channels, g.kernel_h * g.kernel_w, 1
+
+    @property
+    def depths(self) -> tuple[int, int, int]:
+        """The longest sums, in products: forward, dX, dW."""
+        g = self.geometry
+        taps = g.kernel_h * g.kernel_w
+        return taps, taps, g.batch * g.out_h * g.out_w
+
+    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        return core.depthwise_forward(self.geometry, x, w, x_zero=x_zero, out=out)
+
+    def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
+        return core.depthwise_input_grad(self.geometry, dy, w, out=out)
+
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        return core.depthwise_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
+
+
+Product = Convolution | FullProduct | Depthwise
 
 
 @dataclass
 class Node:
     """A layer in a network: name, place, shapes (without the batch axis), numbers and memory.
 
+    inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's.
+    in_place: nothing else needs its input's values, nor will, so the layer may write over them.  (It may always write over
+    the gradient of its output.)
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -90,6 +137,8 @@ class Node:
     layer: Any
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    inputs: tuple[int, ...] = (-1,)
+    in_place: bool = True
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)

@@ -49,7 +49,7 @@ class Fp32:
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         m, k, n = node.layer.product(node, batch).shape
-        x, w, y = batch * int(np.prod(node.in_shape)), n * k, m * n
+        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n
         kind = node.layer.title
         return [
             Op(node.name, "forward", "gemm", kind, (m, k, n), "float32", 4 * (x + w), 4 * y),

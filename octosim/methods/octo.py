@@ -61,10 +61,8 @@ class Octo:
             raise OctosimError(f"octo: lac_decay must not be negative, not {self.lac_decay}")
 
     def check(self, node: Node, batch: int) -> None:
-        m, k, n = node.layer.product(node, batch).shape
-        taps = k // node.in_shape[-1]
         safe = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
-        for name, depth in (("forward", k), ("dX", n * taps), ("dW", m)):
+        for name, depth in zip(("forward", "dX", "dW"), node.layer.product(node, batch).depths, strict=True):
             if depth > safe:
                 raise OctosimError(
                     f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
@@ -147,7 +145,7 @@ class Octo:
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         m, k, n = node.layer.product(node, batch).shape
-        x, w, y = batch * int(np.prod(node.in_shape)), n * k, m * n
+        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n
         kind, name = node.layer.title, node.name
         lac = node.params["lac_alpha"].size if self.lac != "off" else 0
         passes = 2 if self.prc == "gauss" else 1
