@@ -63,10 +63,6 @@ def _classifier(*units: int) -> Stack:
     return Flatten(), *hidden, Linear()
 
 
-_ALEXNET_TAIL: Stack = (
-    *_conv(384), *_conv(384), *_conv(256), MaxPool(), *_classifier(4096, 4096),
-)  # fmt: skip
-
 MODELS: dict[str, Model] = {
     # Octo's demo (kimihe/Octo): 30 filters 5x5, pooling, 100 units; weights N(0, 0.01^2)
     "simplecnn": Model((
@@ -81,8 +77,10 @@ MODELS: dict[str, Model] = {
     "mlp": Model((Flatten(), Linear(256), ReLU(), Linear(128), ReLU(), Linear())),
     # Octo's demo: one form for CIFAR-10, one for MNIST and Fashion-MNIST
     "alexnet": Model(
-        (*_conv(64), MaxPool(), *_conv(192), MaxPool(), *_ALEXNET_TAIL),
-        small=(*_conv(96, 11), MaxPool(), *_conv(256, 5), MaxPool(), *_ALEXNET_TAIL),
+        (*_conv(64), MaxPool(), *_conv(192), MaxPool(), *_conv(384), *_conv(256), *_conv(256), MaxPool(),
+         *_classifier(4096, 4096)),
+        small=(*_conv(96, 11), MaxPool(), *_conv(256, 5), MaxPool(), *_conv(384), *_conv(384), *_conv(256), MaxPool(),
+               *_classifier(4096, 4096)),
     ),
     # Octo's demo: one pooling, no padding; the first fully connected layer's size follows from the images'
     "vgg11": Model((
