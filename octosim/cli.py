@@ -33,6 +33,9 @@ out_console = Console(width=None if sys.stdout.isatty() else 160)
 err_console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 Threads = Annotated[Optional[int], typer.Option(help="Threads of the kernels; all cores if not given.")]  # noqa: UP045
+_MODEL = typer.Option(
+    help="Network: simplecnn, lenet5, mlp, alexnet, vgg11, vgg-small-7, resnet20, mobilenet, or a model file, .toml."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -118,7 +121,7 @@ def _follow(bar: Progress, task: TaskID, quiet: bool) -> Any:
 @app.command()
 def train(
     ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5.")] = "simplecnn",
+    model: Annotated[str, _MODEL] = "simplecnn",
     data: Annotated[
         str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
@@ -185,7 +188,7 @@ def train(
         seed=seed,
         batchnorm=batchnorm,
     )
-    folder = out or Path("runs") / f"{model}-{data}-{method}-seed{seed}"
+    folder = out or Path("runs") / f"{Path(model).stem}-{data}-{method}-seed{seed}"
     if resume:
         _refuse_changes(ctx, folder, config, trainer.read_config(folder))
         if trainer.read_digest(folder):
@@ -265,7 +268,7 @@ def verify(
 @app.command()
 def cost(
     profile: Annotated[str, typer.Option(help="Device: a profile's name or alias, or a .toml file.")] = "jetson",
-    model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5, or an ONNX file.")] = "simplecnn",
+    model: Annotated[str, typer.Option(help="Network: a name, a .toml file, or an ONNX file.")] = "simplecnn",
     batch_size: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Images a step; 100 if not given, of an ONNX file its own or 1."),
@@ -378,7 +381,8 @@ def _cost_ops(
     except ValueError:
         raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{image}'") from None
     batch = batch or 100
-    network = models.Network(models.layers(model, 10), (height, width, channels), methods.make(method, {}), 0)
+    in_shape = (height, width, channels)
+    network = models.Network(models.layers(model, 10, in_shape=in_shape), in_shape, methods.make(method, {}), 0)
     network.check(batch)
     ops = [op for op in models.trace(network, batch) if not inference or op.pass_ == "forward" and op.layer != "loss"]
     kind = "float32" if method == "fp32" else "int8"
@@ -403,7 +407,7 @@ def _show_comparison(title: str, records: list[dict[str, Any]]) -> None:
 @app.command()
 def bench(
     profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
-    model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5.")] = "simplecnn",
+    model: Annotated[str, _MODEL] = "simplecnn",
     data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
     method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
     set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
