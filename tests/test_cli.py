@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from octosim import hw
+from octosim import hw, models
 
 COMMANDS = [
     ("train",), ("verify",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"), ("profiles", "show"),
@@ -86,6 +86,31 @@ def test_cost(name: str, method: str) -> None:
     forward = json.loads(octosim("cost", "--profile", name, *LENET, "--method", method, "--inference", "--json").stdout)
     assert 0 < forward["total"]["time_s"] < record["total"]["time_s"]
     assert {row["pass"] for row in forward["layers"]} == {"forward"}
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_cost_of_every_model(model: str) -> None:
+    """The name is in the help too."""
+    done = octosim("cost", "--model", model, "--image", "32x32x3", "--batch-size", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["total"]["macs"] > 0
+    assert model in octosim("train", "--help", COLUMNS="400").stdout
+
+
+def test_a_model_file(tmp_path: Path) -> None:
+    """Wherever a model's name is taken; a run goes on and is verified without it."""
+    file = tmp_path / "my net.toml"
+    file.write_text("[[layers]]\nkind = 'flatten'\n[[layers]]\nkind = 'linear'\n")
+    done = octosim("train", "--model", "my net.toml", "--steps", "2", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert octosim("cost", "--model", str(file)).returncode == 0
+    assert octosim("bench", "--model", str(file), "--seconds", "0.1", "--batch-size", "20").returncode == 0
+    file.unlink()
+    folder = tmp_path / "runs/my net-fashion-mnist-5k-octo-seed0"
+    assert octosim("verify", str(folder)).returncode == 0
+    assert "finished already" in octosim("train", "--resume", "--out", str(folder)).stderr
+    done = octosim("cost", "--model", str(file))
+    assert done.returncode == 2 and done.stderr.count("\n") <= 2 and "there is no such model file" in done.stderr
 
 
 def test_cost_table() -> None:
