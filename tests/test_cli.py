@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from octosim import hw
+from octosim import hw, models
 
 COMMANDS = [
     ("train",), ("verify",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"), ("profiles", "show"),
@@ -95,6 +95,31 @@ def test_cost_of_a_device_that_cannot_train(name: str) -> None:
     assert done.returncode == 2 and "no engine has trains = true" in done.stderr
     done = octosim("cost", "--profile", name, *LENET, "--inference", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["total"]["time_s"] > 0, done.stderr
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_cost_of_every_model(model: str) -> None:
+    """The name is in the help too."""
+    done = octosim("cost", "--model", model, "--image", "32x32x3", "--batch-size", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["total"]["macs"] > 0
+    assert model in octosim("train", "--help", COLUMNS="400").stdout
+
+
+def test_a_model_file(tmp_path: Path) -> None:
+    """Wherever a model's name is taken; a run goes on and is verified without it."""
+    file = tmp_path / "my net.toml"
+    file.write_text("[[layers]]\nkind = 'flatten'\n[[layers]]\nkind = 'linear'\n")
+    done = octosim("train", "--model", "my net.toml", "--steps", "2", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert octosim("cost", "--model", str(file)).returncode == 0
+    assert octosim("bench", "--model", str(file), "--seconds", "0.1", "--batch-size", "20").returncode == 0
+    file.unlink()
+    folder = tmp_path / "runs/my net-fashion-mnist-5k-octo-seed0"
+    assert octosim("verify", str(folder)).returncode == 0
+    assert "finished already" in octosim("train", "--resume", "--out", str(folder)).stderr
+    done = octosim("cost", "--model", str(file))
+    assert done.returncode == 2 and done.stderr.count("\n") <= 2 and "there is no such model file" in done.stderr
 
 
 def test_cost_table() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from octosim import core, methods, models, quant
 from octosim.errors import OctosimError
-from octosim.layers import Conv2d, Flatten, Linear
+from octosim.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
 from octosim.nodes import Context
 
 F = np.float32
@@ -159,6 +159,42 @@ def test_octo_convolution(case: dict, pad: int) -> None:
         full[:, i : i + y.shape[1], j : j + y.shape[2]] += np.einsum("nyzf,fc->nyzc", g, qw.q[:, i, j].astype(np.int64))
     inner = full[:, pad : full.shape[1] - pad, pad : full.shape[2] - pad]
     assert np.array_equal(dx, inner.astype(F) * F(F(qw.scale) * F(error.scale)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("fp32", {}), ("octo", {}), ("octo", dict(lac="feature", zero_point="dropped", rounding="stochastic"))],
+)
+def test_depthwise_is_a_convolution_with_diagonal_weights(name: str, parameters: dict, stride: int) -> None:
+    """All passes of both layers, from the same numbers: codes, zero points and compensation are the same to the bit."""
+    channels, batch = 6, 4
+    stack = (Conv2d(channels, 1), DepthwiseConv2d(3, stride, 1)), (Conv2d(channels, 1), Conv2d(channels, 3, stride, 1))
+    made = [models.Network(layers, (9, 8, 2), methods.make(name, parameters), 5) for layers in stack]
+    own, dense = (network.nodes[1] for network in made)
+    diagonal = np.arange(channels)
+    dense.params["w"][:] = 0
+    dense.params["w"][diagonal, :, :, diagonal] = own.params["w"][..., 0]
+    rng = np.random.default_rng(1)
+    for key in own.params:
+        if key != "w":
+            own.params[key][:] = dense.params[key][:] = rng.normal(0, 0.2, own.params[key].shape)
+    x = rng.normal(0.4, 1, (batch, *own.in_shape)).astype(F)
+    dy = rng.normal(0, 1, (batch, *own.out_shape)).astype(F)
+    results = []
+    for network, node in zip(made, (own, dense), strict=True):
+        y = network.method.forward(node, x, TRAIN).copy()
+        error = network.method.error(node, dy.copy(), TRAIN)
+        network.method.weight_grad(node, error, TRAIN)
+        dx = network.method.input_grad(node, error, TRAIN).copy()
+        dw = node.grads["w"] if node is own else node.grads["w"][diagonal, :, :, diagonal][..., None]
+        results.append({"y": y, "dx": dx, **node.grads, "w": dw})
+    assert results[0].keys() == results[1].keys()
+    for key, value in results[0].items():
+        if name == "fp32":
+            assert np.allclose(value, results[1][key], rtol=1e-4, atol=1e-5), key
+        else:
+            assert np.array_equal(value, results[1][key]), key
 
 
 def test_exact_zero_point_makes_a_true_convolution() -> None:

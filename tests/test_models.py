@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from octosim import cost, hw, methods, models, train
+from octosim import core, cost, hw, methods, models, train
 from octosim.errors import OctosimError
 from octosim.layers import (
     Add,
@@ -107,6 +108,25 @@ def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None
     assert not gemms
     costs = cost.predict(ops, hw.load("jetson"))
     assert cost.total(costs, hw.load("jetson"))["time_s"] > 0
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("model", models.MODELS)
+def test_gradients_of_colour_images_on_every_instruction_set(model: str, method: str, each_isa: list[tuple[str, int]]) -> None:
+    """The forms for CIFAR-10, which no packaged data set has; the digests of whole steps are in test_train."""
+    made = network(model, (32, 32, 3), method)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), np.array([3], np.int32)
+    digests = set()
+    for isa in dict(each_isa):
+        core.set_isa(isa)
+        core.set_threads(1 if not digests else 3)
+        loss, _ = made.gradients(images, labels, Context(True, 0, 1))
+        total = hashlib.sha256(np.float32(loss).tobytes())
+        for _, gradient in made.parameters().values():
+            total.update(np.ascontiguousarray(gradient))
+        digests.add(total.hexdigest())
+    assert len(digests) == 1
 
 
 def test_gradients_that_meet_are_in_the_trace() -> None:
