@@ -299,4 +299,6 @@ def nodes(stack: Sequence[Item], in_shape: tuple[int, ...]) -> list[Node]:
         while source >= 0 and uses[source] == 1 and made[source].layer.aliases:
             source = made[source].inputs[0]
         node.in_place = source >= 0 and uses[source] == 1
+        if isinstance(node.layer, BatchNorm) and node.inputs[0] >= 0 and uses[node.inputs[0]] == 1:
+            made[node.inputs[0]].normalized = True
     return made

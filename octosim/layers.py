@@ -86,6 +86,8 @@ class Weighted:
     def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Any:
         error = method.error(node, dy, context)
         method.weight_grad(node, error, context)
+        if node.normalized:  # only rounding would move a bias here, and the running mean could not follow it
+            node.grads["b"] = np.zeros_like(node.params["b"])
         return error
 
     def input_grad(self, node: Node, error: Any, method: Method, context: Context) -> Array:

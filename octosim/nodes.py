@@ -147,6 +147,7 @@ class Node:
     inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's.
     in_place: nothing else needs its input's values, nor will, so the layer may write over them.  (It may always write over
     the gradient of its output.)
+    normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -157,6 +158,7 @@ class Node:
     out_shape: tuple[int, ...]
     inputs: tuple[int, ...] = (-1,)
     in_place: bool = True
+    normalized: bool = False
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)

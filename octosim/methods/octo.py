@@ -133,6 +133,8 @@ class Octo:
         if lac:
             each = core.column_sums(error.q, lac[0].size).astype(np.float32) * np.float32(error.scale)
             made = core.lac_backward(each.reshape(lac[0].shape), lac, self.lac_decay)
+            if node.normalized and self.lac == "channel":  # batch normalization subtracts it, as it does the bias
+                made = (np.zeros_like(made[0]), np.zeros_like(made[1]), np.zeros_like(made[2]))
             node.grads.update(zip(("lac_alpha", "lac_mu", "lac_offset"), made, strict=True))
 
     def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
