@@ -12,6 +12,7 @@
 #endif
 #define FN(name) name##_avx512vnni
 #define VECTOR_BYTES 64
+#define TILE_BYTES 32 /* of float32 products: on Zen 4 1.4 times as fast as 64; cores with two 512-bit multipliers would prefer those */
 #include "loops.inc"
 #define MADD(a, b) (FN(s32))_mm512_madd_epi16((__m512i)(a), (__m512i)(b))
 #define MIN(a, b) (FN(s32))_mm512_min_epi32((__m512i)(a), (__m512i)(b))
