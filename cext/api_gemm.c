@@ -307,3 +307,111 @@ int octo_conv_input_grad_f32(const octo_conv *g, const float *dy, const float *w
 int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw) {
     return conv_weight_grad(g, x, 0, dy, dw, 4);
 }
+
+/* ---- depthwise convolutions -------------------------------------------------------------------------------------------------- */
+
+static int check_depthwise(const octo_conv *g) {
+    int status = check_conv(g);
+    if (status) return status;
+    OCTO_CHECK(g->filters == g->channels, "depthwise convolution: %lld filters for %lld channels, expected as many",
+               (long long)g->filters, (long long)g->channels);
+    OCTO_CHECK(g->kernel_h * g->kernel_w <= OCTO_DEPTHWISE_TAPS, "depthwise convolution: a %lld x %lld kernel has more than %d taps",
+               (long long)g->kernel_h, (long long)g->kernel_w, OCTO_DEPTHWISE_TAPS);
+    return OCTO_OK;
+}
+
+/* The weights [channel][tap] as the kernels want them, [tap][channel]. */
+static void *taps_first(const octo_conv *g, const void *w, int element) {
+    int64_t taps = g->kernel_h * g->kernel_w;
+    void *out = octo_scratch(OCTO_SLOT_RIGHT, taps * g->channels * element);
+    if (out) transpose(g->channels, taps, w, taps, out, g->channels, element);
+    return out;
+}
+
+/* A pixel of padding. */
+static int8_t *zero_pixel(const octo_conv *g, int x_zero) {
+    int8_t *out = octo_scratch(OCTO_SLOT_PADDED, g->channels);
+    if (out) memset(out, x_zero, (size_t)g->channels);
+    return out;
+}
+
+#define OUT_OF_MEMORY octo_fail(OCTO_ENOMEM, "out of memory in a depthwise convolution")
+
+int octo_depthwise_forward_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *w, int32_t *y) {
+    CHECK_CODE(x_zero);
+    int status = check_depthwise(g);
+    if (status) return status;
+    const int8_t *taps = taps_first(g, w, 1), *outside = zero_pixel(g, x_zero);
+    if (!taps || !outside) return OUT_OF_MEMORY;
+    EACH_ROWS(g->batch * out_height(g), out_width(g) * g->channels, octo_table.depthwise_s8(g, first, count, x, outside, taps, y));
+    return OCTO_OK;
+}
+
+int octo_depthwise_forward_f32(const octo_conv *g, const float *x, const float *w, float *y) {
+    int status = check_depthwise(g);
+    if (status) return status;
+    const float *taps = taps_first(g, w, 4);
+    if (!taps) return OUT_OF_MEMORY;
+    EACH_ROWS(g->batch * out_height(g), out_width(g) * g->channels, octo_table.depthwise_f32(g, first, count, x, NULL, taps, y));
+    return OCTO_OK;
+}
+
+int octo_depthwise_input_grad_s8(const octo_conv *g, const int8_t *dy, const int8_t *w, int32_t *dx) {
+    int status = check_depthwise(g);
+    if (status) return status;
+    const int8_t *taps = taps_first(g, w, 1);
+    if (!taps) return OUT_OF_MEMORY;
+    EACH_ROWS(g->batch * g->height, g->width * g->channels, octo_table.depthwise_input_grad_s8(g, first, count, dy, taps, dx));
+    return OCTO_OK;
+}
+
+int octo_depthwise_input_grad_f32(const octo_conv *g, const float *dy, const float *w, float *dx) {
+    int status = check_depthwise(g);
+    if (status) return status;
+    const float *taps = taps_first(g, w, 4);
+    if (!taps) return OUT_OF_MEMORY;
+    EACH_ROWS(g->batch * g->height, g->width * g->channels, octo_table.depthwise_input_grad_f32(g, first, count, dy, taps, dx));
+    return OCTO_OK;
+}
+
+/* Sums of slices of rows of dy, [slice][tap][channel], each slice about SLICE elements: their borders are part of float32's
+ * definition. */
+static void *slice_sums(const octo_conv *g, int64_t *step, int64_t *slices) {
+    int64_t rows = g->batch * out_height(g);
+    *step = octo_max(1, SLICE / (out_width(g) * g->channels));
+    *slices = (rows + *step - 1) / *step;
+    return octo_scratch(OCTO_SLOT_SUMS, (*slices + 1) * g->kernel_h * g->kernel_w * g->channels * 4);
+}
+
+int octo_depthwise_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int32_t *dw) {
+    CHECK_CODE(x_zero);
+    int status = check_depthwise(g);
+    if (status) return status;
+    int64_t step, slices, taps = g->kernel_h * g->kernel_w, rows = g->batch * out_height(g), channels = g->channels;
+    const int8_t *outside = zero_pixel(g, x_zero);
+    int32_t *sums = slice_sums(g, &step, &slices);
+    if (!outside || !sums) return OUT_OF_MEMORY;
+    OCTO_PARALLEL(i, slices) {
+        octo_table.depthwise_weight_grad_s8(g, i * step, octo_min(step, rows - i * step), x, outside, dy, sums + i * taps * channels);
+    }
+    memset(dw, 0, (size_t)(taps * channels) * sizeof *dw);
+    for (int64_t i = 0; i < slices; i++)
+        for (int64_t t = 0; t < taps; t++)
+            for (int64_t c = 0; c < channels; c++)
+                dw[c * taps + t] = (int32_t)((uint32_t)dw[c * taps + t] + (uint32_t)sums[(i * taps + t) * channels + c]);
+    return OCTO_OK;
+}
+
+int octo_depthwise_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw) {
+    int status = check_depthwise(g);
+    if (status) return status;
+    int64_t step, slices, size = g->kernel_h * g->kernel_w * g->channels, rows = g->batch * out_height(g);
+    float *sums = slice_sums(g, &step, &slices), *total = sums ? sums + slices * size : NULL;
+    if (!sums) return OUT_OF_MEMORY;
+    OCTO_PARALLEL(i, slices) {
+        octo_table.depthwise_weight_grad_f32(g, i * step, octo_min(step, rows - i * step), x, NULL, dy, sums + i * size);
+    }
+    octo_add_blocks(slices, size, sums, total);
+    transpose(g->kernel_h * g->kernel_w, g->channels, total, g->channels, dw, g->kernel_h * g->kernel_w, 4);
+    return OCTO_OK;
+}

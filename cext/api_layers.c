@@ -30,8 +30,7 @@ int octo_log_f32(int64_t n, const float *x, float *y) {
 /* Rows of a block of a column sum, part of its definition: about 64 to a lane. */
 static int64_t block_rows(int64_t cols) { return 64 * (cols <= 16 ? 512 / cols : cols <= 128 ? 16 : cols < 512 ? 4 : 1); }
 
-/* out[c] = sum over blocks, in double and ascending order, of partial[block][c]. */
-static void add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out) {
+void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out) {
     OCTO_PARALLEL(part, (cols + 255) / 256) {
         double sums[256] = {0};
         int64_t c0 = part * 256, count = octo_min(256, cols - c0);
@@ -49,7 +48,7 @@ int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums
     OCTO_PARALLEL(b, blocks) {
         octo_table.column_sums_f32(octo_min(step, rows - b * step), cols, x + b * step * cols, partial + b * cols);
     }
-    add_blocks(blocks, cols, partial, sums);
+    octo_add_blocks(blocks, cols, partial, sums);
     return OCTO_OK;
 }
 
@@ -96,8 +95,8 @@ int octo_batchnorm_forward_f32(int64_t rows, int64_t cols, const float *x, const
     OCTO_PARALLEL(b, blocks) { /* the pivot is the first row */
         octo_table.column_moments_f32(octo_min(step, rows - b * step), cols, x + b * step * cols, x, partial + b * cols, partial2 + b * cols);
     }
-    add_blocks(blocks, cols, partial, sums);
-    add_blocks(blocks, cols, partial2, squares);
+    octo_add_blocks(blocks, cols, partial, sums);
+    octo_add_blocks(blocks, cols, partial2, squares);
     float keep = 1.0f - momentum, unbiased = rows > 1 ? (float)rows / (float)(rows - 1) : 1.0f;
     for (int64_t c = 0; c < cols; c++) {
         double shifted = (double)sums[c] / (double)rows, variance = (double)squares[c] / (double)rows - shifted * shifted;
@@ -138,8 +137,8 @@ int octo_batchnorm_backward_f32(int64_t rows, int64_t cols, const float *x, cons
         octo_table.column_dots_f32(octo_min(step, rows - b * step), cols, x + b * step * cols, mean, dy + b * step * cols,
                                    partial + b * cols, partial2 + b * cols);
     }
-    add_blocks(blocks, cols, partial, dbeta);
-    add_blocks(blocks, cols, partial2, dgamma);
+    octo_add_blocks(blocks, cols, partial, dbeta);
+    octo_add_blocks(blocks, cols, partial2, dgamma);
     float inv_rows = 1.0f / (float)rows;
     for (int64_t c = 0; c < cols; c++) {
         scale[c] = gamma[c] * inv_std[c];
@@ -163,6 +162,36 @@ int octo_relu_f32(int64_t n, const float *x, float *y) {
 int octo_relu_backward_f32(int64_t n, const float *y, const float *dy, float *dx) {
     CHECK_COUNT("relu", n);
     EACH_SLICE(n, octo_table.relu_backward_f32(count, y + first, dy + first, dx + first));
+    return OCTO_OK;
+}
+
+int octo_add_f32(int64_t n, const float *a, const float *b, float *y) {
+    CHECK_COUNT("add", n);
+    EACH_SLICE(n, octo_table.add_f32(count, a + first, b + first, y + first));
+    return OCTO_OK;
+}
+
+static int check_images(int64_t images, int64_t pixels, int64_t cols) {
+    CHECK_MATRIX("average pooling", pixels, cols);
+    CHECK_MATRIX("average pooling", images, pixels * cols);
+    return OCTO_OK;
+}
+
+int octo_avgpool_f32(int64_t images, int64_t pixels, int64_t cols, const float *x, float *y) {
+    int status = check_images(images, pixels, cols);
+    if (status) return status;
+    float inv_pixels = 1.0f / (float)pixels;
+    EACH_ROWS(images, pixels * cols,
+              octo_table.avgpool_f32(count, pixels, cols, inv_pixels, x + first * pixels * cols, y + first * cols));
+    return OCTO_OK;
+}
+
+int octo_avgpool_backward_f32(int64_t images, int64_t pixels, int64_t cols, const float *dy, float *dx) {
+    int status = check_images(images, pixels, cols);
+    if (status) return status;
+    float inv_pixels = 1.0f / (float)pixels;
+    EACH_ROWS(images, pixels * cols,
+              octo_table.avgpool_backward_f32(count, pixels, cols, inv_pixels, dy + first * cols, dx + first * pixels * cols));
     return OCTO_OK;
 }
 

@@ -15,7 +15,10 @@ SOURCES = [
     "ref.c", "x86_avx2.c", "x86_avx512vnni.c", "arm_neon.c", "arm_dotprod.c", "arm_i8mm.c",
     "dispatch.c", "api_gemm.c", "api_layers.c", "api_quantize.c", "peak.c",
 ]  # fmt: skip
-HEADERS = ["octosim.h", "kernels.h", "kernels.def", "dispatch.h", "loops.inc", "quantize.inc", "accumulate.inc", "arm_gemm.inc"]
+HEADERS = [
+    "octosim.h", "kernels.h", "kernels.def", "dispatch.h", "loops.inc", "quantize.inc", "depthwise.inc", "accumulate.inc",
+    "arm_gemm.inc",
+]  # fmt: skip
 
 
 def declarations() -> str:

@@ -220,7 +220,8 @@ static const struct {
 #undef KERNEL
 };
 enum { KERNELS = sizeof list / sizeof list[0] };
-static void (*const public_checks[])(void) = {check_products, check_convolutions, check_slices};
+static void (*const public_checks[])(void) = {check_products, check_convolutions, check_depthwise, check_slices};
+enum { PUBLIC_CHECKS = sizeof public_checks / sizeof public_checks[0] };
 
 /* Turns of one check; a failure repeats alone. */
 static void repeat(void (*check)(void), const char *name, int number, uint64_t seed, int rounds) {
@@ -267,7 +268,7 @@ int main(int argc, char **argv) {
             own += pointers[0] != pointers[1];
             repeat(list[k].check, list[k].name, k, seed, benching ? 1 : rounds);
         }
-        for (int p = 0; p < 3 && !benching; p++) repeat(public_checks[p], "public", KERNELS + p, seed, rounds);
+        for (int p = 0; p < PUBLIC_CHECKS && !benching; p++) repeat(public_checks[p], "public", KERNELS + p, seed, rounds);
         printf("%-12s %d of %d kernels of its own, %ld checks\n", isa, own, KERNELS, checks - before);
         tested += row > 0;
     }

@@ -135,6 +135,7 @@ void *octo_scratch(enum octo_slot slot, int64_t bytes) {
         void *memory;
         int64_t bytes;
     } buffers[OCTO_SLOTS];
+    bytes = octo_max(bytes, 1); /* NULL means no memory, not nothing to hold */
     if (buffers[slot].bytes < bytes) {
         free(buffers[slot].memory);
         bytes = (bytes + 4095) / 4096 * 4096;

@@ -29,6 +29,9 @@ void *octo_scratch(enum octo_slot slot, int64_t bytes);
 static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* out[c] = sum over blocks, in double and ascending order, of partial[block][c]. */
+void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out);
+
 /* Elements of a slice; a multiple of 64, so that Philox blocks and lanes never straddle a border. */
 enum { SLICE = 16384 };
 

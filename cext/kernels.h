@@ -109,6 +109,9 @@ static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
     return ((k + group - 1) / group * ((group + 1) / 2) + 32) * 36 * 4;
 }
 
+/* Most taps of a depthwise convolution's kernel. */
+enum { OCTO_DEPTHWISE_TAPS = 225 };
+
 /* What requantization does to each column.  x is kept within -limit - 1 .. limit and shifted left by `lift`; the fixed-point scale is
  * multiplier / 2^(32 + shift).  plain: no column has a limit or a lift. */
 struct octo_columns {

@@ -61,6 +61,16 @@ int octo_conv_forward_f32(const octo_conv *g, const float *x, const float *w, fl
 int octo_conv_input_grad_f32(const octo_conv *g, const float *dy, const float *w, float *dx);
 int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw);
 
+/* The same for a depthwise convolution, each channel with its own kernel: filters = channels, w [channels][kernel_h][kernel_w], at most
+ * 225 taps.  float32: y and dx sum their taps in ascending (kernel_h, kernel_w), without those in the padding; dw sums the pixels of
+ * about 16384 elements of dy (whole rows, ascending) in float32, and these sums in double, in ascending order. */
+int octo_depthwise_forward_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *w, int32_t *y);
+int octo_depthwise_input_grad_s8(const octo_conv *g, const int8_t *dy, const int8_t *w, int32_t *dx);
+int octo_depthwise_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int32_t *dw);
+int octo_depthwise_forward_f32(const octo_conv *g, const float *x, const float *w, float *y);
+int octo_depthwise_input_grad_f32(const octo_conv *g, const float *dy, const float *w, float *dx);
+int octo_depthwise_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw);
+
 /* Philox4x32-10 (Salmon et al., SC'11): word i of the stream (seed, step, tensor) is output i mod 4 of the block with
  * counter (low and high half of i / 4, tensor, step) and key (low and high half of seed). */
 int octo_philox(int64_t n, uint64_t seed, uint32_t step, uint32_t tensor, uint32_t *out);
@@ -141,6 +151,10 @@ typedef struct {
 /* No padding; output height = (height - kernel) / stride + 1.  argmax: position in the window, the first of equals; kernel <= 15. */
 int octo_maxpool_f32(const octo_pool *g, const float *x, float *y, uint8_t *argmax);
 int octo_maxpool_backward_f32(const octo_pool *g, const float *dy, const uint8_t *argmax, float *dx);
+int octo_add_f32(int64_t n, const float *a, const float *b, float *y); /* y = a + b; y may be a or b */
+/* Global average pooling: y[image][c] = (sum over the image's pixels, ascending) * (1 / pixels); backward: dx = dy * (1 / pixels). */
+int octo_avgpool_f32(int64_t images, int64_t pixels, int64_t cols, const float *x, float *y);
+int octo_avgpool_backward_f32(int64_t images, int64_t pixels, int64_t cols, const float *dy, float *dx);
 /* Keeps element i where philox word i >= rate 2^32 and scales it by 1 / (1 - rate), else 0.  The same call is the backward pass. */
 int octo_dropout_f32(int64_t n, const float *x, float rate, uint64_t seed, uint32_t step, uint32_t tensor, float *y);
 /* loss = mean over rows of -sum_c t_c log softmax(logits)_c; dlogits = (softmax - t) / rows; correct: rows whose first largest

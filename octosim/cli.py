@@ -33,6 +33,9 @@ out_console = Console(width=None if sys.stdout.isatty() else 160)
 err_console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 Threads = Annotated[Optional[int], typer.Option(help="Threads of the kernels; all cores if not given.")]  # noqa: UP045
+_MODEL = typer.Option(
+    help="Network: simplecnn, lenet5, mlp, alexnet, vgg11, vgg-small-7, resnet20, mobilenet, or a model file, .toml."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -118,7 +121,7 @@ def _follow(bar: Progress, task: TaskID, quiet: bool) -> Any:
 @app.command()
 def train(
     ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5.")] = "simplecnn",
+    model: Annotated[str, _MODEL] = "simplecnn",
     data: Annotated[
         str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
@@ -185,7 +188,7 @@ def train(
         seed=seed,
         batchnorm=batchnorm,
     )
-    folder = out or Path("runs") / f"{model}-{data}-{method}-seed{seed}"
+    folder = out or Path("runs") / f"{Path(model).stem}-{data}-{method}-seed{seed}"
     if resume:
         _refuse_changes(ctx, folder, config, trainer.read_config(folder))
         if trainer.read_digest(folder):
@@ -403,7 +406,7 @@ def _show_comparison(title: str, records: list[dict[str, Any]]) -> None:
 @app.command()
 def bench(
     profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
-    model: Annotated[str, typer.Option(help="Network: simplecnn, lenet5.")] = "simplecnn",
+    model: Annotated[str, _MODEL] = "simplecnn",
     data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
     method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
     set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006

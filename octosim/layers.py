@@ -1,5 +1,8 @@
 """Layers: geometry only.  A weighted layer asks the network's method for its numbers; the others work on float32 values.
 
+A layer with one input takes and gives an array in each pass.  `Add`, which has two, takes a tuple of them forward and gives one
+backward.  Each gradient array that a layer gives belongs to the receiver, who may write over it: it is never given twice.
+
 Shapes are without the batch axis, images (height, width, channels).  Each layer is a frozen value; what a network adds to it
 stands in its `nodes.Node`.
 """
@@ -14,9 +17,12 @@ import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context, Convolution, FullProduct, Method, Node
+from octosim.nodes import Array, Context, Convolution, Depthwise, FullProduct, Method, Node
 from octosim.trace import Op
 
+LONGEST_WINDOW = 24576
+"""Largest kernel x kernel x channels (and x filters) of a convolution: OCTO_MAX_DEPTH of cext/kernels.h."""
+MOST_TAPS = 225  # of a depthwise convolution's kernel: OCTO_DEPTHWISE_TAPS of cext/kernels.h
 WEIGHT, MASK = 14, 15  # roles in the Philox streams; methods have the lower ones
 
 
@@ -30,10 +36,24 @@ def _pass_over(node: Node, batch: int, pass_: str, name: str, reads: int, writes
     return Op(node.name, pass_, "elementwise", name, (size,), "float32", 4 * reads * size, 4 * writes * size)
 
 
+def _windows(title: str, in_shape: tuple[int, ...], kernel: int, stride: int, pad: int) -> tuple[int, int]:
+    """Output height and width of a square window that moves over a padded image."""
+    if len(in_shape) != 3 or min(in_shape[:2]) + 2 * pad < kernel:
+        raise OctosimError(f"a {title} cannot take an input of shape {in_shape}")
+    if not pad < kernel:
+        raise OctosimError(f"the padding {pad} of a {title} must be smaller than its kernel")
+    height, width = ((size + 2 * pad - kernel) // stride + 1 for size in in_shape[:2])
+    return height, width
+
+
 class Unweighted:
-    """What layers without a matrix product share: no error of their own, no weight gradient."""
+    """What layers without a matrix product share: no error of their own, no weight gradient.
+
+    aliases: the output may lie in the input's memory.
+    """
 
     weighted: ClassVar[bool] = False
+    aliases: ClassVar[bool] = False
 
     def init(self, node: Node, method: Method, seed: int) -> None:
         pass
@@ -46,6 +66,7 @@ class Weighted:
     """What Conv2d and Linear share: weights `w` [outputs][...], biases `b` [outputs], and the method's hooks."""
 
     weighted: ClassVar[bool] = True
+    aliases: ClassVar[bool] = False
     deviation: float | None
 
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -90,9 +111,12 @@ class Conv2d(Weighted):
         return f"conv {self.kernel}x{self.kernel}"
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
-        if len(in_shape) != 3 or min(in_shape[:2]) + 2 * self.pad < self.kernel:
-            raise OctosimError(f"a {self.title} cannot take an input of shape {in_shape}")
-        side = [(size + 2 * self.pad - self.kernel) // self.stride + 1 for size in in_shape[:2]]
+        side = _windows(self.title, in_shape, self.kernel, self.stride, self.pad)
+        if self.kernel**2 * max(in_shape[2], self.filters) > LONGEST_WINDOW:
+            raise OctosimError(
+                f"a {self.title} from {in_shape[2]} channels to {self.filters} is too wide: kernel x kernel x channels must be "
+                f"at most {LONGEST_WINDOW}"
+            )
         return (*side, self.filters)
 
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -105,10 +129,38 @@ class Conv2d(Weighted):
 
 
 @dataclass(frozen=True)
+class DepthwiseConv2d(Weighted):
+    """A convolution of each channel with a kernel of its own (Howard et al. 2017), otherwise as Conv2d."""
+
+    kernel: int = 3
+    stride: int = 1
+    pad: int = 1
+    deviation: float | None = None
+    stem: ClassVar[str] = "dw"
+
+    @property
+    def title(self) -> str:
+        return f"depthwise {self.kernel}x{self.kernel}"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.kernel**2 > MOST_TAPS:
+            raise OctosimError(f"a {self.title} has more than {MOST_TAPS} taps")
+        return (*_windows(self.title, in_shape, self.kernel, self.stride, self.pad), in_shape[2])
+
+    def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (in_shape[2], self.kernel, self.kernel, 1)
+
+    def product(self, node: Node, batch: int) -> Depthwise:
+        height, width, channels = node.in_shape
+        k = self.kernel
+        return Depthwise(core.Conv(batch, height, width, channels, channels, k, k, self.stride, self.pad))
+
+
+@dataclass(frozen=True)
 class Linear(Weighted):
     """A fully connected layer.  units None: the number of classes of the data."""
 
-    units: int | None
+    units: int | None = None
     deviation: float | None = None
     stem: ClassVar[str] = "fc"
     title: ClassVar[str] = "linear"
@@ -129,6 +181,7 @@ class Linear(Weighted):
 class Flatten(Unweighted):
     """(height, width, channels) -> (height * width * channels,), no copy."""
 
+    aliases: ClassVar[bool] = True
     stem: ClassVar[str] = "flatten"
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -190,16 +243,17 @@ class BatchNorm(Unweighted):
 
 @dataclass(frozen=True)
 class ReLU(Unweighted):
-    """max(x, 0), in the memory of its input."""
+    """max(x, 0), in the memory of its input where nothing else needs that."""
 
+    aliases: ClassVar[bool] = True
     stem: ClassVar[str] = "relu"
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return in_shape
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        node.saved["y"] = core.relu(x, out=x)
-        return x
+        y = node.saved["y"] = core.relu(x, out=x if node.in_place else node.buffer("y", x.shape, np.float32))
+        return y
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         return core.relu_backward(node.saved["y"], dy, out=dy)
@@ -248,6 +302,7 @@ class Dropout(Unweighted):
     """Inverted dropout: in training a share `rate` is zeroed and the rest scaled up; nothing in inference."""
 
     rate: float = 0.5
+    aliases: ClassVar[bool] = True
     stem: ClassVar[str] = "dropout"
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -268,4 +323,66 @@ class Dropout(Unweighted):
         return [_pass_over(node, batch, "forward", "dropout", 1, 1), _pass_over(node, batch, "dX", "dropout", 1, 1)]
 
 
-Layer = Conv2d | Linear | Flatten | BatchNorm | ReLU | MaxPool | Dropout
+@dataclass(frozen=True)
+class GlobalAvgPool(Unweighted):
+    """The mean over an image's pixels: (height, width, channels) -> (channels,)."""
+
+    stem: ClassVar[str] = "avgpool"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(in_shape) != 3:
+            raise OctosimError(f"a global average pooling cannot take an input of shape {in_shape}")
+        return in_shape[2:]
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        return core.avgpool(x, out=node.buffer("y", (x.shape[0], *node.out_shape), np.float32))
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        dx = node.buffer("dx", (dy.shape[0], *node.in_shape), np.float32)
+        return core.avgpool_backward(dy, *node.in_shape[:2], out=dx)
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
+        return [
+            Op(node.name, "forward", "elementwise", "average pool", (x,), "float32", 4 * x, 4 * y),
+            Op(node.name, "dX", "elementwise", "average pool", (x,), "float32", 4 * y, 4 * x),
+        ]
+
+
+@dataclass(frozen=True)
+class Add(Unweighted):
+    """The sum of two tensors of one shape: where a residual block's branches meet."""
+
+    stem: ClassVar[str] = "add"
+
+    def out_shape(self, in_shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+        if in_shape != other:
+            raise OctosimError(f"the body makes {in_shape}, the shortcut {other}: only equal shapes can be added")
+        return in_shape
+
+    def forward(self, node: Node, x: tuple[Array, Array], method: Method, context: Context) -> Array:
+        return core.add(*x, out=node.buffer("y", x[0].shape, np.float32))
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> tuple[Array, Array]:
+        """dy for each branch: a copy for one, since both may write over theirs."""
+        copy = node.buffer("dx", dy.shape, np.float32)
+        np.copyto(copy, dy)
+        return dy, copy
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        return [_pass_over(node, batch, "forward", "add", 2, 1), _pass_over(node, batch, "dX", "copy", 1, 1)]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A block of layers beside a shortcut; the two results are added (He et al. 2016).  An empty shortcut is the identity.
+
+    It stands in a network's data only: `nodes` puts the body, the shortcut and an `Add` in its place.
+    """
+
+    body: tuple[Item, ...]
+    shortcut: tuple[Item, ...] = ()
+
+
+Layer = Conv2d | DepthwiseConv2d | Linear | Flatten | BatchNorm | ReLU | MaxPool | GlobalAvgPool | Dropout | Add
+Item = Layer | Residual

@@ -1,79 +1,53 @@
-"""Networks as data, and what runs them."""
+"""Networks with numbers: what runs them.  Their data, names and graphs are in `architectures`."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from octosim import core
-from octosim.errors import OctosimError, suggest
-from octosim.layers import BatchNorm, Conv2d, Flatten, Layer, Linear, MaxPool, ReLU
+from octosim.architectures import MODELS, Stack, describe, find, is_file, layers, nodes, parse
 from octosim.nodes import Array, Context, Method, Node
 from octosim.trace import Op
+
+__all__ = ["MODELS", "Network", "Stack", "Tick", "describe", "find", "is_file", "layers", "nodes", "parse", "trace"]
 
 Tick = Callable[[str, str], None]
 """Called after a layer's pass with the layer's name and the pass; `bench` reads its clock there."""
 
-MODELS: dict[str, tuple[Layer, ...]] = {
-    # Octo's demo (kimihe/Octo): 30 filters 5x5, pooling, 100 units; weights N(0, 0.01^2).  Batch normalization for every
-    # method alike, so that methods are compared on one network.
-    "simplecnn": (
-        Conv2d(30, 5, deviation=0.01), BatchNorm(), ReLU(), MaxPool(),
-        Flatten(), Linear(100, deviation=0.01), ReLU(), Linear(None, deviation=0.01),
-    ),
-    # LeCun et al. 1998 with ReLU, max pooling and batch normalization; padding 2 keeps 28 x 28 in the first convolution.
-    "lenet5": (
-        Conv2d(6, 5, pad=2), BatchNorm(), ReLU(), MaxPool(), Conv2d(16, 5), BatchNorm(), ReLU(), MaxPool(),
-        Flatten(), Linear(120), ReLU(), Linear(84), ReLU(), Linear(None),
-    ),
-}  # fmt: skip
-
-
-def layers(model: str, classes: int, batchnorm: bool = True) -> tuple[Layer, ...]:
-    """The layers of a named model for so many classes; OctosimError where the name is unknown."""
-    if model not in MODELS:
-        raise OctosimError(f"unknown model '{model}'" + suggest(model, MODELS))
-    kept = [layer for layer in MODELS[model] if batchnorm or not isinstance(layer, BatchNorm)]
-    sized = [Linear(classes, x.deviation) if isinstance(x, Linear) and x.units is None else x for x in kept]
-    return tuple(sized)
-
-
-def describe(stack: tuple[Layer, ...]) -> list[dict[str, Any]]:
-    """The layers as plain data, for a manifest."""
-    return [{"kind": type(layer).__name__, **dataclasses.asdict(layer)} for layer in stack]
-
-
-def nodes(stack: tuple[Layer, ...], in_shape: tuple[int, ...]) -> list[Node]:
-    """Layers with their names ("conv1", "bn1" ...) and shapes, without numbers yet."""
-    made: list[Node] = []
-    count: dict[str, int] = {}
-    for index, layer in enumerate(stack):
-        count[layer.stem] = count.get(layer.stem, 0) + 1
-        out_shape = layer.out_shape(in_shape)
-        made.append(Node(f"{layer.stem}{count[layer.stem]}", index, layer, in_shape, out_shape))
-        in_shape = out_shape
-    return made
-
 
 class Network:
-    """A stack of layers with numbers, trained by one method.
+    """A graph of layers with numbers, trained by one method.
+
+    A tensor that several layers take gets the sum of their gradients: the last layer's first, then the others' in descending
+    order.
 
     Values between layers are float32, (batch, ...).  `forward` and `backward` reuse the layers' memory: what they return is
     good until the next call.
     """
 
-    def __init__(self, stack: tuple[Layer, ...], in_shape: tuple[int, ...], method: Method, seed: int):
+    def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int):
         self.nodes = nodes(stack, in_shape)
         self.method = method
         self.seed = seed
         self._pixels = np.empty(0, np.float32)
         for node in self.nodes:
             node.layer.init(node, method, seed)
-        # nothing before the first trained layer needs a gradient, nor does that layer's own input
-        self._first = next(i for i, node in enumerate(self.nodes) if node.params)
+        # only tensors that depend on something trained need a gradient
+        self._trained: list[bool] = []
+        for node in self.nodes:
+            self._trained.append(bool(node.params) or any(self._needs_gradient(i) for i in node.inputs))
+
+    def _needs_gradient(self, tensor: int) -> bool:
+        """Whether a node's output, or -1, the input, needs one."""
+        return tensor >= 0 and self._trained[tensor]
+
+    def _passes_on(self, node: Node) -> bool:
+        """Whether a node makes an input gradient.  Layers without a matrix product make those of their parameters with it."""
+        return any(self._needs_gradient(i) for i in node.inputs) or bool(node.params and not node.layer.weighted)
 
     def check(self, batch: int) -> None:
         """Refuses a batch with which a layer's sums could overflow; OctosimError."""
@@ -90,26 +64,35 @@ class Network:
     def forward(self, x: Array, context: Context, tick: Tick | None = None, check: bool = False) -> Array:
         """The logits, float32 (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
         with its name."""
+        values = {-1: x}
         for node in self.nodes:
+            given = tuple(values[i] for i in node.inputs)
             try:
-                x = node.layer.forward(node, x, self.method, context)
+                x = node.layer.forward(node, given if len(given) > 1 else given[0], self.method, context)
                 if check:
                     core.value_range(x)
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, forward: {error}") from None
+            values[node.index] = x
             if tick:
                 tick(node.name, "forward")
         return x
 
     def backward(self, dy: Any, context: Context, tick: Tick | None = None) -> None:
         """Fills every node's grads from dL/dlogits, which is overwritten."""
-        for node in reversed(self.nodes[self._first :]):
+        sums = {len(self.nodes) - 1: dy}
+        for node in reversed(self.nodes):
+            if not self._trained[node.index]:
+                continue
             try:
-                dy = node.layer.weight_grad(node, dy, self.method, context)
+                dy = node.layer.weight_grad(node, sums.pop(node.index), self.method, context)
                 if tick and node.layer.weighted:
                     tick(node.name, "dW")
-                if node.index > self._first or not node.layer.weighted:
-                    dy = node.layer.input_grad(node, dy, self.method, context)
+                if self._passes_on(node):
+                    dx = node.layer.input_grad(node, dy, self.method, context)
+                    for i, part in zip(node.inputs, dx if isinstance(dx, tuple) else (dx,), strict=True):
+                        if self._needs_gradient(i):
+                            sums[i] = core.add(sums[i], part, out=sums[i]) if i in sums else part
                     if tick:
                         tick(node.name, "dX")
             except core.NotFiniteError as error:
@@ -175,15 +158,17 @@ class Network:
 def trace(network: Network, batch: int) -> list[Op]:
     """The operations of one training step: forward, gradients and update, in the order of the layers.
 
-    The first trained layer's input gradient, which nobody needs, is not in it.
+    Gradients that nobody needs, as that of the first trained layer's input, are not in it.
     """
     ops: list[Op] = []
+    last_user = {i: node.index for node in network.nodes for i in node.inputs}
     for node in network.nodes:
         made = node.layer.trace(node, network.method, batch)
-        first = node.index == network._first and node.layer.weighted
-        ops += [
-            op for op in made if not (first and op.pass_ == "dX") and not (node.index < network._first and op.pass_ == "dX")
-        ]
+        ops += [op for op in made if op.pass_ != "dX" or network._passes_on(node)]
+        for i in node.inputs:
+            if network._needs_gradient(i) and last_user[i] != node.index:
+                size = batch * math.prod(network.nodes[i].out_shape)
+                ops.append(Op(node.name, "dX", "elementwise", "sum of gradients", (size,), "float32", 8 * size, 4 * size))
     classes = network.nodes[-1].out_shape[0]
     size = batch * classes
     ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), "float32", 8 * size, 4 * size))

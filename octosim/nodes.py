@@ -43,8 +43,19 @@ class Convolution:
         return g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w * g.channels, g.filters
 
     @property
+    def groups(self) -> int:
+        """How many products of `shape` there are."""
+        return 1
+
+    @property
     def kernel(self) -> tuple[int, int]:
         return self.geometry.kernel_h, self.geometry.kernel_w
+
+    @property
+    def depths(self) -> tuple[int, int, int]:
+        """The longest sums, in products: forward, dX, dW."""
+        m, k, n = self.shape
+        return k, self.geometry.kernel_h * self.geometry.kernel_w * n, m
 
     def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
         return core.conv_forward(self.geometry, x, w, x_zero=x_zero, out=out)
@@ -70,9 +81,19 @@ class FullProduct:
         return self.batch, self.inputs, self.outputs
 
     @property
+    def groups(self) -> int:
+        """How many products of `shape` there are."""
+        return 1
+
+    @property
     def kernel(self) -> tuple[int, int]:
         """(0, 0): no convolution."""
         return 0, 0
+
+    @property
+    def depths(self) -> tuple[int, int, int]:
+        """The longest sums, in products: forward, dX, dW."""
+        return self.inputs, self.outputs, self.batch
 
     def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
         return core.gemm(x, w, transpose_b=True, out=out)
@@ -84,13 +105,57 @@ class FullProduct:
         return core.gemm(dy, x, transpose_a=True, out=out)
 
 
-Product = Convolution | FullProduct
+@dataclass(frozen=True)
+class Depthwise:
+    """A convolution of each channel with its own kernel.
+
+    A product for each channel: M = batch x out_h x out_w outputs, K = kernel x kernel, N = 1.
+    """
+
+    geometry: core.Conv
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(M, K, N) of one channel's forward pass."""
+        g = self.geometry
+        return g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w, 1
+
+    @property
+    def groups(self) -> int:
+        """How many products of `shape` there are."""
+        return self.geometry.channels
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.geometry.kernel_h, self.geometry.kernel_w
+
+    @property
+    def depths(self) -> tuple[int, int, int]:
+        """The longest sums, in products: forward, dX, dW."""
+        g = self.geometry
+        taps = g.kernel_h * g.kernel_w
+        return taps, taps, g.batch * g.out_h * g.out_w
+
+    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        return core.depthwise_forward(self.geometry, x, w, x_zero=x_zero, out=out)
+
+    def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
+        return core.depthwise_input_grad(self.geometry, dy, w, out=out)
+
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        return core.depthwise_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
+
+
+Product = Convolution | FullProduct | Depthwise
 
 
 @dataclass
 class Node:
     """A layer in a network: name, place, shapes (without the batch axis), numbers and memory.
 
+    inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's.
+    in_place: nothing else needs its input's values, nor will, so the layer may write over them.  (It may always write over
+    the gradient of its output.)
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -99,6 +164,8 @@ class Node:
     layer: Any
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    inputs: tuple[int, ...] = (-1,)
+    in_place: bool = True
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)

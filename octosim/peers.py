@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from octosim.errors import OctosimError
-from octosim.layers import BatchNorm, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool, ReLU
-from octosim.models import Network, nodes
+from octosim.layers import Add, BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU
+from octosim.models import Network, Stack, nodes
 
 Array = np.ndarray[Any, Any]
 
@@ -48,29 +48,61 @@ def _permuted(flat: Array, shape: tuple[int, ...]) -> Array:
     return flat.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(flat.shape)
 
 
-def to_torch(stack: tuple[Layer, ...], in_shape: tuple[int, ...]) -> Any:
-    """An nn.Sequential of the same layers for (batch, channels, height, width) float32 input."""
+def to_torch(stack: Stack, in_shape: tuple[int, ...]) -> Any:
+    """The same layers for (batch, channels, height, width) float32 input; a state's names begin with the node's index.
+
+    An nn.Sequential where each layer takes the one before, else a small module that follows the nodes' inputs.
+    """
     nn = torch_module().nn
-    made = []
-    for node in nodes(stack, in_shape):
+
+    class Sum(nn.Module):  # type: ignore[name-defined]
+        def forward(self, a: Any, b: Any) -> Any:
+            return a + b
+
+    class Graph(nn.Module):  # type: ignore[name-defined]
+        def __init__(self, modules: list[Any], inputs: list[tuple[int, ...]]):
+            super().__init__()
+            for i, module in enumerate(modules):
+                self.add_module(str(i), module)
+            self.inputs = inputs
+
+        def forward(self, x: Any) -> Any:
+            values = {-1: x}
+            for i, (module, inputs) in enumerate(zip(self.children(), self.inputs, strict=True)):
+                values[i] = module(*(values[j] for j in inputs))
+            return values[i]
+
+    made: list[Any] = []
+    flat = nodes(stack, in_shape)
+    for node in flat:
         layer, size = node.layer, node.in_shape[-1]
         match layer:
             case Conv2d():
                 made.append(nn.Conv2d(size, layer.filters, layer.kernel, layer.stride, layer.pad))
+            case DepthwiseConv2d():
+                made.append(nn.Conv2d(size, size, layer.kernel, layer.stride, layer.pad, groups=size))
             case Linear():
                 made.append(nn.Linear(size, node.out_shape[0]))
             case BatchNorm():
                 kind = nn.BatchNorm2d if len(node.in_shape) == 3 else nn.BatchNorm1d
                 made.append(kind(size, eps=layer.eps, momentum=layer.momentum))
             case ReLU():
-                made.append(nn.ReLU(inplace=True))
+                made.append(nn.ReLU(inplace=node.in_place))
             case MaxPool():
                 made.append(nn.MaxPool2d(layer.kernel, layer.stride))
             case Dropout():
                 made.append(nn.Dropout(layer.rate))
             case Flatten():
                 made.append(nn.Flatten())
-    return nn.Sequential(*made)
+            case GlobalAvgPool():
+                made.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+            case Add():
+                made.append(Sum())
+            case _:
+                raise OctosimError(f"layer {node.name} has no counterpart in PyTorch here")
+    if all(node.inputs == (node.index - 1,) for node in flat):
+        return nn.Sequential(*made)
+    return Graph(made, [node.inputs for node in flat])
 
 
 def weights_to_torch(network: Network) -> dict[str, Array]:
@@ -96,7 +128,7 @@ def weights_to_torch(network: Network) -> dict[str, Array]:
 
 
 def torch_steps(
-    stack: tuple[Layer, ...], images: Array, labels: Array, optimizer: str, lr: float, threads: int
+    stack: Stack, images: Array, labels: Array, optimizer: str, lr: float, threads: int
 ) -> dict[str, Callable[[], None]]:
     """PyTorch FP32 training steps on one batch, by memory format: "contiguous" and "channels_last".
 

@@ -86,7 +86,8 @@ Batch = tuple[Array, Array]
 class Run:
     """A network with its data and optimizer, at some step."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, layers: models.Stack | None = None):
+        """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since."""
         for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1), ("eval_every", 1)):
             value = getattr(config, name)
             if value is not None and value < least:
@@ -101,7 +102,8 @@ class Run:
         self.schedule = optim.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
         optim.check_schedule(self.schedule)
         loader.check_augmentation(config.augment)
-        models.layers(config.model, 1)  # an unknown model is told before the data is read
+        if layers is None:
+            models.find(config.model)  # an unknown model is told before the data is read
         self.data = data.load(config.data)
         images = len(self.data.train_labels)
         if config.batch_size > images:
@@ -116,8 +118,9 @@ class Run:
             raise OctosimError(f"a run has at most 2^32 - 1 steps, not {self.steps}")
         if config.warmup >= self.steps:
             raise OctosimError(f"--warmup must be less than the run's {self.steps} steps, not {config.warmup}")
-        self.layers = models.layers(config.model, len(self.data.classes), config.batchnorm)
-        self.network = models.Network(self.layers, self.data.train_images.shape[1:], self.method, config.seed)
+        in_shape = self.data.train_images.shape[1:]
+        self.layers = layers or models.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
+        self.network = models.Network(self.layers, in_shape, self.method, config.seed)
         self.network.check(config.batch_size)
         self.slots = {
             name: {slot: np.zeros_like(w) for slot in self.optimizer.slots}
@@ -292,6 +295,14 @@ def read_config(folder: Path) -> Config:
     return Config(**content)
 
 
+def _rebuild(folder: Path, config: Config) -> Run:
+    """The run of a directory before its first step."""
+    if not models.is_file(config.model):
+        return Run(config)
+    stored = read_manifest(folder).get("decides", {}).get("layers")
+    return Run(config, models.parse(f"{folder / 'manifest.json'}:", stored))
+
+
 def read_digest(folder: Path) -> str | None:
     """The digest of a finished run, None for one that is not."""
     try:
@@ -358,7 +369,7 @@ def create(config: Config, folder: Path, command: str) -> Run:
 def reopen(folder: Path) -> Run:
     """The run of a directory, at its last checkpoint, its records cut back to there."""
     config, before = read_config(folder), read_manifest(folder)["decides"]
-    run = Run(config)
+    run = _rebuild(folder, config)
     now = manifest(run, "")["decides"]
     for key in now:
         if before.get(key) != json.loads(json.dumps(now[key])):
@@ -464,7 +475,7 @@ def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> 
     if recorded is None:
         raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
     checksum = read_manifest(folder)["decides"]["data"]["sha256"]
-    run = Run(config)
+    run = _rebuild(folder, config)
     if run.data.sha256 != checksum:
         raise OctosimError(f"{folder}: the run's data {run.data.name} had sha256 {checksum}, here it has {run.data.sha256}")
     first: int | None = None

@@ -43,6 +43,43 @@ def convolution_grads(x: np.ndarray, w: np.ndarray, dy: np.ndarray, stride: int)
     return dx, dw
 
 
+def depthwise(x: np.ndarray, w: np.ndarray, stride: int) -> np.ndarray:
+    """Y of padded x, each channel with its own kernel w[c][i][j]; taps added in ascending (i, j), which float32 can tell."""
+    out_h, out_w = (x.shape[1] - w.shape[1]) // stride + 1, (x.shape[2] - w.shape[2]) // stride + 1
+    y = np.zeros((len(x), out_h, out_w, len(w)), x.dtype)
+    for i in range(w.shape[1]):
+        for j in range(w.shape[2]):
+            y = y + x[:, i : i + stride * out_h : stride, j : j + stride * out_w : stride][:, :out_h, :out_w] * w[:, i, j]
+    return y
+
+
+def depthwise_grads(x: np.ndarray, w: np.ndarray, dy: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """dX of the padded x, taps added in ascending (i, j), and dW."""
+    _, out_h, out_w, _ = dy.shape
+    dx, dw = np.zeros_like(x), np.zeros_like(w)
+    for i in range(w.shape[1]):
+        for j in range(w.shape[2]):
+            rows, cols = slice(i, i + stride * (out_h - 1) + 1, stride), slice(j, j + stride * (out_w - 1) + 1, stride)
+            dx[:, rows, cols] += dy * w[:, i, j]
+            dw[:, i, j] = (dy * x[:, rows, cols]).sum((0, 1, 2))
+    return dx, dw
+
+
+def depthwise_weight_grad_f32(x: np.ndarray, w: np.ndarray, dy: np.ndarray, stride: int) -> np.ndarray:
+    """dW in the documented order: pixels one after the other in slices of rows, the slices in float64."""
+    images, out_h, out_w, channels = dy.shape
+    step, total = max(1, 16384 // (out_w * channels)), np.zeros(w.shape)
+    rows = [(n, y) for n in range(images) for y in range(out_h)]
+    for start in range(0, len(rows), step):
+        sums = np.zeros(w.shape, F)
+        for n, y in rows[start : start + step]:
+            for z in range(out_w):
+                window = x[n, y * stride : y * stride + w.shape[1], z * stride : z * stride + w.shape[2]]
+                sums = sums + (dy[n, y, z] * window).transpose(2, 0, 1)
+        total += sums.astype(np.float64)
+    return total.astype(F)
+
+
 PHILOX = {  # word width: multipliers, Weyl increments (Salmon et al., SC'11, table 2)
     32: ((0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)),
     64: ((0xD2E7470EE14C6C93, 0xCA5A826395121157), (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)),

@@ -20,6 +20,8 @@ from octosim import core, data, loader, methods, models, train
 from octosim.errors import OctosimError
 
 ISAS = [name for name, supported in core.isas().items() if supported]
+# Batch size and steps of a model's digests: the large networks, with tens of millions of weights, get few of both.
+SIZES = {"lenet5": (50, 6), "resnet20": (5, 3), "mobilenet": (5, 3), "vgg-small-7": (2, 2), "alexnet": (2, 2), "vgg11": (2, 2)}
 SHORT = dict(batch_size=50, steps=6, epochs=1)
 OPTIONS = dict(  # every option of the engine away from its default
     weight_decay=1e-3, schedule="step", milestones=[0.4, 0.8], gamma=0.3, warmup=5, augment="crop-flip", label_smoothing=0.1,
@@ -48,8 +50,8 @@ def finished(config: train.Config, folder: Path, **options) -> str:
 @pytest.mark.parametrize("model", models.MODELS)
 def test_digest_on_every_instruction_set_and_thread_count(model: str, method: str, tmp_path: Path, restore_core: None) -> None:
     """Three threads too: more than this machine has cores, and a divisor of nothing."""
-    steps = 6 if model == "lenet5" else 3
-    config = train.Config(model=model, method=method, batch_size=50, steps=steps)
+    batch_size, steps = SIZES.get(model, (50, 3))
+    config = train.Config(model=model, method=method, batch_size=batch_size, steps=steps)
     digests, records = {}, {}
     for isa in ISAS:
         for threads in (1, 2, 3) if isa == ISAS[-1] else (2,):

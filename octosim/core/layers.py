@@ -109,6 +109,33 @@ def relu_backward(y: Array, dy: Array, *, out: Array | None = None) -> Array:
     return out
 
 
+def add(a: Array, b: Array, *, out: Array | None = None) -> Array:
+    """a + b; out may be either."""
+    out, p = output("out", out, F32, a.shape)
+    ok(lib.octo_add_f32(a.size, pointer("a", a, F32), pointer("b", b, F32, a.shape), p))
+    return out
+
+
+def avgpool(x: Array, *, out: Array | None = None) -> Array:
+    """The mean of each image's pixels: (images, height, width, channels) -> (images, channels), summed in ascending order."""
+    if x.ndim != 4 or not x.size:
+        raise CoreError(f"average pooling needs images (batch, height, width, channels), not an array of shape {x.shape}")
+    images, height, width, channels = x.shape
+    out, p = output("out", out, F32, (images, channels))
+    ok(lib.octo_avgpool_f32(images, height * width, channels, pointer("x", x, F32), p))
+    return out
+
+
+def avgpool_backward(dy: Array, height: int, width: int, *, out: Array | None = None) -> Array:
+    """dx of `avgpool`: every pixel gets dy / (height width)."""
+    if dy.ndim != 2:
+        raise CoreError(f"average pooling: dy must be (batch, channels), not {dy.shape}")
+    images, channels = dy.shape
+    out, p = output("out", out, F32, (images, height, width, channels))
+    ok(lib.octo_avgpool_backward_f32(images, height * width, channels, pointer("dy", dy, F32), p))
+    return out
+
+
 @dataclass(frozen=True)
 class Pool:
     """A square pooling window without padding."""

@@ -318,3 +318,41 @@ def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Arra
     else:
         ok(lib.octo_conv_weight_grad_f32(_conv(g), px, pdy, pdw))
     return out
+
+
+def _depthwise_weights(g: Conv) -> tuple[int, int, int, int]:
+    """A depthwise convolution's weights: each filter sees one channel."""
+    return (g.channels, g.kernel_h, g.kernel_w, 1)
+
+
+def depthwise_forward(g: Conv, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    """`conv_forward` with as many filters as channels, each on its own channel; w (channels, kernel_h, kernel_w, 1)."""
+    kind, wide = operand_types(x)
+    px, pw = pointer("x", x, kind, g.x_shape), pointer("w", w, kind, _depthwise_weights(g))
+    out, py = output("out", out, wide, g.y_shape)
+    if kind == S8:
+        ok(lib.octo_depthwise_forward_s8(_conv(g), px, x_zero, pw, py))
+    else:
+        ok(lib.octo_depthwise_forward_f32(_conv(g), px, pw, py))
+    return out
+
+
+def depthwise_input_grad(g: Conv, dy: Array, w: Array, *, out: Array | None = None) -> Array:
+    """dX of `depthwise_forward`, shape g.x_shape."""
+    kind, wide = operand_types(dy)
+    pdy, pw = pointer("dy", dy, kind, g.y_shape), pointer("w", w, kind, _depthwise_weights(g))
+    out, pdx = output("out", out, wide, g.x_shape)
+    ok((lib.octo_depthwise_input_grad_s8 if kind == S8 else lib.octo_depthwise_input_grad_f32)(_conv(g), pdy, pw, pdx))
+    return out
+
+
+def depthwise_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    """dW of `depthwise_forward`, (channels, kernel_h, kernel_w, 1)."""
+    kind, wide = operand_types(x)
+    px, pdy = pointer("x", x, kind, g.x_shape), pointer("dy", dy, kind, g.y_shape)
+    out, pdw = output("out", out, wide, _depthwise_weights(g))
+    if kind == S8:
+        ok(lib.octo_depthwise_weight_grad_s8(_conv(g), px, x_zero, pdy, pdw))
+    else:
+        ok(lib.octo_depthwise_weight_grad_f32(_conv(g), px, pdy, pdw))
+    return out

@@ -49,13 +49,13 @@ class Fp32:
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         product = node.layer.product(node, batch)
-        (m, k, n), kernel = product.shape, product.kernel
-        x, w, y = batch * int(np.prod(node.in_shape)), n * k, m * n
+        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel}
+        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * product.groups
         kind = node.layer.title
         return [
-            Op(node.name, "forward", "gemm", kind, (m, k, n), "float32", 4 * (x + w), 4 * y, kernel=kernel, weights=4 * w),
+            Op(node.name, "forward", "gemm", kind, (m, k, n), "float32", 4 * (x + w), 4 * y, **what, weights=4 * w),
             Op(node.name, "forward", "elementwise", "bias", (y,), "float32", 4 * y, 4 * y),
-            Op(node.name, "dW", "gemm", kind, (n, m, k), "float32", 4 * (x + y), 4 * w, kernel=kernel),
+            Op(node.name, "dW", "gemm", kind, (n, m, k), "float32", 4 * (x + y), 4 * w, **what),
             Op(node.name, "dW", "elementwise", "bias gradient", (y,), "float32", 4 * y, 0),
-            Op(node.name, "dX", "gemm", kind, (m, n, k), "float32", 4 * (y + w), 4 * x, kernel=kernel, weights=4 * w),
+            Op(node.name, "dX", "gemm", kind, (m, n, k), "float32", 4 * (y + w), 4 * x, **what, weights=4 * w),
         ]

@@ -61,10 +61,8 @@ class Octo:
             raise OctosimError(f"octo: lac_decay must not be negative, not {self.lac_decay}")
 
     def check(self, node: Node, batch: int) -> None:
-        m, k, n = node.layer.product(node, batch).shape
-        taps = k // node.in_shape[-1]
         safe = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
-        for name, depth in (("forward", k), ("dX", n * taps), ("dW", m)):
+        for name, depth in zip(("forward", "dX", "dW"), node.layer.product(node, batch).depths, strict=True):
             if depth > safe:
                 raise OctosimError(
                     f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
@@ -147,8 +145,8 @@ class Octo:
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         product = node.layer.product(node, batch)
-        (m, k, n), kernel = product.shape, product.kernel
-        x, w, y = batch * int(np.prod(node.in_shape)), n * k, m * n
+        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel}
+        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * product.groups
         kind, name = node.layer.title, node.name
         lac = node.params["lac_alpha"].size if self.lac != "off" else 0
         passes = 2 if self.prc == "gauss" else 1
@@ -156,13 +154,13 @@ class Octo:
             # range, then codes: a quantizer reads its tensor twice
             Op(name, "forward", "elementwise", "quantize x", (x,), "float32", 8 * x, x),
             Op(name, "forward", "elementwise", "quantize w", (w,), "float32", 8 * w, w),
-            Op(name, "forward", "gemm", kind, (m, k, n), "int8", x + w, 4 * y, kernel=kernel, weights=w),
+            Op(name, "forward", "gemm", kind, (m, k, n), "int8", x + w, 4 * y, **what, weights=w),
             Op(name, "forward", "elementwise", "dequantize, LAC", (y,), "float32", 4 * y + 12 * lac, 4 * y),
             Op(name, "dW", "elementwise", "PRC, quantize dY", (y,), "float32", (4 + 4 * passes) * y, y),
-            Op(name, "dW", "gemm", kind, (n, m, k), "int8", x + y, 4 * w, kernel=kernel),
+            Op(name, "dW", "gemm", kind, (n, m, k), "int8", x + y, 4 * w, **what),
             Op(name, "dW", "elementwise", "dequantize dW", (w,), "float32", 4 * w, 4 * w),
             Op(name, "dW", "elementwise", "bias, LAC gradients", (y,), "float32", (2 if lac else 1) * y, 12 * lac),
-            Op(name, "dX", "gemm", kind, (m, n, k), "int8", y + w, 4 * x, kernel=kernel, weights=w),
+            Op(name, "dX", "gemm", kind, (m, n, k), "int8", y + w, 4 * x, **what, weights=w),
             Op(name, "dX", "elementwise", "dequantize dX", (x,), "float32", 4 * x, 4 * x),
         ]
         return ops
