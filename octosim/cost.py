@@ -396,6 +396,9 @@ def _row(op: Op, run: Run, cores: int, cache: float, resident: float) -> tuple[f
             fill, reduction = _filled(m, LANES) * _filled(n, LANES), float(k)
         if op.algorithm == "winograd":
             work /= WINOGRAD_SAVES * _filled(math.sqrt(m), WINOGRAD_TILE) ** 2  # one square image
+    elif run.engine.array:
+        rows, columns = run.engine.array.rows.value, run.engine.array.columns.value
+        fill = m * k * n / (rows * columns * systolic_cycles(m, k, n, rows, columns))
     elif run.engine.tile:
         tile = run.engine.tile
         fill = _filled(m, tile.m.value) * _filled(n, tile.n.value) * _filled(k * DTYPE_BYTES[run.dtype], tile.k_bytes.value)
@@ -420,6 +423,22 @@ def _missed(working_set: float, cache: float) -> float:
 def _filled(size: float, tile: int) -> float:
     """The share of the tiles along one side that is not padding."""
     return size / (math.ceil(size / tile) * tile)
+
+
+def systolic_cycles(m: int, k: int, n: int, rows: int, columns: int) -> int:
+    """Clocks in which a weight-stationary systolic array of rows x columns computes a product M x K x N.
+
+    The weights are cut into ceil(K / rows) x ceil(N / columns) folds.  A fold is loaded, a row a clock (`rows` clocks), then M
+    rows of the input stream through.  Each row of the array takes its element one clock after the row above, and each column
+    sums one clock after the column before: the last sum leaves rows - 1 + columns - 1 clocks after the last input row enters.
+    Folds do not overlap: a double-buffered array hides the loading.
+    """
+    return systolic_folds(k, n, rows, columns) * (rows + m + (rows - 1) + (columns - 1))
+
+
+def systolic_folds(k: int, n: int, rows: int, columns: int) -> int:
+    """How many times such an array is loaded with weights."""
+    return math.ceil(k / rows) * math.ceil(n / columns)
 
 
 def _even(tasks: int, cores: int) -> float:

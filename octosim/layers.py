@@ -55,7 +55,7 @@ class Unweighted:
     weighted: ClassVar[bool] = False
     aliases: ClassVar[bool] = False
 
-    def init(self, node: Node, method: Method, seed: int) -> None:
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
         pass
 
     def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
@@ -72,13 +72,14 @@ class Weighted:
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def init(self, node: Node, method: Method, seed: int) -> None:
-        """Normal weights, with the layer's deviation or He's sqrt(2 / fan-in); zero biases."""
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
+        """Normal weights, with the layer's deviation or He's sqrt(2 / fan-in); zero biases.  seed None: zero weights too."""
         shape = self.weight_shape(node.in_shape)
         deviation = self.deviation or math.sqrt(2 / _elements(shape[1:]))
-        node.params["w"] = core.normal(shape, seed, node.tensor(WEIGHT), deviation)
+        w = np.zeros(shape, np.float32) if seed is None else core.normal(shape, seed, node.tensor(WEIGHT), deviation)
+        node.params["w"] = w
         node.params["b"] = np.zeros(shape[0], np.float32)
-        method.init(node, seed)
+        method.init(node, seed or 0)
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         return method.forward(node, x, context)
@@ -211,7 +212,7 @@ class BatchNorm(Unweighted):
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return in_shape
 
-    def init(self, node: Node, method: Method, seed: int) -> None:
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
         channels = node.in_shape[-1]
         node.params.update(gamma=np.ones(channels, np.float32), beta=np.zeros(channels, np.float32))
         node.state.update(mean=np.zeros(channels, np.float32), var=np.ones(channels, np.float32))

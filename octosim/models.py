@@ -29,10 +29,11 @@ class Network:
     good until the next call.
     """
 
-    def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int):
+    def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int | None):
+        """seed None: a network without weights, to be priced and not trained; their memory is reserved and never touched."""
         self.nodes = nodes(stack, in_shape)
         self.method = method
-        self.seed = seed
+        self.seed = seed or 0
         self._pixels = np.empty(0, np.float32)
         for node in self.nodes:
             node.layer.init(node, method, seed)

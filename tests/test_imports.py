@@ -14,16 +14,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 # A row may import only from rows above it.
 ROWS = [
     {"errors", "_core"},
-    {"core", "numerics", "trace", "efficiency"},
+    {"core", "numerics", "trace", "efficiency", "host"},
     {"hw"},
     {"quant", "cost", "nodes", "onnx_trace"},
-    {"calibrate"},
-    {"layers", "methods", "data"},
+    {"calibrate", "compare", "costplot"},
+    {"layers", "methods", "data", "terminal"},
     {"architectures", "optim", "loader"},
     {"models"},
+    {"footprint"},
     {"train", "peers"},
     {"bench", "kernelbench"},
-    {"report"},
+    {"report", "cost_command"},
     {"cli"},
 ]
 # numerics names the accumulators that core takes and that profiles state
