@@ -537,8 +537,14 @@ def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) 
 
 @profiles_app.command("calibrate")
 def profiles_calibrate(
-    from_: Annotated[Path, typer.Option("--from", help="CSV of measured times of whole networks (.csv or .csv.gz).")],
-    profile: Annotated[str, typer.Option(help="The device: a profile's name or alias, or a .toml file.")],
+    from_: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", help="CSV of measured times of whole networks (.csv or .csv.gz)."),
+    ] = None,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --from, the device: a profile's name or alias, or a .toml file."),
+    ] = None,
     layers: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="CSV of the networks' layers, where the measurements name networks and not .onnx files."),
@@ -548,12 +554,21 @@ def profiles_calibrate(
     out: Annotated[Optional[Path], typer.Option("-o", "--out", help="A copy of the profile with the factors.")] = None,  # noqa: UP045
     json_: AsJson = False,
 ) -> None:
-    """Fit a CPU's efficiency factors to measured times; prints them as TOML, or writes a profile that has them.
+    """Measure octosim's kernels on this machine (about a minute) and print, or write, its profile.
 
-    The CSV has the columns network, precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
+    Example: octosim profiles calibrate -o this-machine.toml && octosim bench --profile this-machine.toml
+
+    With --from: fit another CPU's efficiency factors to measured times of networks.  The CSV has the columns network, precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
 
     Example: octosim profiles calibrate --from measured.csv --profile pi4 -o my-pi4.toml
     """
+    if from_ is None:
+        if profile or layers or summary or device:
+            raise OctosimError("--profile, --layers, --summary and --device go with --from; without it this machine is measured")
+        _calibrate_host(out, json_)
+        return
+    if profile is None:
+        raise OctosimError("--from needs --profile, the device that was measured")
     from octosim import calibrate, efficiency, hw
 
     rows = [row for row in calibrate.measurements(from_) if row.device.startswith(device)]
@@ -577,6 +592,26 @@ def profiles_calibrate(
             f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit",
             highlight=False,
         )
+
+
+def _calibrate_host(out: Path | None, as_json: bool) -> None:
+    from octosim import hostbench
+    from octosim.train import write_atomic
+
+    with _bar() as bar:
+        task = bar.add_task("measuring", total=100)
+        data = hostbench.calibrate(command=_command(), progress=lambda share: bar.update(task, completed=round(100 * share)))
+    text = hostbench.toml(data)
+    device = hostbench.load_check(text)
+    if out:
+        write_atomic(out, text.encode())
+    elif not as_json:
+        print(text)
+    if as_json:
+        _print_json(device.model_dump(mode="json", exclude_none=True, by_alias=True))
+    elif out and device.rates:
+        err_console.print(f"{out}: {device.title}, products within {100 * device.rates.spread:.0f} % (one standard deviation); "
+                          f"try octosim bench --profile {out}", highlight=False)  # fmt: skip
 
 
 @data_app.command("list")

@@ -90,6 +90,8 @@ def fit(peak: dict[str, int], largest: dict[str, Callable[[float], int]], device
 
 def time_of(ops: Sequence[Op], device: Device, threads: int | None = None) -> float:
     """The predicted time alone, in seconds."""
+    if device.rates is not None:
+        return sum(c.time_s for c in cost.predict(ops, device, threads))
     prepared = cost.prepare(ops, device, threads)
     return float(cost.times(prepared, prepared.parameters)[0].sum())
 

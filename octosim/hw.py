@@ -26,6 +26,7 @@ from octosim import host as host_reader
 from octosim.efficiency import Factors
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
+from octosim.rates import Rates
 
 Dtype = Literal["int8", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("int8", "float16", "float32")
@@ -274,6 +275,7 @@ class Device(_Model):
     """A device as the cost model sees it.  Properties without `_gb_s`, `_us` ... are in SI units.
 
     calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
+    rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -289,6 +291,7 @@ class Device(_Model):
     power: Power = Power()
     energy: Energy = Energy()
     calibration: dict[Literal["float32", "float16", "smlal", "sdot"], Factors] = {}  # noqa: RUF012
+    rates: Rates | None = None
 
     @field_validator("engines")
     @classmethod
@@ -384,7 +387,7 @@ def check(path: str | Path) -> Device:
         raise OctosimError(f"{path}: not a text file in UTF-8, expected a TOML profile") from None
     except OSError as error:
         raise OctosimError(f"{path}: cannot be read ({error.strerror})") from None
-    return _parse(text, str(path))
+    return parse(text, str(path))
 
 
 def json_schema() -> dict[str, Any]:
@@ -404,10 +407,11 @@ def _shipped() -> dict[str, Traversable]:
 @functools.cache
 def _shipped_device(name: str) -> Device:
     file = _shipped()[name]
-    return _parse(file.read_text(encoding="utf-8"), file.name)
+    return parse(file.read_text(encoding="utf-8"), file.name)
 
 
-def _parse(text: str, where: str) -> Device:
+def parse(text: str, where: str) -> Device:
+    """The device of a profile's text; `where` begins the sentence of an error."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

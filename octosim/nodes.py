@@ -52,6 +52,10 @@ class Convolution:
         return self.geometry.kernel_h, self.geometry.kernel_w
 
     @property
+    def stride(self) -> int:
+        return self.geometry.stride
+
+    @property
     def depths(self) -> tuple[int, int, int]:
         """The longest sums, in products: forward, dX, dW."""
         m, k, n = self.shape
@@ -91,6 +95,10 @@ class FullProduct:
         return 0, 0
 
     @property
+    def stride(self) -> int:
+        return 1
+
+    @property
     def depths(self) -> tuple[int, int, int]:
         """The longest sums, in products: forward, dX, dW."""
         return self.inputs, self.outputs, self.batch
@@ -128,6 +136,10 @@ class Depthwise:
     @property
     def kernel(self) -> tuple[int, int]:
         return self.geometry.kernel_h, self.geometry.kernel_w
+
+    @property
+    def stride(self) -> int:
+        return self.geometry.stride
 
     @property
     def depths(self) -> tuple[int, int, int]:

@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 ROWS = [
     {"errors", "_core"},
     {"core", "numerics", "trace", "efficiency", "host"},
+    {"rates"},
     {"hw"},
     {"quant", "cost", "nodes", "onnx_trace"},
-    {"calibrate", "compare", "costplot"},
+    {"calibrate", "hostbench", "compare", "costplot"},
     {"layers", "methods", "data", "terminal"},
     {"architectures", "optim", "loader"},
     {"models"},

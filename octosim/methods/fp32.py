@@ -49,7 +49,7 @@ class Fp32:
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         product = node.layer.product(node, batch)
-        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel}
+        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel, "stride": product.stride}
         x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * product.groups
         kind = node.layer.title
         return [

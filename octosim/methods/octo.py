@@ -145,7 +145,7 @@ class Octo:
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         product = node.layer.product(node, batch)
-        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel}
+        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel, "stride": product.stride}
         x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * product.groups
         kind, name = node.layer.title, node.name
         lac = node.params["lac_alpha"].size if self.lac != "off" else 0
