@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 import octosim
-from octosim import core, host, hw, quant, rates
+from octosim import core, host, hw, methods, models, quant, rates
 from octosim.errors import OctosimError
+from octosim.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
+from octosim.nodes import Context
 from octosim.trace import Op
 
 Array = np.ndarray[Any, Any]
@@ -23,24 +25,25 @@ Call = Callable[[], Any]
 CONVOLUTIONS = (
     # batch, side, channels, filters, kernel, padding, stride: from few channels to many, none a layer of octosim's models;
     # small enough that a call takes no more than some milliseconds: undisturbed ones are then to be had on a busy machine
-    (16, 28, 3, 24, 3, 1, 1), (32, 24, 1, 12, 5, 2, 1), (32, 24, 4, 8, 5, 0, 1), (32, 20, 12, 12, 3, 1, 1),
+    (16, 28, 3, 24, 3, 1, 1), (32, 24, 1, 12, 5, 2, 1), (32, 24, 1, 5, 5, 2, 1), (32, 24, 4, 8, 5, 0, 1), (32, 20, 12, 12, 3, 1, 1),
     (16, 24, 24, 24, 3, 1, 1), (16, 14, 48, 48, 3, 1, 1), (4, 20, 48, 96, 3, 1, 1), (4, 10, 96, 192, 3, 1, 1),
-    (1, 12, 192, 320, 3, 0, 1), (2, 6, 384, 384, 3, 1, 1), (8, 6, 192, 192, 3, 1, 1), (16, 24, 24, 48, 1, 0, 1),
+    (1, 12, 192, 320, 3, 0, 1), (2, 6, 384, 384, 3, 1, 1), (4, 6, 448, 480, 3, 1, 1), (8, 6, 192, 192, 3, 1, 1), (16, 24, 24, 48, 1, 0, 1),
     (16, 12, 96, 192, 1, 0, 1), (8, 6, 384, 320, 1, 0, 1), (16, 3, 384, 448, 1, 0, 1), (16, 28, 12, 24, 3, 1, 2),
     (16, 14, 24, 48, 3, 1, 2), (16, 28, 12, 24, 1, 0, 2),
 )  # fmt: skip
 LINEARS = ((48, 800, 120), (96, 3000, 120), (96, 150, 100), (96, 120, 10), (48, 640, 500), (24, 1500, 1500), (96, 1200, 800),
-           (48, 3000, 10), (12, 3000, 1500))  # fmt: skip
+           (48, 3000, 10), (12, 3000, 3000))  # fmt: skip
 DEPTHWISE = (
     (16, 24, 24, 1), (16, 24, 24, 2), (16, 14, 96, 1), (16, 14, 96, 2), (32, 8, 192, 1), (32, 4, 384, 1), (32, 4, 384, 2),
     (64, 2, 448, 1),
 )  # fmt: skip
-ELEMENTS = (1 << 8, 1 << 12, 1 << 15, 1 << 18, 1 << 20, 1 << 22, 3 << 22)
-CHANNELS = 32
+ELEMENTS = (1 << 9, 1 << 13, 1 << 16, 1 << 19, 1 << 22)
+CHANNELS = (6, 24, 128)
+SWEEPS = 4
 TURN_S = 0.012
-"""How long a call is repeated in each round, twice at least."""
-QUIET = 0.1
-"""The quantile of a call's times that counts: the undisturbed ones."""
+"""How long the triad is repeated in each round, twice at least."""
+QUIET = 0.5
+"""The quantile of a call's times that counts: the median, as in `octosim bench`."""
 
 
 def _products(scale: float) -> Iterator[tuple[Op, Call]]:
@@ -89,22 +92,29 @@ def _bind(function: Callable[..., Any], *args: Any, **more: Any) -> Call:
     return lambda: function(*args, **more)
 
 
-def _passes(elements: int) -> Iterator[tuple[str, str, Call]]:
-    """(name, pass, call) of the passes over so many elements that training makes, as layers and methods call them."""
-    rows, side = elements // CHANNELS, 2
-    x = np.random.default_rng(2).standard_normal((rows, CHANNELS), np.float32)
-    y, dy, acc = x.copy(), x * np.float32(0.01), (x * 1000).astype(np.int32)
-    codes, zeros, ones = np.empty(x.shape, np.int8), np.zeros(CHANNELS, np.int32), np.ones(CHANNELS, np.float32)
-    small = np.full(CHANNELS, 0.1, np.float32)
-    mean, var = np.zeros(CHANNELS, np.float32), np.ones(CHANNELS, np.float32)
+NARROW = {"batchnorm", "max pool", "average pool", "bias", "bias gradient", "bias, LAC gradients", "dequantize, LAC", "dequantize dX"}
+"""Passes whose speed depends on the number of channels: measured at each of CHANNELS, the others at the middle one."""
+
+
+def _passes(elements: int, channels: int) -> Iterator[tuple[str, str, Call]]:
+    """(name, pass, call) of the passes over about so many elements that training makes, as layers and methods call them."""
+    rows = max(8, elements // channels)
+    side = next(s for s in (16, 8, 2) if rows >= min(4, s) * s * s or s == 2)
     images = max(1, rows // (side * side))
-    pool = core.Pool(images, side, side, CHANNELS, 2, 2)
-    px = x.reshape(-1)[: images * side * side * CHANNELS].reshape(pool.x_shape)
+    rows = images * side * side
+    x = np.random.default_rng(2).standard_normal((rows, channels), np.float32)
+    y, dy, acc = x.copy(), x * np.float32(0.01), (x * 1000).astype(np.int32)
+    codes, zeros, ones = np.empty(x.shape, np.int8), np.zeros(channels, np.int32), np.ones(channels, np.float32)
+    small = np.full(channels, 0.1, np.float32)
+    mean, var = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    pool = core.Pool(images, side, side, channels, 2, 2)
+    px = x.reshape(pool.x_shape)
     py, argmax = core.maxpool(pool, px)
     mean_y = core.avgpool(px)
     weights, flat = x.reshape(-1), y.reshape(-1)
-    logits, labels = x[:, :10].copy(), np.zeros(rows, np.int32)
-    stat, out = np.ones(CHANNELS, np.float32), np.empty_like(x)
+    logits = x.reshape(-1)[: x.size // 10 * 10].reshape(-1, 10).copy()
+    labels = np.zeros(len(logits), np.int32)
+    stat, out = np.ones(channels, np.float32), np.empty_like(x)
     lac, dpx = (ones, small, small), np.empty_like(px)
 
     def quantize() -> None:
@@ -115,7 +125,7 @@ def _passes(elements: int) -> Iterator[tuple[str, str, Call]]:
 
     def bias_gradients() -> None:
         core.column_sums(codes)
-        core.lac_backward(core.column_sums(codes, CHANNELS).astype(np.float32), lac, 0.1)
+        core.lac_backward(core.column_sums(codes, channels).astype(np.float32), lac, 0.1)
 
     def dequantize_lac() -> None:
         core.dequantize_sums(acc, core.lac_fold(small, zeros, 100.0, lac), 0.01, out=out)
@@ -167,6 +177,17 @@ def _time(call: Call, samples: list[float], clock: Callable[[], float]) -> None:
         before, some = now, some + 1
 
 
+def _in_turn(calls: Sequence[Call], samples: Sequence[list[float]], clock: Callable[[], float]) -> None:
+    """All calls one after the other, SWEEPS times after one that does not count: as in a network, each finds in the near caches
+    what others left there."""
+    for sweep in range(SWEEPS + 1):
+        for call, some in zip(calls, samples, strict=True):
+            before = clock()
+            call()
+            if sweep:
+                some.append(clock() - before)
+
+
 def _quiet(samples: Sequence[float]) -> float:
     return float(np.quantile(samples, QUIET))
 
@@ -215,8 +236,7 @@ def calibrate(
 ) -> dict[str, Any]:  # fmt: skip
     """A profile of this machine, as plain data for `hw.Device` and `toml`.  threads: 1 and all if not given.
 
-    Each product and pass is measured in `rounds` turns spread over the whole time, and the quartile of its fastest times
-    counts, so that short disturbances of the machine do not.
+    Each product and pass is measured in `rounds` turns spread over the whole time; the median counts.
     """
     data = host.read(Path("/"), platform.machine())
     cores = core.threads()
@@ -241,13 +261,14 @@ def calibrate(
             clock = clock_for(count)
             calls = list(_products(scale))
             timed: list[list[float]] = [[] for _ in calls]
-            over: dict[tuple[str, str], dict[int, list[float]]] = {}
+            over: dict[tuple[str, str, int], dict[int, list[float]]] = {}
             for _ in range(rounds):
-                for (_, call), samples in zip(calls, timed, strict=True):
-                    _time(call, samples, clock)
+                _in_turn([call for _, call in calls], timed, clock)
                 for size in elements:
-                    for name, pass_, call in _passes(size):
-                        _time(call, over.setdefault((name, pass_), {}).setdefault(size, []), clock)
+                    for width in CHANNELS:
+                        some = [row for row in _passes(size, width) if row[0] in NARROW or width == CHANNELS[1]]
+                        keys = [(name, pass_, width if name in NARROW else 0) for name, pass_, _ in some]
+                        _in_turn([row[2] for row in some], [over.setdefault(key, {}).setdefault(size, []) for key in keys], clock)
                 step()
             grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float]]] = {}
             for (op, _), samples in zip(calls, timed, strict=True):
@@ -259,9 +280,11 @@ def calibrate(
                 residuals += off.tolist()
                 products.append({"kind": kind, "dtype": dtype, "pass": pass_, "threads": count}
                                 | dict(zip(rates.FEATURES, map(float, costs), strict=True)))  # fmt: skip
-            for (name, pass_), by_size in over.items():
+            for (name, pass_, width), by_size in over.items():
                 times = [_quiet(samples) * 1e6 for samples in by_size.values()]
-                passes.append({"name": name, "pass": pass_, "threads": count, "elements": list(by_size), "us": times})
+                passes.append({"name": name, "pass": pass_, "threads": count, "channels": width, "elements": list(by_size),
+                               "us": times})  # fmt: skip
+            _add_layers([p for p in products if p["threads"] == count], passes, count, rounds, clock)
             bandwidth += _bandwidth(count, data["caches"], rounds, 256 << 20)
             peaks[count] = _peak()
             step()
@@ -270,6 +293,38 @@ def calibrate(
     source = f"{command}, {datetime.date.today().isoformat()}, {data['title']}, {core.isa()}, octosim {octosim.__version__}, " \
              f"Python {platform.python_version()}, NumPy {np.__version__}"  # fmt: skip
     return _profile(data, source, counts, peaks, best, products, passes, bandwidth, residuals)
+
+
+def _add_layers(
+    products: list[dict[str, Any]], passes: list[dict[str, Any]], threads: int, rounds: int, clock: Callable[[], float]
+) -> None:
+    """Adds to us_per_call what a layer takes around its kernels: a tiny network's measured passes less their priced operations."""
+    known = rates.Rates.model_validate({
+        "source": "being measured", "spread": 1.0, "products": products, "passes": passes,
+        "bandwidth": [{"level": "any", "threads": threads, "bytes": 1, "gb_s": 10.0}],
+    })  # fmt: skip
+    stack = (Conv2d(8, 1), Conv2d(8, 1), DepthwiseConv2d(), Flatten(), Linear(16), Linear(16))
+    layers = {"convolution": "conv2", "depthwise": "dw1", "linear": "fc1"}
+    images, labels = np.full((2, 4, 4, 8), 100, np.uint8), np.zeros(2, np.int32)
+    for method, dtype in (("octo", "int8"), ("fp32", "float32")):
+        network = models.Network(stack, (4, 4, 8), methods.make(method, {}), 1)
+        taken: dict[tuple[str, str], list[float]] = {}
+        last = 0.0
+
+        def tick(layer: str, pass_: str, taken: dict[tuple[str, str], list[float]] = taken) -> None:
+            nonlocal last
+            taken.setdefault((layer, pass_), []).append(clock() - last)
+            last = clock()
+
+        for _ in range(40 * rounds):
+            last = clock()
+            network.gradients(images, labels, Context(True, 1, 1), tick)
+        ops = models.trace(network, 2)
+        for row in products:
+            if row["dtype"] == dtype:
+                layer = layers[row["kind"]]
+                priced = sum(sum(rates.time_of(op, known, threads)) for op in ops if (op.layer, op.pass_) == (layer, row["pass"]))
+                row["us_per_call"] += max(0.0, _quiet(taken[layer, row["pass"]]) - priced) * 1e6
 
 
 def _peak() -> float:
@@ -303,7 +358,7 @@ def _profile(
     data["note"] = "Calibrated: octosim's own kernels, measured on this machine; without energy."
     call = min(row["us"][0] for row in passes)
     data["overhead_us"] = measured(call)
-    spread = max(0.05, float(np.sqrt(np.mean(np.square(residuals)))))
+    spread = max(0.05, 1.4826 * float(np.median(np.abs(residuals))))  # of a normal distribution, by its median
     data["rates"] = {"source": source, "spread": float(f"{spread:.3g}"), "products": products, "passes": passes,
                      "bandwidth": bandwidth}  # fmt: skip
     return data

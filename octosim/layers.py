@@ -33,7 +33,8 @@ def _elements(shape: tuple[int, ...]) -> int:
 def _pass_over(node: Node, batch: int, pass_: str, name: str, reads: int, writes: int) -> Op:
     """A float32 elementwise pass; reads and writes in tensors of the input's size."""
     size = batch * _elements(node.in_shape)
-    return Op(node.name, pass_, "elementwise", name, (size,), "float32", 4 * reads * size, 4 * writes * size)
+    channels = node.in_shape[-1]
+    return Op(node.name, pass_, "elementwise", name, (size,), "float32", 4 * reads * size, 4 * writes * size, channels=channels)
 
 
 def _windows(title: str, in_shape: tuple[int, ...], kernel: int, stride: int, pad: int) -> tuple[int, int]:
@@ -293,8 +294,8 @@ class MaxPool(Unweighted):
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
         return [
-            Op(node.name, "forward", "elementwise", "max pool", (x,), "float32", 4 * x, 5 * y),
-            Op(node.name, "dX", "elementwise", "max pool", (x,), "float32", 5 * y, 4 * x),
+            Op(node.name, "forward", "elementwise", "max pool", (x,), "float32", 4 * x, 5 * y, channels=node.in_shape[-1]),
+            Op(node.name, "dX", "elementwise", "max pool", (x,), "float32", 5 * y, 4 * x, channels=node.in_shape[-1]),
         ]
 
 
@@ -345,8 +346,8 @@ class GlobalAvgPool(Unweighted):
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
         return [
-            Op(node.name, "forward", "elementwise", "average pool", (x,), "float32", 4 * x, 4 * y),
-            Op(node.name, "dX", "elementwise", "average pool", (x,), "float32", 4 * y, 4 * x),
+            Op(node.name, "forward", "elementwise", "average pool", (x,), "float32", 4 * x, 4 * y, channels=node.in_shape[-1]),
+            Op(node.name, "dX", "elementwise", "average pool", (x,), "float32", 4 * y, 4 * x, channels=node.in_shape[-1]),
         ]
 
 

@@ -173,7 +173,8 @@ def trace(network: Network, batch: int) -> list[Op]:
     classes = network.nodes[-1].out_shape[0]
     size = batch * classes
     ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), "float32", 8 * size, 4 * size))
-    count = sum(v.size for node in network.nodes for v in node.params.values())
+    sizes = [v.size for node in network.nodes for v in node.params.values()]
+    count, tensors = sum(sizes), len(sizes)
     # SGD with momentum: weight, gradient and velocity read, weight and velocity written
-    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), "float32", 12 * count, 8 * count))
+    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), "float32", 12 * count, 8 * count, groups=tensors))
     return ops

@@ -46,11 +46,15 @@ class ProductRate(_Model):
 
 
 class PassRate(_Model):
-    """Measured times of one pass over memory at some numbers of elements, ascending."""
+    """Measured times of one pass over memory at some numbers of elements, ascending.
+
+    channels: length of the innermost axis, 0 where it does not matter.
+    """
 
     name: Text
     pass_: Literal["forward", "dX", "dW", "update"] = Field(alias="pass")
     threads: Annotated[int, Field(ge=1)]
+    channels: Annotated[int, Field(ge=0)] = 0
     elements: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=2)]
     us: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]
 
@@ -127,12 +131,15 @@ def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
             memory = row.ps_per_left * left + row.ps_per_right * right + row.ps_per_result * result
             return row.ps_per_mac * macs * 1e-6, memory * 1e-6, row.us_per_call * call * 1e-6
     passes = [r for r in rates.passes if r.threads == threads and r.name == op.name]
-    found = next((r for r in passes if r.pass_ == op.pass_), passes[0] if passes else None)
+    found = sorted((r for r in passes if r.pass_ == op.pass_), key=lambda r: r.channels) or passes[:1]
     overhead = min(r.us[0] for r in rates.passes if r.threads == threads) * 1e-6
-    if found is not None:
-        time = interpolate(found.elements, found.us, op.elements) * 1e-6
-        overhead = min(found.us[0] * 1e-6, time)
-        return 0.0, time - overhead, overhead
+    if found:
+        by_width = [interpolate(r.elements, r.us, op.elements) for r in found]
+        widths = [max(1, r.channels) for r in found]
+        time = (by_width[0] if len(found) == 1 else between(widths, by_width, op.channels or widths[-1])) * 1e-6
+        overhead = min(found[0].us[0] * 1e-6, time)
+        calls = op.groups - 1 if op.kind == "update" else 0
+        return 0.0, time - overhead, overhead * (1 + calls)
     moved = max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4))
     return 0.0, moved / bandwidth(rates, threads, moved), overhead
 
@@ -145,10 +152,15 @@ def bandwidth(rates: Rates, threads: int, size: float) -> float:
 
 def interpolate(x: Sequence[int], y: Sequence[float], at: float) -> float:
     """y at `at`, linear between logarithms; constant below the first x, proportional to x above the last."""
+    return y[-1] * at / x[-1] if at >= x[-1] else between(x, y, at)
+
+
+def between(x: Sequence[int], y: Sequence[float], at: float) -> float:
+    """y at `at`, linear between logarithms; constant outside."""
     if at <= x[0]:
         return y[0]
     if at >= x[-1]:
-        return y[-1] * at / x[-1]
+        return y[-1]
     i = bisect.bisect_right(x, at)
     share = math.log(at / x[i - 1]) / math.log(x[i] / x[i - 1])
     return y[i - 1] * (y[i] / y[i - 1]) ** share

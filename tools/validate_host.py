@@ -60,8 +60,9 @@ def main() -> None:
                     rows.append(f"| {' | '.join(cells)} |")
                     print(rows[-1], flush=True)
     text = TEXT.format(
-        rows="\n".join(rows), median=f"{100 * statistics.median(errors):.0f}", worst=f"{100 * max(errors):.0f}", count=len(rows),
-        source=device.rates.source, spread=f"{100 * device.rates.spread:.0f}", threads=" ".join(map(str, args.threads)),
+        rows="\n".join(rows), median=f"{100 * statistics.median(errors):.0f}", worst=f"{100 * max(errors):.0f}",
+        count=len(rows), source=device.rates.source,
+        spread=f"{100 * device.rates.spread:.0f}", threads=" ".join(map(str, args.threads)),
     )  # fmt: skip
     if args.write:
         PAGE.write_text(text)
