@@ -29,16 +29,17 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 class _Clock:
-    """Collects the time of each layer's passes through `models.Tick`."""
+    """Collects the time of each layer's passes through `models.Tick`.  read: the clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:
         self.values: dict[Key, list[float]] = {}
+        self.read = read
         self.last = 0.0
 
     def __call__(self, layer: str, pass_: str) -> None:
-        now = time.perf_counter()
+        now = self.read()
         self.values.setdefault((layer, pass_), []).append(now - self.last)
-        self.last = time.perf_counter()
+        self.last = self.read()
 
 
 def _contestant(run: Run, clock: _Clock, totals: list[float]) -> Callable[[], None]:
@@ -47,9 +48,9 @@ def _contestant(run: Run, clock: _Clock, totals: list[float]) -> Callable[[], No
     def step() -> None:
         if run.step >= run.steps_per_epoch:
             run.step = 0
-        before = clock.last = time.perf_counter()
+        before = clock.last = clock.read()
         run.train_step(clock)
-        totals.append(time.perf_counter() - before)
+        totals.append(clock.read() - before)
 
     return step
 
@@ -100,7 +101,7 @@ def _rows(costs: list[cost.OpCost], clock: _Clock) -> list[dict[str, Any]]:
 
 
 def _part(run: Run, device: hw.Device, clock: _Clock, totals: list[float]) -> dict[str, Any]:
-    costs = cost.predict(models.trace(run.network, run.config.batch_size), device)
+    costs = cost.predict(models.trace(run.network, run.config.batch_size), device, core.threads() if device.rates else None)
     spread = _spread(totals)
     return {
         "layers": _rows(costs, clock),
@@ -125,10 +126,12 @@ def step_bench(
     command: str,
     progress: Callable[[float], None] | None = None,
     raw: Path | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Measures config's training step here, FP32's beside it, and predicts both on the device.
 
     against: peers to measure in the same process, of ("torch",).  seconds: about how long each contestant runs.
+    clock: `time.thread_time` leaves out what other programs take of the core; for one thread, and no peers.
     raw: also write every single value as pyperf JSON.  Returns the bench record that `report` reads; times in seconds.
     """
     unknown = sorted(set(against) - {"torch"})
@@ -138,7 +141,7 @@ def step_bench(
     if config.method != "fp32":
         configs.append(Config(**{**vars(config), "method": "fp32", "parameters": {}}))
     runs = [Run(c) for c in configs]
-    clocks, totals = [_Clock() for _ in runs], [[] for _ in runs]  # type: list[_Clock], list[list[float]]
+    clocks, totals = [_Clock(clock) for _ in runs], [[] for _ in runs]  # type: list[_Clock], list[list[float]]
     steps = [_contestant(*three) for three in zip(runs, clocks, totals, strict=True)]
     peer_totals: dict[str, list[float]] = {}
     if "torch" in against:

@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import octosim
+from octosim import cost_command
 from octosim.errors import OctosimError
+from octosim.terminal import AsJson, Threads, err_console, out_console
+from octosim.terminal import bar as _bar
+from octosim.terminal import count as _count
+from octosim.terminal import print_json as _print_json
+from octosim.terminal import seconds as _seconds
+from octosim.terminal import use_threads as _use_threads
 
 app = typer.Typer(
     name="octosim",
@@ -28,55 +34,14 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch.")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(data_app, name="data")
 
-# Where there is no terminal to fit (a file, a pipe), tables keep their full width.
-out_console = Console(width=None if sys.stdout.isatty() else 160)
-err_console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-
-Threads = Annotated[Optional[int], typer.Option(help="Threads of the kernels; all cores if not given.")]  # noqa: UP045
 _MODEL = typer.Option(
     help="Network: simplecnn, lenet5, mlp, alexnet, vgg11, vgg-small-7, resnet20, mobilenet, or a model file, .toml."
 )
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def _command() -> str:
     """The command as the user typed it, for manifests."""
     return shlex.join(["octosim", *sys.argv[1:]])
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
-
-
-def _seconds(value: float | None) -> str:
-    """A time for people: three digits and a unit."""
-    if value is None:
-        return "-"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"
-
-
-def _count(value: float) -> str:
-    """A count for people: three digits and k, M or G."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def _bar() -> Progress:
-    """A progress bar on standard error, off when that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err_console, disable=not err_console.is_terminal, transient=True)
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        from octosim import core
-
-        core.set_threads(threads)
 
 
 # ---- training --------------------------------------------------
@@ -265,143 +230,7 @@ def verify(
 # ---- cost and bench --------------------------------------------------
 
 
-@app.command()
-def cost(
-    profile: Annotated[str, typer.Option(help="Device: a profile's name or alias, or a .toml file.")] = "jetson",
-    model: Annotated[str, typer.Option(help="Network: a name, a .toml file, or an ONNX file.")] = "simplecnn",
-    batch_size: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Images a step; 100 if not given, of an ONNX file its own or 1."),
-    ] = None,
-    method: Annotated[Optional[str], typer.Option(help="Training method: octo, fp32; not for ONNX files.")] = None,  # noqa: UP045
-    dtype: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Arithmetic of the products: int8, float16, float32; float32 for ONNX files if not given."),
-    ] = None,
-    inference: Annotated[bool, typer.Option("--inference", help="The forward pass only.")] = False,
-    threads: Annotated[Optional[int], typer.Option(help="Cores that work at once; all if not given.")] = None,  # noqa: UP045
-    clock_ghz: Annotated[Optional[float], typer.Option(help="Of the first engine, in place of the profile's.")] = None,  # noqa: UP045
-    image: Annotated[str, typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; not for ONNX files.")] = "28x28x1",
-    lenient: Annotated[bool, typer.Option("--lenient", help="Count unknown ONNX operators as memory traffic.")] = False,
-    compare: Annotated[Optional[str], typer.Option(help="Other profiles, separated by commas: totals only.")] = None,  # noqa: UP045
-    json_: AsJson = False,
-) -> None:
-    """Predict what a training step or an inference costs on a device.
-
-    Example: octosim cost --profile jetson --model lenet5 --batch-size 128
-
-    Example: octosim cost --profile pi4 --model resnet18.onnx --inference --dtype int8 --threads 4 --compare pi5,rk3588
-    """
-    from octosim import cost as model_of
-    from octosim import hw
-
-    devices = [hw.load(name) for name in (profile, *(compare or "").split(",")) if name]
-    if batch_size is not None and batch_size < 1:
-        raise OctosimError(f"--batch-size must be at least 1, not {batch_size}")
-    if dtype is not None and dtype not in hw.DTYPES:
-        raise OctosimError(f"--dtype must be one of {', '.join(hw.DTYPES)}, not '{dtype}'")
-    if clock_ghz is not None:
-        if not 0 < clock_ghz < 1000:
-            raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
-        devices = [hw.at_clock(device, clock_ghz) for device in devices]
-    records, costs = [], []
-    for device in devices:
-        asked, ops = _cost_ops(model, device, batch_size, method, dtype, inference, image, lenient)
-        costs = model_of.predict(ops, device, threads)
-        records.append(asked | {"threads": threads} | model_of.cost_json(costs, device))
-    first = records[0]
-    if json_:
-        _print_json(first if compare is None else {"devices": [{k: v for k, v in r.items() if k != "layers"} for r in records]})
-        return
-    step = "inference" if inference else "step"
-    title = f"{model}, batch {first['batch_size']}, {first['method'] or first['dtype']}"
-    if compare is not None:
-        _show_comparison(f"{title}: predicted {step}", records)
-        return
-    table = Table(title=f"{title}: predicted on {devices[0].title}")
-    for name in ("layer", "pass", "what"):
-        table.add_column(name)
-    for name in ("MACs", "bytes", "time", "bound by"):
-        table.add_column(name, justify="right")
-    for c in costs:
-        macs = _count(c.op.macs) if c.op.macs else ""
-        table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, _count(c.op.bytes), _seconds(c.time_s), c.bound)
-    out_console.print(table, highlight=False)
-    total = first["total"]
-    energy = "no energy figure in the profile" if total["energy_j"] is None else f"at most {total['energy_j']:.3g} J"
-    out_console.print(
-        f"{step}: {_seconds(total['time_s'])} ({_interval(total)} with 80 % probability), {energy}; "
-        f"training on this device is {total['training']}",
-        highlight=False,
-    )
-    for note in first["notes"]:
-        out_console.print(note, highlight=False)
-
-
-def _interval(total: dict[str, Any]) -> str:
-    return f"{_seconds(total['time_low_s'])} .. {_seconds(total['time_high_s'])}"
-
-
-def _cost_ops(
-    model: str,
-    device: Any,
-    batch: int | None,
-    method: str | None,
-    dtype: str | None,
-    inference: bool,
-    image: str,
-    lenient: bool,
-) -> tuple[dict[str, Any], list[Any]]:
-    """(what was asked, the operations) of a named network or an ONNX file."""
-    if model.endswith(".onnx"):
-        from octosim import cost as model_of
-        from octosim import onnx_trace
-
-        if method is not None:
-            raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
-        kind = dtype or "float32"
-        floats = None
-        if inference and kind == "int8":
-            # compilers for accelerators keep codes throughout; on CPUs the rest is in the narrowest float type there is
-            halves = any("float16" in engine.macs_per_clock.given() for engine in device.engines)
-            floats = ("float16" if halves else None) if model_of.path_of(device.engines[0], "int8") else "int8"
-        ops = onnx_trace.ops(
-            Path(model), batch=batch, dtype=kind, float_dtype=floats, inference=inference, lenient=lenient
-        )
-        return {"model": model, "batch_size": onnx_trace.batch_size(Path(model), batch), "method": None, "dtype": kind}, ops
-    from octosim import methods, models
-
-    if dtype == "float16":
-        raise OctosimError("octosim's own networks train in int8 or float32; --dtype float16 is for ONNX files")
-    method = method or {"float32": "fp32"}.get(dtype or "", "octo")
-    if dtype is not None and (method == "fp32") != (dtype == "float32"):
-        raise OctosimError(f"--method {method} does not compute in {dtype}")
-    try:
-        height, width, channels = (int(part) for part in image.split("x"))
-    except ValueError:
-        raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{image}'") from None
-    batch = batch or 100
-    in_shape = (height, width, channels)
-    network = models.Network(models.layers(model, 10, in_shape=in_shape), in_shape, methods.make(method, {}), 0)
-    network.check(batch)
-    ops = [op for op in models.trace(network, batch) if not inference or op.pass_ == "forward" and op.layer != "loss"]
-    kind = "float32" if method == "fp32" else "int8"
-    return {"model": model, "batch_size": batch, "method": method, "dtype": kind}, ops
-
-
-def _show_comparison(title: str, records: list[dict[str, Any]]) -> None:
-    table = Table(title=title)
-    table.add_column("device")
-    for name in ("time", "80 % interval", "against the first", "energy at most"):
-        table.add_column(name, justify="right")
-    for record in records:
-        total = record["total"]
-        energy = "-" if total["energy_j"] is None else f"{total['energy_j']:.3g} J"
-        ratio = f"{total['time_s'] / records[0]['total']['time_s']:.2f}"
-        table.add_row(record["device"], _seconds(total["time_s"]), _interval(total), ratio, energy)
-    out_console.print(table, highlight=False)
-    for note in dict.fromkeys(note for record in records for note in record["notes"]):
-        out_console.print(note, highlight=False)
+app.command()(cost_command.cost)
 
 
 @app.command()
@@ -708,8 +537,14 @@ def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) 
 
 @profiles_app.command("calibrate")
 def profiles_calibrate(
-    from_: Annotated[Path, typer.Option("--from", help="CSV of measured times of whole networks (.csv or .csv.gz).")],
-    profile: Annotated[str, typer.Option(help="The device: a profile's name or alias, or a .toml file.")],
+    from_: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", help="CSV of measured times of whole networks (.csv or .csv.gz)."),
+    ] = None,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --from, the device: a profile's name or alias, or a .toml file."),
+    ] = None,
     layers: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="CSV of the networks' layers, where the measurements name networks and not .onnx files."),
@@ -719,12 +554,21 @@ def profiles_calibrate(
     out: Annotated[Optional[Path], typer.Option("-o", "--out", help="A copy of the profile with the factors.")] = None,  # noqa: UP045
     json_: AsJson = False,
 ) -> None:
-    """Fit a CPU's efficiency factors to measured times; prints them as TOML, or writes a profile that has them.
+    """Measure octosim's kernels on this machine (about a minute) and print, or write, its profile.
 
-    The CSV has the columns network, precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
+    Example: octosim profiles calibrate -o this-machine.toml && octosim bench --profile this-machine.toml
+
+    With --from: fit another CPU's efficiency factors to measured times of networks.  The CSV has the columns network, precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
 
     Example: octosim profiles calibrate --from measured.csv --profile pi4 -o my-pi4.toml
     """
+    if from_ is None:
+        if profile or layers or summary or device:
+            raise OctosimError("--profile, --layers, --summary and --device go with --from; without it this machine is measured")
+        _calibrate_host(out, json_)
+        return
+    if profile is None:
+        raise OctosimError("--from needs --profile, the device that was measured")
     from octosim import calibrate, efficiency, hw
 
     rows = [row for row in calibrate.measurements(from_) if row.device.startswith(device)]
@@ -748,6 +592,26 @@ def profiles_calibrate(
             f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit",
             highlight=False,
         )
+
+
+def _calibrate_host(out: Path | None, as_json: bool) -> None:
+    from octosim import hostbench
+    from octosim.train import write_atomic
+
+    with _bar() as bar:
+        task = bar.add_task("measuring", total=100)
+        data = hostbench.calibrate(command=_command(), progress=lambda share: bar.update(task, completed=round(100 * share)))
+    text = hostbench.toml(data)
+    device = hostbench.load_check(text)
+    if out:
+        write_atomic(out, text.encode())
+    elif not as_json:
+        print(text)
+    if as_json:
+        _print_json(device.model_dump(mode="json", exclude_none=True, by_alias=True))
+    elif out and device.rates:
+        err_console.print(f"{out}: {device.title}, products within {100 * device.rates.spread:.0f} % (one standard deviation); "
+                          f"try octosim bench --profile {out}", highlight=False)  # fmt: skip
 
 
 @data_app.command("list")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octosim import efficiency
+from octosim import efficiency, rates
 from octosim.efficiency import Factors
 from octosim.errors import OctosimError
 from octosim.hw import DTYPES, Device, Dtype, Engine
@@ -76,7 +76,8 @@ Array = NDArray[Any]
 class OpCost:
     """The predicted cost of one operation; times in seconds.
 
-    time_s = overhead_s + max(compute_s, memory_s) + exposed x min(compute_s, memory_s), exposed 0 without factors.
+    time_s = overhead_s + max(compute_s, memory_s) + exposed x min(compute_s, memory_s), exposed 0 without factors, 1 with
+    measured rates.
     dtype_used: the arithmetic that runs on the device; wider than op.dtype where it has no such units (see note).
     spread: standard deviation of ln(real / predicted).
     """
@@ -97,6 +98,8 @@ def predict(ops: Iterable[Op], device: Device, threads: int | None = None) -> li
 
     Raises OctosimError when no engine of the device can run an operation (its dtype or a wider one, its pass).
     """
+    if device.rates is not None:
+        return [_measured(op, device, threads) for op in ops]
     prepared = prepare(ops, device, threads)
     time, compute, memory, overhead = times(prepared, prepared.parameters)
     slowest = np.stack([compute, memory, overhead]).argmax(axis=0) if len(time) else []
@@ -106,6 +109,15 @@ def predict(ops: Iterable[Op], device: Device, threads: int | None = None) -> li
             prepared.ops, prepared.runs, *(x.tolist() for x in (time, compute, memory, overhead)), slowest, strict=True
         )
     ]
+
+
+def _measured(op: Op, device: Device, threads: int | None) -> OpCost:
+    """By the measured times of octosim's own kernels; the parts do not overlap."""
+    assert device.rates is not None
+    compute, memory, overhead = rates.time_of(op, device.rates, threads or device.engines[0].units.value)
+    slowest = max(range(3), key=lambda i: (compute, memory, overhead)[i])
+    used = op.dtype if op.dtype in ("int8", "float32") else "float32"
+    return OpCost(op, compute + memory + overhead, compute, memory, overhead, BOUNDS[slowest], used, "", device.rates.spread)
 
 
 def total(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None) -> dict[str, Any]:
@@ -396,6 +408,9 @@ def _row(op: Op, run: Run, cores: int, cache: float, resident: float) -> tuple[f
             fill, reduction = _filled(m, LANES) * _filled(n, LANES), float(k)
         if op.algorithm == "winograd":
             work /= WINOGRAD_SAVES * _filled(math.sqrt(m), WINOGRAD_TILE) ** 2  # one square image
+    elif run.engine.array:
+        rows, columns = run.engine.array.rows.value, run.engine.array.columns.value
+        fill = m * k * n / (rows * columns * systolic_cycles(m, k, n, rows, columns))
     elif run.engine.tile:
         tile = run.engine.tile
         fill = _filled(m, tile.m.value) * _filled(n, tile.n.value) * _filled(k * DTYPE_BYTES[run.dtype], tile.k_bytes.value)
@@ -420,6 +435,22 @@ def _missed(working_set: float, cache: float) -> float:
 def _filled(size: float, tile: int) -> float:
     """The share of the tiles along one side that is not padding."""
     return size / (math.ceil(size / tile) * tile)
+
+
+def systolic_cycles(m: int, k: int, n: int, rows: int, columns: int) -> int:
+    """Clocks in which a weight-stationary systolic array of rows x columns computes a product M x K x N.
+
+    The weights are cut into ceil(K / rows) x ceil(N / columns) folds.  A fold is loaded, a row a clock (`rows` clocks), then M
+    rows of the input stream through.  Each row of the array takes its element one clock after the row above, and each column
+    sums one clock after the column before: the last sum leaves rows - 1 + columns - 1 clocks after the last input row enters.
+    Folds do not overlap: a double-buffered array hides the loading.
+    """
+    return systolic_folds(k, n, rows, columns) * (rows + m + (rows - 1) + (columns - 1))
+
+
+def systolic_folds(k: int, n: int, rows: int, columns: int) -> int:
+    """How many times such an array is loaded with weights."""
+    return math.ceil(k / rows) * math.ceil(n / columns)
 
 
 def _even(tasks: int, cores: int) -> float:

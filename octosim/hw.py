@@ -14,19 +14,19 @@ import os
 import platform
 import re
 import reprlib
-import time
 import tomllib
 import typing
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from octosim import host as host_reader
 from octosim.efficiency import Factors
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
+from octosim.rates import Rates
 
 Dtype = Literal["int8", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("int8", "float16", "float32")
@@ -151,6 +151,13 @@ class Tile(_Model):
     k_bytes: Count
 
 
+class Array(_Model):
+    """A weight-stationary systolic array: the weights' rows run along the reduction, its columns along the outputs."""
+
+    rows: Count
+    columns: Count
+
+
 class Engine(_Model):
     """One kind of compute unit.
 
@@ -162,6 +169,7 @@ class Engine(_Model):
     trains: whether it can run the passes dX, dW and update, and not only forward.
     core: of a CPU, the core's name ("Cortex-A72"); absent: what the profile's title says.
     tile: absent: no loss where a product is not a multiple of it.
+    array: of a systolic array, in place of tile: filling and draining count (octosim.cost.systolic_cycles).
     """
 
     name: Text
@@ -173,6 +181,7 @@ class Engine(_Model):
     gemm_efficiency: RatioPerDtype | None = None
     core: Text | None = None
     tile: Tile | None = None
+    array: Array | None = None
     elementwise_per_clock: Figure | None = None
     published_peak_gmac_s: PerDtype | None = None
 
@@ -182,6 +191,8 @@ class Engine(_Model):
         for dtype in self.gemm_efficiency.given() if self.gemm_efficiency else {}:
             if dtype not in rates:
                 raise ValueError(f"has gemm_efficiency.{dtype} but no macs_per_clock.{dtype}")
+        if self.array and self.tile:
+            raise ValueError("has both a tile and an array, expected one of them")
         published = self.published_peak_gmac_s.given() if self.published_peak_gmac_s else {}
         for dtype, gmac_s in published.items():
             if dtype not in rates:
@@ -264,6 +275,7 @@ class Device(_Model):
     """A device as the cost model sees it.  Properties without `_gb_s`, `_us` ... are in SI units.
 
     calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
+    rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -279,6 +291,7 @@ class Device(_Model):
     power: Power = Power()
     energy: Energy = Energy()
     calibration: dict[Literal["float32", "float16", "smlal", "sdot"], Factors] = {}  # noqa: RUF012
+    rates: Rates | None = None
 
     @field_validator("engines")
     @classmethod
@@ -374,7 +387,7 @@ def check(path: str | Path) -> Device:
         raise OctosimError(f"{path}: not a text file in UTF-8, expected a TOML profile") from None
     except OSError as error:
         raise OctosimError(f"{path}: cannot be read ({error.strerror})") from None
-    return _parse(text, str(path))
+    return parse(text, str(path))
 
 
 def json_schema() -> dict[str, Any]:
@@ -394,10 +407,11 @@ def _shipped() -> dict[str, Traversable]:
 @functools.cache
 def _shipped_device(name: str) -> Device:
     file = _shipped()[name]
-    return _parse(file.read_text(encoding="utf-8"), file.name)
+    return parse(file.read_text(encoding="utf-8"), file.name)
 
 
-def _parse(text: str, where: str) -> Device:
+def parse(text: str, where: str) -> Device:
+    """The device of a profile's text; `where` begins the sentence of an error."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -496,28 +510,10 @@ def _expected(loc: tuple[int | str, ...]) -> str:
 
 # --- the machine at hand ----------------------------------------------------------------------------------------------
 
-# (flag, accumulator, int8 and float32 MACs per clock and core, source); the first row whose flag is present decides.
-# cpufp is the GitHub repository pigirons/cpufp.
-_ISA_ROWS: dict[str, tuple[tuple[str, str, float, float, str], ...]] = {
-    "x86_64": (
-        ("avx512_vnni", "vpdpbusd", 128, 32, "two 512-bit ports, as measured on Xeon Gold 6455B (cpufp@93e165e)"),
-        ("avx_vnni", "vpdpbusd", 64, 16, "two 256-bit ports, as measured on i5-1340P P-cores (cpufp@93e165e)"),
-        ("avx2", "maddubs", 32, 16, "two 256-bit FMA ports; int8 through 16-bit pairs, at most twice the float rate"),
-        ("", "maddubs", 16, 8, "two 128-bit multiplies and adds a clock; int8 at most twice the float rate"),
-    ),
-    "aarch64": (
-        ("i8mm", "acc32-wrap", 64, 8, "SMMLA, as measured on Graviton 3E (cpufp@93e165e)"),
-        ("asimddp", "sdot", 32, 8, "SDOT on two pipes, as measured on Cortex-A76 (cpufp@93e165e)"),
-        ("", "smlal", 8, 4, "SMLAL on one pipe, Cortex-A72 (Arm UAN 0016A; FMA rate measured, cpufp@93e165e)"),
-    ),
-}
-_ZEN4_SOURCE = "Zen 4 runs 512-bit operations as two halves, as measured on Ryzen 7 8845HS (cpufp@93e165e)"
-_COPY_BYTES = 48 << 20  # two arrays of this size exceed most last-level caches; less on small machines
-
 
 @functools.cache
 def host() -> Device:
-    """The machine this runs on; the bandwidth is measured (about 0.2 s), once a process.
+    """The machine this runs on; the bandwidth is measured, once a process.
 
     Rates follow from the instruction set and are not calibrated; nothing is known about its power.
     """
@@ -525,145 +521,5 @@ def host() -> Device:
 
 
 def read_host(root: Path, machine: str) -> Device:
-    """`host()` of a file tree: `root`/proc and `root`/sys are read, and every file of them may be missing.
-
-    machine: "x86_64" or "aarch64"; another machine gets the slowest row of x86_64, as an estimate.
-    """
-    cpuinfo = _cpuinfo(root)
-    first = cpuinfo[0] if cpuinfo else {}
-    title = first.get("model name") or _text(root / "proc/device-tree/model").rstrip("\0") or f"unknown {machine} CPU"
-    flags = (first.get("flags") or first.get("Features") or "").split()
-    accumulator, int8, float32, isa_source, guessed = _isa_rates(machine, flags, first)
-    cores, clock = _cores(cpuinfo, root), _clock(cpuinfo, root)
-
-    def derived(value: float | str) -> dict[str, Any]:
-        return {"value": value, "kind": "estimate" if guessed else "derived", "source": isa_source}
-
-    efficiency = {"value": 0.5, "kind": "estimate", "source": "not calibrated on this machine"}
-    engine = {
-        "name": "cpu",
-        "accumulator": accumulator,
-        "trains": True,
-        "units": cores,
-        "clock_ghz": clock,
-        "macs_per_clock": {"int8": derived(int8), "float32": derived(float32)},
-        "gemm_efficiency": {"int8": efficiency, "float32": efficiency},
-    }
-    bytes_total = _memory_bytes(root)
-    memory: dict[str, Any] = {
-        "bandwidth_sustained_gb_s": {
-            "value": _copy_bandwidth(bytes_total) / 1e9,
-            "kind": "measured",
-            "source": "NumPy copy of large arrays here, one thread, bytes read plus written",
-        }
-    }
-    if bytes_total:
-        memory["capacity_gib"] = {"value": bytes_total / 2**30, "kind": "measured", "source": "/proc/meminfo MemTotal"}
-    return Device.model_validate(
-        {
-            "name": "host",
-            "title": title,
-            "note": f"Read from this machine ({machine}); not calibrated.",
-            "training": {"status": "supported", "note": "A general CPU: octosim itself trains here."},
-            "overhead_us": {"value": 5, "kind": "estimate", "source": "order of one call from Python with threads"},
-            "engines": [engine],
-            "numerics": {"accumulator": derived(accumulator)},
-            "memory": memory,
-            "caches": _caches(root),
-        }
-    )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _number(text: str) -> float | None:
-    """A positive finite number, or None for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*", text)
-    return float(match[1]) or None if match else None
-
-
-def _cpuinfo(root: Path) -> list[dict[str, str]]:
-    """/proc/cpuinfo: one dictionary per logical CPU."""
-    blocks = re.split(r"\n\s*\n", _text(root / "proc/cpuinfo"))
-    pairs = [[line.split(":", 1) for line in block.splitlines() if ":" in line] for block in blocks]
-    cpus = [{key.strip(): value.strip() for key, value in block} for block in pairs]
-    return [cpu for cpu in cpus if "processor" in cpu]
-
-
-def _isa_rates(machine: str, flags: list[str], cpu: dict[str, str]) -> tuple[str, float, float, str, bool]:
-    """(accumulator, int8 and float32 MACs per clock and core, source, whether it is a guess)."""
-    rows = _ISA_ROWS.get({"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine))
-    if rows is None or not flags:
-        rows = _ISA_ROWS["aarch64" if rows is _ISA_ROWS["aarch64"] else "x86_64"]
-        _, accumulator, int8, float32, source = rows[-1]
-        return accumulator, int8, float32, f"instruction set unknown; {source}", True
-    flag, accumulator, int8, float32, source = next(row for row in rows if not row[0] or row[0] in flags)
-    if flag == "avx512_vnni" and cpu.get("vendor_id") == "AuthenticAMD":
-        newer = cpu.get("cpu family") != "25"  # some Zen 5 have full-width units: twice these rates
-        return accumulator, 64, 16, "taken for Zen 4: " * newer + _ZEN4_SOURCE, newer
-    if flag == "asimddp" and cpu.get("CPU part") == "0xd05":
-        int8, float32, source = 16, 4, "Cortex-A55, as measured on RK3588 (cpufp@93e165e)"
-    return accumulator, int8, float32, source, flag in ("", "avx2")
-
-
-def _cores(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
-    """Physical cores that this process may use (SMT siblings share their units)."""
-    try:
-        usable = len(os.sched_getaffinity(0)) if root == Path("/") else len(cpuinfo)
-    except AttributeError:
-        usable = os.cpu_count() or 1
-    ids = {(cpu.get("physical id"), cpu.get("core id")) for cpu in cpuinfo if "core id" in cpu}
-    count = min(len(ids) or usable, usable) or 1
-    return {"value": count, "kind": "measured", "source": "/proc/cpuinfo and the CPU affinity of this process"}
-
-
-def _clock(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
-    khz = _number(_text(root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"))
-    if khz:
-        return {"value": khz / 1e6, "kind": "measured", "source": "sysfs cpufreq cpuinfo_max_freq"}
-    mhz = [_number(cpu.get("cpu MHz", "")) or 0 for cpu in cpuinfo]
-    if any(mhz):
-        return {"value": max(mhz) / 1e3, "kind": "measured", "source": "/proc/cpuinfo cpu MHz (turbo may differ)"}
-    return {"value": 2.0, "kind": "estimate", "source": "this machine does not tell its clock"}
-
-
-def _memory_bytes(root: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s*([1-9]\d*) kB", _text(root / "proc/meminfo"), re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
-
-
-def _caches(root: Path) -> list[dict[str, Any]]:
-    found = []
-    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        kind, level, size = (_text(folder / part) for part in ("type", "level", "size"))
-        match = re.fullmatch(r"([1-9]\d*)K", size)
-        if kind == "Instruction" or not level or not match:
-            continue
-        shared = _text(folder / "shared_cpu_list")
-        found.append(
-            {
-                "name": f"L{level}" + ("D" if kind == "Data" else ""),
-                "shared_by": f"logical CPUs {shared}" if shared else "unknown",
-                "size_kib": {"value": int(match[1]), "kind": "measured", "source": "sysfs cache of cpu0"},
-            }
-        )
-    return found
-
-
-def _copy_bandwidth(bytes_total: int | None) -> float:
-    """Bytes per second, read plus written, of the best NumPy copy within about 0.1 s."""
-    size = min(_COPY_BYTES, (bytes_total or _COPY_BYTES * 16) // 16)
-    source, target = np.ones(size, np.uint8), np.ones(size, np.uint8)  # ones: every page is touched before timing
-    best, end = float("inf"), time.perf_counter() + 0.1
-    while True:
-        start = time.perf_counter()
-        np.copyto(target, source)
-        stop = time.perf_counter()
-        best = min(best, stop - start)
-        if stop > end:
-            return 2 * size / best
+    """`host()` of a file tree (see octosim.host.read)."""
+    return Device.model_validate(host_reader.read(root, machine))

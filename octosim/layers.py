@@ -33,7 +33,8 @@ def _elements(shape: tuple[int, ...]) -> int:
 def _pass_over(node: Node, batch: int, pass_: str, name: str, reads: int, writes: int) -> Op:
     """A float32 elementwise pass; reads and writes in tensors of the input's size."""
     size = batch * _elements(node.in_shape)
-    return Op(node.name, pass_, "elementwise", name, (size,), "float32", 4 * reads * size, 4 * writes * size)
+    channels = node.in_shape[-1]
+    return Op(node.name, pass_, "elementwise", name, (size,), "float32", 4 * reads * size, 4 * writes * size, channels=channels)
 
 
 def _windows(title: str, in_shape: tuple[int, ...], kernel: int, stride: int, pad: int) -> tuple[int, int]:
@@ -55,7 +56,7 @@ class Unweighted:
     weighted: ClassVar[bool] = False
     aliases: ClassVar[bool] = False
 
-    def init(self, node: Node, method: Method, seed: int) -> None:
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
         pass
 
     def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
@@ -72,13 +73,14 @@ class Weighted:
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def init(self, node: Node, method: Method, seed: int) -> None:
-        """Normal weights, with the layer's deviation or He's sqrt(2 / fan-in); zero biases."""
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
+        """Normal weights, with the layer's deviation or He's sqrt(2 / fan-in); zero biases.  seed None: zero weights too."""
         shape = self.weight_shape(node.in_shape)
         deviation = self.deviation or math.sqrt(2 / _elements(shape[1:]))
-        node.params["w"] = core.normal(shape, seed, node.tensor(WEIGHT), deviation)
+        w = np.zeros(shape, np.float32) if seed is None else core.normal(shape, seed, node.tensor(WEIGHT), deviation)
+        node.params["w"] = w
         node.params["b"] = np.zeros(shape[0], np.float32)
-        method.init(node, seed)
+        method.init(node, seed or 0)
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         return method.forward(node, x, context)
@@ -213,7 +215,7 @@ class BatchNorm(Unweighted):
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return in_shape
 
-    def init(self, node: Node, method: Method, seed: int) -> None:
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
         channels = node.in_shape[-1]
         node.params.update(gamma=np.ones(channels, np.float32), beta=np.zeros(channels, np.float32))
         node.state.update(mean=np.zeros(channels, np.float32), var=np.ones(channels, np.float32))
@@ -294,8 +296,8 @@ class MaxPool(Unweighted):
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
         return [
-            Op(node.name, "forward", "elementwise", "max pool", (x,), "float32", 4 * x, 5 * y),
-            Op(node.name, "dX", "elementwise", "max pool", (x,), "float32", 5 * y, 4 * x),
+            Op(node.name, "forward", "elementwise", "max pool", (x,), "float32", 4 * x, 5 * y, channels=node.in_shape[-1]),
+            Op(node.name, "dX", "elementwise", "max pool", (x,), "float32", 5 * y, 4 * x, channels=node.in_shape[-1]),
         ]
 
 
@@ -346,8 +348,8 @@ class GlobalAvgPool(Unweighted):
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
         return [
-            Op(node.name, "forward", "elementwise", "average pool", (x,), "float32", 4 * x, 4 * y),
-            Op(node.name, "dX", "elementwise", "average pool", (x,), "float32", 4 * y, 4 * x),
+            Op(node.name, "forward", "elementwise", "average pool", (x,), "float32", 4 * x, 4 * y, channels=node.in_shape[-1]),
+            Op(node.name, "dX", "elementwise", "average pool", (x,), "float32", 4 * y, 4 * x, channels=node.in_shape[-1]),
         ]
 
 

@@ -29,10 +29,11 @@ class Network:
     good until the next call.
     """
 
-    def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int):
+    def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int | None):
+        """seed None: a network without weights, to be priced and not trained; their memory is reserved and never touched."""
         self.nodes = nodes(stack, in_shape)
         self.method = method
-        self.seed = seed
+        self.seed = seed or 0
         self._pixels = np.empty(0, np.float32)
         for node in self.nodes:
             node.layer.init(node, method, seed)
@@ -172,7 +173,8 @@ def trace(network: Network, batch: int) -> list[Op]:
     classes = network.nodes[-1].out_shape[0]
     size = batch * classes
     ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), "float32", 8 * size, 4 * size))
-    count = sum(v.size for node in network.nodes for v in node.params.values())
+    sizes = [v.size for node in network.nodes for v in node.params.values()]
+    count, tensors = sum(sizes), len(sizes)
     # SGD with momentum: weight, gradient and velocity read, weight and velocity written
-    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), "float32", 12 * count, 8 * count))
+    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), "float32", 12 * count, 8 * count, groups=tensors))
     return ops

@@ -7,7 +7,7 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,7 +35,6 @@ class Convolution:
     """The matrix product of a convolution: M = batch x out_h x out_w, K = kernel x kernel x channels, N = filters."""
 
     geometry: core.Conv
-    groups: ClassVar[int] = 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -44,8 +43,17 @@ class Convolution:
         return g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w * g.channels, g.filters
 
     @property
+    def groups(self) -> int:
+        """How many products of `shape` there are."""
+        return 1
+
+    @property
     def kernel(self) -> tuple[int, int]:
         return self.geometry.kernel_h, self.geometry.kernel_w
+
+    @property
+    def stride(self) -> int:
+        return self.geometry.stride
 
     @property
     def depths(self) -> tuple[int, int, int]:
@@ -70,7 +78,6 @@ class FullProduct:
     batch: int
     inputs: int
     outputs: int
-    groups: ClassVar[int] = 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,9 +85,18 @@ class FullProduct:
         return self.batch, self.inputs, self.outputs
 
     @property
+    def groups(self) -> int:
+        """How many products of `shape` there are."""
+        return 1
+
+    @property
     def kernel(self) -> tuple[int, int]:
         """(0, 0): no convolution."""
         return 0, 0
+
+    @property
+    def stride(self) -> int:
+        return 1
 
     @property
     def depths(self) -> tuple[int, int, int]:
@@ -101,7 +117,7 @@ class FullProduct:
 class Depthwise:
     """A convolution of each channel with its own kernel.
 
-    As products: one for each channel, M = batch x out_h x out_w, K = kernel x kernel, N = 1.
+    A product for each channel: M = batch x out_h x out_w outputs, K = kernel x kernel, N = 1.
     """
 
     geometry: core.Conv
@@ -114,11 +130,16 @@ class Depthwise:
 
     @property
     def groups(self) -> int:
+        """How many products of `shape` there are."""
         return self.geometry.channels
 
     @property
     def kernel(self) -> tuple[int, int]:
         return self.geometry.kernel_h, self.geometry.kernel_w
+
+    @property
+    def stride(self) -> int:
+        return self.geometry.stride
 
     @property
     def depths(self) -> tuple[int, int, int]:

@@ -41,6 +41,8 @@ class Op:
     kernel, stride: of a convolution; (0, 0) where the operation is none.
     weights: how many of the bytes are parameters, which stay from step to step.
     algorithm: one of ALGORITHMS.
+    channels: length of the innermost axis of an elementwise operation, 0 where it does not matter.
+    groups of an update: tensors that are updated one by one.
     """
 
     layer: str
@@ -56,6 +58,7 @@ class Op:
     stride: int = 1
     weights: int = 0
     algorithm: str = "direct"
+    channels: int = 0
 
     @property
     def macs(self) -> int:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from octosim import cost, hw
+from octosim import cost, host, hw
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
 from octosim.trace import Op
@@ -547,6 +547,6 @@ def test_copy_bandwidth_counts_reads_and_writes(monkeypatch):
         nonlocal now
         now += next(durations)
 
-    monkeypatch.setattr(hw.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(hw.np, "copyto", copy)
-    assert hw._copy_bandwidth(16 << 20) == pytest.approx(2 * (1 << 20) / 0.01)
+    monkeypatch.setattr(host.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(host.np, "copyto", copy)
+    assert host.copy_bandwidth(16 << 20) == pytest.approx(2 * (1 << 20) / 0.01)

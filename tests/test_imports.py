@@ -14,16 +14,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 # A row may import only from rows above it.
 ROWS = [
     {"errors", "_core"},
-    {"core", "numerics", "trace", "efficiency"},
+    {"core", "numerics", "trace", "efficiency", "host"},
+    {"rates"},
     {"hw"},
     {"quant", "cost", "nodes", "onnx_trace"},
-    {"calibrate"},
-    {"layers", "methods", "data"},
+    {"calibrate", "compare", "costplot"},
+    {"layers", "methods", "data", "terminal"},
     {"architectures", "optim", "loader"},
     {"models"},
+    {"footprint", "hostbench"},
     {"train", "peers"},
     {"bench", "kernelbench"},
-    {"report"},
+    {"report", "cost_command"},
     {"cli"},
 ]
 # numerics names the accumulators that core takes and that profiles state

@@ -49,37 +49,13 @@ class Fp32:
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         product = node.layer.product(node, batch)
-        (m, k, n), groups, kernel = product.shape, product.groups, product.kernel
-        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * groups
-        kind = node.layer.title
+        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel, "stride": product.stride}
+        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * product.groups
+        kind, wide = node.layer.title, node.out_shape[-1]
         return [
-            Op(
-                node.name,
-                "forward",
-                "gemm",
-                kind,
-                (m, k, n),
-                "float32",
-                4 * (x + w),
-                4 * y,
-                groups=groups,
-                kernel=kernel,
-                weights=4 * w,
-            ),
-            Op(node.name, "forward", "elementwise", "bias", (y,), "float32", 4 * y, 4 * y),
-            Op(node.name, "dW", "gemm", kind, (n, m, k), "float32", 4 * (x + y), 4 * w, groups=groups, kernel=kernel),
-            Op(node.name, "dW", "elementwise", "bias gradient", (y,), "float32", 4 * y, 0),
-            Op(
-                node.name,
-                "dX",
-                "gemm",
-                kind,
-                (m, n, k),
-                "float32",
-                4 * (y + w),
-                4 * x,
-                groups=groups,
-                kernel=kernel,
-                weights=4 * w,
-            ),
+            Op(node.name, "forward", "gemm", kind, (m, k, n), "float32", 4 * (x + w), 4 * y, **what, weights=4 * w),
+            Op(node.name, "forward", "elementwise", "bias", (y,), "float32", 4 * y, 4 * y, channels=wide),
+            Op(node.name, "dW", "gemm", kind, (n, m, k), "float32", 4 * (x + y), 4 * w, **what),
+            Op(node.name, "dW", "elementwise", "bias gradient", (y,), "float32", 4 * y, 0, channels=wide),
+            Op(node.name, "dX", "gemm", kind, (m, n, k), "float32", 4 * (y + w), 4 * x, **what, weights=4 * w),
         ]

@@ -147,22 +147,22 @@ class Octo:
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         product = node.layer.product(node, batch)
-        (m, k, n), groups, kernel = product.shape, product.groups, product.kernel
-        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * groups
-        kind, name = node.layer.title, node.name
+        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel, "stride": product.stride}
+        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * product.groups
+        kind, name, wide = node.layer.title, node.name, node.out_shape[-1]
         lac = node.params["lac_alpha"].size if self.lac != "off" else 0
-        passes = 2 if self.prc == "gauss" else 1
+        passes, sums = 2 if self.prc == "gauss" else 1, 2 if lac else 1
         ops = [
             # range, then codes: a quantizer reads its tensor twice
             Op(name, "forward", "elementwise", "quantize x", (x,), "float32", 8 * x, x),
             Op(name, "forward", "elementwise", "quantize w", (w,), "float32", 8 * w, w),
-            Op(name, "forward", "gemm", kind, (m, k, n), "int8", x + w, 4 * y, groups=groups, kernel=kernel, weights=w),
-            Op(name, "forward", "elementwise", "dequantize, LAC", (y,), "float32", 4 * y + 12 * lac, 4 * y),
+            Op(name, "forward", "gemm", kind, (m, k, n), "int8", x + w, 4 * y, **what, weights=w),
+            Op(name, "forward", "elementwise", "dequantize, LAC", (y,), "float32", 4 * y + 12 * lac, 4 * y, channels=wide),
             Op(name, "dW", "elementwise", "PRC, quantize dY", (y,), "float32", (4 + 4 * passes) * y, y),
-            Op(name, "dW", "gemm", kind, (n, m, k), "int8", x + y, 4 * w, groups=groups, kernel=kernel),
+            Op(name, "dW", "gemm", kind, (n, m, k), "int8", x + y, 4 * w, **what),
             Op(name, "dW", "elementwise", "dequantize dW", (w,), "float32", 4 * w, 4 * w),
-            Op(name, "dW", "elementwise", "bias, LAC gradients", (y,), "float32", (2 if lac else 1) * y, 12 * lac),
-            Op(name, "dX", "gemm", kind, (m, n, k), "int8", y + w, 4 * x, groups=groups, kernel=kernel, weights=w),
-            Op(name, "dX", "elementwise", "dequantize dX", (x,), "float32", 4 * x, 4 * x),
+            Op(name, "dW", "elementwise", "bias, LAC gradients", (y,), "float32", sums * y, 12 * lac, channels=wide),
+            Op(name, "dX", "gemm", kind, (m, n, k), "int8", y + w, 4 * x, **what, weights=w),
+            Op(name, "dX", "elementwise", "dequantize dX", (x,), "float32", 4 * x, 4 * x, channels=node.in_shape[-1]),
         ]
         return ops

@@ -1,0 +1,115 @@
+"""INT8 beside float32 on devices and batch sizes: what is gained, why not, what fits and from which batch on INT8 pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from octosim import cost
+from octosim.cost import OpCost
+from octosim.hw import Device
+from octosim.trace import Op
+
+PAYS = 1.05
+"""INT8 counts as paid from this ratio of times on: below it the model's own noise decides."""
+
+USABLE = 0.8
+"""Share of a device's memory that a step may take: an assumption, for the operating system and the program itself."""
+
+Trace = Callable[[int], Sequence[Op]]
+"""The operations of a network at a batch size."""
+
+
+def side_by_side(int8: Sequence[OpCost], float32: Sequence[OpCost], device: Device) -> dict[str, Any]:
+    """{"int8", "float32": time_s and its interval, energy_j; "gain": float32's time / INT8's; "reason": in words}."""
+    keys = ("time_s", "time_low_s", "time_high_s", "energy_j")
+    sides = {}
+    for name, costs in (("int8", int8), ("float32", float32)):
+        total = cost.total(costs, device)
+        sides[name] = {key: total[key] for key in keys}
+    gain = sides["float32"]["time_s"] / sides["int8"]["time_s"]
+    return sides | {"gain": gain, "pays": gain >= PAYS, "reason": reason(int8, float32, device)}
+
+
+def _parts(costs: Sequence[OpCost]) -> tuple[float, float, float]:
+    """Seconds of products, of passes over memory, and of overheads."""
+    products = sum(c.time_s - c.overhead_s for c in costs if c.op.kind == "gemm")
+    overhead = sum(c.overhead_s for c in costs)
+    return products, sum(c.time_s for c in costs) - products - overhead, overhead
+
+
+def reason(int8: Sequence[OpCost], float32: Sequence[OpCost], device: Device) -> str:
+    """Why INT8 gains what it gains, in one clause."""
+    (products, passes, calls), (products32, passes32, calls32) = _parts(int8), _parts(float32)
+    asked = [c for c in int8 if c.op.kind == "gemm" and c.op.dtype == "int8"]
+    if all(c.dtype_used != "int8" for c in asked):
+        return f"no INT8 units: products run in {asked[0].dtype_used if asked else 'float32'}, quantizing comes on top"
+    more = max(passes - passes32, 0.0) + max(calls - calls32, 0.0)
+    saved = products32 - products
+    bound = "memory" if 2 * sum(c.time_s for c in asked if c.bound == "memory") > sum(c.time_s for c in asked) else "arithmetic"
+    ratio = products32 / products if products else 1.0
+    if ratio < PAYS:
+        return f"INT8 products are no faster ({_share(ratio)} of float32's speed, bound by {bound})"
+    text = f"products {ratio:.0f} times as fast" if ratio >= 10 else f"products {ratio:.2g} times as fast"
+    if more <= 0.05 * saved:
+        return text
+    what = "quantizing and rescaling" if passes - passes32 >= calls - calls32 else f"{len(int8) - len(float32)} more calls"
+    if more >= saved:
+        return f"{text}, but {what} costs more than that saves"
+    return f"{text}, {what} takes {_share(more / saved)} of the gain"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def capacity_bytes(device: Device) -> float | None:
+    """Bytes that a step may take; None where the profile does not know the memory."""
+    known = device.memory.capacity_gib
+    return None if known is None else USABLE * known.value * 2**30
+
+
+def fit(peak: dict[str, int], largest: dict[str, Callable[[float], int]], device: Device) -> dict[str, Any]:
+    """Whether each arithmetic's peak fits the device, and what would: {"fits": {name: bool | None}, "advice": text}.
+
+    largest: by arithmetic, the largest batch for so many bytes.
+    """
+    capacity = capacity_bytes(device)
+    fits = {name: None if capacity is None else bytes_ <= capacity for name, bytes_ in peak.items()}
+    if capacity is None or all(fits.values()):
+        return {"fits": fits, "advice": ""}
+    words = {name: f"a batch of up to {most(capacity)} in {name}" for name, most in largest.items() if most(capacity)}
+    would = [f"{name} at this batch" for name, here in fits.items() if here]
+    would += [text for name, text in words.items() if not fits[name]]
+    missing = [name for name, here in fits.items() if not here]
+    verb = "do" if len(missing) > 1 else "does"
+    what = f"fits: {', '.join(would)}" if would else "no batch fits"
+    room = f"{capacity / 2**30:.2g} GiB ({USABLE:g} of the memory)"
+    return {"fits": fits, "advice": f"{' and '.join(missing)} {verb} not fit in {room}; {what}"}
+
+
+def time_of(ops: Sequence[Op], device: Device, threads: int | None = None) -> float:
+    """The predicted time alone, in seconds."""
+    if device.rates is not None:
+        return sum(c.time_s for c in cost.predict(ops, device, threads))
+    prepared = cost.prepare(ops, device, threads)
+    return float(cost.times(prepared, prepared.parameters)[0].sum())
+
+
+def crossover(int8: Trace, float32: Trace, device: Device, threads: int | None = None, most: int = 1024) -> int | None:
+    """The smallest batch from which on INT8 pays (PAYS), None if it does not at `most`.
+
+    Found by bisection: the gain is taken to grow with the batch, since quantizing the weights and the calls cost the same at
+    any batch.
+    """
+
+    def pays(batch: int) -> bool:
+        return time_of(float32(batch), device, threads) >= PAYS * time_of(int8(batch), device, threads)
+
+    if not pays(most):
+        return None
+    low, high = 0, most  # pays(high), not pays(low)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if pays(middle) else (middle, high)
+    return high

@@ -1,0 +1,166 @@
+"""What octosim's own kernels take on a machine, as `octosim profiles calibrate` measures it, and operations priced by it.
+
+Products follow a sum of measured costs, passes over memory an interpolation in measured times; docs/cost-model.md has both.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from octosim.trace import DTYPE_BYTES, Op
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+FEATURES = ("us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result")
+BLOCK = 16
+"""Columns of a result that a kernel computes at once: narrower results take as long."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class ProductRate(_Model):
+    """One kind of product in one pass: us_per_call + MACs ps_per_mac + M K ps_per_left + K N ps_per_right + M N ps_per_result.
+
+    M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs; of a convolution's dX that of the convolution
+    of dY that it is.  Of depthwise convolutions left counts the outputs of one channel, result those of all.
+    """
+
+    kind: Literal["convolution", "linear", "depthwise"]
+    dtype: Literal["int8", "float32"]
+    pass_: Literal["forward", "dX", "dW"] = Field(alias="pass")
+    threads: Annotated[int, Field(ge=1)]
+    us_per_call: Cost
+    ps_per_mac: Cost
+    ps_per_left: Cost
+    ps_per_right: Cost
+    ps_per_result: Cost
+
+
+class PassRate(_Model):
+    """Measured times of one pass over memory at some numbers of elements, ascending.
+
+    channels: length of the innermost axis, 0 where it does not matter.
+    """
+
+    name: Text
+    pass_: Literal["forward", "dX", "dW", "update"] = Field(alias="pass")
+    threads: Annotated[int, Field(ge=1)]
+    channels: Annotated[int, Field(ge=0)] = 0
+    elements: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=2)]
+    us: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]
+
+    @model_validator(mode="after")
+    def _matching(self) -> PassRate:
+        if len(self.us) != len(self.elements) or list(self.elements) != sorted(set(self.elements)):
+            raise ValueError("needs ascending elements and as many times")
+        return self
+
+
+class Bandwidth(_Model):
+    """STREAM triad, bytes read and written, on arrays of so many bytes together."""
+
+    level: Text
+    threads: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=1)]
+    gb_s: Positive
+
+
+class Rates(_Model):
+    """spread: standard deviation of ln(measured / fitted) of the products that the rates were fitted to."""
+
+    source: Text
+    spread: Positive
+    products: Annotated[tuple[ProductRate, ...], Field(strict=False, min_length=1)]
+    passes: Annotated[tuple[PassRate, ...], Field(strict=False, min_length=1)]
+    bandwidth: Annotated[tuple[Bandwidth, ...], Field(strict=False, min_length=1)]
+
+
+def features(op: Op) -> tuple[float, float, float, float, float]:
+    """What FEATURES are multiplied by, in calls, and 10^6 of the others: ps become us."""
+    kind, groups = kind_of(op), op.groups
+    m, k, n = op.shape
+    if kind == "depthwise":
+        pixels = max(op.shape)  # outputs of one channel
+        return 1.0, groups * m * k * n * 1e-6, pixels * 1e-6, 0.0, groups * pixels * 1e-6
+    if kind == "convolution" and op.pass_ == "dX":  # runs as a convolution of dY: K = kernel x filters, N = channels
+        taps = op.kernel[0] * op.kernel[1]
+        k, n = taps * k, n // taps
+        m *= op.stride if taps > 1 else 1  # it works on a dY spread out with zeros, of which it skips some
+    wide = math.ceil(n / BLOCK) * BLOCK
+    return 1.0, m * k * wide * 1e-6, m * k * 1e-6, k * n * 1e-6, m * n * 1e-6
+
+
+def kind_of(op: Op) -> str:
+    """The kind of ProductRate that prices a product."""
+    if op.groups > 1:
+        return "depthwise"
+    return "linear" if op.kernel == (0, 0) else "convolution"
+
+
+def time_of(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
+    """(compute, memory, overhead) in seconds with so many threads; their sum is the time.
+
+    compute: of products the share of ps_per_mac; memory: packing, results, and passes over memory.
+    """
+    known = sorted({row.threads for row in rates.products})
+    if threads in known or len(known) == 1:
+        return _at(op, rates, min(known, key=lambda t: abs(t - threads)))
+    few, many = _at(op, rates, known[0]), _at(op, rates, known[-1])
+    # linear in 1 / threads: a part that is divided and a part that is not
+    share = (1 / min(threads, known[-1]) - 1 / known[-1]) / (1 / known[0] - 1 / known[-1])
+    compute, memory, overhead = (b + (a - b) * share for a, b in zip(few, many, strict=True))
+    return compute, memory, overhead
+
+
+def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
+    if op.kind == "gemm":
+        dtype, kind = "int8" if op.dtype == "int8" else "float32", kind_of(op)
+        rows = [r for r in rates.products if r.threads == threads and r.dtype == dtype and r.kind == kind]
+        row = next((r for r in rows if r.pass_ == op.pass_), rows[0] if rows else None)
+        if row is not None:
+            call, macs, left, right, result = features(op)
+            memory = row.ps_per_left * left + row.ps_per_right * right + row.ps_per_result * result
+            return row.ps_per_mac * macs * 1e-6, memory * 1e-6, row.us_per_call * call * 1e-6
+    passes = [r for r in rates.passes if r.threads == threads and r.name == op.name]
+    found = sorted((r for r in passes if r.pass_ == op.pass_), key=lambda r: r.channels) or passes[:1]
+    overhead = min(r.us[0] for r in rates.passes if r.threads == threads) * 1e-6
+    if found:
+        by_width = [interpolate(r.elements, r.us, op.elements) for r in found]
+        widths = [max(1, r.channels) for r in found]
+        time = (by_width[0] if len(found) == 1 else between(widths, by_width, op.channels or widths[-1])) * 1e-6
+        overhead = min(found[0].us[0] * 1e-6, time)
+        calls = op.groups - 1 if op.kind == "update" else 0
+        return 0.0, time - overhead, overhead * (1 + calls)
+    moved = max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4))
+    return 0.0, moved / bandwidth(rates, threads, moved), overhead
+
+
+def bandwidth(rates: Rates, threads: int, size: float) -> float:
+    """Bytes/s of the first level whose measured arrays are at least so large, else of the last."""
+    rows = sorted((r for r in rates.bandwidth if r.threads == threads), key=lambda r: r.bytes) or list(rates.bandwidth)
+    return next((r.gb_s for r in rows if r.bytes >= size), rows[-1].gb_s) * 1e9
+
+
+def interpolate(x: Sequence[int], y: Sequence[float], at: float) -> float:
+    """y at `at`, linear between logarithms; constant below the first x, proportional to x above the last."""
+    return y[-1] * at / x[-1] if at >= x[-1] else between(x, y, at)
+
+
+def between(x: Sequence[int], y: Sequence[float], at: float) -> float:
+    """y at `at`, linear between logarithms; constant outside."""
+    if at <= x[0]:
+        return y[0]
+    if at >= x[-1]:
+        return y[-1]
+    i = bisect.bisect_right(x, at)
+    share = math.log(at / x[i - 1]) / math.log(x[i] / x[i - 1])
+    return y[i - 1] * (y[i] / y[i - 1]) ** share

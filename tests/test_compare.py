@@ -1,0 +1,189 @@
+"""INT8 beside float32: memory by hand, what is gained and why not, what fits, the crossover, pictures, speed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octosim import compare, cost, costplot, footprint, hw, methods, models
+from octosim.layers import BatchNorm, Conv2d, Flatten, Linear, MaxPool, ReLU, Residual
+from octosim.nodes import Context
+
+SHAPE = (8, 8, 3)
+
+
+def octosim(*arguments):
+    return subprocess.run([sys.executable, "-m", "octosim.cli", *arguments], capture_output=True, text=True, timeout=300)
+
+
+STACK = (Conv2d(4, 3, pad=1), BatchNorm(), ReLU(), MaxPool(), Flatten(), Linear(10))
+
+
+def network(method, stack=STACK, shape=SHAPE):
+    return models.Network(stack, shape, methods.make(method, {}), None)
+
+
+def test_memory_by_hand():
+    """conv 8x8x3 -> 8x8x4, batch normalization, ReLU, pooling to 4x4x4, a linear layer of 64 x 10; batch 2."""
+    weights, others = 4 * 27 + 640, 4 + 10 + 8  # biases, gamma and beta
+    x, y, pooled = 2 * 192, 2 * 256, 2 * 64
+    assert footprint.footprint(network("fp32"), 2) == {
+        "weights": 4 * (weights + others), "gradients": 4 * (weights + others), "optimizer": 4 * (weights + others),
+        # the image, batch normalization's input, the linear layer's input; argmax; signs of ReLU's output
+        "activations": 4 * (x + y + pooled) + pooled + y // 8,
+        "workspace": 4 * (x + y),
+        "peak": 12 * (weights + others) + 4 * (x + y + pooled) + pooled + y // 8 + 4 * (x + y),
+    }  # fmt: skip
+    int8, lac = footprint.footprint(network("octo"), 2), 3 * (4 + 10)
+    assert int8["weights"] == 5 * weights + 4 * (others + lac) and int8["gradients"] == 4 * (weights + others + lac)
+    assert int8["activations"] == x + pooled + 4 * y + pooled + y // 8
+    assert int8["workspace"] == 4 * (x + y) + x
+    forward = footprint.footprint(network("octo"), 2, inference=True)
+    assert forward["peak"] == weights + 4 * (others + lac) + int8["workspace"]
+
+
+def test_a_residual_blocks_gradient_waits():
+    """While the body's gradient goes back, the shortcut's copy is held: two tensors and the dX that is made."""
+    block = Residual((Conv2d(4, 3, pad=1),))
+    found = footprint.footprint(network("fp32", (Conv2d(4, 3, pad=1), block, Flatten(), Linear(10))), 1)
+    assert found["workspace"] == 4 * 3 * 256
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("method", ["octo", "fp32"])
+def test_memory_grows_with_the_batch_and_training_takes_more(model, method):
+    shape = (32, 32, 3)
+    net = network(method, models.layers(model, 10, in_shape=shape), shape)
+    one, two, forward = (footprint.footprint(net, b, i)["peak"] for b, i in ((8, False), (16, False), (8, True)))
+    assert forward < one < two
+    largest = footprint.largest_batch(net, 2**30)
+    assert footprint.footprint(net, largest)["peak"] <= 2**30 < footprint.footprint(net, largest + 1)["peak"]
+    assert footprint.largest_batch(net, 1000) == 0
+
+
+def test_memory_of_parameters_is_what_a_network_holds():
+    net = models.Network(STACK, SHAPE, methods.make("octo", {}), 1)
+    images, labels = np.zeros((2, *SHAPE), np.uint8), np.zeros(2, np.int32)
+    net.gradients(images, labels, Context(True, 1, 1))
+    held = net.parameters().values()
+    found = footprint.footprint(net, 2)
+    assert found["gradients"] == sum(g.nbytes for _, g in held)
+    assert found["weights"] == sum(w.nbytes for w, _ in held) + sum(n.saved["w"].q.nbytes for n in net.nodes if "w" in n.saved)
+
+
+def test_a_network_without_weights_has_the_same_trace():
+    for method in ("octo", "fp32"):
+        made = [models.Network(STACK, SHAPE, methods.make(method, {}), seed) for seed in (None, 3)]
+        assert models.trace(made[0], 5) == models.trace(made[1], 5)
+
+
+def sides(device, model="lenet5", batch=50):
+    shape = (28, 28, 1)
+    traces = [models.trace(network(m, models.layers(model, 10, in_shape=shape), shape), batch) for m in ("octo", "fp32")]
+    return compare.side_by_side(*(cost.predict(ops, device) for ops in traces), device)
+
+
+def test_reasons():
+    nano, pi5 = sides(hw.load("jetson-nano")), sides(hw.load("pi5"), "vgg11")
+    assert "no INT8 units" in nano["reason"] and not nano["pays"] and nano["gain"] < 1
+    assert pi5["pays"] and pi5["gain"] > 2 and "times as fast" in pi5["reason"]
+    assert sides(hw.load("jetson"))["reason"].endswith(("takes", "saves", "gain", "fast"))
+    slow = sides(hw.load("raspberry-pi-3b-plus"), "vgg11", 4)
+    assert not slow["pays"] and ("no faster" in slow["reason"] or "more than that saves" in slow["reason"])
+
+
+def test_fit_and_advice():
+    device = hw.load("raspberry-pi-zero-2-w")  # 0.5 GiB, of which 0.8
+    capacity = compare.capacity_bytes(device)
+    assert capacity == 0.8 * 0.5 * 2**30
+    largest = {"INT8": lambda c: 7, "FP32": lambda c: 0}
+    assert compare.fit({"INT8": 1, "FP32": 2}, largest, device) == {"fits": {"INT8": True, "FP32": True}, "advice": ""}
+    half = compare.fit({"INT8": 1, "FP32": 2**30}, largest, device)
+    assert half["fits"] == {"INT8": True, "FP32": False} and "fits: INT8 at this batch" in half["advice"]
+    both = compare.fit({"INT8": 2**30, "FP32": 2**30}, largest, device)
+    assert "INT8 and FP32 do not fit in 0.4 GiB" in both["advice"] and "a batch of up to 7 in INT8" in both["advice"]
+    assert "no batch fits" in compare.fit({"FP32": 2**30}, {"FP32": lambda c: 0}, device)["advice"]
+
+
+def test_crossover():
+    """10 us of quantizing at any batch, a product of 2 us an image in float32 and 1 in INT8: 1.05 (10 + b) = 2 b at 11.05."""
+    toy = hw.Device.model_validate({
+        "name": "toy", "title": "toy", "overhead_us": {"value": 0, "kind": "estimate", "source": "test"},
+        "training": {"status": "supported", "note": "toy"},
+        "engines": [{"name": "cpu", "accumulator": "exact32", "trains": True,
+                     "units": {"value": 1, "kind": "estimate", "source": "test"},
+                     "clock_ghz": {"value": 1, "kind": "estimate", "source": "test"},
+                     "macs_per_clock": {d: {"value": v, "kind": "estimate", "source": "test"} for d, v in
+                                        (("int8", 2), ("float32", 1))},
+                     "gemm_efficiency": {d: {"value": 1, "kind": "estimate", "source": "test"} for d in ("int8", "float32")},
+                     "elementwise_per_clock": {"value": 1, "kind": "estimate", "source": "test"}}]})  # fmt: skip
+
+    def int8(batch):
+        quantize = cost.Op("fc1", "forward", "elementwise", "quantize w", (10_000,), "float32", 0, 0)
+        return [quantize, cost.Op("fc1", "forward", "gemm", "linear", (batch, 2000, 1), "int8", 0, 0)]
+
+    def float32(batch):
+        return [cost.Op("fc1", "forward", "gemm", "linear", (batch, 2000, 1), "float32", 0, 0)]
+
+    assert compare.crossover(int8, float32, toy) == 12
+    assert compare.crossover(int8, float32, toy, most=8) is None
+    assert compare.crossover(float32, float32, toy) is None
+
+
+def test_a_thousand_points():
+    """Networks x devices x batches, INT8 and float32; ten seconds are asked of the whole, so a tenth here is far from noise."""
+    nets = [network(m, models.layers(name, 10, in_shape=(32, 32, 3)), (32, 32, 3)) for name in ("vgg11", "resnet20")
+            for m in ("octo", "fp32")]  # fmt: skip
+    devices = [hw.load(name) for name in ("pi4", "pi5", "jetson", "atlas")]
+    before, points = time.perf_counter(), 0
+    for net in nets:
+        for batch in (1, 8, 32):
+            ops = models.trace(net, batch)
+            points += sum(compare.time_of(ops, device) > 0 for device in devices)
+    assert points == 48 and time.perf_counter() - before < 48 / 1000 * 10 * 5  # five times: a busy machine
+
+
+ASKED = ("cost", "--profile", "pi4", "--model", "vgg11", "--image", "32x32x3", "--batch-size")
+
+
+def test_command_compares_and_plots(tmp_path: Path):
+    bars, roof = tmp_path / "bars.png", tmp_path / "roof.svg"
+    done = octosim(*ASKED, "50", "--compare", "jetson-nano,atlas", "--plot", str(bars), "--roofline", str(roof))
+    assert done.returncode == 0, done.stderr
+    assert "no INT8 units" in done.stdout and "hypothetical" in done.stdout and "gain" in done.stdout
+    assert bars.read_bytes().startswith(b"\x89PNG") and "<svg" in roof.read_text()
+    done = octosim(*ASKED, "1,128", "--compare", "raspberry-pi-zero-2-w", "--json")
+    found = json.loads(done.stdout)
+    assert [(r["device"], r["batch_size"]) for r in found["devices"]] == [
+        (name, batch) for name in ("raspberry-pi-4", "raspberry-pi-zero-2-w") for batch in (1, 128)
+    ]
+    assert found["crossover"].keys() == {"raspberry-pi-4", "raspberry-pi-zero-2-w"}
+    assert all(r["int8"]["peak_bytes"] == r["total"]["peak_bytes"] for r in found["devices"])
+    assert found["devices"][3]["fits"] == {"INT8": False, "FP32": False} and "fit" in found["devices"][3]["advice"]
+
+
+def test_command_shows_memory_and_float32():
+    done = octosim(*ASKED, "4")
+    assert done.returncode == 0 and "memory: " in done.stdout and "INT8 is" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("more, message", [
+    (("1,x",), "--batch-size takes whole numbers"), (("1,0",), "--batch-size must be at least 1, not 0"),
+    (("1", "--plot", "x.png"), "--plot goes with --compare"),
+    (("1,2", "--plot", "nowhere/x.png"), "cannot write nowhere/x.png"),
+    (("1", "--roofline", "x.what"), "cannot write x.what")])
+def test_command_refuses(more, message):
+    done = octosim(*ASKED, *more)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_roofs():
+    pi = hw.load("pi4")
+    assert costplot.roofs(pi)["float32"] == (pytest.approx(24e9), pytest.approx(0.6 * 12.8e9))
+    assert costplot.roofs(pi, 1)["int8"] == (pytest.approx(12e9), pytest.approx(5e9))
