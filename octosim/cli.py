@@ -149,6 +149,13 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and stochastic rounding.")] = 0,
     batchnorm: Annotated[bool, typer.Option(help="Keep the model's batch normalization.")] = True,
+    accumulator: Annotated[
+        str, typer.Option(help="Register of the int8 products: exact32, sdot, vpdpbusd, maddubs, acc24, acc16-wrap ...")
+    ] = "exact32",
+    count_overflow: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="In every so many steps, write to overflow.jsonl what happened in the accumulators."),
+    ] = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
@@ -187,6 +194,8 @@ def train(
         eval_every=eval_every,
         seed=seed,
         batchnorm=batchnorm,
+        accumulator=accumulator,
+        count_overflow=count_overflow,
     )
     folder = out or Path("runs") / f"{Path(model).stem}-{data}-{method}-seed{seed}"
     if resume:

@@ -6,6 +6,7 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -73,6 +74,11 @@ class FullProduct:
     groups: ClassVar[int] = 1
 
     @property
+    def geometry(self) -> core.Conv:
+        """The convolution of a 1 x 1 image that it is."""
+        return core.Conv(self.batch, 1, 1, self.inputs, self.outputs, 1, 1)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(M, K, N) of the forward pass."""
         return self.batch, self.inputs, self.outputs
@@ -137,7 +143,33 @@ class Depthwise:
         return core.depthwise_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
 
 
-Product = Convolution | FullProduct | Depthwise
+class Product(Protocol):
+    """What Convolution, FullProduct and Depthwise have in common, and what stands in for them (accumulate.InRegister)."""
+
+    @property
+    def geometry(self) -> core.Conv: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def kernel(self) -> tuple[int, int]: ...
+
+    @property
+    def depths(self) -> tuple[int, int, int]: ...
+
+    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array: ...
+
+    def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array: ...
+
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array: ...
+
+
+def _as_it_is(product: Product) -> Product:
+    return product
 
 
 @dataclass
@@ -147,6 +179,7 @@ class Node:
     inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's.
     in_place: nothing else needs its input's values, nor will, so the layer may write over them.  (It may always write over
     the gradient of its output.)
+    through: gives what is to make the layer's product: the product itself, or one in a narrower register.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -157,6 +190,7 @@ class Node:
     out_shape: tuple[int, ...]
     inputs: tuple[int, ...] = (-1,)
     in_place: bool = True
+    through: Callable[[Product], Product] = _as_it_is
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)

@@ -18,7 +18,7 @@ ROWS = [
     {"hw"},
     {"quant", "cost", "nodes", "onnx_trace"},
     {"calibrate"},
-    {"layers", "methods", "data"},
+    {"layers", "methods", "data", "accumulate"},
     {"architectures", "optim", "loader"},
     {"models"},
     {"train", "peers"},
