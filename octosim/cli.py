@@ -271,6 +271,61 @@ def verify(
     raise typer.Exit(0 if verdict.equal else 1)
 
 
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A run directory.")],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same network.")],
+    steps: Annotated[Optional[int], typer.Option(help="Compare so many steps; all if not given.")] = None,  # noqa: UP045
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """Replay two runs side by side and name the first step, layer, pass and index where they part.
+
+    Exit code 0 if they do not part, 1 if they do.
+
+    Example: octosim diff runs/vpdpbusd runs/maddubs
+    """
+    from octosim import diff as differ
+
+    _use_threads(threads)
+    if steps is not None and steps < 1:
+        raise OctosimError(f"--steps must be at least 1, not {steps}")
+    with _bar() as bar:
+        task = bar.add_task("replaying both")
+        result = differ.diff(first, second, steps, lambda step, most: bar.update(task, completed=step, total=most))
+    if json_:
+        _print_json(result)
+    elif result["equal"]:
+        out_console.print(f"no difference in {result['compared_steps']} steps", highlight=False)
+    else:
+        _show_diff(result)
+    raise typer.Exit(0 if result["equal"] else 1)
+
+
+def _show_diff(result: dict[str, Any]) -> None:
+    where = f"step {result['step']}, {result['layer']}, {result['pass']}: {result['tensor']}"
+    if result["values"] is not None:
+        where += f" at {result['index']} is {result['values'][0]} and {result['values'][1]}"
+    out_console.print(f"the runs part at {where}", highlight=False, markup=False)
+    table = Table(title=f"tensors of step {result['step']} that differ")
+    for column in ("layer", "pass", "tensor", "dtype"):
+        table.add_column(column)
+    for column in ("differ", "largest", "SQNR, dB"):
+        table.add_column(column, justify="right")
+    table.add_column("off by: elements")
+    for row in result["tensors"]:
+        if row["differ"] == 0:
+            continue
+        cells = (row["layer"], row["pass"], row["tensor"], row["dtype"])
+        if row["differ"] is None:
+            table.add_row(*cells, "other shape", "", "", "")
+            continue
+        sqnr = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+        classes = ", ".join(f"{n}: {count}" for n, count in (row["off_by"] or {}).items() if n != "0")
+        table.add_row(*cells, f"{100 * row['differ'] / row['elements']:.2f} %", f"{row['largest']:.3g}", sqnr, classes)
+    out_console.print(table, highlight=False)
+
+
 # ---- cost and bench --------------------------------------------------
 
 

@@ -502,15 +502,22 @@ def _losses(folder: Path) -> Iterator[tuple[int, float]]:
         raise OctosimError(f"{path} cannot be read: {error}") from None
 
 
-def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:
-    """Replays a finished run from its manifest, in memory, and compares records and digest."""
-    config, recorded = read_config(folder), read_digest(folder)
-    if recorded is None:
-        raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
+def replay(folder: Path) -> Run:
+    """The run of a directory before its first step; OctosimError where its data are others now."""
     checksum = read_manifest(folder)["decides"]["data"]["sha256"]
-    run = _rebuild(folder, config)
+    run = _rebuild(folder, read_config(folder))
     if run.data.sha256 != checksum:
         raise OctosimError(f"{folder}: the run's data {run.data.name} had sha256 {checksum}, here it has {run.data.sha256}")
+    return run
+
+
+def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:
+    """Replays a finished run from its manifest, in memory, and compares records and digest."""
+    read_config(folder)
+    recorded = read_digest(folder)
+    if recorded is None:
+        raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
+    run = replay(folder)
     first: int | None = None
     expected = dict(_losses(folder))
     while run.step < run.steps:

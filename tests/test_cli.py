@@ -14,8 +14,9 @@ import pytest
 from octosim import hw, models
 
 COMMANDS = [
-    ("train",), ("verify",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"), ("profiles", "show"),
-    ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"), ("data",), ("data", "list"), ("data", "fetch"),
+    ("train",), ("verify",), ("diff",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"),
+    ("profiles", "show"), ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"), ("data",), ("data", "list"),
+    ("data", "fetch"),
 ]  # fmt: skip
 LENET = ("--model", "lenet5", "--batch-size", "50")
 
@@ -208,6 +209,8 @@ BAD = [
     (("train", "--checkpoint-every", "0"), "--checkpoint-every must be at least 1"),
     (("train", "--resume", "--out", "nowhere"), "nowhere is not a run directory"),
     (("verify", "nowhere"), "nowhere is not a run directory"),
+    (("diff", "nowhere", "nowhere"), "nowhere is not a run directory"),
+    (("diff", "a", "b", "--steps", "0"), "--steps must be at least 1, not 0"),
     (("cost", "--profile", "jetsn"), "unknown profile 'jetsn': did you mean jetson?"),
     (("cost", "--profile", "missing.toml"), "missing.toml"),
     (("cost", "--batch-size", "-1"), "--batch-size must be at least 1"),

@@ -21,8 +21,8 @@ ROWS = [
     {"layers", "methods", "data", "accumulate"},
     {"architectures", "optim", "loader"},
     {"models"},
-    {"train", "peers"},
-    {"bench", "kernelbench"},
+    {"train", "peers", "observe"},
+    {"bench", "kernelbench", "diff"},
     {"report"},
     {"cli"},
 ]
