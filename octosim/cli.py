@@ -326,6 +326,36 @@ def _show_diff(result: dict[str, Any]) -> None:
     out_console.print(table, highlight=False)
 
 
+@app.command()
+def golden(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    step: Annotated[int, typer.Option(help="The training step, from 1.")] = 1,
+    layer: Annotated[Optional[str], typer.Option(help="One weighted layer, as conv1; all if not given.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="Folder to write to; RUN/golden-stepN if not given.")] = None,  # noqa: UP045
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """Forward and backward test vectors of a step for kernel and RTL authors: .npz, a C header, and a C program that checks it.
+
+    Example: octosim golden runs/a --step 10 --layer conv2
+    """
+    from octosim import golden as maker
+
+    _use_threads(threads)
+    with _bar() as bar:
+        task = bar.add_task("replaying", total=step)
+        rows = maker.golden(
+            run, step, layer, out or run / f"golden-step{step}", lambda now, last: bar.update(task, completed=now, total=last)
+        )
+    if json_:
+        _print_json(rows)
+        return
+    for row in rows:
+        out_console.print(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}", highlight=False)
+    checker = Path(rows[0]["checker"])
+    out_console.print(f"to check: cc {checker} -o {checker.stem} && ./{checker.stem}", highlight=False)
+
+
 # ---- cost and bench --------------------------------------------------
 
 

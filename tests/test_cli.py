@@ -14,9 +14,9 @@ import pytest
 from octosim import hw, models
 
 COMMANDS = [
-    ("train",), ("verify",), ("diff",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"),
-    ("profiles", "show"), ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"), ("data",), ("data", "list"),
-    ("data", "fetch"),
+    ("train",), ("verify",), ("diff",), ("golden",), ("cost",), ("bench",), ("report",), ("profiles",),
+    ("profiles", "list"), ("profiles", "show"), ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"),
+    ("data",), ("data", "list"), ("data", "fetch"),
 ]  # fmt: skip
 LENET = ("--model", "lenet5", "--batch-size", "50")
 
@@ -210,6 +210,7 @@ BAD = [
     (("train", "--resume", "--out", "nowhere"), "nowhere is not a run directory"),
     (("verify", "nowhere"), "nowhere is not a run directory"),
     (("diff", "nowhere", "nowhere"), "nowhere is not a run directory"),
+    (("golden", "nowhere"), "nowhere is not a run directory"),
     (("diff", "a", "b", "--steps", "0"), "--steps must be at least 1, not 0"),
     (("cost", "--profile", "jetsn"), "unknown profile 'jetsn': did you mean jetson?"),
     (("cost", "--profile", "missing.toml"), "missing.toml"),

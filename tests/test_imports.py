@@ -22,7 +22,7 @@ ROWS = [
     {"architectures", "optim", "loader"},
     {"models"},
     {"train", "peers", "observe"},
-    {"bench", "kernelbench", "diff"},
+    {"bench", "kernelbench", "diff", "golden"},
     {"report"},
     {"cli"},
 ]
