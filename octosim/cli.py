@@ -701,6 +701,101 @@ def _show_bench(record: dict[str, Any]) -> None:
         )
 
 
+# ---- study --------------------------------------------------
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str, typer.Argument(help="A .toml file, or one in the package: accumulator-width, rounding, lac-prc-ablation.")
+    ],
+    out: Annotated[Optional[Path], typer.Option(help="The study's directory; studies/NAME if not given.")] = None,  # noqa: UP045
+    jobs: Annotated[Optional[int], typer.Option(help="Runs at once; as many as cores if not given.")] = None,  # noqa: UP045
+    threads: Annotated[Optional[int], typer.Option(help="Threads of each run; cores / jobs if not given.")] = None,  # noqa: UP045
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study and list its rows; run nothing.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """A grid of runs, in parallel; the same command again continues it.  Records in records.csv, runs for `octosim report`.
+
+    Exit code 1 if a run is broken; the others are trained all the same.
+
+    Example: octosim study rounding --jobs 2 --out studies/rounding
+    """
+    import os
+
+    from rich.live import Live
+
+    from octosim import study as studier
+
+    cores = os.cpu_count() or 1
+    for option, value in (("--jobs", jobs), ("--threads", threads), ("--checkpoint-every", checkpoint_every)):
+        if value is not None and value < 1:
+            raise OctosimError(f"{option} must be at least 1, not {value}")
+    jobs = jobs or cores
+    path = studier.source(name)
+    read = studier.read(path)
+    plan = studier.rows(read, path)
+    with _bar() as bar:
+        task = bar.add_task("checking", total=len(plan))
+        studier.check(plan, path, lambda number: bar.update(task, completed=number))
+    folder = out or Path("studies") / path.stem
+    if dry_run:
+        if json_:
+            _print_json({"out": str(folder), "rows": [row.name for row in plan]})
+        else:
+            print("\n".join(row.name for row in plan))
+        return
+    told: set[str] = set()
+    with Live(console=err_console, auto_refresh=False, transient=True) as live:
+
+        def show(states: list[Any]) -> None:
+            if err_console.is_terminal:
+                live.update(_study_table(read.title or path.stem, states), refresh=True)
+                return
+            for state in states:
+                if state.state in ("finished", "broken") and state.name not in told:
+                    told.add(state.name)
+                    err_console.print(f"{state.name}: {state.state}", highlight=False)
+
+        states = studier.run(
+            read, plan, folder, path.read_text(), jobs=jobs, threads=threads or max(1, cores // jobs), command=_command(),
+            every=checkpoint_every, show=show,
+        )  # fmt: skip
+    if json_:
+        _print_json({"out": str(folder), "rows": [vars(state) for state in states]})
+    else:
+        out_console.print(_study_table(read.title or path.stem, states), highlight=False)
+        out_console.print(f"records: {folder / 'records.csv'}; page: octosim report {folder}", highlight=False)
+    for state in states:
+        if state.state == "broken":
+            err_console.print(f"{state.name} is broken: {state.reason}", highlight=False, markup=False)
+    found = {state.state for state in states}
+    if "interrupted" in found or "waiting" in found:
+        err_console.print("interrupted; the same command continues", highlight=False)
+        raise typer.Exit(130)
+    raise typer.Exit(1 if "broken" in found else 0)
+
+
+def _study_table(title: str, states: list[Any]) -> Table:
+    counts = ", ".join(
+        f"{sum(s.state == kind for s in states)} {kind}"
+        for kind in ("finished", "running", "waiting", "interrupted", "broken")
+        if any(s.state == kind for s in states)
+    )
+    table = Table(title=f"{title}: {counts}")
+    for column in ("run", "state"):
+        table.add_column(column)
+    for column in ("step", "loss", "test accuracy"):
+        table.add_column(column, justify="right")
+    for s in states:
+        step = f"{s.step} of {s.steps}" if s.steps else ""
+        loss = "" if s.loss is None else f"{s.loss:.4f}"
+        accuracy = "" if s.test_accuracy is None else f"{100 * s.test_accuracy:.2f} %"
+        table.add_row(s.name, s.state, step, loss, accuracy)
+    return table
+
+
 # ---- report --------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import pytest
 from octosim import hw, models
 
 COMMANDS = [
-    ("train",), ("verify",), ("diff",), ("golden",), ("cost",), ("bench",), ("report",), ("profiles",),
+    ("train",), ("verify",), ("diff",), ("golden",), ("study",), ("cost",), ("bench",), ("report",), ("profiles",),
     ("profiles", "list"), ("profiles", "show"), ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"),
     ("data",), ("data", "list"), ("data", "fetch"),
 ]  # fmt: skip
@@ -211,6 +211,9 @@ BAD = [
     (("verify", "nowhere"), "nowhere is not a run directory"),
     (("diff", "nowhere", "nowhere"), "nowhere is not a run directory"),
     (("golden", "nowhere"), "nowhere is not a run directory"),
+    (("study", "roundings"), "'roundings' is neither a .toml file nor a study of the package; did you mean 'rounding'?"),
+    (("study", "nowhere.toml"), "nowhere.toml cannot be read: No such file or directory"),
+    (("study", "rounding", "--jobs", "0"), "--jobs must be at least 1, not 0"),
     (("diff", "a", "b", "--steps", "0"), "--steps must be at least 1, not 0"),
     (("cost", "--profile", "jetsn"), "unknown profile 'jetsn': did you mean jetson?"),
     (("cost", "--profile", "missing.toml"), "missing.toml"),

@@ -24,6 +24,7 @@ ROWS = [
     {"train", "peers", "observe"},
     {"bench", "kernelbench", "diff", "golden"},
     {"report"},
+    {"study"},
     {"cli"},
 ]
 # numerics names the accumulators that core takes and that profiles state
