@@ -30,6 +30,7 @@ from octosim.nodes import Array, Depthwise, FullProduct, Node, Product
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, Overflow
 
 LONGEST = 2**22  # products in a sum: octo_gemm_s8_accumulate
+MODULO = ACCUMULATORS["acc32-wrap"]
 WIDTHS = (8, 12, 16, 18, 20, 24, 32)  # registers for which a count says how many outputs would have overflowed them
 
 Seen = Callable[[str, str, Product, dict[str, Array], int, Array], None]
@@ -43,16 +44,28 @@ def find(name: str) -> Accumulator:
     return ACCUMULATORS[name]
 
 
+@dataclass(frozen=True)
+class Count:
+    """What happened in one product.
+
+    pair_saturations: pairs of products that left their pair_bits.  inexact: outputs that are not the exact sum, modulo 2^32.
+    """
+
+    overflow: Overflow
+    pair_saturations: int
+    inexact: int
+
+
 @dataclass
 class Registers:
     """The register of a network's int8 products.
 
-    counting: whether what happens in it goes to `counts`, as (layer, pass, Overflow).  seen: called after each product.
+    counting: whether what happens in it goes to `counts`, as (layer, pass, Count).  seen: called after each product.
     """
 
     accumulator: Accumulator = EXACT32
     counting: bool = False
-    counts: list[tuple[str, str, Overflow]] = field(default_factory=list)
+    counts: list[tuple[str, str, Count]] = field(default_factory=list)
     seen: Seen | None = None
 
     def install(self, nodes: list[Node]) -> None:
@@ -114,22 +127,33 @@ def _columns(product: Product, windows: Array) -> list[tuple[slice, Array]]:
     return [(slice(None), windows.reshape(m, -1))]
 
 
-def _total(counts: list[Overflow]) -> Overflow:
-    needed = tuple(sum(column) for column in zip(*(c.needed for c in counts), strict=True))
-    steps, saturations, wraps = (sum(getattr(c, name) for c in counts) for name in ("steps", "saturations", "wraps"))
-    return Overflow(steps, saturations, wraps, needed)
+def _total(counts: list[Count]) -> Count:
+    each = [c.overflow for c in counts]
+    needed = tuple(sum(column) for column in zip(*(o.needed for o in each), strict=True))
+    overflow = Overflow(sum(o.steps for o in each), sum(o.saturations for o in each), sum(o.wraps for o in each), needed)
+    return Count(overflow, sum(c.pair_saturations for c in counts), sum(c.inexact for c in counts))
 
 
-def as_record(overflow: Overflow) -> dict[str, Any]:
+def as_record(count: Count) -> dict[str, Any]:
     """An account as JSON; would_overflow: outputs that a register of so many bits would not have held."""
+    overflow = count.overflow
     return {
         "additions": overflow.steps,
-        "outputs": sum(overflow.needed),
         "saturations": overflow.saturations,
         "wraps": overflow.wraps,
+        "pair_saturations": count.pair_saturations,
+        "outputs": sum(overflow.needed),
+        "inexact": count.inexact,
         "largest_bits": overflow.largest_bits,
         "would_overflow": {str(bits): overflow.would_overflow(bits) for bits in WIDTHS},
     }
+
+
+def _pair_saturations(a: Array, b: Array, pair_bits: int) -> int:
+    """Pairs of a row of `a` and a row of `b` that saturate; each pair is a product of its own in a register of so many bits."""
+    pair = Accumulator("pair", pair_bits, "saturate", group=2)
+    columns = range(0, a.shape[1], 2)
+    return sum(core.gemm_counted(a[:, k : k + 2], b[:, k : k + 2], pair, transpose_b=True)[1].saturations for k in columns)
 
 
 @dataclass(frozen=True)
@@ -189,7 +213,7 @@ class InRegister:
         else:
             out = np.empty(_shapes(self.product)[1], np.int32) if out is None else out
             windows = x_windows(self.product.geometry, x, x_zero)
-            dys, made, counts = dy.reshape(-1, dy.shape[-1]), out.reshape(out.shape[0], -1), []
+            dys, made, counts = dy.reshape(-1, dy.shape[-1]), out.reshape(out.shape[0], -1), list[Count]()
             for one, a in _columns(self.product, windows):
                 # X^T dY, so that data are the first operand, as in the other passes
                 sums, count = self._gemm(a, np.ascontiguousarray(dys[:, one]), transpose_a=True)
@@ -205,29 +229,30 @@ class InRegister:
 
     def _rows(self, pass_: str, windows: Array, w: Array, out: Array) -> None:
         """Windows times the rows of w."""
-        rows, made, counts = w.reshape(w.shape[0], -1), out.reshape(-1, out.shape[-1]), []
+        rows, made, counts = w.reshape(w.shape[0], -1), out.reshape(-1, out.shape[-1]), list[Count]()
         for one, a in _columns(self.product, windows):
             made[:, one], count = self._gemm(a, rows[one], transpose_b=True)
             counts += count
         self._note(pass_, counts)
 
-    def _gemm(
-        self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False
-    ) -> tuple[Array, list[Overflow]]:
+    def _gemm(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> tuple[Array, list[Count]]:
         how = self.registers.accumulator
         if how.unsigned:
             a = a.view(np.uint8) ^ np.uint8(128)
-        counts: list[Overflow] = []
+        counts: list[Count] = []
         if self.registers.counting:
-            sums, count = core.gemm_counted(a, b, how, transpose_a=transpose_a, transpose_b=transpose_b)
-            counts = [count]
+            sums, overflow = core.gemm_counted(a, b, how, transpose_a=transpose_a, transpose_b=transpose_b)
+            exact = core.gemm(a, b, accumulator=MODULO, transpose_a=transpose_a, transpose_b=transpose_b)
+            rows = a.T.copy() if transpose_a else a, b if transpose_b else b.T.copy()
+            pairs = _pair_saturations(*rows, how.pair_bits) if how.pair_bits else 0
+            counts = [Count(overflow, pairs, int(np.count_nonzero(sums != exact)))]
         else:
             sums = core.gemm(a, b, accumulator=how, transpose_a=transpose_a, transpose_b=transpose_b)
         if how.unsigned:
             sums -= np.int32(128) * b.sum(1 if transpose_b else 0, dtype=np.int32)
         return sums, counts
 
-    def _note(self, pass_: str, counts: list[Overflow]) -> None:
+    def _note(self, pass_: str, counts: list[Count]) -> None:
         if counts:
             self.registers.counts.append((self.layer, pass_, _total(counts)))
 

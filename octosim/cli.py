@@ -313,9 +313,9 @@ def _show_diff(result: dict[str, Any]) -> None:
     for column in ("differ", "largest", "SQNR, dB"):
         table.add_column(column, justify="right")
     table.add_column("off by: elements")
-    for row in result["tensors"]:
-        if row["differ"] == 0:
-            continue
+    rows = [row for row in result["tensors"] if row["differ"] != 0]
+    shown = [row for row in rows if row["pass"] != "update"] or rows
+    for row in shown:
         cells = (row["layer"], row["pass"], row["tensor"], row["dtype"])
         if row["differ"] is None:
             table.add_row(*cells, "other shape", "", "", "")
@@ -324,6 +324,8 @@ def _show_diff(result: dict[str, Any]) -> None:
         classes = ", ".join(f"{n}: {count}" for n, count in (row["off_by"] or {}).items() if n != "0")
         table.add_row(*cells, f"{100 * row['differ'] / row['elements']:.2f} %", f"{row['largest']:.3g}", sqnr, classes)
     out_console.print(table, highlight=False)
+    if len(shown) < len(rows):
+        out_console.print(f"and {len(rows) - len(shown)} tensors after the update (--json has them)", highlight=False)
 
 
 @app.command()

@@ -216,7 +216,7 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
 
 # ---- records --------------------------------------------------
 
-_OVERFLOW = ("additions", "saturations", "wraps")
+_OVERFLOW = ("additions", "saturations", "wraps", "pair_saturations", "outputs", "inexact")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -31,22 +31,24 @@ def operands(product, seed: int = 0, largest: int = 127) -> tuple[np.ndarray, np
     return tuple(rng.integers(-largest, largest + 1, s).astype(np.int8) for s in accumulate._shapes(product))
 
 
-def slow_sum(pairs: list[tuple[int, int]], how: Accumulator) -> tuple[int, bool, int]:
-    """(sum, whether it was narrowed, bits needed) of products of (data, other), one at a time in Python integers."""
+def slow_sum(pairs: list[tuple[int, int]], how: Accumulator) -> tuple[int, int, int, int]:
+    """(sum, times it was narrowed, bits needed, pairs saturated) of products of (data, other), in Python integers."""
     correction = 128 * sum(b for _, b in pairs) if how.unsigned else 0
     products = [(a + 128) * b if how.unsigned else a * b for a, b in pairs]
-    acc, narrowed, most = 0, False, 1
+    acc, narrowed, most, saturated = 0, 0, 1, 0
     for i in range(0, len(products), how.group):
         group = products[i : i + how.group]
         if how.pair_bits:
-            group = [narrow(sum(group[p : p + 2]), how.pair_bits, "saturate") for p in range(0, len(group), 2)]
+            sums = [sum(group[p : p + 2]) for p in range(0, len(group), 2)]
+            group = [narrow(value, how.pair_bits, "saturate") for value in sums]
+            saturated += sum(a != b for a, b in zip(sums, group, strict=True))
         wanted = acc + sum(group)
         acc = narrow(wanted, how.bits, how.overflow)
-        narrowed, most = narrowed or acc != wanted, max(most, bits_of(wanted))
-    return narrow(acc - correction, 32, "wrap"), narrowed, most
+        narrowed, most = narrowed + (acc != wanted), max(most, bits_of(wanted))
+    return narrow(acc - correction, 32, "wrap"), narrowed, most, saturated
 
 
-def slow_passes(product, x, w, dy, x_zero: int, how: Accumulator) -> dict[str, list[tuple[int, bool, int]]]:
+def slow_passes(product, x, w, dy, x_zero: int, how: Accumulator) -> dict[str, list[tuple[int, int, int, int]]]:
     """The sums of all passes, flat, from the definition in accumulate.py."""
     g, single = product.geometry, isinstance(product, Depthwise)
     x, w, dy = (v.astype(int) for v in (x.reshape(g.x_shape), w, dy.reshape(g.y_shape)))
@@ -105,12 +107,15 @@ def test_against_slow_loops(product, name: str) -> None:
     plain = passes(accumulate.InRegister("layer", product, registers), x, w, dy, -7)
     registers.counting = True
     counted = passes(accumulate.InRegister("layer", product, registers), x, w, dy, -7)
-    for (layer, pass_, overflow), (key, rows) in zip(registers.counts, expected.items(), strict=True):
+    exact = passes(product, x, w, dy, -7)
+    for (layer, pass_, count), (key, rows) in zip(registers.counts, expected.items(), strict=True):
         assert (layer, pass_) == ("layer", key)
         sums = [row[0] for row in rows]
         assert plain[key].ravel().tolist() == sums and counted[key].ravel().tolist() == sums, key
-        assert (overflow.saturations + overflow.wraps > 0) == any(row[1] for row in rows)
-        record = accumulate.as_record(overflow)
+        record = accumulate.as_record(count)
+        assert record["saturations"] + record["wraps"] == sum(row[1] for row in rows)
+        assert record["pair_saturations"] == sum(row[3] for row in rows)
+        assert record["inexact"] == np.count_nonzero(plain[key] != exact[key])
         assert record["outputs"] == len(rows) and record["largest_bits"] == max(row[2] for row in rows)
         assert record["would_overflow"]["16"] == sum(row[2] > 16 for row in rows)
 
@@ -200,6 +205,9 @@ def test_a_run_keeps_its_register(accumulator: str, tmp_path: Path) -> None:
     by_pass = {(r["layer"], r["pass"]): r for r in rows if r["step"] == 2}
     narrowed = by_pass["conv1", "dW"]["saturations"] + by_pass["conv1", "dW"]["wraps"]
     assert narrowed > 0 if accumulator == "acc16" else narrowed == 0
+    pairs = sum(row["pair_saturations"] for row in rows)
+    assert pairs == 0 if accumulator == "acc16" else 0 < pairs
+    assert all(row["inexact"] <= row["outputs"] for row in rows) and sum(row["inexact"] for row in rows) > 0
     other = json.loads((tmp_path / "broken/manifest.json").read_text())
     other["config"]["accumulator"] = "sdot"
     (tmp_path / "broken/manifest.json").write_text(json.dumps(other))

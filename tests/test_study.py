@@ -119,6 +119,7 @@ def test_records(finished: Path) -> None:
     assert set(table["method.lac"]) == {"channel"} and set(table["model"]) == {"mlp"}
     narrow = table[table["accumulator"] == "acc16"]
     assert (narrow["saturations"] > 0).all() and (table[table["accumulator"] == "exact32"]["saturations"] == 0).all()
+    assert (narrow["inexact"] > 0).all() and (table[table["accumulator"] == "exact32"]["inexact"] == 0).all()
     assert (table["additions"][1::2].to_numpy() == 2 * table["additions"][::2].to_numpy()).all()
     for name, digest in zip(table["run"], table["digest"], strict=True):
         assert train.read_digest(finished / name) == digest
