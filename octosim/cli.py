@@ -114,6 +114,13 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and stochastic rounding.")] = 0,
     batchnorm: Annotated[bool, typer.Option(help="Keep the model's batch normalization.")] = True,
+    accumulator: Annotated[
+        str, typer.Option(help="Register of the int8 products: exact32, sdot, vpdpbusd, maddubs, acc24, acc16-wrap ...")
+    ] = "exact32",
+    count_overflow: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="In every so many steps, write to overflow.jsonl what happened in the accumulators."),
+    ] = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
@@ -152,6 +159,8 @@ def train(
         eval_every=eval_every,
         seed=seed,
         batchnorm=batchnorm,
+        accumulator=accumulator,
+        count_overflow=count_overflow,
     )
     folder = out or Path("runs") / f"{Path(model).stem}-{data}-{method}-seed{seed}"
     if resume:
@@ -225,6 +234,93 @@ def verify(
         where = "the records agree" if verdict.first_step is None else f"the records part at step {verdict.first_step}"
         out_console.print(f"different: recorded {verdict.recorded}, replayed {verdict.replayed}; {where}", highlight=False)
     raise typer.Exit(0 if verdict.equal else 1)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A run directory.")],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same network.")],
+    steps: Annotated[Optional[int], typer.Option(help="Compare so many steps; all if not given.")] = None,  # noqa: UP045
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """Replay two runs side by side and name the first step, layer, pass and index where they part.
+
+    Exit code 0 if they do not part, 1 if they do.
+
+    Example: octosim diff runs/vpdpbusd runs/maddubs
+    """
+    from octosim import diff as differ
+
+    _use_threads(threads)
+    if steps is not None and steps < 1:
+        raise OctosimError(f"--steps must be at least 1, not {steps}")
+    with _bar() as bar:
+        task = bar.add_task("replaying both")
+        result = differ.diff(first, second, steps, lambda step, most: bar.update(task, completed=step, total=most))
+    if json_:
+        _print_json(result)
+    elif result["equal"]:
+        out_console.print(f"no difference in {result['compared_steps']} steps", highlight=False)
+    else:
+        _show_diff(result)
+    raise typer.Exit(0 if result["equal"] else 1)
+
+
+def _show_diff(result: dict[str, Any]) -> None:
+    where = f"step {result['step']}, {result['layer']}, {result['pass']}: {result['tensor']}"
+    if result["values"] is not None:
+        where += f" at {result['index']} is {result['values'][0]} and {result['values'][1]}"
+    out_console.print(f"the runs part at {where}", highlight=False, markup=False)
+    table = Table(title=f"tensors of step {result['step']} that differ")
+    for column in ("layer", "pass", "tensor", "dtype"):
+        table.add_column(column)
+    for column in ("differ", "largest", "SQNR, dB"):
+        table.add_column(column, justify="right")
+    table.add_column("off by: elements")
+    rows = [row for row in result["tensors"] if row["differ"] != 0]
+    shown = [row for row in rows if row["pass"] != "update"] or rows
+    for row in shown:
+        cells = (row["layer"], row["pass"], row["tensor"], row["dtype"])
+        if row["differ"] is None:
+            table.add_row(*cells, "other shape", "", "", "")
+            continue
+        sqnr = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+        classes = ", ".join(f"{n}: {count}" for n, count in (row["off_by"] or {}).items() if n != "0")
+        table.add_row(*cells, f"{100 * row['differ'] / row['elements']:.2f} %", f"{row['largest']:.3g}", sqnr, classes)
+    out_console.print(table, highlight=False)
+    if len(shown) < len(rows):
+        out_console.print(f"and {len(rows) - len(shown)} tensors after the update (--json has them)", highlight=False)
+
+
+@app.command()
+def golden(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    step: Annotated[int, typer.Option(help="The training step, from 1.")] = 1,
+    layer: Annotated[Optional[str], typer.Option(help="One weighted layer, as conv1; all if not given.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="Folder to write to; RUN/golden-stepN if not given.")] = None,  # noqa: UP045
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """Forward and backward test vectors of a step for kernel and RTL authors: .npz, a C header, and a C program that checks it.
+
+    Example: octosim golden runs/a --step 10 --layer conv2
+    """
+    from octosim import golden as maker
+
+    _use_threads(threads)
+    with _bar() as bar:
+        task = bar.add_task("replaying", total=step)
+        rows = maker.golden(
+            run, step, layer, out or run / f"golden-step{step}", lambda now, last: bar.update(task, completed=now, total=last)
+        )
+    if json_:
+        _print_json(rows)
+        return
+    for row in rows:
+        out_console.print(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}", highlight=False)
+    checker = Path(rows[0]["checker"])
+    out_console.print(f"to check: cc {checker} -o {checker.stem} && ./{checker.stem}", highlight=False)
 
 
 # ---- cost and bench --------------------------------------------------
@@ -434,6 +530,101 @@ def _show_bench(record: dict[str, Any]) -> None:
             f"unstable: the middle half of {', '.join(record['unstable'])} is wide; is another job running? try --seconds 10",
             highlight=False,
         )
+
+
+# ---- study --------------------------------------------------
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str, typer.Argument(help="A .toml file, or one in the package: accumulator-width, rounding, lac-prc-ablation.")
+    ],
+    out: Annotated[Optional[Path], typer.Option(help="The study's directory; studies/NAME if not given.")] = None,  # noqa: UP045
+    jobs: Annotated[Optional[int], typer.Option(help="Runs at once; as many as cores if not given.")] = None,  # noqa: UP045
+    threads: Annotated[Optional[int], typer.Option(help="Threads of each run; cores / jobs if not given.")] = None,  # noqa: UP045
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study and list its rows; run nothing.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """A grid of runs, in parallel; the same command again continues it.  Records in records.csv, runs for `octosim report`.
+
+    Exit code 1 if a run is broken; the others are trained all the same.
+
+    Example: octosim study rounding --jobs 2 --out studies/rounding
+    """
+    import os
+
+    from rich.live import Live
+
+    from octosim import study as studier
+
+    cores = os.cpu_count() or 1
+    for option, value in (("--jobs", jobs), ("--threads", threads), ("--checkpoint-every", checkpoint_every)):
+        if value is not None and value < 1:
+            raise OctosimError(f"{option} must be at least 1, not {value}")
+    jobs = jobs or cores
+    path = studier.source(name)
+    read = studier.read(path)
+    plan = studier.rows(read, path)
+    with _bar() as bar:
+        task = bar.add_task("checking", total=len(plan))
+        studier.check(plan, path, lambda number: bar.update(task, completed=number))
+    folder = out or Path("studies") / path.stem
+    if dry_run:
+        if json_:
+            _print_json({"out": str(folder), "rows": [row.name for row in plan]})
+        else:
+            print("\n".join(row.name for row in plan))
+        return
+    told: set[str] = set()
+    with Live(console=err_console, auto_refresh=False, transient=True) as live:
+
+        def show(states: list[Any]) -> None:
+            if err_console.is_terminal:
+                live.update(_study_table(read.title or path.stem, states), refresh=True)
+                return
+            for state in states:
+                if state.state in ("finished", "broken") and state.name not in told:
+                    told.add(state.name)
+                    err_console.print(f"{state.name}: {state.state}", highlight=False)
+
+        states = studier.run(
+            read, plan, folder, path.read_text(), jobs=jobs, threads=threads or max(1, cores // jobs), command=_command(),
+            every=checkpoint_every, show=show,
+        )  # fmt: skip
+    if json_:
+        _print_json({"out": str(folder), "rows": [vars(state) for state in states]})
+    else:
+        out_console.print(_study_table(read.title or path.stem, states), highlight=False)
+        out_console.print(f"records: {folder / 'records.csv'}; page: octosim report {folder}", highlight=False)
+    for state in states:
+        if state.state == "broken":
+            err_console.print(f"{state.name} is broken: {state.reason}", highlight=False, markup=False)
+    found = {state.state for state in states}
+    if "interrupted" in found or "waiting" in found:
+        err_console.print("interrupted; the same command continues", highlight=False)
+        raise typer.Exit(130)
+    raise typer.Exit(1 if "broken" in found else 0)
+
+
+def _study_table(title: str, states: list[Any]) -> Table:
+    counts = ", ".join(
+        f"{sum(s.state == kind for s in states)} {kind}"
+        for kind in ("finished", "running", "waiting", "interrupted", "broken")
+        if any(s.state == kind for s in states)
+    )
+    table = Table(title=f"{title}: {counts}")
+    for column in ("run", "state"):
+        table.add_column(column)
+    for column in ("step", "loss", "test accuracy"):
+        table.add_column(column, justify="right")
+    for s in states:
+        step = f"{s.step} of {s.steps}" if s.steps else ""
+        loss = "" if s.loss is None else f"{s.loss:.4f}"
+        accuracy = "" if s.test_accuracy is None else f"{100 * s.test_accuracy:.2f} %"
+        table.add_row(s.name, s.state, step, loss, accuracy)
+    return table
 
 
 # ---- report --------------------------------------------------

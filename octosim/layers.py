@@ -17,7 +17,7 @@ import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context, Convolution, Depthwise, FullProduct, Method, Node
+from octosim.nodes import Array, Context, Convolution, Depthwise, FullProduct, Method, Node, Product
 from octosim.trace import Op
 
 LONGEST_WINDOW = 24576
@@ -126,10 +126,11 @@ class Conv2d(Weighted):
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.filters, self.kernel, self.kernel, in_shape[2])
 
-    def product(self, node: Node, batch: int) -> Convolution:
+    def product(self, node: Node, batch: int) -> Product:
         height, width, channels = node.in_shape
         k = self.kernel
-        return Convolution(core.Conv(batch, height, width, channels, self.filters, k, k, self.stride, self.pad))
+        geometry = core.Conv(batch, height, width, channels, self.filters, k, k, self.stride, self.pad)
+        return node.through(Convolution(geometry))
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,11 @@ class DepthwiseConv2d(Weighted):
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (in_shape[2], self.kernel, self.kernel, 1)
 
-    def product(self, node: Node, batch: int) -> Depthwise:
+    def product(self, node: Node, batch: int) -> Product:
         height, width, channels = node.in_shape
         k = self.kernel
-        return Depthwise(core.Conv(batch, height, width, channels, channels, k, k, self.stride, self.pad))
+        geometry = core.Conv(batch, height, width, channels, channels, k, k, self.stride, self.pad)
+        return node.through(Depthwise(geometry))
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ class Linear(Weighted):
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*self.out_shape(in_shape), in_shape[0])
 
-    def product(self, node: Node, batch: int) -> FullProduct:
-        return FullProduct(batch, node.in_shape[0], node.out_shape[0])
+    def product(self, node: Node, batch: int) -> Product:
+        return node.through(FullProduct(batch, node.in_shape[0], node.out_shape[0]))
 
 
 @dataclass(frozen=True)

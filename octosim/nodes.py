@@ -6,6 +6,7 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,6 +79,11 @@ class FullProduct:
     batch: int
     inputs: int
     outputs: int
+
+    @property
+    def geometry(self) -> core.Conv:
+        """The convolution of a 1 x 1 image that it is."""
+        return core.Conv(self.batch, 1, 1, self.inputs, self.outputs, 1, 1)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -158,7 +164,33 @@ class Depthwise:
         return core.depthwise_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
 
 
-Product = Convolution | FullProduct | Depthwise
+class Product(Protocol):
+    """What Convolution, FullProduct and Depthwise have in common, and what stands in for them (accumulate.InRegister)."""
+
+    @property
+    def geometry(self) -> core.Conv: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def kernel(self) -> tuple[int, int]: ...
+
+    @property
+    def depths(self) -> tuple[int, int, int]: ...
+
+    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array: ...
+
+    def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array: ...
+
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array: ...
+
+
+def _as_it_is(product: Product) -> Product:
+    return product
 
 
 @dataclass
@@ -169,6 +201,7 @@ class Node:
     in_place: nothing else needs its input's values, nor will, so the layer may write over them.  (It may always write over
     the gradient of its output.)
     normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
+    through: gives what is to make the layer's product: the product itself, or one in a narrower register.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -180,6 +213,7 @@ class Node:
     inputs: tuple[int, ...] = (-1,)
     in_place: bool = True
     normalized: bool = False
+    through: Callable[[Product], Product] = _as_it_is
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)

@@ -67,6 +67,7 @@ class Accumulator:
     overflow:  "saturate" at the ends of the range, or "wrap" (modulo 2^bits).
     group:     products, in ascending k, that are summed exactly before the sum goes into the register.
     pair_bits: products are first added in pairs that saturate at so many bits (8 .. 31); None: they are not.
+    unsigned:  the instruction multiplies uint8 by int8; training in it shifts int8 codes by 128 (accumulate.py).
 
     Saturating sums are not associative: the order k = 0, 1, 2 ... is part of the definition.
     """
@@ -76,6 +77,7 @@ class Accumulator:
     overflow: Literal["saturate", "wrap"]
     group: int = 1
     pair_bits: int | None = None
+    unsigned: bool = False
 
     def __post_init__(self) -> None:
         if not 8 <= self.bits <= 32:
@@ -120,9 +122,10 @@ _HARDWARE = (
     EXACT32,
     Accumulator("smlal", 32, "wrap", group=2),  # NEON SMULL, SMLAL (two products in 16 bits), SADALP
     Accumulator("sdot", 32, "wrap", group=4),  # Arm SDOT, NVIDIA DP4A
-    Accumulator("vpdpbusd", 32, "wrap", group=4),  # AVX-512 VNNI, u8 x s8
-    Accumulator("vpdpbusds", 32, "saturate", group=4),
-    Accumulator("maddubs", 32, "wrap", group=4, pair_bits=16),  # x86 without VNNI: VPMADDUBSW, VPMADDWD, VPADDD
+    Accumulator("vpdpbusd", 32, "wrap", group=4, unsigned=True),  # AVX-512 VNNI, u8 x s8
+    Accumulator("vpdpbusds", 32, "saturate", group=4, unsigned=True),
+    # x86 without VNNI: VPMADDUBSW, VPMADDWD, VPADDD
+    Accumulator("maddubs", 32, "wrap", group=4, pair_bits=16, unsigned=True),
 )
 _NARROW = tuple(
     Accumulator(f"acc{bits}{'-wrap' if overflow == 'wrap' else ''}", bits, overflow)

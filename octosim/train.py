@@ -3,6 +3,7 @@
 A run directory holds
     manifest.json          what decides the bits ("decides") and what does not ("environment")
     records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy
+    overflow.jsonl         with count_overflow, an object a counted step, layer and pass: what happened in the accumulators
     timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
     checkpoint.safetensors parameters, running statistics, optimizer state and the step, replaced atomically
     digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
@@ -29,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
-from octosim import core, data, loader, methods, models, optim
+from octosim import accumulate, core, data, loader, methods, models, optim
 from octosim.errors import OctosimError
 from octosim.nodes import Array, Context
 from octosim.numerics import EXACT32
@@ -45,6 +46,8 @@ class Config:
     epochs, steps: the run's length; both given, the sooner end.  lr None: the optimizer's own.  weight_decay: of the parameters
     in optim.DECAYED.  schedule, milestones, gamma, warmup: see optim.Schedule.  augment: of loader.AUGMENTATIONS.
     label_smoothing: of the training loss; the test loss is without.  eval_every: also evaluate after every so many steps.
+    accumulator: the register of the int8 products, of numerics.ACCUMULATORS.  count_overflow: write what happens in it in every
+    so many steps; decides no bit.
     """
 
     model: str = "simplecnn"
@@ -66,6 +69,8 @@ class Config:
     eval_every: int | None = None
     seed: int = 0
     batchnorm: bool = True
+    accumulator: str = EXACT32.name
+    count_overflow: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Run:
 
     def __init__(self, config: Config, layers: models.Stack | None = None):
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since."""
-        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1), ("eval_every", 1)):
+        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1), ("eval_every", 1), ("count_overflow", 1)):
             value = getattr(config, name)
             if value is not None and value < least:
                 raise OctosimError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
@@ -121,7 +126,10 @@ class Run:
         in_shape = self.data.train_images.shape[1:]
         self.layers = layers or models.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
         self.network = models.Network(self.layers, in_shape, self.method, config.seed)
-        self.network.check(config.batch_size)
+        self.registers = accumulate.Registers(accumulate.find(config.accumulator))
+        self._check_registers()
+        self.registers.install(self.network.nodes)
+        self.overflow: list[dict[str, Any]] = []
         self.slots = {
             name: {slot: np.zeros_like(w) for slot in self.optimizer.slots}
             for name, w in ((f"{n.name}.{k}", v) for n in self.network.nodes for k, v in n.params.items())
@@ -131,6 +139,18 @@ class Run:
         self._train_labels = self.data.train_labels.astype(np.int32)
         self._test_labels = self.data.test_labels.astype(np.int32)
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
+
+    def _check_registers(self) -> None:
+        """Refuses sums that the exact register cannot hold; in any other an overflow is what the user wants to see."""
+        register, batch = self.registers.accumulator, self.config.batch_size
+        chosen = "--count-overflow" if register == EXACT32 else f"--accumulator {register.name}"
+        if register == EXACT32:
+            self.network.check(batch)
+        if register == EXACT32 and not self.config.count_overflow:
+            return
+        if not any(op.kind == "gemm" and op.dtype == "int8" for op in models.trace(self.network, batch)):
+            raise OctosimError(f"{chosen} is for methods with int8 products, which {self.config.method} does not have")
+        accumulate.check(self.network.nodes, batch, register)
 
     def order(self, epoch: int) -> Array:
         """The training images' order in an epoch (from 0)."""
@@ -151,22 +171,31 @@ class Run:
         return optim.rate(self.optimizer.lr, self.schedule, step, self.steps, self.steps_per_epoch)
 
     def train_step(self, tick: models.Tick | None = None, batch: Batch | None = None) -> float:
-        """Takes the next step and returns its loss.  batch: what `self.batch` made for it before, if it did.
+        """Takes the next step and returns its loss; self.overflow is then what happened in its accumulators, if it was counted.
 
+        batch: what `self.batch` made for it before, if it did.
         OctosimError names step and layer of the first NaN or infinity; the parameters are good for nothing then.
         """
         self.step += 1
         images, labels = batch or self.batch(self.step)
         context = Context(training=True, seed=self.config.seed, step=self.step)
         lr = self.learning_rate(self.step)
+        every = self.config.count_overflow
+        self.registers.counting, self.registers.counts = every is not None and self.step % every == 0, []
         try:
             loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing)
+            self.registers.counting = False
             for name, (w, g) in self.network.parameters().items():
                 decay = self.optimizer.decay if name.rpartition(".")[2] in optim.DECAYED else 0.0
                 self.optimizer.update(self.step, lr, decay, w, g, self.slots[name])
             self.network.check_finite()
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
+        self.overflow = [
+            {"step": self.step, "layer": layer, "pass": pass_, "accumulator": self.registers.accumulator.name}
+            | accumulate.as_record(count)
+            for layer, pass_, count in self.registers.counts
+        ]
         if tick:
             tick("optimizer", "update")
         return loss
@@ -257,7 +286,7 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
                 "test_images": len(d.test_labels),
             },
             "method": {"name": c.method, "parameters": methods.parameters(run.method)},
-            "numerics": {"accumulator": EXACT32.name if c.method != "fp32" else "float32", "float": "float32"},
+            "numerics": {"accumulator": c.accumulator if c.method != "fp32" else "float32", "float": "float32"},
             "optimizer": optim.describe(run.optimizer, run.schedule),
             "augment": c.augment,
             "label_smoothing": c.label_smoothing,
@@ -378,6 +407,7 @@ def reopen(folder: Path) -> Run:
         left.unlink(missing_ok=True)
     _restore(run, folder)
     _truncate(folder / "records.jsonl", "step", run.step)
+    _truncate(folder / "overflow.jsonl", "step", run.step)
     _truncate(folder / "timing.jsonl", "epoch", run.step // run.steps_per_epoch)
     return run
 
@@ -420,6 +450,9 @@ def train(
             for batch in batches:
                 record = run.advance(batch)
                 records.write(json.dumps(record) + "\n")
+                if run.overflow:
+                    with open(folder / "overflow.jsonl", "a") as file:
+                        file.writelines(json.dumps(row) + "\n" for row in run.overflow)
                 if progress:
                     progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
                 epoch_ends, stop = run.step % run.steps_per_epoch == 0, interrupt.asked
@@ -434,7 +467,7 @@ def train(
                 if stop:
                     break
     except OSError as error:
-        raise OctosimError(f"cannot write {folder / 'records.jsonl'}: {error.strerror}") from None
+        raise OctosimError(f"cannot write records in {folder}: {error.strerror}") from None
     if run.step < run.steps:
         return False
     write_atomic(folder / "digest.txt", f"sha256:{run.digest()}  step {run.step}\n".encode())
@@ -469,15 +502,22 @@ def _losses(folder: Path) -> Iterator[tuple[int, float]]:
         raise OctosimError(f"{path} cannot be read: {error}") from None
 
 
-def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:
-    """Replays a finished run from its manifest, in memory, and compares records and digest."""
-    config, recorded = read_config(folder), read_digest(folder)
-    if recorded is None:
-        raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
+def replay(folder: Path) -> Run:
+    """The run of a directory before its first step; OctosimError where its data are others now."""
     checksum = read_manifest(folder)["decides"]["data"]["sha256"]
-    run = _rebuild(folder, config)
+    run = _rebuild(folder, read_config(folder))
     if run.data.sha256 != checksum:
         raise OctosimError(f"{folder}: the run's data {run.data.name} had sha256 {checksum}, here it has {run.data.sha256}")
+    return run
+
+
+def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:
+    """Replays a finished run from its manifest, in memory, and compares records and digest."""
+    read_config(folder)
+    recorded = read_digest(folder)
+    if recorded is None:
+        raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
+    run = replay(folder)
     first: int | None = None
     expected = dict(_losses(folder))
     while run.step < run.steps:

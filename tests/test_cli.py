@@ -14,8 +14,9 @@ import pytest
 from octosim import hw, models
 
 COMMANDS = [
-    ("train",), ("verify",), ("cost",), ("bench",), ("report",), ("profiles",), ("profiles", "list"), ("profiles", "show"),
-    ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"), ("data",), ("data", "list"), ("data", "fetch"),
+    ("train",), ("verify",), ("diff",), ("golden",), ("study",), ("cost",), ("bench",), ("report",), ("profiles",),
+    ("profiles", "list"), ("profiles", "show"), ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"),
+    ("data",), ("data", "list"), ("data", "fetch"),
 ]  # fmt: skip
 LENET = ("--model", "lenet5", "--batch-size", "50")
 
@@ -201,10 +202,19 @@ BAD = [
     (("train", "--label-smoothing", "1"), "--label-smoothing must be in [0, 1), not 1.0"),
     (("train", "--weight-decay", "-1"), "--weight-decay must be a number from 0 on, not -1.0"),
     (("train", "--eval-every", "0"), "--eval-every must be at least 1, not 0"),
+    (("train", "--accumulator", "acc15"), "unknown accumulator 'acc15'"),
+    (("train", "--accumulator", "sdot", "--method", "fp32"), "--accumulator sdot is for methods with int8 products"),
+    (("train", "--count-overflow", "0"), "--count-overflow must be at least 1, not 0"),
     (("train", "--threads", "0"), "threads must be in 1 .. 1024"),
     (("train", "--checkpoint-every", "0"), "--checkpoint-every must be at least 1"),
     (("train", "--resume", "--out", "nowhere"), "nowhere is not a run directory"),
     (("verify", "nowhere"), "nowhere is not a run directory"),
+    (("diff", "nowhere", "nowhere"), "nowhere is not a run directory"),
+    (("golden", "nowhere"), "nowhere is not a run directory"),
+    (("study", "roundings"), "'roundings' is neither a .toml file nor a study of the package; did you mean 'rounding'?"),
+    (("study", "nowhere.toml"), "nowhere.toml cannot be read: No such file or directory"),
+    (("study", "rounding", "--jobs", "0"), "--jobs must be at least 1, not 0"),
+    (("diff", "a", "b", "--steps", "0"), "--steps must be at least 1, not 0"),
     (("cost", "--profile", "jetsn"), "unknown profile 'jetsn': did you mean jetson?"),
     (("cost", "--profile", "missing.toml"), "missing.toml"),
     (("cost", "--batch-size", "-1"), "--batch-size must be at least 1"),

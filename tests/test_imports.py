@@ -19,13 +19,14 @@ ROWS = [
     {"hw"},
     {"quant", "cost", "nodes", "onnx_trace"},
     {"calibrate", "compare", "costplot"},
-    {"layers", "methods", "data", "terminal"},
+    {"layers", "methods", "data", "terminal", "accumulate"},
     {"architectures", "optim", "loader"},
     {"models"},
     {"footprint", "hostbench"},
-    {"train", "peers"},
-    {"bench", "kernelbench"},
+    {"train", "peers", "observe"},
+    {"bench", "kernelbench", "diff", "golden"},
     {"report", "cost_command"},
+    {"study"},
     {"cli"},
 ]
 # numerics names the accumulators that core takes and that profiles state

@@ -1,0 +1,270 @@
+"""Training in a given register: the int8 products of a network's three passes, summed as hardware with that register does.
+
+Every layer is a convolution here (a fully connected one of a 1 x 1 image), whose windows are gathered into a matrix, and goes
+through `core.gemm` with the register.  Saturating sums depend on their order; this is it:
+
+    forward  Y[b, oh, ow, f]  k = [kernel_h][kernel_w][channel] ascending; padding holds the zero point's code
+    dX       X[b, h, w, c]    k = [kernel_h][kernel_w][filter] ascending; tap (i, j) takes dY[(h + pad - i) / stride,
+                              (w + pad - j) / stride] where that is an element of dY, else 0
+    dW       W[f, i, j, c]    k = [batch][out_h][out_w] ascending; padding as in forward
+
+A depthwise convolution is one product a channel, with a k without channel or filter.
+
+A register with `unsigned` multiplies uint8 by int8.  Codes become uint8 as libraries make them: 128 is added to the operand
+that is data (X in forward and dW, dY in dX; zeros outside dY are 128 then), and 128 times the other operand's sum over k
+is subtracted from what the register holds at the end, modulo 2^32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from octosim import core
+from octosim.errors import OctosimError, suggest
+from octosim.nodes import Array, Depthwise, FullProduct, Node, Product
+from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, Overflow
+
+LONGEST = 2**22  # products in a sum: octo_gemm_s8_accumulate
+MODULO = ACCUMULATORS["acc32-wrap"]
+WIDTHS = (8, 12, 16, 18, 20, 24, 32)  # registers for which a count says how many outputs would have overflowed them
+
+Seen = Callable[[str, str, Product, dict[str, Array], int, Array], None]
+"""Takes layer, pass, product, its operands ("x", "w", "dy"), x's zero point and the sums, before anything overwrites them."""
+
+
+def find(name: str) -> Accumulator:
+    """The preset `name`; OctosimError where there is none."""
+    if name not in ACCUMULATORS:
+        raise OctosimError(f"unknown accumulator '{name}'" + suggest(name, ACCUMULATORS))
+    return ACCUMULATORS[name]
+
+
+@dataclass(frozen=True)
+class Count:
+    """What happened in one product.
+
+    pair_saturations: pairs of products that left their pair_bits.  inexact: outputs that are not the exact sum, modulo 2^32.
+    """
+
+    overflow: Overflow
+    pair_saturations: int
+    inexact: int
+
+
+@dataclass
+class Registers:
+    """The register of a network's int8 products.
+
+    counting: whether what happens in it goes to `counts`, as (layer, pass, Count).  seen: called after each product.
+    """
+
+    accumulator: Accumulator = EXACT32
+    counting: bool = False
+    counts: list[tuple[str, str, Count]] = field(default_factory=list)
+    seen: Seen | None = None
+
+    def install(self, nodes: list[Node]) -> None:
+        """From now on the nodes' products are made here."""
+        for node in nodes:
+            node.through = partial(self._through, node.name)
+
+    def _through(self, layer: str, product: Product) -> Product:
+        exact = self.accumulator == EXACT32 and not self.counting and self.seen is None
+        return product if exact else InRegister(layer, product, self)
+
+
+def check(nodes: list[Node], batch: int, accumulator: Accumulator) -> None:
+    """Refuses, with OctosimError, sums too long to be taken step by step."""
+    for node in nodes:
+        if node.layer.weighted:
+            longest = max(node.layer.product(node, batch).depths)
+            if longest > LONGEST:
+                raise OctosimError(
+                    f"layer {node.name}: a sum of {longest} products is too long for accumulator {accumulator.name} "
+                    f"(at most {LONGEST}); use a smaller --batch-size"
+                )
+
+
+# ---- operands as matrices --------------------------------------------------
+
+
+def _windows(padded: Array, kernel: tuple[int, int], stride: int) -> Array:
+    """(batch, out_h, out_w, kernel_h, kernel_w, channels), a view."""
+    view = np.lib.stride_tricks.sliding_window_view(padded, kernel, (1, 2))
+    return view[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+
+
+def x_windows(g: core.Conv, x: Array, x_zero: int) -> Array:
+    """What each output of the forward pass sees: (batch, out_h, out_w, kernel_h, kernel_w, channels)."""
+    x, p = x.reshape(g.x_shape), g.pad
+    if p:
+        padded = np.full((g.batch, g.height + 2 * p, g.width + 2 * p, g.channels), x_zero, x.dtype)
+        padded[:, p:-p, p:-p] = x
+        x = padded
+    return _windows(x, (g.kernel_h, g.kernel_w), g.stride)
+
+
+def dy_windows(g: core.Conv, dy: Array) -> Array:
+    """What each input pixel's gradient sees: (batch, height, width, kernel_h, kernel_w, filters), 0 where there is no dY."""
+    h, w = g.kernel_h - 1 - g.pad, g.kernel_w - 1 - g.pad
+    spread = np.zeros((g.batch, g.height + g.kernel_h - 1, g.width + g.kernel_w - 1, dy.shape[-1]), dy.dtype)
+    spread[:, h : h + g.stride * g.out_h : g.stride, w : w + g.stride * g.out_w : g.stride] = dy.reshape(
+        g.batch, g.out_h, g.out_w, -1
+    )
+    return _windows(spread, (g.kernel_h, g.kernel_w), 1)[:, :, :, ::-1, ::-1]
+
+
+def _columns(product: Product, windows: Array) -> list[tuple[slice, Array]]:
+    """The windows as matrices, a row a place: one for each channel of a depthwise convolution, else one for all."""
+    m = int(np.prod(windows.shape[:3]))
+    if isinstance(product, Depthwise):
+        return [(slice(c, c + 1), windows[..., c].reshape(m, -1)) for c in range(windows.shape[-1])]
+    return [(slice(None), windows.reshape(m, -1))]
+
+
+def _total(counts: list[Count]) -> Count:
+    each = [c.overflow for c in counts]
+    needed = tuple(sum(column) for column in zip(*(o.needed for o in each), strict=True))
+    overflow = Overflow(sum(o.steps for o in each), sum(o.saturations for o in each), sum(o.wraps for o in each), needed)
+    return Count(overflow, sum(c.pair_saturations for c in counts), sum(c.inexact for c in counts))
+
+
+def as_record(count: Count) -> dict[str, Any]:
+    """An account as JSON; would_overflow: outputs that a register of so many bits would not have held."""
+    overflow = count.overflow
+    return {
+        "additions": overflow.steps,
+        "saturations": overflow.saturations,
+        "wraps": overflow.wraps,
+        "pair_saturations": count.pair_saturations,
+        "outputs": sum(overflow.needed),
+        "inexact": count.inexact,
+        "largest_bits": overflow.largest_bits,
+        "would_overflow": {str(bits): overflow.would_overflow(bits) for bits in WIDTHS},
+    }
+
+
+def _pair_saturations(a: Array, b: Array, pair_bits: int) -> int:
+    """Pairs of a row of `a` and a row of `b` that saturate; each pair is a product of its own in a register of so many bits."""
+    pair = Accumulator("pair", pair_bits, "saturate", group=2)
+    columns = range(0, a.shape[1], 2)
+    return sum(core.gemm_counted(a[:, k : k + 2], b[:, k : k + 2], pair, transpose_b=True)[1].saturations for k in columns)
+
+
+@dataclass(frozen=True)
+class InRegister:
+    """A product whose int8 sums are those of a register; float32 operands go through as they are."""
+
+    layer: str
+    product: Product
+    registers: Registers
+
+    @property
+    def geometry(self) -> core.Conv:
+        return self.product.geometry
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.product.shape
+
+    @property
+    def groups(self) -> int:
+        return self.product.groups
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.product.kernel
+
+    @property
+    def depths(self) -> tuple[int, int, int]:
+        return self.product.depths
+
+    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        if self._exact(x):
+            out = self.product.forward(x, w, x_zero=x_zero, out=out)
+        else:
+            g = self.product.geometry
+            out = np.empty(_shapes(self.product)[2], np.int32) if out is None else out
+            self._rows("forward", x_windows(g, x, x_zero), w, out)
+        self._show("forward", {"x": x, "w": w}, x_zero, out)
+        return out
+
+    def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
+        if self._exact(dy):
+            out = self.product.input_grad(dy, w, out=out)
+        else:
+            g = self.product.geometry
+            out = np.empty(_shapes(self.product)[0], np.int32) if out is None else out
+            turned = w  # [channel][kernel_h][kernel_w][filter], as the windows
+            if not isinstance(self.product, Depthwise):
+                turned = np.ascontiguousarray(w.reshape(g.w_shape).transpose(3, 1, 2, 0))
+            self._rows("dX", dy_windows(g, dy), turned, out)
+        self._show("dX", {"dy": dy, "w": w}, 0, out)
+        return out
+
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+        if self._exact(x):
+            out = self.product.weight_grad(x, dy, x_zero=x_zero, out=out)
+        else:
+            out = np.empty(_shapes(self.product)[1], np.int32) if out is None else out
+            windows = x_windows(self.product.geometry, x, x_zero)
+            dys, made, counts = dy.reshape(-1, dy.shape[-1]), out.reshape(out.shape[0], -1), list[Count]()
+            for one, a in _columns(self.product, windows):
+                # X^T dY, so that data are the first operand, as in the other passes
+                sums, count = self._gemm(a, np.ascontiguousarray(dys[:, one]), transpose_a=True)
+                made[one] = sums.T
+                counts += count
+            self._note("dW", counts)
+        self._show("dW", {"x": x, "dy": dy}, x_zero, out)
+        return out
+
+    def _exact(self, data: Array) -> bool:
+        """Whether the product's own kernel makes the sums."""
+        return data.dtype != np.int8 or (self.registers.accumulator == EXACT32 and not self.registers.counting)
+
+    def _rows(self, pass_: str, windows: Array, w: Array, out: Array) -> None:
+        """Windows times the rows of w."""
+        rows, made, counts = w.reshape(w.shape[0], -1), out.reshape(-1, out.shape[-1]), list[Count]()
+        for one, a in _columns(self.product, windows):
+            made[:, one], count = self._gemm(a, rows[one], transpose_b=True)
+            counts += count
+        self._note(pass_, counts)
+
+    def _gemm(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> tuple[Array, list[Count]]:
+        how = self.registers.accumulator
+        if how.unsigned:
+            a = a.view(np.uint8) ^ np.uint8(128)
+        counts: list[Count] = []
+        if self.registers.counting:
+            sums, overflow = core.gemm_counted(a, b, how, transpose_a=transpose_a, transpose_b=transpose_b)
+            exact = core.gemm(a, b, accumulator=MODULO, transpose_a=transpose_a, transpose_b=transpose_b)
+            rows = a.T.copy() if transpose_a else a, b if transpose_b else b.T.copy()
+            pairs = _pair_saturations(*rows, how.pair_bits) if how.pair_bits else 0
+            counts = [Count(overflow, pairs, int(np.count_nonzero(sums != exact)))]
+        else:
+            sums = core.gemm(a, b, accumulator=how, transpose_a=transpose_a, transpose_b=transpose_b)
+        if how.unsigned:
+            sums -= np.int32(128) * b.sum(1 if transpose_b else 0, dtype=np.int32)
+        return sums, counts
+
+    def _note(self, pass_: str, counts: list[Count]) -> None:
+        if counts:
+            self.registers.counts.append((self.layer, pass_, _total(counts)))
+
+    def _show(self, pass_: str, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
+        if self.registers.seen:
+            self.registers.seen(self.layer, pass_, self.product, operands, x_zero, sums)
+
+
+def _shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Of X, W and Y."""
+    g = product.geometry
+    if isinstance(product, FullProduct):
+        return (g.batch, g.channels), (g.filters, g.channels), (g.batch, g.filters)
+    w = (g.channels, g.kernel_h, g.kernel_w, 1) if isinstance(product, Depthwise) else g.w_shape
+    return g.x_shape, w, g.y_shape

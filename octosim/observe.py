@@ -1,0 +1,86 @@
+"""What a weighted layer's passes take and make in a training step, seen from outside: copies of every tensor, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from octosim.accumulate import Registers
+from octosim.models import Network
+from octosim.nodes import Array, Context, Node, Product
+
+Key = tuple[str, str, str]
+"""Layer, pass, tensor.  forward: input (real), x and w (the product's operands), sums, output (real).  dW: gradient (real), x,
+dy, sums, and the gradients of w, b ...  dX: dy, w, sums, result (real)."""
+
+
+@dataclass
+class Observed:
+    """What was seen since `clear`, in the order in which it was made.
+
+    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), its `quant.QTensor`, where the
+    method has one.
+    """
+
+    tensors: dict[Key, Array] = field(default_factory=dict)
+    products: dict[tuple[str, str], tuple[Product, int]] = field(default_factory=dict)
+    meanings: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        for held in (self.tensors, self.products, self.meanings):
+            held.clear()
+
+    def add(self, layer: str, pass_: str, tensor: str, values: Array) -> None:
+        self.tensors[layer, pass_, tensor] = values.copy()
+
+    def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
+        """accumulate.Seen."""
+        self.products[layer, pass_] = product, x_zero
+        for tensor, values in (operands | {"sums": sums}).items():
+            self.add(layer, pass_, tensor, values)
+
+
+class _Watched:
+    """A method whose passes are observed; all else is the method's own."""
+
+    def __init__(self, method: Any, observed: Observed):
+        self._method, self._observed = method, observed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        self._observed.add(node.name, "forward", "input", x)
+        y: Array = self._method.forward(node, x, context)
+        self._observed.add(node.name, "forward", "output", y)
+        self._means(node, node.saved)
+        return y
+
+    def error(self, node: Node, dy: Array, context: Context) -> Any:
+        self._observed.add(node.name, "dW", "gradient", dy)
+        error = self._method.error(node, dy, context)
+        self._means(node, {"dy": error})
+        return error
+
+    def weight_grad(self, node: Node, error: Any, context: Context) -> None:
+        self._method.weight_grad(node, error, context)
+        for name, values in node.grads.items():
+            self._observed.add(node.name, "dW", f"gradient of {name}", values)
+
+    def input_grad(self, node: Node, error: Any, context: Context) -> Array:
+        dx: Array = self._method.input_grad(node, error, context)
+        self._observed.add(node.name, "dX", "result", dx)
+        return dx
+
+    def _means(self, node: Node, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if hasattr(value, "scale") and hasattr(value, "zero"):
+                self._observed.meanings[node.name, name] = value
+
+
+def watch(network: Network, registers: Registers) -> Observed:
+    """From now on every training step of the network is observed."""
+    observed = Observed()
+    network.method = _Watched(network.method, observed)
+    registers.seen = observed.product
+    return observed

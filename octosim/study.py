@@ -1,0 +1,354 @@
+"""Grids of runs: read and checked as a whole, trained in parallel processes, resumed after anything, with tidy records.
+
+A study's directory holds
+    NAME/          a run directory for each row (train.py)
+    records.csv    a line for each evaluation of each finished run, in the order of the rows; replaced atomically
+    study.json     the state of every row
+    study.toml     the study as it was read
+The records follow from the study alone: a study that was killed and started again has the same ones, to the byte.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import time
+import tomllib
+import typing
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from octosim import core, methods, train
+from octosim.errors import OctosimError, suggest
+
+SHIPPED = Path(__file__).parent / "studies"
+FORMAT = 1
+
+# ---- the file --------------------------------------------------
+
+_KINDS: dict[str, Any] = typing.get_type_hints(train.Config)
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_Scalar = str | int | float
+
+def _settings(name: str, parameters: Any, wrap: Callable[[Any], Any]) -> Any:
+    """A pydantic model with the fields of train.Config, all optional."""
+    kinds: dict[str, Any] = {key: (parameters if key == "parameters" else wrap(kind), None) for key, kind in _KINDS.items()}
+    return create_model(name, __config__=_STRICT, **kinds)
+
+
+_Base: Any = _settings("Base", dict[str, _Scalar], lambda kind: kind)
+_Grid: Any = _settings("Grid", dict[str, list[_Scalar]], lambda kind: list.__class_getitem__(kind))
+
+
+class Study(BaseModel):
+    """base: settings of every run, fields of train.Config.  grid: lists of settings; all combinations of each are rows."""
+
+    model_config = _STRICT
+    title: str = ""
+    about: str = ""
+    base: _Base = Field(default_factory=_Base)
+    grid: list[_Grid] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run of a study; its name is that of its directory."""
+
+    name: str
+    config: train.Config
+
+
+def shipped() -> list[str]:
+    """Names of the studies in the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def source(name: str) -> Path:
+    """The file of a study: a shipped one's name, or a path."""
+    if name in shipped():
+        return SHIPPED / f"{name}.toml"
+    if not name.endswith(".toml"):
+        raise OctosimError(f"'{name}' is neither a .toml file nor a study of the package" + suggest(name, shipped()))
+    return Path(name)
+
+
+def read(path: Path) -> Study:
+    """A study's file; OctosimError with the first thing that is wrong in it."""
+    try:
+        return Study.model_validate(tomllib.loads(path.read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise OctosimError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise OctosimError(f"{path} is not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            known = Study.model_fields if len(place) == 1 else _KINDS
+            raise OctosimError(f"{path}: unknown key '{'.'.join(place)}'" + suggest(place[-1], known)) from None
+        raise OctosimError(f"{path}: {'.'.join(place)}: {first['msg']}") from None
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """parameters {lac: off} -> method.lac: off."""
+    rest = {key: value for key, value in settings.items() if key != "parameters"}
+    return rest | {f"method.{key}": value for key, value in settings.get("parameters", {}).items()}
+
+
+def _choices(grid: Any) -> Iterator[dict[str, Any]]:
+    """Every combination of a grid's lists, flat; in the order of Config's fields, then parameters, the last fastest."""
+    lists = _flat(grid.model_dump(exclude_unset=True))
+    for values in itertools.product(*lists.values()):
+        yield dict(zip(lists, values, strict=True))
+
+
+def _config(flat: dict[str, Any]) -> train.Config:
+    settings = {key: value for key, value in flat.items() if not key.startswith("method.")}
+    parameters = {key.removeprefix("method."): value for key, value in flat.items() if key.startswith("method.")}
+    return train.Config(**settings, parameters=parameters)
+
+
+def rows(study: Study, path: Path) -> list[Row]:
+    """The study's rows, none tried yet; OctosimError where two have one name."""
+    base = _flat(study.base.model_dump(exclude_unset=True))
+    flats = [base | choice for grid in study.grid for choice in _choices(grid)]
+    if not flats:
+        raise OctosimError(f"{path}: a list of a grid is empty: the study has no rows")
+    varied = [key for key in dict.fromkeys(k for f in flats for k in f) if len({repr(f.get(key)) for f in flats}) > 1]
+    found: dict[str, Row] = {}
+    for flat in flats:
+        parts = [f"{key.removeprefix('method.')}={flat[key]}" for key in varied if key in flat]
+        name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts))[:200].lstrip(".") or "run"
+        if name in found:
+            raise OctosimError(f"{path}: two rows are {name}; every row of a study must be another run")
+        found[name] = Row(name, _config(flat))
+    return list(found.values())
+
+
+def check(plan: Sequence[Row], path: Path, progress: Callable[[int], None] | None = None) -> None:
+    """Builds every run once, without a step: OctosimError names the first row that cannot be, or that is another's twin."""
+    seen: dict[str, Row] = {}
+    for number, row in enumerate(plan, start=1):
+        where = f"{path}, row {number} ({row.name})"
+        try:
+            identity = json.dumps(train.manifest(train.Run(row.config), "")["decides"], sort_keys=True)
+        except OctosimError as error:
+            raise OctosimError(f"{where}: {error}") from None
+        if identity in seen:
+            raise OctosimError(f"{where} is the same run as {seen[identity].name}")
+        seen[identity] = row
+        if progress:
+            progress(number)
+
+
+# ---- one run, in a process of its own --------------------------------------------------
+
+
+@dataclass
+class State:
+    """Where a row stands: waiting, running, finished, interrupted or broken (for `reason`)."""
+
+    name: str
+    state: str = "waiting"
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    test_accuracy: float | None = None
+    reason: str = ""
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Waits for a process that still works on the run: one that its killed study left, which ends at its next step."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _open(folder: Path, config: train.Config, command: str) -> train.Run:
+    """The run at its last checkpoint, or a new one."""
+    if (folder / "manifest.json").exists():
+        return train.reopen(folder)
+    if folder.exists() and all(path.name.endswith(".tmp") for path in folder.iterdir()):
+        shutil.rmtree(folder)  # killed before the manifest was in place
+    return train.create(config, folder, command)
+
+
+def _work(folder: Path, config: train.Config, command: str, threads: int, every: int, parent: int, pipe: Connection) -> None:
+    """Trains a run to its end, telling `pipe` how it goes."""
+    told = 0.0
+
+    def tell(p: train.Progress) -> None:
+        nonlocal told
+        if os.getppid() != parent:
+            os._exit(1)  # killed; whoever starts the study again continues from the last checkpoint
+        if time.monotonic() - told > 0.2:
+            told = time.monotonic()
+            pipe.send({"step": p.step, "steps": p.steps, "loss": p.loss, "test_accuracy": p.test_accuracy})
+
+    try:
+        core.set_threads(threads)
+        with _lock(folder.with_name(f".{folder.name}.lock")):
+            if train.read_digest(folder) is None:
+                done = train.train(_open(folder, config, command), folder, tell, every)
+                pipe.send({"state": "finished" if done else "interrupted"})
+            else:
+                pipe.send({"state": "finished"})
+    except OctosimError as error:
+        pipe.send({"state": "broken", "reason": str(error)})
+    except KeyboardInterrupt:
+        pipe.send({"state": "interrupted"})
+
+
+# ---- records --------------------------------------------------
+
+_OVERFLOW = ("additions", "saturations", "wraps", "pair_saturations", "outputs", "inexact")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def records(row: Row, folder: Path) -> list[dict[str, Any]]:
+    """The evaluations of a finished run: its settings, its record, and its overflow so far where it was counted."""
+    settings = {name: getattr(row.config, name) for name in (f.name for f in fields(train.Config)) if name != "parameters"}
+    parameters = methods.parameters(methods.make(row.config.method, row.config.parameters))
+    fixed = {"run": row.name, **_flat(settings | {"parameters": parameters}), "digest": train.read_digest(folder)}
+    try:
+        kept, counted = _lines(folder / "records.jsonl"), _lines(folder / "overflow.jsonl")
+        made = []
+        for record in kept:
+            if "test_accuracy" in record:
+                so_far = [c for c in counted if c["step"] <= record["step"]]
+                sums: dict[str, Any] = {key: sum(c[key] for c in so_far) for key in _OVERFLOW if so_far}
+                if so_far:
+                    sums["largest_bits"] = max(c["largest_bits"] for c in so_far)
+                made.append(fixed | record | sums)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OctosimError(f"{folder}: its records cannot be read: {error}") from None
+    return made
+
+
+def as_csv(table: Sequence[dict[str, Any]]) -> bytes:
+    """Columns in order of appearance; what a row lacks is empty."""
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue().encode()
+
+
+# ---- the whole --------------------------------------------------
+
+
+def _settle(plan: Sequence[Row], out: Path) -> dict[str, State]:
+    """How the rows stand in the directory; OctosimError where a run there is another than the study's."""
+    states = {row.name: State(row.name) for row in plan}
+    for row in plan:
+        folder, state = out / row.name, states[row.name]
+        if not (folder / "manifest.json").exists():
+            continue
+        try:
+            stored = train.read_config(folder)
+        except OctosimError as error:
+            state.state, state.reason = "broken", str(error)
+            continue
+        if stored != row.config:
+            raise OctosimError(f"{folder} was started with other settings than the study's row; choose another --out")
+        if train.read_digest(folder) is not None:
+            state.state = "finished"
+    return states
+
+
+def run(
+    study: Study, plan: Sequence[Row], out: Path, text: str, *, jobs: int, threads: int, command: str = "", every: int = 100,
+    show: Callable[[list[State]], None] = lambda states: None,
+) -> list[State]:  # fmt: skip
+    """Trains what is not finished yet, `jobs` runs at once; Ctrl-C leaves a study that continues.  text: of its file."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OctosimError(f"cannot make {out}: {error.strerror}") from None
+    states = _settle(plan, out)
+    train.write_atomic(out / "study.toml", text.encode())
+    table: dict[str, list[dict[str, Any]]] = {}
+
+    def note(state: State) -> None:
+        """A run has ended: its records join the others'."""
+        row = next(row for row in plan if row.name == state.name)
+        if state.state == "finished":
+            try:
+                found = table[row.name] = records(row, out / row.name)
+                last = found[-1]
+                state.step = state.steps = last["step"]
+                state.loss, state.test_accuracy = last["loss"], last["test_accuracy"]
+            except (OctosimError, IndexError) as error:
+                state.state, state.reason = "broken", str(error)
+
+    def write() -> None:
+        lines = [line for row in plan for line in table.get(row.name, [])]
+        train.write_atomic(out / "records.csv", as_csv(lines))
+        summary = {"format": FORMAT, "kind": "study", "title": study.title, "about": study.about}
+        content = summary | {"rows": [vars(state) for state in states.values()]}
+        train.write_atomic(out / "study.json", (json.dumps(content, indent=2) + "\n").encode())
+
+    for state in states.values():
+        note(state)
+    write()
+    waiting = deque(row for row in plan if states[row.name].state == "waiting")
+    active: dict[Connection, tuple[Any, State]] = {}
+    context = multiprocessing.get_context("spawn")
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                row = waiting.popleft()
+                ours, theirs = context.Pipe(duplex=False)
+                arguments = (out / row.name, row.config, command, threads, every, os.getpid(), theirs)
+                process = context.Process(target=_work, args=arguments, daemon=True)
+                process.start()
+                theirs.close()
+                states[row.name].state = "running"
+                active[ours] = process, states[row.name]
+            for pipe in wait(list(active), timeout=1):
+                assert isinstance(pipe, Connection)
+                _listen(pipe, *active[pipe])
+                if active[pipe][1].state != "running":
+                    process, state = active.pop(pipe)
+                    process.join()
+                    note(state)
+                    write()
+            show(list(states.values()))
+    except KeyboardInterrupt:
+        for process, _ in active.values():
+            process.terminate()  # each writes a checkpoint first
+        for process, state in active.values():
+            process.join()
+            state.state = "interrupted"
+        write()
+    return list(states.values())
+
+
+def _listen(pipe: Connection, process: Any, state: State) -> None:
+    """Takes a message of a run; its end without one is a crash."""
+    try:
+        message = pipe.recv()
+    except (EOFError, OSError):
+        process.join()
+        message = {"state": "broken", "reason": f"its process ended with exit code {process.exitcode}"}
+    for key, value in message.items():
+        setattr(state, key, value)

@@ -1,0 +1,153 @@
+/* Holds the vectors of one layer against plain loops: every pass, in the order of the register's definition (docs/studies.md).
+ * Self-contained; put your own kernel's sums in place of the loops', or compare with the arrays directly. */
+
+#include <stdint.h>
+#include <stdio.h>
+
+#include "@HEADER@"
+
+/* The register of one output, and what has come in since the last step. */
+typedef struct {
+    int64_t sum, group, pair, others;
+    long count;
+} reg;
+
+static int64_t narrow(int64_t value, int bits, int saturate)
+{
+    int64_t limit = (int64_t)1 << (bits - 1), low;
+    if (saturate)
+        return value < -limit ? -limit : value >= limit ? limit - 1 : value;
+    low = (value + limit) % (2 * limit);
+    return (low < 0 ? low + 2 * limit : low) - limit;
+}
+
+static void end_pair(reg *r)
+{
+    r->group += OCTO_PAIR_BITS ? narrow(r->pair, OCTO_PAIR_BITS ? OCTO_PAIR_BITS : 8, 1) : r->pair;
+    r->pair = 0;
+}
+
+static void end_group(reg *r)
+{
+    end_pair(r);
+    r->sum = narrow(r->sum + r->group, OCTO_BITS, OCTO_SATURATE);
+    r->group = 0;
+}
+
+/* data: X in forward and dW, dY in dX; an unsigned register gets it as a uint8 code. */
+static void take(reg *r, int data, int other)
+{
+    r->pair += (OCTO_UNSIGNED ? data + 128 : data) * other;
+    r->others += other;
+    r->count++;
+    if (r->count % OCTO_GROUP == 0)
+        end_group(r);
+    else if (r->count % OCTO_GROUP % 2 == 0)
+        end_pair(r);
+}
+
+static int check(reg *r, int32_t expected, const char *pass, long index)
+{
+    int64_t found;
+    end_group(r);
+    found = narrow(r->sum - (OCTO_UNSIGNED ? 128 * r->others : 0), 32, 0);
+    if (found == expected)
+        return 0;
+    printf("%s %s: sum %ld is %ld, the vectors have %ld\n", OCTO_LAYER, pass, index, (long)found, (long)expected);
+    return 1;
+}
+
+/* A pixel's code; the zero point's outside the image. */
+static int x_at(int b, int h, int w, int c)
+{
+    if (h < 0 || h >= OCTO_HEIGHT || w < 0 || w >= OCTO_WIDTH)
+        return OCTO_X_ZERO;
+    return octo_x[(((long)b * OCTO_HEIGHT + h) * OCTO_WIDTH + w) * OCTO_CHANNELS + c];
+}
+
+/* h, w: in pixels of X, before the stride; 0 where there is no output. */
+static int dy_at(int b, int h, int w, int f)
+{
+    if (h < 0 || w < 0 || h % OCTO_STRIDE || w % OCTO_STRIDE || h / OCTO_STRIDE >= OCTO_OUT_H || w / OCTO_STRIDE >= OCTO_OUT_W)
+        return 0;
+    return octo_dy[(((long)b * OCTO_OUT_H + h / OCTO_STRIDE) * OCTO_OUT_W + w / OCTO_STRIDE) * OCTO_FILTERS + f];
+}
+
+/* c: the channel within the filter, always 0 in a depthwise convolution. */
+static int w_at(int f, int i, int j, int c)
+{
+    return octo_w[(((long)f * OCTO_KERNEL_H + i) * OCTO_KERNEL_W + j) * OCTO_DEPTH + c];
+}
+
+static int forward(void)
+{
+    long index = 0;
+    int b, h, w, f, i, j, c;
+    for (b = 0; b < OCTO_BATCH; b++)
+        for (h = 0; h < OCTO_OUT_H; h++)
+            for (w = 0; w < OCTO_OUT_W; w++)
+                for (f = 0; f < OCTO_FILTERS; f++, index++) {
+                    reg r = {0, 0, 0, 0, 0};
+                    for (i = 0; i < OCTO_KERNEL_H; i++)
+                        for (j = 0; j < OCTO_KERNEL_W; j++)
+                            for (c = 0; c < OCTO_DEPTH; c++)
+                                take(&r, x_at(b, h * OCTO_STRIDE + i - OCTO_PAD, w * OCTO_STRIDE + j - OCTO_PAD,
+                                              OCTO_DEPTHWISE ? f : c), w_at(f, i, j, c));
+                    if (check(&r, octo_forward[index], "forward", index))
+                        return 1;
+                }
+    printf("%s forward: %ld sums are equal\n", OCTO_LAYER, index);
+    return 0;
+}
+
+static int weight_grad(void)
+{
+    long index = 0;
+    int b, h, w, f, i, j, c;
+    for (f = 0; f < OCTO_FILTERS; f++)
+        for (i = 0; i < OCTO_KERNEL_H; i++)
+            for (j = 0; j < OCTO_KERNEL_W; j++)
+                for (c = 0; c < OCTO_DEPTH; c++, index++) {
+                    reg r = {0, 0, 0, 0, 0};
+                    for (b = 0; b < OCTO_BATCH; b++)
+                        for (h = 0; h < OCTO_OUT_H; h++)
+                            for (w = 0; w < OCTO_OUT_W; w++)
+                                take(&r, x_at(b, h * OCTO_STRIDE + i - OCTO_PAD, w * OCTO_STRIDE + j - OCTO_PAD,
+                                              OCTO_DEPTHWISE ? f : c), dy_at(b, h * OCTO_STRIDE, w * OCTO_STRIDE, f));
+                    if (check(&r, octo_dw[index], "dW", index))
+                        return 1;
+                }
+    printf("%s dW: %ld sums are equal\n", OCTO_LAYER, index);
+    return 0;
+}
+
+#if OCTO_HAS_DX
+static int input_grad(void)
+{
+    long index = 0;
+    int b, h, w, f, i, j, c;
+    for (b = 0; b < OCTO_BATCH; b++)
+        for (h = 0; h < OCTO_HEIGHT; h++)
+            for (w = 0; w < OCTO_WIDTH; w++)
+                for (c = 0; c < OCTO_CHANNELS; c++, index++) {
+                    reg r = {0, 0, 0, 0, 0};
+                    for (i = 0; i < OCTO_KERNEL_H; i++)
+                        for (j = 0; j < OCTO_KERNEL_W; j++)
+                            for (f = OCTO_DEPTHWISE ? c : 0; f < (OCTO_DEPTHWISE ? c + 1 : OCTO_FILTERS); f++)
+                                take(&r, dy_at(b, h + OCTO_PAD - i, w + OCTO_PAD - j, f), w_at(f, i, j, OCTO_DEPTHWISE ? 0 : c));
+                    if (check(&r, octo_dx[index], "dX", index))
+                        return 1;
+                }
+    printf("%s dX: %ld sums are equal\n", OCTO_LAYER, index);
+    return 0;
+}
+#endif
+
+int main(void)
+{
+    int failed = forward() + weight_grad();
+#if OCTO_HAS_DX
+    failed += input_grad();
+#endif
+    return failed != 0;
+}

@@ -1,0 +1,232 @@
+"""Grids of runs: what a study's file says, what is refused, parallel runs, kills, records and the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_cli import octosim
+
+from octosim import study, train
+from octosim.errors import OctosimError
+
+BASE = '[base]\nmodel = "mlp"\nbatch_size = 50\nsteps = 12\n'
+TINY = f"""
+title = "Tiny"
+{BASE}
+count_overflow = 6
+eval_every = 6
+[[grid]]
+accumulator = ["exact32", "acc16"]
+seed = [0, 1]
+"""
+LONG = '[base]\nmodel = "lenet5"\nbatch_size = 20\nsteps = 40\n[[grid]]\naccumulator = ["exact32", "acc16"]\nseed = [0, 1]\n'
+
+
+def file(folder: Path, text: str) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+def rows_of(folder: Path, text: str) -> list[study.Row]:
+    path = file(folder, text)
+    return study.rows(study.read(path), path)
+
+
+# ---- the file --------------------------------------------------
+
+
+def test_rows_are_all_combinations(tmp_path: Path) -> None:
+    rows = rows_of(
+        tmp_path,
+        '[base]\nmodel = "mlp"\nlr = 1\n[base.parameters]\nlac = "off"\n[[grid]]\nseed = [0, 1]\n'
+        '[grid.parameters]\nprc = ["off", "gauss"]\n[[grid]]\nmethod = ["octo"]\nmilestones = [[0.5], [0.25, 0.5]]\n',
+    )
+    assert [row.name for row in rows] == [
+        "seed=0,prc=off", "seed=0,prc=gauss", "seed=1,prc=off", "seed=1,prc=gauss",
+        "method=octo,milestones=_0.5_", "method=octo,milestones=_0.25,_0.5_",
+    ]  # fmt: skip
+    assert rows[3].config == train.Config(model="mlp", lr=1, seed=1, parameters={"lac": "off", "prc": "gauss"})
+    assert rows[5].config.milestones == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("name", study.shipped())
+def test_shipped_studies_are_good(name: str) -> None:
+    path = study.source(name)
+    plan = study.rows(study.read(path), path)
+    study.check(plan, path)
+    assert len(plan) >= 18 and study.read(path).title
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("grid = 3", "tiny.toml: grid: Input should be a valid list"),
+        ("[base]", "tiny.toml: grid: Field required"),
+        ("[[grid]]\nseeds = [0]", "unknown key 'grid.0.seeds'; did you mean 'seed'?"),
+        ("[bases]\n[[grid]]\nseed = [0]", "unknown key 'bases'; did you mean 'base'?"),
+        ("[[grid]]\nseed = 0", "grid.0.seed: Input should be a valid list"),
+        ("[[grid]]\nseed = ['0']", "grid.0.seed.0: Input should be a valid integer"),
+        ("[base]\nbatchnorm = 1\n[[grid]]\nseed = [0]", "base.batchnorm: Input should be a valid boolean"),
+        ("[[grid]]\nseed = []", "a list of a grid is empty: the study has no rows"),
+        ("[[grid]\n", "tiny.toml is not TOML"),
+        ("[[grid]]\nseed = [3, 3]", "every row of a study must be another run"),
+        ("[[grid]]\nseed = [0, -1]", "row 2 (seed=-1): --seed must be in"),
+        ("[[grid]]\nmethod = ['octo', 'fp32']\naccumulator = ['exact32', 'acc16']",
+         "row 4 (method=fp32,accumulator=acc16): --accumulator acc16 is for methods with int8 products"),
+        ("[[grid]]\nmethod = ['octo', 'fp32']\n[grid.parameters]\nlac = ['off']", "row 2 (method=fp32): method fp32 has no"),
+        ("[[grid]]\n[grid.parameters]\nlac = ['on']", "row 1 (run): method octo: lac must be one of"),
+        ("[[grid]]\nmodel = ['mlp', 'lenet']", "row 2 (model=lenet): unknown model 'lenet'"),
+        ("[[grid]]\nseed = [0]\n[[grid]]\nseed = [0]\n[grid.parameters]\nlac = ['channel']",
+         "row 2 (lac=channel) is the same run as run"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_before_anything_runs(text: str, words: str, tmp_path: Path) -> None:
+    path = file(tmp_path, text)
+    done = octosim("study", str(path), folder=tmp_path)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert done.stderr.startswith("octosim: ") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- runs --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny study, finished."""
+    folder = tmp_path_factory.mktemp("study")
+    done = octosim("study", str(file(folder, TINY)), "--jobs", "2", "--out", "out", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "4 finished" in done.stdout and done.stderr.count(": finished") == 4
+    return folder / "out"
+
+
+def test_records(finished: Path) -> None:
+    table = pd.read_csv(finished / "records.csv")
+    assert len(table) == 4 * 2 and table["run"].tolist()[::2] == [
+        f"seed={s},accumulator={a}" for s in (0, 1) for a in ("exact32", "acc16")
+    ]
+    assert table["step"].tolist() == [6, 12] * 4 and table["test_accuracy"].between(0, 1).all()
+    assert set(table["method.lac"]) == {"channel"} and set(table["model"]) == {"mlp"}
+    narrow = table[table["accumulator"] == "acc16"]
+    assert (narrow["saturations"] > 0).all() and (table[table["accumulator"] == "exact32"]["saturations"] == 0).all()
+    assert (narrow["inexact"] > 0).all() and (table[table["accumulator"] == "exact32"]["inexact"] == 0).all()
+    assert (table["additions"][1::2].to_numpy() == 2 * table["additions"][::2].to_numpy()).all()
+    for name, digest in zip(table["run"], table["digest"], strict=True):
+        assert train.read_digest(finished / name) == digest
+    summary = json.loads((finished / "study.json").read_text())
+    assert summary["kind"] == "study" and {row["state"] for row in summary["rows"]} == {"finished"}
+
+
+def test_runs_are_runs(finished: Path) -> None:
+    """As octosim train makes them."""
+    assert train.verify(finished / "seed=1,accumulator=acc16").equal
+
+
+def test_report(finished: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = octosim("report", str(finished), "-o", str(page))
+    assert done.returncode == 0 and "4 runs, 0 benches" in done.stdout and not done.stderr, done.stderr
+    assert "accumulator=acc16" in page.read_text()
+
+
+def test_finished_runs_are_skipped(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("checkpoint.safetensors")}
+    content = (finished / "records.csv").read_bytes()
+    (finished / "records.csv").unlink()
+    done = octosim("study", str(finished.parent / "tiny.toml"), "--out", str(finished), "--json")
+    assert done.returncode == 0, done.stderr
+    assert {row["state"] for row in json.loads(done.stdout)["rows"]} == {"finished"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (finished / "records.csv").read_bytes() == content
+
+
+def test_dry_run(tmp_path: Path) -> None:
+    done = octosim("study", str(file(tmp_path, TINY)), "--dry-run", folder=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[0] == "seed=0,accumulator=exact32"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_settings_are_refused(finished: Path, tmp_path: Path) -> None:
+    path = file(tmp_path, TINY.replace("batch_size = 50", "batch_size = 40"))
+    done = octosim("study", str(path), "--out", str(finished))
+    assert done.returncode == 2 and "was started with other settings" in done.stderr
+
+
+def test_broken_runs_are_named_and_the_others_trained(tmp_path: Path) -> None:
+    """A diverging one, a damaged manifest, a damaged checkpoint, and a folder that was only just made."""
+    path = file(tmp_path, BASE + "[[grid]]\nlr = [0.01, 1e30]\n[[grid]]\nseed = [1, 2, 3]\n")
+    rows = {row.name: row for row in study.rows(study.read(path), path)}
+    assert list(rows) == ["lr=0.01", "lr=1e+30", "seed=1", "seed=2", "seed=3"]
+    for name in ("seed=1", "seed=2"):
+        train.create(rows[name].config, tmp_path / "out" / name, "test")
+    (tmp_path / "out/seed=1/manifest.json").write_text("{")
+    (tmp_path / "out/seed=2/checkpoint.safetensors").write_text("no")
+    (tmp_path / "out/seed=3").mkdir()
+    (tmp_path / "out/seed=3/.manifest.json.1.tmp").write_text("{")
+    done = octosim("study", str(path), "--out", "out", "--jobs", "2", "--json", folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    states = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    assert [row["state"] for row in states.values()] == ["finished", "broken", "broken", "broken", "finished"]
+    assert "a smaller --lr may help" in states["lr=1e+30"]["reason"] and "checkpoint" in states["seed=2"]["reason"]
+    assert "seed=1 is broken: " in done.stderr and "manifest.json cannot be read" in done.stderr
+    assert set(pd.read_csv(tmp_path / "out/records.csv")["run"]) == {"lr=0.01", "seed=3"}
+
+
+# ---- interruption --------------------------------------------------
+
+
+def begun(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Waits until a run has checkpoints and is in the middle."""
+    for _ in range(3000):
+        for path in folder.glob("*/records.jsonl"):
+            if path.read_bytes().count(b"\n") >= 15 and not (path.parent / "digest.txt").exists():
+                return
+        assert process.poll() is None, "the study ended before it could be interrupted"
+        time.sleep(0.01)
+    raise AssertionError("no run began")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda s: s.name)
+def test_killed_and_started_again(number: signal.Signals, tmp_path: Path) -> None:
+    """The records of a study that nothing disturbed, to the byte; the runs that the kill left end by themselves."""
+    path = file(tmp_path, LONG)
+    line = ("study", str(path), "--jobs", "2", "--checkpoint-every", "10", "--out")
+    whole = octosim(*line, "whole", folder=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", "octosim.cli", *line, "broken"], cwd=tmp_path, env=os.environ.copy(), text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    begun(tmp_path / "broken", process)
+    process.send_signal(number)
+    if number == signal.SIGINT:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "the same command continues" in errors
+    else:
+        assert process.wait() == -signal.SIGKILL
+    unfinished = [p for p in (tmp_path / "broken").glob("*/manifest.json") if not (p.parent / "digest.txt").exists()]
+    assert unfinished
+    done = octosim(*line, "broken", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "broken/records.csv").read_bytes() == (tmp_path / "whole/records.csv").read_bytes()
+    for folder in (tmp_path / "whole").iterdir():
+        if folder.is_dir():
+            for name in ("digest.txt", "records.jsonl"):
+                assert (tmp_path / "broken" / folder.name / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_bad_paths(tmp_path: Path) -> None:
+    with pytest.raises(OctosimError, match="nowhere.toml cannot be read: No such file"):
+        study.read(tmp_path / "nowhere.toml")
+    done = octosim("study", str(file(tmp_path, TINY)), "--out", "/proc/nowhere")
+    assert done.returncode == 2 and "cannot make /proc/nowhere" in done.stderr
