@@ -749,13 +749,14 @@ def profiles_calibrate(
 
     Example: octosim profiles calibrate -o this-machine.toml && octosim bench --profile this-machine.toml
 
-    With --from: fit another CPU's efficiency factors to measured times of networks.  The CSV has the columns network, precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
+    With --from: fit another CPU's efficiency factors to measured times of networks.  The CSV has the columns network,
+    precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
 
     Example: octosim profiles calibrate --from measured.csv --profile pi4 -o my-pi4.toml
     """
     if from_ is None:
         if profile or layers or summary or device:
-            raise OctosimError("--profile, --layers, --summary and --device go with --from; without it this machine is measured")
+            raise OctosimError("--profile, --layers, --summary and --device go with --from; else this machine is measured")
         _calibrate_host(out, json_)
         return
     if profile is None:

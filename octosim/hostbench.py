@@ -25,9 +25,11 @@ Call = Callable[[], Any]
 CONVOLUTIONS = (
     # batch, side, channels, filters, kernel, padding, stride: from few channels to many, none a layer of octosim's models;
     # small enough that a call takes no more than some milliseconds: undisturbed ones are then to be had on a busy machine
-    (16, 28, 3, 24, 3, 1, 1), (32, 24, 1, 12, 5, 2, 1), (32, 24, 1, 5, 5, 2, 1), (32, 24, 4, 8, 5, 0, 1), (32, 20, 12, 12, 3, 1, 1),
+    (16, 28, 3, 24, 3, 1, 1), (32, 24, 1, 12, 5, 2, 1), (32, 24, 1, 5, 5, 2, 1), (32, 24, 4, 8, 5, 0, 1),
+    (32, 20, 12, 12, 3, 1, 1),
     (16, 24, 24, 24, 3, 1, 1), (16, 14, 48, 48, 3, 1, 1), (4, 20, 48, 96, 3, 1, 1), (4, 10, 96, 192, 3, 1, 1),
-    (1, 12, 192, 320, 3, 0, 1), (2, 6, 384, 384, 3, 1, 1), (4, 6, 448, 480, 3, 1, 1), (8, 6, 192, 192, 3, 1, 1), (16, 24, 24, 48, 1, 0, 1),
+    (1, 12, 192, 320, 3, 0, 1), (2, 6, 384, 384, 3, 1, 1), (4, 6, 448, 480, 3, 1, 1),
+    (8, 6, 192, 192, 3, 1, 1), (16, 24, 24, 48, 1, 0, 1),
     (16, 12, 96, 192, 1, 0, 1), (8, 6, 384, 320, 1, 0, 1), (16, 3, 384, 448, 1, 0, 1), (16, 28, 12, 24, 3, 1, 2),
     (16, 14, 24, 48, 3, 1, 2), (16, 28, 12, 24, 1, 0, 2),
 )  # fmt: skip
@@ -92,7 +94,8 @@ def _bind(function: Callable[..., Any], *args: Any, **more: Any) -> Call:
     return lambda: function(*args, **more)
 
 
-NARROW = {"batchnorm", "max pool", "average pool", "bias", "bias gradient", "bias, LAC gradients", "dequantize, LAC", "dequantize dX"}
+NARROW = {"batchnorm", "max pool", "average pool", "bias", "bias gradient", "bias, LAC gradients", "dequantize, LAC",
+          "dequantize dX"}  # fmt: skip
 """Passes whose speed depends on the number of channels: measured at each of CHANNELS, the others at the middle one."""
 
 
@@ -268,7 +271,8 @@ def calibrate(
                     for width in CHANNELS:
                         some = [row for row in _passes(size, width) if row[0] in NARROW or width == CHANNELS[1]]
                         keys = [(name, pass_, width if name in NARROW else 0) for name, pass_, _ in some]
-                        _in_turn([row[2] for row in some], [over.setdefault(key, {}).setdefault(size, []) for key in keys], clock)
+                        held = [over.setdefault(key, {}).setdefault(size, []) for key in keys]
+                        _in_turn([row[2] for row in some], held, clock)
                 step()
             grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float]]] = {}
             for (op, _), samples in zip(calls, timed, strict=True):
@@ -298,7 +302,8 @@ def calibrate(
 def _add_layers(
     products: list[dict[str, Any]], passes: list[dict[str, Any]], threads: int, rounds: int, clock: Callable[[], float]
 ) -> None:
-    """Adds to us_per_call what a layer takes around its kernels: a tiny network's measured passes less their priced operations."""
+    """Adds to us_per_call what a layer takes around its kernels: a tiny network's measured passes less the price of their
+    operations."""
     known = rates.Rates.model_validate({
         "source": "being measured", "spread": 1.0, "products": products, "passes": passes,
         "bandwidth": [{"level": "any", "threads": threads, "bytes": 1, "gb_s": 10.0}],
@@ -323,7 +328,8 @@ def _add_layers(
         for row in products:
             if row["dtype"] == dtype:
                 layer = layers[row["kind"]]
-                priced = sum(sum(rates.time_of(op, known, threads)) for op in ops if (op.layer, op.pass_) == (layer, row["pass"]))
+                own = [op for op in ops if (op.layer, op.pass_) == (layer, row["pass"])]
+                priced = sum(sum(rates.time_of(op, known, threads)) for op in own)
                 row["us_per_call"] += max(0.0, _quiet(taken[layer, row["pass"]]) - priced) * 1e6
 
 
@@ -368,7 +374,7 @@ def _profile(
 
 
 def toml(data: dict[str, Any]) -> str:
-    """A profile as TOML: tables of nothing but values in one line, four digits a measured number."""
+    """A profile as TOML: tables of nothing but values in one line, six digits a number."""
     lines: list[str] = []
     _table(lines, "", data)
     return "\n".join(lines) + "\n"
@@ -378,7 +384,7 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return repr(float(f"{value:.4g}"))
+        return repr(float(f"{value:.6g}"))
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, dict):

@@ -2,8 +2,8 @@
 
     python tools/mca_arm.py [--mca llvm-mca-19] [--peaks cpufp_peak_measured.csv] [--write]
 
-The loops are those that gcc makes of cext/arm_neon.c and cext/arm_dotprod.c; llvm-mca repeats each with all loads hitting the L1
-cache.  Needs aarch64-linux-gnu-gcc and llvm-mca (Debian: gcc-aarch64-linux-gnu, llvm-19).
+The loops are those that gcc makes of cext/arm_neon.c and cext/arm_dotprod.c; llvm-mca repeats each, all loads hitting the
+L1 cache.  Needs aarch64-linux-gnu-gcc and llvm-mca (Debian: gcc-aarch64-linux-gnu, llvm-19).
 """
 
 from __future__ import annotations

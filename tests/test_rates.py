@@ -1,0 +1,160 @@
+"""Measured rates: prices by hand, interpolation, the fit, the profile that calibration writes, and its command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octosim import compare, core, cost, hostbench, hw, methods, models, rates
+from octosim.errors import OctosimError
+from octosim.trace import Op
+
+ROW = {"threads": 1, "us_per_call": 2.0, "ps_per_mac": 10.0, "ps_per_left": 100.0, "ps_per_right": 50.0, "ps_per_result": 20.0}
+
+
+def product(kind="linear", dtype="int8", pass_="forward", **more):
+    return {"kind": kind, "dtype": dtype, "pass": pass_} | ROW | more
+
+
+def some(products=None, passes=None):
+    return rates.Rates.model_validate({
+        "source": "test", "spread": 0.1,
+        "products": products or [product(), product("convolution"), product("depthwise"), product("convolution", pass_="dX")],
+        "passes": passes or [{"name": "relu", "pass": "forward", "threads": 1, "elements": [100, 10000], "us": [1.0, 10.0]},
+                             {"name": "batchnorm", "pass": "forward", "threads": 1, "channels": 4, "elements": [100, 10000],
+                              "us": [4.0, 400.0]},
+                             {"name": "batchnorm", "pass": "forward", "threads": 1, "channels": 16, "elements": [100, 10000],
+                              "us": [1.0, 100.0]},
+                             {"name": "optimizer", "pass": "update", "threads": 1, "elements": [100, 10000],
+                              "us": [1.0, 10.0]}],
+        "bandwidth": [{"level": "L1D", "threads": 1, "bytes": 1000, "gb_s": 100.0},
+                      {"level": "main memory", "threads": 1, "bytes": 10**6, "gb_s": 10.0}]})  # fmt: skip
+
+
+def gemm(m=10, k=20, n=30, pass_="forward", dtype="int8", **more):
+    return Op("fc1", pass_, "gemm", "linear", (m, k, n), dtype, 0, 0, **more)
+
+
+def elementwise(name, elements, **more):
+    return Op("x1", "forward", "elementwise", name, (elements,), "float32", 4 * elements, 4 * elements, **more)
+
+
+def test_a_product_by_hand():
+    """10 x 20 x 30, 30 columns in blocks of 16: 6400 MACs at 10 ps, 200 x 100 ps, 600 x 50 ps, 300 x 20 ps."""
+    compute, memory, overhead = rates.time_of(gemm(), some(), 1)
+    assert compute == pytest.approx(6400 * 10e-12)
+    assert memory == pytest.approx((200 * 100 + 600 * 50 + 300 * 20) * 1e-12)
+    assert overhead == pytest.approx(2e-6)
+
+
+def test_dx_of_a_convolution_is_a_convolution_of_dy():
+    """5 filters, 3 x 3, 4 channels: (M, 5, 36) works as M x 45 x 4, of twice as many rows with stride 2."""
+    op = gemm(7, 5, 36, "dX", kernel=(3, 3))
+    assert rates.features(op) == pytest.approx((1, 7 * 45 * 16e-6, 7 * 45e-6, 45 * 4e-6, 7 * 4e-6))
+    assert rates.features(replace(op, stride=2))[1] == pytest.approx(14 * 45 * 16e-6)
+
+
+def test_depthwise_features():
+    op = gemm(50, 9, 1, groups=8, kernel=(3, 3))
+    assert rates.features(op) == pytest.approx((1, 8 * 450e-6, 50e-6, 0, 400e-6))
+    assert rates.features(replace(op, pass_="dW", shape=(1, 50, 9))) == rates.features(op)
+
+
+def test_passes_by_hand():
+    assert sum(rates.time_of(elementwise("relu", 1000), some(), 1)) == pytest.approx(10**0.5 * 1e-6)
+    assert sum(rates.time_of(elementwise("relu", 10), some(), 1)) == pytest.approx(1e-6)
+    assert sum(rates.time_of(elementwise("relu", 10**6), some(), 1)) == pytest.approx(1000e-6)
+    narrow, between, wide = (sum(rates.time_of(elementwise("batchnorm", 10000, channels=c), some(), 1)) for c in (2, 8, 64))
+    assert (narrow, between, wide) == pytest.approx((400e-6, 200e-6, 100e-6))
+    ten = Op("optimizer", "update", "update", "optimizer", (10000,), "float32", 0, 0, groups=10)
+    assert sum(rates.time_of(ten, some(), 1)) == pytest.approx(10e-6 + 9e-6)
+
+
+def test_unknown_passes_are_traffic_of_the_level_that_holds_it():
+    small, large = elementwise("softmax", 100), elementwise("softmax", 10**6)
+    assert rates.time_of(small, some(), 1)[1] == pytest.approx(800 / 100e9)
+    assert rates.time_of(large, some(), 1)[1] == pytest.approx(8e6 / 10e9)
+
+
+def test_threads_between_one_and_all():
+    both = some([product(), product(threads=4, us_per_call=6.0, ps_per_mac=2.5)],
+                [{"name": "relu", "pass": "forward", "threads": t, "elements": [1, 2], "us": [1.0, 2.0]}
+                 for t in (1, 4)])  # fmt: skip
+    one, two, four, more = (rates.time_of(gemm(), both, t) for t in (1, 2, 4, 9))
+    assert one[0] > two[0] > four[0] and one[2] < two[2] < four[2] and more == four
+    assert two[0] == pytest.approx(four[0] + (one[0] - four[0]) / 3)
+
+
+@given(st.lists(st.floats(0, 5), min_size=3, max_size=3), st.integers(0, 10**6))
+def test_non_negative_least_squares_finds_what_made_the_data(costs, seed):
+    a = np.random.default_rng(seed).uniform(0.5, 2, (12, 3))
+    found = hostbench.non_negative(a, a @ np.array(costs))
+    assert (found >= 0).all() and a @ found == pytest.approx(a @ np.array(costs), rel=1e-2, abs=1e-2)
+
+
+def test_non_negative_where_plain_least_squares_is_not():
+    a = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]])
+    assert hostbench.non_negative(a, np.array([3.0, 2.0, 1.0])) == pytest.approx([2.0, 0.0], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def device():
+    """A quick, coarse calibration of this machine."""
+    before = core.threads()
+    text = hostbench.toml(hostbench.calibrate(scale=0.05, rounds=1, elements=(1 << 10, 1 << 14), threads=(1,)))
+    assert core.threads() == before
+    return hostbench.load_check(text)
+
+
+def test_calibration_prices_every_model(device):
+    assert device.rates is not None and device.engines[0].units.value == 1
+    assert {(p.kind, p.dtype, p.pass_) for p in device.rates.products} == {
+        (kind, dtype, pass_) for kind in ("convolution", "linear", "depthwise") for dtype in ("int8", "float32")
+        for pass_ in ("forward", "dX", "dW")}  # fmt: skip
+    names = {row.name for row in device.rates.passes}
+    for model in models.MODELS:
+        shape = (32, 32, 3)
+        for method in ("octo", "fp32"):
+            net = models.Network(models.layers(model, 10, in_shape=shape), shape, methods.make(method, {}), None)
+            ops = models.trace(net, 4)
+            assert {op.name for op in ops if op.kind != "gemm"} <= names  # every pass was measured itself
+            costs = cost.predict(ops, device, 1)
+            assert all(c.time_s == pytest.approx(c.compute_s + c.memory_s + c.overhead_s) and c.time_s > 0 for c in costs)
+            assert compare.time_of(ops, device, 1) == pytest.approx(sum(c.time_s for c in costs))
+
+
+def test_the_calibrated_profile_names_its_source_and_no_host(device):
+    import platform
+
+    assert "octosim profiles calibrate" in device.rates.source and device.title in device.rates.source
+    assert platform.node() not in device.rates.source
+    assert device.memory.bandwidth_sustained_gb_s.kind == "measured" and device.overhead_us.kind == "measured"
+    assert device.rates.bandwidth[-1].level == "main memory"
+
+
+def test_toml_round_trip(device):
+    text = hostbench.toml(device.model_dump(exclude_none=True, by_alias=True, mode="json"))
+    assert hw.parse(text, "x") == device
+
+
+@pytest.mark.parametrize("change, message", [
+    (("ps_per_mac = ", "ps_per_mac = -"), "ps_per_mac"), (('kind = "linear"', 'kind = "lineal"'), "kind"),
+    (('"main memory"', '""'), "level")])
+def test_bad_rates_are_named(device, change, message):
+    text = hostbench.toml(device.model_dump(exclude_none=True, by_alias=True, mode="json"))
+    with pytest.raises(OctosimError, match=f"bad.toml: field .*{message}"):
+        hw.parse(text.replace(*change, 1), "bad.toml")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("--profile", "pi4"), "go with --from"), (("--from", "x.csv"), "--from needs --profile")])
+def test_command_refuses(arguments, message):
+    command = [sys.executable, "-m", "octosim.cli", "profiles", "calibrate", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
