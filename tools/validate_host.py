@@ -41,7 +41,7 @@ def main() -> None:
         clock = time.thread_time if threads == 1 else time.perf_counter
         for data in args.data:
             for model in args.models:
-                config = Config(model=model, data=data, method="octo", batch_size=BATCHES.get(model, 100))
+                config = Config(model=model, data=data, method="octo", lr=1e-3, batch_size=BATCHES.get(model, 100))
                 try:
                     records = [
                         bench.step_bench(config, device, against=[], seconds=args.seconds, command="", clock=clock)
