@@ -80,7 +80,7 @@ Training steps of octosim's own models, predicted from a profile that `octosim p
 The profile: {source}. Products lie within {spread} % of the fitted costs (one standard deviation). With one thread the
 thread's own time counts (other programs ran on the machine), with more the wall clock's.
 
-What was chosen in view of errors: that calls are measured in turn, that passes know their channels, that a layer's own work and each
+Chosen in view of errors: that calls are measured in turn, that passes know their channels, that a layer's own work and each
 updated tensor count, and the larger shapes, after looking at steps on Fashion-MNIST of all models but vgg11 (the first form's
 median error on six of them was 25 %). The steps of vgg11 and all on CIFAR-10 were looked at only afterwards.
 
