@@ -20,9 +20,16 @@ Trace = Callable[[int], Sequence[Op]]
 """The operations of a network at a batch size."""
 
 
-def side_by_side(int8: Sequence[OpCost], float32: Sequence[OpCost], device: Device) -> dict[str, Any]:
-    """{"int8", "float32": time_s and its interval, energy_j; "gain": float32's time / INT8's; "reason": in words}."""
+def side_by_side(int8: Sequence[OpCost], float32: Sequence[OpCost] | None, device: Device) -> dict[str, Any]:
+    """{"int8", "float32": time_s and its interval, energy_j; "gain": float32's time / INT8's; "reason": in words}.
+
+    float32 None: the device cannot run it; the gain is then None too.
+    """
     keys = ("time_s", "time_low_s", "time_high_s", "energy_j")
+    if float32 is None:
+        total = cost.total(int8, device)
+        text = f"{device.name} does not compute in float32"
+        return {"int8": {k: total[k] for k in keys}, "float32": dict.fromkeys(keys), "gain": None, "pays": None, "reason": text}
     sides = {}
     for name, costs in (("int8", int8), ("float32", float32)):
         total = cost.total(costs, device)
@@ -104,6 +111,7 @@ def crossover(int8: Trace, float32: Trace, device: Device, threads: int | None =
     """
 
     def pays(batch: int) -> bool:
+        """Whether INT8 pays at this batch; where the device cannot run float32 the question has no answer."""
         return time_of(float32(batch), device, threads) >= PAYS * time_of(int8(batch), device, threads)
 
     if not pays(most):

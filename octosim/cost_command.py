@@ -210,7 +210,11 @@ def _point(asked: Asked, first: Source, other: Source | None, device: Any, batch
     record |= model_of.cost_json(costs, device, memory["peak"] if memory else None)
     record["memory"] = memory
     if other:
-        record |= compare.side_by_side(costs, model_of.predict(other.ops(device, batch), device, threads), device)
+        try:
+            wide = model_of.predict(other.ops(device, batch), device, threads)
+        except OctosimError:  # an accelerator without float units
+            wide = None
+        record |= compare.side_by_side(costs, wide, device)
         if memory and other.memory and first.largest and other.largest:
             peak = {"INT8": memory["peak"], "FP32": other.memory(batch)["peak"]}
             record["int8"]["peak_bytes"], record["float32"]["peak_bytes"] = peak.values()
@@ -240,6 +244,7 @@ def _crossovers(first: Source, other: Source | None, devices: list[Any], threads
     return {
         d.name: compare.crossover(lambda b, d=d: first.ops(d, b), lambda b, d=d: other.ops(d, b), d, threads, _most(first))  # type: ignore[misc]
         for d in devices
+        if any("float32" in engine.macs_per_clock.given() for engine in d.engines)
     }
 
 
@@ -286,8 +291,8 @@ def _show_layers(record: dict[str, Any], costs: list[Any], device: Any, asked: A
         parts = ", ".join(f"{name} {_bytes(value)}" for name, value in record["memory"].items() if name != "peak" and value)
         lines.append(f"memory: {_bytes(total['peak_bytes'])} ({parts})")
     if "gain" in record:
-        gain = f"INT8 is {record['gain']:.2f} times as fast: {record['reason']}"
-        lines.append(f"float32: {seconds(record['float32']['time_s'])}; {gain}")
+        gain = "" if record["gain"] is None else f"INT8 is {record['gain']:.2f} times as fast: "
+        lines.append(f"float32: {seconds(record['float32']['time_s'])}; {gain}{record['reason']}")
     lines += [record["advice"]] if record.get("advice") else []
     for line in [*lines, *record["notes"]]:
         out_console.print(line, highlight=False)
@@ -310,7 +315,8 @@ def _show_points(title: str, records: list[dict[str, Any]]) -> None:
                 for side, here in zip(sides, fits, strict=True)
             ]
             table.add_row(
-                record["device"], batch, *(seconds(side["time_s"]) for side in sides), f"{record['gain']:.2f}",
+                record["device"], batch, *(seconds(side["time_s"]) for side in sides),
+                "-" if record["gain"] is None else f"{record['gain']:.2f}",
                 *(_energy(side) for side in sides), *memory,
             )  # fmt: skip
         else:

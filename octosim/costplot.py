@@ -45,15 +45,17 @@ def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     figure, axes = _pyplot().subplots(figsize=(9, 1.6 + 0.55 * len(records) * (1.3 if both else 1)), layout="constrained")
     y, height = np.arange(len(records), dtype=float), 0.8 / len(series)
     for i, (dtype, totals) in enumerate(series.items()):
-        time, low, high = (np.array([t[k] for t in totals]) for k in ("time_s", "time_low_s", "time_high_s"))
+        time, low, high = (np.array([t[k] or np.nan for t in totals]) for k in ("time_s", "time_low_s", "time_high_s"))
         at = y + (i - (len(series) - 1) / 2) * height
         axes.barh(at, time, height, color=COLOURS[dtype], label=f"{dtype}, line: 80 % interval")
         axes.errorbar(time, at, xerr=[time - low, high - time], fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
-    right = max(t["time_high_s"] for totals in series.values() for t in totals)
-    left = min(t["time_low_s"] for totals in series.values() for t in totals)
+    right = max(t["time_high_s"] or 0 for totals in series.values() for t in totals)
+    left = min(t["time_low_s"] or right for totals in series.values() for t in totals)
     axes.set_xscale("log")
     axes.set_xlim(left / 1.5, right * (right / left) ** 0.16 * 1.2)
     for i, record in enumerate(records if both else []):
+        if record["gain"] is None:
+            continue
         edge = max(record[side]["time_high_s"] for side in ("int8", "float32"))
         axes.annotate(f"{record['gain']:.2f} x", (edge, y[i]), (6, 0), textcoords="offset points", va="center")
     axes.set_yticks(y, names)

@@ -187,3 +187,10 @@ def test_roofs():
     pi = hw.load("pi4")
     assert costplot.roofs(pi)["float32"] == (pytest.approx(24e9), pytest.approx(0.6 * 12.8e9))
     assert costplot.roofs(pi, 1)["int8"] == (pytest.approx(12e9), pytest.approx(5e9))
+
+
+def test_a_device_without_float32():
+    done = octosim("cost", "--profile", "edge-tpu", "--model", "lenet5", "--inference", "--compare", "pi4", "--json")
+    tpu, pi = json.loads(done.stdout)["devices"]
+    assert tpu["gain"] is None and tpu["float32"]["time_s"] is None and "does not compute in float32" in tpu["reason"]
+    assert pi["gain"] > 0
