@@ -382,7 +382,8 @@ def _cost_ops(
         raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{image}'") from None
     batch = batch or 100
     in_shape = (height, width, channels)
-    network = models.Network(models.layers(model, 10, in_shape=in_shape), in_shape, methods.make(method, {}), 0)
+    made = methods.make(method, {})
+    network = models.Network(models.layers(model, 10, made.batchnorm, in_shape), in_shape, made, 0)
     network.check(batch)
     ops = [op for op in models.trace(network, batch) if not inference or op.pass_ == "forward" and op.layer != "loss"]
     kind = "float32" if method == "fp32" else "int8"
@@ -434,7 +435,7 @@ def bench(
     Example: octosim bench --kernels --against torch,onnxruntime --plot roofline.png
     """
     from octosim import bench as bencher
-    from octosim import hw
+    from octosim import hw, methods
     from octosim import train as trainer
 
     device = hw.load(profile)
@@ -448,8 +449,9 @@ def bench(
     if plot:
         raise OctosimError("--plot goes with --kernels")
     config = trainer.Config(
-        model=model, data=data, method=method, parameters=_parameters(set_), optimizer=optimizer, batch_size=batch_size
-    )
+        model=model, data=data, method=method, parameters=_parameters(set_), optimizer=optimizer, batch_size=batch_size,
+        batchnorm=getattr(methods.METHODS.get(method), "batchnorm", True),
+    )  # fmt: skip
     with _bar() as bar:
         task = bar.add_task("measuring", total=100)
         record = bencher.step_bench(

@@ -31,7 +31,7 @@ from safetensors.numpy import save as save_tensors
 import octosim
 from octosim import core, data, loader, methods, models, optim
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context
+from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
 
 FORMAT = 1
@@ -98,6 +98,9 @@ class Run:
             raise OctosimError(f"--label-smoothing must be in [0, 1), not {config.label_smoothing}")
         self.config = config
         self.method = methods.make(config.method, config.parameters)
+        for name in self.method.unused:
+            if getattr(config, name) != getattr(Config(), name):
+                raise OctosimError(f"--{name.replace('_', '-')} has no meaning for method {config.method}, see docs/methods.md")
         self.optimizer = optim.make(config.optimizer, config.lr, config.weight_decay)
         self.schedule = optim.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
         optim.check_schedule(self.schedule)
@@ -122,8 +125,9 @@ class Run:
         self.layers = layers or models.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
         self.network = models.Network(self.layers, in_shape, self.method, config.seed)
         self.network.check(config.batch_size)
+        slots = () if "optimizer" in self.method.unused else self.optimizer.slots
         self.slots = {
-            name: {slot: np.zeros_like(w) for slot in self.optimizer.slots}
+            name: {slot: np.zeros_like(w) for slot in slots}
             for name, w in ((f"{n.name}.{k}", v) for n in self.network.nodes for k, v in n.params.items())
         }
         self.step = 0
@@ -157,19 +161,26 @@ class Run:
         """
         self.step += 1
         images, labels = batch or self.batch(self.step)
-        context = Context(training=True, seed=self.config.seed, step=self.step)
-        lr = self.learning_rate(self.step)
+        context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps)
         try:
             loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing)
-            for name, (w, g) in self.network.parameters().items():
-                decay = self.optimizer.decay if name.rpartition(".")[2] in optim.DECAYED else 0.0
-                self.optimizer.update(self.step, lr, decay, w, g, self.slots[name])
+            for node in self.network.nodes:
+                for key in node.params:
+                    self._update(node, key, context)
             self.network.check_finite()
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
         if tick:
             tick("optimizer", "update")
         return loss
+
+    def _update(self, node: Node, key: str, context: Context) -> None:
+        def rule(lr: float) -> None:
+            decay = self.optimizer.decay if key in optim.DECAYED else 0.0
+            slots = self.slots[f"{node.name}.{key}"]
+            self.optimizer.update(self.step, lr, decay, node.params[key], node.grads[key], slots)
+
+        self.method.update(node, key, self.learning_rate(self.step), rule, context)
 
     def advance(self, batch: Batch | None = None) -> dict[str, Any]:
         """One step and, after an epoch's or the run's last and where asked for, the test set: the step's record."""
@@ -178,7 +189,7 @@ class Run:
             "step": self.step,
             "epoch": (self.step - 1) // self.steps_per_epoch + 1,
             "loss": loss,
-            "learning_rate": self.learning_rate(self.step),
+            "learning_rate": None if "lr" in self.method.unused else self.learning_rate(self.step),
         }
         last, every = self.step == self.steps, self.config.eval_every
         if last or self.step % self.steps_per_epoch == 0 or (every and self.step % every == 0):

@@ -35,7 +35,9 @@ FORMS = [(name, shape) for name in models.MODELS for shape in SHAPES]
 
 
 def network(model: str, shape: tuple[int, ...] = (28, 28, 1), method: str = "fp32", **options) -> models.Network:
-    return models.Network(models.layers(model, 10, in_shape=shape, **options), shape, methods.make(method, {}), 0)
+    made = methods.make(method, {})
+    stack = models.layers(model, 10, in_shape=shape, **{"batchnorm": made.batchnorm, **options})
+    return models.Network(stack, shape, made, 0)
 
 
 def parameters(made: models.Network) -> dict[str, np.ndarray]:

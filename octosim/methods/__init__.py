@@ -9,10 +9,11 @@ from typing import Any
 
 from octosim.errors import OctosimError, suggest
 from octosim.methods.fp32 import Fp32
+from octosim.methods.niti import Niti
 from octosim.methods.octo import Octo
 from octosim.nodes import Method
 
-METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Fp32, Octo)}
+METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Fp32, Octo, Niti)}
 
 
 def _convert(method: str, key: str, value: Any, kind: Any) -> Any:

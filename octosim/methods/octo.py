@@ -19,9 +19,10 @@ import numpy as np
 
 from octosim import core, quant
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context, Node
-from octosim.numerics import EXACT32, Rounding
-from octosim.quant import LARGEST_CODE, QTensor
+from octosim.methods import int8
+from octosim.nodes import Array, Context, Method, Node
+from octosim.numerics import Rounding
+from octosim.quant import QTensor
 from octosim.trace import Op
 
 RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
@@ -29,7 +30,7 @@ MU, OFFSET, ERROR = range(3)  # roles in the Philox streams
 
 
 @dataclass(frozen=True)
-class Octo:
+class Octo(Method):
     """Parameters of the method.
 
     lac:        compensation out = y + alpha mu + offset, one value a channel or a feature (channel, row, column); or "off".
@@ -61,13 +62,7 @@ class Octo:
             raise OctosimError(f"octo: lac_decay must not be negative, not {self.lac_decay}")
 
     def check(self, node: Node, batch: int) -> None:
-        safe = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
-        for name, depth in zip(("forward", "dX", "dW"), node.layer.product(node, batch).depths, strict=True):
-            if depth > safe:
-                raise OctosimError(
-                    f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
-                    f"(safe up to {safe})" + ("; use a smaller --batch-size" if name == "dW" else "")
-                )
+        int8.refuse_overflow(node, batch)
 
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)
