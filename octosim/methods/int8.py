@@ -16,11 +16,14 @@ from octosim.trace import Op
 RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
 
 
-def refuse_overflow(node: Node, batch: int) -> None:
-    """OctosimError where a sum of products of codes in +-127 could leave 32 bits at this batch size."""
+PASSES = ("forward", "dX", "dW")
+
+
+def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) -> None:
+    """OctosimError where a sum of products of codes in +-127 could leave 32 bits at this batch size, in one of the passes."""
     safe = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
-    for name, depth in zip(("forward", "dX", "dW"), node.layer.product(node, batch).depths, strict=True):
-        if depth > safe:
+    for name, depth in zip(PASSES, node.layer.product(node, batch).depths, strict=True):
+        if depth > safe and name in passes:
             raise OctosimError(
                 f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
                 f"(safe up to {safe})" + ("; use a smaller --batch-size" if name == "dW" else "")
@@ -88,18 +91,19 @@ def symmetric(node: Node, name: str, x: Array, low: float, high: float) -> QTens
     return quant.symmetric(x, low, high, out=node.buffer(name, x.shape, np.int8))
 
 
-# ---- the passes: symmetric codes in, float32 out --------------------------------------------------
+# ---- the passes: codes in, float32 out; the backward ones are for symmetric codes ------------------------
 
 
 def forward(node: Node, x: QTensor, w: QTensor) -> Array:
-    """Y = (sum q_x q_w + round(b / S)) S with S = S_x S_w; the codes are kept for the backward passes."""
+    """Y = (sum (q_x - Z) q_w + round(b / S)) S with S = S_x S_w; the codes are kept for the backward passes."""
     node.saved.update(x=x, w=w)
     batch = x.q.shape[0]
     acc = node.buffer("y", (batch, *node.out_shape), np.int32)
-    node.layer.product(node, batch).forward(x.q, w.q, out=acc)
+    node.layer.product(node, batch).forward(x.q, w.q, x_zero=x.zero, out=acc)
+    # padding holds Z, so every output has the same second term
+    zero_term = core.row_sums(w.q) * np.int32(-x.zero) if x.zero else np.zeros(len(w.q), np.int32)
     scale = quant.product_scale(x.scale, w.scale)
-    bias = node.params["b"]
-    add = core.lac_fold(bias, np.zeros(bias.shape, np.int32), min(1.0 / scale if scale else 0.0, 3e38))
+    add = core.lac_fold(node.params["b"], zero_term, min(1.0 / scale if scale else 0.0, 3e38))
     return core.dequantize_sums(acc, add, scale, out=acc.view(np.float32))
 
 
