@@ -5,8 +5,9 @@ Equations: the authors' code (eladhoffer/quantized.pytorch, models/modules/quant
 
 Differs from the paper in: activations have 255 codes with an exact zero instead of 256 without; weights and dY are symmetric;
 the copy of dY for the weight gradient is float32 (as in the code; the paper has 16 bits); activations round to nearest (the
-code's are stochastic by a swap of arguments); Range BN keeps a running deviation for inference, not the running inverse scale,
-and takes fewer than 16 chunks where 16 do not divide the batch; biases are float32 masters, added to the sums as integers.
+code's are stochastic by a swap of arguments); Range BN keeps a running deviation for inference, not the running inverse
+scale, and takes fewer chunks where 16 do not divide a channel's values or would have less than 16 each; biases are float32
+masters, added to the sums as integers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
 CHUNKS = 16  # of a batch, whose ranges are averaged
+SHORTEST = 16  # values in a chunk, if there are as many; a chunk of one has no range
 KEEP = 0.1  # share of the old value in the running activation range
 LN_4 = 1.3862943611198906
 SPREAD = (
@@ -86,7 +88,8 @@ class RangeBatchNorm:
         """Mean and C range of each channel."""
         core.value_range(x)  # refuses a NaN
         rows = x.reshape(-1, x.shape[-1])
-        chunks = next(c for c in range(CHUNKS, 0, -1) if len(rows) % c == 0)
+        most = min(CHUNKS, max(1, len(rows) // SHORTEST))
+        chunks = next(c for c in range(most, 0, -1) if len(rows) % c == 0)
         parts = rows.reshape(chunks, -1, rows.shape[1])
         where = [pick(parts, 1)[:, None] for pick in (np.argmax, np.argmin)]
         high, low = (np.take_along_axis(parts, index, 1)[:, 0] for index in where)
