@@ -125,7 +125,7 @@ def train(
     data: Annotated[
         str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
+    method: Annotated[str, typer.Option(help="Training method: octo, fp32 ..., see docs/methods.md.")] = "octo",
     lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature.")] = None,  # noqa: UP045
     prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss.")] = None,  # noqa: UP045
     set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
@@ -273,7 +273,7 @@ def cost(
         Optional[int],  # noqa: UP045
         typer.Option(help="Images a step; 100 if not given, of an ONNX file its own or 1."),
     ] = None,
-    method: Annotated[Optional[str], typer.Option(help="Training method: octo, fp32; not for ONNX files.")] = None,  # noqa: UP045
+    method: Annotated[Optional[str], typer.Option(help="Training method, see docs/methods.md; not for ONNX.")] = None,  # noqa: UP045
     dtype: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Arithmetic of the products: int8, float16, float32; float32 for ONNX files if not given."),
@@ -410,7 +410,7 @@ def bench(
     profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
     model: Annotated[str, _MODEL] = "simplecnn",
     data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
+    method: Annotated[str, typer.Option(help="Training method: octo, fp32 ..., see docs/methods.md.")] = "octo",
     set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,

@@ -268,8 +268,11 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
                 "test_images": len(d.test_labels),
             },
             "method": {"name": c.method, "parameters": methods.parameters(run.method)},
-            "numerics": {"accumulator": EXACT32.name if c.method != "fp32" else "float32", "float": "float32"},
-            "optimizer": optim.describe(run.optimizer, run.schedule),
+            "numerics": {
+                "accumulator": EXACT32.name if c.method != "fp32" else "float32",
+                "float": "float32" if run.method.values == "float32" else "none",
+            },
+            "optimizer": None if "optimizer" in run.method.unused else optim.describe(run.optimizer, run.schedule),
             "augment": c.augment,
             "label_smoothing": c.label_smoothing,
             "batch_size": c.batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import direct
+import slow_passes as direct
 import numpy as np
 import pytest
 

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import math
 
-import direct
+import slow_passes as direct
 import numpy as np
 import pytest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import direct
+import slow_passes as direct
 import numpy as np
 import pytest
 

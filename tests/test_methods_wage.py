@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import direct
+import slow_passes as direct
 import numpy as np
 import pytest
 

@@ -129,7 +129,17 @@ class Banner(Method):
     """No parameters.  Batch normalization is Range BN."""
 
     name: ClassVar[str] = "banner"
-    summary: ClassVar[str] = "INT8 forward and dX, float32 dW (bifurcated gradients), Range BN (NeurIPS'18)"
+    summary: ClassVar[str] = "INT8 forward and dX, float32 dW (bifurcated gradients), Range BN"
+    paper: ClassVar[str] = "Banner et al., NeurIPS 2018"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "float32",
+        "errors": "int8 for dX, float32 for dW",
+        "update": "float32",
+        "accumulator": "int32",
+        "normalization": "float32, of 8-bit codes",
+    }
     layers: ClassVar[Mapping[str, Any]] = {"bn": RangeBatchNorm()}
 
     def check(self, node: Node, batch: int) -> None:

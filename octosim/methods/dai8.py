@@ -52,7 +52,17 @@ class Dai8(Method):
     rounding: Literal["half-even", "stochastic"] = "half-even"
 
     name: ClassVar[str] = "dai8"
-    summary: ClassVar[str] = "INT8 forward and backward, gradients per output channel, magnitude-aware clipping (AAAI'21)"
+    summary: ClassVar[str] = "INT8 forward and backward, gradients per output channel, magnitude-aware clipping"
+    paper: ClassVar[str] = "Zhao et al., AAAI 2021"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "float32, of int8 products",
+        "errors": "int8, per channel for dW",
+        "update": "float32",
+        "accumulator": "int32",
+        "normalization": "float32",
+    }
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:

@@ -38,7 +38,17 @@ class Hindsight(Method):
     rounding: Literal["stochastic", "half-even"] = "stochastic"
 
     name: ClassVar[str] = "hindsight"
-    summary: ClassVar[str] = "INT8 forward and backward with the ranges of earlier iterations (arXiv 2105.04246)"
+    summary: ClassVar[str] = "INT8 forward and backward with the ranges of earlier iterations"
+    paper: ClassVar[str] = "Fournarakis and Nagel, arXiv 2105.04246"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "float32, of int8 products",
+        "errors": "int8",
+        "update": "float32",
+        "accumulator": "int32",
+        "normalization": "float32",
+    }
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:

@@ -228,7 +228,17 @@ class Niti(Method):
     schedule: Literal["paper", "constant"] = "paper"
 
     name: ClassVar[str] = "niti"
-    summary: ClassVar[str] = "integers only: int8 tensors with one exponent, int8 weights, no floating point (arXiv 2009.13108)"
+    summary: ClassVar[str] = "integers only: int8 tensors with one exponent, int8 weights, no floating point"
+    paper: ClassVar[str] = "Wang et al., arXiv 2009.13108"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "int8",
+        "errors": "int8",
+        "update": "int8",
+        "accumulator": "int32",
+        "normalization": "none",
+    }
     batchnorm: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",

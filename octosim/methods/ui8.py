@@ -67,7 +67,17 @@ class Ui8(Method):
     beta: float = 0.1
 
     name: ClassVar[str] = "ui8"
-    summary: ClassVar[str] = "INT8 forward and backward, direction-sensitive clipping, learning rate by deviation (CVPR'20)"
+    summary: ClassVar[str] = "INT8 forward and backward, direction-sensitive clipping, learning rate by deviation"
+    paper: ClassVar[str] = "Zhu et al., CVPR 2020"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "float32, of int8 products",
+        "errors": "int8",
+        "update": "float32",
+        "accumulator": "int32",
+        "normalization": "float32",
+    }
 
     def __post_init__(self) -> None:
         for name, low, high in (("grid", 1, 1000), ("period", 1, 2**31), ("alpha", 0, 40), ("beta", 0, 1)):

@@ -64,7 +64,17 @@ class Wage(Method):
     rate: float = 8.0
 
     name: ClassVar[str] = "wage"
-    summary: ClassVar[str] = "2-bit weights, 8-bit activations, gradients and errors, no normalization (ICLR'18)"
+    summary: ClassVar[str] = "2-bit weights, 8-bit activations, gradients and errors, no normalization"
+    paper: ClassVar[str] = "Wu et al., ICLR 2018"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "2 bits",
+        "activations": "int8",
+        "gradients": "int32 sums",
+        "errors": "int8",
+        "update": "int8",
+        "accumulator": "int32",
+        "normalization": "none",
+    }
     batchnorm: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
