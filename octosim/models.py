@@ -122,8 +122,8 @@ class Network:
         return loss, correct
 
     def evaluate(self, images: Array, labels: Array, batch_size: int = 500) -> tuple[float, float]:
-        """Mean loss and accuracy in [0, 1], with running statistics: the result does not depend on batch_size's grouping
-        beyond the rounding of the loss's sum."""
+        """Mean loss and accuracy in [0, 1], with running statistics: but for methods that take a batch's own range in inference
+        (niti), the result does not depend on batch_size's grouping beyond the rounding of the loss's sum."""
         context = Context(training=False, seed=self.seed, step=0)
         total, right = 0.0, 0
         for i in range(0, len(labels), batch_size):

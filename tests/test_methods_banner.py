@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import slow_passes as direct
 import numpy as np
 import pytest
+import slow_passes as direct
 
 from octosim import core, methods, models
 from octosim.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU

@@ -7,9 +7,9 @@ import inspect
 import itertools
 import math
 
-import slow_passes as direct
 import numpy as np
 import pytest
+import slow_passes as direct
 
 from octosim import core, methods, models, train
 from octosim.errors import OctosimError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import slow_passes as direct
 import numpy as np
 import pytest
+import slow_passes as direct
 
 from octosim import core, methods
 from octosim.errors import OctosimError

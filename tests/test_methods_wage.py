@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import slow_passes as direct
 import numpy as np
 import pytest
+import slow_passes as direct
 
 from octosim import core, methods, models, train
 from octosim.errors import OctosimError
