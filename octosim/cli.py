@@ -90,7 +90,7 @@ def train(
     data: Annotated[
         str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
+    method: Annotated[str, typer.Option(help="Training method: octo, fp32 ..., see docs/methods.md.")] = "octo",
     lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature.")] = None,  # noqa: UP045
     prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss.")] = None,  # noqa: UP045
     set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
@@ -334,7 +334,7 @@ def bench(
     profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
     model: Annotated[str, _MODEL] = "simplecnn",
     data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
+    method: Annotated[str, typer.Option(help="Training method: octo, fp32 ..., see docs/methods.md.")] = "octo",
     set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
@@ -359,7 +359,7 @@ def bench(
     Example: octosim bench --kernels --against torch,onnxruntime --plot roofline.png
     """
     from octosim import bench as bencher
-    from octosim import hw
+    from octosim import hw, methods
     from octosim import train as trainer
 
     device = hw.load(profile)
@@ -373,8 +373,9 @@ def bench(
     if plot:
         raise OctosimError("--plot goes with --kernels")
     config = trainer.Config(
-        model=model, data=data, method=method, parameters=_parameters(set_), optimizer=optimizer, batch_size=batch_size
-    )
+        model=model, data=data, method=method, parameters=_parameters(set_), optimizer=optimizer, batch_size=batch_size,
+        batchnorm=getattr(methods.METHODS.get(method), "batchnorm", True),
+    )  # fmt: skip
     with _bar() as bar:
         task = bar.add_task("measuring", total=100)
         record = bencher.step_bench(

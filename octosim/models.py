@@ -10,8 +10,10 @@ import numpy as np
 
 from octosim import core
 from octosim.architectures import MODELS, Stack, describe, find, is_file, layers, nodes, parse
+from octosim.errors import OctosimError
+from octosim.layers import BatchNorm
 from octosim.nodes import Array, Context, Method, Node
-from octosim.trace import Op
+from octosim.trace import DTYPE_BYTES, Op
 
 __all__ = ["MODELS", "Network", "Stack", "Tick", "describe", "find", "is_file", "layers", "nodes", "parse", "trace"]
 
@@ -25,8 +27,8 @@ class Network:
     A tensor that several layers take gets the sum of their gradients: the last layer's first, then the others' in descending
     order.
 
-    Values between layers are float32, (batch, ...).  `forward` and `backward` reuse the layers' memory: what they return is
-    good until the next call.
+    Values between layers are (batch, ...), float32 unless the method's are others.  `forward` and `backward` reuse the layers'
+    memory: what they return is good until the next call.
     """
 
     def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int | None):
@@ -35,8 +37,11 @@ class Network:
         self.method = method
         self.seed = seed or 0
         self._pixels = np.empty(0, np.float32)
-        for node in self.nodes:
-            node.layer.init(node, method, seed)
+        self.passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
+        for node, layer in zip(self.nodes, self.passes, strict=True):
+            if isinstance(node.layer, BatchNorm) and not method.batchnorm:
+                raise OctosimError(f"layer {node.name}: method {method.name} has no batch normalization; use --no-batchnorm")
+            layer.init(node, method, seed)
         # only tensors that depend on something trained need a gradient
         self._trained: list[bool] = []
         for node in self.nodes:
@@ -56,20 +61,20 @@ class Network:
             if node.layer.weighted:
                 self.method.check(node, batch)
 
-    def input(self, images: Array) -> Array:
-        """float32 pixels in [0, 1] of uint8 images (batch, height, width, channels)."""
+    def input(self, images: Array) -> Any:
+        """The method's input of uint8 images (batch, height, width, channels)."""
         if self._pixels.size < images.size:
             self._pixels = np.empty(images.size, np.float32)
-        return core.images(images, 1 / 255, 0.0, out=self._pixels[: images.size].reshape(images.shape))
+        return self.method.input(images, self._pixels[: images.size].reshape(images.shape))
 
-    def forward(self, x: Array, context: Context, tick: Tick | None = None, check: bool = False) -> Array:
-        """The logits, float32 (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
+    def forward(self, x: Any, context: Context, tick: Tick | None = None, check: bool = False) -> Any:
+        """The logits (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
         with its name."""
         values = {-1: x}
         for node in self.nodes:
             given = tuple(values[i] for i in node.inputs)
             try:
-                x = node.layer.forward(node, given if len(given) > 1 else given[0], self.method, context)
+                x = self.passes[node.index].forward(node, given if len(given) > 1 else given[0], self.method, context)
                 if check:
                     core.value_range(x)
             except core.NotFiniteError as error:
@@ -86,14 +91,14 @@ class Network:
             if not self._trained[node.index]:
                 continue
             try:
-                dy = node.layer.weight_grad(node, sums.pop(node.index), self.method, context)
+                dy = self.passes[node.index].weight_grad(node, sums.pop(node.index), self.method, context)
                 if tick and node.layer.weighted:
                     tick(node.name, "dW")
                 if self._passes_on(node):
-                    dx = node.layer.input_grad(node, dy, self.method, context)
+                    dx = self.passes[node.index].input_grad(node, dy, self.method, context)
                     for i, part in zip(node.inputs, dx if isinstance(dx, tuple) else (dx,), strict=True):
                         if self._needs_gradient(i):
-                            sums[i] = core.add(sums[i], part, out=sums[i]) if i in sums else part
+                            sums[i] = self.method.meet(sums[i], part) if i in sums else part
                     if tick:
                         tick(node.name, "dX")
             except core.NotFiniteError as error:
@@ -108,7 +113,7 @@ class Network:
         """
         logits = self.forward(self.input(images), context, tick)
         try:
-            loss, dlogits, correct = core.softmax_cross_entropy(logits, labels, smoothing=smoothing)
+            loss, dlogits, correct = self.method.loss(logits, labels, smoothing=smoothing)
         except core.NotFiniteError:
             self.forward(self.input(images), context, check=True)  # once more, to name the first layer; it raises
             raise
@@ -118,15 +123,15 @@ class Network:
         return loss, correct
 
     def evaluate(self, images: Array, labels: Array, batch_size: int = 500) -> tuple[float, float]:
-        """Mean loss and accuracy in [0, 1], with running statistics: the result does not depend on batch_size's grouping
-        beyond the rounding of the loss's sum."""
+        """Mean loss and accuracy in [0, 1], with running statistics: but for methods that take a batch's own range in inference
+        (niti), the result does not depend on batch_size's grouping beyond the rounding of the loss's sum."""
         context = Context(training=False, seed=self.seed, step=0)
         total, right = 0.0, 0
         for i in range(0, len(labels), batch_size):
             some = labels[i : i + batch_size]
             logits = self.forward(self.input(images[i : i + batch_size]), context)
             try:
-                loss, _, correct = core.softmax_cross_entropy(logits, some, gradient=False)
+                loss, _, correct = self.method.loss(logits, some, gradient=False)
             except core.NotFiniteError:
                 self.forward(self.input(images[i : i + batch_size]), context, check=True)
                 raise
@@ -162,19 +167,22 @@ def trace(network: Network, batch: int) -> list[Op]:
     Gradients that nobody needs, as that of the first trained layer's input, are not in it.
     """
     ops: list[Op] = []
+    values = network.method.values
+    wide = DTYPE_BYTES[values]
     last_user = {i: node.index for node in network.nodes for i in node.inputs}
     for node in network.nodes:
-        made = node.layer.trace(node, network.method, batch)
+        made = network.passes[node.index].trace(node, network.method, batch)
         ops += [op for op in made if op.pass_ != "dX" or network._passes_on(node)]
         for i in node.inputs:
             if network._needs_gradient(i) and last_user[i] != node.index:
                 size = batch * math.prod(network.nodes[i].out_shape)
-                ops.append(Op(node.name, "dX", "elementwise", "sum of gradients", (size,), "float32", 8 * size, 4 * size))
+                reads, writes = 2 * wide * size, wide * size
+                ops.append(Op(node.name, "dX", "elementwise", "sum of gradients", (size,), values, reads, writes))
     classes = network.nodes[-1].out_shape[0]
     size = batch * classes
-    ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), "float32", 8 * size, 4 * size))
+    ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), values, 2 * wide * size, wide * size))
     sizes = [v.size for node in network.nodes for v in node.params.values()]
     count, tensors = sum(sizes), len(sizes)
-    # SGD with momentum: weight, gradient and velocity read, weight and velocity written
-    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), "float32", 12 * count, 8 * count, groups=tensors))
+    reads, writes = (each * count for each in network.method.update_bytes)
+    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), values, reads, writes, groups=tensors))
     return ops

@@ -6,9 +6,9 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -20,11 +20,15 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass needs to know beyond its operands.  `step` counts from 1 and, with the seed, keys all randomness."""
+    """What a pass needs to know beyond its operands.  `step` counts from 1 and, with the seed, keys all randomness.
+
+    steps: how many the run has, for methods with a schedule of their own; 0 where there is no run.
+    """
 
     training: bool
     seed: int
     step: int
+    steps: int = 0
 
     def random(self, tensor: int) -> tuple[int, int, int]:
         """The Philox stream of a tensor in this step."""
@@ -236,12 +240,41 @@ class Node:
 class Method(Protocol):
     """The hooks of a training method; frozen dataclasses whose fields are the method's parameters.
 
-    Checked against the cards of the methods to come: LogBTQ adds its barrier's gradient in `weight_grad`; BLAQ's trial step
-    and second pass are its own `step`; Banner and UI8 return two copies of dY from `error`, one for each gradient; NITI's
-    values between layers are integer tensors, which only `input`, the elementwise functions and `loss` see.
+    What has a body here is right for values between layers that are float32 arrays; a method whose values are of another type
+    replaces `input`, `loss`, `meet` and, in `layers`, the layers without a matrix product.
+
+    batchnorm: whether it can train batch normalization.
+    unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
+    values:    what the values between layers are made of, for the trace; update_bytes: what an update reads and writes of
+               each parameter (SGD with momentum: weight, gradient, velocity; weight, velocity).
+    layers:    its own passes of layers without a matrix product, by the layer's stem ("relu", "bn" ...): objects with `init`,
+               `forward`, `weight_grad`, `input_grad` and `trace`, as `layers.Unweighted` has them, which find the geometry in
+               node.layer.
     """
 
-    name: str
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    batchnorm: ClassVar[bool] = True
+    unused: ClassVar[tuple[str, ...]] = ()
+    values: ClassVar[str] = "float32"
+    update_bytes: ClassVar[tuple[int, int]] = (12, 8)
+    layers: ClassVar[Mapping[str, Any]] = {}
+
+    def input(self, images: Array, out: Array) -> Any:
+        """The network's input of uint8 images; out: float32 memory of their shape, which may be used.  Pixels in [0, 1]."""
+        return core.images(images, 1 / 255, 0.0, out=out)
+
+    def loss(self, logits: Any, labels: Array, *, smoothing: float = 0.0, gradient: bool = True) -> tuple[float, Any, int]:
+        """Mean loss, dL/dlogits unless not asked for, and how many images are classified correctly."""
+        return core.softmax_cross_entropy(logits, labels, smoothing=smoothing, gradient=gradient)
+
+    def meet(self, a: Any, b: Any) -> Any:
+        """The sum of two gradients of one tensor, which may overwrite a."""
+        return core.add(a, b, out=a)
+
+    def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
+        """Changes node.params[key] by node.grads[key].  rule(lr) lets the run's optimizer do it with that learning rate."""
+        rule(lr)
 
     def check(self, node: Node, batch: int) -> None:
         """Refuses, with OctosimError, a layer whose sums could overflow the accumulator at this batch size."""
@@ -249,16 +282,16 @@ class Method(Protocol):
     def init(self, node: Node, seed: int) -> None:
         """Adds what the method itself needs to a weighted layer's params and state (`w` and `b` are there already)."""
 
-    def forward(self, node: Node, x: Array, context: Context) -> Array:
+    def forward(self, node: Node, x: Any, context: Context) -> Any:
         """Y of a weighted layer; keeps in node.saved what the backward passes need."""
 
-    def error(self, node: Node, dy: Array, context: Context) -> Any:
+    def error(self, node: Node, dy: Any, context: Context) -> Any:
         """dY as the two gradient passes want it, made once."""
 
     def weight_grad(self, node: Node, error: Any, context: Context) -> None:
         """Fills node.grads."""
 
-    def input_grad(self, node: Node, error: Any, context: Context) -> Array:
+    def input_grad(self, node: Node, error: Any, context: Context) -> Any:
         """dX."""
 
     def trace(self, node: Node, batch: int) -> list[Op]:

@@ -35,7 +35,7 @@ def product_scale(a: float, b: float) -> float:
     return _float32(a * b)
 
 
-def _inverse(scale: float) -> float:
+def reciprocal(scale: float) -> float:
     """1 / scale in float32, where that is finite: a tensor below about 1e-36 becomes all zero codes."""
     return _float32(1.0 / scale) if scale > 1e-38 else 0.0
 
@@ -54,7 +54,7 @@ def symmetric(
     Jacob et al. 2018, section 2.1, with a symmetric range.  rounding, random: see `core.quantize`.
     """
     scale = _float32(max(abs(low), abs(high)) / LARGEST_CODE)
-    inverse = _inverse(scale)
+    inverse = reciprocal(scale)
     # the clip's ends, rounded to the nearest codes: clip, then round, is round, then clip to the rounded limits
     first = max(-LARGEST_CODE, int(np.rint(np.float32(low) * np.float32(inverse))))
     last = min(LARGEST_CODE, int(np.rint(np.float32(high) * np.float32(inverse))))
@@ -70,7 +70,7 @@ def asymmetric(x: Array, low: float, high: float, *, out: Array | None = None) -
     """
     low, high = min(low, 0.0), max(high, 0.0)
     scale = _float32((high - low) / (2 * LARGEST_CODE))
-    inverse = _inverse(scale)
+    inverse = reciprocal(scale)
     zero = int(np.clip(np.rint(-LARGEST_CODE - low * inverse), -LARGEST_CODE, LARGEST_CODE)) if inverse else 0
     return QTensor(core.quantize(x, inverse, zero=zero, out=out), scale, zero)
 

@@ -32,7 +32,7 @@ from safetensors.numpy import save as save_tensors
 import octosim
 from octosim import accumulate, core, data, loader, methods, models, optim
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context
+from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
 
 FORMAT = 1
@@ -103,6 +103,9 @@ class Run:
             raise OctosimError(f"--label-smoothing must be in [0, 1), not {config.label_smoothing}")
         self.config = config
         self.method = methods.make(config.method, config.parameters)
+        for name in self.method.unused:
+            if getattr(config, name) != getattr(Config(), name):
+                raise OctosimError(f"--{name.replace('_', '-')} has no meaning for method {config.method}, see docs/methods.md")
         self.optimizer = optim.make(config.optimizer, config.lr, config.weight_decay)
         self.schedule = optim.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
         optim.check_schedule(self.schedule)
@@ -130,8 +133,9 @@ class Run:
         self._check_registers()
         self.registers.install(self.network.nodes)
         self.overflow: list[dict[str, Any]] = []
+        slots = () if "optimizer" in self.method.unused else self.optimizer.slots
         self.slots = {
-            name: {slot: np.zeros_like(w) for slot in self.optimizer.slots}
+            name: {slot: np.zeros_like(w) for slot in slots}
             for name, w in ((f"{n.name}.{k}", v) for n in self.network.nodes for k, v in n.params.items())
         }
         self.step = 0
@@ -178,16 +182,19 @@ class Run:
         """
         self.step += 1
         images, labels = batch or self.batch(self.step)
-        context = Context(training=True, seed=self.config.seed, step=self.step)
-        lr = self.learning_rate(self.step)
+        context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps, epoch=self.epoch)
+        update = self._update(context)
         every = self.config.count_overflow
         self.registers.counting, self.registers.counts = every is not None and self.step % every == 0, []
-        try:
+
+        def gradients() -> float:
             loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing)
-            self.registers.counting = False
-            for name, (w, g) in self.network.parameters().items():
-                decay = self.optimizer.decay if name.rpartition(".")[2] in optim.DECAYED else 0.0
-                self.optimizer.update(self.step, lr, decay, w, g, self.slots[name])
+            self.registers.counting = False  # a second pass of the same step is not counted again
+            return loss
+
+        try:
+            with models.QUIET:
+                loss = self.method.step(self.network.nodes, gradients, update, context)
             self.network.check_finite()
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
@@ -200,6 +207,14 @@ class Run:
             tick("optimizer", "update")
         return loss
 
+    def _update(self, node: Node, key: str, context: Context) -> None:
+        def rule(lr: float) -> None:
+            decay = self.optimizer.decay if key in optim.DECAYED else 0.0
+            slots = self.slots[f"{node.name}.{key}"]
+            self.optimizer.update(self.step, lr, decay, node.params[key], node.grads[key], slots)
+
+        self.method.update(node, key, self.learning_rate(self.step), rule, context)
+
     def advance(self, batch: Batch | None = None) -> dict[str, Any]:
         """One step and, after an epoch's or the run's last and where asked for, the test set: the step's record."""
         loss = self.train_step(batch=batch)
@@ -207,7 +222,7 @@ class Run:
             "step": self.step,
             "epoch": (self.step - 1) // self.steps_per_epoch + 1,
             "loss": loss,
-            "learning_rate": self.learning_rate(self.step),
+            "learning_rate": None if "lr" in self.method.unused else self.learning_rate(self.step),
         }
         last, every = self.step == self.steps, self.config.eval_every
         if last or self.step % self.steps_per_epoch == 0 or (every and self.step % every == 0):
@@ -286,8 +301,11 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
                 "test_images": len(d.test_labels),
             },
             "method": {"name": c.method, "parameters": methods.parameters(run.method)},
-            "numerics": {"accumulator": c.accumulator if c.method != "fp32" else "float32", "float": "float32"},
-            "optimizer": optim.describe(run.optimizer, run.schedule),
+            "numerics": {
+                "accumulator": c.accumulator if run.method.bits["accumulator"] == EXACT32.name else run.method.bits["accumulator"],
+                "float": "float32" if run.method.values == "float32" else "none",
+            },
+            "optimizer": None if "optimizer" in run.method.unused else optim.describe(run.optimizer, run.schedule),
             "augment": c.augment,
             "label_smoothing": c.label_smoothing,
             "batch_size": c.batch_size,

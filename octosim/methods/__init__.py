@@ -8,11 +8,17 @@ import typing
 from typing import Any
 
 from octosim.errors import OctosimError, suggest
+from octosim.methods.banner import Banner
+from octosim.methods.dai8 import Dai8
 from octosim.methods.fp32 import Fp32
+from octosim.methods.hindsight import Hindsight
+from octosim.methods.niti import Niti
 from octosim.methods.octo import Octo
+from octosim.methods.ui8 import Ui8
+from octosim.methods.wage import Wage
 from octosim.nodes import Method
 
-METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Fp32, Octo)}
+METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Fp32, Octo, Niti, Banner, Ui8, Dai8, Wage, Hindsight)}
 
 
 def _convert(method: str, key: str, value: Any, kind: Any) -> Any:

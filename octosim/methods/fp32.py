@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from octosim import core
-from octosim.nodes import Array, Context, Node
+from octosim.nodes import Array, Context, Method, Node
 from octosim.trace import Op
 
 
 @dataclass(frozen=True)
-class Fp32:
+class Fp32(Method):
     """Everything in float32; no parameters."""
 
     name: ClassVar[str] = "fp32"

@@ -19,17 +19,17 @@ import numpy as np
 
 from octosim import core, quant
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context, Node
-from octosim.numerics import EXACT32, Rounding
-from octosim.quant import LARGEST_CODE, QTensor
+from octosim.methods import int8
+from octosim.nodes import Array, Context, Method, Node
+from octosim.numerics import Rounding
+from octosim.quant import QTensor
 from octosim.trace import Op
 
-RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
 MU, OFFSET, ERROR = range(3)  # roles in the Philox streams
 
 
 @dataclass(frozen=True)
-class Octo:
+class Octo(Method):
     """Parameters of the method.
 
     lac:        compensation out = y + alpha mu + offset, one value a channel or a feature (channel, row, column); or "off".
@@ -61,13 +61,7 @@ class Octo:
             raise OctosimError(f"octo: lac_decay must not be negative, not {self.lac_decay}")
 
     def check(self, node: Node, batch: int) -> None:
-        safe = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
-        for name, depth in zip(("forward", "dX", "dW"), node.layer.product(node, batch).depths, strict=True):
-            if depth > safe:
-                raise OctosimError(
-                    f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
-                    f"(safe up to {safe})" + ("; use a smaller --batch-size" if name == "dW" else "")
-                )
+        int8.refuse_overflow(node, batch)
 
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)
@@ -85,7 +79,7 @@ class Octo:
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         batch, w = x.shape[0], node.params["w"]
         codes = node.buffer("x", x.shape, np.int8)
-        qx = quant.asymmetric(x, *self._range(node, x, context), out=codes)
+        qx = quant.asymmetric(x, *int8.running_range(node, x, context), out=codes)
         qw = quant.symmetric(w, *core.value_range(w), out=node.buffer("w", w.shape, np.int8))
         node.saved.update(x=qx, w=qw)
         acc = node.buffer("y", (batch, *node.out_shape), np.int32)
@@ -97,16 +91,6 @@ class Octo:
         inverse = 1.0 / scale if scale else 0.0
         add = core.lac_fold(node.params["b"], zero_term, min(inverse, 3e38), self._compensation(node))
         return core.dequantize_sums(acc, add, scale, out=acc.view(np.float32))
-
-    def _range(self, node: Node, x: Array, context: Context) -> tuple[float, float]:
-        """The batch's own range in training, the running one in inference."""
-        running = node.state["x_range"]
-        if context.training:
-            low, high = core.value_range(x)
-            batch = np.array([low, high], np.float32)
-            running[:] = running + np.float32(RANGE_MOMENTUM) * (batch - running) if running.any() else batch
-            return low, high
-        return float(running[0]), float(running[1])
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         low, high = core.value_range(dy)

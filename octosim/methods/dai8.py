@@ -1,0 +1,126 @@
+"""Distribution Adaptive INT8: gradients quantized per output channel, with magnitude-aware clipping.
+
+Zhao et al., "Distribution Adaptive INT8 Quantization for Training CNNs", AAAI 2021 (arXiv 2102.04782).  Equations: from notes
+about the paper (algorithm card 5.8); no official code is known.
+
+Differs from the paper in, or is our reconstruction of: a channel's sigma is its root mean square (mean zero); a channel's first
+clipping value is its maximum; the copy of dY for dX is not clipped; the range of activations in inference is a running one;
+first and last layers are quantized as all others; biases are float32 masters, added to the int32 sums as integers, and their
+gradient comes from the codes of dW.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from octosim import core, quant
+from octosim.errors import OctosimError
+from octosim.methods import int8
+from octosim.nodes import Array, Context, Method, Node
+from octosim.numerics import Rounding
+from octosim.quant import LARGEST_CODE, QTensor
+from octosim.trace import Op
+
+TENSOR, CHANNELS = range(2)  # roles in the Philox streams
+
+
+class _Error(NamedTuple):
+    """dY twice: one scale for dX; codes with a scale for each output channel for dW."""
+
+    tensor: QTensor
+    q: Array
+    scales: Array
+
+
+@dataclass(frozen=True)
+class Dai8(Method):
+    """Parameters of the method.
+
+    threshold: a channel of dY is Gaussian where a larger share of its values than this is beyond sigma, else an inverted T
+               (paper: 0.3).
+    k, a:      clipping value of an inverted T: s = (1 - k a) s + a max|dY| (paper: 1, 0.8); of a Gaussian: max|dY|.
+    rounding:  of dY.
+    """
+
+    threshold: float = 0.3
+    k: float = 1.0
+    a: float = 0.8
+    rounding: Literal["half-even", "stochastic"] = "half-even"
+
+    name: ClassVar[str] = "dai8"
+    summary: ClassVar[str] = "INT8 forward and backward, gradients per output channel, magnitude-aware clipping"
+    paper: ClassVar[str] = "Zhao et al., AAAI 2021"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "float32, of int8 products",
+        "errors": "int8, per channel for dW",
+        "update": "float32",
+        "accumulator": "int32",
+        "normalization": "float32",
+    }
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise OctosimError(f"dai8: threshold must be in 0 .. 1, not {self.threshold}")
+        if not (0 < self.a <= 1 and 0 < self.k * self.a <= 1):
+            raise OctosimError(f"dai8: a and k a must be in (0, 1], not {self.a} and {self.k * self.a}")
+
+    def check(self, node: Node, batch: int) -> None:
+        int8.refuse_overflow(node, batch)
+
+    def init(self, node: Node, seed: int) -> None:
+        node.state["x_range"] = np.zeros(2, np.float32)
+        node.state["clip"] = np.zeros(node.out_shape[-1], np.float32)
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        w = node.params["w"]
+        qx = int8.symmetric(node, "x", x, *int8.running_range(node, x, context))
+        return int8.forward(node, qx, int8.symmetric(node, "w", w, *core.value_range(w)))
+
+    def _limits(self, node: Node, dy: Array, largest: float) -> Array:
+        """The channels' clipping values, float32."""
+        clip, magnitude = node.state["clip"], np.abs(dy).reshape(-1, dy.shape[-1])
+        most = magnitude.max(0)
+        unit = np.float32(largest if largest > 1e-30 else 1.0)  # so that squares stay in float32's range
+        scaled = magnitude / unit
+        sigma = np.sqrt(core.column_sums(scaled * scaled) / np.float32(len(scaled)))
+        beyond = (scaled > sigma).sum(0)
+        gaussian = beyond > math.floor(self.threshold * len(scaled))
+        follow = np.float32(1 - self.k * self.a) * clip + np.float32(self.a) * most
+        clip[:] = np.where(gaussian | (clip == 0), most, follow)
+        return clip
+
+    def error(self, node: Node, dy: Array, context: Context) -> _Error:
+        low, high = core.value_range(dy)
+        rounding, largest = Rounding(self.rounding), max(-low, high)
+        one, many = (node.buffer(name, dy.shape, np.int8) for name in ("dy", "dy_channels"))
+        random = context.random(node.tensor(TENSOR))
+        tensor = quant.symmetric(dy, -largest, largest, rounding=rounding, random=random, out=one)
+        scales = self._limits(node, dy, largest) / np.float32(LARGEST_CODE)
+        inverses = np.array([quant.reciprocal(float(scale)) for scale in scales], np.float32)
+        scaled = core.affine(dy, inverses, np.zeros_like(inverses), out=node.buffer("dy_scaled", dy.shape, np.float32))
+        random = context.random(node.tensor(CHANNELS))
+        return _Error(tensor, core.quantize(scaled, 1.0, rounding=rounding, random=random, out=many), scales)
+
+    def weight_grad(self, node: Node, error: _Error, context: Context) -> None:
+        """dW = (sum q_dy q_x) S_dy[channel] S_x, db = S_dy[channel] sum q_dy."""
+        x, w = node.saved["x"], node.params["w"]
+        acc = node.buffer("dw", w.shape, np.int32)
+        node.layer.product(node, error.q.shape[0]).weight_grad(x.q, error.q, out=acc)
+        rows = (error.scales * np.float32(x.scale)).reshape(-1, *(1,) * (w.ndim - 1))
+        node.grads["w"] = acc.astype(np.float32) * rows
+        node.grads["b"] = core.column_sums(error.q).astype(np.float32) * error.scales
+
+    def input_grad(self, node: Node, error: _Error, context: Context) -> Array:
+        return int8.input_grad(node, error.tensor)
+
+    def trace(self, node: Node, batch: int) -> list[Op]:
+        ops = int8.trace(node, batch)
+        _, _, y = int8.sizes(node, batch)
+        # statistics, then codes
+        return [*ops, Op(node.name, "dW", "elementwise", "quantize dY per channel", (y,), "float32", 12 * y, y)]

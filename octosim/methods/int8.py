@@ -1,0 +1,126 @@
+"""What methods with int8 products share: the proof that no sum overflows, ranges, passes on codes, and their trace."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from octosim import core, quant
+from octosim.errors import OctosimError
+from octosim.nodes import Array, Context, Node
+from octosim.numerics import EXACT32
+from octosim.quant import LARGEST_CODE, QTensor
+from octosim.trace import Op
+
+RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
+
+
+PASSES = ("forward", "dX", "dW")
+
+
+def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) -> None:
+    """OctosimError where a sum of products of codes in +-127 could leave 32 bits at this batch size, in one of the passes."""
+    safe = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
+    for name, depth in zip(PASSES, node.layer.product(node, batch).depths, strict=True):
+        if depth > safe and name in passes:
+            raise OctosimError(
+                f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
+                f"(safe up to {safe})" + ("; use a smaller --batch-size" if name == "dW" else "")
+            )
+
+
+def sizes(node: Node, batch: int) -> tuple[int, int, int]:
+    """Elements of x, w and y."""
+    m, _, n = node.layer.product(node, batch).shape
+    return batch * math.prod(node.in_shape), node.params["w"].size, m * n * node.layer.product(node, batch).groups
+
+
+def products(node: Node, batch: int) -> list[Op]:
+    """The three matrix products on int8 codes; forward, dW, dX."""
+    product = node.layer.product(node, batch)
+    (m, k, n), groups, kernel = product.shape, product.groups, product.kernel
+    x, w, y = sizes(node, batch)
+    name, kind = node.name, node.layer.title
+    return [
+        Op(name, "forward", "gemm", kind, (m, k, n), "int8", x + w, 4 * y, groups=groups, kernel=kernel, weights=w),
+        Op(name, "dW", "gemm", kind, (n, m, k), "int8", x + y, 4 * w, groups=groups, kernel=kernel),
+        Op(name, "dX", "gemm", kind, (m, n, k), "int8", y + w, 4 * x, groups=groups, kernel=kernel, weights=w),
+    ]
+
+
+def trace(node: Node, batch: int, dy_reads: int = 2) -> list[Op]:
+    """All passes of a layer whose float32 operands are quantized before the products; dy_reads: how often dY is read."""
+    x, w, y = sizes(node, batch)
+    forward, dw, dx = products(node, batch)
+
+    def op(pass_: str, what: str, size: int, reads: int, writes: int) -> Op:
+        return Op(node.name, pass_, "elementwise", what, (size,), "float32", reads * size, writes * size)
+
+    return [
+        # range, then codes: a quantizer reads its tensor twice
+        op("forward", "quantize x", x, 8, 1),
+        op("forward", "quantize w", w, 8, 1),
+        forward,
+        op("forward", "dequantize, bias", y, 4, 4),
+        op("dW", "quantize dY", y, 4 * dy_reads, 1),
+        dw,
+        op("dW", "dequantize dW", w, 4, 4),
+        op("dW", "bias gradient", y, 1, 0),
+        dx,
+        op("dX", "dequantize dX", x, 4, 4),
+    ]
+
+
+# ---- ranges and codes --------------------------------------------------
+
+
+def running_range(node: Node, x: Array, context: Context) -> tuple[float, float]:
+    """The batch's own range of x in training, the running one, state["x_range"], in inference."""
+    running = node.state["x_range"]
+    if context.training:
+        low, high = core.value_range(x)
+        batch = np.array([low, high], np.float32)
+        running[:] = running + np.float32(RANGE_MOMENTUM) * (batch - running) if running.any() else batch
+        return low, high
+    return float(running[0]), float(running[1])
+
+
+def symmetric(node: Node, name: str, x: Array, low: float, high: float) -> QTensor:
+    """Codes of a layer's tensor within a range, nearest, in memory that the layer keeps."""
+    return quant.symmetric(x, low, high, out=node.buffer(name, x.shape, np.int8))
+
+
+# ---- the passes: codes in, float32 out; the backward ones are for symmetric codes ------------------------
+
+
+def forward(node: Node, x: QTensor, w: QTensor) -> Array:
+    """Y = (sum (q_x - Z) q_w + round(b / S)) S with S = S_x S_w; the codes are kept for the backward passes."""
+    node.saved.update(x=x, w=w)
+    batch = x.q.shape[0]
+    acc = node.buffer("y", (batch, *node.out_shape), np.int32)
+    node.layer.product(node, batch).forward(x.q, w.q, x_zero=x.zero, out=acc)
+    # padding holds Z, so every output has the same second term
+    zero_term = core.row_sums(w.q) * np.int32(-x.zero) if x.zero else np.zeros(len(w.q), np.int32)
+    scale = quant.product_scale(x.scale, w.scale)
+    add = core.lac_fold(node.params["b"], zero_term, min(1.0 / scale if scale else 0.0, 3e38))
+    return core.dequantize_sums(acc, add, scale, out=acc.view(np.float32))
+
+
+def weight_grad(node: Node, dy: QTensor) -> None:
+    """dW = (sum q_dy q_x) S_dy S_x, db = S_dy sum q_dy."""
+    x, w = node.saved["x"], node.params["w"]
+    acc = node.buffer("dw", w.shape, np.int32)
+    node.layer.product(node, dy.q.shape[0]).weight_grad(x.q, dy.q, out=acc)
+    none, scale = np.zeros(w.shape[0], np.int32), quant.product_scale(x.scale, dy.scale)
+    node.grads["w"] = core.dequantize_rows(acc, none, scale, out=acc.view(np.float32))
+    node.grads["b"] = core.column_sums(dy.q).astype(np.float32) * np.float32(dy.scale)
+
+
+def input_grad(node: Node, dy: QTensor) -> Array:
+    """dX = (sum q_dy q_w) S_dy S_w."""
+    batch, w = dy.q.shape[0], node.saved["w"]
+    acc = node.buffer("dx", (batch, *node.in_shape), np.int32)
+    node.layer.product(node, batch).input_grad(dy.q, w.q, out=acc)
+    none, scale = np.zeros(node.in_shape[-1], np.int32), quant.product_scale(w.scale, dy.scale)
+    return core.dequantize_sums(acc, none, scale, out=acc.view(np.float32))

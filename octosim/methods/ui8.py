@@ -1,0 +1,129 @@
+"""Unified INT8 Training: direction-sensitive gradient clipping and deviation-counteractive learning-rate scaling.
+
+Zhu et al., "Towards Unified INT8 Training for Convolutional Neural Network", CVPR 2020 (arXiv 1912.12607).  Equations: from
+notes about the paper (algorithm card 5.7); no official code is known.
+
+Differs from the paper in, or is our reconstruction of: how and when the clipping value is searched (a grid of shares of
+max|dY|, every `period` steps, the share kept in between); the deviation is measured with the same stochastic rounding that the
+step uses; the range of activations in inference is a running one; first and last layers are quantized as all others; biases are
+float32 masters, added to the int32 sums as integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from octosim import core, quant
+from octosim.errors import OctosimError
+from octosim.methods import int8
+from octosim.nodes import Array, Context, Method, Node
+from octosim.numerics import Rounding
+from octosim.quant import QTensor
+from octosim.trace import Op
+
+ERROR = 0  # role in the Philox streams
+
+
+def _square(x: Array) -> float:
+    """|x|^2 in float32, in the fixed order of core.gemm."""
+    row = x.reshape(1, -1)
+    return float(core.gemm(row, row, transpose_b=True)[0, 0])
+
+
+def _unit(x: Array) -> Array:
+    return x * np.float32(1 / math.sqrt(_square(x)))
+
+
+def deviation(g: Array, q: Array) -> float:
+    """1 - cos(g, q) = |g / |g| - q / |q||^2 / 2 of gradients and their codes; 0 where either is all zero.
+
+    1 - cos as such would keep no digits of a small deviation in float32.
+    """
+    low, high = core.value_range(g)
+    largest = max(-low, high)
+    if largest < 1e-30 or not q.any():
+        return 0.0
+    scaled = g * np.float32(1 / largest)  # within +-1, so that squares stay in range
+    return _square(_unit(scaled) - _unit(core.dequantize(q, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Ui8(Method):
+    """Parameters of the method.
+
+    grid:   clipping values tried for dY, equal shares of its largest magnitude: 1/grid, 2/grid ... 1 (ours: 20).
+    period: steps between two searches (ours: 100).
+    alpha, beta: the layer's learning rate is scaled by phi(d) = max(exp(-alpha d), beta), d the deviation (paper: 20, 0.1).
+    """
+
+    grid: int = 20
+    period: int = 100
+    alpha: float = 20.0
+    beta: float = 0.1
+
+    name: ClassVar[str] = "ui8"
+    summary: ClassVar[str] = "INT8 forward and backward, direction-sensitive clipping, learning rate by deviation"
+    paper: ClassVar[str] = "Zhu et al., CVPR 2020"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "float32, of int8 products",
+        "errors": "int8",
+        "update": "float32",
+        "accumulator": "int32",
+        "normalization": "float32",
+    }
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("grid", 1, 1000), ("period", 1, 2**31), ("alpha", 0, 40), ("beta", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise OctosimError(f"ui8: {name} must be in {low} .. {high}, not {getattr(self, name)}")
+
+    def check(self, node: Node, batch: int) -> None:
+        int8.refuse_overflow(node, batch)
+
+    def init(self, node: Node, seed: int) -> None:
+        node.state["x_range"] = np.zeros(2, np.float32)
+        node.state["clip"] = np.array([1, 0], np.float32)  # share of max|dY|, and its deviation
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        w = node.params["w"]
+        qx = int8.symmetric(node, "x", x, *int8.running_range(node, x, context))
+        return int8.forward(node, qx, int8.symmetric(node, "w", w, *core.value_range(w)))
+
+    def error(self, node: Node, dy: Array, context: Context) -> QTensor:
+        low, high = core.value_range(dy)
+        largest, clip = max(-low, high), node.state["clip"]
+
+        def codes(share: float) -> QTensor:
+            out = node.buffer("dy", dy.shape, np.int8)
+            random = context.random(node.tensor(ERROR))
+            limit = share * largest
+            return quant.symmetric(dy, -limit, limit, rounding=Rounding.STOCHASTIC, random=random, out=out)
+
+        if (context.step - 1) % self.period == 0:
+            shares = [i / self.grid for i in range(self.grid, 0, -1)]
+            tried = [np.float32(deviation(dy, codes(share).q)) for share in shares]
+            best = int(np.argmin(tried))  # the first, which clips least, of equals
+            clip[:] = shares[best], tried[best]
+        return codes(float(clip[0]))
+
+    def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
+        int8.weight_grad(node, error)
+
+    def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
+        return int8.input_grad(node, error)
+
+    def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
+        if "clip" not in node.state:
+            return rule(lr)
+        exponent = np.float32(-self.alpha) * node.state["clip"][1:]
+        return rule(lr * max(float(core.exp(exponent)[0]), self.beta))
+
+    def trace(self, node: Node, batch: int) -> list[Op]:
+        return int8.trace(node, batch)
