@@ -24,9 +24,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema.")
+methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch.")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(data_app, name="data")
+app.add_typer(methods_app, name="methods")
 
 # Where there is no terminal to fit (a file, a pipe), tables keep their full width.
 out_console = Console(width=None if sys.stdout.isatty() else 160)
@@ -125,7 +127,7 @@ def train(
     data: Annotated[
         str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
+    method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
     lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature.")] = None,  # noqa: UP045
     prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss.")] = None,  # noqa: UP045
     set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
@@ -273,7 +275,7 @@ def cost(
         Optional[int],  # noqa: UP045
         typer.Option(help="Images a step; 100 if not given, of an ONNX file its own or 1."),
     ] = None,
-    method: Annotated[Optional[str], typer.Option(help="Training method: octo, fp32; not for ONNX files.")] = None,  # noqa: UP045
+    method: Annotated[Optional[str], typer.Option(help="Training method; not for ONNX files.")] = None,  # noqa: UP045
     dtype: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Arithmetic of the products: int8, float16, float32; float32 for ONNX files if not given."),
@@ -374,8 +376,6 @@ def _cost_ops(
     if dtype == "float16":
         raise OctosimError("octosim's own networks train in int8 or float32; --dtype float16 is for ONNX files")
     method = method or {"float32": "fp32"}.get(dtype or "", "octo")
-    if dtype is not None and (method == "fp32") != (dtype == "float32"):
-        raise OctosimError(f"--method {method} does not compute in {dtype}")
     try:
         height, width, channels = (int(part) for part in image.split("x"))
     except ValueError:
@@ -385,7 +385,9 @@ def _cost_ops(
     network = models.Network(models.layers(model, 10, in_shape=in_shape), in_shape, methods.make(method, {}), 0)
     network.check(batch)
     ops = [op for op in models.trace(network, batch) if not inference or op.pass_ == "forward" and op.layer != "loss"]
-    kind = "float32" if method == "fp32" else "int8"
+    kind = "int8" if any(op.kind == "gemm" and op.dtype == "int8" for op in ops) else "float32"
+    if dtype not in (None, kind):
+        raise OctosimError(f"--method {method} does not compute in {dtype}")
     return {"model": model, "batch_size": batch, "method": method, "dtype": kind}, ops
 
 
@@ -409,7 +411,7 @@ def bench(
     profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
     model: Annotated[str, _MODEL] = "simplecnn",
     data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32.")] = "octo",
+    method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
     set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
@@ -748,6 +750,52 @@ def profiles_calibrate(
             f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit",
             highlight=False,
         )
+
+
+@methods_app.callback()
+def methods_list(ctx: typer.Context, json_: AsJson = False) -> None:
+    """Training methods: their papers, and the type of each tensor in a training step.
+
+    Example: octosim methods
+
+    Example: octosim methods show octo
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from octosim import methods
+
+    rows = [methods.about(name) for name in methods.METHODS]
+    if json_:
+        _print_json([{key: value for key, value in row.items() if key not in ("doc", "parameters")} for row in rows])
+        return
+    table = Table("method", "what it does", "paper")
+    for row in rows:
+        table.add_row(row["name"], row["summary"], row["paper"])
+    out_console.print(table, highlight=False)
+    roles = list(rows[0]["bits"])
+    table = Table("method", *roles, title="types; names of parameters are their bits")
+    for row in rows:
+        table.add_row(row["name"], *(row["bits"][role] for role in roles))
+    out_console.print(table, highlight=False)
+
+
+@methods_app.command("show")
+def methods_show(name: Annotated[str, typer.Argument(help="A method.")], json_: AsJson = False) -> None:
+    """One method: its source, how it differs from the paper, its parameters.  Example: octosim methods show octo"""
+    from octosim import methods
+
+    about = methods.about(name)
+    if json_:
+        _print_json(about)
+        return
+    print(f"{about['name']}: {about['summary']} ({about['paper']})\n\n{about['doc']}\n")
+    for role, kind in about["bits"].items():
+        print(f"{role + ':':<15}{kind}")
+    table = Table("parameter", "default", "values", "meaning")
+    for key, parameter in about["parameters"].items():
+        table.add_row(key, str(parameter["default"]), parameter["values"], parameter["doc"])
+    if about["parameters"]:
+        out_console.print(table, highlight=False)
 
 
 @data_app.command("list")

@@ -6,8 +6,9 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,11 +20,15 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass needs to know beyond its operands.  `step` counts from 1 and, with the seed, keys all randomness."""
+    """What a pass needs to know beyond its operands.  `step` counts from 1 and, with the seed, keys all randomness.
+
+    epoch: from 1, for methods whose parameters change with it.
+    """
 
     training: bool
     seed: int
     step: int
+    epoch: int = 1
 
     def random(self, tensor: int) -> tuple[int, int, int]:
         """The Philox stream of a tensor in this step."""
@@ -147,6 +152,7 @@ class Node:
     inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's.
     in_place: nothing else needs its input's values, nor will, so the layer may write over them.  (It may always write over
     the gradient of its output.)
+    edge: the network's first or last weighted layer, which some methods leave unquantized.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -157,6 +163,7 @@ class Node:
     out_shape: tuple[int, ...]
     inputs: tuple[int, ...] = (-1,)
     in_place: bool = True
+    edge: bool = False
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)
@@ -179,12 +186,15 @@ class Node:
 class Method(Protocol):
     """The hooks of a training method; frozen dataclasses whose fields are the method's parameters.
 
-    Checked against the cards of the methods to come: LogBTQ adds its barrier's gradient in `weight_grad`; BLAQ's trial step
-    and second pass are its own `step`; Banner and UI8 return two copies of dY from `error`, one for each gradient; NITI's
-    values between layers are integer tensors, which only `input`, the elementwise functions and `loss` see.
+    summary, paper: one line each.  bits: what type each of ROLES has.  A method may also have the hooks of `OwnStep` and of
+    `Measured`.  Checked against the cards of the methods to come: Banner and UI8 return two copies of dY from `error`, one for
+    each gradient; NITI's values between layers are integers, which only `input`, the elementwise functions and `loss` see.
     """
 
     name: str
+    summary: str
+    paper: str
+    bits: dict[str, str]
 
     def check(self, node: Node, batch: int) -> None:
         """Refuses, with OctosimError, a layer whose sums could overflow the accumulator at this batch size."""
@@ -206,3 +216,42 @@ class Method(Protocol):
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         """The operations of a weighted layer in all passes."""
+
+
+ROLES = ("weights", "activations", "gradients", "errors", "update", "accumulator", "normalization")
+"""The tensors of a training step whose types a method's `bits` names; gradients are dL/dW, errors dL/dY."""
+
+
+class Update(Protocol):
+    """The run's optimizer at one step, as a method's own `step` sees it."""
+
+    @property
+    def lr(self) -> float: ...
+
+    def all(self) -> None:
+        """The optimizer's step on every parameter; NotFiniteError names the first layer with a NaN or an infinity."""
+
+    def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> tuple[Array, Array, dict[str, Array]]:
+        """The optimizer's step on `w` for a gradient, taken apart: w - lr direction / curvature.  Changes nothing.
+
+        Returns direction, curvature and the optimizer's tensors after the step.  slots: those before it, None for the present.
+        """
+
+    def set_slots(self, node: Node, slots: dict[str, Array]) -> None:
+        """Makes these the optimizer's tensors of `w`."""
+
+
+@runtime_checkable
+class OwnStep(Protocol):
+    """A method that does more in a training step than one pass and the optimizer's update (BLAQ's trial and second pass)."""
+
+    def step(self, nodes: list[Node], gradients: Callable[[], float], update: Update, context: Context) -> float:
+        """One training step; returns its loss.  gradients(): forward and backward on this step's batch, as often as called."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A method that counts things in node.state, for the record of each epoch's last step."""
+
+    def metrics(self, nodes: list[Node]) -> dict[str, Any]:
+        """What was counted since the last call, by name; counts from 0 again."""

@@ -2,7 +2,8 @@
 
 A run directory holds
     manifest.json          what decides the bits ("decides") and what does not ("environment")
-    records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy
+    records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy;
+                           after an epoch also metrics, where the method has any
     timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
     checkpoint.safetensors parameters, running statistics, optimizer state and the step, replaced atomically
     digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
@@ -31,7 +32,7 @@ from safetensors.numpy import save as save_tensors
 import octosim
 from octosim import core, data, loader, methods, models, optim
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context
+from octosim.nodes import Array, Context, Measured, Method, OwnStep
 from octosim.numerics import EXACT32
 
 FORMAT = 1
@@ -150,6 +151,11 @@ class Run:
         """The learning rate of a step (from 1)."""
         return optim.rate(self.optimizer.lr, self.schedule, step, self.steps, self.steps_per_epoch)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch (from 1) of the last step."""
+        return (self.step - 1) // self.steps_per_epoch + 1
+
     def train_step(self, tick: models.Tick | None = None, batch: Batch | None = None) -> float:
         """Takes the next step and returns its loss.  batch: what `self.batch` made for it before, if it did.
 
@@ -157,14 +163,19 @@ class Run:
         """
         self.step += 1
         images, labels = batch or self.batch(self.step)
-        context = Context(training=True, seed=self.config.seed, step=self.step)
-        lr = self.learning_rate(self.step)
+        context = Context(training=True, seed=self.config.seed, step=self.step, epoch=self.epoch)
+        network, lr = self.network, self.learning_rate(self.step)
+        update = optim.Update(self.optimizer, self.step, lr, network.nodes, self.slots, network.check_finite)
+
+        def gradients() -> float:
+            return network.gradients(images, labels, context, tick, self.config.label_smoothing)[0]
+
         try:
-            loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing)
-            for name, (w, g) in self.network.parameters().items():
-                decay = self.optimizer.decay if name.rpartition(".")[2] in optim.DECAYED else 0.0
-                self.optimizer.update(self.step, lr, decay, w, g, self.slots[name])
-            self.network.check_finite()
+            if isinstance(self.method, OwnStep):
+                loss = self.method.step(network.nodes, gradients, update, context)
+            else:
+                loss = gradients()
+                update.all()
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
         if tick:
@@ -174,9 +185,9 @@ class Run:
     def advance(self, batch: Batch | None = None) -> dict[str, Any]:
         """One step and, after an epoch's or the run's last and where asked for, the test set: the step's record."""
         loss = self.train_step(batch=batch)
-        record = {
+        record: dict[str, Any] = {
             "step": self.step,
-            "epoch": (self.step - 1) // self.steps_per_epoch + 1,
+            "epoch": self.epoch,
             "loss": loss,
             "learning_rate": self.learning_rate(self.step),
         }
@@ -187,6 +198,8 @@ class Run:
             except core.NotFiniteError as error:
                 raise OctosimError(f"after step {self.step}, test set, {error}; a smaller --lr may help") from None
             record |= {"test_loss": test_loss, "test_accuracy": self.test_accuracy}
+        if isinstance(self.method, Measured) and (last or self.step % self.steps_per_epoch == 0):
+            record["metrics"] = self.method.metrics(self.network.nodes)
         return record
 
     def tensors(self) -> dict[str, Array]:
@@ -239,6 +252,10 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _accumulator(method: Method) -> str:
+    return EXACT32.name if method.bits["accumulator"] == "int32" else method.bits["accumulator"]
+
+
 def manifest(run: Run, command: str) -> dict[str, Any]:
     """The manifest of a run; `config` inside is what `Config` needs to make it again."""
     c, d = run.config, run.data
@@ -257,7 +274,7 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
                 "test_images": len(d.test_labels),
             },
             "method": {"name": c.method, "parameters": methods.parameters(run.method)},
-            "numerics": {"accumulator": EXACT32.name if c.method != "fp32" else "float32", "float": "float32"},
+            "numerics": {"accumulator": _accumulator(run.method), "float": "float32"},
             "optimizer": optim.describe(run.optimizer, run.schedule),
             "augment": c.augment,
             "label_smoothing": c.label_smoothing,

@@ -10,7 +10,7 @@ import pytest
 from octosim import core, methods, models, quant
 from octosim.errors import OctosimError
 from octosim.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
-from octosim.nodes import Context
+from octosim.nodes import ROLES, Context
 
 F = np.float32
 TRAIN = Context(True, 5, 1)
@@ -19,7 +19,7 @@ TRAIN = Context(True, 5, 1)
 def test_every_method_has_its_row() -> None:
     for name, cls in methods.METHODS.items():
         assert methods.make(name, {}).name == name == cls.name
-        assert cls.summary and cls.__doc__
+        assert cls.summary and cls.paper and cls.__doc__ and list(cls.bits) == list(ROLES)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,8 @@ def test_trace_counts_the_work(name: str) -> None:
     assert gemms["fc1", "forward"].shape == (128, 400, 120)
     assert gemms["conv2", "dW"].shape == (16, 12800, 150)
     assert ("conv1", "dX") not in gemms
-    assert all(op.dtype == ("float32" if name == "fp32" else "int8") for op in gemms.values())
+    codes = {"octo": ("forward", "dW", "dX"), "qat": ("forward",)}.get(name, ())  # the passes whose operands are int8
+    assert all(op.dtype == ("int8" if op.pass_ in codes else "float32") for op in gemms.values())
     assert {(op.layer, op.pass_) for op in ops} >= {
         ("bn1", "forward"),
         ("bn1", "dX"),

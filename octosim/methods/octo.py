@@ -36,6 +36,7 @@ class Octo:
     lac_decay:  L2 factor on mu and offset (demo: 0.1).
     prc:        clipping of dY before it is quantized: "ratio" to prc_ratio times its extremes (demo: 0.95), "gauss" to
                 mean +- prc_z deviations (demo's comment: 1.96, 2.576), or "off".
+    prc_ratio, prc_z: what "ratio" and "gauss" clip to.
     zero_point: "exact" subtracts the activations' zero point's part of the sums; "dropped" leaves it to LAC to learn.
     rounding:   of dY: "half-even" (demo), "stochastic", or another of `numerics.Rounding` for reals.  Weights and activations
                 always round half to even.
@@ -50,7 +51,17 @@ class Octo:
     rounding: Literal["half-even", "half-away", "half-up", "floor", "toward-zero", "stochastic"] = "half-even"
 
     name: ClassVar[str] = "octo"
-    summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping (ATC'21)"
+    summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping"
+    paper: ClassVar[str] = "Zhou et al., USENIX ATC 2021"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "float32, of int8 products",
+        "errors": "int8",
+        "update": "float32",
+        "accumulator": "int32",
+        "normalization": "float32",
+    }
 
     def __post_init__(self) -> None:
         if not 0 < self.prc_ratio <= 1:
