@@ -234,7 +234,7 @@ class Update(Protocol):
     def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> tuple[Array, Array, dict[str, Array]]:
         """The optimizer's step on `w` for a gradient, taken apart: w - lr direction / curvature.  Changes nothing.
 
-        Returns direction, curvature and the optimizer's tensors after the step.  slots: those before it, None for the present.
+        Returns direction, curvature and the optimizer's tensors after the step.  slots: such tensors, to take the step after.
         """
 
     def set_slots(self, node: Node, slots: dict[str, Array]) -> None:

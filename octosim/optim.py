@@ -107,8 +107,8 @@ class Update:
         self.check()
 
     def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> Newton:
-        before = self.slots[f"{node.name}.w"] if slots is None else slots
-        return self.optimizer.newton(self.step, self.optimizer.decay, node.params["w"], g, before)
+        step, before = (self.step, self.slots[f"{node.name}.w"]) if slots is None else (self.step + 1, slots)
+        return self.optimizer.newton(step, self.optimizer.decay, node.params["w"], g, before)
 
     def set_slots(self, node: Node, slots: dict[str, Array]) -> None:
         for key, value in slots.items():

@@ -172,7 +172,9 @@ class Run:
 
         try:
             if isinstance(self.method, OwnStep):
-                loss = self.method.step(network.nodes, gradients, update, context)
+                with np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
+                    loss = self.method.step(network.nodes, gradients, update, context)
+                network.check_finite()
             else:
                 loss = gradients()
                 update.all()

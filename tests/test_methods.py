@@ -254,7 +254,8 @@ def test_trace_counts_the_work(name: str) -> None:
     assert gemms["fc1", "forward"].shape == (128, 400, 120)
     assert gemms["conv2", "dW"].shape == (16, 12800, 150)
     assert ("conv1", "dX") not in gemms
-    codes = {"octo": ("forward", "dW", "dX"), "qat": ("forward",)}.get(name, ())  # the passes whose operands are int8
+    passes = {"octo": ("forward", "dW", "dX"), "qat": ("forward",), "logbtq": ("forward",)}
+    codes = passes.get(name, ())  # those whose operands are 8-bit
     assert all(op.dtype == ("int8" if op.pass_ in codes else "float32") for op in gemms.values())
     assert {(op.layer, op.pass_) for op in ops} >= {
         ("bn1", "forward"),

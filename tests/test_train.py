@@ -364,6 +364,9 @@ def test_existing_folder_is_refused(tmp_path: Path) -> None:
 def test_divergence_names_step_and_layer(method: str, lr: float, batchnorm: bool, tmp_path: Path) -> None:
     config = train.Config(model="lenet5", method=method, lr=lr, batchnorm=batchnorm, **SHORT)
     folder = tmp_path / "run"
+    if lr <= {"laq": 1e10, "blaq": 1e10, "logbtq": 1e30}.get(method, 0):  # clipped: nothing leaves float32's range so soon
+        assert train.train(train.create(config, folder, "test"), folder)
+        return
     with pytest.raises(OctosimError, match=r"step \d, layer \w+, (forward|backward|\w+ after the step): .*--lr"):
         train.train(train.create(config, folder, "test"), folder, every=1)
     assert not (folder / "digest.txt").exists()

@@ -11,13 +11,16 @@ import typing
 from typing import Any
 
 from octosim.errors import OctosimError, suggest
+from octosim.methods.blaq import Blaq
 from octosim.methods.dorefa import Dorefa
 from octosim.methods.fp32 import Fp32
+from octosim.methods.laq import Laq
+from octosim.methods.logbtq import Logbtq
 from octosim.methods.octo import Octo
 from octosim.methods.qat import Qat
 from octosim.nodes import Method
 
-METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Fp32, Octo, Qat, Dorefa)}
+METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Fp32, Octo, Qat, Dorefa, Laq, Blaq, Logbtq)}
 
 
 def _convert(method: str, key: str, value: Any, kind: Any) -> Any:

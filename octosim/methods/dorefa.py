@@ -44,7 +44,7 @@ def weights(w: Array, bits: int) -> tuple[Array, Array | None]:
     1 bit: sign(w) E|w|.  More: 2 quantize_k(tanh(w) / (2 max |tanh w|) + 1/2) - 1.
     """
     if bits == 1:
-        mean = core.column_sums(np.abs(w).reshape(-1, 1))[0] / F(w.size)
+        mean = F(passes.total(np.abs(w)) / w.size)
         return np.where(w < 0, -mean, mean).astype(F), None
     t = tanh(w)
     largest = np.abs(t).max()

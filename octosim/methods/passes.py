@@ -31,6 +31,12 @@ def input_grad(node: Node, dy: Array, w: Array) -> Array:
     return product.input_grad(dy, w, out=node.buffer("dx", (dy.shape[0], *node.in_shape), np.float32))
 
 
+def total(x: Array) -> float:
+    """The sum in float64, one after the other: NumPy's sums, unlike its running sums, may differ from machine to machine."""
+    flat, size = x.ravel(), 1 << 16
+    return sum(float(np.cumsum(flat[i : i + size], dtype=np.float64)[-1]) for i in range(0, flat.size, size))
+
+
 def sizes(node: Node, batch: int) -> tuple[int, int, int]:
     """Elements of X, W and Y."""
     x, y = (batch * int(np.prod(shape)) for shape in (node.in_shape, node.out_shape))
