@@ -12,7 +12,7 @@ demo: .venv-demo/installed
 dev: $(VENV)/installed
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n auto
 
 bench: $(VENV)/installed
 	$(VENV)/bin/octosim bench --profile jetson --model simplecnn --against torch

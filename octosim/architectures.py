@@ -293,6 +293,9 @@ def nodes(stack: Sequence[Item], in_shape: tuple[int, ...]) -> list[Node]:
         return source
 
     expand(stack, -1, "")
+    weighted = [node for node in made if node.layer.weighted]
+    for node in weighted[:1] + weighted[-1:]:
+        node.edge = True
     uses = Counter(i for node in made for i in node.inputs)
     for node in made:
         source = node.inputs[0]

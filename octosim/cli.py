@@ -30,9 +30,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema.")
+methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch.")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(data_app, name="data")
+app.add_typer(methods_app, name="methods")
 
 _MODEL = typer.Option(
     help="Network: simplecnn, lenet5, mlp, alexnet, vgg11, vgg-small-7, resnet20, mobilenet, or a model file, .toml."
@@ -90,7 +92,7 @@ def train(
     data: Annotated[
         str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32 ..., see docs/methods.md.")] = "octo",
+    method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
     lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature.")] = None,  # noqa: UP045
     prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss.")] = None,  # noqa: UP045
     set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
@@ -334,7 +336,7 @@ def bench(
     profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
     model: Annotated[str, _MODEL] = "simplecnn",
     data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method: octo, fp32 ..., see docs/methods.md.")] = "octo",
+    method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
     set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
@@ -805,6 +807,52 @@ def _calibrate_host(out: Path | None, as_json: bool) -> None:
     elif out and device.rates:
         err_console.print(f"{out}: {device.title}, products within {100 * device.rates.spread:.0f} % (one standard deviation); "
                           f"try octosim bench --profile {out}", highlight=False)  # fmt: skip
+
+
+@methods_app.callback()
+def methods_list(ctx: typer.Context, json_: AsJson = False) -> None:
+    """Training methods: their papers, and the type of each tensor in a training step.
+
+    Example: octosim methods
+
+    Example: octosim methods show octo
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from octosim import methods
+
+    rows = [methods.about(name) for name in methods.METHODS]
+    if json_:
+        _print_json([{key: value for key, value in row.items() if key not in ("doc", "parameters")} for row in rows])
+        return
+    table = Table("method", "what it does", "paper")
+    for row in rows:
+        table.add_row(row["name"], row["summary"], row["paper"])
+    out_console.print(table, highlight=False)
+    roles = list(rows[0]["bits"])
+    table = Table("method", *roles, title="types; names of parameters are their bits")
+    for row in rows:
+        table.add_row(row["name"], *(row["bits"][role] for role in roles))
+    out_console.print(table, highlight=False)
+
+
+@methods_app.command("show")
+def methods_show(name: Annotated[str, typer.Argument(help="A method.")], json_: AsJson = False) -> None:
+    """One method: its source, how it differs from the paper, its parameters.  Example: octosim methods show octo"""
+    from octosim import methods
+
+    about = methods.about(name)
+    if json_:
+        _print_json(about)
+        return
+    print(f"{about['name']}: {about['summary']} ({about['paper']})\n\n{about['doc']}\n")
+    for role, kind in about["bits"].items():
+        print(f"{role + ':':<15}{kind}")
+    table = Table("parameter", "default", "values", "meaning")
+    for key, parameter in about["parameters"].items():
+        table.add_row(key, str(parameter["default"]), parameter["values"], parameter["doc"])
+    if about["parameters"]:
+        out_console.print(table, highlight=False)
 
 
 @data_app.command("list")

@@ -17,6 +17,9 @@ from octosim.trace import DTYPE_BYTES, Op
 
 __all__ = ["MODELS", "Network", "Stack", "Tick", "describe", "find", "is_file", "layers", "nodes", "parse", "trace"]
 
+QUIET = np.errstate(over="ignore", invalid="ignore")
+"""A method's NumPy need not warn of infinities and NaNs: they are found, and told with the layer's name."""
+
 Tick = Callable[[str, str], None]
 """Called after a layer's pass with the layer's name and the pass; `bench` reads its clock there."""
 
@@ -67,6 +70,7 @@ class Network:
             self._pixels = np.empty(images.size, np.float32)
         return self.method.input(images, self._pixels[: images.size].reshape(images.shape))
 
+    @QUIET
     def forward(self, x: Any, context: Context, tick: Tick | None = None, check: bool = False) -> Any:
         """The logits (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
         with its name."""
@@ -84,6 +88,7 @@ class Network:
                 tick(node.name, "forward")
         return x
 
+    @QUIET
     def backward(self, dy: Any, context: Context, tick: Tick | None = None) -> None:
         """Fills every node's grads from dL/dlogits, which is overwritten."""
         sums = {len(self.nodes) - 1: dy}

@@ -22,13 +22,14 @@ Array = np.ndarray[Any, Any]
 class Context:
     """What a pass needs to know beyond its operands.  `step` counts from 1 and, with the seed, keys all randomness.
 
-    steps: how many the run has, for methods with a schedule of their own; 0 where there is no run.
+    steps: how many the run has, for methods with a schedule of their own; 0 where there is no run.  epoch: from 1.
     """
 
     training: bool
     seed: int
     step: int
     steps: int = 0
+    epoch: int = 1
 
     def random(self, tensor: int) -> tuple[int, int, int]:
         """The Philox stream of a tensor in this step."""
@@ -205,6 +206,7 @@ class Node:
     in_place: nothing else needs its input's values, nor will, so the layer may write over them.  (It may always write over
     the gradient of its output.)
     normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
+    edge: the network's first or last weighted layer, which some methods leave unquantized.
     through: gives what is to make the layer's product: the product itself, or one in a narrower register.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
@@ -217,6 +219,7 @@ class Node:
     inputs: tuple[int, ...] = (-1,)
     in_place: bool = True
     normalized: bool = False
+    edge: bool = False
     through: Callable[[Product], Product] = _as_it_is
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
@@ -237,12 +240,36 @@ class Node:
         return held[:count].reshape(shape)
 
 
+ROLES = ("weights", "activations", "gradients", "errors", "update", "accumulator", "normalization")
+"""The tensors of a training step whose types a method's `bits` names; gradients are dL/dW, errors dL/dY."""
+
+
+class Update(Protocol):
+    """The run's optimizer at one step, as a method's own `step` sees it."""
+
+    @property
+    def lr(self) -> float: ...
+
+    def all(self) -> None:
+        """The optimizer's step on every parameter; NotFiniteError names the first layer with a NaN or an infinity."""
+
+    def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> tuple[Array, Array, dict[str, Array]]:
+        """The optimizer's step on `w` for a gradient, taken apart: w - lr direction / curvature.  Changes nothing.
+
+        Returns direction, curvature and the optimizer's tensors after the step.  slots: such tensors, to take the step after.
+        """
+
+    def set_slots(self, node: Node, slots: dict[str, Array]) -> None:
+        """Makes these the optimizer's tensors of `w`."""
+
+
 class Method(Protocol):
     """The hooks of a training method; frozen dataclasses whose fields are the method's parameters.
 
     What has a body here is right for values between layers that are float32 arrays; a method whose values are of another type
     replaces `input`, `loss`, `meet` and, in `layers`, the layers without a matrix product.
 
+    summary, paper: one line each.  bits: what type each of ROLES has.
     batchnorm: whether it can train batch normalization.
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
     values:    what the values between layers are made of, for the trace; update_bytes: what an update reads and writes of
@@ -254,6 +281,8 @@ class Method(Protocol):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    paper: ClassVar[str]
+    bits: ClassVar[Mapping[str, str]]
     batchnorm: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ()
     values: ClassVar[str] = "float32"
@@ -272,9 +301,19 @@ class Method(Protocol):
         """The sum of two gradients of one tensor, which may overwrite a."""
         return core.add(a, b, out=a)
 
+    def step(self, nodes: list[Node], gradients: Callable[[], float], update: Update, context: Context) -> float:
+        """One training step; returns its loss.  gradients(): forward and backward on this step's batch, as often as called."""
+        loss = gradients()
+        update.all()
+        return loss
+
     def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
         """Changes node.params[key] by node.grads[key].  rule(lr) lets the run's optimizer do it with that learning rate."""
         rule(lr)
+
+    def metrics(self, nodes: list[Node]) -> dict[str, Any]:
+        """What the method counted in node.state since the last call, by name; it counts from 0 again."""
+        return {}
 
     def check(self, node: Node, batch: int) -> None:
         """Refuses, with OctosimError, a layer whose sums could overflow the accumulator at this batch size."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from octosim.accumulate import Registers
 from octosim.models import Network
-from octosim.nodes import Array, Context, Node, Product
+from octosim.nodes import Array, Context, Method, Node, Product
 
 Key = tuple[str, str, str]
 """Layer, pass, tensor.  forward: input (real), x and w (the product's operands), sums, output (real).  dW: gradient (real), x,
@@ -81,6 +81,6 @@ class _Watched:
 def watch(network: Network, registers: Registers) -> Observed:
     """From now on every training step of the network is observed."""
     observed = Observed()
-    network.method = _Watched(network.method, observed)
+    network.method = cast(Method, _Watched(network.method, observed))
     registers.seen = observed.product
     return observed

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError, suggest
+from octosim.nodes import Context, Method, Node
 
 Array = np.ndarray[Any, Any]
+Newton = tuple[Array, Array, dict[str, Array]]
+"""A step taken apart, w - lr direction / curvature: direction, curvature and the optimizer's tensors after the step."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class Sgd:
 
     def update(self, step: int, lr: float, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> None:
         core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=decay)
+
+    def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
+        v = np.float32(self.momentum) * slots["v"] + (g + np.float32(decay) * w)
+        return v, np.ones_like(w), {"v": v}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,13 @@ class Adam:
     def update(self, step: int, lr: float, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> None:
         c1, c2 = 1.0 - _power(self.b1, step), 1.0 - _power(self.b2, step)
         core.adam(w, g, slots["m"], slots["v"], lr=lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay)
+
+    def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
+        b1, b2, g = np.float32(self.b1), np.float32(self.b2), g + np.float32(decay) * w
+        m = b1 * slots["m"] + (np.float32(1) - b1) * g
+        v = b2 * slots["v"] + (np.float32(1) - b2) * (g * g)
+        c1, c2 = np.float32(1.0 - _power(self.b1, step)), np.float32(1.0 - _power(self.b2, step))
+        return m / c1, np.sqrt(v / c2) + np.float32(self.eps), {"m": m, "v": v}
 
 
 DECAYED = ("w",)
@@ -72,6 +87,38 @@ def _half_cosine(t: float) -> float:
         term *= -x2 / ((2 * n - 1) * (2 * n))
         total += term
     return total * total
+
+
+@dataclass(frozen=True)
+class Update:
+    """An optimizer at one step of a run: `nodes.Update`.  slots: by the parameters' names.  check: of all parameters."""
+
+    optimizer: Sgd | Adam
+    method: Method
+    context: Context
+    lr: float
+    nodes: list[Node]
+    slots: dict[str, dict[str, Array]]
+    check: Callable[[], None]
+
+    def all(self) -> None:
+        for node in self.nodes:
+            for key in node.params:
+                self.method.update(node, key, self.lr, partial(self._rule, node, key), self.context)
+        self.check()
+
+    def _rule(self, node: Node, key: str, lr: float) -> None:
+        decay, slots = self.optimizer.decay if key in DECAYED else 0.0, self.slots[f"{node.name}.{key}"]
+        self.optimizer.update(self.context.step, lr, decay, node.params[key], node.grads[key], slots)
+
+    def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> Newton:
+        step = self.context.step
+        step, before = (step, self.slots[f"{node.name}.w"]) if slots is None else (step + 1, slots)
+        return self.optimizer.newton(step, self.optimizer.decay, node.params["w"], g, before)
+
+    def set_slots(self, node: Node, slots: dict[str, Array]) -> None:
+        for key, value in slots.items():
+            self.slots[f"{node.name}.w"][key][:] = value
 
 
 # ---- schedules --------------------------------------------------

@@ -2,7 +2,8 @@
 
 A run directory holds
     manifest.json          what decides the bits ("decides") and what does not ("environment")
-    records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy
+    records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy;
+                           after an epoch also metrics, where the method has any
     overflow.jsonl         with count_overflow, an object a counted step, layer and pass: what happened in the accumulators
     timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
     checkpoint.safetensors parameters, running statistics, optimizer state and the step, replaced atomically
@@ -32,7 +33,7 @@ from safetensors.numpy import save as save_tensors
 import octosim
 from octosim import accumulate, core, data, loader, methods, models, optim
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context, Node
+from octosim.nodes import Array, Context
 from octosim.numerics import EXACT32
 
 FORMAT = 1
@@ -174,6 +175,11 @@ class Run:
         """The learning rate of a step (from 1)."""
         return optim.rate(self.optimizer.lr, self.schedule, step, self.steps, self.steps_per_epoch)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch (from 1) of the last step."""
+        return (self.step - 1) // self.steps_per_epoch + 1
+
     def train_step(self, tick: models.Tick | None = None, batch: Batch | None = None) -> float:
         """Takes the next step and returns its loss; self.overflow is then what happened in its accumulators, if it was counted.
 
@@ -183,19 +189,20 @@ class Run:
         self.step += 1
         images, labels = batch or self.batch(self.step)
         context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps, epoch=self.epoch)
-        update = self._update(context)
+        network, lr = self.network, self.learning_rate(self.step)
+        update = optim.Update(self.optimizer, self.method, context, lr, network.nodes, self.slots, network.check_finite)
         every = self.config.count_overflow
         self.registers.counting, self.registers.counts = every is not None and self.step % every == 0, []
 
         def gradients() -> float:
-            loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing)
+            loss, _ = network.gradients(images, labels, context, tick, self.config.label_smoothing)
             self.registers.counting = False  # a second pass of the same step is not counted again
             return loss
 
         try:
-            with models.QUIET:
-                loss = self.method.step(self.network.nodes, gradients, update, context)
-            self.network.check_finite()
+            with np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
+                loss = self.method.step(network.nodes, gradients, update, context)
+            network.check_finite()
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
         self.overflow = [
@@ -207,20 +214,12 @@ class Run:
             tick("optimizer", "update")
         return loss
 
-    def _update(self, node: Node, key: str, context: Context) -> None:
-        def rule(lr: float) -> None:
-            decay = self.optimizer.decay if key in optim.DECAYED else 0.0
-            slots = self.slots[f"{node.name}.{key}"]
-            self.optimizer.update(self.step, lr, decay, node.params[key], node.grads[key], slots)
-
-        self.method.update(node, key, self.learning_rate(self.step), rule, context)
-
     def advance(self, batch: Batch | None = None) -> dict[str, Any]:
         """One step and, after an epoch's or the run's last and where asked for, the test set: the step's record."""
         loss = self.train_step(batch=batch)
-        record = {
+        record: dict[str, Any] = {
             "step": self.step,
-            "epoch": (self.step - 1) // self.steps_per_epoch + 1,
+            "epoch": self.epoch,
             "loss": loss,
             "learning_rate": None if "lr" in self.method.unused else self.learning_rate(self.step),
         }
@@ -231,6 +230,9 @@ class Run:
             except core.NotFiniteError as error:
                 raise OctosimError(f"after step {self.step}, test set, {error}; a smaller --lr may help") from None
             record |= {"test_loss": test_loss, "test_accuracy": self.test_accuracy}
+        if last or self.step % self.steps_per_epoch == 0:
+            metrics = self.method.metrics(self.network.nodes)
+            record |= {"metrics": metrics} if metrics else {}
         return record
 
     def tensors(self) -> dict[str, Array]:
@@ -302,7 +304,7 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
             },
             "method": {"name": c.method, "parameters": methods.parameters(run.method)},
             "numerics": {
-                "accumulator": c.accumulator if run.method.bits["accumulator"] == EXACT32.name else run.method.bits["accumulator"],
+                "accumulator": c.accumulator if run.method.bits["accumulator"] == "int32" else run.method.bits["accumulator"],
                 "float": "float32" if run.method.values == "float32" else "none",
             },
             "optimizer": None if "optimizer" in run.method.unused else optim.describe(run.optimizer, run.schedule),

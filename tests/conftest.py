@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
-from octosim import core
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: threads beside them would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from octosim import core  # noqa: E402
 
 ISAS = [name for name, supported in core.isas().items() if supported]
 

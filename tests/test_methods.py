@@ -10,7 +10,7 @@ import pytest
 from octosim import core, methods, models, quant
 from octosim.errors import OctosimError
 from octosim.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
-from octosim.nodes import Context
+from octosim.nodes import ROLES, Context
 
 F = np.float32
 TRAIN = Context(True, 5, 1)
@@ -19,7 +19,7 @@ TRAIN = Context(True, 5, 1)
 def test_every_method_has_its_row() -> None:
     for name, cls in methods.METHODS.items():
         assert methods.make(name, {}).name == name == cls.name
-        assert cls.summary and cls.__doc__
+        assert cls.summary and cls.paper and cls.__doc__ and list(cls.bits) == list(ROLES)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +254,10 @@ def test_trace_counts_the_work(name: str) -> None:
     assert gemms["fc1", "forward"].shape == (128, 400, 120)
     assert gemms["conv2", "dW"].shape == (16, 12800, 150)
     assert ("conv1", "dX") not in gemms
-    for (_, pass_), op in gemms.items():
-        real = name == "fp32" or (name == "banner" and pass_ == "dW")
-        assert op.dtype == ("float32" if real else "int8")
+    passes = dict.fromkeys(("octo", "niti", "ui8", "dai8", "wage", "hindsight"), ("forward", "dW", "dX"))
+    passes |= {"qat": ("forward",), "logbtq": ("forward",), "banner": ("forward", "dX")}
+    codes = passes.get(name, ())  # those whose operands are 8-bit
+    assert all(op.dtype == ("int8" if op.pass_ in codes else "float32") for op in gemms.values())
     assert {(op.layer, op.pass_) for op in ops} >= {
         *([("bn1", "forward"), ("bn1", "dX")] if method.batchnorm else []),
         ("relu1", "forward"),

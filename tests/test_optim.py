@@ -13,6 +13,8 @@ from octosim import optim, train
 from octosim.errors import OctosimError
 from octosim.optim import Schedule
 
+F = np.float32
+
 shares = st.lists(st.floats(0.001, 0.999), min_size=1, max_size=4, unique=True).map(lambda v: tuple(sorted(v)))
 epochs = st.lists(st.integers(1, 40), min_size=1, max_size=4, unique=True).map(lambda v: tuple(float(x) for x in sorted(v)))
 schedules = st.one_of(
@@ -120,3 +122,18 @@ def test_decay_is_in_the_gradient() -> None:
     run.train_step()
     w, g = run.network.parameters()["conv1.w"]
     assert np.array_equal(w, before - np.float32(0.125) * (g + np.float32(0.5) * before))
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_newton_is_the_update_taken_apart(name: str) -> None:
+    rng = np.random.default_rng(0)
+    optimizer = optim.make(name, 0.01, 0.1)
+    w, slots = rng.normal(size=50).astype(F), {slot: np.zeros(50, F) for slot in optimizer.slots}
+    for step in (1, 2, 3):
+        g = rng.normal(size=50).astype(F)
+        direction, curvature, after = optimizer.newton(step, 0.1, w, g, slots)
+        expected = w - F(0.01) * direction / curvature
+        optimizer.update(step, 0.01, 0.1, w, g, slots)
+        assert np.allclose(w, expected, rtol=1e-6, atol=1e-7)
+        for key, value in after.items():
+            assert np.array_equal(slots[key], value), key

@@ -383,8 +383,8 @@ def test_divergence_names_step_and_layer(method: str, batchnorm: bool, lr: float
     except OctosimError as error:
         assert re.search(r"step \d, layer \w+, (forward|backward|\w+ after the step): .*--lr", str(error))
         assert not (folder / "digest.txt").exists()
-    else:  # a method that clips at earlier ranges may end with a dead network instead; then no value is a NaN or an infinity
-        assert lr == 1e10
+    else:  # a method that clips may end with a dead network instead; then no value is a NaN or an infinity
+        assert lr == 1e10 or method == "logbtq"
         assert all(np.isfinite(tensor).all() for tensor in run.tensors().values())
 
 

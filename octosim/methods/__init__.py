@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
+import sys
 import types
 import typing
 from typing import Any
 
 from octosim.errors import OctosimError, suggest
 from octosim.methods.banner import Banner
+from octosim.methods.blaq import Blaq
 from octosim.methods.dai8 import Dai8
+from octosim.methods.dorefa import Dorefa
 from octosim.methods.fp32 import Fp32
 from octosim.methods.hindsight import Hindsight
+from octosim.methods.laq import Laq
+from octosim.methods.logbtq import Logbtq
 from octosim.methods.niti import Niti
 from octosim.methods.octo import Octo
+from octosim.methods.qat import Qat
 from octosim.methods.ui8 import Ui8
 from octosim.methods.wage import Wage
 from octosim.nodes import Method
 
-METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Fp32, Octo, Niti, Banner, Ui8, Dai8, Wage, Hindsight)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls
+    for cls in (Fp32, Octo, Logbtq, Laq, Blaq, Qat, Niti, Wage, Dorefa, Banner, Ui8, Dai8, Hindsight)
+}  # fmt: skip
 
 
 def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
@@ -35,12 +46,21 @@ def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
         raise OctosimError(f"{where} must be a number, not '{value}'") from None
 
 
-def make(name: str, parameters: dict[str, Any]) -> Method:
-    """The method `name` with its parameters; OctosimError where either is unknown or a value is out of range."""
+def _find(name: str) -> type[Any]:
     if name not in METHODS:
         raise OctosimError(f"unknown method '{name}'" + suggest(name, METHODS))
-    cls = METHODS[name]
-    kinds = {k: v for k, v in typing.get_type_hints(cls).items() if typing.get_origin(v) is not typing.ClassVar}
+    return METHODS[name]
+
+
+def _kinds(cls: type[Any]) -> dict[str, Any]:
+    """The types of a method's parameters."""
+    return {k: v for k, v in typing.get_type_hints(cls).items() if typing.get_origin(v) is not typing.ClassVar}
+
+
+def make(name: str, parameters: dict[str, Any]) -> Method:
+    """The method `name` with its parameters; OctosimError where either is unknown or a value is out of range."""
+    cls = _find(name)
+    kinds = _kinds(cls)
     for key in parameters:
         if key not in kinds:
             raise OctosimError(f"method {name} has no parameter '{key}'" + suggest(key, kinds))
@@ -52,3 +72,34 @@ def parameters(method: Method) -> dict[str, Any]:
     """The method's parameters with their values."""
     assert dataclasses.is_dataclass(method) and not isinstance(method, type | types.GenericAlias)
     return dataclasses.asdict(method)
+
+
+def _parameter_docs(cls: type[Any]) -> dict[str, str]:
+    """What the docstring says of each parameter, in paragraphs "name: text", several names with commas between them."""
+    found: dict[str, str] = {}
+    pattern = r"^((?:\w+)(?:, \w+)*): +((?:.+\n?)(?: .*\n?)*)"
+    for match in re.finditer(pattern, inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE):
+        text = " ".join(match[2].split())
+        found |= dict.fromkeys(match[1].split(", "), text)
+    return found
+
+
+def about(name: str) -> dict[str, Any]:
+    """A method as plain data: its source, types, and parameters with their defaults and meaning."""
+    cls = _find(name)
+    docs, kinds = _parameter_docs(cls), _kinds(cls)
+    return {
+        "name": name,
+        "summary": cls.summary,
+        "paper": cls.paper,
+        "bits": cls.bits,
+        "doc": inspect.cleandoc(sys.modules[cls.__module__].__doc__ or ""),
+        "parameters": {
+            field.name: {
+                "default": field.default,
+                "values": ", ".join(map(str, typing.get_args(kinds[field.name]))) or kinds[field.name].__name__,
+                "doc": docs.get(field.name, ""),
+            }
+            for field in dataclasses.fields(cls)
+        },
+    }

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from octosim import core, quant
-from octosim.methods import int8
+from octosim.methods import int8, passes
 from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
 from octosim.quant import LARGEST_CODE, QTensor
@@ -185,15 +185,13 @@ class Banner(Method):
         return int8.input_grad(node, error[0])
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = int8.sizes(node, batch)
-        product = node.layer.product(node, batch)
-        (m, k, n), groups, kernel, kind = product.shape, product.groups, product.kernel, node.layer.title
+        x, _, y = passes.sizes(node, batch)
         ops = [op for op in int8.trace(node, batch) if op.pass_ != "dW"]
         return [
             *ops[:4],
-            Op(node.name, "dW", "elementwise", "dequantize x", (x,), "float32", x, 4 * x),
-            Op(node.name, "dW", "gemm", kind, (n, m, k), "float32", 4 * (x + y), 4 * w, groups=groups, kernel=kernel),
-            Op(node.name, "dW", "elementwise", "bias gradient", (y,), "float32", 4 * y, 0),
-            Op(node.name, "dX", "elementwise", "quantize dY", (y,), "float32", 8 * y, y),
+            passes.elementwise(node, "dW", "dequantize x", x, x, 4 * x),
+            passes.gemm(node, batch, "dW"),
+            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            passes.elementwise(node, "dX", "quantize dY", y, 8 * y, y),
             *ops[4:],
         ]

@@ -19,7 +19,7 @@ import numpy as np
 
 from octosim import core, quant
 from octosim.errors import OctosimError
-from octosim.methods import int8
+from octosim.methods import int8, passes
 from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
 from octosim.quant import LARGEST_CODE, QTensor
@@ -121,6 +121,6 @@ class Dai8(Method):
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         ops = int8.trace(node, batch)
-        _, _, y = int8.sizes(node, batch)
+        _, _, y = passes.sizes(node, batch)
         # statistics, then codes
-        return [*ops, Op(node.name, "dW", "elementwise", "quantize dY per channel", (y,), "float32", 12 * y, y)]
+        return [*ops, passes.elementwise(node, "dW", "quantize dY per channel", y, 12 * y, y)]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from octosim import core, quant
 from octosim.errors import OctosimError
+from octosim.methods import passes
 from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
 from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
-
-
 PASSES = ("forward", "dX", "dW")
 
 
@@ -30,45 +27,22 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) ->
             )
 
 
-def sizes(node: Node, batch: int) -> tuple[int, int, int]:
-    """Elements of x, w and y."""
-    m, _, n = node.layer.product(node, batch).shape
-    return batch * math.prod(node.in_shape), node.params["w"].size, m * n * node.layer.product(node, batch).groups
-
-
-def products(node: Node, batch: int) -> list[Op]:
-    """The three matrix products on int8 codes; forward, dW, dX."""
-    product = node.layer.product(node, batch)
-    (m, k, n), groups, kernel = product.shape, product.groups, product.kernel
-    x, w, y = sizes(node, batch)
-    name, kind = node.name, node.layer.title
-    return [
-        Op(name, "forward", "gemm", kind, (m, k, n), "int8", x + w, 4 * y, groups=groups, kernel=kernel, weights=w),
-        Op(name, "dW", "gemm", kind, (n, m, k), "int8", x + y, 4 * w, groups=groups, kernel=kernel),
-        Op(name, "dX", "gemm", kind, (m, n, k), "int8", y + w, 4 * x, groups=groups, kernel=kernel, weights=w),
-    ]
-
-
 def trace(node: Node, batch: int, dy_reads: int = 2) -> list[Op]:
     """All passes of a layer whose float32 operands are quantized before the products; dy_reads: how often dY is read."""
-    x, w, y = sizes(node, batch)
-    forward, dw, dx = products(node, batch)
-
-    def op(pass_: str, what: str, size: int, reads: int, writes: int) -> Op:
-        return Op(node.name, pass_, "elementwise", what, (size,), "float32", reads * size, writes * size)
-
+    x, w, y = passes.sizes(node, batch)
+    wide, wide_x = node.out_shape[-1], node.in_shape[-1]
     return [
         # range, then codes: a quantizer reads its tensor twice
-        op("forward", "quantize x", x, 8, 1),
-        op("forward", "quantize w", w, 8, 1),
-        forward,
-        op("forward", "dequantize, bias", y, 4, 4),
-        op("dW", "quantize dY", y, 4 * dy_reads, 1),
-        dw,
-        op("dW", "dequantize dW", w, 4, 4),
-        op("dW", "bias gradient", y, 1, 0),
-        dx,
-        op("dX", "dequantize dX", x, 4, 4),
+        passes.elementwise(node, "forward", "quantize x", x, 8 * x, x),
+        passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
+        passes.gemm(node, batch, "forward", "int8"),
+        passes.elementwise(node, "forward", "dequantize, bias", y, 4 * y, 4 * y, channels=wide),
+        passes.elementwise(node, "dW", "quantize dY", y, 4 * dy_reads * y, y),
+        passes.gemm(node, batch, "dW", "int8"),
+        passes.elementwise(node, "dW", "dequantize dW", w, 4 * w, 4 * w),
+        passes.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
+        passes.gemm(node, batch, "dX", "int8"),
+        passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x),
     ]
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError
-from octosim.methods import int8
+from octosim.methods import int8, passes
 from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
 from octosim.quant import LARGEST_CODE
@@ -318,11 +318,11 @@ class Niti(Method):
         w[...] = np.clip(w.astype(np.int16) - node.grads[key], -LARGEST_CODE, LARGEST_CODE)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = int8.sizes(node, batch)
-        forward, dw, dx = int8.products(node, batch)
+        x, w, y = passes.sizes(node, batch)
+        forward, dw, dx = (passes.gemm(node, batch, pass_, "int8") for pass_ in ("forward", "dW", "dX"))
 
         def shift(pass_: str, size: int) -> Op:
             # the range, then the codes: sums are read twice
-            return Op(node.name, pass_, "elementwise", "shift to codes", (size,), "int8", 8 * size, size)
+            return passes.elementwise(node, pass_, "shift to codes", size, 8 * size, size, dtype="int8")
 
         return [forward, shift("forward", y), dw, shift("dW", w), dx, shift("dX", x)]

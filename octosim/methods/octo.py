@@ -19,7 +19,7 @@ import numpy as np
 
 from octosim import core, quant
 from octosim.errors import OctosimError
-from octosim.methods import int8
+from octosim.methods import int8, passes
 from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
 from octosim.quant import QTensor
@@ -36,6 +36,7 @@ class Octo(Method):
     lac_decay:  L2 factor on mu and offset (demo: 0.1).
     prc:        clipping of dY before it is quantized: "ratio" to prc_ratio times its extremes (demo: 0.95), "gauss" to
                 mean +- prc_z deviations (demo's comment: 1.96, 2.576), or "off".
+    prc_ratio, prc_z: what "ratio" and "gauss" clip to.
     zero_point: "exact" subtracts the activations' zero point's part of the sums; "dropped" leaves it to LAC to learn.
     rounding:   of dY: "half-even" (demo), "stochastic", or another of `numerics.Rounding` for reals.  Weights and activations
                 always round half to even.
@@ -50,7 +51,17 @@ class Octo(Method):
     rounding: Literal["half-even", "half-away", "half-up", "floor", "toward-zero", "stochastic"] = "half-even"
 
     name: ClassVar[str] = "octo"
-    summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping (ATC'21)"
+    summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping"
+    paper: ClassVar[str] = "Zhou et al., USENIX ATC 2021"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8",
+        "activations": "int8",
+        "gradients": "float32, of int8 products",
+        "errors": "int8",
+        "update": "float32",
+        "accumulator": "int32",
+        "normalization": "float32",
+    }
 
     def __post_init__(self) -> None:
         if not 0 < self.prc_ratio <= 1:
@@ -130,23 +141,20 @@ class Octo(Method):
         return core.dequantize_sums(acc, none, scale, out=acc.view(np.float32))
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        product = node.layer.product(node, batch)
-        (m, k, n), what = product.shape, {"groups": product.groups, "kernel": product.kernel, "stride": product.stride}
-        x, w, y = batch * int(np.prod(node.in_shape)), node.params["w"].size, m * n * product.groups
-        kind, name, wide = node.layer.title, node.name, node.out_shape[-1]
+        x, w, y = passes.sizes(node, batch)
+        wide, wide_x = node.out_shape[-1], node.in_shape[-1]
         lac = node.params["lac_alpha"].size if self.lac != "off" else 0
-        passes, sums = 2 if self.prc == "gauss" else 1, 2 if lac else 1
-        ops = [
+        reads, sums = 3 if self.prc == "gauss" else 2, 2 if lac else 1
+        return [
             # range, then codes: a quantizer reads its tensor twice
-            Op(name, "forward", "elementwise", "quantize x", (x,), "float32", 8 * x, x),
-            Op(name, "forward", "elementwise", "quantize w", (w,), "float32", 8 * w, w),
-            Op(name, "forward", "gemm", kind, (m, k, n), "int8", x + w, 4 * y, **what, weights=w),
-            Op(name, "forward", "elementwise", "dequantize, LAC", (y,), "float32", 4 * y + 12 * lac, 4 * y, channels=wide),
-            Op(name, "dW", "elementwise", "PRC, quantize dY", (y,), "float32", (4 + 4 * passes) * y, y),
-            Op(name, "dW", "gemm", kind, (n, m, k), "int8", x + y, 4 * w, **what),
-            Op(name, "dW", "elementwise", "dequantize dW", (w,), "float32", 4 * w, 4 * w),
-            Op(name, "dW", "elementwise", "bias, LAC gradients", (y,), "float32", sums * y, 12 * lac, channels=wide),
-            Op(name, "dX", "gemm", kind, (m, n, k), "int8", y + w, 4 * x, **what, weights=w),
-            Op(name, "dX", "elementwise", "dequantize dX", (x,), "float32", 4 * x, 4 * x, channels=node.in_shape[-1]),
+            passes.elementwise(node, "forward", "quantize x", x, 8 * x, x),
+            passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
+            passes.gemm(node, batch, "forward", "int8"),
+            passes.elementwise(node, "forward", "dequantize, LAC", y, 4 * y + 12 * lac, 4 * y, channels=wide),
+            passes.elementwise(node, "dW", "PRC, quantize dY", y, 4 * reads * y, y),
+            passes.gemm(node, batch, "dW", "int8"),
+            passes.elementwise(node, "dW", "dequantize dW", w, 4 * w, 4 * w),
+            passes.elementwise(node, "dW", "bias, LAC gradients", y, sums * y, 12 * lac, channels=wide),
+            passes.gemm(node, batch, "dX", "int8"),
+            passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x),
         ]
-        return ops

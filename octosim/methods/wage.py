@@ -21,7 +21,7 @@ import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError
-from octosim.methods import int8
+from octosim.methods import int8, passes
 from octosim.nodes import Array, Context, Method, Node
 from octosim.quant import QTensor
 from octosim.trace import Op
@@ -156,11 +156,11 @@ class Wage(Method):
         return self.rate * 0.125**drops
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = int8.sizes(node, batch)
-        forward, dw, dx = int8.products(node, batch)
+        x, w, y = passes.sizes(node, batch)
+        forward, dw, dx = (passes.gemm(node, batch, pass_, "int8") for pass_ in ("forward", "dW", "dX"))
 
         def op(pass_: str, what: str, size: int, reads: int, writes: int) -> Op:
-            return Op(node.name, pass_, "elementwise", what, (size,), "float32", reads * size, writes * size)
+            return passes.elementwise(node, pass_, what, size, reads * size, writes * size)
 
         return [
             op("forward", "quantize x", x, 4, 2),

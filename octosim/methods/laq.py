@@ -1,0 +1,186 @@
+"""Loss-aware weight quantization: a few levels for each layer's weights, fitted in the metric of the loss's curvature.
+
+Hou, Yao & Kwok, "Loss-aware Binarization of Deep Networks", ICLR 2017 (1 bit), and Hou & Kwok, "Loss-aware Weight Quantization
+of Deep Networks", ICLR 2018 (ternary, m bits): the proximal Newton step, min 1/2 ||w - alpha beta||^2_D with D from Adam's
+second moment, and its solutions.  As in the authors' released code (houlu369), full-precision weights are kept, updated by the
+optimizer with the gradients at the quantized weights, and clipped to [-1, 1].
+
+Differs from the paper in: D is the run's optimizer's, so only Adam's is the paper's; with SGD D is the same for all weights and
+the fit is plain least squares.  alpha of m bits is the least-squares ||beta D w||_1 / ||beta D beta||_1 (released code:
+||beta D||_1 below, which is the same up to 2 bits).  No logarithmic levels.  Products, activations and everything else are
+float32; the models' own losses and initial weights are used (paper: square hinge loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from octosim.errors import OctosimError
+from octosim.methods import passes
+from octosim.nodes import Array, Context, Method, Node, Update
+from octosim.trace import Op
+
+F = np.float32
+TOLERANCE = 1e-6  # of alpha, at which its iteration ends
+ROUNDS = 10  # at most, as in the released code; codes go on from the step before
+STEPS, FLIPS, CHANGES = range(3)  # of the counts
+
+
+def levels(bits: int) -> int:
+    """The largest code n: levels are -n/n .. n/n, with 0 but for one bit.  Two bits are ternary."""
+    return 1 if bits == 1 else 2 ** (bits - 1) - 1
+
+
+def binary(w: Array, d: Array) -> tuple[Array, float]:
+    """1 bit: beta = sign(w), alpha = ||D w||_1 / ||D||_1."""
+    return np.where(w < 0, -1, 1).astype(np.int8), passes.total(d * np.abs(w)) / passes.total(d)
+
+
+def ternary_exact(w: Array, d: Array) -> tuple[Array, float]:
+    """Ternary: of all thresholds, the one with the least error.
+
+    With |w| in descending order, c_j = (sum_{i<=j} D |w|) / (2 sum_{i<=j} D); the j with |w_j| > c_j > |w_{j+1}| and largest
+    c_j^2 sum_{i<=j} D; alpha = 2 c_j.
+    """
+    order = np.argsort(-np.abs(w), axis=None, kind="stable")
+    size, weight = np.abs(w).ravel()[order].astype(np.float64), d.ravel()[order].astype(np.float64)
+    mass = np.cumsum(weight)  # one after the other, so the same on every machine
+    c = np.cumsum(weight * size) / mass / 2
+    fits = (size > c) & (c > np.append(size[1:], -1))
+    if not fits.any():
+        return np.zeros(w.shape, np.int8), 0.0
+    best = int(np.argmax(np.where(fits, c * c * mass, -1)))
+    codes = np.zeros(w.size, np.int8)
+    codes[order[: best + 1]] = np.sign(w.ravel()[order[: best + 1]])
+    return codes.reshape(w.shape), float(2 * c[best])
+
+
+def iterated(w: Array, d: Array, n: int, codes: Array) -> tuple[Array, float]:
+    """m bits: alpha = ||beta D w||_1 / ||beta D beta||_1 and beta = the nearest level to w / alpha, in turn, from given codes.
+
+    Codes of nothing but zeros say nothing of alpha: then it begins at max|w|.
+    """
+    alpha = 0.0
+    for _ in range(ROUNDS):
+        beta = codes.astype(F) / F(n)
+        weighted = d * beta
+        below = passes.total(weighted * beta)
+        before, alpha = alpha, abs(passes.total(weighted * w) / below) if below > 0 else float(np.abs(w).max())
+        if alpha == 0:
+            return np.zeros(w.shape, np.int8), 0.0
+        codes = np.rint(np.clip(w / F(alpha), F(-1), F(1)) * F(n)).astype(np.int8)
+        if abs(alpha - before) <= TOLERANCE:
+            break
+    return codes, alpha
+
+
+@dataclass(frozen=True)
+class Laq(Method):
+    """Parameters of the method.
+
+    weight_bits: 1, 2 (ternary), 3, 4 or 8; levels lie evenly in alpha [-1, 1], alpha of each layer.
+    ternary:     how 2 bits are fitted: "iterated" as all others, or "exact", the best of all thresholds.
+    """
+
+    weight_bits: int = 1
+    ternary: Literal["iterated", "exact"] = "iterated"
+
+    name: ClassVar[str] = "laq"
+    summary: ClassVar[str] = "few-level weights, fitted in the metric of the curvature"
+    paper: ClassVar[str] = "Hou & Kwok, ICLR 2018"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "weight_bits",
+        "activations": "float32",
+        "gradients": "float32",
+        "errors": "float32",
+        "update": "float32",
+        "accumulator": "float32",
+        "normalization": "float32",
+    }
+
+    def __post_init__(self) -> None:
+        if self.weight_bits not in (1, 2, 3, 4, 8):
+            raise OctosimError(f"{self.name}: weight_bits must be 1, 2, 3, 4 or 8, not {self.weight_bits}")
+
+    def check(self, node: Node, batch: int) -> None:
+        pass
+
+    def init(self, node: Node, seed: int) -> None:
+        w = node.params["w"]
+        node.state["codes"], alpha = self.fit(w, np.ones_like(w), np.zeros(w.shape, np.int8))
+        node.state["alpha"] = np.array([alpha], np.float32)
+        node.state["sign"] = np.zeros(w.shape, np.int8)
+        node.state["counts"] = np.zeros(3, np.int64)
+
+    def fit(self, w: Array, d: Array, codes: Array) -> tuple[Array, float]:
+        """n beta and alpha of min 1/2 ||w - alpha beta||^2_D; codes: n beta of the step before."""
+        if self.weight_bits == 1:
+            return binary(w, d)
+        if self.weight_bits == 2 and self.ternary == "exact":
+            return ternary_exact(w, d)
+        return iterated(w, d, levels(self.weight_bits), codes)
+
+    def step(self, nodes: list[Node], gradients: Callable[[], float], update: Update, context: Context) -> float:
+        """One pass and the optimizer's update; then the new weights are quantized, with this step's curvature."""
+        loss = gradients()
+        weighted = [node for node in nodes if node.layer.weighted]
+        before = [(node.params["w"].copy(), update.newton(node, node.grads["w"])[1]) for node in weighted]
+        update.all()
+        for node, (w, d) in zip(weighted, before, strict=True):
+            self._settle(node, w, d)
+        return loss
+
+    def _settle(self, node: Node, before: Array, d: Array) -> None:
+        """Clips and quantizes the new weights; counts the updates that turned back and the weights that changed level."""
+        w, state = node.params["w"], node.state
+        np.clip(w, F(-1), F(1), out=w)
+        sign = np.sign(w - before).astype(np.int8)
+        codes, alpha = self.fit(w, d, state["codes"])
+        state["counts"] += (1, np.count_nonzero(sign * state["sign"] < 0), np.count_nonzero(codes != state["codes"]))
+        state["codes"][:], state["alpha"][0] = codes, alpha
+        np.copyto(state["sign"], sign, where=sign != 0)
+
+    def metrics(self, nodes: list[Node]) -> dict[str, Any]:
+        """By layer, per weight: updates against the one before, and changes of level."""
+        weighted = [node for node in nodes if node.layer.weighted]
+        found = {
+            name: {node.name: int(node.state["counts"][which]) / node.params["w"].size for node in weighted}
+            for name, which in (("update_sign_flips", FLIPS), ("level_changes", CHANGES))
+        }
+        steps = int(weighted[0].state["counts"][STEPS])
+        for node in weighted:
+            node.state["counts"][:] = 0
+        return {"steps": steps, **found}
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        codes, alpha = node.state["codes"], node.state["alpha"][0]
+        w = node.buffer("w", codes.shape, np.float32)
+        np.multiply(codes, alpha / F(levels(self.weight_bits)), out=w)
+        node.saved.update(x=x, w=w)
+        return passes.forward(node, x, w)
+
+    def error(self, node: Node, dy: Array, context: Context) -> Array:
+        return dy
+
+    def weight_grad(self, node: Node, error: Array, context: Context) -> None:
+        passes.weight_grad(node, node.saved["x"], error)
+
+    def input_grad(self, node: Node, error: Array, context: Context) -> Array:
+        return passes.input_grad(node, error, node.saved["w"])
+
+    def trace(self, node: Node, batch: int) -> list[Op]:
+        _, w, y = passes.sizes(node, batch)
+        rounds = 1 if self.weight_bits == 1 else 2  # of the fit: about as many as it takes from the codes of the step before
+        return [
+            passes.elementwise(node, "forward", "dequantize w", w, w, 4 * w),
+            passes.gemm(node, batch, "forward"),
+            passes.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
+            passes.gemm(node, batch, "dW"),
+            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            passes.gemm(node, batch, "dX"),
+            passes.elementwise(node, "update", "quantize w", w, 9 * w * rounds, w * rounds),
+        ]

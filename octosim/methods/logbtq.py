@@ -1,0 +1,207 @@
+"""LogBTQ: a log barrier keeps weights and activations inside the range of 8-bit mu-law codes, accumulators included.
+
+Li et al., "End-to-end Quantized Training via Log-Barrier Extensions", submission to ICLR 2021; only its abstract is known here.
+The log-barrier extension is exact, from Kervadec et al., "Constrained deep networks: Lagrangian optimization via log-barrier
+extensions" (arXiv 1904.04205):
+
+    psi_t(z) = -(1/t) log(-z)  for z <= -1/t^2,  t z - (1/t) log(1/t^2) + 1/t  otherwise
+
+All that joins it to training is a reconstruction: the constraints z = |w| - weight_bound and z = |x| - activation_bound, the
+mean of psi over a tensor as a term of the loss, the schedule of t (that of Kervadec's released code), mu-law companding as
+"MU8", its bounds, and the accumulator (`numerics.MuLaw`).
+
+Differs from the paper in: whatever its body says.  Here only the forward pass is 8-bit; the backward pass is float32 at the
+decoded values, straight through the encoders, without gradient where a value was clipped; biases and normalization are float32.
+The recorded loss is the task's, without the barrier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from octosim import core
+from octosim.errors import OctosimError
+from octosim.methods import passes
+from octosim.nodes import Array, Context, Convolution, Depthwise, Method, Node
+from octosim.numerics import MuLaw
+from octosim.trace import Op
+
+F = np.float32
+ENCODED, ENCODINGS, X_OUTSIDE, X_VALUES, W_OUTSIDE, W_VALUES = range(6)  # of the counts; ENCODED: saturated ones
+COUNTS = {"accumulator": (ENCODED, ENCODINGS), "activations": (X_OUTSIDE, X_VALUES), "weights": (W_OUTSIDE, W_VALUES)}
+
+
+def psi(z: Array, t: float) -> Array:
+    """The log-barrier extension, float32."""
+    tight, edge = F(t), F(1) / (F(t) * F(t))
+    inside = -core.log(np.ascontiguousarray(np.maximum(-z, edge))) / tight
+    outside = tight * z - core.log(np.array([edge]))[0] / tight + F(1) / tight
+    return np.where(z <= -edge, inside, outside)
+
+
+def slope(z: Array, t: float) -> Array:
+    """dpsi/dz: -1 / (t z) for z <= -1/t^2, otherwise t."""
+    tight, edge = F(t), F(1) / (F(t) * F(t))
+    return np.where(z <= -edge, F(1) / (tight * np.maximum(-z, edge)), tight)
+
+
+def pull(x: Array, bound: float, t: float, weight: float) -> Array:
+    """The gradient of weight mean psi_t(|x| - bound): zero where x is."""
+    return F(weight / x.size) * np.sign(x) * slope(np.abs(x) - F(bound), t)
+
+
+def windows(g: core.Conv, x: Array) -> Array:
+    """(rows, kernel_h kernel_w, channels) of a convolution's input codes; padding has code 0, which stands for 0."""
+    padded = np.pad(x, ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
+    every = np.lib.stride_tricks.sliding_window_view(padded, (g.kernel_h, g.kernel_w), (1, 2))[:, :: g.stride, :: g.stride]
+    return np.ascontiguousarray(every.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, g.kernel_h * g.kernel_w, g.channels)
+
+
+@dataclass(frozen=True)
+class Logbtq(Method):
+    """Parameters of the method.
+
+    barrier:          the barrier's weight in the loss; 0 leaves it out.
+    t, growth, t_max: the barrier's tightness: t growth^(epoch - 1), at most t_max.
+    weight_bound, activation_bound: the largest values of the codes, and the barriers' ends.
+    accumulator:      "strict" is encoded again after each product, "blocked" after each `block` products; "exact" is float32,
+                      the default for its speed: a simulated accumulator takes about 10 to 100 ns a product.
+    block:            1 .. 32.
+    headroom:         the accumulator's bound is 2^headroom weight_bound activation_bound, -8 .. 16.
+    """
+
+    barrier: float = 0.01
+    t: float = 5.0
+    growth: float = 1.1
+    t_max: float = 100.0
+    weight_bound: float = 1.0
+    activation_bound: float = 4.0
+    accumulator: Literal["exact", "blocked", "strict"] = "exact"
+    block: int = 32
+    headroom: int = 4
+
+    name: ClassVar[str] = "logbtq"
+    summary: ClassVar[str] = "mu-law codes and accumulators, held in range by a log barrier"
+    paper: ClassVar[str] = "Li et al., submission to ICLR 2021"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "8-bit mu-law",
+        "activations": "8-bit mu-law",
+        "gradients": "float32",
+        "errors": "float32",
+        "update": "float32",
+        "accumulator": "float32, or 8-bit mu-law",
+        "normalization": "float32",
+    }
+
+    def __post_init__(self) -> None:
+        for name in ("t", "t_max", "weight_bound", "activation_bound"):
+            if not 1e-3 <= getattr(self, name) <= 1e6:
+                raise OctosimError(f"logbtq: {name} must be in 0.001 .. 1000000, not {getattr(self, name)}")
+        if not 0 <= self.barrier < 1e30:
+            raise OctosimError(f"logbtq: barrier must not be negative, not {self.barrier}")
+        if not 1 <= self.growth <= 1e3:
+            raise OctosimError(f"logbtq: growth must be in 1 .. 1000, not {self.growth}")
+        self._arithmetic()
+
+    def _arithmetic(self) -> MuLaw:
+        return MuLaw(headroom=self.headroom, group=1 if self.accumulator == "strict" else self.block)
+
+    def tightness(self, epoch: int) -> float:
+        """t of an epoch (from 1), by multiplication: libm's powers differ from machine to machine."""
+        t = self.t
+        for _ in range(epoch - 1):
+            if t >= self.t_max:
+                break
+            t *= self.growth
+        return min(t, self.t_max)
+
+    def check(self, node: Node, batch: int) -> None:
+        pass
+
+    def init(self, node: Node, seed: int) -> None:
+        node.state["counts"] = np.zeros(6, np.int64)
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        w = node.params["w"]
+        for tensor in (x, w):
+            core.value_range(tensor)  # a NaN is told here: it has no code
+        qx, x_outside = core.encode_mu8(x, self.activation_bound, out=node.buffer("x_codes", x.shape, np.uint8))
+        qw, w_outside = core.encode_mu8(w, self.weight_bound, out=node.buffer("w_codes", w.shape, np.uint8))
+        if context.training or self.accumulator == "exact":
+            x_real = core.decode_mu8(qx, self.activation_bound, out=node.buffer("x_real", x.shape, np.float32))
+            w_real = core.decode_mu8(qw, self.weight_bound, out=node.buffer("w_real", w.shape, np.float32))
+        if self.accumulator == "exact":
+            y, saturated, encodings = passes.forward(node, x_real, w_real), 0, 0
+        else:
+            codes, saturated, encodings = self._sums(node, qx, qw)
+            bound = self.weight_bound * self.activation_bound * 2.0**self.headroom
+            y = core.decode_mu8(codes, bound, out=node.buffer("y", codes.shape, np.float32))
+            y += node.params["b"]
+        if context.training:
+            node.saved.update(x=x, x_real=x_real, w_real=w_real)
+            node.state["counts"] += (saturated, encodings, x_outside, x.size, w_outside, w.size)
+        return y
+
+    def _sums(self, node: Node, qx: Array, qw: Array) -> tuple[Array, int, int]:
+        """Codes of Y in the accumulator's bound, how many encodings saturated, and of how many."""
+        how, batch = self._arithmetic(), len(qx)
+        product = node.layer.product(node, batch)
+        (m, k, n), groups = product.shape, product.groups
+        encodings = m * n * groups * -(-k // how.group) * (2 if how.encode_products else 1)
+        if isinstance(product, Depthwise):
+            rows, taps = windows(product.geometry, qx), qw.reshape(groups, -1)
+            made = [
+                core.gemm_mu8(np.ascontiguousarray(rows[:, :, c]), np.ascontiguousarray(taps[c][:, None]), how)
+                for c in range(groups)
+            ]
+            codes, saturated = np.concatenate([part[0] for part in made], axis=1), sum(part[1] for part in made)
+        else:
+            rows = windows(product.geometry, qx).reshape(m, k) if isinstance(product, Convolution) else qx
+            codes, saturated = core.gemm_mu8(rows, np.ascontiguousarray(qw.reshape(n, k).T), how)
+        return codes.reshape(batch, *node.out_shape), saturated, encodings
+
+    def metrics(self, nodes: list[Node]) -> dict[str, Any]:
+        """By layer: the share of encodings, activations and weights outside their bounds."""
+        weighted = [node for node in nodes if node.layer.weighted]
+        rates = {
+            name: {n.name: int(n.state["counts"][out]) / max(1, int(n.state["counts"][all_])) for n in weighted}
+            for name, (out, all_) in COUNTS.items()
+        }
+        for node in weighted:
+            node.state["counts"][:] = 0
+        return {"overflow_rates": rates}
+
+    def error(self, node: Node, dy: Array, context: Context) -> Array:
+        return dy
+
+    def weight_grad(self, node: Node, error: Array, context: Context) -> None:
+        passes.weight_grad(node, node.saved["x_real"], error)
+        w, g = node.params["w"], node.grads["w"]
+        g *= np.abs(w) <= F(self.weight_bound)
+        if self.barrier:
+            g += pull(w, self.weight_bound, self.tightness(context.epoch), self.barrier)
+
+    def input_grad(self, node: Node, error: Array, context: Context) -> Array:
+        x = node.saved["x"]
+        dx = passes.input_grad(node, error, node.saved["w_real"])
+        dx *= np.abs(x) <= F(self.activation_bound)
+        if self.barrier:
+            dx += pull(x, self.activation_bound, self.tightness(context.epoch), self.barrier)
+        return dx
+
+    def trace(self, node: Node, batch: int) -> list[Op]:
+        x, w, y = passes.sizes(node, batch)
+        return [
+            passes.elementwise(node, "forward", "encode x", x, 5 * x, 5 * x),
+            passes.elementwise(node, "forward", "encode w", w, 5 * w, 5 * w),
+            passes.gemm(node, batch, "forward", "int8"),
+            passes.elementwise(node, "forward", "decode", y, y, 4 * y, channels=node.out_shape[-1]),
+            passes.gemm(node, batch, "dW"),
+            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            passes.elementwise(node, "dW", "barrier", w, 8 * w, 4 * w),
+            passes.gemm(node, batch, "dX"),
+            passes.elementwise(node, "dX", "barrier", x, 8 * x, 4 * x),
+        ]

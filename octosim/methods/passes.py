@@ -1,0 +1,65 @@
+"""The three passes in float32, and their operations in a trace: what several methods share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octosim import core
+from octosim.nodes import Array, Node
+from octosim.trace import DTYPE_BYTES, Op
+
+
+def forward(node: Node, x: Array, w: Array) -> Array:
+    """X W^T + b."""
+    product, b = node.layer.product(node, x.shape[0]), node.params["b"]
+    y = product.forward(x, w, out=node.buffer("y", (x.shape[0], *node.out_shape), np.float32))
+    ones = node.buffer("ones", b.shape, np.float32)
+    ones.fill(1)
+    return core.affine(y, ones, b, out=y)
+
+
+def weight_grad(node: Node, x: Array, dy: Array) -> None:
+    """dY^T X and the bias's gradient, into node.grads."""
+    product, w, b = node.layer.product(node, dy.shape[0]), node.params["w"], node.params["b"]
+    node.grads["w"] = product.weight_grad(x, dy, out=node.buffer("dw", w.shape, np.float32))
+    node.grads["b"] = core.column_sums(dy, out=node.buffer("db", b.shape, np.float32))
+
+
+def input_grad(node: Node, dy: Array, w: Array) -> Array:
+    """dY W."""
+    product = node.layer.product(node, dy.shape[0])
+    return product.input_grad(dy, w, out=node.buffer("dx", (dy.shape[0], *node.in_shape), np.float32))
+
+
+def total(x: Array) -> float:
+    """The sum in float64, one after the other: NumPy's sums, unlike its running sums, may differ from machine to machine."""
+    flat, size = x.ravel(), 1 << 16
+    return sum(float(np.cumsum(flat[i : i + size], dtype=np.float64)[-1]) for i in range(0, flat.size, size))
+
+
+def sizes(node: Node, batch: int) -> tuple[int, int, int]:
+    """Elements of X, W and Y."""
+    x, y = (batch * int(np.prod(shape)) for shape in (node.in_shape, node.out_shape))
+    return x, node.params["w"].size, y
+
+
+def gemm(node: Node, batch: int, pass_: str, dtype: str = "float32") -> Op:
+    """The matrix product of a pass with operands of a type and sums of 32 bits."""
+    product = node.layer.product(node, batch)
+    (m, k, n), (x, w, y), size = product.shape, sizes(node, batch), DTYPE_BYTES[dtype]
+    shape, reads, writes = {
+        "forward": ((m, k, n), x + w, y),
+        "dW": ((n, m, k), x + y, w),
+        "dX": ((m, n, k), y + w, x),
+    }[pass_]
+    return Op(
+        node.name, pass_, "gemm", node.layer.title, shape, dtype, size * reads, 4 * writes,
+        groups=product.groups, kernel=product.kernel, stride=product.stride, weights=0 if pass_ == "dW" else size * w,
+    )  # fmt: skip
+
+
+def elementwise(
+    node: Node, pass_: str, name: str, size: int, reads: int, writes: int, *, dtype: str = "float32", channels: int = 0
+) -> Op:
+    """A pass over `size` elements that reads and writes so many bytes.  channels: where it has a number for each, how many."""
+    return Op(node.name, pass_, "elementwise", name, (size,), dtype, reads, writes, channels=channels)
