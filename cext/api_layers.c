@@ -27,9 +27,6 @@ int octo_log_f32(int64_t n, const float *x, float *y) {
 
 /* ---- sums over columns ----------------------------------------------------------------------------------------------------------- */
 
-/* Rows of a block of a column sum, part of its definition: about 64 to a lane. */
-static int64_t block_rows(int64_t cols) { return 64 * (cols <= 16 ? 512 / cols : cols <= 128 ? 16 : cols < 512 ? 4 : 1); }
-
 void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out) {
     OCTO_PARALLEL(part, (cols + 255) / 256) {
         double sums[256] = {0};
@@ -42,7 +39,7 @@ void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *
 
 int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums) {
     CHECK_MATRIX("column sums", rows, cols);
-    int64_t step = block_rows(cols), blocks = (rows + step - 1) / step;
+    int64_t step = octo_block_rows(cols), blocks = (rows + step - 1) / step;
     float *partial = octo_scratch(OCTO_SLOT_SUMS, blocks * cols * 4);
     if (!partial) return octo_fail(OCTO_ENOMEM, "out of memory in column sums");
     OCTO_PARALLEL(b, blocks) {
@@ -54,7 +51,7 @@ int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums
 
 int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums) {
     CHECK_MATRIX("column sums", rows, cols);
-    int64_t step = block_rows(cols), blocks = (rows + step - 1) / step;
+    int64_t step = octo_block_rows(cols), blocks = (rows + step - 1) / step;
     int32_t *partial = octo_scratch(OCTO_SLOT_SUMS, blocks * cols * 4);
     if (!partial) return octo_fail(OCTO_ENOMEM, "out of memory in column sums");
     OCTO_PARALLEL(b, blocks) {
@@ -78,92 +75,7 @@ int octo_affine_f32(int64_t rows, int64_t cols, const float *x, const float *sca
     return OCTO_OK;
 }
 
-/* ---- batch normalization ----------------------------------------------------------------------------------------------------------- */
-
-/* Column values of a normalization: NAMES of `count` arrays of cols floats, followed by 2 * blocks * cols partial sums. */
-static float *columns_and_partials(int64_t count, int64_t blocks, int64_t cols) {
-    return octo_scratch(OCTO_SLOT_SUMS, (count + 2 * blocks) * cols * 4);
-}
-
-int octo_batchnorm_forward_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps,
-                               float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, float *y) {
-    CHECK_MATRIX("batch normalization", rows, cols);
-    int64_t step = block_rows(cols), blocks = (rows + step - 1) / step;
-    float *scale = columns_and_partials(4, blocks, cols);
-    if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
-    float *shift = scale + cols, *sums = shift + cols, *squares = sums + cols, *partial = squares + cols, *partial2 = partial + blocks * cols;
-    OCTO_PARALLEL(b, blocks) { /* the pivot is the first row */
-        octo_table.column_moments_f32(octo_min(step, rows - b * step), cols, x + b * step * cols, x, partial + b * cols, partial2 + b * cols);
-    }
-    octo_add_blocks(blocks, cols, partial, sums);
-    octo_add_blocks(blocks, cols, partial2, squares);
-    float keep = 1.0f - momentum, unbiased = rows > 1 ? (float)rows / (float)(rows - 1) : 1.0f;
-    for (int64_t c = 0; c < cols; c++) {
-        double shifted = (double)sums[c] / (double)rows, variance = (double)squares[c] / (double)rows - shifted * shifted;
-        float var = variance > 0 ? (float)variance : 0;
-        mean[c] = (float)((double)x[c] + shifted);
-        inv_std[c] = 1.0f / octo_sqrt(var + eps);
-        scale[c] = gamma[c] * inv_std[c];
-        shift[c] = beta[c] - mean[c] * scale[c];
-        running_mean[c] = keep * running_mean[c] + momentum * mean[c];
-        running_var[c] = keep * running_var[c] + momentum * (var * unbiased);
-    }
-    return octo_affine_f32(rows, cols, x, scale, shift, 0, y);
-}
-
-int octo_batchnorm_inference_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps,
-                                 const float *running_mean, const float *running_var, float *y) {
-    CHECK_MATRIX("batch normalization", rows, cols);
-    float *scale = columns_and_partials(2, 0, cols);
-    if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
-    float *shift = scale + cols;
-    for (int64_t c = 0; c < cols; c++) {
-        scale[c] = gamma[c] * (1.0f / octo_sqrt(running_var[c] + eps));
-        shift[c] = beta[c] - running_mean[c] * scale[c];
-    }
-    return octo_affine_f32(rows, cols, x, scale, shift, 0, y);
-}
-
-/* With s = gamma inv_std, xc = x - mean:
- * dx = s dy - s mean(dy) - xc s inv_std^2 mean(dy xc);  dgamma = inv_std sum(dy xc);  dbeta = sum(dy)  (Ioffe & Szegedy 2015). */
-int octo_batchnorm_backward_f32(int64_t rows, int64_t cols, const float *x, const float *dy, const float *gamma,
-                                const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta) {
-    CHECK_MATRIX("batch normalization", rows, cols);
-    int64_t step = block_rows(cols), blocks = (rows + step - 1) / step;
-    float *scale = columns_and_partials(3, blocks, cols);
-    if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
-    float *shift = scale + cols, *slope = shift + cols, *partial = slope + cols, *partial2 = partial + blocks * cols;
-    OCTO_PARALLEL(b, blocks) {
-        octo_table.column_dots_f32(octo_min(step, rows - b * step), cols, x + b * step * cols, mean, dy + b * step * cols,
-                                   partial + b * cols, partial2 + b * cols);
-    }
-    octo_add_blocks(blocks, cols, partial, dbeta);
-    octo_add_blocks(blocks, cols, partial2, dgamma);
-    float inv_rows = 1.0f / (float)rows;
-    for (int64_t c = 0; c < cols; c++) {
-        scale[c] = gamma[c] * inv_std[c];
-        shift[c] = scale[c] * (dbeta[c] * inv_rows);
-        slope[c] = scale[c] * (inv_std[c] * inv_std[c]) * (dgamma[c] * inv_rows);
-        dgamma[c] = dgamma[c] * inv_std[c];
-    }
-    EACH_ROWS(rows, cols, octo_table.batchnorm_grad_f32(count, cols, x + first * cols, dy + first * cols, mean, scale, shift, slope,
-                                                        dx + first * cols));
-    return OCTO_OK;
-}
-
 /* ---- the other layers ---------------------------------------------------------------------------------------------------------------- */
-
-int octo_relu_f32(int64_t n, const float *x, float *y) {
-    CHECK_COUNT("relu", n);
-    EACH_SLICE(n, octo_table.relu_f32(count, x + first, y + first));
-    return OCTO_OK;
-}
-
-int octo_relu_backward_f32(int64_t n, const float *y, const float *dy, float *dx) {
-    CHECK_COUNT("relu", n);
-    EACH_SLICE(n, octo_table.relu_backward_f32(count, y + first, dy + first, dx + first));
-    return OCTO_OK;
-}
 
 int octo_add_f32(int64_t n, const float *a, const float *b, float *y) {
     CHECK_COUNT("add", n);

@@ -11,6 +11,18 @@ static float from_key(int32_t key) {
     return value;
 }
 
+int octo_fold_range(int64_t slices, const int32_t *keys, float *min, float *max) {
+    int32_t low = keys[0], high = keys[1];
+    for (int64_t i = 1; i < slices; i++) {
+        if (keys[2 * i] < low) low = keys[2 * i];
+        if (keys[2 * i + 1] > high) high = keys[2 * i + 1];
+    }
+    /* +infinity is 0x7f800000, -infinity the key 0x807fffff: outside lie they and the NaNs */
+    if (high >= 0x7f800000 || low <= (int32_t)0x807fffffu) return octo_fail(OCTO_EFINITE, "a value is NaN or infinite");
+    *min = from_key(low), *max = from_key(high);
+    return OCTO_OK;
+}
+
 int octo_range_f32(int64_t n, const float *x, float *min, float *max) {
     CHECK_COUNT("range", n);
     OCTO_CHECK(n > 0, "range: no elements");
@@ -18,14 +30,7 @@ int octo_range_f32(int64_t n, const float *x, float *min, float *max) {
     int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4);
     if (!keys) return octo_fail(OCTO_ENOMEM, "out of memory in range");
     EACH_SLICE(n, octo_table.range_f32(count, x + first, keys + first / SLICE * 2, keys + first / SLICE * 2 + 1));
-    for (int64_t i = 1; i < slices; i++) {
-        if (keys[2 * i] < keys[0]) keys[0] = keys[2 * i];
-        if (keys[2 * i + 1] > keys[1]) keys[1] = keys[2 * i + 1];
-    }
-    /* +infinity is 0x7f800000, -infinity the key 0x807fffff: outside lie they and the NaNs */
-    if (keys[1] >= 0x7f800000 || keys[0] <= (int32_t)0x807fffffu) return octo_fail(OCTO_EFINITE, "a value is NaN or infinite");
-    *min = from_key(keys[0]), *max = from_key(keys[1]);
-    return OCTO_OK;
+    return octo_fold_range(slices, keys, min, max);
 }
 
 int octo_range_s32(int64_t n, const int32_t *x, int32_t *min, int32_t *max) {

@@ -32,6 +32,12 @@ static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
 /* out[c] = sum over blocks, in double and ascending order, of partial[block][c]. */
 void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out);
 
+/* Rows of a block of a column sum, part of its definition: about 64 to a lane; a multiple of 8. */
+static inline int64_t octo_block_rows(int64_t cols) { return 64 * (cols <= 16 ? 512 / cols : cols <= 128 ? 16 : cols < 512 ? 4 : 1); }
+
+/* Back from the ordered int32 of range_f32, over `slices` pairs; OCTO_EFINITE where there is a NaN or an infinity. */
+int octo_fold_range(int64_t slices, const int32_t *keys, float *min, float *max);
+
 /* Elements of a slice; a multiple of 64, so that Philox blocks and lanes never straddle a border. */
 enum { SLICE = 16384 };
 

@@ -109,6 +109,11 @@ static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
     return ((k + group - 1) / group * ((group + 1) / 2) + 32) * 36 * 4;
 }
 
+/* Rows that are laid side by side in a reduction or a broadcast over columns, so that short rows fill vectors too.  Part of
+ * the definition of every column sum: lane (r mod lane rows, column).  8 divides them, or they divide 8. */
+#define LANE_ROWS(cols) ((cols) <= 128 ? 16 * ((cols) <= 16 ? 32 / (cols) : 1) : (cols) < 512 ? 4 : 1)
+#define MAX_LANES 2048 /* max over cols < 512 of LANE_ROWS * cols: 16 * 128 and 4 * 511 */
+
 /* Most taps of a depthwise convolution's kernel. */
 enum { OCTO_DEPTHWISE_TAPS = 225 };
 

@@ -11,6 +11,9 @@
 #define OCTOSIM_H
 #include <stdint.h>
 
+/* Step of the codes of normalized values, in standard deviations: they reach to 127/16. */
+#define OCTO_NORMALIZED_STEP 0.0625f
+
 /* cffi: begin */
 enum { OCTO_OK = 0, OCTO_EINVAL = 1, OCTO_ENOMEM = 2, OCTO_ENOTSUP = 3, OCTO_EFINITE = 4 };
 const char *octo_error(void);
@@ -133,18 +136,32 @@ int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums
 /* y[r][c] = x[r][c] * scale[c] + shift[c], then max(., 0) where relu is set.  In place allowed. */
 int octo_affine_f32(int64_t rows, int64_t cols, const float *x, const float *scale, const float *shift, int relu, float *y);
 
-/* Batch normalization over the rows, a column a channel.  forward: mean, variance / rows, inv_std = 1 / sqrt(var + eps),
- * y = x * (gamma inv_std) + (beta - mean gamma inv_std); running = (1 - momentum) running + momentum batch, with the
- * unbiased variance, as in PyTorch.  backward: dx in the place of dy where they are the same memory. */
-int octo_batchnorm_forward_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps,
-                               float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, float *y);
-int octo_batchnorm_inference_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps,
-                                 const float *running_mean, const float *running_var, float *y);
-int octo_batchnorm_backward_f32(int64_t rows, int64_t cols, const float *x, const float *dy, const float *gamma,
-                                const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta);
+/* float32 values, or values = (sums + add[column]) * scale, as octo_dequantize_s32 makes them; the other pointer is NULL. */
+typedef struct {
+    const float *values;
+    const int32_t *sums, *add;
+    float scale;
+} octo_tensor;
 
-int octo_relu_f32(int64_t n, const float *x, float *y);                                    /* in place allowed */
-int octo_relu_backward_f32(int64_t n, const float *y, const float *dy, float *dx);         /* dx = y > 0 ? dy : 0; dx may be dy */
+/* Batch normalization over the rows, a column a channel.  forward: mean, variance / rows, inv_std = 1 / sqrt(var + eps),
+ * y = x * (gamma inv_std) + (beta - mean gamma inv_std), then max(., 0) where relu is set; running = (1 - momentum) running +
+ * momentum batch, with the unbiased variance, as in PyTorch.  y may lie in the place of x.  Each may be NULL:
+ *   codes  xn = (x - mean) inv_std in steps of OCTO_NORMALIZED_STEP, nearest, within +-127 steps
+ *   signs  bit i % 8 of byte i / 8: y[i] > 0
+ *   range  the least and the largest y, or dx; OCTO_EFINITE where one is NaN or infinite
+ * backward: of dy where the sign is set (if signs are given), with x or, from the codes, xn; dx may lie in the place of dy. */
+int octo_batchnorm_forward(int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
+                           float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, int relu, float *y,
+                           int8_t *codes, uint8_t *signs, float *range);
+int octo_batchnorm_inference(int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
+                             const float *running_mean, const float *running_var, int relu, float *y);
+int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *signs,
+                            const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
+                            float *range);
+
+/* y = max(x, 0), in place allowed; signs and range as above.  backward: dx = dy where the sign is set, else 0; in place allowed. */
+int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *signs, float *range);
+int octo_relu_backward_f32(int64_t n, const uint8_t *signs, const float *dy, float *dx);
 typedef struct {
     int64_t batch, height, width, channels, kernel, stride;
 } octo_pool;

@@ -124,9 +124,17 @@ TARGET static void gemm_s8_avx2(const struct octo_job *job) {
     }
 }
 
+TARGET static void signs_f32_masks(int64_t n, const float *x, uint8_t *signs) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        signs[i / 8] = (uint8_t)_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x + i), _mm256_setzero_ps(), _CMP_GT_OQ));
+    FN(signs_f32)(n - i, x + i, signs + i / 8);
+}
+
 void octo_init_avx2(struct octo_kernels *table) {
     init_loops_avx2(table);
     table->gemm_s8 = gemm_s8_avx2;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx2;
+    table->signs_f32 = signs_f32_masks;
 }
 #endif

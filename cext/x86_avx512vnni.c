@@ -243,9 +243,19 @@ TARGET static void gemm_s8_avx512vnni(const struct octo_job *job) {
     }
 }
 
+TARGET static void signs_f32_masks(int64_t n, const float *x, uint8_t *signs) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        uint16_t mask = (uint16_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), _mm512_setzero_ps(), _CMP_GT_OQ);
+        memcpy(signs + i / 8, &mask, 2);
+    }
+    FN(signs_f32)(n - i, x + i, signs + i / 8);
+}
+
 void octo_init_avx512vnni(struct octo_kernels *table) {
     init_loops_avx512vnni(table);
     table->gemm_s8 = gemm_s8_avx512vnni;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx512vnni;
+    table->signs_f32 = signs_f32_masks;
 }
 #endif

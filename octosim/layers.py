@@ -59,7 +59,7 @@ class Unweighted:
     def init(self, node: Node, method: Method, seed: int | None) -> None:
         pass
 
-    def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+    def weight_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> core.Values:
         return dy
 
 
@@ -222,34 +222,53 @@ class BatchNorm(Unweighted):
         node.params.update(gamma=np.ones(channels, np.float32), beta=np.zeros(channels, np.float32))
         node.state.update(mean=np.zeros(channels, np.float32), var=np.ones(channels, np.float32))
 
-    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        p, s, y = node.params, node.state, node.buffer("y", x.shape, np.float32)
+    def forward(self, node: Node, x: core.Values, method: Method, context: Context) -> Array:
+        p, s = node.params, node.state
+        if isinstance(x, core.Sums) and x.add.size != node.in_shape[-1]:
+            x = x.array()
+        # the values in float32 stay only where the backward pass takes them
+        free = node.in_place and (method.compact or not context.training)
+        memory = x.acc.view(np.float32) if isinstance(x, core.Sums) else x
+        out = memory if free else node.buffer(x.shape, np.float32)
+        columns = (p["gamma"], p["beta"], s["mean"], s["var"])
         if not context.training:
-            return core.batchnorm_inference(x, p["gamma"], p["beta"], s["mean"], s["var"], eps=self.eps, out=y)
-        y, mean, inv_std = core.batchnorm_forward(
-            x, p["gamma"], p["beta"], s["mean"], s["var"], eps=self.eps, momentum=self.momentum, out=y
-        )
-        node.saved.update(x=x, mean=mean, inv_std=inv_std)
+            return core.batchnorm_inference(x, *columns, eps=self.eps, relu=node.fused, out=out)
+        if not method.compact:
+            x = core.values(x)
+        codes = node.buffer(x.shape, np.int8) if method.compact else None
+        signs = node.buffer((core.sign_bytes(out.size),), np.uint8) if node.fused else None
+        y, mean, inv_std, node.found = core.batchnorm_forward(
+            x, *columns, eps=self.eps, momentum=self.momentum, relu=node.fused, codes=codes, signs=signs,
+            find_range=method.compact, out=out,
+        )  # fmt: skip
+        node.saved.update(x=x if codes is None else codes, mean=mean, inv_std=inv_std, signs=signs)
         return y
 
-    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+    def input_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> Array:
         saved = node.saved
-        dx, dgamma, dbeta = core.batchnorm_backward(
-            saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], out=dy
-        )
+        dx, dgamma, dbeta, node.found = core.batchnorm_backward(
+            saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], signs=saved["signs"],
+            find_range=method.compact, out=dy.acc.view(np.float32) if isinstance(dy, core.Sums) else dy,
+        )  # fmt: skip
         node.grads.update(gamma=dgamma, beta=dbeta)
         return dx
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        name = "batchnorm, ReLU" if node.fused else "batchnorm"
+        size = batch * _elements(node.in_shape)
+        kept = 1 if method.compact else 4  # bytes of an element that the backward pass reads twice
+        bits = size // 8 if node.fused else 0
+        forward = 8 * size, (5 if method.compact else 4) * size + bits
+        backward = (8 + 2 * kept) * size + 2 * bits, 4 * size
         return [
-            _pass_over(node, batch, "forward", "batchnorm", 2, 1),
-            _pass_over(node, batch, "dX", "batchnorm", 4, 1),
+            Op(node.name, pass_, "elementwise", name, (size,), "float32", *moved, channels=node.in_shape[-1])
+            for pass_, moved in (("forward", forward), ("dX", backward))
         ]
 
 
 @dataclass(frozen=True)
 class ReLU(Unweighted):
-    """max(x, 0), in the memory of its input where nothing else needs that."""
+    """max(x, 0), in the memory of its input where nothing else needs that; keeps a bit an element."""
 
     aliases: ClassVar[bool] = True
     stem: ClassVar[str] = "relu"
@@ -258,14 +277,27 @@ class ReLU(Unweighted):
         return in_shape
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        y = node.saved["y"] = core.relu(x, out=x if node.in_place else node.buffer("y", x.shape, np.float32))
+        if node.fused:
+            return x
+        signs = node.saved["signs"] = node.buffer((core.sign_bytes(x.size),), np.uint8)
+        out = x if node.in_place else node.buffer(x.shape, np.float32)
+        y, node.found = core.relu(x, signs=signs, find_range=method.compact, out=out)
         return y
 
-    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
-        return core.relu_backward(node.saved["y"], dy, out=dy)
+    def input_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> core.Values:
+        if node.fused:
+            return dy
+        assert not isinstance(dy, core.Sums)
+        return core.relu_backward(node.saved["signs"], dy, out=dy)
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        return [_pass_over(node, batch, "forward", "relu", 1, 1), _pass_over(node, batch, "dX", "relu", 2, 1)]
+        if node.fused:
+            return []
+        size = batch * _elements(node.in_shape)
+        return [
+            Op(node.name, "forward", "elementwise", "relu", (size,), "float32", 4 * size, 4 * size + size // 8),
+            Op(node.name, "dX", "elementwise", "relu", (size,), "float32", 4 * size + size // 8, 4 * size),
+        ]
 
 
 @dataclass(frozen=True)
@@ -287,13 +319,13 @@ class MaxPool(Unweighted):
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         g = self._geometry(node, x.shape[0])
-        argmax = node.buffer("argmax", g.y_shape, np.uint8)
-        y, node.saved["argmax"] = core.maxpool(g, x, out=node.buffer("y", g.y_shape, np.float32), argmax=argmax)
+        argmax = node.buffer(g.y_shape, np.uint8)
+        y, node.saved["argmax"] = core.maxpool(g, x, out=node.buffer(g.y_shape, np.float32), argmax=argmax)
         return y
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         g = self._geometry(node, dy.shape[0])
-        return core.maxpool_backward(g, dy, node.saved["argmax"], out=node.buffer("dx", g.x_shape, np.float32))
+        return core.maxpool_backward(g, dy, node.saved["argmax"], out=node.buffer(g.x_shape, np.float32))
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
@@ -319,7 +351,7 @@ class Dropout(Unweighted):
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         if not context.training:
             return x
-        y = node.buffer("y", x.shape, np.float32)
+        y = node.buffer(x.shape, np.float32)
         return core.dropout(x, self.rate, context.random(node.tensor(MASK)), out=y)
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
@@ -341,10 +373,10 @@ class GlobalAvgPool(Unweighted):
         return in_shape[2:]
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        return core.avgpool(x, out=node.buffer("y", (x.shape[0], *node.out_shape), np.float32))
+        return core.avgpool(x, out=node.buffer((x.shape[0], *node.out_shape), np.float32))
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
-        dx = node.buffer("dx", (dy.shape[0], *node.in_shape), np.float32)
+        dx = node.buffer((dy.shape[0], *node.in_shape), np.float32)
         return core.avgpool_backward(dy, *node.in_shape[:2], out=dx)
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
@@ -367,11 +399,11 @@ class Add(Unweighted):
         return in_shape
 
     def forward(self, node: Node, x: tuple[Array, Array], method: Method, context: Context) -> Array:
-        return core.add(*x, out=node.buffer("y", x[0].shape, np.float32))
+        return core.add(*x, out=node.buffer(x[0].shape, np.float32))
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> tuple[Array, Array]:
         """dy for each branch: a copy for one, since both may write over theirs."""
-        copy = node.buffer("dx", dy.shape, np.float32)
+        copy = node.buffer(dy.shape, np.float32)
         np.copyto(copy, dy)
         return dy, copy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 from octosim import core
 from octosim.architectures import MODELS, Stack, describe, find, is_file, layers, nodes, parse
 from octosim.errors import OctosimError
-from octosim.layers import BatchNorm
-from octosim.nodes import Array, Context, Method, Node
+from octosim.layers import BatchNorm, Flatten, ReLU
+from octosim.nodes import Array, Context, Method, Node, Range
+from octosim.pool import Pool
 from octosim.trace import DTYPE_BYTES, Op
 
 __all__ = ["MODELS", "Network", "Stack", "Tick", "describe", "find", "is_file", "layers", "nodes", "parse", "trace"]
@@ -30,8 +32,7 @@ class Network:
     A tensor that several layers take gets the sum of their gradients: the last layer's first, then the others' in descending
     order.
 
-    Values between layers are (batch, ...), float32 unless the method's are others.  `forward` and `backward` reuse the layers'
-    memory: what they return is good until the next call.
+    Values between layers are (batch, ...), float32 unless the method's are others, in memory of the network's pool.
     """
 
     def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int | None):
@@ -39,16 +40,49 @@ class Network:
         self.nodes = nodes(stack, in_shape)
         self.method = method
         self.seed = seed or 0
-        self._pixels = np.empty(0, np.float32)
+        self.pool = Pool()
         self.passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
         for node, layer in zip(self.nodes, self.passes, strict=True):
             if isinstance(node.layer, BatchNorm) and not method.batchnorm:
                 raise OctosimError(f"layer {node.name}: method {method.name} has no batch normalization; use --no-batchnorm")
+            node.pool = self.pool
             layer.init(node, method, seed)
+        self._users = Counter(i for node in self.nodes for i in node.inputs)
+        self._last_user = {i: node.index for node in self.nodes for i in node.inputs}
+        self._fuse()
         # only tensors that depend on something trained need a gradient
         self._trained: list[bool] = []
         for node in self.nodes:
             self._trained.append(bool(node.params) or any(self._needs_gradient(i) for i in node.inputs))
+
+    def _fuse(self) -> None:
+        """Marks what batch normalization does in the same pass: the ReLU behind it, and making float32 of the sums of products
+        beside it.  A method's own passes of these layers are not touched."""
+
+        def normalizes(index: int) -> bool:
+            layer = self.passes[index] if index >= 0 else None
+            return isinstance(layer, BatchNorm) and self._users[index] == 1
+
+        for node in self.nodes:
+            if isinstance(self.passes[node.index], ReLU) and normalizes(node.inputs[0]):
+                node.fused = self.nodes[node.inputs[0]].fused = True
+            elif isinstance(self.passes[node.index], BatchNorm) and node.inputs[0] >= 0:
+                self.nodes[node.inputs[0]].lazy_y = self.nodes[node.inputs[0]].normalized
+        for node in self.nodes:
+            source = node.inputs[0]
+            if source >= 0 and self._users[source] == 1 and self.nodes[source].fused:
+                source = self.nodes[source].inputs[0]
+            node.lazy_dx = node.layer.weighted and normalizes(source)
+            node.dy_known = self.method.compact and node.lazy_y
+            source = node.inputs[0]
+            while source >= 0 and self._moves_nothing(self.nodes[source]):
+                source = self.nodes[source].inputs[0]
+            found = self.passes[source] if source >= 0 else None
+            node.x_known = self.method.compact and isinstance(found, BatchNorm | ReLU)
+
+    @staticmethod
+    def _moves_nothing(node: Node) -> bool:
+        return isinstance(node.layer, Flatten) or (isinstance(node.layer, ReLU) and node.fused)
 
     def _needs_gradient(self, tensor: int) -> bool:
         """Whether a node's output, or -1, the input, needs one."""
@@ -66,31 +100,43 @@ class Network:
 
     def input(self, images: Array) -> Any:
         """The method's input of uint8 images (batch, height, width, channels)."""
-        if self._pixels.size < images.size:
-            self._pixels = np.empty(images.size, np.float32)
-        return self.method.input(images, self._pixels[: images.size].reshape(images.shape))
+        return self.method.input(images, self.pool.empty(images.shape, np.float32))
 
     @QUIET
     def forward(self, x: Any, context: Context, tick: Tick | None = None, check: bool = False) -> Any:
         """The logits (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
         with its name."""
         values = {-1: x}
+        ranges: dict[int, Range | None] = {}
         for node in self.nodes:
             given = tuple(values[i] for i in node.inputs)
+            node.x_range = ranges.get(node.inputs[0])
             try:
                 x = self.passes[node.index].forward(node, given if len(given) > 1 else given[0], self.method, context)
+                if check or not node.lazy_y:
+                    x = core.values(x)
                 if check:
                     core.value_range(x)
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, forward: {error}") from None
+            ranges[node.index] = node.x_range if self._moves_nothing(node) else node.found
+            node.x_range = node.found = None
             values[node.index] = x
+            del given
+            for i in node.inputs:
+                if self._last_user[i] == node.index:
+                    values.pop(i, None)
+            if not context.training:
+                node.saved.clear()
             if tick:
                 tick(node.name, "forward")
         return x
 
     @QUIET
-    def backward(self, dy: Any, context: Context, tick: Tick | None = None) -> None:
-        """Fills every node's grads from dL/dlogits, which is overwritten."""
+    def backward(
+        self, dy: Any, context: Context, tick: Tick | None = None, done: Callable[[Node], None] | None = None
+    ) -> None:
+        """Fills every node's grads from dL/dlogits, which is overwritten; done: see `nodes.Gradients`."""
         sums = {len(self.nodes) - 1: dy}
         for node in reversed(self.nodes):
             if not self._trained[node.index]:
@@ -99,22 +145,41 @@ class Network:
                 dy = self.passes[node.index].weight_grad(node, sums.pop(node.index), self.method, context)
                 if tick and node.layer.weighted:
                     tick(node.name, "dW")
+                node.dy_range = None
                 if self._passes_on(node):
                     dx = self.passes[node.index].input_grad(node, dy, self.method, context)
+                    if not node.lazy_dx:
+                        dx = core.values(dx)
                     for i, part in zip(node.inputs, dx if isinstance(dx, tuple) else (dx,), strict=True):
                         if self._needs_gradient(i):
                             sums[i] = self.method.meet(sums[i], part) if i in sums else part
+                            self.nodes[i].dy_range = node.found if self._users[i] == 1 else None
+                    node.found = None
                     if tick:
                         tick(node.name, "dX")
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, backward: {error}") from None
+            node.saved.clear()
+            if done:
+                done(node)
+                node.grads.clear()
+                if tick:
+                    tick("optimizer", "update")
+            else:
+                node.grads = {key: core.values(g) for key, g in node.grads.items()}
 
     def gradients(
-        self, images: Array, labels: Array, context: Context, tick: Tick | None = None, smoothing: float = 0.0
+        self,
+        images: Array,
+        labels: Array,
+        context: Context,
+        tick: Tick | None = None,
+        smoothing: float = 0.0,
+        done: Callable[[Node], None] | None = None,
     ) -> tuple[float, int]:
         """One forward and backward pass; the mean loss and the number of images classified correctly.
 
-        smoothing: of the labels, see `core.softmax_cross_entropy`.
+        smoothing: of the labels, see `core.softmax_cross_entropy`.  done: see `nodes.Gradients`.
         """
         logits = self.forward(self.input(images), context, tick)
         try:
@@ -124,7 +189,7 @@ class Network:
             raise
         if tick:
             tick("loss", "forward")
-        self.backward(dlogits, context, tick)
+        self.backward(dlogits, context, tick, done)
         return loss, correct
 
     def evaluate(self, images: Array, labels: Array, batch_size: int = 500) -> tuple[float, float]:
@@ -142,6 +207,7 @@ class Network:
                 raise
             total += loss * len(some)
             right += correct
+        self.pool.trim()
         return total / len(labels), right / len(labels)
 
     def check_finite(self) -> None:
@@ -150,12 +216,7 @@ class Network:
         A finite loss does not tell: max(x, 0) makes a NaN 0, and an infinite variance makes all outputs of a channel equal.
         """
         for node in self.nodes:
-            for name, tensor in (*node.params.items(), *node.state.items()):
-                if tensor.dtype == np.float32:
-                    try:
-                        core.value_range(tensor)
-                    except core.NotFiniteError as error:
-                        raise core.NotFiniteError(f"layer {node.name}, {name} after the step: {error}") from None
+            node.check_finite(node.params | node.state)
 
     def parameters(self) -> dict[str, tuple[Array, Array]]:
         """Every trained tensor with its gradient, by name "layer.parameter"."""

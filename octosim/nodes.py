@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from octosim import core
+from octosim.pool import Pool
 from octosim.trace import Op
 
 Array = np.ndarray[Any, Any]
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,10 @@ class Node:
     normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
     edge: the network's first or last weighted layer, which some methods leave unquantized.
     through: gives what is to make the layer's product: the product itself, or one in a narrower register.
+    lazy_y, lazy_dx: what it returns goes to a normalization alone, which takes `core.Sums` as they are.
+    fused: of a normalization: it does the ReLU behind it too; of that ReLU: there is nothing left to do.
+    x_known, dy_known: the pass before finds the range of what it is given.  x_range, dy_range: that range; found: what its own
+    last pass has found, for the next.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -221,23 +227,36 @@ class Node:
     normalized: bool = False
     edge: bool = False
     through: Callable[[Product], Product] = _as_it_is
+    lazy_y: bool = False
+    lazy_dx: bool = False
+    fused: bool = False
+    x_known: bool = False
+    dy_known: bool = False
+    x_range: Range | None = None
+    dy_range: Range | None = None
+    found: Range | None = None
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
-    grads: dict[str, Array] = field(default_factory=dict)
+    grads: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, Any] = field(default_factory=dict)
-    memory: dict[str, Array] = field(default_factory=dict)
+    pool: Pool = field(default_factory=Pool)
 
     def tensor(self, role: int) -> int:
         """The number of a tensor of this layer in the Philox streams; roles 0 .. 15."""
         return self.index * 16 + role
 
-    def buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Memory that this layer keeps from step to step; its old content is lost when it is asked for again."""
-        count = int(np.prod(shape))
-        held = self.memory.get(name)
-        if held is None or held.size < count or held.dtype != dtype:
-            held = self.memory[name] = np.empty(count, dtype)
-        return held[:count].reshape(shape)
+    def check_finite(self, tensors: dict[str, Array]) -> None:
+        """NotFiniteError names a NaN or an infinity in tensors of the layer after a step."""
+        for name, tensor in tensors.items():
+            if tensor.dtype == np.float32:
+                try:
+                    core.value_range(tensor)
+                except core.NotFiniteError as error:
+                    raise core.NotFiniteError(f"layer {self.name}, {name} after the step: {error}") from None
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Memory of any content, from the network's pool."""
+        return self.pool.empty(shape, dtype)
 
 
 ROLES = ("weights", "activations", "gradients", "errors", "update", "accumulator", "normalization")
@@ -250,8 +269,11 @@ class Update(Protocol):
     @property
     def lr(self) -> float: ...
 
+    def node(self, node: Node) -> None:
+        """The optimizer's step on a layer's parameters; NotFiniteError names a NaN or an infinity in what they are then."""
+
     def all(self) -> None:
-        """The optimizer's step on every parameter; NotFiniteError names the first layer with a NaN or an infinity."""
+        """The optimizer's step on every layer."""
 
     def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> tuple[Array, Array, dict[str, Array]]:
         """The optimizer's step on `w` for a gradient, taken apart: w - lr direction / curvature.  Changes nothing.
@@ -263,6 +285,11 @@ class Update(Protocol):
         """Makes these the optimizer's tensors of `w`."""
 
 
+Gradients = Callable[..., float]
+"""gradients(done=None): forward and backward on a step's batch, as often as called; returns the loss.  done: takes each layer
+when its gradients are complete, the last layer first; they are forgotten then."""
+
+
 class Method(Protocol):
     """The hooks of a training method; frozen dataclasses whose fields are the method's parameters.
 
@@ -270,6 +297,8 @@ class Method(Protocol):
     replaces `input`, `loss`, `meet` and, in `layers`, the layers without a matrix product.
 
     summary, paper: one line each.  bits: what type each of ROLES has.
+    compact:   what layers without a matrix product keep for the backward pass is 8 bits an element or less: batch normalization
+               keeps codes of the normalized values, see `core.batchnorm_forward`.
     batchnorm: whether it can train batch normalization.
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
     values:    what the values between layers are made of, for the trace; update_bytes: what an update reads and writes of
@@ -283,6 +312,7 @@ class Method(Protocol):
     summary: ClassVar[str]
     paper: ClassVar[str]
     bits: ClassVar[Mapping[str, str]]
+    compact: bool = False
     batchnorm: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ()
     values: ClassVar[str] = "float32"
@@ -301,11 +331,9 @@ class Method(Protocol):
         """The sum of two gradients of one tensor, which may overwrite a."""
         return core.add(a, b, out=a)
 
-    def step(self, nodes: list[Node], gradients: Callable[[], float], update: Update, context: Context) -> float:
-        """One training step; returns its loss.  gradients(): forward and backward on this step's batch, as often as called."""
-        loss = gradients()
-        update.all()
-        return loss
+    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> float:
+        """One training step; returns its loss."""
+        return gradients(update.node)
 
     def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
         """Changes node.params[key] by node.grads[key].  rule(lr) lets the run's optimizer do it with that learning rate."""
@@ -322,16 +350,16 @@ class Method(Protocol):
         """Adds what the method itself needs to a weighted layer's params and state (`w` and `b` are there already)."""
 
     def forward(self, node: Node, x: Any, context: Context) -> Any:
-        """Y of a weighted layer; keeps in node.saved what the backward passes need."""
+        """Y of a weighted layer, values or `core.Sums`; keeps in node.saved what the backward passes need."""
 
     def error(self, node: Node, dy: Any, context: Context) -> Any:
         """dY as the two gradient passes want it, made once."""
 
     def weight_grad(self, node: Node, error: Any, context: Context) -> None:
-        """Fills node.grads."""
+        """Fills node.grads, with arrays or `core.Sums`."""
 
     def input_grad(self, node: Node, error: Any, context: Context) -> Any:
-        """dX."""
+        """dX, values or `core.Sums`."""
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         """The operations of a weighted layer in all passes."""

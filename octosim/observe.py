@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from octosim import core
 from octosim.accumulate import Registers
 from octosim.models import Network
 from octosim.nodes import Array, Context, Method, Node, Product
@@ -51,7 +52,7 @@ class _Watched:
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         self._observed.add(node.name, "forward", "input", x)
-        y: Array = self._method.forward(node, x, context)
+        y: Array = core.values(self._method.forward(node, x, context))
         self._observed.add(node.name, "forward", "output", y)
         self._means(node, node.saved)
         return y
@@ -64,11 +65,12 @@ class _Watched:
 
     def weight_grad(self, node: Node, error: Any, context: Context) -> None:
         self._method.weight_grad(node, error, context)
+        node.grads = {name: core.values(g) for name, g in node.grads.items()}
         for name, values in node.grads.items():
             self._observed.add(node.name, "dW", f"gradient of {name}", values)
 
     def input_grad(self, node: Node, error: Any, context: Context) -> Array:
-        dx: Array = self._method.input_grad(node, error, context)
+        dx: Array = core.values(self._method.input_grad(node, error, context))
         self._observed.add(node.name, "dX", "result", dx)
         return dx
 

@@ -60,6 +60,9 @@ class Adam:
         return m / c1, np.sqrt(v / c2) + np.float32(self.eps), {"m": m, "v": v}
 
 
+PIECE = 1 << 18
+"""About how many elements an update takes at once."""
+
 DECAYED = ("w",)
 """Parameters that weight decay pulls towards 0: the weights of convolutions and linear layers.  Not biases, not batch
 normalization's gamma and beta, not what a method adds: they are few, and decay of a scale or a shift restricts the network
@@ -91,7 +94,7 @@ def _half_cosine(t: float) -> float:
 
 @dataclass(frozen=True)
 class Update:
-    """An optimizer at one step of a run: `nodes.Update`.  slots: by the parameters' names.  check: of all parameters."""
+    """An optimizer at one step of a run: `nodes.Update`.  slots: by the parameters' names."""
 
     optimizer: Sgd | Adam
     method: Method
@@ -99,17 +102,30 @@ class Update:
     lr: float
     nodes: list[Node]
     slots: dict[str, dict[str, Array]]
-    check: Callable[[], None]
+
+    def node(self, node: Node) -> None:
+        for key in node.params:
+            self.method.update(node, key, self.lr, partial(self._rule, node, key), self.context)
+        node.check_finite(node.state)
 
     def all(self) -> None:
         for node in self.nodes:
-            for key in node.params:
-                self.method.update(node, key, self.lr, partial(self._rule, node, key), self.context)
-        self.check()
+            self.node(node)
 
     def _rule(self, node: Node, key: str, lr: float) -> None:
-        decay, slots = self.optimizer.decay if key in DECAYED else 0.0, self.slots[f"{node.name}.{key}"]
-        self.optimizer.update(self.context.step, lr, decay, node.params[key], node.grads[key], slots)
+        """In pieces that stay in the cache between the sums' values, the step and the check of what it made."""
+        w, g, slots = node.params[key], node.grads[key], self.slots[f"{node.name}.{key}"]
+        decay = self.optimizer.decay if key in DECAYED else 0.0
+        rows = max(1, PIECE * len(w) // w.size)
+        memory = node.buffer((min(rows, len(w)), *w.shape[1:]), np.float32) if isinstance(g, core.Sums) else None
+        for first in range(0, len(w), rows):
+            some = slice(first, first + rows)
+            part = g[some]
+            if isinstance(part, core.Sums):
+                assert memory is not None
+                part = part.array(memory[: len(part.acc)])
+            self.optimizer.update(self.context.step, lr, decay, w[some], part, {k: v[some] for k, v in slots.items()})
+            node.check_finite({key: w[some]})
 
     def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> Newton:
         step = self.context.step

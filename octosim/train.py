@@ -33,7 +33,7 @@ from safetensors.numpy import save as save_tensors
 import octosim
 from octosim import accumulate, core, data, loader, methods, models, optim
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context
+from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
 
 FORMAT = 1
@@ -190,19 +190,18 @@ class Run:
         images, labels = batch or self.batch(self.step)
         context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps, epoch=self.epoch)
         network, lr = self.network, self.learning_rate(self.step)
-        update = optim.Update(self.optimizer, self.method, context, lr, network.nodes, self.slots, network.check_finite)
+        update = optim.Update(self.optimizer, self.method, context, lr, network.nodes, self.slots)
         every = self.config.count_overflow
         self.registers.counting, self.registers.counts = every is not None and self.step % every == 0, []
 
-        def gradients() -> float:
-            loss, _ = network.gradients(images, labels, context, tick, self.config.label_smoothing)
+        def gradients(done: Callable[[Node], None] | None = None) -> float:
+            loss, _ = network.gradients(images, labels, context, tick, self.config.label_smoothing, done)
             self.registers.counting = False  # a second pass of the same step is not counted again
             return loss
 
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
                 loss = self.method.step(network.nodes, gradients, update, context)
-            network.check_finite()
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
         self.overflow = [
@@ -210,8 +209,6 @@ class Run:
             | accumulate.as_record(count)
             for layer, pass_, count in self.registers.counts
         ]
-        if tick:
-            tick("optimizer", "update")
         return loss
 
     def advance(self, batch: Batch | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim import methods, models, optim
+from octosim import core, methods, models, optim
 from octosim.layers import Conv2d, Flatten, Linear, ReLU
 from octosim.nodes import Context
 
@@ -76,8 +76,8 @@ class Recorder:
     def forward(self, node, x, context):
         kept = {"node": node, "context": context, "x": x.copy(), "state": {k: v.copy() for k, v in node.state.items()}}
         kept |= {k: v.copy() for k, v in node.params.items()}
-        y = self.method.forward(node, x, context)
-        self.seen[node.name] = kept | {"y": y.copy()}
+        y = core.values(self.method.forward(node, x, context))
+        self.seen[node.name] = kept | {"y": y.copy(), "saved": dict(node.saved)}
         return y
 
     def error(self, node, dy, context):
@@ -88,10 +88,11 @@ class Recorder:
 
     def weight_grad(self, node, error, context):
         self.method.weight_grad(node, error, context)
+        node.grads = {key: core.values(g) for key, g in node.grads.items()}
         self.seen[node.name] |= {"dw": node.grads["w"].copy(), "db": node.grads["b"].copy()}
 
     def input_grad(self, node, error, context):
-        dx = self.method.input_grad(node, error, context)
+        dx = core.values(self.method.input_grad(node, error, context))
         self.seen[node.name]["dx"] = dx.copy()
         return dx
 
@@ -119,4 +120,4 @@ def three_steps(name: str, parameters: dict, optimizer: str = "sgd", lr: float =
         network.gradients(images, labels, context)
         yield from network.method.seen.values()
         made = optim.make(optimizer, lr)
-        optim.Update(made, network.method.method, context, lr, network.nodes, slots, network.check_finite).all()
+        optim.Update(made, network.method.method, context, lr, network.nodes, slots).all()

@@ -193,8 +193,8 @@ def test_batchnorm_against_pytorch(kernels: str, shape: tuple[int, int], offset:
     tx = torch.from_numpy(x).double().requires_grad_()
     ty = layer(tx)
     ty.backward(torch.from_numpy(dy).double())
-    y, batch_mean, inv_std = core.batchnorm_forward(x, gamma, beta, mean, var, eps=1e-5, momentum=0.1)
-    dx, dgamma, dbeta = core.batchnorm_backward(x, dy, gamma, batch_mean, inv_std)
+    y, batch_mean, inv_std, _ = core.batchnorm_forward(x, gamma, beta, mean, var, eps=1e-5, momentum=0.1)
+    dx, dgamma, dbeta, _ = core.batchnorm_backward(x, dy, gamma, batch_mean, inv_std)
     pairs = {
         "y": (y, ty), "dx": (dx, tx.grad), "dgamma": (dgamma, layer.weight.grad), "dbeta": (dbeta, layer.bias.grad),
         "mean": (mean, layer.running_mean), "var": (var, layer.running_var),
@@ -209,7 +209,7 @@ def test_batchnorm_against_pytorch(kernels: str, shape: tuple[int, int], offset:
 
 def test_batchnorm_of_constants_is_finite(kernels: str) -> None:
     x = np.full((50, 4), 7.25, F)
-    y, _, inv_std = core.batchnorm_forward(
+    y, _, inv_std, _ = core.batchnorm_forward(
         x, np.ones(4, F), np.full(4, 2, F), np.zeros(4, F), np.ones(4, F), eps=1e-5, momentum=0.1
     )
     assert np.allclose(y, 2) and np.allclose(inv_std, 1 / np.sqrt(1e-5))
@@ -218,11 +218,81 @@ def test_batchnorm_of_constants_is_finite(kernels: str) -> None:
 # ---- the other layers --------------------------------------------------
 
 
+def _bits(signs: np.ndarray, count: int) -> np.ndarray:
+    return np.unpackbits(signs, count=count, bitorder="little").astype(bool)
+
+
 def test_relu(kernels: str) -> None:
-    x = np.array([-1, -0.0, 0.0, 1e-45, 2, -3e38], F)
-    y = core.relu(x)
-    assert y.tolist() == [0, 0, 0, F(1e-45), 2, 0]
-    assert core.relu_backward(y, np.arange(1, 7).astype(F)).tolist() == [0, 0, 0, 4, 5, 0]
+    x = np.array([-1, -0.0, 0.0, 1e-45, 2, -3e38, 5, 6, 7], F)
+    signs = np.full(core.sign_bytes(x.size), 255, np.uint8)
+    y, found = core.relu(x, signs=signs, find_range=True)
+    assert y.tolist() == [0, 0, 0, F(1e-45), 2, 0, 5, 6, 7] and found == (0, 7)
+    assert signs.tolist() == [0b11011000, 1]
+    assert core.relu_backward(signs, np.arange(1, 10).astype(F)).tolist() == [0, 0, 0, 4, 5, 0, 7, 8, 9]
+    assert core.relu(x)[1] is None
+    with pytest.raises(core.NotFiniteError):
+        core.relu(np.array([1, np.inf], F), find_range=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (9, 3), (700, 9), (3000, 6), (1440, 30), (333, 100), (70, 600), (9, 20000)], ids=str)
+def test_batchnorm_does_the_passes_beside_it(kernels: str, shape: tuple[int, int]) -> None:
+    """Sums, ReLU, signs, codes and ranges in one call are what they are one after the other, to the bit."""
+    rng = np.random.default_rng(8)
+    rows, cols = shape
+    acc = rng.integers(-100_000, 100_000, shape, dtype=np.int32)
+    lazy = core.Sums(acc, rng.integers(-9999, 9999, cols, dtype=np.int32), 3e-5)
+    x = core.dequantize_sums(acc, lazy.add, lazy.scale)
+    gamma, beta = rng.normal(1, 0.3, cols).astype(F), rng.normal(size=cols).astype(F)
+    states = [(np.zeros(cols, F), np.ones(cols, F)) for _ in range(3)]
+    how = {"eps": 1e-5, "momentum": 0.1}
+    plain, mean, inv_std, none = core.batchnorm_forward(x, gamma, beta, *states[0], **how)
+    assert none is None
+    codes, signs = np.empty(shape, np.int8), np.empty(core.sign_bytes(x.size), np.uint8)
+    made = core.batchnorm_forward(
+        core.Sums(acc.copy(), lazy.add, lazy.scale), gamma, beta, *states[1], **how, relu=True, codes=codes, signs=signs,
+        find_range=True,
+    )  # fmt: skip
+    expected, _ = core.relu(plain)
+    assert np.array_equal(made[0], expected) and np.array_equal(made[1], mean) and np.array_equal(made[2], inv_std)
+    assert made[3] == core.value_range(expected)
+    assert np.array_equal(states[0], states[1])
+    assert np.array_equal(_bits(signs, x.size), plain.ravel() > 0)
+    to_code = inv_std * F(16)
+    assert np.array_equal(codes, np.clip(np.rint(x * to_code - mean * to_code), -127, 127))
+    assert np.abs(codes / 16 - ((x - mean) * inv_std).clip(-127 / 16, 127 / 16)).max() <= 1 / 32 + 1e-4
+    place = acc.copy()  # the output in the place of the sums
+    same = core.batchnorm_forward(
+        core.Sums(place, lazy.add, lazy.scale), gamma, beta, *states[2], **how, out=place.view(F)
+    )[0]  # fmt: skip
+    assert np.array_equal(same, plain)
+    mean_, var_ = states[0]
+    inference = core.batchnorm_inference(x, gamma, beta, mean_, var_, eps=1e-5)
+    rectified = core.batchnorm_inference(lazy, gamma, beta, mean_, var_, eps=1e-5, relu=True)
+    assert np.array_equal(rectified, core.relu(inference)[0])
+
+    dy = core.dequantize_sums(acc[::-1].copy(), np.zeros(cols, np.int32), 0.01)
+    lazy_dy = core.Sums(acc[::-1].copy(), np.zeros(cols, np.int32), 0.01)
+    masked = core.relu_backward(signs, dy)
+    assert np.array_equal(masked, np.where(plain > 0, dy, 0))
+    expected = core.batchnorm_backward(x, masked, gamma, mean, inv_std)
+    found = core.batchnorm_backward(x, lazy_dy, gamma, mean, inv_std, signs=signs, find_range=True, out=lazy_dy.acc.view(F))
+    assert all(np.array_equal(a, b) for a, b in zip(expected[:3], found[:3], strict=True))
+    assert found[3] == core.value_range(expected[0])
+    # codes stand for x with mean 0 and deviation 1, but for the scale gamma inv_std
+    normalized, ones = codes.astype(F) / 16, np.ones(cols, F)
+    dx, dgamma, dbeta, _ = core.batchnorm_backward(codes, dy, gamma, mean, inv_std, signs=signs)
+    other, dgamma_, dbeta_, _ = core.batchnorm_backward(normalized, masked, gamma * inv_std, np.zeros(cols, F), ones)
+    assert np.array_equal(dx, other) and np.array_equal(dgamma, dgamma_) and np.array_equal(dbeta, dbeta_)
+
+
+def test_batchnorm_finds_what_is_not_finite(kernels: str) -> None:
+    x, ones, zeros = np.ones((30, 5), F), np.ones(5, F), np.zeros(5, F)
+    x[17, 3] = np.nan
+    how = {"eps": 1e-5, "momentum": 0.1, "find_range": True}
+    with pytest.raises(core.NotFiniteError, match="NaN or infinite"):
+        core.batchnorm_forward(x, ones, zeros, zeros.copy(), ones.copy(), **how)
+    with pytest.raises(core.NotFiniteError, match="NaN or infinite"):
+        core.batchnorm_backward(np.zeros((30, 5), np.int8), x, ones, zeros, ones, find_range=True)
 
 
 POOLS = [core.Pool(2, 8, 6, c, k, s) for c in (1, 6, 16, 30, 33) for k, s in ((2, 2), (3, 2), (3, 3), (2, 3), (1, 1), (3, 1))]

@@ -43,7 +43,7 @@ def test_three_steps(kw: int, ka: int, kg: int, edges: str) -> None:
             slope = (1 - t * t) / np.abs(t).max()
         if ka < 32 and not plain:
             x_q, inside = quantize_k(np.clip(x.astype(float), 0, 1), ka), (x >= 0) & (x <= 1)
-        made_w, made_x, error = dorefa.weights(w, kw)[0] if kw < 32 and not plain else w, node.saved["x"], seen["error"]
+        made_w, made_x, error = dorefa.weights(w, kw)[0] if kw < 32 and not plain else w, seen["saved"]["x"], seen["error"]
         assert near_steps(made_w, w_q, min(kw, 8), 1.0) and near_steps(made_x, x_q, min(ka, 8), 1.0)
         assert direct.close(seen["y"], direct.forward(made_x, made_w) + seen["b"])
         if kg < 32 and not plain:

@@ -228,7 +228,7 @@ def test_a_step_has_no_floating_point(monkeypatch: pytest.MonkeyPatch) -> None:
     for node in weighted:
         node.params["w"] = node.params["w"].view(Spy)
     plain = Node.buffer
-    monkeypatch.setattr(Node, "buffer", lambda self, name, shape, dtype: plain(self, name, shape, dtype).view(Spy))
+    monkeypatch.setattr(Node, "buffer", lambda self, shape, dtype: plain(self, shape, dtype).view(Spy))
     called: list[str] = []
 
     def watched(name: str, function):
@@ -248,7 +248,7 @@ def test_a_step_has_no_floating_point(monkeypatch: pytest.MonkeyPatch) -> None:
         function = getattr(core, name)
         if name in ("dequantize", "softmax_cross_entropy"):
             monkeypatch.setattr(core, name, lambda *a, f=function, n=name, **k: (reported.append(n), f(*a, **k))[1])
-        elif inspect.isfunction(function):
+        elif inspect.isfunction(function) and name != "values":
             monkeypatch.setattr(core, name, watched(name, function))
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 2), dtype=np.uint8).view(Spy)
     context = Context(True, 0, 1, 4)

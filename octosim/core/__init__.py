@@ -7,6 +7,8 @@ depend on the instruction set or on the number of threads, to the bit.  Images a
 
 from octosim.core.call import CoreError, NotFiniteError, isa, isas, set_isa, set_threads, threads
 from octosim.core.codes import (
+    Sums,
+    Values,
     decode_mu8,
     dequantize,
     dequantize_rows,
@@ -23,6 +25,7 @@ from octosim.core.codes import (
     requantize_float,
     sum_range,
     value_range,
+    values,
 )
 from octosim.core.layers import (
     Pool,
@@ -31,9 +34,6 @@ from octosim.core.layers import (
     affine,
     avgpool,
     avgpool_backward,
-    batchnorm_backward,
-    batchnorm_forward,
-    batchnorm_inference,
     column_sums,
     dropout,
     lac_backward,
@@ -41,12 +41,18 @@ from octosim.core.layers import (
     maxpool,
     maxpool_backward,
     peak,
-    relu,
-    relu_backward,
     row_sums,
     sgd,
     softmax_cross_entropy,
     stream_triad,
+)
+from octosim.core.normalize import (
+    batchnorm_backward,
+    batchnorm_forward,
+    batchnorm_inference,
+    relu,
+    relu_backward,
+    sign_bytes,
 )
 from octosim.core.products import (
     ALWAYS_SAFE,
@@ -63,11 +69,11 @@ from octosim.core.products import (
 )
 
 __all__ = [
-    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pool", "adam", "add", "affine", "avgpool", "avgpool_backward",
-    "batchnorm_backward", "batchnorm_forward", "batchnorm_inference", "column_sums", "conv_forward", "conv_input_grad",
-    "conv_weight_grad", "decode_mu8", "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad", "dequantize",
-    "dequantize_rows", "dequantize_sums", "dropout", "encode_mu8", "exp", "gemm", "gemm_counted", "gemm_mu8", "images",
-    "isa", "isas", "lac_backward", "lac_fold", "log", "maxpool", "maxpool_backward", "moments", "normal", "peak", "philox",
-    "quantize", "relu", "relu_backward", "requantize", "requantize_float", "row_sums", "set_isa", "set_threads", "sgd",
-    "softmax_cross_entropy", "stream_triad", "sum_range", "threads", "value_range",
+    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pool", "Sums", "Values", "adam", "add", "affine", "avgpool",
+    "avgpool_backward", "batchnorm_backward", "batchnorm_forward", "batchnorm_inference", "column_sums", "conv_forward",
+    "conv_input_grad", "conv_weight_grad", "decode_mu8", "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad",
+    "dequantize", "dequantize_rows", "dequantize_sums", "dropout", "encode_mu8", "exp", "gemm", "gemm_counted", "gemm_mu8",
+    "images", "isa", "isas", "lac_backward", "lac_fold", "log", "maxpool", "maxpool_backward", "moments", "normal", "peak",
+    "philox", "quantize", "relu", "relu_backward", "requantize", "requantize_float", "row_sums", "set_isa", "set_threads",
+    "sgd", "sign_bytes", "softmax_cross_entropy", "stream_triad", "sum_range", "threads", "value_range", "values",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -199,6 +200,40 @@ def dequantize_sums(acc: Array, add: Array, scale: float, *, out: Array | None =
     out, p = output("out", out, F32, acc.shape)
     ok(lib.octo_dequantize_s32(rows, add.size, pointer("acc", acc, S32), pointer("add", add, S32), scale, p))
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a matrix product of codes left: float32 values (acc + add) * scale, not made yet.
+
+    acc: int32, any shape.  add: int32, repeats along acc; `by_rows`: one for each index of the first axis.
+    """
+
+    acc: Array
+    add: Array
+    scale: float
+    by_rows: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.acc.shape
+
+    def __getitem__(self, rows: slice) -> Sums:
+        """Some of the first axis, where `by_rows`."""
+        return Sums(self.acc[rows], self.add[rows], self.scale, True)
+
+    def array(self, out: Array | None = None) -> Array:
+        """The float32 values; without `out` in the memory of acc, which is lost."""
+        make = dequantize_rows if self.by_rows else dequantize_sums
+        return make(self.acc, self.add, self.scale, out=self.acc.view(F32) if out is None else out)
+
+
+Values = Array | Sums
+
+
+def values(x: Any) -> Any:
+    """x; of sums, their float32 values, in the same memory."""
+    return x.array() if isinstance(x, Sums) else x
 
 
 def images(x: Array, scale: float, shift: float, *, out: Array | None = None) -> Array:

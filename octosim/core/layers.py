@@ -8,10 +8,10 @@ from typing import Any
 
 from octosim.core.call import F32, S8, S32, U8, Array, CoreError, ffi, lib, ok, operand_types, output, pointer
 
-# ---- columns: sums, affine maps, batch normalization --------------------------------------------------
+# ---- columns: sums, affine maps --------------------------------------------------
 
 
-def _matrix(x: Array) -> tuple[int, int]:
+def matrix(x: Array) -> tuple[int, int]:
     """Rows and columns, the last axis being the columns."""
     if x.ndim < 1 or not x.size:
         raise CoreError("x must have a last axis and no empty one")
@@ -37,76 +37,14 @@ def row_sums(x: Array, *, out: Array | None = None) -> Array:
 
 def affine(x: Array, scale: Array, shift: Array, *, relu: bool = False, out: Array | None = None) -> Array:
     """x * scale + shift over the last axis, then max(., 0) where relu is set; out may be x."""
-    rows, cols = _matrix(x)
+    rows, cols = matrix(x)
     out, p = output("out", out, F32, x.shape)
     pointers = [pointer("scale", scale, F32, (cols,)), pointer("shift", shift, F32, (cols,))]
     ok(lib.octo_affine_f32(rows, cols, pointer("x", x, F32), *pointers, relu, p))
     return out
 
 
-def batchnorm_forward(
-    x: Array,
-    gamma: Array,
-    beta: Array,
-    running_mean: Array,
-    running_var: Array,
-    *,
-    eps: float,
-    momentum: float,
-    out: Array | None = None,
-) -> tuple[Array, Array, Array]:
-    """Normalizes over all axes but the last with the batch's statistics and updates the running ones in place.
-
-    Returns y, the batch mean and 1 / sqrt(variance + eps), each (channels,).
-    """
-    rows, cols = _matrix(x)
-    out, p = output("out", out, F32, x.shape)
-    (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
-    state = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
-    running = [pointer(n, v, F32, (cols,)) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
-    ok(lib.octo_batchnorm_forward_f32(rows, cols, pointer("x", x, F32), *state, eps, momentum, *running, pm, ps, p))
-    return out, mean, inv_std
-
-
-def batchnorm_inference(
-    x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float, out: Array | None = None
-) -> Array:
-    """Normalizes with the running statistics."""
-    rows, cols = _matrix(x)
-    out, p = output("out", out, F32, x.shape)
-    columns = [pointer(n, v, F32, (cols,)) for n, v in zip(("gamma", "beta"), (gamma, beta), strict=True)]
-    running = [pointer(n, v, F32, (cols,)) for n, v in zip(("mean", "var"), (mean, var), strict=True)]
-    ok(lib.octo_batchnorm_inference_f32(rows, cols, pointer("x", x, F32), *columns, eps, *running, p))
-    return out
-
-
-def batchnorm_backward(
-    x: Array, dy: Array, gamma: Array, mean: Array, inv_std: Array, *, out: Array | None = None
-) -> tuple[Array, Array, Array]:
-    """dx, dgamma, dbeta of `batchnorm_forward`; out may be dy."""
-    rows, cols = _matrix(x)
-    out, p = output("out", out, F32, x.shape)
-    (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
-    columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
-    ok(lib.octo_batchnorm_backward_f32(rows, cols, pointer("x", x, F32), pointer("dy", dy, F32, x.shape), *columns, p, pg, pb))
-    return out, dgamma, dbeta
-
-
 # ---- the other layers --------------------------------------------------
-
-
-def relu(x: Array, *, out: Array | None = None) -> Array:
-    """max(x, 0); out may be x."""
-    out, p = output("out", out, F32, x.shape)
-    ok(lib.octo_relu_f32(x.size, pointer("x", x, F32), p))
-    return out
-
-
-def relu_backward(y: Array, dy: Array, *, out: Array | None = None) -> Array:
-    """dy where y > 0, else 0; out may be dy."""
-    out, p = output("out", out, F32, y.shape)
-    ok(lib.octo_relu_backward_f32(y.size, pointer("y", y, F32), pointer("dy", dy, F32, y.shape), p))
-    return out
 
 
 def add(a: Array, b: Array, *, out: Array | None = None) -> Array:

@@ -79,10 +79,10 @@ class RangeBatchNorm:
                 s[name][:] = keep * s[name] + (np.float32(1) - keep) * value
         scale, gamma, beta = np.float32(1) / (deviation + eps), coded(p["gamma"]), coded(p["beta"])
         coded_scale = coded(scale)
-        centered = np.subtract(x, mean, out=node.buffer("centered", x.shape, np.float32))
+        centered = np.subtract(x, mean, out=node.buffer(x.shape, np.float32))
         if context.training:
             node.saved.update(centered=centered, scale=scale, coded_scale=coded_scale, gamma=gamma)
-        return core.affine(centered, coded_scale * gamma, beta, out=node.buffer("y", x.shape, np.float32))
+        return core.affine(centered, coded_scale * gamma, beta, out=node.buffer(x.shape, np.float32))
 
     def _statistics(self, node: Node, x: Array) -> tuple[Array, Array]:
         """Mean and C range of each channel."""
@@ -161,27 +161,27 @@ class Banner(Method):
             return float(now[0]), float(now[1])
         return float(running[0]), float(running[1])
 
-    def forward(self, node: Node, x: Array, context: Context) -> Array:
+    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
         w = node.params["w"]
-        qx = quant.asymmetric(x, *self._range(node, x, context), out=node.buffer("x", x.shape, np.int8))
-        return int8.forward(node, qx, int8.symmetric(node, "w", w, *core.value_range(w)))
+        qx = quant.asymmetric(x, *self._range(node, x, context), out=node.buffer(x.shape, np.int8))
+        return int8.forward(node, qx, int8.symmetric(node, w, *core.value_range(w)))
 
     def error(self, node: Node, dy: Array, context: Context) -> tuple[QTensor, Array]:
         """Bifurcation: stochastic 8-bit codes for dX, dY itself for dW."""
         low, high = core.value_range(dy)
-        out, random = node.buffer("dy", dy.shape, np.int8), context.random(node.tensor(ERROR))
+        out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
         return quant.symmetric(dy, low, high, rounding=Rounding.STOCHASTIC, random=random, out=out), dy
 
     def weight_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> None:
         """dW from the values that the codes of x represent and dY, in float32."""
         _, dy = error
         qx, w = node.saved["x"], node.params["w"]
-        x = core.dequantize(qx.q, qx.scale, zero=qx.zero, out=node.buffer("x_real", qx.q.shape, np.float32))
+        x = core.dequantize(qx.q, qx.scale, zero=qx.zero, out=node.buffer(qx.q.shape, np.float32))
         product = node.layer.product(node, dy.shape[0])
-        node.grads["w"] = product.weight_grad(x, dy, out=node.buffer("dw", w.shape, np.float32))
+        node.grads["w"] = product.weight_grad(x, dy, out=node.buffer(w.shape, np.float32))
         node.grads["b"] = core.column_sums(dy)
 
-    def input_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> Array:
+    def input_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> core.Sums:
         return int8.input_grad(node, error[0])
 
     def trace(self, node: Node, batch: int) -> list[Op]:

@@ -17,7 +17,6 @@ D is 1 / learning rate for all weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +24,7 @@ import numpy as np
 
 from octosim.errors import OctosimError
 from octosim.methods.laq import Laq
-from octosim.nodes import Array, Context, Node, Update
+from octosim.nodes import Array, Context, Gradients, Node, Update
 
 F = np.float32
 
@@ -57,7 +56,7 @@ class Blaq(Laq):
     def _blended(self, first: Array, trial: Array) -> Array:
         return F(self.blend) * first + F(1 - self.blend) * trial
 
-    def step(self, nodes: list[Node], gradients: Callable[[], float], update: Update, context: Context) -> float:
+    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> float:
         """The two-stage step in every `period`-th epoch, else `laq`'s."""
         if context.epoch % self.period:
             return super().step(nodes, gradients, update, context)

@@ -77,10 +77,10 @@ class Dai8(Method):
         node.state["x_range"] = np.zeros(2, np.float32)
         node.state["clip"] = np.zeros(node.out_shape[-1], np.float32)
 
-    def forward(self, node: Node, x: Array, context: Context) -> Array:
+    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
         w = node.params["w"]
-        qx = int8.symmetric(node, "x", x, *int8.running_range(node, x, context))
-        return int8.forward(node, qx, int8.symmetric(node, "w", w, *core.value_range(w)))
+        qx = int8.symmetric(node, x, *int8.running_range(node, x, context))
+        return int8.forward(node, qx, int8.symmetric(node, w, *core.value_range(w)))
 
     def _limits(self, node: Node, dy: Array, largest: float) -> Array:
         """The channels' clipping values, float32."""
@@ -98,25 +98,25 @@ class Dai8(Method):
     def error(self, node: Node, dy: Array, context: Context) -> _Error:
         low, high = core.value_range(dy)
         rounding, largest = Rounding(self.rounding), max(-low, high)
-        one, many = (node.buffer(name, dy.shape, np.int8) for name in ("dy", "dy_channels"))
+        one, many = (node.buffer(dy.shape, np.int8) for _ in range(2))
         random = context.random(node.tensor(TENSOR))
         tensor = quant.symmetric(dy, -largest, largest, rounding=rounding, random=random, out=one)
         scales = self._limits(node, dy, largest) / np.float32(LARGEST_CODE)
         inverses = np.array([quant.reciprocal(float(scale)) for scale in scales], np.float32)
-        scaled = core.affine(dy, inverses, np.zeros_like(inverses), out=node.buffer("dy_scaled", dy.shape, np.float32))
+        scaled = core.affine(dy, inverses, np.zeros_like(inverses), out=node.buffer(dy.shape, np.float32))
         random = context.random(node.tensor(CHANNELS))
         return _Error(tensor, core.quantize(scaled, 1.0, rounding=rounding, random=random, out=many), scales)
 
     def weight_grad(self, node: Node, error: _Error, context: Context) -> None:
         """dW = (sum q_dy q_x) S_dy[channel] S_x, db = S_dy[channel] sum q_dy."""
         x, w = node.saved["x"], node.params["w"]
-        acc = node.buffer("dw", w.shape, np.int32)
+        acc = node.buffer(w.shape, np.int32)
         node.layer.product(node, error.q.shape[0]).weight_grad(x.q, error.q, out=acc)
         rows = (error.scales * np.float32(x.scale)).reshape(-1, *(1,) * (w.ndim - 1))
         node.grads["w"] = acc.astype(np.float32) * rows
         node.grads["b"] = core.column_sums(error.q).astype(np.float32) * error.scales
 
-    def input_grad(self, node: Node, error: _Error, context: Context) -> Array:
+    def input_grad(self, node: Node, error: _Error, context: Context) -> core.Sums:
         return int8.input_grad(node, error.tensor)
 
     def trace(self, node: Node, batch: int) -> list[Op]:

@@ -70,20 +70,20 @@ class Hindsight(Method):
         used = before if before.any() else kept
         return float(used[0]), float(used[1])
 
-    def forward(self, node: Node, x: Array, context: Context) -> Array:
+    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
         w = node.params["w"]
-        qx = int8.symmetric(node, "x", x, *self._range(node.state["x_range"], x, context))
-        return int8.forward(node, qx, int8.symmetric(node, "w", w, *core.value_range(w)))
+        qx = int8.symmetric(node, x, *self._range(node.state["x_range"], x, context))
+        return int8.forward(node, qx, int8.symmetric(node, w, *core.value_range(w)))
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         low, high = self._range(node.state["dy_range"], dy, context)
-        out, random = node.buffer("dy", dy.shape, np.int8), context.random(node.tensor(ERROR))
+        out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
         return quant.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         int8.weight_grad(node, error)
 
-    def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
+    def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
         return int8.input_grad(node, error)
 
     def trace(self, node: Node, batch: int) -> list[Op]:

@@ -53,48 +53,47 @@ def running_range(node: Node, x: Array, context: Context) -> tuple[float, float]
     """The batch's own range of x in training, the running one, state["x_range"], in inference."""
     running = node.state["x_range"]
     if context.training:
-        low, high = core.value_range(x)
+        low, high = node.x_range or core.value_range(x)
         batch = np.array([low, high], np.float32)
         running[:] = running + np.float32(RANGE_MOMENTUM) * (batch - running) if running.any() else batch
         return low, high
     return float(running[0]), float(running[1])
 
 
-def symmetric(node: Node, name: str, x: Array, low: float, high: float) -> QTensor:
-    """Codes of a layer's tensor within a range, nearest, in memory that the layer keeps."""
-    return quant.symmetric(x, low, high, out=node.buffer(name, x.shape, np.int8))
+def symmetric(node: Node, x: Array, low: float, high: float) -> QTensor:
+    """Codes of a layer's tensor within a range, nearest, in memory of the network."""
+    return quant.symmetric(x, low, high, out=node.buffer(x.shape, np.int8))
 
 
 # ---- the passes: codes in, float32 out; the backward ones are for symmetric codes ------------------------
 
 
-def forward(node: Node, x: QTensor, w: QTensor) -> Array:
+def forward(node: Node, x: QTensor, w: QTensor) -> core.Sums:
     """Y = (sum (q_x - Z) q_w + round(b / S)) S with S = S_x S_w; the codes are kept for the backward passes."""
     node.saved.update(x=x, w=w)
     batch = x.q.shape[0]
-    acc = node.buffer("y", (batch, *node.out_shape), np.int32)
+    acc = node.buffer((batch, *node.out_shape), np.int32)
     node.layer.product(node, batch).forward(x.q, w.q, x_zero=x.zero, out=acc)
     # padding holds Z, so every output has the same second term
     zero_term = core.row_sums(w.q) * np.int32(-x.zero) if x.zero else np.zeros(len(w.q), np.int32)
     scale = quant.product_scale(x.scale, w.scale)
     add = core.lac_fold(node.params["b"], zero_term, min(1.0 / scale if scale else 0.0, 3e38))
-    return core.dequantize_sums(acc, add, scale, out=acc.view(np.float32))
+    return core.Sums(acc, add, scale)
 
 
 def weight_grad(node: Node, dy: QTensor) -> None:
     """dW = (sum q_dy q_x) S_dy S_x, db = S_dy sum q_dy."""
     x, w = node.saved["x"], node.params["w"]
-    acc = node.buffer("dw", w.shape, np.int32)
+    acc = node.buffer(w.shape, np.int32)
     node.layer.product(node, dy.q.shape[0]).weight_grad(x.q, dy.q, out=acc)
     none, scale = np.zeros(w.shape[0], np.int32), quant.product_scale(x.scale, dy.scale)
-    node.grads["w"] = core.dequantize_rows(acc, none, scale, out=acc.view(np.float32))
+    node.grads["w"] = core.Sums(acc, none, scale, by_rows=True)
     node.grads["b"] = core.column_sums(dy.q).astype(np.float32) * np.float32(dy.scale)
 
 
-def input_grad(node: Node, dy: QTensor) -> Array:
+def input_grad(node: Node, dy: QTensor) -> core.Sums:
     """dX = (sum q_dy q_w) S_dy S_w."""
     batch, w = dy.q.shape[0], node.saved["w"]
-    acc = node.buffer("dx", (batch, *node.in_shape), np.int32)
+    acc = node.buffer((batch, *node.in_shape), np.int32)
     node.layer.product(node, batch).input_grad(dy.q, w.q, out=acc)
-    none, scale = np.zeros(node.in_shape[-1], np.int32), quant.product_scale(w.scale, dy.scale)
-    return core.dequantize_sums(acc, none, scale, out=acc.view(np.float32))
+    return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), quant.product_scale(w.scale, dy.scale))

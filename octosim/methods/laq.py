@@ -13,7 +13,6 @@ float32; the models' own losses and initial weights are used (paper: square hing
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from octosim.errors import OctosimError
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Method, Node, Update
+from octosim.nodes import Array, Context, Gradients, Method, Node, Update
 from octosim.trace import Op
 
 F = np.float32
@@ -124,7 +123,7 @@ class Laq(Method):
             return ternary_exact(w, d)
         return iterated(w, d, levels(self.weight_bits), codes)
 
-    def step(self, nodes: list[Node], gradients: Callable[[], float], update: Update, context: Context) -> float:
+    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> float:
         """One pass and the optimizer's update; then the new weights are quantized, with this step's curvature."""
         loss = gradients()
         weighted = [node for node in nodes if node.layer.weighted]
@@ -158,7 +157,7 @@ class Laq(Method):
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         codes, alpha = node.state["codes"], node.state["alpha"][0]
-        w = node.buffer("w", codes.shape, np.float32)
+        w = node.buffer(codes.shape, np.float32)
         np.multiply(codes, alpha / F(levels(self.weight_bits)), out=w)
         node.saved.update(x=x, w=w)
         return passes.forward(node, x, w)

@@ -128,17 +128,17 @@ class Logbtq(Method):
         w = node.params["w"]
         for tensor in (x, w):
             core.value_range(tensor)  # a NaN is told here: it has no code
-        qx, x_outside = core.encode_mu8(x, self.activation_bound, out=node.buffer("x_codes", x.shape, np.uint8))
-        qw, w_outside = core.encode_mu8(w, self.weight_bound, out=node.buffer("w_codes", w.shape, np.uint8))
+        qx, x_outside = core.encode_mu8(x, self.activation_bound, out=node.buffer(x.shape, np.uint8))
+        qw, w_outside = core.encode_mu8(w, self.weight_bound, out=node.buffer(w.shape, np.uint8))
         if context.training or self.accumulator == "exact":
-            x_real = core.decode_mu8(qx, self.activation_bound, out=node.buffer("x_real", x.shape, np.float32))
-            w_real = core.decode_mu8(qw, self.weight_bound, out=node.buffer("w_real", w.shape, np.float32))
+            x_real = core.decode_mu8(qx, self.activation_bound, out=node.buffer(x.shape, np.float32))
+            w_real = core.decode_mu8(qw, self.weight_bound, out=node.buffer(w.shape, np.float32))
         if self.accumulator == "exact":
             y, saturated, encodings = passes.forward(node, x_real, w_real), 0, 0
         else:
             codes, saturated, encodings = self._sums(node, qx, qw)
             bound = self.weight_bound * self.activation_bound * 2.0**self.headroom
-            y = core.decode_mu8(codes, bound, out=node.buffer("y", codes.shape, np.float32))
+            y = core.decode_mu8(codes, bound, out=node.buffer(codes.shape, np.float32))
             y += node.params["b"]
         if context.training:
             node.saved.update(x=x, x_real=x_real, w_real=w_real)

@@ -123,7 +123,7 @@ class _IntLayer:
 
 class _ReLU(_IntLayer):
     def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
-        out = x.q if node.in_place else node.buffer("y", x.shape, np.int8)
+        out = x.q if node.in_place else node.buffer(x.shape, np.int8)
         node.saved["y"] = np.maximum(x.q, np.int8(0), out=out)
         return IntTensor(out, x.exponent)
 
@@ -143,8 +143,9 @@ class _MaxPool(_IntLayer):
 
     def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
         first, *rest = self._taps(node, x.q)
-        y, argmax = (node.buffer(name, first.shape, t) for name, t in (("y", np.int8), ("argmax", np.uint8)))
+        y, argmax = (node.buffer(first.shape, t) for t in (np.int8, np.uint8))
         y[...], argmax[...] = first, 0
+        node.saved["argmax"] = argmax
         for number, tap in enumerate(rest, 1):
             np.copyto(argmax, np.uint8(number), where=tap > y)
             np.maximum(y, tap, out=y)
@@ -152,35 +153,36 @@ class _MaxPool(_IntLayer):
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
         """dy at each window's largest; windows that overlap need sums, which are shifted back as those of products."""
-        argmax, shape = node.buffer("argmax", dy.shape, np.uint8), (dy.shape[0], *node.in_shape)
+        argmax, shape = node.saved["argmax"], (dy.shape[0], *node.in_shape)
         overlap = node.layer.stride < node.layer.kernel
-        dx = node.buffer("dx32" if overlap else "dx", shape, np.int32 if overlap else np.int8)
+        dx = node.buffer(shape, np.int32 if overlap else np.int8)
         dx.fill(0)
         for number, tap in enumerate(self._taps(node, dx)):
             tap += dy.q * (argmax == number)
-        return rounded(dx, dy.exponent, node.buffer("dx", shape, np.int8)) if overlap else IntTensor(dx, dy.exponent)
+        return rounded(dx, dy.exponent, node.buffer(shape, np.int8)) if overlap else IntTensor(dx, dy.exponent)
 
 
 class _Dropout(_IntLayer):
     """Kept values are doubled, for each factor of 2 in 1 / (1 - rate), by the exponent."""
 
+    def _doublings(self, node: Node) -> int:
+        return 1 - math.frexp(1 - node.layer.rate)[1]
+
     def init(self, node: Node, method: Method, seed: int) -> None:
-        mantissa, exponent = math.frexp(1 - node.layer.rate)
-        if mantissa != 0.5 or exponent < -15:
+        if math.frexp(1 - node.layer.rate)[0] != 0.5 or self._doublings(node) > 16:
             raise OctosimError(f"layer {node.name}: niti takes dropout rates 1 - 2^-k only, as 0.5, not {node.layer.rate}")
-        node.saved["doublings"] = 1 - exponent
 
     def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
-        doublings = node.saved["doublings"]
+        doublings = self._doublings(node)
         if not context.training or not doublings:
             return x
         words = core.philox(x.q.size, *context.random(node.tensor(MASK)))
         node.saved["kept"] = (words >> np.uint32(32 - doublings) == 0).reshape(x.shape)
-        y = np.multiply(x.q, node.saved["kept"], out=node.buffer("y", x.shape, np.int8))
+        y = np.multiply(x.q, node.saved["kept"], out=node.buffer(x.shape, np.int8))
         return IntTensor(y, x.exponent + doublings)
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
-        doublings = node.saved["doublings"]
+        doublings = self._doublings(node)
         return IntTensor(np.multiply(dy.q, node.saved["kept"], out=dy.q), dy.exponent + doublings) if doublings else dy
 
 
@@ -197,7 +199,7 @@ class _AveragePool(_IntLayer):
         return rounded(x.q.sum((1, 2), dtype=np.int32), x.exponent - self._halvings(node))
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
-        dx = node.buffer("dx", (dy.shape[0], *node.in_shape), np.int8)
+        dx = node.buffer((dy.shape[0], *node.in_shape), np.int8)
         dx[...] = dy.q[:, None, None]
         return IntTensor(dx, dy.exponent - self._halvings(node))
 
@@ -274,10 +276,10 @@ class Niti(Method):
 
     def forward(self, node: Node, x: IntTensor, context: Context) -> IntTensor:
         shape = (x.shape[0], *node.out_shape)
-        acc = node.buffer("acc", shape, np.int32)
+        acc = node.buffer(shape, np.int32)
         node.layer.product(node, x.shape[0]).forward(x.q, node.params["w"], out=acc)
         node.saved["x"] = x
-        return rounded(acc, x.exponent + int(node.state["exponent"][0]), node.buffer("y", shape, np.int8))
+        return rounded(acc, x.exponent + int(node.state["exponent"][0]), node.buffer(shape, np.int8))
 
     def error(self, node: Node, dy: IntTensor, context: Context) -> IntTensor:
         return dy
@@ -285,9 +287,9 @@ class Niti(Method):
     def weight_grad(self, node: Node, error: IntTensor, context: Context) -> None:
         """PstoShift to mu bits; the exponent is not used: weights are moved by codes."""
         shape = node.params["w"].shape
-        acc = node.buffer("dw32", shape, np.int32)
+        acc = node.buffer(shape, np.int32)
         node.layer.product(node, error.shape[0]).weight_grad(node.saved["x"].q, error.q, out=acc)
-        out = node.buffer("dw", shape, np.int8)
+        out = node.buffer(shape, np.int8)
         node.grads["w"], _ = narrow(acc, self._mu(context), Rounding.PSEUDO_STOCHASTIC, out)
 
     def _mu(self, context: Context) -> int:
@@ -297,9 +299,9 @@ class Niti(Method):
 
     def input_grad(self, node: Node, error: IntTensor, context: Context) -> IntTensor:
         shape = (error.shape[0], *node.in_shape)
-        acc = node.buffer("dx32", shape, np.int32)
+        acc = node.buffer(shape, np.int32)
         node.layer.product(node, error.shape[0]).input_grad(error.q, node.params["w"], out=acc)
-        return rounded(acc, error.exponent + int(node.state["exponent"][0]), node.buffer("dx", shape, np.int8))
+        return rounded(acc, error.exponent + int(node.state["exponent"][0]), node.buffer(shape, np.int8))
 
     def loss(
         self, logits: IntTensor, labels: Array, *, smoothing: float = 0.0, gradient: bool = True

@@ -40,6 +40,8 @@ class Octo(Method):
     zero_point: "exact" subtracts the activations' zero point's part of the sums; "dropped" leaves it to LAC to learn.
     rounding:   of dY: "half-even" (demo), "stochastic", or another of `numerics.Rounding` for reals.  Weights and activations
                 always round half to even.
+    keep:       of batch normalization's input for its backward pass: "int8" codes of the normalized values in steps of 1/16
+                deviation, within +-127 of them, or the "float32" values.
     """
 
     lac: Literal["off", "channel", "feature"] = "channel"
@@ -49,6 +51,7 @@ class Octo(Method):
     prc_z: float = 2.576
     zero_point: Literal["exact", "dropped"] = "exact"
     rounding: Literal["half-even", "half-away", "half-up", "floor", "toward-zero", "stochastic"] = "half-even"
+    keep: Literal["int8", "float32"] = "int8"
 
     name: ClassVar[str] = "octo"
     summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping"
@@ -71,6 +74,10 @@ class Octo(Method):
         if not self.lac_decay >= 0:
             raise OctosimError(f"octo: lac_decay must not be negative, not {self.lac_decay}")
 
+    @property
+    def compact(self) -> bool:  # type: ignore[override]
+        return self.keep == "int8"
+
     def check(self, node: Node, batch: int) -> None:
         int8.refuse_overflow(node, batch)
 
@@ -87,13 +94,13 @@ class Octo(Method):
         p = node.params
         return None if self.lac == "off" else (p["lac_alpha"], p["lac_mu"], p["lac_offset"])
 
-    def forward(self, node: Node, x: Array, context: Context) -> Array:
+    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
         batch, w = x.shape[0], node.params["w"]
-        codes = node.buffer("x", x.shape, np.int8)
+        codes = node.buffer(x.shape, np.int8)
         qx = quant.asymmetric(x, *int8.running_range(node, x, context), out=codes)
-        qw = quant.symmetric(w, *core.value_range(w), out=node.buffer("w", w.shape, np.int8))
+        qw = quant.symmetric(w, *core.value_range(w), out=node.buffer(w.shape, np.int8))
         node.saved.update(x=qx, w=qw)
-        acc = node.buffer("y", (batch, *node.out_shape), np.int32)
+        acc = node.buffer((batch, *node.out_shape), np.int32)
         node.layer.product(node, batch).forward(qx.q, qw.q, x_zero=qx.zero, out=acc)
         # sum (q_x - Z) q_w = sum q_x q_w - Z sum q_w; padding holds Z, so every output has the same second term
         correct = self.zero_point == "exact"
@@ -101,28 +108,28 @@ class Octo(Method):
         scale = quant.product_scale(qx.scale, qw.scale)
         inverse = 1.0 / scale if scale else 0.0
         add = core.lac_fold(node.params["b"], zero_term, min(inverse, 3e38), self._compensation(node))
-        return core.dequantize_sums(acc, add, scale, out=acc.view(np.float32))
+        return core.Sums(acc, add, scale)
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
-        low, high = core.value_range(dy)
+        low, high = node.dy_range or core.value_range(dy)
         if self.prc == "ratio":
             low, high = self.prc_ratio * low, self.prc_ratio * high
         elif self.prc == "gauss":
             mean, deviation = core.moments(dy)
             low, high = max(low, mean - self.prc_z * deviation), min(high, mean + self.prc_z * deviation)
-        out = node.buffer("dy", dy.shape, np.int8)
+        out = node.buffer(dy.shape, np.int8)
         random = context.random(node.tensor(ERROR))
         return quant.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         qx, product = node.saved["x"], node.layer.product(node, error.q.shape[0])
         sums = core.column_sums(error.q)
-        acc = node.buffer("dw", node.params["w"].shape, np.int32)
+        acc = node.buffer(node.params["w"].shape, np.int32)
         product.weight_grad(qx.q, error.q, x_zero=qx.zero, out=acc)
         correct = self.zero_point == "exact"
         zero_term = sums * np.int32(-qx.zero if correct else 0)
         scale = quant.product_scale(qx.scale, error.scale)
-        node.grads["w"] = core.dequantize_rows(acc, zero_term, scale, out=acc.view(np.float32))
+        node.grads["w"] = core.Sums(acc, zero_term, scale, by_rows=True)
         node.grads["b"] = sums.astype(np.float32) * np.float32(error.scale)
         lac = self._compensation(node)
         if lac:
@@ -132,29 +139,29 @@ class Octo(Method):
                 made = (np.zeros_like(made[0]), np.zeros_like(made[1]), np.zeros_like(made[2]))
             node.grads.update(zip(("lac_alpha", "lac_mu", "lac_offset"), made, strict=True))
 
-    def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
+    def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
         qw, batch = node.saved["w"], error.q.shape[0]
-        acc = node.buffer("dx", (batch, *node.in_shape), np.int32)
+        acc = node.buffer((batch, *node.in_shape), np.int32)
         node.layer.product(node, batch).input_grad(error.q, qw.q, out=acc)
-        scale = quant.product_scale(qw.scale, error.scale)
-        none = np.zeros(node.in_shape[-1], np.int32)
-        return core.dequantize_sums(acc, none, scale, out=acc.view(np.float32))
+        return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), quant.product_scale(qw.scale, error.scale))
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)
         wide, wide_x = node.out_shape[-1], node.in_shape[-1]
         lac = node.params["lac_alpha"].size if self.lac != "off" else 0
-        reads, sums = 3 if self.prc == "gauss" else 2, 2 if lac else 1
-        return [
-            # range, then codes: a quantizer reads its tensor twice
-            passes.elementwise(node, "forward", "quantize x", x, 8 * x, x),
+        reads, sums = 1 + (self.prc == "gauss") + (not node.dy_known), 2 if lac else 1
+        ops = [
+            # range, unless it is known, then codes
+            passes.elementwise(node, "forward", "quantize x", x, (4 if node.x_known else 8) * x, x),
             passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
             passes.gemm(node, batch, "forward", "int8"),
-            passes.elementwise(node, "forward", "dequantize, LAC", y, 4 * y + 12 * lac, 4 * y, channels=wide),
             passes.elementwise(node, "dW", "PRC, quantize dY", y, 4 * reads * y, y),
             passes.gemm(node, batch, "dW", "int8"),
-            passes.elementwise(node, "dW", "dequantize dW", w, 4 * w, 4 * w),
             passes.elementwise(node, "dW", "bias, LAC gradients", y, sums * y, 12 * lac, channels=wide),
             passes.gemm(node, batch, "dX", "int8"),
-            passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x),
         ]
+        if not node.lazy_y:
+            ops.insert(3, passes.elementwise(node, "forward", "dequantize, LAC", y, 4 * y + 12 * lac, 4 * y, channels=wide))
+        if not node.lazy_dx:
+            ops.append(passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
+        return ops

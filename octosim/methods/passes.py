@@ -12,8 +12,8 @@ from octosim.trace import DTYPE_BYTES, Op
 def forward(node: Node, x: Array, w: Array) -> Array:
     """X W^T + b."""
     product, b = node.layer.product(node, x.shape[0]), node.params["b"]
-    y = product.forward(x, w, out=node.buffer("y", (x.shape[0], *node.out_shape), np.float32))
-    ones = node.buffer("ones", b.shape, np.float32)
+    y = product.forward(x, w, out=node.buffer((x.shape[0], *node.out_shape), np.float32))
+    ones = node.buffer(b.shape, np.float32)
     ones.fill(1)
     return core.affine(y, ones, b, out=y)
 
@@ -21,14 +21,14 @@ def forward(node: Node, x: Array, w: Array) -> Array:
 def weight_grad(node: Node, x: Array, dy: Array) -> None:
     """dY^T X and the bias's gradient, into node.grads."""
     product, w, b = node.layer.product(node, dy.shape[0]), node.params["w"], node.params["b"]
-    node.grads["w"] = product.weight_grad(x, dy, out=node.buffer("dw", w.shape, np.float32))
-    node.grads["b"] = core.column_sums(dy, out=node.buffer("db", b.shape, np.float32))
+    node.grads["w"] = product.weight_grad(x, dy, out=node.buffer(w.shape, np.float32))
+    node.grads["b"] = core.column_sums(dy, out=node.buffer(b.shape, np.float32))
 
 
 def input_grad(node: Node, dy: Array, w: Array) -> Array:
     """dY W."""
     product = node.layer.product(node, dy.shape[0])
-    return product.input_grad(dy, w, out=node.buffer("dx", (dy.shape[0], *node.in_shape), np.float32))
+    return product.input_grad(dy, w, out=node.buffer((dy.shape[0], *node.in_shape), np.float32))
 
 
 def total(x: Array) -> float:

@@ -84,7 +84,7 @@ class Qat(Method):
         """Codes and their scales, float32 (1,) or (channels,)."""
         w = node.params["w"]
         low, high = core.value_range(w)
-        codes = node.buffer("w", w.shape, np.int8)
+        codes = node.buffer(w.shape, np.int8)
         if self.weights == "tensor":
             whole = quant.symmetric(w, low, high, out=codes)
             return whole.q, np.array([whole.scale], np.float32)
@@ -96,22 +96,22 @@ class Qat(Method):
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         qw, w_scale = self._weight_codes(node)
-        real = node.buffer("w_real", qw.shape, np.float32)
+        real = node.buffer(qw.shape, np.float32)
         np.multiply(qw, w_scale.reshape(-1, *[1] * (qw.ndim - 1)), out=real)
         low, high = self._range(node, x, context)
         if context.training and context.step <= self.delay:
             node.saved.update(x=x, w=real, inside=None)
             return passes.forward(node, x, real)
-        qx = quant.asymmetric(x, low, high, out=node.buffer("x", x.shape, np.int8))
+        qx = quant.asymmetric(x, low, high, out=node.buffer(x.shape, np.int8))
         if context.training:
-            x_real = core.dequantize(qx.q, qx.scale, zero=qx.zero, out=node.buffer("x_real", x.shape, np.float32))
+            x_real = core.dequantize(qx.q, qx.scale, zero=qx.zero, out=node.buffer(x.shape, np.float32))
             node.saved.update(x=x_real, w=real, inside=self._inside(node, x, qx))
         return self._sums(node, qx, qw, w_scale)
 
     def _inside(self, node: Node, x: Array, qx: QTensor) -> Array:
         """Where x lies in the codes' range: elsewhere the quantizer is flat and passes no gradient on (a choice: see above)."""
         first, last = (np.float32(qx.scale) * np.float32(end - qx.zero) for end in (-LARGEST_CODE, LARGEST_CODE))
-        inside = node.buffer("inside", x.shape, np.bool_)
+        inside = node.buffer(x.shape, np.bool_)
         np.greater_equal(x, first, out=inside)
         inside &= x <= last
         return inside
@@ -119,7 +119,7 @@ class Qat(Method):
     def _sums(self, node: Node, qx: QTensor, qw: Array, w_scale: Array) -> Array:
         """The int32 products, with the bias and the zero point's part in int32, times their scales."""
         batch = len(qx.q)
-        acc = node.buffer("y", (batch, *node.out_shape), np.int32)
+        acc = node.buffer((batch, *node.out_shape), np.int32)
         node.layer.product(node, batch).forward(qx.q, qw, x_zero=qx.zero, out=acc)
         scale = (w_scale * np.float32(qx.scale)).astype(np.float32)
         # a scale of 0 has only codes of 0: what is divided there does not matter

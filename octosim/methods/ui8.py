@@ -91,17 +91,17 @@ class Ui8(Method):
         node.state["x_range"] = np.zeros(2, np.float32)
         node.state["clip"] = np.array([1, 0], np.float32)  # share of max|dY|, and its deviation
 
-    def forward(self, node: Node, x: Array, context: Context) -> Array:
+    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
         w = node.params["w"]
-        qx = int8.symmetric(node, "x", x, *int8.running_range(node, x, context))
-        return int8.forward(node, qx, int8.symmetric(node, "w", w, *core.value_range(w)))
+        qx = int8.symmetric(node, x, *int8.running_range(node, x, context))
+        return int8.forward(node, qx, int8.symmetric(node, w, *core.value_range(w)))
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         low, high = core.value_range(dy)
         largest, clip = max(-low, high), node.state["clip"]
 
         def codes(share: float) -> QTensor:
-            out = node.buffer("dy", dy.shape, np.int8)
+            out = node.buffer(dy.shape, np.int8)
             random = context.random(node.tensor(ERROR))
             limit = share * largest
             return quant.symmetric(dy, -limit, limit, rounding=Rounding.STOCHASTIC, random=random, out=out)
@@ -116,7 +116,7 @@ class Ui8(Method):
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         int8.weight_grad(node, error)
 
-    def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
+    def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
         return int8.input_grad(node, error)
 
     def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:

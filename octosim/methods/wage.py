@@ -104,11 +104,11 @@ class Wage(Method):
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         core.value_range(x)  # refuses a NaN
-        codes = core.quantize(x, 1 / UNIT, out=node.buffer("x", x.shape, np.int8))
+        codes = core.quantize(x, 1 / UNIT, out=node.buffer(x.shape, np.int8))
         if context.training:
             inside = np.abs(x) <= np.float32(1 - UNIT)
             node.saved.update(x=QTensor(codes, UNIT, 0), inside=inside, w=ternary(node.params["w"]))
-        acc = node.buffer("y", (len(x), *node.out_shape), np.int32)
+        acc = node.buffer((len(x), *node.out_shape), np.int32)
         node.layer.product(node, len(x)).forward(codes, ternary(node.params["w"]), out=acc)
         return self._real(node, acc)
 
@@ -122,15 +122,15 @@ class Wage(Method):
         low, high = core.value_range(dy)
         largest = max(-low, high)
         inverse = 1 / (UNIT * shift(largest)) if largest > 1e-30 else 0.0
-        return core.quantize(dy, inverse, out=node.buffer("dy", dy.shape, np.int8))
+        return core.quantize(dy, inverse, out=node.buffer(dy.shape, np.int8))
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        out = node.buffer("dw", node.params["w"].shape, np.int32)
+        out = node.buffer(node.params["w"].shape, np.int32)
         node.grads["w"] = node.layer.product(node, len(error)).weight_grad(node.saved["x"].q, error, out=out)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         """dX where x was not clipped."""
-        acc = node.buffer("dx", (len(error), *node.in_shape), np.int32)
+        acc = node.buffer((len(error), *node.in_shape), np.int32)
         node.layer.product(node, len(error)).input_grad(error, node.saved["w"], out=acc)
         dx = self._real(node, acc)
         return np.multiply(dx, node.saved["inside"], out=dx)

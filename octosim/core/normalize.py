@@ -1,0 +1,135 @@
+"""Batch normalization and ReLU, with the passes over memory that stand beside them in a network done in the same one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octosim.core.call import F32, S8, S32, U8, Array, CoreError, ffi, lib, ok, output, pointer
+from octosim.core.codes import Sums, Values
+from octosim.core.layers import matrix
+
+
+def _tensor(name: str, x: Values) -> tuple[Any, tuple[int, int]]:
+    """octo_tensor *, rows and columns."""
+    if isinstance(x, Sums):
+        rows, cols = matrix(x.acc)
+        sums, add = pointer(name, x.acc, S32), pointer("add", x.add, S32, (cols,))
+        return ffi.new("octo_tensor *", {"sums": sums, "add": add, "scale": x.scale}), (rows, cols)
+    return ffi.new("octo_tensor *", {"values": pointer(name, x, F32)}), matrix(x)
+
+
+def sign_bytes(count: int) -> int:
+    """Bytes that hold a bit for each of `count` elements."""
+    return -(-count // 8)
+
+
+def _signs(signs: Array | None, count: int) -> Any:
+    return ffi.NULL if signs is None else pointer("signs", signs, U8, (sign_bytes(count),))
+
+
+def _range(wanted: bool) -> Any:
+    return ffi.new("float[2]") if wanted else ffi.NULL
+
+
+def _pair(found: Any) -> tuple[float, float] | None:
+    return (found[0], found[1]) if found else None
+
+
+def batchnorm_forward(
+    x: Values,
+    gamma: Array,
+    beta: Array,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    eps: float,
+    momentum: float,
+    relu: bool = False,
+    codes: Array | None = None,
+    signs: Array | None = None,
+    find_range: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array, tuple[float, float] | None]:
+    """Normalizes over all axes but the last with the batch's statistics and updates the running ones in place; then, with
+    relu, max(., 0).  x: float32, or Sums whose addend belongs to the channels.  out may be x's memory.
+
+    codes: int8 of x's shape, gets (x - mean) inv_std in steps of 1/16, within +-127 of them; signs: uint8 (sign_bytes(size),),
+    gets the bits y > 0: what `batchnorm_backward` can use in the place of x, and needs after a ReLU.
+    Returns y, the batch's mean and 1 / sqrt(variance + eps), each (channels,), and y's least and largest value if asked for
+    (NotFiniteError where there is a NaN or an infinity).
+    """
+    tensor, (rows, cols) = _tensor("x", x)
+    out, p = output("out", out, F32, x.shape)
+    (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
+    given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
+    running = [pointer(n, v, F32, (cols,)) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
+    kept = ffi.NULL if codes is None else pointer("codes", codes, S8, x.shape)
+    found = _range(find_range)
+    ok(lib.octo_batchnorm_forward(rows, cols, tensor, *given, eps, momentum, *running, pm, ps, relu, p, kept,
+                                  _signs(signs, out.size), found))  # fmt: skip
+    return out, mean, inv_std, _pair(found)
+
+
+def batchnorm_inference(
+    x: Values,
+    gamma: Array,
+    beta: Array,
+    mean: Array,
+    var: Array,
+    *,
+    eps: float,
+    relu: bool = False,
+    out: Array | None = None,
+) -> Array:
+    """Normalizes with the running statistics; then, with relu, max(., 0).  x as in `batchnorm_forward`."""
+    tensor, (rows, cols) = _tensor("x", x)
+    out, p = output("out", out, F32, x.shape)
+    columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
+    running = [pointer(n, v, F32, (cols,)) for n, v in (("mean", mean), ("var", var))]
+    ok(lib.octo_batchnorm_inference(rows, cols, tensor, *columns, eps, *running, relu, p))
+    return out
+
+
+def batchnorm_backward(
+    x: Array,
+    dy: Values,
+    gamma: Array,
+    mean: Array,
+    inv_std: Array,
+    *,
+    signs: Array | None = None,
+    find_range: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array, tuple[float, float] | None]:
+    """dx, dgamma, dbeta of `batchnorm_forward`, and dx's least and largest value if asked for; out may be dy's memory.
+
+    x: float32, or the int8 codes of its normalized values.  signs: of a ReLU behind the normalization; dy counts where they
+    are set.
+    """
+    if dy.shape != x.shape:
+        raise CoreError(f"dy must have shape {x.shape}, not {dy.shape}")
+    tensor, (rows, cols) = _tensor("dy", dy)
+    out, p = output("out", out, F32, x.shape)
+    (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
+    columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
+    of_x = (ffi.NULL, pointer("x", x, S8)) if x.dtype == S8 else (pointer("x", x, F32), ffi.NULL)
+    found = _range(find_range)
+    ok(lib.octo_batchnorm_backward(rows, cols, tensor, *of_x, _signs(signs, x.size), *columns, p, pg, pb, found))
+    return out, dgamma, dbeta, _pair(found)
+
+
+def relu(
+    x: Array, *, signs: Array | None = None, find_range: bool = False, out: Array | None = None
+) -> tuple[Array, tuple[float, float] | None]:
+    """max(x, 0), and its least and largest value if asked for; out may be x.  signs as in `batchnorm_forward`."""
+    out, p = output("out", out, F32, x.shape)
+    found = _range(find_range)
+    ok(lib.octo_relu_f32(x.size, pointer("x", x, F32), p, _signs(signs, x.size), found))
+    return out, _pair(found)
+
+
+def relu_backward(signs: Array, dy: Array, *, out: Array | None = None) -> Array:
+    """dy where the sign is set, else 0; out may be dy."""
+    out, p = output("out", out, F32, dy.shape)
+    ok(lib.octo_relu_backward_f32(dy.size, _signs(signs, dy.size), pointer("dy", dy, F32), p))
+    return out

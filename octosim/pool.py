@@ -1,0 +1,81 @@
+"""Memory of a training step: blocks that go back to their pool when the last array in them is gone.
+
+What a layer keeps for its backward pass stays because the layer refers to it; everything else is used again as soon as the next
+layer has read it.  So a network needs no plan of lifetimes, and its memory is what is referred to at the worst moment.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from bisect import bisect_left, insort
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+SMALL = 1 << 16
+"""Bytes below which malloc is asked: it keeps small blocks itself, without new pages at each use."""
+
+PAGE, HUGE = 1 << 12, 1 << 21
+
+
+class _Lease(np.ndarray[Any, Any]):
+    """The first array in a block.  Others are views of it and keep it alive; NumPy does not look through it for the owner of
+    the memory, which is no array."""
+
+    _home: list[Any] | None = None
+
+    def __del__(self) -> None:
+        if self._home is not None:
+            self._home.append(self.base)
+
+
+class Pool:
+    """Blocks of memory for arrays.  held: bytes of all blocks, in use or not; most: the largest that `held` has been."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[mmap.mmap]] = {}
+        self._sizes: list[int] = []  # the keys of _free, ascending
+        self.held = 0
+        self.most = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array of any content, in the smallest free block that holds it and is at most twice as large, or in a new one."""
+        kind = np.dtype(dtype)
+        size = kind.itemsize * math.prod(shape)
+        if size < SMALL:
+            return np.empty(shape, kind)
+        block = None
+        for i in range(bisect_left(self._sizes, size), len(self._sizes)):
+            if self._sizes[i] > 2 * size:
+                break
+            if self._free[self._sizes[i]]:
+                block = self._free[self._sizes[i]].pop()
+                break
+        lease = _Lease(shape, kind, block or self._new(-(-size // PAGE) * PAGE))
+        lease._home = self._free[len(lease.base)]
+        return lease.view(np.ndarray)
+
+    def _new(self, size: int) -> mmap.mmap:
+        block = mmap.mmap(-1, size)
+        if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        if size not in self._free:
+            self._free[size] = []
+            insort(self._sizes, size)
+        self.held += size
+        self.most = max(self.most, self.held)
+        return block
+
+    @property
+    def used(self) -> int:
+        """Bytes of the blocks with arrays in them."""
+        return self.held - sum(size * len(blocks) for size, blocks in self._free.items())
+
+    def trim(self) -> None:
+        """Gives the free blocks back to the system."""
+        self.held = self.used
+        for blocks in self._free.values():
+            blocks.clear()
