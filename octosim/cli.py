@@ -761,13 +761,15 @@ def profiles_calibrate(
         return
     if profile is None:
         raise OctosimError("--from needs --profile, the device that was measured")
+    import tomli_w
+
     from octosim import calibrate, efficiency, hw
 
     rows = [row for row in calibrate.measurements(from_) if row.device.startswith(device)]
     if not rows:
         raise OctosimError(f"{from_}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
     found = calibrate.calibrate(hw.load(profile), rows, calibrate.networks(layers, summary) if layers else {}, from_.name)
-    text = "\n".join(f"[calibration.{path}]\n{efficiency.table(f)}" for path, f in found.factors.items())
+    text = tomli_w.dumps({"calibration": {path: efficiency.table(f) for path, f in found.factors.items()}})
     if out:
         from octosim.train import write_atomic
 

@@ -426,7 +426,7 @@ def _traffic(op: Op, run: Run, cache: float, resident: float) -> tuple[float, fl
     if not run.factors:
         return op.weights, op.bytes - op.weights, 1.0, 1.0
     inputs = op.reads - op.weights
-    other = inputs + op.writes
+    other = float(inputs + op.writes)
     if op.algorithm == "winograd":
         other += 2 * WINOGRAD_VALUES * (inputs * (WINOGRAD_CODES if run.dtype == "int8" else 1) + op.writes)
     if op.kernel[0] * op.kernel[1] > 1:

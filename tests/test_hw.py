@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from octosim import cost, host, hw
+from octosim import cost, host, hw, schema
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
 from octosim.trace import Op
@@ -392,7 +392,7 @@ def test_unknown_name(name, guess):
         hw.load(name)
     sentence = str(caught.value)
     assert repr(name) in sentence and "\n" not in sentence
-    assert (f"did you mean {guess}?" if guess else "jetson") in sentence
+    assert (f"did you mean '{guess}'?" if guess else "jetson") in sentence
 
 
 def test_unreadable_files(tmp_path):
@@ -431,7 +431,7 @@ def test_any_mutation_is_accepted_or_explained(data):
     try:
         hw.Device.model_validate(profile)
     except ValidationError as error:
-        sentence = hw._first_problem(error)
+        sentence = schema.first_problem(error, hw.Device)
         assert sentence and "\n" not in sentence and len(sentence) < 300
 
 

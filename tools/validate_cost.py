@@ -305,8 +305,8 @@ def pairs(all_: Sequence[Campaign], one_chip: bool) -> list[tuple[Campaign, Camp
     found = []
     for i, a in enumerate(all_):
         for b in all_[i + 1 :]:
-            clocks = {c.samples[0].ops.clock[0] for c in (a, b)}
-            if (a.path, a.threads, a.core) == (b.path, b.threads, b.core) and len(clocks) == 1 and (a.chip == b.chip) == one_chip:
+            same = all((c.path, c.threads, c.core) == (a.path, a.threads, a.core) for c in (a, b))
+            if same and (a.chip == b.chip) == one_chip and a.samples[0].ops.clock[0] == b.samples[0].ops.clock[0]:
                 one, two = ({s.network: math.log(s.time_s) for s in c.samples} for c in (a, b))
                 found.append((a, b, np.array([two[n] - one[n] for n in one if n in two])))
     return found
@@ -327,8 +327,10 @@ UNCALIBRATED, CALIBRATED = 0.40, 0.15
 
 def above_lines(target: Sequence[Mapping[str, Any]], all_: Sequence[Campaign]) -> list[str]:
     """The rows above their targets, each with the campaigns that differ from it by nothing the model could know."""
-    lines = ["| device | arithmetic | threads | error, % | predicted / measured, median | the same core and clock elsewhere: time |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| device | arithmetic | threads | error, % | predicted / measured, median | the same core and clock elsewhere: time |",
+        "|---|---|---|---|---|---|",
+    ]
     both = [*pairs(all_, True), *pairs(all_, False)]
     turned = [*both, *((b, a, -ratios) for a, b, ratios in both)]
     for row in target:
@@ -386,7 +388,8 @@ def summary_lines(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
         for role in ("pool", "held-out", "older"):
             some = [r for r in predictions if (r["path"], r["role"]) == (path, role)]
             if some:
-                errors = [percent(calibrate.median_error(np.array([r[k] for r in some]))) for k in ("uncalibrated", "calibrated")]
+                keys = ("uncalibrated", "calibrated")
+                errors = [percent(calibrate.median_error(np.array([r[key] for r in some]))) for key in keys]
                 lines.append(f"| {path} | {role} | {len(some)} | {' | '.join(errors)} |")
     return lines
 
@@ -497,18 +500,18 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         "",
         "## Rows above 40 % (uncalibrated) or 15 % (calibrated)",
         "",
-        "A time of 1.35 in the last column: another campaign with the same core, clock, arithmetic and threads took 1.35 times as",
-        "long (median over networks, with the least and the most). A prediction that is right about one is wrong about the other",
-        "by as much, and where least and most lie far apart no calibration of a core makes both right, network by network.",
+        "A time of 1.35 in the last column: another campaign with the same core, clock, arithmetic and threads took 1.35 times",
+        "as long (median over networks, with the least and the most). A prediction that is right about one is wrong about the",
+        "other by as much; where least and most lie far apart no factors of a core make both right, network by network.",
         "",
         *above_lines(target, all_),
         "",
         "## Networks in the wrong order",
         "",
-        f"Pairs of int8 networks that a prediction puts in the wrong order, of {len(int8_rows)} campaigns of the pool. squeezenet_ssd",
-        "(see the end: most of what the model misses is no tensor operation) is in",
-        f"{with_ssd[0]} of {with_ssd[1]} uncalibrated and {with_ssd[2]} of {with_ssd[3]} calibrated inversions; without it the mean rank",
-        f"correlation is {ranks[0]:.2f} and {ranks[1]:.2f} instead of {ranks_all[0]:.2f} and {ranks_all[1]:.2f}.",
+        f"Pairs of int8 networks that a prediction puts in the wrong order, of {len(int8_rows)} campaigns of the pool.",
+        "squeezenet_ssd (see the end: most of what the model misses is no tensor operation) is in",
+        f"{with_ssd[0]} of {with_ssd[1]} uncalibrated and {with_ssd[2]} of {with_ssd[3]} calibrated inversions; without it the",
+        f"mean rank correlation is {ranks[0]:.2f} and {ranks[1]:.2f} instead of {ranks_all[0]:.2f} and {ranks_all[1]:.2f}.",
         "",
         *inversion_lines(int8_kept),
         "",
@@ -520,8 +523,8 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         "",
         *pair_lines(pairs(all_, True)),
         "",
-        "The same core at the same clock on two chips: what a prediction from the core alone cannot tell apart, whether it comes",
-        "from caches and memory or from the software of the day.",
+        "The same core at the same clock on two chips: what a prediction from the core alone cannot tell apart, whether it",
+        "comes from caches and memory or from the software of the day.",
         "",
         *pair_lines(pairs(all_, False)),
         "",
