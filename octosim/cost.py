@@ -221,7 +221,8 @@ def _engines(op: Op, device: Device) -> list[Engine]:
     engines = [engine for engine in device.engines if engine.trains or op.pass_ == "forward"]
     if not engines:
         raise OctosimError(
-            f"profile {device.name}: no engine has trains = true, so the pass {op.pass_} of layer {op.layer} cannot run there"
+            f"profile {device.name}: no engine has trains = true, so the pass {op.pass_} of layer {op.layer} cannot run there; "
+            "only its inference can be priced (--inference)"
         )
     return engines
 

@@ -265,6 +265,8 @@ class Training(Frozen):
 class Device(Frozen):
     """A device as the cost model sees it.  Properties without `_gb_s`, `_us` ... are in SI units.
 
+    machine: texts of which a machine that is this device names itself with one: the device tree's model or compatible, or the
+        CPU's model name.  Only where the engines are the CPU cores that octosim itself runs on.
     calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
     rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
     """
@@ -272,6 +274,7 @@ class Device(Frozen):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     title: Text
     aliases: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    machine: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     note: str = ""
     training: Training
     overhead_us: Delay
@@ -420,6 +423,14 @@ def host() -> Device:
     Rates follow from the instruction set and are not calibrated; nothing is known about its power.
     """
     return read_host(Path("/"), platform.machine())
+
+
+def is_here(device: Device, root: Path = Path("/"), machine: str = platform.machine()) -> bool:
+    """Whether the machine at hand is the device: by the names in its profile, or by the title of a profile of `host`."""
+    if device.name == "host":
+        return device.title == host_reader.title_of(root, machine)
+    said = host_reader.names(root)
+    return any(text in said for text in device.machine)
 
 
 def read_host(root: Path, machine: str) -> Device:
