@@ -34,7 +34,8 @@ class Asked:
 @dataclass(frozen=True)
 class Source:
     """A network to be priced.  dtype: of its products.  ops: its operations on a device at a batch size.  memory: the peak's
-    parts at a batch size, and `largest` the largest batch for so many bytes; None where they are not known."""
+    parts at a batch size, and `largest` the largest batch for so many bytes; None where they are not known.  check: raises
+    where a batch is too large for the accumulators."""
 
     method: str | None
     dtype: str
@@ -42,7 +43,7 @@ class Source:
     batch: Callable[[int | None], int]
     memory: Callable[[int], dict[str, int]] | None = None
     largest: Callable[[float], int] | None = None
-    network: Any = None
+    check: Callable[[int], None] | None = None
 
 
 def cost(
@@ -105,7 +106,8 @@ def cost(
         from octosim import costplot
 
         batch = first.batch(sizes[0])
-        both = [s.ops(devices[0], batch) for s in (first, other) if s]
+        runs = [first, other] if other and points[0][0]["gain"] is not None else [first]  # an accelerator may have no floats
+        both = [s.ops(devices[0], batch) for s in runs]
         costplot.roofline(devices[0], both, f"{model}, batch {batch}", roofline, threads)
     if plot:
         from octosim import costplot
@@ -185,9 +187,13 @@ def _own(asked: Asked) -> Source:
     network = models.Network(models.layers(asked.model, 10, in_shape=shape), shape, methods.make(method, {}), None)
     traces: dict[int, list[Any]] = {}
 
+    def check(batch: int) -> None:
+        if not asked.inference:  # the sums that grow with the batch are those of dW
+            network.check(batch)
+
     def ops(device: Any, batch: int) -> list[Any]:
         if batch not in traces:
-            network.check(batch)
+            check(batch)
             made = models.trace(network, batch)
             traces[batch] = [op for op in made if not asked.inference or op.pass_ == "forward" and op.layer != "loss"]
         return traces[batch]
@@ -195,7 +201,7 @@ def _own(asked: Asked) -> Source:
     return Source(
         method, "float32" if method == "fp32" else "int8", ops, lambda batch: batch or 100,
         lambda batch: footprint.footprint(network, batch, asked.inference),
-        lambda capacity: footprint.largest_batch(network, capacity, asked.inference), network,
+        lambda capacity: footprint.largest_batch(network, capacity, asked.inference), check,
     )  # fmt: skip
 
 
@@ -239,9 +245,9 @@ def _point(asked: Asked, first: Source, other: Source | None, device: Any, batch
 def _most(first: Source) -> int:
     """The largest batch, of powers of two up to LARGEST, that the method's accumulators allow."""
     batch = LARGEST
-    while first.network and batch > 1:
+    while first.check and batch > 1:
         try:
-            first.network.check(batch)
+            first.check(batch)
             break
         except OctosimError:
             batch //= 2
@@ -251,7 +257,7 @@ def _most(first: Source) -> int:
 def _crossovers(first: Source, other: Source | None, devices: list[Any], threads: int | None) -> dict[str, int | None]:
     from octosim import compare
 
-    if other is None or first.network is None:
+    if other is None or first.memory is None:  # an ONNX file's batch may be fixed
         return {}
     return {
         d.name: compare.crossover(lambda b, d=d: first.ops(d, b), lambda b, d=d: other.ops(d, b), d, threads, _most(first))  # type: ignore[misc]
