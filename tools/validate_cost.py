@@ -29,10 +29,7 @@ from octosim.trace import DTYPE_BYTES, WORK, Op  # noqa: E402
 SOURCE = "Tencent/ncnn@a4d2ea1 benchmark/README.md"
 KEY_CHIPS = ("BCM2837", "BCM2711", "BCM2712", "RK3588")
 NOT_FITTED = ("squeezenet_ssd", "nanodet_m", "vision_transformer")
-"""Networks that the tables of layers do not explain; they are predicted all the same.  squeezenet_ssd: its time is largely
-non-maximum suppression over equal scores (the benchmark's weights are zeros), no tensor operation.  nanodet_m: its unlisted
-layers produce three times as many elements as the listed ones, most of them views.  vision_transformer: ncnn of that time
-ran fully connected layers of many rows as products with a vector."""
+"""Networks that the tables of layers do not explain (the page's end says why); they are predicted all the same."""
 
 # Elements that the table of layers does not list and that cost more than an addition: local response normalization, and
 # networks whose activation is x sigmoid(x).
@@ -326,7 +323,7 @@ UNCALIBRATED, CALIBRATED = 0.40, 0.15
 
 
 def above_lines(target: Sequence[Mapping[str, Any]], all_: Sequence[Campaign]) -> list[str]:
-    """The rows above their targets, each with the campaigns that differ from it by nothing the model could know."""
+    """The rows above their targets, each with other campaigns on the same core at the same clock."""
     lines = [
         "| device | arithmetic | threads | error, % | predicted / measured, median | the same core and clock elsewhere: time |",
         "|---|---|---|---|---|---|",
@@ -501,8 +498,8 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         "## Rows above 40 % (uncalibrated) or 15 % (calibrated)",
         "",
         "A time of 1.35 in the last column: another campaign with the same core, clock, arithmetic and threads took 1.35 times",
-        "as long (median over networks, with the least and the most). A prediction that is right about one is wrong about the",
-        "other by as much; where least and most lie far apart no factors of a core make both right, network by network.",
+        "as long (median over networks, with the least and the most). A prediction from core and clock that is right about one",
+        "is wrong about the other by as much; where least and most lie far apart, for one network more than for another.",
         "",
         *above_lines(target, all_),
         "",
