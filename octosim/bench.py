@@ -100,9 +100,12 @@ def _rows(costs: list[cost.OpCost], clock: _Clock) -> list[dict[str, Any]]:
     return rows
 
 
-def _part(run: Run, device: hw.Device, clock: _Clock, totals: list[float]) -> dict[str, Any]:
-    costs = cost.predict(models.trace(run.network, run.config.batch_size), device, core.threads() if device.rates else None)
+def _part(run: Run, device: hw.Device, here: bool, clock: _Clock, totals: list[float]) -> dict[str, Any]:
+    """Prediction and measurement of one contestant.  here: whether the device is this machine."""
+    threads = core.threads() if here or device.rates else None
+    costs = cost.predict(models.trace(run.network, run.config.batch_size), device, threads)
     spread = _spread(totals)
+    predicted = sum(c.time_s for c in costs)
     return {
         "layers": _rows(costs, clock),
         "total": {
@@ -110,7 +113,8 @@ def _part(run: Run, device: hw.Device, clock: _Clock, totals: list[float]) -> di
             "p25_s": spread["p25_s"],
             "p75_s": spread["p75_s"],
             "n": spread["n"],
-            "predicted_time_s": sum(c.time_s for c in costs),
+            "predicted_time_s": predicted,
+            "error": predicted / spread["median_s"] - 1 if here else None,
             "macs": sum(c.op.macs for c in costs),
             "bytes": sum(c.op.bytes for c in costs),
         },
@@ -133,6 +137,7 @@ def step_bench(
     against: peers to measure in the same process, of ("torch",).  seconds: about how long each contestant runs.
     clock: `time.thread_time` leaves out what other programs take of the core; for one thread, and no peers.
     raw: also write every single value as pyperf JSON.  Returns the bench record that `report` reads; times in seconds.
+    Where the device is this machine, "total" has the prediction's "error" (predicted / measured - 1), else None there.
     """
     unknown = sorted(set(against) - {"torch"})
     if unknown:
@@ -157,6 +162,7 @@ def step_bench(
             clock.values.clear()
 
     _take_turns(steps, forget, seconds, progress)
+    here = hw.is_here(device)
     record: dict[str, Any] = {
         "format": FORMAT,
         "kind": "bench",
@@ -165,12 +171,13 @@ def step_bench(
         "batch_size": config.batch_size,
         "method": config.method,
         "parameters": config.parameters,
-        "device": {"name": device.name, "title": device.title, "training": device.training_note},
+        "device": {"name": device.name, "title": device.title, "training": device.training_note,
+                   "here": here, "calibrated": device.rates is not None},
         "environment": environment(),
-        **_part(runs[0], device, clocks[0], totals[0]),
+        **_part(runs[0], device, here, clocks[0], totals[0]),
     }
     if len(runs) > 1:
-        record["fp32"] = _part(runs[1], device, clocks[1], totals[1])
+        record["fp32"] = _part(runs[1], device, here, clocks[1], totals[1])
     if peer_totals:
         torch = peers.torch_module()
         medians = {name: statistics.median(values) for name, values in peer_totals.items()}

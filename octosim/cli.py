@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema.")
+profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema, calibrate.")
 methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch.")
 app.add_typer(profiles_app, name="profiles")
@@ -119,6 +119,10 @@ def train(
     accumulator: Annotated[
         str, typer.Option(help="Register of the int8 products: exact32, sdot, vpdpbusd, maddubs, acc24, acc16-wrap ...")
     ] = "exact32",
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Take the --accumulator of a device: a profile's name or alias, or a .toml file."),
+    ] = None,
     count_overflow: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="In every so many steps, write to overflow.jsonl what happened in the accumulators."),
@@ -135,12 +139,16 @@ def train(
     """Train a network with a method's exact arithmetic; the same command gives the same bits on every machine.
 
     Example: octosim train --model simplecnn --data mnist --method octo --epochs 3 --seed 0 --out runs/a
+
+    Example: octosim train --model lenet5 --profile pi4 --count-overflow 10
     """
     from octosim import train as trainer
 
     _use_threads(threads)
     if checkpoint_every < 1:
         raise OctosimError(f"--checkpoint-every must be at least 1, not {checkpoint_every}")
+    if profile is not None:
+        accumulator = _accumulator_of(profile, accumulator if _typed(ctx, "accumulator") else None)
     config = trainer.Config(
         model=model,
         data=data,
@@ -186,11 +194,29 @@ def train(
     _summary(folder, json_)
 
 
+def _typed(ctx: typer.Context, option: str) -> bool:
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _accumulator_of(profile: str, asked: str | None) -> str:
+    """The accumulator that a profile states; asked: by --accumulator."""
+    from octosim import hw
+
+    device = hw.load(profile)
+    stated = device.numerics.accumulator
+    if stated is None:
+        raise OctosimError(f"profile {device.name} states no numerics.accumulator; choose one with --accumulator")
+    if asked is not None and asked != stated.value:
+        raise OctosimError(f"--accumulator {asked} differs from {stated.value} of --profile {device.name}; give one of both")
+    return stated.value
+
+
 def _refuse_changes(ctx: typer.Context, folder: Path, asked: Any, stored: Any) -> None:
     """Options typed beside --resume must be those that the run was started with."""
     for key, value in vars(asked).items():
-        source = ctx.get_parameter_source(key)
-        typed = bool(value) if key == "parameters" else source is not None and source.name == "COMMANDLINE"
+        typed = bool(value) if key == "parameters" else _typed(ctx, key)
+        typed = typed or key == "accumulator" and _typed(ctx, "profile")
         if typed and getattr(stored, key) != value:
             raise OctosimError(f"{folder} was started with {key} = {getattr(stored, key)}, not {value}; --resume keeps it")
 
@@ -528,6 +554,11 @@ def _show_bench(record: dict[str, Any]) -> None:
         ratio = record["fp32"]["total"]["predicted_time_s"] / record["total"]["predicted_time_s"]
         out_console.print(f"predicted on {record['device']['title']}: {record['method']} is {ratio:.2f} times as fast as fp32; "
                           f"training there is {record['device']['training']}", highlight=False)  # fmt: skip
+    if record["device"]["here"]:
+        errors = ", ".join(f"{100 * part['total']['error']:+.0f} % ({name})" for name, part in parts)
+        out_console.print(f"this machine is {record['device']['name']}: the prediction is off by {errors}", highlight=False)
+        if not record["device"]["calibrated"]:
+            out_console.print("octosim profiles calibrate -o this-machine.toml measures its kernels for a nearer one")
     if record["unstable"]:
         err_console.print(
             f"unstable: the middle half of {', '.join(record['unstable'])} is wide; is another job running? try --seconds 10",
@@ -685,7 +716,7 @@ def profiles_list(json_: AsJson = False) -> None:
     table = Table(title="peaks in GMAC/s (one MAC is two operations), bandwidth in GB/s; - is none or unknown")
     for name in ("profile", "engine"):
         table.add_column(name, no_wrap=True)
-    for name in ("int8", "float32", "GB/s"):
+    for name in ("int8", "float16", "float32", "GB/s"):
         table.add_column(name, justify="right")
     table.add_column("accumulator")
     table.add_column("trains")
@@ -694,8 +725,8 @@ def profiles_list(json_: AsJson = False) -> None:
         for e in row["engines"]:
             accumulator = e["accumulator"] if e["accumulator"] in ACCUMULATORS else "-"
             trains = {"hypothetical": "hypothetically"}.get(row["training"], "yes") if e["trains"] else "no"
-            int8, float32 = _rate(e["int8_gmac_s"]), _rate(e["float32_gmac_s"])
-            table.add_row(name, e["name"], int8, float32, bandwidth, accumulator, trains)
+            rates = [_rate(e[f"{dtype}_gmac_s"]) for dtype in hw.DTYPES]
+            table.add_row(name, e["name"], *rates, bandwidth, accumulator, trains)
             name = bandwidth = ""
     out_console.print(table, highlight=False)
 
@@ -764,13 +795,15 @@ def profiles_calibrate(
         return
     if profile is None:
         raise OctosimError("--from needs --profile, the device that was measured")
+    import tomli_w
+
     from octosim import calibrate, efficiency, hw
 
     rows = [row for row in calibrate.measurements(from_) if row.device.startswith(device)]
     if not rows:
         raise OctosimError(f"{from_}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
     found = calibrate.calibrate(hw.load(profile), rows, calibrate.networks(layers, summary) if layers else {}, from_.name)
-    text = "\n".join(f"[calibration.{path}]\n{efficiency.table(f)}" for path, f in found.factors.items())
+    text = tomli_w.dumps({"calibration": {path: efficiency.table(f) for path, f in found.factors.items()}})
     if out:
         from octosim.train import write_atomic
 

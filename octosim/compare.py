@@ -28,7 +28,7 @@ def side_by_side(int8: Sequence[OpCost], float32: Sequence[OpCost] | None, devic
     keys = ("time_s", "time_low_s", "time_high_s", "energy_j")
     if float32 is None:
         total = cost.total(int8, device)
-        text = f"{device.name} does not compute in float32"
+        text = "no engine computes in float32, so there is nothing to compare"
         return {"int8": {k: total[k] for k in keys}, "float32": dict.fromkeys(keys), "gain": None, "pays": None, "reason": text}
     sides = {}
     for name, costs in (("int8", int8), ("float32", float32)):
@@ -60,7 +60,8 @@ def reason(int8: Sequence[OpCost], float32: Sequence[OpCost], device: Device) ->
     text = f"products {ratio:.0f} times as fast" if ratio >= 10 else f"products {ratio:.2g} times as fast"
     if more <= 0.05 * saved:
         return text
-    what = "quantizing and rescaling" if passes - passes32 >= calls - calls32 else f"{len(int8) - len(float32)} more calls"
+    by_passes = passes - passes32 >= calls - calls32
+    what = "quantizing and rescaling" if by_passes else f"the overhead of {len(int8) - len(float32)} more calls"
     if more >= saved:
         return f"{text}, but {what} costs more than that saves"
     return f"{text}, {what} takes {_share(more / saved)} of the gain"
@@ -91,7 +92,8 @@ def fit(peak: dict[str, int], largest: dict[str, Callable[[float], int]], device
     missing = [name for name, here in fits.items() if not here]
     verb = "do" if len(missing) > 1 else "does"
     what = f"fits: {', '.join(would)}" if would else "no batch fits"
-    room = f"{capacity / 2**30:.2g} GiB ({USABLE:g} of the memory)"
+    size = f"{capacity / 2**30:.2g} GiB" if capacity >= 2**27 else f"{capacity / 2**20:.2g} MiB"
+    room = f"{size} ({USABLE:g} of the memory)"
     return {"fits": fits, "advice": f"{' and '.join(missing)} {verb} not fit in {room}; {what}"}
 
 

@@ -57,9 +57,11 @@ PARAMETERS = (
 IN_ORDER = {f"Cortex-A{number}" for number in (5, 7, 32, 34, 35, 53, 55, 510, 520)}
 LANES = 4  # of float32 in a NEON register; its kernels compute blocks of 4 x 4
 TASK = 8  # rows and columns of a product that one thread takes at a time
-WINOGRAD_TILE, WINOGRAD_SAVES, WINOGRAD_WEIGHTS, WINOGRAD_TRAFFIC = 4, 4, 4, 5.5
-"""F(4x4, 3x3): 36 products where the definition has 144; 36 transformed weights for 9; input and output also written and
-read in transformed form, 36 values for 16."""
+WINOGRAD_TILE, WINOGRAD_SAVES, WINOGRAD_WEIGHTS, WINOGRAD_VALUES = 4, 4, 4, 2.25
+"""F(4x4, 3x3): 36 products where the definition has 144; 36 transformed weights for 9; 36 transformed values for 16, which are
+written and read besides the tensor itself."""
+WINOGRAD_CODES = 2
+"""Bytes of a transformed int8 code: the rows of the input's transform sum to 10 in magnitude, 127 x 10^2 needs 16 bits."""
 
 PADDING = 2  # times that a convolution wider than 1x1 also moves its input: a copy with the border, written and read
 
@@ -219,7 +221,8 @@ def _engines(op: Op, device: Device) -> list[Engine]:
     engines = [engine for engine in device.engines if engine.trains or op.pass_ == "forward"]
     if not engines:
         raise OctosimError(
-            f"profile {device.name}: no engine has trains = true, so the pass {op.pass_} of layer {op.layer} cannot run there"
+            f"profile {device.name}: no engine has trains = true, so the pass {op.pass_} of layer {op.layer} cannot run there; "
+            "only its inference can be priced (--inference)"
         )
     return engines
 
@@ -369,8 +372,10 @@ def _parameters(run: Run, device: Device) -> Array:
     return np.array([row[name] for name in PARAMETERS])
 
 
-def _weights(op: Op, run: Run) -> float:
-    return op.weights * (WINOGRAD_WEIGHTS if run.factors and op.algorithm == "winograd" else 1)
+def _weights(op: Op, run: Run) -> int:
+    if not run.factors or op.algorithm != "winograd":
+        return op.weights
+    return op.weights * WINOGRAD_WEIGHTS * (WINOGRAD_CODES if run.dtype == "int8" else 1)
 
 
 def _bandwidth(device: Device, threads: int) -> float:
@@ -421,9 +426,12 @@ def _traffic(op: Op, run: Run, cache: float, resident: float) -> tuple[float, fl
     """(bytes of weights, bytes of activations, share of each that main memory delivers)."""
     if not run.factors:
         return op.weights, op.bytes - op.weights, 1.0, 1.0
-    other = (op.bytes - op.weights) * (WINOGRAD_TRAFFIC if op.algorithm == "winograd" else 1)
+    inputs = op.reads - op.weights
+    other = float(inputs + op.writes)
+    if op.algorithm == "winograd":
+        other += 2 * WINOGRAD_VALUES * (inputs * (WINOGRAD_CODES if run.dtype == "int8" else 1) + op.writes)
     if op.kernel[0] * op.kernel[1] > 1:
-        other += PADDING * (op.reads - op.weights)
+        other += PADDING * inputs
     return _weights(op, run), other, _missed(resident, cache), _missed(other, cache)
 
 

@@ -16,6 +16,8 @@ from octosim.terminal import AsJson, count, out_console, print_json, seconds
 LARGEST = 1024
 """The largest batch at which the crossover is looked for."""
 
+SHORT_DTYPES = {"fp16": "float16", "fp32": "float32"}
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -25,14 +27,15 @@ class Asked:
     method: str | None
     dtype: str | None
     inference: bool
-    image: str
+    image: str | None
     lenient: bool
 
 
 @dataclass(frozen=True)
 class Source:
     """A network to be priced.  dtype: of its products.  ops: its operations on a device at a batch size.  memory: the peak's
-    parts at a batch size, and `largest` the largest batch for so many bytes; None where they are not known."""
+    parts at a batch size, and `largest` the largest batch for so many bytes; None where they are not known.  check: raises
+    where a batch is too large for the accumulators."""
 
     method: str | None
     dtype: str
@@ -40,7 +43,7 @@ class Source:
     batch: Callable[[int | None], int]
     memory: Callable[[int], dict[str, int]] | None = None
     largest: Callable[[float], int] | None = None
-    network: Any = None
+    check: Callable[[int], None] | None = None
 
 
 def cost(
@@ -53,12 +56,15 @@ def cost(
     method: Annotated[Optional[str], typer.Option(help="Training method: octo, fp32; not for ONNX files.")] = None,  # noqa: UP045
     dtype: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Arithmetic of the products: int8, float16, float32; float32 for ONNX files if not given."),
+        typer.Option(help="Arithmetic of the products: int8, float16 or fp16, float32 or fp32 (of ONNX files if not given)."),
     ] = None,
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass only.")] = False,
     threads: Annotated[Optional[int], typer.Option(help="Cores that work at once; all if not given.")] = None,  # noqa: UP045
     clock_ghz: Annotated[Optional[float], typer.Option(help="Of the first engine, in place of the profile's.")] = None,  # noqa: UP045
-    image: Annotated[str, typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; not for ONNX files.")] = "28x28x1",
+    image: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; 28x28x1 if not given; not for ONNX files."),
+    ] = None,
     lenient: Annotated[bool, typer.Option("--lenient", help="Count unknown ONNX operators as memory traffic.")] = False,
     compare: Annotated[Optional[str], typer.Option(help="Other profiles, separated by commas: totals only.")] = None,  # noqa: UP045
     plot: Annotated[Optional[Path], typer.Option(help="Bars of the compared totals, .png or .svg.")] = None,  # noqa: UP045
@@ -80,8 +86,9 @@ def cost(
 
     devices = [hw.load(name) for name in (profile, *(compare or "").split(",")) if name]
     sizes = _batch_sizes(batch_size)
+    dtype = SHORT_DTYPES.get(dtype or "", dtype)
     if dtype is not None and dtype not in hw.DTYPES:
-        raise OctosimError(f"--dtype must be one of {', '.join(hw.DTYPES)}, not '{dtype}'")
+        raise OctosimError(f"--dtype must be one of {', '.join((*hw.DTYPES, *SHORT_DTYPES))}, not '{dtype}'")
     if clock_ghz is not None:
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
@@ -99,7 +106,8 @@ def cost(
         from octosim import costplot
 
         batch = first.batch(sizes[0])
-        both = [s.ops(devices[0], batch) for s in (first, other) if s]
+        runs = [first, other] if other and points[0][0]["gain"] is not None else [first]  # an accelerator may have no floats
+        both = [s.ops(devices[0], batch) for s in runs]
         costplot.roofline(devices[0], both, f"{model}, batch {batch}", roofline, threads)
     if plot:
         from octosim import costplot
@@ -144,6 +152,8 @@ def _onnx(asked: Asked) -> Source:
 
     if asked.method is not None:
         raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
+    if asked.image is not None:
+        raise OctosimError("--image is for octosim's own networks; an ONNX file has the size of its inputs")
     path, kind = Path(asked.model), asked.dtype or "float32"
 
     def ops(device: Any, batch: int | None) -> list[Any]:
@@ -162,22 +172,28 @@ def _onnx(asked: Asked) -> Source:
 def _own(asked: Asked) -> Source:
     from octosim import footprint, methods, models
 
+    if asked.lenient:
+        raise OctosimError("--lenient is for ONNX files; octosim's own networks have no unknown operators")
     if asked.dtype == "float16":
         raise OctosimError("octosim's own networks train in int8 or float32; --dtype float16 is for ONNX files")
     method = asked.method or {"float32": "fp32"}.get(asked.dtype or "", "octo")
     if asked.dtype is not None and (method == "fp32") != (asked.dtype == "float32"):
         raise OctosimError(f"--method {method} does not compute in {asked.dtype}")
     try:
-        height, width, channels = (int(part) for part in asked.image.split("x"))
+        height, width, channels = (int(part) for part in (asked.image or "28x28x1").split("x"))
     except ValueError:
         raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
     shape = (height, width, channels)
     network = models.Network(models.layers(asked.model, 10, in_shape=shape), shape, methods.make(method, {}), None)
     traces: dict[int, list[Any]] = {}
 
+    def check(batch: int) -> None:
+        if not asked.inference:  # the sums that grow with the batch are those of dW
+            network.check(batch)
+
     def ops(device: Any, batch: int) -> list[Any]:
         if batch not in traces:
-            network.check(batch)
+            check(batch)
             made = models.trace(network, batch)
             traces[batch] = [op for op in made if not asked.inference or op.pass_ == "forward" and op.layer != "loss"]
         return traces[batch]
@@ -185,7 +201,7 @@ def _own(asked: Asked) -> Source:
     return Source(
         method, "float32" if method == "fp32" else "int8", ops, lambda batch: batch or 100,
         lambda batch: footprint.footprint(network, batch, asked.inference),
-        lambda capacity: footprint.largest_batch(network, capacity, asked.inference), network,
+        lambda capacity: footprint.largest_batch(network, capacity, asked.inference), check,
     )  # fmt: skip
 
 
@@ -216,9 +232,11 @@ def _point(asked: Asked, first: Source, other: Source | None, device: Any, batch
             wide = None
         record |= compare.side_by_side(costs, wide, device)
         if memory and other.memory and first.largest and other.largest:
-            peak = {"INT8": memory["peak"], "FP32": other.memory(batch)["peak"]}
-            record["int8"]["peak_bytes"], record["float32"]["peak_bytes"] = peak.values()
-            record |= compare.fit(peak, {"INT8": first.largest, "FP32": other.largest}, device)
+            peak = {"INT8": memory["peak"]} | ({"FP32": other.memory(batch)["peak"]} if wide else {})
+            largest = {"INT8": first.largest, "FP32": other.largest}
+            record["int8"]["peak_bytes"], record["float32"]["peak_bytes"] = peak["INT8"], peak.get("FP32")
+            record |= compare.fit(peak, {name: largest[name] for name in peak}, device)
+            record["fits"].setdefault("FP32", None)
     elif memory and first.largest:
         record |= compare.fit({first.dtype: memory["peak"]}, {first.dtype: first.largest}, device)
     return record, costs
@@ -227,9 +245,9 @@ def _point(asked: Asked, first: Source, other: Source | None, device: Any, batch
 def _most(first: Source) -> int:
     """The largest batch, of powers of two up to LARGEST, that the method's accumulators allow."""
     batch = LARGEST
-    while first.network and batch > 1:
+    while first.check and batch > 1:
         try:
-            first.network.check(batch)
+            first.check(batch)
             break
         except OctosimError:
             batch //= 2
@@ -239,7 +257,7 @@ def _most(first: Source) -> int:
 def _crossovers(first: Source, other: Source | None, devices: list[Any], threads: int | None) -> dict[str, int | None]:
     from octosim import compare
 
-    if other is None or first.network is None:
+    if other is None or first.memory is None:  # an ONNX file's batch may be fixed
         return {}
     return {
         d.name: compare.crossover(lambda b, d=d: first.ops(d, b), lambda b, d=d: other.ops(d, b), d, threads, _most(first))  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from octosim.hw import Device
 from octosim.trace import Op
 
 COLOURS = {"int8": "#0072B2", "float32": "#E69F00", "float16": "#009E73"}  # Okabe-Ito
-MARKERS = {"forward": "o", "dX": "s", "dW": "^"}
+MARKERS = {"forward": ("o", 5), "dX": ("s", 9), "dW": ("^", 13)}
+"""Shape and size by pass: one fits in another, for passes of a layer that lie on the same point."""
 
 
 def _pyplot() -> Any:
@@ -27,8 +29,10 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
+    drawn = io.BytesIO()  # or a picture that cannot be drawn would leave half a file
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(drawn, dpi=120, format=path.suffix.removeprefix(".") or "png")
+        path.write_bytes(drawn.getvalue())
     except (OSError, ValueError) as error:
         raise OctosimError(f"cannot write {path}: {error}") from None
     finally:
@@ -37,34 +41,41 @@ def _save(figure: Any, path: Path) -> None:
 
 def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Times of records of `octosim cost --compare --json`, INT8 above float32 where both are there, with 80 % intervals."""
+    from matplotlib.ticker import EngFormatter
+
     several = len({record["batch_size"] for record in records}) > 1
     names = [f"{r['device']}, batch {r['batch_size']}" if several else r["device"] for r in records]
     both = "gain" in records[0]
-    series = {"int8": [r["int8"] for r in records], "float32": [r["float32"] for r in records]} if both else {
-        records[0]["dtype"]: [r["total"] for r in records]}  # fmt: skip
-    figure, axes = _pyplot().subplots(figsize=(9, 1.6 + 0.55 * len(records) * (1.3 if both else 1)), layout="constrained")
-    y, height = np.arange(len(records), dtype=float), 0.8 / len(series)
-    for i, (dtype, totals) in enumerate(series.items()):
-        time, low, high = (np.array([t[k] or np.nan for t in totals]) for k in ("time_s", "time_low_s", "time_high_s"))
-        at = y + (i - (len(series) - 1) / 2) * height
-        axes.barh(at, time, height, color=COLOURS[dtype], label=f"{dtype}, line: 80 % interval")
-        axes.errorbar(time, at, xerr=[time - low, high - time], fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
-    right = max(t["time_high_s"] or 0 for totals in series.values() for t in totals)
-    left = min(t["time_low_s"] or right for totals in series.values() for t in totals)
+    figure, axes = _pyplot().subplots(figsize=(9, 1.7 + (0.6 if both else 0.45) * len(records)), layout="constrained")
+    rows = [
+        {"int8": r["int8"]} | ({} if r["gain"] is None else {"float32": r["float32"]}) if both else {r["dtype"]: r["total"]}
+        for r in records
+    ]
+    height = 0.4 if both else 0.8
+    for y, row in enumerate(rows):
+        for i, (dtype, total) in enumerate(row.items()):
+            at = y + (i - (len(row) - 1) / 2) * height
+            axes.barh(at, total["time_s"], height, color=COLOURS[dtype])
+            low, high = total["time_s"] - total["time_low_s"], total["time_high_s"] - total["time_s"]
+            axes.errorbar(total["time_s"], at, xerr=[[low], [high]], fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
+        if both:
+            gain = records[y]["gain"]
+            edge = max(total["time_high_s"] for total in row.values())
+            text = "no float32" if gain is None else f"{gain:.2f} x"
+            axes.annotate(text, (edge, y), (6, 0), textcoords="offset points", va="center")
+    right, left = (f(t[k] for row in rows for t in row.values()) for f, k in ((max, "time_high_s"), (min, "time_low_s")))
     axes.set_xscale("log")
-    axes.set_xlim(left / 1.5, right * (right / left) ** 0.16 * 1.2)
-    for i, record in enumerate(records if both else []):
-        if record["gain"] is None:
-            continue
-        edge = max(record[side]["time_high_s"] for side in ("int8", "float32"))
-        axes.annotate(f"{record['gain']:.2f} x", (edge, y[i]), (6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(y, names)
-    axes.invert_yaxis()
-    axes.set_xlabel("predicted time, s" + ("; at the right, how many times as fast INT8 is" if both else ""))
+    axes.set_xlim(left / 1.5, right * (right / left) ** 0.16 * 1.3)
+    axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
+    axes.set_yticks(range(len(records)), names)
+    axes.set_ylim(len(records) - 0.4, -0.6)
+    axes.set_xlabel("predicted time; line: 80 % interval" + ("; at the right, how many times as fast INT8 is" if both else ""))
     axes.set_title(title, fontsize=11)
     axes.grid(axis="x", which="major", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22 if len(records) < 4 else -0.12), ncols=2, frameon=False)
+    dtypes = dict.fromkeys(dtype for row in rows for dtype in row)
+    handles = [axes.barh(0, 0, color=COLOURS[dtype], label=dtype) for dtype in dtypes]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(dtypes), frameon=False)
     _save(figure, path)
 
 
@@ -87,11 +98,14 @@ def roofline(device: Device, traces: Sequence[Sequence[Op]], title: str, path: P
     figure, axes = _pyplot().subplots(figsize=(9, 6), layout="constrained")
     limits = roofs(device, threads)
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    layers: list[tuple[float, float, str]] = []
     for ops in traces:
         for c in cost.predict(ops, device, threads):
             if c.op.kind == "gemm" and c.op.bytes and c.time_s:
                 place = (2 * c.op.macs / c.op.bytes, 2 * c.op.macs / c.time_s / 1e9)
                 points.setdefault((c.dtype_used, c.op.pass_), []).append(place)
+                if c.op.pass_ == "forward" and ops is traces[0]:
+                    layers.append((*place, c.op.layer))
     x_all = [x for some in points.values() for x, _ in some] or [1.0, 100.0]
     knees = [2 * peak / bandwidth for peak, bandwidth in limits.values() if np.isfinite(bandwidth)]
     x = np.geomspace(min([*x_all, *knees]) / 3, max([*x_all, *knees]) * 3, 300)
@@ -99,12 +113,30 @@ def roofline(device: Device, traces: Sequence[Sequence[Op]], title: str, path: P
     for dtype, (peak, bandwidth) in limits.items():
         if dtype in used:
             axes.loglog(x, np.minimum(2 * peak, x * bandwidth) / 1e9, color=COLOURS[dtype], lw=1.5,
-                        label=f"{dtype} roof: {2 * peak / 1e9:,.0f} GOPS, {bandwidth / 1e9:.3g} GB/s")  # fmt: skip
-    for (dtype, pass_), some in sorted(points.items()):
-        axes.loglog([p[0] for p in some], [p[1] for p in some], MARKERS[pass_], color=COLOURS[dtype], mec="white", mew=0.5,
-                    ms=8, label=f"{dtype} {pass_}")  # fmt: skip
+                        label=f"{dtype} roof: {2 * peak / 1e9:,.0f} GOPS, {_gb_s(bandwidth)}")  # fmt: skip
+    order = [*MARKERS]
+    for (dtype, pass_), some in sorted(points.items(), key=lambda x: (x[0][0], order.index(x[0][1]))):
+        marker, size = MARKERS[pass_]
+        axes.loglog([p[0] for p in some], [p[1] for p in some], marker, color=COLOURS[dtype], ms=size, label=f"{dtype} {pass_}",
+                    mfc=COLOURS[dtype] if pass_ == "forward" else "none")  # fmt: skip
     axes.set(xlabel="operations per byte of compulsory traffic (1 MAC is 2 operations)", ylabel="GOPS, predicted")
     axes.set_title(f"{title}: matrix products on {device.title}", fontsize=10)
     axes.grid(which="major", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
+    figure.draw_without_rendering()  # or the places of names would be those before the layout
+    _name_layers(axes, layers)
     _save(figure, path)
+
+
+def _gb_s(bandwidth: float) -> str:
+    return f"{bandwidth / 1e9:.3g} GB/s" if np.isfinite(bandwidth) else "bandwidth unknown"
+
+
+def _name_layers(axes: Any, layers: Sequence[tuple[float, float, str]]) -> None:
+    """Names of layers above their points, where no other name is near; the first of some that lie together."""
+    taken: list[Any] = []
+    for x, y, name in layers:
+        place = axes.transData.transform((x, y))
+        if all(abs(place[0] - other[0]) > 7 * len(name) or abs(place[1] - other[1]) > 16 for other in taken):
+            taken.append(place)
+            axes.annotate(name, (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=7)

@@ -11,17 +11,17 @@ import importlib.resources
 import tomllib
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import tomli_w
+from pydantic import Field, ValidationError
 
 from octosim.errors import OctosimError
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from octosim.schema import Frozen, Positive, Text
 
 PATHS = ("float32", "float16", "smlal", "sdot")
 """Arithmetic with factors: a float type, or the instruction (octosim.numerics.ACCUMULATORS) that int8 products run on."""
 
 
-class Factors(BaseModel):
+class Factors(Frozen):
     """One core's factors in one arithmetic; docs/cost-model.md has the equations.
 
     conv3x3, conv, pointwise, depthwise, linear: share of the peak that the arithmetic of these operations reaches, before
@@ -36,8 +36,6 @@ class Factors(BaseModel):
     overhead_us, fork_us: of each operation, and in addition with more than one thread.
     spread: standard deviation of ln(measured / predicted) over networks (and, in the pool, devices) left out of the fit.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     conv3x3: Positive
     conv: Positive
@@ -54,7 +52,7 @@ class Factors(BaseModel):
     overhead_us: Positive
     fork_us: Positive
     spread: Positive
-    source: Annotated[str, Field(min_length=1, pattern=r"\S")]
+    source: Text
 
 
 @functools.cache
@@ -74,16 +72,11 @@ def parse(data: dict[str, Any]) -> dict[str, dict[str, Factors]]:
 
 
 def toml(groups: dict[str, dict[str, Factors]]) -> str:
-    """The text of an efficiency file, four digits a number."""
-    lines = []
-    for name, rows in groups.items():
-        for path, factors in rows.items():
-            lines.append(f"[{name}.{path}]" if name == "pool" else f"[device.{name}.{path}]")
-            lines.append(table(factors))
-    return "\n".join(lines)
+    """The text of an efficiency file."""
+    tables = {name: {path: table(factors) for path, factors in rows.items()} for name, rows in groups.items()}
+    return tomli_w.dumps({"pool": tables.pop("pool"), "device": tables})
 
 
-def table(factors: Factors) -> str:
-    """The lines of one table."""
-    rows = factors.model_dump()
-    return "".join(f'{k} = "{v}"\n' if isinstance(v, str) else f"{k} = {float(f'{v:.4g}')}\n" for k, v in rows.items())
+def table(factors: Factors) -> dict[str, Any]:
+    """One core's factors as data of a TOML file, four digits a number."""
+    return {k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in factors.model_dump().items()}

@@ -37,7 +37,7 @@ def read(root: Path, machine: str) -> dict[str, Any]:
     """
     cpuinfo = _cpuinfo(root)
     first = cpuinfo[0] if cpuinfo else {}
-    title = first.get("model name") or _text(root / "proc/device-tree/model").rstrip("\0") or f"unknown {machine} CPU"
+    title = title_of(root, machine)
     flags = (first.get("flags") or first.get("Features") or "").split()
     accumulator, int8, float32, isa_source, guessed = _isa_rates(machine, flags, first)
     cores, clock = _cores(cpuinfo, root), _clock(cpuinfo, root)
@@ -76,6 +76,22 @@ def read(root: Path, machine: str) -> dict[str, Any]:
         "memory": memory,
         "caches": _caches(root),
     }
+
+
+def title_of(root: Path, machine: str) -> str:
+    """The machine's name for people: the CPU's model, else the device tree's."""
+    named = (cpu["model name"] for cpu in _cpuinfo(root) if cpu.get("model name"))
+    return next(named, "") or _device_tree(root, "model") or f"unknown {machine} CPU"
+
+
+def names(root: Path) -> str:
+    """All that the machine calls itself, a name a line: device-tree model and compatible, models of its CPUs."""
+    cpus = dict.fromkeys(cpu.get("model name", "") for cpu in _cpuinfo(root))
+    return "\n".join([_device_tree(root, "model"), _device_tree(root, "compatible"), *cpus])
+
+
+def _device_tree(root: Path, name: str) -> str:
+    return _text(root / "proc/device-tree" / name).rstrip("\0").replace("\0", "\n")
 
 
 def _text(path: Path) -> str:

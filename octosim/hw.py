@@ -7,26 +7,23 @@ A profile is one TOML file (`hwprofiles/<device>.toml`) validated into a frozen 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.resources
 import os
 import platform
-import re
-import reprlib
 import tomllib
-import typing
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from octosim import host as host_reader
 from octosim.efficiency import Factors
-from octosim.errors import OctosimError
+from octosim.errors import OctosimError, suggest
 from octosim.numerics import ACCUMULATORS
 from octosim.rates import Rates
+from octosim.schema import Frozen, Positive, Text, first_problem
 
 Dtype = Literal["int8", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("int8", "float16", "float32")
@@ -36,15 +33,9 @@ PEAK_TOLERANCE = 0.03
 """units x clock x MACs per clock may differ from a published peak by this fraction (measured peaks, rounded clocks)."""
 
 Kind = Literal["datasheet", "measured", "derived", "estimate"]
-Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Figure(_Model):
+class Figure(Frozen):
     """One number greater than zero, with where it comes from.
 
     kind: "datasheet" (the vendor or a publication says so), "measured" (by whom: the source), "derived" (arithmetic on
@@ -74,7 +65,7 @@ class Count(Figure):
     value: Annotated[int, Field(gt=0, le=10**9)]
 
 
-class PerDtype(_Model):
+class PerDtype(Frozen):
     """A figure for each arithmetic type that the engine has; an absent type means that it has none."""
 
     int8: Figure | None = None
@@ -105,7 +96,7 @@ def _preset(name: str) -> str:
     return name
 
 
-class Name(_Model):
+class Name(Frozen):
     """One name, with where it comes from; kind as in Figure."""
 
     value: Text
@@ -131,7 +122,7 @@ class RequantizationName(Name):
     value: Literal["gemmlowp", "single-rounding", "power-of-two", "float-scale"]
 
 
-class Numerics(_Model):
+class Numerics(Frozen):
     """The INT8 arithmetic, of the engine that runs INT8 products; an absent part is not published.
 
     The accumulator belongs to the hardware.  On a CPU or GPU software chooses rounding and requantization: the source
@@ -143,7 +134,7 @@ class Numerics(_Model):
     requantization: RequantizationName | None = None
 
 
-class Tile(_Model):
+class Tile(Frozen):
     """The block of a product M x K x N that a unit takes at once; K in bytes, so that every dtype has one."""
 
     m: Count
@@ -151,14 +142,14 @@ class Tile(_Model):
     k_bytes: Count
 
 
-class Array(_Model):
+class Array(Frozen):
     """A weight-stationary systolic array: the weights' rows run along the reduction, its columns along the outputs."""
 
     rows: Count
     columns: Count
 
 
-class Engine(_Model):
+class Engine(Frozen):
     """One kind of compute unit.
 
     macs_per_clock: multiply-accumulates per clock of ONE unit; peak = units x clock x macs_per_clock.
@@ -224,7 +215,7 @@ class Engine(_Model):
         return self.units.value * self.clock_ghz.value * 1e9 * self.elementwise_per_clock.value
 
 
-class Memory(_Model):
+class Memory(Frozen):
     """Main memory.  Bandwidths count every byte moved, read or written (a copy of n bytes moves 2n).
 
     bandwidth_sustained_gb_s is what the cost model uses (absent: traffic costs no time, and the output says so);
@@ -236,7 +227,7 @@ class Memory(_Model):
     bandwidth_sustained_gb_s: Figure | None = None
 
 
-class Cache(_Model):
+class Cache(Frozen):
     """One level of cache or local buffer; size_kib is the size of one instance, shared_by says how many share it."""
 
     name: Text
@@ -244,14 +235,14 @@ class Cache(_Model):
     size_kib: Figure
 
 
-class Power(_Model):
+class Power(Frozen):
     """Power of the whole board or module, in W; an absent figure means that nobody published one."""
 
     idle_w: Figure | None = None
     busy_w: Figure | None = None
 
 
-class Energy(_Model):
+class Energy(Frozen):
     """Energy of one multiply-accumulate, and of one byte moved to or from main memory, in pJ.
 
     Power / rate of the chip, module or board that the source names, so static power is in it.
@@ -261,7 +252,7 @@ class Energy(_Model):
     pj_per_byte: Figure | None = None
 
 
-class Training(_Model):
+class Training(Frozen):
     """Whether anybody can train on the device.
 
     hypothetical: the units would allow it, no documented software does.  forward-only: they run inference alone.
@@ -271,9 +262,11 @@ class Training(_Model):
     note: Text
 
 
-class Device(_Model):
+class Device(Frozen):
     """A device as the cost model sees it.  Properties without `_gb_s`, `_us` ... are in SI units.
 
+    machine: texts of which a machine that is this device names itself with one: the device tree's model or compatible, or the
+        CPU's model name.  Only where the engines are the CPU cores that octosim itself runs on.
     calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
     rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
     """
@@ -281,6 +274,7 @@ class Device(_Model):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     title: Text
     aliases: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    machine: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     note: str = ""
     training: Training
     overhead_us: Delay
@@ -344,10 +338,7 @@ def load(name_or_path: str | Path) -> Device:
         return _shipped_device(text)
     if text in aliases():
         return _shipped_device(aliases()[text])
-    known = sorted([*names(), *aliases()])
-    hint = difflib.get_close_matches(text, known, n=1)
-    guess = f"did you mean {hint[0]}?" if hint else f"known are {', '.join(known)}, or the path of a .toml file"
-    raise OctosimError(f"unknown profile {text!r}: {guess}")
+    raise OctosimError(f"unknown profile '{text}', and no path of a .toml file{suggest(text, [*names(), *aliases()])}")
 
 
 def at_clock(device: Device, ghz: float) -> Device:
@@ -419,93 +410,7 @@ def parse(text: str, where: str) -> Device:
     try:
         return Device.model_validate(data)
     except ValidationError as error:
-        raise OctosimError(f"{where}: {_first_problem(error)}") from None
-
-
-# --- validation errors in plain words ---------------------------------------------------------------------------------
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The most telling problem in one clause, and how many more there are."""
-    problems = error.errors()
-    extras = [p for p in problems if p["type"] == "extra_forbidden"]
-    # A misspelt field is reported twice, as unknown and as missing: keep the first, which names the mistake.
-    meant = {(*p["loc"][:-1], _suggestion(p["loc"])) for p in extras}
-    problems = extras + [
-        p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)
-    ]
-    more = len(problems) - 1
-    return _describe(dict(problems[0])) + (f" (and {more} more)" if more else "")
-
-
-def _describe(problem: dict[str, Any]) -> str:
-    loc, kind, given = problem["loc"], problem["type"], reprlib.repr(problem["input"])
-    field, limits = _dotted(loc), problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        hint = _suggestion(loc)
-        return f"unknown field {field}" + (f", did you mean {hint}?" if hint else "")
-    if kind == "missing":
-        if loc[-1] == "source":
-            return f"field {field} is missing: every number needs a source"
-        return f"field {field} is missing, expected {_expected(loc)}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"field {field} is {given}, expected {_expected(loc)}"
-    if kind == "value_error":
-        return f"field {field} {limits['error']}" if field else str(limits["error"])
-    if kind == "string_pattern_mismatch":
-        wanted = "words, not blanks" if limits["pattern"] == r"\S" else "lower-case letters, digits and hyphens"
-    else:
-        wanted = {
-            "greater_than": "a number greater than {gt:g}",
-            "greater_than_equal": "a number of at least {ge:g}",
-            "less_than_equal": "a number of at most {le:g}",
-            "finite_number": "a finite number",
-            "float_type": "a number",
-            "int_type": "a whole number",
-            "string_type": "text",
-            "string_too_short": "text that is not empty",
-            "bool_type": "true or false",
-            "literal_error": "{expected}",
-            "tuple_type": "a list",
-        }.get(kind, problem["msg"]).format(**limits)
-    return f"field {field} is {given}, expected {wanted}"
-
-
-def _dotted(loc: tuple[int | str, ...]) -> str:
-    """engines[0].clock_ghz; a key that TOML would have to quote (it may hold a line break) is quoted."""
-    keys = [part if isinstance(part, int) or re.fullmatch(r"[\w-]{1,60}", part) else reprlib.repr(part) for part in loc]
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model class inside an annotation such as `tuple[Engine, ...]` or `Figure | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for m in map(_model_in, typing.get_args(annotation)) if m is not None), None)
-
-
-def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = Device
-    for part in loc:
-        if isinstance(part, str):
-            model = _model_in(model.model_fields[part].annotation) if model and part in model.model_fields else None
-    return model
-
-
-def _suggestion(loc: tuple[int | str, ...]) -> str | None:
-    model = _model_at(loc[:-1])
-    close = difflib.get_close_matches(str(loc[-1]), list(model.model_fields) if model else [], n=1)
-    return close[0] if close else None
-
-
-def _expected(loc: tuple[int | str, ...]) -> str:
-    model = _model_at(loc)
-    if model is None:
-        return "a value"
-    if issubclass(model, Figure | Name):
-        return "a table { value, kind, source }"
-    required = [name for name, info in model.model_fields.items() if info.is_required()]
-    return f"a table with {', '.join(required)}" if required else "a table"
+        raise OctosimError(f"{where}: {first_problem(error, Device)}") from None
 
 
 # --- the machine at hand ----------------------------------------------------------------------------------------------
@@ -518,6 +423,14 @@ def host() -> Device:
     Rates follow from the instruction set and are not calibrated; nothing is known about its power.
     """
     return read_host(Path("/"), platform.machine())
+
+
+def is_here(device: Device, root: Path = Path("/"), machine: str = platform.machine()) -> bool:
+    """Whether the machine at hand is the device: by the names in its profile, or by the title of a profile of `host`."""
+    if device.name == "host":
+        return device.title == host_reader.title_of(root, machine)
+    said = host_reader.names(root)
+    return any(text in said for text in device.machine)
 
 
 def read_host(root: Path, machine: str) -> Device:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, peers
+from octosim import core, hostbench, peers
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS, Requantization, Rounding
 from octosim.train import environment
@@ -124,20 +124,29 @@ def _median_seconds(calls: dict[str, Callable[[], Any]], budget: float) -> dict[
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def limits() -> dict[str, float]:
-    """Operations a second from registers, and STREAM triad bytes a second, with the instruction set and threads in use."""
-    rates = []
-    for _ in range(7):
-        before = time.perf_counter()
-        macs = core.peak(2_000_000)
-        rates.append(2 * macs / (time.perf_counter() - before))
-    a, b, c = (np.ones(32 << 20, np.float32) for _ in range(3))  # 128 MiB each: beyond any cache
-    bandwidth = []
+def peak_ops_s(at_least: float = 0.0, tries: int = 5) -> float:
+    """Operations a second from registers, with the instruction set and threads in use.
+
+    at_least: a rate that a product reached; no product beats the peak, so a peak below it was measured while another program
+    held a core, and is measured again.
+    """
+    best = 0.0
+    for _ in range(tries):
+        best = max(best, 2 * hostbench.peak_mac_s())
+        if best >= at_least:
+            break
+    return best
+
+
+def triad_bytes_s(elements: int = 32 << 20) -> float:
+    """Bytes a second of STREAM's triad, the best of seven, on arrays beyond any cache (128 MiB each if not told otherwise)."""
+    a, b, c = (np.ones(elements, np.float32) for _ in range(3))
+    times = []
     for _ in range(7):
         before = time.perf_counter()
         core.stream_triad(a, b, c, 3.0)
-        bandwidth.append(12 * a.size / (time.perf_counter() - before))
-    return {"peak_ops_s": statistics.median(rates), "triad_bytes_s": statistics.median(bandwidth)}
+        times.append(time.perf_counter() - before)
+    return 12 * elements / min(times)
 
 
 def _isas(cube: int, seconds: float) -> list[dict[str, Any]]:
@@ -147,9 +156,9 @@ def _isas(cube: int, seconds: float) -> list[dict[str, Any]]:
     try:
         for isa in [name for name, here in core.isas().items() if here and name != "ref"]:
             core.set_isa(isa)
-            peak = limits()["peak_ops_s"]
             time_s = _median_seconds({isa: functools.partial(core.gemm, a, b, out=out)}, seconds)[isa]
             rate = 2 * cube**3 / time_s
+            peak = peak_ops_s(rate)
             rows.append({"isa": isa, "cube": cube, "ops_s": rate, "peak_ops_s": peak, "of_peak": rate / peak})
     finally:
         core.set_isa(before)
@@ -248,7 +257,6 @@ def kernel_bench(
     for name in against:
         if name not in PEERS:
             raise OctosimError(f"--against: unknown peer '{name}' for kernels (known: {', '.join(PEERS)})")
-    machine = limits()
     rows: list[dict[str, Any]] = []
     todo = [(name, pass_, *how) for name, shape in shapes.items() for pass_, how in passes(*shape).items()]
     makers = {"torch": _torch_call, "onnxruntime": _onnxruntime_call}
@@ -267,10 +275,9 @@ def kernel_bench(
         times = _median_seconds(calls, seconds)
         ours, operations = times["octosim"], 2 * m * k * n
         moved = m * k + k * n + 4 * m * n
-        row = {
+        row: dict[str, Any] = {
             "shape": name, "pass": pass_, "m": m, "k": k, "n": n, "time_s": ours, "ops_s": operations / ours,
-            "of_peak": operations / ours / machine["peak_ops_s"], "ops_per_byte": operations / moved,
-            "of_roof": operations / ours / min(machine["peak_ops_s"], operations / moved * machine["triad_bytes_s"]),
+            "ops_per_byte": operations / moved,
             "against": {peer: {"time_s": times[peer], "ratio": times[peer] / ours} for peer in products},
         }  # fmt: skip
         if products:
@@ -278,8 +285,13 @@ def kernel_bench(
         rows.append(row)
         if progress:
             progress(0.9 * (done + 1) / len(todo))
+    peak, bandwidth = peak_ops_s(max(row["ops_s"] for row in rows)), triad_bytes_s()
+    for row in rows:
+        row["of_peak"] = row["ops_s"] / peak
+        row["of_roof"] = row["ops_s"] / min(peak, row["ops_per_byte"] * bandwidth)
     record = {
-        "format": 1, "kind": "kernels", "environment": environment(), "limits": machine, "rows": rows, "command": command,
+        "format": 1, "kind": "kernels", "environment": environment(), "command": command,
+        "limits": {"peak_ops_s": peak, "triad_bytes_s": bandwidth}, "rows": rows,
         "isas": _isas(2 * cube, seconds), "accumulators": _accumulators(cube, seconds, "apytypes" in against),
         "codes": _codes(elements, seconds),
     }  # fmt: skip

@@ -10,24 +10,19 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from octosim.schema import Frozen, Positive, Text
 from octosim.trace import DTYPE_BYTES, Op
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
 
 FEATURES = ("us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result")
 BLOCK = 16
 """Columns of a result that a kernel computes at once: narrower results take as long."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
-
-
-class ProductRate(_Model):
+class ProductRate(Frozen):
     """One kind of product in one pass: us_per_call + MACs ps_per_mac + M K ps_per_left + K N ps_per_right + M N ps_per_result.
 
     M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs; of a convolution's dX that of the convolution
@@ -45,7 +40,7 @@ class ProductRate(_Model):
     ps_per_result: Cost
 
 
-class PassRate(_Model):
+class PassRate(Frozen):
     """Measured times of one pass over memory at some numbers of elements, ascending.
 
     channels: length of the innermost axis, 0 where it does not matter.
@@ -65,7 +60,7 @@ class PassRate(_Model):
         return self
 
 
-class Bandwidth(_Model):
+class Bandwidth(Frozen):
     """STREAM triad, bytes read and written, on arrays of so many bytes together."""
 
     level: Text
@@ -74,7 +69,7 @@ class Bandwidth(_Model):
     gb_s: Positive
 
 
-class Rates(_Model):
+class Rates(Frozen):
     """spread: standard deviation of ln(measured / fitted) of the products that the rates were fitted to."""
 
     source: Text

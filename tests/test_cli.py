@@ -147,6 +147,30 @@ def test_a_model_file(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.count("\n") <= 2 and "there is no such model file" in done.stderr
 
 
+def test_training_in_the_arithmetic_of_a_profile(tmp_path: Path) -> None:
+    """--profile stands for the accumulator that the profile states, here and beside --resume."""
+    asked = ("--model", "lenet5", "--steps", "1", "--batch-size", "8")
+    for more, folder in (("--profile", "pi4"), "profile"), (("--accumulator", "smlal"), "accumulator"):
+        done = octosim("train", *asked, *more, "--out", folder, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f / "manifest.json").read_text())["decides"] for f in ("profile", "accumulator"))
+    assert first == second and first["numerics"]["accumulator"] == "smlal"
+    again = octosim("train", "--resume", "--profile", "pi5", "--out", "profile", folder=tmp_path)
+    assert again.returncode == 2 and "started with accumulator = smlal, not sdot" in again.stderr
+
+
+def test_the_error_where_the_machine_is_the_profile() -> None:
+    """The profile "host" is this machine, "jetson" is not."""
+    asked = ("bench", "--model", "mlp", "--batch-size", "8", "--seconds", "0.05")
+    here = octosim(*asked, "--profile", "host")
+    assert "this machine is host: the prediction is off by " in here.stdout and "octosim profiles calibrate" in here.stdout
+    record = json.loads(octosim(*asked, "--profile", "host", "--json").stdout)
+    for total in (record["total"], record["fp32"]["total"]):
+        assert total["error"] == pytest.approx(total["predicted_time_s"] / total["time_s"] - 1)
+    away = json.loads(octosim(*asked, "--profile", "jetson", "--json").stdout)
+    assert away["total"]["error"] is None and not away["device"]["here"]
+
+
 def test_cost_table() -> None:
     done = octosim("cost", "--profile", "pi4", *LENET)
     assert done.returncode == 0 and "conv2" in done.stdout and "bound by" in done.stdout and "Raspberry Pi 4" in done.stdout
@@ -226,6 +250,9 @@ BAD = [
     (("train", "--eval-every", "0"), "--eval-every must be at least 1, not 0"),
     (("train", "--accumulator", "acc15"), "unknown accumulator 'acc15'"),
     (("train", "--accumulator", "sdot", "--method", "fp32"), "--accumulator sdot is for methods with int8 products"),
+    (("train", "--profile", "atlas"), "profile atlas-200dk states no numerics.accumulator; choose one with --accumulator"),
+    (("train", "--profile", "pi4", "--accumulator", "sdot"), "--accumulator sdot differs from smlal of --profile"),
+    (("train", "--profile", "pi4", "--method", "fp32"), "--accumulator smlal is for methods with int8 products"),
     (("train", "--count-overflow", "0"), "--count-overflow must be at least 1, not 0"),
     (("train", "--threads", "0"), "threads must be in 1 .. 1024"),
     (("train", "--checkpoint-every", "0"), "--checkpoint-every must be at least 1"),
@@ -237,10 +264,13 @@ BAD = [
     (("study", "nowhere.toml"), "nowhere.toml cannot be read: No such file or directory"),
     (("study", "rounding", "--jobs", "0"), "--jobs must be at least 1, not 0"),
     (("diff", "a", "b", "--steps", "0"), "--steps must be at least 1, not 0"),
-    (("cost", "--profile", "jetsn"), "unknown profile 'jetsn': did you mean jetson?"),
+    (("cost", "--profile", "jetsn"), "unknown profile 'jetsn', and no path of a .toml file; did you mean 'jetson'?"),
     (("cost", "--profile", "missing.toml"), "missing.toml"),
     (("cost", "--batch-size", "-1"), "--batch-size must be at least 1"),
     (("cost", "--image", "28"), "--image takes HEIGHTxWIDTHxCHANNELS"),
+    (("cost", "--dtype", "int4"), "--dtype must be one of int8, float16, float32, fp16, fp32, not 'int4'"),
+    (("cost", "--lenient"), "--lenient is for ONNX files"),
+    (("cost", "--profile", "coral"), "only its inference can be priced (--inference)"),
     (("bench", "--against", "tensorflow"), "unknown peer 'tensorflow' (known: torch)"),
     (("bench", "--seconds", "0"), "--seconds must be in"),
     (("bench", "--plot", "x.png"), "--plot goes with --kernels"),

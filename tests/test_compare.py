@@ -168,6 +168,16 @@ def test_command_compares_and_plots(tmp_path: Path):
     assert found["devices"][3]["fits"] == {"INT8": False, "FP32": False} and "fit" in found["devices"][3]["advice"]
 
 
+def test_plots_of_a_device_without_float32(tmp_path: Path):
+    """Its only bar and its roof without a slope; no word of what float32 would need."""
+    bars, roof = tmp_path / "bars.svg", tmp_path / "roof.svg"
+    done = octosim("cost", "--profile", "k210", "--compare", "pi4", "--model", "lenet5", "--inference", "--batch-size", "1000",
+                   "--plot", str(bars), "--roofline", str(roof))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "INT8 does not fit in 6.4 MiB" in done.stdout and "in FP32" not in done.stdout
+    assert "no float32" in bars.read_text() and "bandwidth unknown" in roof.read_text() and "conv2" in roof.read_text()
+
+
 def test_command_shows_memory_and_float32():
     done = octosim(*ASKED, "4")
     assert done.returncode == 0 and "memory: " in done.stdout and "INT8 is" in done.stdout, done.stderr
@@ -192,5 +202,5 @@ def test_roofs():
 def test_a_device_without_float32():
     done = octosim("cost", "--profile", "edge-tpu", "--model", "lenet5", "--inference", "--compare", "pi4", "--json")
     tpu, pi = json.loads(done.stdout)["devices"]
-    assert tpu["gain"] is None and tpu["float32"]["time_s"] is None and "does not compute in float32" in tpu["reason"]
+    assert tpu["gain"] is None and tpu["float32"]["time_s"] is None and "no engine computes in float32" in tpu["reason"]
     assert pi["gain"] > 0

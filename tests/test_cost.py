@@ -208,6 +208,16 @@ def test_winograd_computes_a_quarter_and_moves_more():
     assert odd.compute_s == pytest.approx(plain.compute_s / 4 * (16 / 13) ** 2)
 
 
+def test_winograd_keeps_int8_codes_in_16_bits():
+    """By hand: 64 x 56 x 56 codes in, int32 sums out, 64 x 64 x 9 weights."""
+    op = with_winograd(replace(conv(dtype="int8"), writes=4 * 64 * 56 * 56))
+    p = cost.prepare([op], cpu(cache_kib=0.001))
+    values, weights = 64 * 56 * 56, 64 * 64 * 9
+    assert op.reads - op.weights == values and op.weights == weights
+    assert p.weights[0] == 36 / 9 * 2 * weights
+    assert p.other[0] == values + 4 * values + 2 * 36 / 16 * (2 * values + 4 * values) + cost.PADDING * values
+
+
 def test_without_factors_every_algorithm_costs_the_same():
     direct, fast = cost.predict([conv(), with_winograd(conv())], device())
     assert fast.time_s == direct.time_s

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from octosim import cost, host, hw
+from octosim import cost, host, hw, schema
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
 from octosim.trace import Op
@@ -392,7 +392,7 @@ def test_unknown_name(name, guess):
         hw.load(name)
     sentence = str(caught.value)
     assert repr(name) in sentence and "\n" not in sentence
-    assert (f"did you mean {guess}?" if guess else "jetson") in sentence
+    assert (f"did you mean '{guess}'?" if guess else "jetson") in sentence
 
 
 def test_unreadable_files(tmp_path):
@@ -431,7 +431,7 @@ def test_any_mutation_is_accepted_or_explained(data):
     try:
         hw.Device.model_validate(profile)
     except ValidationError as error:
-        sentence = hw._first_problem(error)
+        sentence = schema.first_problem(error, hw.Device)
         assert sentence and "\n" not in sentence and len(sentence) < 300
 
 
@@ -511,6 +511,28 @@ def test_host_reads_a_raspberry_pi(tmp_path):
     assert device.memory.capacity_gib.value == pytest.approx(3884356 / 2**20)
     assert [(c.name, c.size_kib.value, c.shared_by) for c in device.caches] == [
         ("L1D", 32, "unknown"), ("L2", 1024, "logical CPUs 0-3")]
+
+
+@pytest.mark.parametrize("said, name", [
+    ({"model": "Raspberry Pi 4 Model B Rev 1.4\0"}, "raspberry-pi-4"),
+    ({"model": "Raspberry Pi 3 Model B Plus Rev 1.3\0"}, "raspberry-pi-3b-plus"),
+    ({"model": "Raspberry Pi 3 Model B Rev 1.2\0"}, None),
+    ({"model": "Raspberry Pi 5 Model B Rev 1.0\0"}, "raspberry-pi-5"),
+    ({"model": "Raspberry Pi Zero 2 W Rev 1.0\0"}, "raspberry-pi-zero-2-w"),
+    ({"model": "Orange Pi 5\0", "compatible": "xunlong,orangepi-5\0rockchip,rk3588s\0"}, "rk3588"),
+    ({"model": "NVIDIA Jetson Nano Developer Kit\0"}, None),  # its profile is of the GPU
+    ({"cpu": "AMD Ryzen 9 6900HX with Radeon Graphics"}, "ryzen-9-6900hx"),
+    ({"cpu": "Intel(R) Xeon(R) Gold 6455B"}, "xeon-gold-6455b"), ({"cpu": "A CPU"}, None), ({}, None)])
+def test_which_profile_is_this_machine(tmp_path, said, name):
+    """By what boards and CPUs call themselves; also read by host(), whose calibrated profile is then this machine's."""
+    files = {f"proc/device-tree/{key}": text for key, text in said.items() if key != "cpu"}
+    if "cpu" in said:
+        files["proc/cpuinfo"] = f"processor\t: 0\nmodel name\t: {said['cpu']}\n"
+    root = tree(tmp_path, files)
+    assert [n for n in hw.names()[:-1] if hw.is_here(hw.load(n), root, "aarch64")] == ([name] if name else [])
+    here = hw.read_host(root, "aarch64")
+    assert hw.is_here(here, root, "aarch64")
+    assert not hw.is_here(here.model_copy(update={"title": "another machine"}), root, "aarch64")
 
 
 def test_host_counts_cores_not_threads(tmp_path):

@@ -306,6 +306,8 @@ def test_cost_command(small):
     assert 0 < total["time_low_s"] < total["time_s"] < total["time_high_s"]
     table = octosim(*asked, "--dtype", "int8", "--batch-size", "3")
     assert "batch 3, int8" in table.stdout and "with 80 % probability" in table.stdout
+    short, long = (octosim(*asked, "--dtype", name, "--json") for name in ("fp32", "float32"))
+    assert short.stdout == long.stdout == done.stdout
     compared = json.loads(octosim(*asked, "--compare", "pi5,rk3588", "--json").stdout)["devices"]
     assert [d["device"] for d in compared] == ["raspberry-pi-4", "raspberry-pi-5", "rk3588"]
     assert "against the first" in octosim(*asked, "--compare", "pi5").stdout
@@ -317,7 +319,8 @@ def test_cost_command(small):
 
 @pytest.mark.parametrize("more, message", [
     (("--method", "octo"), "--method is for octosim's own networks; an ONNX file takes --dtype"),
-    (("--dtype", "int4"), "--dtype must be one of int8, float16, float32, not 'int4'"),
+    (("--dtype", "int4"), "--dtype must be one of int8, float16, float32, fp16, fp32, not 'int4'"),
+    (("--image", "32x32x3"), "--image is for octosim's own networks; an ONNX file has the size of its inputs"),
     (("--threads", "0"), "threads must be at least 1, not 0"),
     (("--clock-ghz", "0"), "--clock-ghz must be above 0 and below 1000, not 0.0"),
     (("--compare", "pi9"), "unknown profile 'pi9'")])

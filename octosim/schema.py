@@ -1,0 +1,103 @@
+"""What the models of files share: a strict base, common types, and validation errors in plain words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+import typing
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Frozen(BaseModel):
+    """Unknown fields are refused, nothing is converted, nothing changes later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
+    """The most telling problem of a file of `root` in one clause, and how many more there are."""
+    problems = error.errors()
+    extras = [p for p in problems if p["type"] == "extra_forbidden"]
+    # A misspelt field is reported twice, as unknown and as missing: keep the first, which names the mistake.
+    meant = {(*p["loc"][:-1], _suggestion(root, p["loc"])) for p in extras}
+    problems = extras + [
+        p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)
+    ]
+    more = len(problems) - 1
+    return _describe(root, dict(problems[0])) + (f" (and {more} more)" if more else "")
+
+
+def _describe(root: type[BaseModel], problem: dict[str, Any]) -> str:
+    loc, kind, given = problem["loc"], problem["type"], reprlib.repr(problem["input"])
+    field, limits = _dotted(loc), problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        hint = _suggestion(root, loc)
+        return f"unknown field {field}" + (f", did you mean {hint}?" if hint else "")
+    if kind == "missing":
+        if loc[-1] == "source":
+            return f"field {field} is missing: every number needs a source"
+        return f"field {field} is missing, expected {_expected(root, loc)}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"field {field} is {given}, expected {_expected(root, loc)}"
+    if kind == "value_error":
+        return f"field {field} {limits['error']}" if field else str(limits["error"])
+    if kind == "string_pattern_mismatch":
+        wanted = "words, not blanks" if limits["pattern"] == r"\S" else "lower-case letters, digits and hyphens"
+    else:
+        wanted = {
+            "greater_than": "a number greater than {gt:g}",
+            "greater_than_equal": "a number of at least {ge:g}",
+            "less_than_equal": "a number of at most {le:g}",
+            "finite_number": "a finite number",
+            "float_type": "a number",
+            "int_type": "a whole number",
+            "string_type": "text",
+            "string_too_short": "text that is not empty",
+            "bool_type": "true or false",
+            "literal_error": "{expected}",
+            "tuple_type": "a list",
+        }.get(kind, problem["msg"]).format(**limits)
+    return f"field {field} is {given}, expected {wanted}"
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    """engines[0].clock_ghz; a key that TOML would have to quote (it may hold a line break) is quoted."""
+    keys = [part if isinstance(part, int) or re.fullmatch(r"[\w-]{1,60}", part) else reprlib.repr(part) for part in loc]
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model class inside an annotation such as `tuple[Engine, ...]` or `Figure | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for m in map(_model_in, typing.get_args(annotation)) if m is not None), None)
+
+
+def _model_at(root: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = root
+    for part in loc:
+        if isinstance(part, str):
+            model = _model_in(model.model_fields[part].annotation) if model and part in model.model_fields else None
+    return model
+
+
+def _suggestion(root: type[BaseModel], loc: tuple[int | str, ...]) -> str | None:
+    model = _model_at(root, loc[:-1])
+    close = difflib.get_close_matches(str(loc[-1]), list(model.model_fields) if model else [], n=1)
+    return close[0] if close else None
+
+
+def _expected(root: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    model = _model_at(root, loc)
+    if model is None:
+        return "a value"
+    required = [name for name, info in model.model_fields.items() if info.is_required()]
+    if required == ["value", "kind", "source"]:
+        return "a table { value, kind, source }"
+    return f"a table with {', '.join(required)}" if required else "a table"
