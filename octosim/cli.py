@@ -554,6 +554,7 @@ def study(
     Example: octosim study rounding --jobs 2 --out studies/rounding
     """
     import os
+    from functools import partial
 
     from rich.live import Live
 
@@ -589,10 +590,11 @@ def study(
                     told.add(state.name)
                     err_console.print(f"{state.name}: {state.state}", highlight=False)
 
-        states = studier.run(
-            read, plan, folder, path.read_text(), jobs=jobs, threads=threads or max(1, cores // jobs), command=_command(),
-            every=checkpoint_every, show=show,
+        train_all = partial(
+            studier.in_processes,
+            jobs=jobs, threads=threads or max(1, cores // jobs), command=_command(), every=checkpoint_every,
         )  # fmt: skip
+        states = studier.run(read, plan, folder, path.read_text(), train_all, show)
     if json_:
         _print_json({"out": str(folder), "rows": [vars(state) for state in states]})
     else:

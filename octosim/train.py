@@ -412,16 +412,16 @@ def reopen(folder: Path) -> Run:
     return run
 
 
-class _Interrupt:
-    """Turns Ctrl-C (and SIGTERM) into a flag, so that the step in progress ends and a checkpoint is written."""
+class Interrupt:
+    """Turns Ctrl-C and SIGTERM into the flag `asked`, so that what is in progress ends well; only in the main thread."""
 
-    def __enter__(self) -> _Interrupt:
+    def __enter__(self) -> Interrupt:
         self.asked = False
         self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: leave signals alone
+            except ValueError:  # not the main thread: signals are not ours
                 pass
         return self
 
@@ -446,7 +446,7 @@ def train(
     left = range(run.step + 1, run.steps + 1)
     batches = loader.ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
     try:
-        with _Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records, closing(batches):
+        with Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records, closing(batches):
             for batch in batches:
                 record = run.advance(batch)
                 records.write(json.dumps(record) + "\n")
