@@ -542,7 +542,14 @@ def study(
     ],
     out: Annotated[Optional[Path], typer.Option(help="The study's directory; studies/NAME if not given.")] = None,  # noqa: UP045
     jobs: Annotated[Optional[int], typer.Option(help="Runs at once; as many as cores if not given.")] = None,  # noqa: UP045
-    threads: Annotated[Optional[int], typer.Option(help="Threads of each run; cores / jobs if not given.")] = None,  # noqa: UP045
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Threads of each run; cores / jobs if not given, 1 with --cluster."),
+    ] = None,
+    cluster: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="ADDRESS", help="Train on the workers of this Dask scheduler, as tcp://host:8786."),
+    ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study and list its rows; run nothing.")] = False,
     json_: AsJson = False,
@@ -552,6 +559,8 @@ def study(
     Exit code 1 if a run is broken; the others are trained all the same.
 
     Example: octosim study rounding --jobs 2 --out studies/rounding
+
+    Example: octosim study rounding --cluster tcp://192.0.2.1:8786
     """
     import os
     from functools import partial
@@ -564,6 +573,8 @@ def study(
     for option, value in (("--jobs", jobs), ("--threads", threads), ("--checkpoint-every", checkpoint_every)):
         if value is not None and value < 1:
             raise OctosimError(f"{option} must be at least 1, not {value}")
+    if cluster and jobs:
+        raise OctosimError("--jobs is for runs on this machine; with --cluster the workers decide how many run at once")
     jobs = jobs or cores
     path = studier.source(name)
     read = studier.read(path)
@@ -590,10 +601,16 @@ def study(
                     told.add(state.name)
                     err_console.print(f"{state.name}: {state.state}", highlight=False)
 
-        train_all = partial(
-            studier.in_processes,
-            jobs=jobs, threads=threads or max(1, cores // jobs), command=_command(), every=checkpoint_every,
-        )  # fmt: skip
+        train_all: Any
+        if cluster:
+            from octosim.cluster import train_all as on_cluster
+
+            train_all = partial(on_cluster, address=cluster, threads=threads or 1, command=_command(), every=checkpoint_every)
+        else:
+            train_all = partial(
+                studier.in_processes,
+                jobs=jobs, threads=threads or max(1, cores // jobs), command=_command(), every=checkpoint_every,
+            )  # fmt: skip
         states = studier.run(read, plan, folder, path.read_text(), train_all, show)
     if json_:
         _print_json({"out": str(folder), "rows": [vars(state) for state in states]})

@@ -173,14 +173,14 @@ class State:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Waits for a process that still works on the run: one that its killed study left, which ends at its next step."""
-    with open(path, "w") as file:
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _open(folder: Path, config: train.Config, command: str) -> train.Run:
+def opened(folder: Path, config: train.Config, command: str) -> train.Run:
     """The run at its last checkpoint, or a new one."""
     if (folder / "manifest.json").exists():
         return train.reopen(folder)
@@ -203,9 +203,9 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
 
     try:
         core.set_threads(threads)
-        with _lock(folder.with_name(f".{folder.name}.lock")):
+        with locked(folder):
             if train.read_digest(folder) is None:
-                done = train.train(_open(folder, config, command), folder, tell, every)
+                done = train.train(opened(folder, config, command), folder, tell, every)
                 pipe.send({"state": "finished" if done else "interrupted"})
             else:
                 pipe.send({"state": "finished"})
