@@ -538,7 +538,10 @@ def _show_bench(record: dict[str, Any]) -> None:
 @app.command()
 def study(
     name: Annotated[
-        str, typer.Argument(help="A .toml file, or one in the package: accumulator-width, rounding, lac-prc-ablation.")
+        str,
+        typer.Argument(
+            help="A .toml file, or one in the package: accumulator-width, isa-divergence, methods, rounding, lac-prc-ablation."
+        ),
     ],
     out: Annotated[Optional[Path], typer.Option(help="The study's directory; studies/NAME if not given.")] = None,  # noqa: UP045
     jobs: Annotated[Optional[int], typer.Option(help="Runs at once; as many as cores if not given.")] = None,  # noqa: UP045

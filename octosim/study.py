@@ -26,14 +26,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 import octosim
-from octosim import core, methods, train
+from octosim import core, data, methods, train
 from octosim.errors import OctosimError, suggest
 
 SHIPPED = Path(__file__).parent / "studies"
@@ -51,12 +52,23 @@ def _settings(name: str, parameters: Any, wrap: Callable[[Any], Any]) -> Any:
     return create_model(name, __config__=_STRICT, **kinds)
 
 
+def _all_methods(value: Any) -> Any:
+    return list(methods.METHODS) if value == "all" else value
+
+
 _Base: Any = _settings("Base", dict[str, _Scalar], lambda kind: kind)
-_Grid: Any = _settings("Grid", dict[str, list[_Scalar]], lambda kind: list.__class_getitem__(kind))
+_Grid: Any = create_model(
+    "Grid",
+    __base__=_settings("Grid", dict[str, list[_Scalar]], lambda kind: list.__class_getitem__(kind)),
+    method=(Annotated[list[str], BeforeValidator(_all_methods)], None),
+)
 
 
 class Study(BaseModel):
-    """base: settings of every run, fields of train.Config.  grid: lists of settings; all combinations of each are rows."""
+    """base: settings of every run, fields of train.Config.  grid: lists of settings; all combinations of each are rows.
+
+    method = "all" in a grid stands for every method of METHODS.
+    """
 
     model_config = _STRICT
     title: str = ""
@@ -143,10 +155,12 @@ def rows(study: Study, path: Path) -> list[Row]:
 def check(plan: Sequence[Row], path: Path, progress: Callable[[int], None] | None = None) -> None:
     """Builds every run once, without a step: OctosimError names the first row that cannot be, or that is another's twin."""
     seen: dict[str, Row] = {}
+    load = lru_cache(data.load)
     for number, row in enumerate(plan, start=1):
         where = f"{path}, row {number} ({row.name})"
         try:
-            identity = json.dumps(train.manifest(train.Run(row.config), "")["decides"], sort_keys=True)
+            made = train.Run(row.config, dataset=load(row.config.data))
+            identity = json.dumps(train.manifest(made, "")["decides"], sort_keys=True)
         except OctosimError as error:
             raise OctosimError(f"{where}: {error}") from None
         if identity in seen:

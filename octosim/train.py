@@ -91,8 +91,9 @@ Batch = tuple[Array, Array]
 class Run:
     """A network with its data and optimizer, at some step."""
 
-    def __init__(self, config: Config, layers: models.Stack | None = None):
-        """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since."""
+    def __init__(self, config: Config, layers: models.Stack | None = None, dataset: data.Dataset | None = None):
+        """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
+        dataset: config.data, where it is loaded already."""
         for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1), ("eval_every", 1), ("count_overflow", 1)):
             value = getattr(config, name)
             if value is not None and value < least:
@@ -109,7 +110,7 @@ class Run:
         loader.check_augmentation(config.augment)
         if layers is None:
             models.find(config.model)  # an unknown model is told before the data is read
-        self.data = data.load(config.data)
+        self.data = dataset or data.load(config.data)
         images = len(self.data.train_labels)
         if config.batch_size > images:
             raise OctosimError(

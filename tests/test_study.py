@@ -17,8 +17,9 @@ import pandas as pd
 import pytest
 from test_cli import octosim
 
-from octosim import study, train
+from octosim import data, study, train
 from octosim.errors import OctosimError
+from octosim.methods import METHODS
 
 BASE = '[base]\nmodel = "mlp"\nbatch_size = 50\nsteps = 12\n'
 TINY = f"""
@@ -64,9 +65,17 @@ def test_rows_are_all_combinations(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", study.shipped())
 def test_shipped_studies_are_good(name: str) -> None:
     path = study.source(name)
-    plan = study.rows(study.read(path), path)
+    read = study.read(path)
+    plan = study.rows(read, path)
+    assert len(plan) >= 6 and read.title and "\n" not in read.about
+    if next(row["found"] for row in data.available() if row["name"] == read.base.data).startswith("no"):
+        pytest.skip(f"{read.base.data} is not on this machine (OCTOSIM_DATA)")
     study.check(plan, path)
-    assert len(plan) >= 18 and study.read(path).title
+
+
+def test_all_methods(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, '[[grid]]\nmethod = "all"\nseed = [0, 1]\n')
+    assert [(row.config.method, row.config.seed) for row in rows] == [(name, s) for name in METHODS for s in (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,9 @@ def test_shipped_studies_are_good(name: str) -> None:
         ("[base]", "tiny.toml: grid: Field required"),
         ("[[grid]]\nseeds = [0]", "unknown key 'grid.0.seeds'; did you mean 'seed'?"),
         ("[bases]\n[[grid]]\nseed = [0]", "unknown key 'bases'; did you mean 'base'?"),
+        ("[[grid]]\nmethod = 'each'", "grid.0.method: Input should be a valid list"),
+        ("", "tiny.toml: grid: Field required"),
+        ("grid = []", "tiny.toml: grid: List should have at least 1 item"),
         ("[[grid]]\nseed = 0", "grid.0.seed: Input should be a valid list"),
         ("[[grid]]\nseed = ['0']", "grid.0.seed.0: Input should be a valid integer"),
         ("[base]\nbatchnorm = 1\n[[grid]]\nseed = [0]", "base.batchnorm: Input should be a valid boolean"),
