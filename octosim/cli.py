@@ -655,16 +655,25 @@ def _study_table(title: str, states: list[Any]) -> Table:
 @app.command()
 def report(
     paths: Annotated[list[Path], typer.Argument(help="Run directories, folders of them, bench JSON files.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write, .html or .md.")] = Path("report.html"),
+    profile: Annotated[
+        list[str], typer.Option(help="Predict the runs' time, energy and memory on this device; may be repeated.")
+    ] = [],  # noqa: B006
+    figures: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for the figures as SVG and PNG files; of a .md page, OUT-figures if not given."),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """One self-contained page from recorded runs and benches: curves, tables, predicted and measured times.
 
     Example: octosim report runs/a runs/b bench.json -o report.html
+
+    Example: octosim report studies/rounding --profile pi4 --profile jetson --figures pictures -o report.md
     """
     from octosim import report as reporter
 
-    result = reporter.write_report(paths, out, _command())
+    result = reporter.write_report(paths, out, _command(), profile, figures)
     if json_:
         _print_json(result)
         return
