@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -29,9 +30,10 @@ def interval(differences: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _family(group: Group) -> tuple[str, ...]:
-    """Groups that may be compared: one model, data set, octosim version and CPU."""
-    run = group.runs[0]
-    return run.decides["model"], run.decides["data"]["name"], run.decides["octosim"], run.environment["cpu"]
+    """Groups that may be compared: one network, with the same layers, data set, octosim version and CPU."""
+    decides = group.runs[0].decides
+    same = (decides.get("layers"), decides["data"], decides["octosim"], group.runs[0].environment["cpu"])
+    return decides["model"], decides["data"]["name"], json.dumps(same, sort_keys=True)
 
 
 def reference(groups: Sequence[Group]) -> Group:
