@@ -38,7 +38,8 @@ def register_rows(table: pd.DataFrame) -> pd.DataFrame:
             {
                 "name": name, "seeds": len(runs), "mean": ours.mean(), "low": ours.min(), "high": ours.max(),
                 "difference": sum(differences) / len(differences) if differences else float("nan"),
-                "span": interval(differences), "same": same, "lost": lost, "inexact": inexact, "bits": int(runs["largest_bits"].max()),
+                "span": interval(differences), "same": same, "lost": lost, "inexact": inexact,
+                "bits": int(runs["largest_bits"].max()),
             }
         )  # fmt: skip
     return pd.DataFrame(rows).set_index("name", drop=False)
@@ -62,7 +63,8 @@ def _narrowest(rows: pd.DataFrame, overflow: str) -> str:
         kept.append(accumulator)
     way = "saturates" if overflow == "saturate" else "wraps"
     if len(kept) == len(family):
-        return f"Of the registers that {way.removesuffix('s')}, every one down to {kept[-1].bits} bits trains as well as {BASE}."
+        verb = way.removesuffix("s")
+        return f"Of the registers that {verb}, every one down to {kept[-1].bits} bits trains as well as {BASE}."
     failed = rows.loc[family[len(kept)].name]
     fails = f"{failed['name']} ends at {failed['mean']:.2f} % ({failed['difference']:+.2f} points)"
     if not kept:
