@@ -7,6 +7,8 @@ on another one; as its manifest decides its bits, its records are the same.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import json
 import logging
 import tempfile
@@ -21,6 +23,7 @@ from octosim.errors import OctosimError
 
 POLL_S = 0.2
 TIMEOUT = "10s"  # for the scheduler to answer
+TRANSFER = "60s"  # for a finished run's files to arrive
 
 
 class _Stopped(Exception):
@@ -114,10 +117,12 @@ def train_all(
                 setattr(state, field, value)
 
     try:
-        if any(threads != 1 for threads in client.nthreads().values()):
+        if any(count != 1 for count in client.nthreads().values()):
             raise OctosimError(f"--cluster {address}: {_TOO_MANY}")
         client.subscribe_topic(topic, listen)
         for row in rows:
+            if asked():
+                break
             state = states[row.name]
             try:
                 with study.locked(out / row.name):
@@ -129,10 +134,15 @@ def train_all(
                 continue
             key = f"{topic}-{len(futures)}"
             futures[client.submit(_remote, row.name, files, threads, every, topic, key=key)] = state
+            tell(None)
         while futures and not asked():
             for future in [future for future in futures if future.done()]:
-                state = futures.pop(future)
-                _take(future, state, out / state.name)
+                state = futures[future]
+                try:
+                    _take(future, state, out / state.name)
+                except TimeoutError:
+                    continue  # the worker died that had it: the run is made again
+                del futures[future]
                 tell(state)
             tell(None)
             time.sleep(POLL_S)
@@ -143,13 +153,17 @@ def train_all(
 
 def _take(future: Any, state: study.State, folder: Path) -> None:
     """The end of a run: its files, or why it has none."""
-    if future.status == "error":
-        error = future.exception()
+    try:
+        result = future.result(timeout=TRANSFER)
+    except TimeoutError:
+        raise
+    except (OSError, asyncio.CancelledError, concurrent.futures.CancelledError):  # the scheduler went away
+        state.state = "interrupted"
+    except Exception as error:  # of the worker's side: its death too often, another version of Dask ...
         state.state, state.reason = "broken", " ".join(f"{type(error).__name__}: {error}".split())
-    elif future.status != "finished":
-        state.state = "interrupted"  # the scheduler went away
-    elif "reason" in (result := future.result()):
-        state.state, state.reason = "broken", result["reason"]
     else:
-        unpack(result["files"], folder)
-        state.state = "finished"
+        if "reason" in result:
+            state.state, state.reason = "broken", result["reason"]
+        else:
+            unpack(result["files"], folder)
+            state.state = "finished"

@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 from test_cli import octosim
-from test_study import LONG, file, rows_of, same_records, whole
+from test_study import LONG, file, rows_of, same_records
 
 from octosim import cluster, train
 from octosim.errors import OctosimError
 
 distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
-__all__ = ["whole"]  # a fixture
 
 
 def until(true: Callable[[], Any], what: str, seconds: float = 60) -> Any:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_cli import octosim
 from test_report import EVIL, bench, make_bench, make_run, report, with_accuracy
 
-from octosim import hw, methods, models, train
+from octosim import cost, hw, methods, models, train
 from octosim.errors import OctosimError
 from octosim.report import devices, spread, write_report
 
@@ -156,15 +156,15 @@ def test_front(points):
     """Every point is on the front or beaten by one of it; none of it beats another."""
     best = devices.front(points)
     assert best
-    for i, (cost, accuracy) in enumerate(points):
-        beaten = any(points[j] != points[i] and points[j][0] <= cost and points[j][1] >= accuracy for j in best)
+    for i, (price, accuracy) in enumerate(points):
+        beaten = any(points[j] != points[i] and points[j][0] <= price and points[j][1] >= accuracy for j in best)
         assert beaten == (i not in best)
 
 
 @pytest.mark.parametrize("method", sorted(methods.METHODS))
 def test_every_method_has_a_price(method):
     made = models.Network(models.layers("lenet5", 10, False, (28, 28, 1)), (28, 28, 1), methods.make(method, {}), None)
-    assert models.trace(made, 10)
+    assert cost.total(cost.predict(models.trace(made, 10), hw.load("pi4")), hw.load("pi4"))["time_s"] > 0
 
 
 # ---- Markdown and pictures --------------------------------------------------

@@ -253,15 +253,6 @@ def works(process: int) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The long study, undisturbed."""
-    folder = tmp_path_factory.mktemp("long")
-    done = octosim("study", str(file(folder, LONG)), "--jobs", "2", "--out", "whole", folder=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "whole"
-
-
 def same_records(one: Path, other: Path) -> bool:
     """Whether two studies' records and runs are equal to the byte."""
     runs = [path.name for path in one.iterdir() if path.is_dir()]

@@ -149,7 +149,7 @@ def write_report(
         ],
     }
     if pictures is not None:
-        _write_pictures(page, pictures)
+        _write_pictures(figures.made, pictures)
         page["pictures"] = Path(os.path.relpath(pictures, out.parent)).as_posix()
     _write(out, _render(page, out.suffix == ".md"))
     return {"runs": len(runs), "benches": len(benches), "skipped": skipped}
@@ -186,18 +186,12 @@ def _count_text(runs: int, benches: int, skipped: int) -> str:
     return f"{text}; {plural(skipped, 'path')} could not be read" if skipped else text
 
 
-def _figures(page: dict[str, Any]) -> list[Figure]:
-    """All figures of a page, in its order."""
-    drawn = [*page["pareto"], *(figure for _, part in page["curves"] for figure in part)]
-    return drawn + [figure for bench in page["benches"] for figure in (*bench["whole"], *bench["by_layer"])]
-
-
-def _write_pictures(page: dict[str, Any], folder: Path) -> None:
+def _write_pictures(figures: Sequence[Figure], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OctosimError(f"cannot make the folder {folder} for figures: {error.strerror}") from None
-    for figure in _figures(page):
+    for figure in figures:
         for name, content in figure.files.items():
             write_atomic(folder / name, content)
 

@@ -134,7 +134,8 @@ def pareto(figures: Figures, groups: Sequence[Group], made: Sequence[Price]) -> 
             if len({costs[id(group)] for group in members if id(group) in costs}) > 1:  # else there is nothing to trade
                 watts = device.busy_w
                 title = f"{model} on {dataset}: {device.title}"
-                caption = f"Predicted for {device.title}, from its profile; training there: {device.training.status}."
+                caption = f"Predicted for {device.title}, from its profile, with the interval that the table gives; "
+                caption += f"training there: {device.training.status}."
                 drawn.append(_pareto(figures, title, members, costs, "Predicted", watts, caption))
         if not made and (costs := _measured(members)):
             caption = (

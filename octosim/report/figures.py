@@ -81,21 +81,22 @@ class Figures:
 
     def __init__(self, files: bool = False) -> None:
         """files: also make each figure as SVG and PNG files."""
-        self.count = 0
+        self.made: list[Figure] = []
         self.files = files
 
     def make(self, title: str, description: str, height: float, paint: Callable[[Any], Legend], caption: str) -> Figure:
         """A figure `height` inches tall; paint draws on the axes that it is given and returns the legend."""
-        self.count += 1
+        number = len(self.made) + 1
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # glyphs that the layout font lacks: the reader's font draws the text
             canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
             legend = paint(canvas.add_subplot())
             buffer = io.StringIO()
             canvas.savefig(buffer, format="svg", metadata={"Date": None})
-            files = _files(canvas, f"figure-{self.count:02d}", title, legend) if self.files else {}
-        svg = _inline(buffer.getvalue(), f"fig{self.count}", title, description)
-        return Figure(title, svg, legend, caption, description, files)
+            files = _files(canvas, f"figure-{number:02d}", title, legend) if self.files else {}
+        svg = _inline(buffer.getvalue(), f"fig{number}", title, description)
+        self.made.append(Figure(title, svg, legend, caption, description, files))
+        return self.made[-1]
 
 
 def _files(canvas: Canvas, name: str, title: str, legend: Legend) -> dict[str, bytes]:
