@@ -572,11 +572,21 @@ def _show_bench(record: dict[str, Any]) -> None:
 @app.command()
 def study(
     name: Annotated[
-        str, typer.Argument(help="A .toml file, or one in the package: accumulator-width, rounding, lac-prc-ablation.")
+        str,
+        typer.Argument(
+            help="A .toml file, or one in the package: accumulator-width, isa-divergence, methods, rounding, lac-prc-ablation."
+        ),
     ],
     out: Annotated[Optional[Path], typer.Option(help="The study's directory; studies/NAME if not given.")] = None,  # noqa: UP045
     jobs: Annotated[Optional[int], typer.Option(help="Runs at once; as many as cores if not given.")] = None,  # noqa: UP045
-    threads: Annotated[Optional[int], typer.Option(help="Threads of each run; cores / jobs if not given.")] = None,  # noqa: UP045
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Threads of each run; cores / jobs if not given, 1 with --cluster."),
+    ] = None,
+    cluster: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="ADDRESS", help="Train on the workers of this Dask scheduler, as tcp://host:8786."),
+    ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study and list its rows; run nothing.")] = False,
     json_: AsJson = False,
@@ -586,8 +596,11 @@ def study(
     Exit code 1 if a run is broken; the others are trained all the same.
 
     Example: octosim study rounding --jobs 2 --out studies/rounding
+
+    Example: octosim study rounding --cluster tcp://192.0.2.1:8786
     """
     import os
+    from functools import partial
 
     from rich.live import Live
 
@@ -597,6 +610,8 @@ def study(
     for option, value in (("--jobs", jobs), ("--threads", threads), ("--checkpoint-every", checkpoint_every)):
         if value is not None and value < 1:
             raise OctosimError(f"{option} must be at least 1, not {value}")
+    if cluster and jobs:
+        raise OctosimError("--jobs is for runs on this machine; with --cluster the workers decide how many run at once")
     jobs = jobs or cores
     path = studier.source(name)
     read = studier.read(path)
@@ -623,10 +638,17 @@ def study(
                     told.add(state.name)
                     err_console.print(f"{state.name}: {state.state}", highlight=False)
 
-        states = studier.run(
-            read, plan, folder, path.read_text(), jobs=jobs, threads=threads or max(1, cores // jobs), command=_command(),
-            every=checkpoint_every, show=show,
-        )  # fmt: skip
+        train_all: Any
+        if cluster:
+            from octosim.cluster import train_all as on_cluster
+
+            train_all = partial(on_cluster, address=cluster, threads=threads or 1, command=_command(), every=checkpoint_every)
+        else:
+            train_all = partial(
+                studier.in_processes,
+                jobs=jobs, threads=threads or max(1, cores // jobs), command=_command(), every=checkpoint_every,
+            )  # fmt: skip
+        states = studier.run(read, plan, folder, path.read_text(), train_all, show)
     if json_:
         _print_json({"out": str(folder), "rows": [vars(state) for state in states]})
     else:
@@ -667,16 +689,25 @@ def _study_table(title: str, states: list[Any]) -> Table:
 @app.command()
 def report(
     paths: Annotated[list[Path], typer.Argument(help="Run directories, folders of them, bench JSON files.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write, .html or .md.")] = Path("report.html"),
+    profile: Annotated[
+        list[str], typer.Option(help="Predict the runs' time, energy and memory on this device; may be repeated.")
+    ] = [],  # noqa: B006
+    figures: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for the figures as SVG and PNG files; of a .md page, OUT-figures if not given."),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """One self-contained page from recorded runs and benches: curves, tables, predicted and measured times.
 
     Example: octosim report runs/a runs/b bench.json -o report.html
+
+    Example: octosim report studies/rounding --profile pi4 --profile jetson --figures pictures -o report.md
     """
     from octosim import report as reporter
 
-    result = reporter.write_report(paths, out, _command())
+    result = reporter.write_report(paths, out, _command(), profile, figures)
     if json_:
         _print_json(result)
         return

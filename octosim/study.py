@@ -26,13 +26,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from octosim import core, methods, train
+import octosim
+from octosim import core, data, methods, train
 from octosim.errors import OctosimError, suggest
 
 SHIPPED = Path(__file__).parent / "studies"
@@ -50,12 +52,23 @@ def _settings(name: str, parameters: Any, wrap: Callable[[Any], Any]) -> Any:
     return create_model(name, __config__=_STRICT, **kinds)
 
 
+def _all_methods(value: Any) -> Any:
+    return list(methods.METHODS) if value == "all" else value
+
+
 _Base: Any = _settings("Base", dict[str, _Scalar], lambda kind: kind)
-_Grid: Any = _settings("Grid", dict[str, list[_Scalar]], lambda kind: list.__class_getitem__(kind))
+_Grid: Any = create_model(
+    "Grid",
+    __base__=_settings("Grid", dict[str, list[_Scalar]], lambda kind: list.__class_getitem__(kind)),
+    method=(Annotated[list[str], BeforeValidator(_all_methods)], None),
+)
 
 
 class Study(BaseModel):
-    """base: settings of every run, fields of train.Config.  grid: lists of settings; all combinations of each are rows."""
+    """base: settings of every run, fields of train.Config.  grid: lists of settings; all combinations of each are rows.
+
+    method = "all" in a grid stands for every method of METHODS.
+    """
 
     model_config = _STRICT
     title: str = ""
@@ -142,10 +155,12 @@ def rows(study: Study, path: Path) -> list[Row]:
 def check(plan: Sequence[Row], path: Path, progress: Callable[[int], None] | None = None) -> None:
     """Builds every run once, without a step: OctosimError names the first row that cannot be, or that is another's twin."""
     seen: dict[str, Row] = {}
+    load = lru_cache(data.load)
     for number, row in enumerate(plan, start=1):
         where = f"{path}, row {number} ({row.name})"
         try:
-            identity = json.dumps(train.manifest(train.Run(row.config), "")["decides"], sort_keys=True)
+            made = train.Run(row.config, dataset=load(row.config.data))
+            identity = json.dumps(train.manifest(made, "")["decides"], sort_keys=True)
         except OctosimError as error:
             raise OctosimError(f"{where}: {error}") from None
         if identity in seen:
@@ -172,14 +187,14 @@ class State:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Waits for a process that still works on the run: one that its killed study left, which ends at its next step."""
-    with open(path, "w") as file:
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _open(folder: Path, config: train.Config, command: str) -> train.Run:
+def opened(folder: Path, config: train.Config, command: str) -> train.Run:
     """The run at its last checkpoint, or a new one."""
     if (folder / "manifest.json").exists():
         return train.reopen(folder)
@@ -202,16 +217,18 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
 
     try:
         core.set_threads(threads)
-        with _lock(folder.with_name(f".{folder.name}.lock")):
+        with locked(folder):
             if train.read_digest(folder) is None:
-                done = train.train(_open(folder, config, command), folder, tell, every)
+                done = train.train(opened(folder, config, command), folder, tell, every)
                 pipe.send({"state": "finished" if done else "interrupted"})
             else:
                 pipe.send({"state": "finished"})
     except OctosimError as error:
         pipe.send({"state": "broken", "reason": str(error)})
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before the first step
         pipe.send({"state": "interrupted"})
+    except BrokenPipeError:
+        pass  # the study was killed while the run ended
 
 
 # ---- records --------------------------------------------------
@@ -220,7 +237,14 @@ _OVERFLOW = ("additions", "saturations", "wraps", "pair_saturations", "outputs",
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The objects of a .jsonl file, none where it does not exist."""
+    found = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            raise OctosimError(f"{path}: line {number} is cut off or not JSON; move the run away to train it again") from None
+    return found
 
 
 def records(row: Row, folder: Path) -> list[dict[str, Any]]:
@@ -239,7 +263,9 @@ def records(row: Row, folder: Path) -> list[dict[str, Any]]:
                     sums["largest_bits"] = max(c["largest_bits"] for c in so_far)
                 made.append(fixed | record | sums)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OctosimError(f"{folder}: its records cannot be read: {error}") from None
+        raise OctosimError(f"{folder}: its records cannot be read: {error!r}") from None
+    if not made or made[-1]["step"] != kept[-1]["step"]:
+        raise OctosimError(f"{folder / 'records.jsonl'} does not end with an evaluation; move the run away to train it again")
     return made
 
 
@@ -264,9 +290,14 @@ def _settle(plan: Sequence[Row], out: Path) -> dict[str, State]:
         if not (folder / "manifest.json").exists():
             continue
         try:
-            stored = train.read_config(folder)
+            stored, decides = train.read_config(folder), train.read_manifest(folder).get("decides")
         except OctosimError as error:
             state.state, state.reason = "broken", str(error)
+            continue
+        version = decides.get("octosim") if isinstance(decides, dict) else None
+        if version != octosim.__version__:
+            state.state = "broken"
+            state.reason = f"{folder} is of octosim {version}, this is {octosim.__version__}; move it away to train it again"
             continue
         if stored != row.config:
             raise OctosimError(f"{folder} was started with other settings than the study's row; choose another --out")
@@ -275,11 +306,17 @@ def _settle(plan: Sequence[Row], out: Path) -> dict[str, State]:
     return states
 
 
+Tell = Callable[[State | None], None]
+"""Called with the state of a run that has ended, and with None now and then."""
+TrainAll = Callable[[Sequence[Row], dict[str, State], Path, Tell, Callable[[], bool]], None]
+"""Trains rows into their directories under a folder and keeps their states; returns early once the last argument is true."""
+
+
 def run(
-    study: Study, plan: Sequence[Row], out: Path, text: str, *, jobs: int, threads: int, command: str = "", every: int = 100,
+    study: Study, plan: Sequence[Row], out: Path, text: str, train_all: TrainAll,
     show: Callable[[list[State]], None] = lambda states: None,
 ) -> list[State]:  # fmt: skip
-    """Trains what is not finished yet, `jobs` runs at once; Ctrl-C leaves a study that continues.  text: of its file."""
+    """Trains what is not finished yet; Ctrl-C and SIGTERM leave a study that continues.  text: of its file."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -297,7 +334,7 @@ def run(
                 last = found[-1]
                 state.step = state.steps = last["step"]
                 state.loss, state.test_accuracy = last["loss"], last["test_accuracy"]
-            except (OctosimError, IndexError) as error:
+            except OctosimError as error:
                 state.state, state.reason = "broken", str(error)
 
     def write() -> None:
@@ -307,14 +344,34 @@ def run(
         content = summary | {"rows": [vars(state) for state in states.values()]}
         train.write_atomic(out / "study.json", (json.dumps(content, indent=2) + "\n").encode())
 
-    for state in states.values():
-        note(state)
-    write()
-    waiting = deque(row for row in plan if states[row.name].state == "waiting")
+    def tell(state: State | None) -> None:
+        if state:
+            note(state)
+            write()
+        show(list(states.values()))
+
+    with train.Interrupt() as interrupt:
+        for state in states.values():
+            note(state)
+        write()
+        train_all([row for row in plan if states[row.name].state == "waiting"], states, out, tell, lambda: interrupt.asked)
+        for state in states.values():
+            if state.state == "running":
+                state.state = "interrupted"
+        write()
+    return list(states.values())
+
+
+def in_processes(
+    rows: Sequence[Row], states: dict[str, State], out: Path, tell: Tell, asked: Callable[[], bool], *,
+    jobs: int, threads: int, command: str, every: int,
+) -> None:  # fmt: skip
+    """TrainAll on this machine, `jobs` runs at once; whatever ends it, no process is left."""
+    waiting = deque(rows)
     active: dict[Connection, tuple[Any, State]] = {}
     context = multiprocessing.get_context("spawn")
     try:
-        while waiting or active:
+        while (waiting or active) and not asked():
             while waiting and len(active) < jobs:
                 row = waiting.popleft()
                 ours, theirs = context.Pipe(duplex=False)
@@ -324,23 +381,19 @@ def run(
                 theirs.close()
                 states[row.name].state = "running"
                 active[ours] = process, states[row.name]
-            for pipe in wait(list(active), timeout=1):
+            for pipe in wait(list(active), timeout=0.5):
                 assert isinstance(pipe, Connection)
                 _listen(pipe, *active[pipe])
                 if active[pipe][1].state != "running":
                     process, state = active.pop(pipe)
                     process.join()
-                    note(state)
-                    write()
-            show(list(states.values()))
-    except KeyboardInterrupt:
+                    tell(state)
+            tell(None)
+    finally:
         for process, _ in active.values():
             process.terminate()  # each writes a checkpoint first
-        for process, state in active.values():
+        for process, _ in active.values():
             process.join()
-            state.state = "interrupted"
-        write()
-    return list(states.values())
 
 
 def _listen(pipe: Connection, process: Any, state: State) -> None:

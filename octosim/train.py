@@ -92,8 +92,9 @@ Batch = tuple[Array, Array]
 class Run:
     """A network with its data and optimizer, at some step."""
 
-    def __init__(self, config: Config, layers: models.Stack | None = None):
-        """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since."""
+    def __init__(self, config: Config, layers: models.Stack | None = None, dataset: data.Dataset | None = None):
+        """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
+        dataset: config.data, where it is loaded already."""
         for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1), ("eval_every", 1), ("count_overflow", 1)):
             value = getattr(config, name)
             if value is not None and value < least:
@@ -113,7 +114,7 @@ class Run:
         loader.check_augmentation(config.augment)
         if layers is None:
             models.find(config.model)  # an unknown model is told before the data is read
-        self.data = data.load(config.data)
+        self.data = dataset or data.load(config.data)
         images = len(self.data.train_labels)
         if config.batch_size > images:
             raise OctosimError(
@@ -429,16 +430,16 @@ def reopen(folder: Path) -> Run:
     return run
 
 
-class _Interrupt:
-    """Turns Ctrl-C (and SIGTERM) into a flag, so that the step in progress ends and a checkpoint is written."""
+class Interrupt:
+    """Turns Ctrl-C and SIGTERM into the flag `asked`, so that what is in progress ends well; only in the main thread."""
 
-    def __enter__(self) -> _Interrupt:
+    def __enter__(self) -> Interrupt:
         self.asked = False
         self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: leave signals alone
+            except ValueError:  # not the main thread: signals are not ours
                 pass
         return self
 
@@ -463,7 +464,7 @@ def train(
     left = range(run.step + 1, run.steps + 1)
     batches = loader.ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
     try:
-        with _Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records, closing(batches):
+        with Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records, closing(batches):
             for batch in batches:
                 record = run.advance(batch)
                 records.write(json.dumps(record) + "\n")

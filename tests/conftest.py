@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,15 @@ def each_isa() -> Iterator[list[tuple[str, int]]]:
     yield [(name, count) for name in ISAS for count in (1, 2, 3)]
     core.set_isa(isa)
     core.set_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """test_study.LONG, undisturbed."""
+    from test_cli import octosim
+    from test_study import LONG, file
+
+    folder = tmp_path_factory.mktemp("long")
+    done = octosim("study", str(file(folder, LONG)), "--jobs", "2", "--out", "whole", folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "whole"

@@ -27,6 +27,7 @@ ROWS = [
     {"bench", "kernelbench", "diff", "golden"},
     {"report", "cost_command"},
     {"study"},
+    {"cluster"},
     {"cli"},
 ]
 # numerics names the accumulators that core takes and that profiles state

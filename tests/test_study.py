@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from test_cli import octosim
 
-from octosim import study, train
+from octosim import data, study, train
 from octosim.errors import OctosimError
+from octosim.methods import METHODS
 
 BASE = '[base]\nmodel = "mlp"\nbatch_size = 50\nsteps = 12\n'
 TINY = f"""
@@ -61,9 +65,17 @@ def test_rows_are_all_combinations(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", study.shipped())
 def test_shipped_studies_are_good(name: str) -> None:
     path = study.source(name)
-    plan = study.rows(study.read(path), path)
+    read = study.read(path)
+    plan = study.rows(read, path)
+    assert len(plan) >= 6 and read.title and "\n" not in read.about
+    if next(row["found"] for row in data.available() if row["name"] == read.base.data).startswith("no"):
+        pytest.skip(f"{read.base.data} is not on this machine (OCTOSIM_DATA)")
     study.check(plan, path)
-    assert len(plan) >= 18 and study.read(path).title
+
+
+def test_all_methods(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, '[[grid]]\nmethod = "all"\nseed = [0, 1]\n')
+    assert [(row.config.method, row.config.seed) for row in rows] == [(name, s) for name in METHODS for s in (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +85,9 @@ def test_shipped_studies_are_good(name: str) -> None:
         ("[base]", "tiny.toml: grid: Field required"),
         ("[[grid]]\nseeds = [0]", "unknown key 'grid.0.seeds'; did you mean 'seed'?"),
         ("[bases]\n[[grid]]\nseed = [0]", "unknown key 'bases'; did you mean 'base'?"),
+        ("[[grid]]\nmethod = 'each'", "grid.0.method: Input should be a valid list"),
+        ("", "tiny.toml: grid: Field required"),
+        ("grid = []", "tiny.toml: grid: List should have at least 1 item"),
         ("[[grid]]\nseed = 0", "grid.0.seed: Input should be a valid list"),
         ("[[grid]]\nseed = ['0']", "grid.0.seed.0: Input should be a valid integer"),
         ("[base]\nbatchnorm = 1\n[[grid]]\nseed = [0]", "base.batchnorm: Input should be a valid boolean"),
@@ -182,6 +197,33 @@ def test_broken_runs_are_named_and_the_others_trained(tmp_path: Path) -> None:
     assert set(pd.read_csv(tmp_path / "out/records.csv")["run"]) == {"lr=0.01", "seed=3"}
 
 
+DAMAGE = [
+    ("records.jsonl", lambda text: text[:-9], "records.jsonl: line 12 is cut off or not JSON; move the run away"),
+    ("records.jsonl", lambda text: "", "records.jsonl does not end with an evaluation"),
+    ("records.jsonl", lambda text: text.rsplit("{", 1)[0], "records.jsonl does not end with an evaluation"),
+    ("records.jsonl", lambda text: '{"test_accuracy": 1}\n' + text, "its records cannot be read"),
+    ("overflow.jsonl", lambda text: text[:-9], r"overflow.jsonl: line \d+ is cut off or not JSON"),
+    ("manifest.json", lambda text: text[:-9], "manifest.json cannot be read"),
+    ("manifest.json", lambda text: text.replace('"octosim": "', '"octosim": "0.0.'), "is of octosim 0.0."),
+    ("manifest.json", lambda text: text.replace('"format": 1', '"format": 2'), "is not the manifest of a run in format 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "words"), DAMAGE)
+def test_damaged_finished_runs_are_named_and_the_others_recorded(
+    name: str, damage: Callable[[str], str], words: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    path = finished.parent / "tiny.toml"
+    broken = tmp_path / "out/seed=0,accumulator=acc16"
+    (broken / name).write_text(damage((broken / name).read_text()))
+    read = study.read(path)
+    states = study.run(read, study.rows(read, path), tmp_path / "out", path.read_text(), lambda rows, *rest: None)
+    assert [state.state for state in states] == ["finished", "broken", "finished", "finished"]
+    assert re.search(words, states[1].reason)
+    assert len(set(pd.read_csv(tmp_path / "out/records.csv")["run"])) == 3
+
+
 # ---- interruption --------------------------------------------------
 
 
@@ -196,33 +238,61 @@ def begun(folder: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError("no run began")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda s: s.name)
-def test_killed_and_started_again(number: signal.Signals, tmp_path: Path) -> None:
-    """The records of a study that nothing disturbed, to the byte; the runs that the kill left end by themselves."""
+def runs_of(process: int) -> set[int]:
+    """The processes in which a study trains."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    started = {int(child) for task in tasks for child in task.read_text().split()}
+    return {child for child in started if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()}
+
+
+def works(process: int) -> bool:
+    """Whether a process is there, and not as a zombie that waits for the machine's init."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def same_records(one: Path, other: Path) -> bool:
+    """Whether two studies' records and runs are equal to the byte."""
+    runs = [path.name for path in one.iterdir() if path.is_dir()]
+    names = ["records.csv", *(f"{run}/{name}" for run in runs for name in ("digest.txt", "records.jsonl"))]
+    return bool(runs) and all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_killed_and_started_again(number: signal.Signals, whole: Path, tmp_path: Path) -> None:
+    """The records of a study that nothing disturbed, to the byte; no process is left, no finished run is made again."""
     path = file(tmp_path, LONG)
     line = ("study", str(path), "--jobs", "2", "--checkpoint-every", "10", "--out")
-    whole = octosim(*line, "whole", folder=tmp_path)
-    assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
         [sys.executable, "-m", "octosim.cli", *line, "broken"], cwd=tmp_path, env=os.environ.copy(), text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     begun(tmp_path / "broken", process)
+    started = runs_of(process.pid)
+    assert started
     process.send_signal(number)
-    if number == signal.SIGINT:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130 and "the same command continues" in errors
-    else:
+    if number == signal.SIGKILL:
         assert process.wait() == -signal.SIGKILL
+        for _ in range(1000):
+            if not any(map(works, started)):
+                break
+            time.sleep(0.01)
+    else:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130 and "the same command continues" in errors and "Traceback" not in errors
+        assert not any(Path(f"/proc/{pid}").exists() for pid in started)  # ended, and waited for
+        states = {row["state"] for row in json.loads((tmp_path / "broken/study.json").read_text())["rows"]}
+        assert "interrupted" in states and states <= {"finished", "interrupted", "waiting"}
+    assert not any(map(works, started))
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "broken").glob("*/digest.txt")}
     unfinished = [p for p in (tmp_path / "broken").glob("*/manifest.json") if not (p.parent / "digest.txt").exists()]
     assert unfinished
     done = octosim(*line, "broken", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "broken/records.csv").read_bytes() == (tmp_path / "whole/records.csv").read_bytes()
-    for folder in (tmp_path / "whole").iterdir():
-        if folder.is_dir():
-            for name in ("digest.txt", "records.jsonl"):
-                assert (tmp_path / "broken" / folder.name / name).read_bytes() == (folder / name).read_bytes()
+    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
+    assert same_records(whole, tmp_path / "broken")
 
 
 def test_bad_paths(tmp_path: Path) -> None:

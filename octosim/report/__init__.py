@@ -1,10 +1,10 @@
 """The report page: records in, one self-contained HTML file out.
 
 Nothing is simulated or timed here.  Values are formatted, grouped, smoothed with a stated moving median and, over the
-seeds of one configuration on one kind of machine, listed with mean, minimum and maximum.
+seeds of one configuration on one kind of machine, listed with mean and spread; devices' costs are the cost model's.
 
-`read` checks what lies on disk, `tables` and `figures` make the parts, and `templates/report.html.j2` lays them out.
-A new section is a function that makes `Table`s and `Figure`s, and a block in the template.
+`read` checks what lies on disk, `tables`, `spread`, `devices` and `figures` make the parts, and `templates/report.html.j2` and
+`report.md.j2` lay them out.  A new section is a function that makes `Table`s and `Figure`s, and a block in both templates.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from octosim import hw
 from octosim.errors import OctosimError
-from octosim.report.figures import Bar, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
+from octosim.report.devices import devices_table, pareto, prices
+from octosim.report.figures import Bar, Figure, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
 from octosim.report.read import Bench, Run, printable, read_all
+from octosim.report.spread import differences_table, same_bits_table
 from octosim.report.tables import (
     group_runs,
     layers_table,
@@ -33,6 +38,7 @@ from octosim.report.tables import (
     seeds_table,
     significant,
 )
+from octosim.train import write_atomic
 
 __all__ = ["write_report"]
 
@@ -84,16 +90,23 @@ def _bench_section(figures: Figures, index: int, bench: Bench) -> dict[str, Any]
     }
 
 
-def write_report(paths: list[Path], out: Path, command: str | None = None) -> dict[str, Any]:
-    """Write one self-contained HTML page about the runs and bench files found at `paths`.
+def write_report(
+    paths: list[Path], out: Path, command: str | None = None, profiles: Sequence[str] = (), pictures: Path | None = None
+) -> dict[str, Any]:
+    """Write one self-contained HTML page, or with `out` ending in .md Markdown, about the runs and bench files at `paths`.
 
-    paths:   run directories, bench JSON files, or folders that hold such (one level down).
-    out:     the page; replaced atomically.
-    command: the command that remakes the page, shown on it; made from the arguments when None.
+    paths:    run directories, bench JSON files, or folders that hold such (one level down).
+    out:      the page; replaced atomically.
+    command:  the command that remakes the page, shown on it; made from the arguments when None.
+    profiles: devices for which the runs' time, energy and memory are predicted.
+    pictures: folder for the figures as SVG and PNG files; of Markdown, which links them, OUT-figures when None.
     Returns {"runs": int, "benches": int, "skipped": [(path, reason), ...]}.
-    Raises OctosimError when nothing readable was found, or when `out` cannot be written.
+    Raises OctosimError when nothing readable was found, for an unknown profile, or when a file cannot be written.
     """
     paths, out = [Path(path) for path in paths], Path(out)
+    devices = [hw.load(name) for name in profiles]
+    if out.suffix == ".md" and pictures is None:
+        pictures = out.with_name(f"{out.stem}-figures")
     runs, benches, skipped = read_all(paths)
     if not runs and not benches:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped) or "no path was given"
@@ -103,7 +116,9 @@ def write_report(paths: list[Path], out: Path, command: str | None = None) -> di
     runs = _distinct_names(runs)
     groups, notes = group_runs(runs)
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + notes
-    figures = Figures()
+    figures = Figures(files=pictures is not None)
+    priced, unpriced = prices(groups, devices)
+    notes += unpriced
     own = command or shlex.join(["octosim", "report", *map(str, paths), "-o", str(out)])
     sources: list[Run | Bench] = [*runs, *benches]
     commands = [run.manifest["command"] for run in runs] + [bench.data["command"] for bench in benches]
@@ -115,6 +130,10 @@ def write_report(paths: list[Path], out: Path, command: str | None = None) -> di
         "skipped": [(printable(path), printable(reason)) for path, reason in skipped],
         "runs": runs_table(runs) if runs else None,
         "seeds": seeds_table(groups),
+        "differences": differences_table(groups),
+        "same_bits": same_bits_table(runs),
+        "pareto": pareto(figures, groups, priced),
+        "devices": devices_table(priced),
         "curves": curves(figures, runs, groups),
         "benches": [_bench_section(figures, index, bench) for index, bench in enumerate(benches, start=1)],
         "sources": [
@@ -129,7 +148,10 @@ def write_report(paths: list[Path], out: Path, command: str | None = None) -> di
             for index, source in enumerate(sources, start=1)
         ],
     }
-    _write(out, _render(page))
+    if pictures is not None:
+        _write_pictures(figures.made, pictures)
+        page["pictures"] = Path(os.path.relpath(pictures, out.parent)).as_posix()
+    _write(out, _render(page, out.suffix == ".md"))
     return {"runs": len(runs), "benches": len(benches), "skipped": skipped}
 
 
@@ -164,15 +186,40 @@ def _count_text(runs: int, benches: int, skipped: int) -> str:
     return f"{text}; {plural(skipped, 'path')} could not be read" if skipped else text
 
 
-def _render(page: dict[str, Any]) -> str:
+def _write_pictures(figures: Sequence[Figure], folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OctosimError(f"cannot make the folder {folder} for figures: {error.strerror}") from None
+    for figure in figures:
+        for name, content in figure.files.items():
+            write_atomic(folder / name, content)
+
+
+_MARKS = re.compile(r"([\\`*_\[\]<>|#~$&!])")
+
+
+def _plain(text: Any) -> str:
+    """Text that Markdown leaves alone, on one line."""
+    return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def _fenced(text: str) -> str:
+    """A code block that nothing in the text can end."""
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _render(page: dict[str, Any], markdown: bool) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates"),
-        autoescape=True,
+        autoescape=not markdown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(page)
+    environment.filters |= {"plain": _plain, "fenced": _fenced}
+    return environment.get_template("report.md.j2" if markdown else "report.html.j2").render(page)
 
 
 def _write(out: Path, text: str) -> None:

@@ -7,33 +7,56 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from octosim.report.read import Run, lookup
 from octosim.report.tables import Group, last_value, milliseconds, percent, plural
 
-Legend = list[tuple[Markup, str]]
+
+class Key(NamedTuple):
+    """A line of a legend.  swatch: SVG.  artist: the same for matplotlib, for a figure in a file of its own."""
+
+    swatch: Markup
+    text: str
+    artist: Any = None
+
+
+Legend = list[Key]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """svg: inline and escaped.  legend: (SVG swatch, text).  caption: plain text under the figure."""
+    """svg: inline and escaped.  caption: plain text under the figure.  files: pictures by name, where they were asked for."""
 
     title: str
     svg: Markup
     legend: Legend
     caption: str
+    description: str
+    files: dict[str, bytes]
 
 
-# Okabe and Ito's colour-blind-safe palette without its yellow, which is too pale for a line on white; darkest first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+# Okabe and Ito's colour-blind-safe palette; its three pale colours are darker here, and its yellow is left out, so that a line
+# has 3:1 on white (WCAG 1.4.11).
+COLOURS = ("#0072B2", "#D55E00", "#008A65", "#B8558C", "#000000", "#8A6D00", "#6A51A3")
 # SVG stroke-dasharrays beside the colours, so that colour is never the only difference.
 DASHES = ("", "7 3", "2 2", "8 3 2 3", "12 3", "4 4", "8 2 2 2 2 2")
+# What a point looks like in a scatter plot: (colour, matplotlib's marker).
+POINT_STYLES = tuple((colour, marker) for marker in "os^Dv" for colour in COLOURS)
+_MARKER_PATHS = {
+    "o": "M18 1a4 4 0 1 1-.01 0z",
+    "s": "M14 1h8v8h-8z",
+    "^": "M18 1l4.5 8h-9z",
+    "D": "M18 0l5 5-5 5-5-5z",
+    "v": "M18 9l4.5-8h-9z",
+}
 PREDICTED, MEASURED = COLOURS[0], COLOURS[1]
 
 _STYLE: Any = {
@@ -56,19 +79,41 @@ POINTS = 30_000  # per page and kind of line: keeps the page small however many 
 class Figures:
     """Draws figures and numbers them, so that ids stay unique on the page."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, files: bool = False) -> None:
+        """files: also make each figure as SVG and PNG files."""
+        self.made: list[Figure] = []
+        self.files = files
 
     def make(self, title: str, description: str, height: float, paint: Callable[[Any], Legend], caption: str) -> Figure:
         """A figure `height` inches tall; paint draws on the axes that it is given and returns the legend."""
-        self.count += 1
+        number = len(self.made) + 1
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # glyphs that the layout font lacks: the reader's font draws the text
             canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
             legend = paint(canvas.add_subplot())
             buffer = io.StringIO()
             canvas.savefig(buffer, format="svg", metadata={"Date": None})
-        return Figure(title, _inline(buffer.getvalue(), f"fig{self.count}", title, description), legend, caption)
+            files = _files(canvas, f"figure-{number:02d}", title, legend) if self.files else {}
+        svg = _inline(buffer.getvalue(), f"fig{number}", title, description)
+        self.made.append(Figure(title, svg, legend, caption, description, files))
+        return self.made[-1]
+
+
+def _files(canvas: Canvas, name: str, title: str, legend: Legend) -> dict[str, bytes]:
+    """The figure with title and legend, as it stands alone."""
+    keys = [key for key in legend if len(key) > 2 and key[2] is not None]
+    canvas.suptitle(title, fontsize=11, wrap=True)
+    if keys:
+        width, height = canvas.get_size_inches()
+        canvas.set_size_inches(width, height + 0.3 + 0.2 * len(keys))
+        labels = [key[1] if len(key[1]) <= 80 else key[1][:79] + "…" for key in keys]
+        canvas.legend([key[2] for key in keys], labels, loc="outside lower left", fontsize=8, frameon=False)
+    made = {}
+    for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160, "metadata": {"Software": None}})):
+        content = io.BytesIO()
+        canvas.savefig(content, format=kind, **options)
+        made[f"{name}.{kind}"] = content.getvalue()
+    return made
 
 
 def _inline(document: str, prefix: str, title: str, description: str) -> Markup:
@@ -84,20 +129,33 @@ def _inline(document: str, prefix: str, title: str, description: str) -> Markup:
     return Markup(head + titles + body + "</svg>")
 
 
-def _line_swatch(colour: str, dashes: str) -> Markup:
-    return Markup(
+def _line_key(colour: str, dashes: str, text: str) -> Key:
+    swatch = Markup(
         f'<svg class="swatch" viewBox="0 0 36 10" aria-hidden="true"><line x1="0" y1="5" x2="36" y2="5" '
         f'stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"/></svg>'
     )
+    return Key(swatch, text, Line2D([], [], color=colour, linestyle=_linestyle(dashes), linewidth=1.8))
 
 
-def _bar_swatch(predicted: bool) -> Markup:
+def point_key(colour: str, marker: str, filled: bool, text: str) -> Key:
+    fill = colour if filled else "#fff"
+    swatch = Markup(
+        f'<svg class="swatch" viewBox="0 0 36 10" aria-hidden="true"><path d="{_MARKER_PATHS[marker]}" fill="{fill}" '
+        f'stroke="{colour}" stroke-width="1.5"/></svg>'
+    )
+    mfc = colour if filled else "#ffffff"
+    return Key(swatch, text, Line2D([], [], color=colour, marker=marker, mfc=mfc, linestyle="none", markersize=7))
+
+
+def _bar_key(predicted: bool, text: str) -> Key:
     fill = f'fill="#fff" stroke="{PREDICTED}"' if predicted else f'fill="{MEASURED}"'
     lines = f'<path d="M4 10 14 0M12 10 22 0M20 10 30 0" stroke="{PREDICTED}"/>' if predicted else ""
-    return Markup(
+    swatch = Markup(
         f'<svg class="swatch" viewBox="0 0 36 10" aria-hidden="true"><rect x=".5" y=".5" width="33" height="9" {fill}/>'
         f"{lines}</svg>"
     )
+    bar = Patch(facecolor="#ffffff", edgecolor=PREDICTED, hatch="////") if predicted else Patch(facecolor=MEASURED)
+    return Key(swatch, text, bar)
 
 
 def _linestyle(dashes: str) -> Any:
@@ -138,7 +196,7 @@ def curves(figures: Figures, runs: list[Run], groups: list[Group]) -> list[tuple
 
 def _lines_legend(groups: list[Group]) -> Legend:
     return [
-        (_line_swatch(colour, dashes), f"{group.label} ({plural(len(group.runs), 'run')})")
+        _line_key(colour, dashes, f"{group.label} ({plural(len(group.runs), 'run')})")
         for group, colour, dashes in zip(groups, COLOURS, DASHES, strict=False)
     ]
 
@@ -238,10 +296,7 @@ def draw_bars(figures: Figures, title: str, bars: list[Bar], limit: float, capti
         axes.set_xlim(0, 1e3 * limit * 1.17 or 1)
         axes.set_xlabel("Milliseconds")
         axes.grid(axis="y", visible=False)
-        return [
-            (_bar_swatch(True), "predicted for the device"),
-            (_bar_swatch(False), "measured here (thin line: quartiles)"),
-        ]
+        return [_bar_key(True, "predicted for the device"), _bar_key(False, "measured here (thin line: quartiles)")]
 
     note: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
     parts = []

@@ -72,6 +72,10 @@ def _scope(key: str, run: Run) -> str:
     return decides["model"] if key == "layers" else ""
 
 
+def _short(key: str) -> str:
+    return key.removeprefix("method.parameters.").removeprefix("numerics.")
+
+
 def _differing(runs: list[Run]) -> list[dict[str, str]]:
     """For each run the settings, by short name, in which it differs from some other run (seed and machine aside)."""
     shown = {"model", "data.name", "method.name", "seed"}
@@ -81,7 +85,7 @@ def _differing(runs: list[Run]) -> list[dict[str, str]]:
         for run, flat in zip(runs, flats, strict=True):
             values.setdefault((key, _scope(key, run)), set()).add(flat.get(key))
     return [
-        {key.removeprefix("method.parameters."): v for key, v in flat.items() if len(values[key, _scope(key, run)]) > 1}
+        {_short(key): v for key, v in flat.items() if len(values[key, _scope(key, run)]) > 1}
         for run, flat in zip(runs, flats, strict=True)
     ]
 
@@ -263,15 +267,21 @@ def plural(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
+def finals(group: Group) -> dict[int, float]:
+    """Last test accuracy of finished runs by seed; of a seed that was run twice, the first's."""
+    found: dict[int, float] = {}
+    for run in group.runs:
+        accuracy = last_value(run.records["test_accuracy"])
+        if run.digest and accuracy is not None:
+            found.setdefault(run.decides["seed"], accuracy)
+    return found
+
+
 def seeds_table(groups: list[Group]) -> Table | None:
-    """Mean and range over distinct seeds of finished runs; None when no configuration has two."""
+    """Mean and spread over distinct seeds of finished runs; None when no configuration has two."""
     rows, most = [], 0
     for group in groups:
-        firsts: dict[int, float] = {}
-        for run in group.runs:
-            accuracy = last_value(run.records["test_accuracy"])
-            if run.digest and accuracy is not None:
-                firsts.setdefault(run.decides["seed"], accuracy)
+        firsts = finals(group)
         values = list(firsts.values())
         most = max(most, len(values))
         left_out = len({run.decides["seed"] for run in group.runs}) - len(values)
@@ -283,6 +293,7 @@ def seeds_table(groups: list[Group]) -> Table | None:
                 Cell(str(len(values)), len(values)),
                 Cell(", ".join(map(str, firsts)) + (f" ({left_out} unfinished left out)" if left_out else "")),
                 _number(statistics.fmean(values) if values else None, percent),
+                _number(statistics.stdev(values) if len(values) > 1 else None, lambda v: f"{100 * v:.2f}"),
                 _number(min(values, default=None), percent),
                 _number(max(values, default=None), percent),
             ]
@@ -296,12 +307,14 @@ def seeds_table(groups: list[Group]) -> Table | None:
         ("n", "number"),
         ("Seeds", "text"),
         ("Mean", "number"),
+        ("Deviation (points)", "number"),
         ("Min", "number"),
         ("Max", "number"),
     )
     caption = (
         "Test accuracy after the last epoch, over the seeds of one configuration. n counts distinct seeds of finished "
-        "runs. The range is what these n runs gave, not a confidence interval, and no test of significance was made."
+        "runs. Deviation is the sample's (n - 1), in percentage points; the range is what these n runs gave, not a "
+        "confidence interval."
     )
     return Table(caption, columns, rows)
 
