@@ -121,6 +121,10 @@ def train(
         Optional[int],  # noqa: UP045
         typer.Option(help="In every so many steps, write to overflow.jsonl what happened in the accumulators."),
     ] = None,
+    measure: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="In every so many steps, write to measures.jsonl each layer's errors against float32."),
+    ] = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
@@ -161,6 +165,7 @@ def train(
         batchnorm=batchnorm,
         accumulator=accumulator,
         count_overflow=count_overflow,
+        measure=measure,
     )
     folder = out or Path("runs") / f"{Path(model).stem}-{data}-{method}-seed{seed}"
     if resume:
