@@ -13,7 +13,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import octosim
-from octosim import cost_command
+from octosim import audit_command, cost_command
 from octosim.errors import OctosimError
 from octosim.terminal import AsJson, Threads, err_console, out_console
 from octosim.terminal import bar as _bar
@@ -326,6 +326,9 @@ def golden(
         out_console.print(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}", highlight=False)
     checker = Path(rows[0]["checker"])
     out_console.print(f"to check: cc {checker} -o {checker.stem} && ./{checker.stem}", highlight=False)
+
+
+app.command()(audit_command.audit)
 
 
 # ---- cost and bench --------------------------------------------------

@@ -134,6 +134,11 @@ def _meaning(value: Any) -> tuple[float, int] | None:
     return None if scale is None or np.ndim(scale) else (float(scale), int(value.zero))
 
 
+def meaning_of(q: Array, values: list[Any]) -> tuple[float, int] | None:
+    """(scale, zero) of the codes q of a product, which one of a method's values (observe.Observer.means) holds; else None."""
+    return next((_meaning(value) for value in values if np.may_share_memory(value.q, q)), None)
+
+
 def _real(value: Any) -> Array | None:
     """float32 values of an array or of codes with a meaning; None of codes without."""
     if isinstance(value, np.ndarray):
@@ -370,7 +375,7 @@ class Meter:
             if not np.array_equal(codes, real.reshape(codes.shape)):
                 self._rows[key] = errors(real, codes)
             return
-        meaning = next((_meaning(v) for v in self._meanings[layer] if np.may_share_memory(v.q, q)), None)
+        meaning = meaning_of(q, self._meanings[layer])
         if q.dtype != np.int8 or meaning is None:
             return
         scale, zero = meaning

@@ -14,7 +14,7 @@ import pytest
 from octosim import hw, models
 
 COMMANDS = [
-    ("train",), ("verify",), ("diff",), ("golden",), ("study",), ("cost",), ("bench",), ("report",), ("profiles",),
+    ("train",), ("verify",), ("diff",), ("golden",), ("audit",), ("study",), ("cost",), ("bench",), ("report",), ("profiles",),
     ("profiles", "list"), ("profiles", "show"), ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"),
     ("data",), ("data", "list"), ("data", "fetch"),
 ]  # fmt: skip

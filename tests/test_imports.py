@@ -26,8 +26,8 @@ ROWS = [
     {"observe"},
     {"measure"},
     {"train", "peers"},
-    {"bench", "kernelbench", "diff", "golden"},
-    {"report", "cost_command"},
+    {"bench", "kernelbench", "diff", "golden", "audit"},
+    {"report", "cost_command", "audit_command"},
     {"study"},
     {"cli"},
 ]

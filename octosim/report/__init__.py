@@ -21,6 +21,7 @@ from typing import Any
 import jinja2
 
 from octosim.errors import OctosimError
+from octosim.report import errors
 from octosim.report.figures import Bar, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
 from octosim.report.read import Bench, Run, printable, read_all
 from octosim.report.tables import (
@@ -104,6 +105,7 @@ def write_report(paths: list[Path], out: Path, command: str | None = None) -> di
     groups, notes = group_runs(runs)
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + notes
     figures = Figures()
+    measured = errors.sections(figures, runs, notes)
     own = command or shlex.join(["octosim", "report", *map(str, paths), "-o", str(out)])
     sources: list[Run | Bench] = [*runs, *benches]
     commands = [run.manifest["command"] for run in runs] + [bench.data["command"] for bench in benches]
@@ -116,6 +118,7 @@ def write_report(paths: list[Path], out: Path, command: str | None = None) -> di
         "runs": runs_table(runs) if runs else None,
         "seeds": seeds_table(groups),
         "curves": curves(figures, runs, groups),
+        "errors": measured,
         "benches": [_bench_section(figures, index, bench) for index, bench in enumerate(benches, start=1)],
         "sources": [
             {
