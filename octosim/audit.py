@@ -2,8 +2,8 @@
 
 float32 holds every integer up to 2^24.  A sum of K products of integers with |a| <= A and |b| <= B, and each of its partial
 sums in whatever order, is at most K A B in magnitude: below 2^24 float32 makes no error.  From there on it may, and what it
-makes then depends on the order.  Here the sums of a step are really made in float32, in the order of octosim's own float32 kernels
-(blocks of 256 products in ascending order, the blocks' sums added in that order), and compared with the exact ones.
+makes then depends on the order.  Here the sums of a step are really made in float32, in the order of octosim's own float32
+kernels (blocks of 256 products in ascending order, the blocks' sums added in that order), and compared with the exact ones.
 
 A fake quantizer's values are r = scale (q - zero).  The sums are made twice: of q - zero, which is the simulation at its best,
 with scales that are powers of two; and of r with the run's own scales, where values and products are rounded as well.

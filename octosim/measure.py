@@ -74,8 +74,9 @@ def errors(reference: Array, values: Array) -> dict[str, Any]:
             r, v = (part[i : i + BLOCK].astype(np.float64) for part in (reference, values))
             e = v - r
             signal, power, product = signal + np.square(r).sum(), power + np.square(v).sum(), product + (r * v).sum()
-            noise, bias, largest = noise + np.square(e).sum(), bias + e.sum(), max(largest, np.abs(e).max())
+            noise, bias, largest = noise + np.square(e).sum(), bias + e.sum(), np.maximum(largest, np.abs(e).max())
         length = math.sqrt(signal) * math.sqrt(power)
+        cosine = product / length if length else None
     n = max(1, reference.size)
     return {
         "elements": reference.size,
@@ -83,7 +84,7 @@ def errors(reference: Array, values: Array) -> dict[str, Any]:
         "mse": _short(noise / n),
         "bias": _short(bias / n),
         "max_error": _short(largest),
-        "cosine": _short(product / length) if length else None,
+        "cosine": _short(cosine),
         "zeros": _short(1 - np.count_nonzero(values) / n),
         "reference_zeros": _short(1 - np.count_nonzero(reference) / n),
     }

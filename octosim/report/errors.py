@@ -75,8 +75,10 @@ def _draw_map(
 ) -> Figure:
     def paint(axes: Any) -> Legend:
         for (y, x), (colour, text) in content.cells.items():
-            axes.add_patch(matplotlib.patches.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="#ffffff", linewidth=0.8))
-            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=9, color=_on(colour))
+            if colour != "#ffffff":
+                axes.add_patch(matplotlib.patches.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="#ffffff", linewidth=0.8))
+            if text:
+                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=9, color=_on(colour))
         for x in content.gaps:
             axes.axvline(x, color="#000000", linewidth=1.5)
         axes.set_xlim(0, len(content.columns))
@@ -134,7 +136,7 @@ def _sqnr_map(
         said.append(f"{layer}: {', '.join(parts)}")
     if not cells:
         return None
-    labels = [f"{pass_}\n{role}" for pass_, role, _ in columns]
+    labels = [pass_ if pass_ == role else f"{pass_}\n{role}" for pass_, role, _ in columns]
     legend = [
         (_box_swatch(_db_colour(value)), text)
         for value, text in ((LOW_DB, f"{LOW_DB} dB or less"), (30, "30 dB"), (HIGH_DB, f"{HIGH_DB} dB or more, or exact"))
@@ -153,8 +155,8 @@ def _sqnr_maps(figures: Figures, measured: dict[Key, list[dict[str, Any]]], step
     whole = [(p, r, "step") for p, r in (*_RESULTS, ("update", "update"))]
     results = _sqnr_map(
         figures, "SQNR of the results (dB): local, accumulated", measured, local + whole,
-        "Left of the line each pass's local error: against the same pass in float32 on the inputs that the layer had. Right of it "
-        f"the accumulated error: against the whole step in float32 from the same weights and batch. {steps}",
+        "Left of the line each pass's local error: against the same pass in float32 on the inputs that the layer had. Right "
+        f"of it the accumulated error: against the whole step in float32 from the same weights and batch. {steps}",
         gaps=(len(local),),
     )  # fmt: skip
     return [figure for figure in (operands, results) if figure]
@@ -171,9 +173,10 @@ def _overflow(rows: list[dict[str, Any]]) -> dict[int, float]:
 
 
 def _counts(measured: dict[Key, list[dict[str, Any]]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Of each layer and pass, the records of its register that hold counts."""
+    """Of each layer, in the network's order, and pass, the records of its register that hold counts."""
     found = {}
-    for (layer, pass_, role, _), rows in measured.items():
+    order = _layers(measured)
+    for (layer, pass_, role, _), rows in sorted(measured.items(), key=lambda item: order.index(item[0][0])):
         whole = [row for row in rows if row.get("would_overflow") and isinstance(row.get("outputs"), int)]
         if role == "accumulator" and whole:
             found[layer, pass_] = whole
@@ -186,8 +189,10 @@ def _overflow_maps(figures: Figures, counts: dict[tuple[str, str], list[dict[str
     for low, (high, colour) in zip(bounds, _SHARE_COLOURS, strict=False):
         legend.append((_box_swatch(colour), f"{100 * low:g} to {100 * high:g} %" if low else f"up to {100 * high:g} %"))
     drawn = []
-    for pass_ in dict.fromkeys(pass_ for _, pass_ in counts):
+    for pass_ in ("forward", "dX", "dW"):
         layers = [layer for layer, own in counts if own == pass_]
+        if not layers:
+            continue
         cells, said = {}, []
         for y, layer in enumerate(layers):
             shares = _overflow(counts[layer, pass_])
@@ -199,12 +204,13 @@ def _overflow_maps(figures: Figures, counts: dict[tuple[str, str], list[dict[str
         widths = list(_overflow(counts[layers[0], pass_]))
         labels = [str(bits) if bits % 4 == 0 else "" for bits in widths]
         caption = (
-            f"Share of the counted sums of the {pass_} pass that leave a register of so many bits at least once. The number in a "
-            "row is the narrowest register that held all of them."
+            f"Share of the counted sums of the {pass_} pass that leave a register of so many bits at least once. The number in "
+            "a row is the narrowest register that held all of them."
         )
         description = f"Heat map of overflow by register width and layer; narrowest that holds all: {', '.join(said)}."
         content = _Map(layers, labels, cells)
-        drawn.append(_draw_map(figures, f"Overflow by width: {pass_}", content, description, caption, legend, "Register, bits"))
+        title = f"Overflow by width: {pass_}"
+        drawn.append(_draw_map(figures, title, content, description, caption, legend, "Register, bits"))
     return drawn
 
 
@@ -273,15 +279,15 @@ def _histogram(figures: Figures, layer: str, before: list[int], after: list[int]
         return legend
 
     clipped, used = _median(rows, "clipped"), _median(rows, "used_codes")
-    facts = f"{100 * (clipped or 0):.3g} % of the values clipped, {used or 0:.0f} codes used (medians over the measured steps)"
+    facts = f"{100 * (clipped or 0):.3g} % of the values clipped, {used or 0:.0f} codes used (medians over measured steps)"
     caption = (
         f"The int8 codes of dY in {layer}: as its own extremes would have made them, and as clipping made them, in bins of "
         f"{width:g} codes. {facts[0].upper()}{facts[1:]}."
     )
     outer = [sum(counts[i] for i in (*range(5), *range(-5, 0))) / (sum(counts) or 1) for counts in (before, after)]
     description = (
-        f"Two histograms of the codes of dY in {layer}. In the outermost ten bins before clipping {100 * outer[0]:.3g} % of the "
-        f"codes, after it {100 * outer[1]:.3g} %; {facts}."
+        f"Two histograms of the codes of dY in {layer}. In the outermost ten bins before clipping {100 * outer[0]:.3g} % of "
+        f"the codes, after it {100 * outer[1]:.3g} %; {facts}."
     )
     return figures.make(f"Codes of dY: {layer}", description, 2.4, paint, caption)
 
