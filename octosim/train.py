@@ -193,7 +193,8 @@ class Run:
             self.optimizer.update(self.step, lr, decay, w, g, slots)
 
         def trial(name: str, w: Array, g: Array) -> None:
-            update(name, w, g, {slot: v.astype(np.float32) for slot, v in self.slots[name].items()})
+            held = {slot: self.slots[name].get(slot, np.zeros_like(w)) for slot in self.optimizer.slots}
+            update(name, w, g, {slot: v.astype(np.float32) for slot, v in held.items()})
 
         measured = meter.step(self.network, self.registers, (images, labels), context, smoothing, trial) if meter else None
         try:
