@@ -102,14 +102,13 @@ def multiply(product: Product, pass_: str, operands: dict[str, Array], x_zero: i
     return product.weight_grad(operands["x"], operands["dy"], x_zero=x_zero)
 
 
-def resized(product: Product, batch: int, channels: int | None = None, filters: int | None = None) -> Product:
-    """A product of the same kind with another batch and, where given, fewer channels and filters."""
+def resized(product: Product, batch: int) -> Product:
+    """The same product with another batch."""
     g = product.geometry
-    channels, filters = channels or g.channels, filters or g.filters
     if isinstance(product, FullProduct):
-        return FullProduct(batch, channels, filters)
+        return FullProduct(batch, g.channels, g.filters)
     kind = Depthwise if isinstance(product, Depthwise) else Convolution
-    return kind(replace(g, batch=batch, channels=channels, filters=filters))
+    return kind(replace(g, batch=batch))
 
 
 def exact_sums(product: Product, pass_: str, operands: dict[str, Array], x_zero: int = 0) -> Array:

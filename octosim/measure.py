@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from octosim import accumulate, core, methods
-from octosim.errors import OctosimError
 from octosim.models import Network, Stack
 from octosim.nodes import Array, Context, FullProduct, Node, Product
 from octosim.numerics import Accumulator
@@ -37,7 +36,7 @@ ROLES = ("weight", "activation", "error", "gradient", "update", "accumulator")
 AGAINST = ("operand", "layer", "step", "exact")
 IMAGES = 8  # of the batch that are compared
 COUNTED = 4  # of the batch whose sums are counted, of forward and dX
-FILTERS, COLUMNS, CHANNELS = 16, 8, 2  # of dW, whose sums run over the whole batch, so many are counted: see _sample
+FILTERS, COLUMNS = 16, 8  # of dW, whose sums run over the whole batch, so many are counted: see _sample
 BINS, BIN = 51, 5  # of a histogram of codes: -127 .. -123, ... -2 .. 2, ... 123 .. 127
 OPERANDS = {"x": "activation", "w": "weight", "dy": "error"}
 BLOCK = 1 << 15  # elements that are compared at once, so that they stay in the cache
@@ -164,23 +163,22 @@ def _sample(
     """A product, with its operands, whose sums are some of a pass's, each over its whole K.
 
     Of forward and dX those of the first COUNTED images; of dW those of the first FILTERS filters and COLUMNS weights of each,
-    spread over the kernel and the channels: X's windows make it a fully connected layer with an image a place.
+    spread over the kernel and the channels (depthwise: of the first one): X's windows make it a fully connected layer with an
+    image a place.
     """
     g = product.geometry
     if pass_ != "dW":
         batch = min(g.batch, COUNTED)
         return accumulate.resized(product, batch), {k: v if k == "w" else v[:batch] for k, v in operands.items()}
-    x, dy = operands["x"], operands["dy"].reshape(-1, operands["dy"].shape[-1])
-    if product.groups > 1:  # depthwise: a product a channel
-        part = {"x": x[..., :CHANNELS], "dy": operands["dy"][..., :CHANNELS]}
-        smaller = accumulate.resized(product, g.batch, part["x"].shape[-1], part["x"].shape[-1])
-        return smaller, {k: np.ascontiguousarray(v) for k, v in part.items()}
-    windows = accumulate.x_windows(g, x, x_zero)
+    windows = accumulate.x_windows(g, operands["x"], x_zero)
+    dy = operands["dy"].reshape(-1, operands["dy"].shape[-1])[:, :FILTERS]
+    if product.groups > 1:  # depthwise: a product a channel, of which this is the first
+        windows, dy = windows[..., :1], dy[:, :1]
     kernel = windows.shape[3:]
     chosen = np.unique(np.linspace(0, math.prod(kernel) - 1, COLUMNS).astype(int))
     columns = [windows[(..., *place)].reshape(-1) for place in zip(*np.unravel_index(chosen, kernel), strict=True)]
-    filters = np.ascontiguousarray(dy[:, :FILTERS])
-    return FullProduct(len(dy), len(columns), filters.shape[1]), {"x": np.stack(columns, 1), "dy": filters}
+    smaller = FullProduct(len(dy), len(columns), dy.shape[1])
+    return smaller, {"x": np.stack(columns, 1), "dy": np.ascontiguousarray(dy)}
 
 
 # ---- a measured step --------------------------------------------------
@@ -279,6 +277,7 @@ class Meter:
             if after is not None and (node.name, "update") in self._expected:
                 change = after - self._nodes[node.name].params["w"]
                 self._row(node.name, "update", "update", "step", self._expected[node.name, "update"], change)
+        self._inputs, self._errors, self._operands, self._meanings, self._expected = {}, {}, {}, {}, {}  # memory
         keys = ("layer", "pass", "role", "against")
         return [dict(zip(keys, key, strict=True)) | row for key, row in self._rows.items()]
 
@@ -300,10 +299,7 @@ class Meter:
         part, few = _sample(product, pass_, operands, x_zero)
         registers = accumulate.Registers(self._accumulator, counting=True)
         made = accumulate.multiply(accumulate.InRegister(layer, part, registers), pass_, few, x_zero)
-        try:
-            found = errors(accumulate.exact_sums(part, pass_, few, x_zero), made)
-        except OctosimError:  # longer than any exact register: only counted
-            found = {"elements": made.size}
+        found = errors(accumulate.exact_sums(part, pass_, few, x_zero), made)
         account = accumulate.as_record(registers.counts[0][2])
         self._rows[key] = found | {"accumulator": self._accumulator.name} | account
 
@@ -354,7 +350,7 @@ class Meter:
         return node.grads["w"]
 
     def _input_grad(self, layer: str, dx: Any) -> None:
-        dy = self._errors[layer]
+        dy = self._errors.pop(layer)
         self._operand(layer, "dX", "dy", dy)
         self._operand(layer, "dX", "w", self._weight(layer))
         local = None

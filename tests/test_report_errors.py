@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from test_report import Page, make_run
+from test_report import EVIL, Page, make_run
 
-from octosim import train
+from octosim import measure, train
 from octosim.report import errors, write_report
+
+ROW = '{"step": 1, "layer": "a", "pass": "dW", "role": "accumulator", "against": "exact", "elements": 4, %s}'
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,7 @@ def test_a_measured_run(measured: Path, shown: Page) -> None:
     table = {(r["Layer"], r["Pass"], r["Role"], r["Against"]): r for r in shown.rows("Layer", 1)}
     assert set(table) == {(r["layer"], r["pass"], r["role"], r["against"]) for r in rows if r["role"] != "accumulator"}
     key = ("conv2", "dW", "gradient", "layer")
+    assert errors.BINS == measure.BINS
     both = [r["sqnr_db"] for r in rows if (r["layer"], r["pass"], r["role"], r["against"]) == key]
     assert len(both) == 2 and table[key]["SQNR (dB)"] == f"{sum(both) / 2:.1f}"
     overflow = {(r["Layer"], r["Pass"]): r for r in shown.rows("Layer")}
@@ -74,6 +77,10 @@ def test_runs_without_measures_have_no_such_part(tmp_path: Path) -> None:
         ("[1]", "measures.jsonl: line 1: expected an object; its measures are not shown."),
         ("{]\n{}", "measures.jsonl: line 1 is not valid JSON; its measures are not shown."),
         ('{"step": 1}', "measures.jsonl: line 1: field layer is missing, expected a string; its measures are not shown."),
+        (ROW % '"would_overflow": {"x": 1}', "line 1: field would_overflow must hold whole numbers by width in bits"),
+        (ROW % '"histogram": [1, 2]', "line 1: field histogram must be 51 whole numbers"),
+        (ROW % '"sqnr_db": "40"', "line 1: field sqnr_db is '40', expected a number"),
+        (ROW % '"outputs": 0.5', "line 1: field outputs is '0.5', expected a whole number"),
         ('{"step": 1', "measures.jsonl: line 1 (the last) is cut off"),
     ],
 )
@@ -82,6 +89,15 @@ def test_broken_measures_are_said_and_left_out(line: str, words: str, tmp_path: 
     (run / "measures.jsonl").write_text(line)
     shown = page([run], tmp_path / "page.html")
     assert words in shown.text and "Errors and overflow" not in shown.text
+
+
+def test_layers_with_any_name(measured: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "evil")
+    rows = (measured / "measures.jsonl").read_text()
+    (run / "measures.jsonl").write_text(rows.replace('"conv1"', json.dumps(EVIL)).replace('"fc1"', '"a\\u0000b"'))
+    shown = page([run], tmp_path / "page.html")
+    assert f"Codes of dY: {EVIL}" in shown.text and "Codes of dY: a\ufffdb" in shown.text
+    assert shown.tags.count("script") == 1
 
 
 def test_only_so_many_runs(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

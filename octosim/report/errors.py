@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from octosim.errors import OctosimError
 from octosim.report.figures import COLOURS, Figure, Figures, Legend, line_swatch, linestyle
-from octosim.report.read import Run, check, read_lines
+from octosim.report.read import Run, check, printable, read_lines
 from octosim.report.tables import DASH, Cell, Table, plural, significant
 
 RUNS = 4  # runs of a page that get such a part
@@ -22,7 +22,13 @@ _FIELDS = (
     ("step", "a whole number"), ("layer", "a string"), ("pass", "a string"), ("role", "a string"), ("against", "a string"),
     ("elements", "a whole number"),
 )  # fmt: skip
-_SHARES = (("clipped", "a number >= 0"), ("zeros", "a number >= 0"), ("would_overflow", "an object"))
+_WHOLE = ("outputs", "saturations", "wraps", "inexact", "largest_bits", "used_codes")
+_REAL = ("sqnr_db", "mse", "bias", "max_error", "cosine", "zeros", "reference_zeros", "clipped")
+_OPTIONAL = (
+    *((name, "a whole number") for name in _WHOLE), *((name, "a number") for name in _REAL), ("would_overflow", "an object"),
+    ("histogram", "a list"), ("unclipped_histogram", "a list"), ("accumulator", "a string"),
+)  # fmt: skip
+BINS = 51  # of a histogram: measure.BINS
 
 Key = tuple[str, str, str, str]
 """Layer, pass, role, against."""
@@ -43,8 +49,16 @@ def _read(run: Run, notes: list[str]) -> dict[Key, list[dict[str, Any]]]:
     if not path.exists():
         return {}
     found: dict[Key, list[dict[str, Any]]] = {}
-    for number, row in enumerate(read_lines(path, notes), start=1):
-        check(f"{path.name}: line {number}", row, _FIELDS, _SHARES)
+    for number, line in enumerate(read_lines(path, notes), start=1):
+        where, row = f"{path.name}: line {number}", printable(line)
+        check(where, row, _FIELDS, _OPTIONAL)
+        overflow = row.get("would_overflow") or {}
+        if not all(bits.isdecimal() and type(count) is int for bits, count in overflow.items()):
+            raise OctosimError(f"{where}: field would_overflow must hold whole numbers by width in bits")
+        for field in ("histogram", "unclipped_histogram"):
+            counts = row.get(field) or [0] * BINS
+            if len(counts) != BINS or not all(type(count) is int for count in counts):
+                raise OctosimError(f"{where}: field {field} must be {BINS} whole numbers")
         found.setdefault((row["layer"], row["pass"], row["role"], row["against"]), []).append(row)
     return found
 

@@ -55,6 +55,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "a list": lambda v: isinstance(v, list),
     "a string": lambda v: isinstance(v, str),
     "a whole number": lambda v: isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63,
+    "a number": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= 1e300,
     # The comparison is false for NaN and infinity and cannot overflow for a huge int.
     "a number >= 0": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1e300,
 }
