@@ -101,20 +101,21 @@ def _counted(q: Array) -> Array:
     return np.bincount(q.reshape(-1).astype(np.int16) + 128, minlength=256)
 
 
-def code_use(reference: Array, q: Array, scale: float, zero: int) -> dict[str, Any]:
+def code_use(reference: Array, q: Array, scale: float, zero: int, ends: tuple[int, int]) -> dict[str, Any]:
     """What int8 codes, r = scale (q - zero), do with the reference that they were made of.
 
-    clipped: share of the reference that lies more than half a step outside the codes in use; used_codes: how many codes of 256
-    occur; histogram: of the codes (BINS bins).
+    ends: the lowest and the highest code of the whole tensor, of which q may be a part.
+    clipped: share of the reference that lies more than half a step outside them; used_codes: how many codes of 256 occur;
+    histogram: of the codes (BINS bins).
     """
     counts = _counted(q)
-    used = np.flatnonzero(counts) - 128
-    found: dict[str, Any] = {"used_codes": len(used)}
-    if scale > 0 and len(used):
-        low, high = (np.float32(scale * (end - zero)) for end in (used[0] - 0.5, used[-1] + 0.5))
-        outside = np.count_nonzero(reference < low) + np.count_nonzero(reference > high)
-        found["clipped"] = _short(outside / max(1, reference.size))
-    return found | {"histogram": _binned(counts)}
+    low, high = (np.float32(scale * (end - zero)) for end in (ends[0] - 0.5, ends[1] + 0.5))
+    outside = np.count_nonzero(reference < low) + np.count_nonzero(reference > high) if scale > 0 else 0
+    return {
+        "used_codes": int(np.count_nonzero(counts)),
+        "clipped": _short(outside / max(1, reference.size)),
+        "histogram": _binned(counts),
+    }
 
 
 def _unclipped(whole: Array, part: Array) -> Array:
@@ -131,7 +132,7 @@ def _meaning(value: Any) -> tuple[float, int] | None:
     if hasattr(value, "exponent"):
         return math.ldexp(1.0, int(value.exponent)), 0
     scale = getattr(value, "scale", None)
-    return None if scale is None or np.ndim(scale) else (float(scale), int(value.zero))
+    return None if scale is None or np.ndim(scale) else (float(scale), int(getattr(value, "zero", 0)))
 
 
 def meaning_of(q: Array, values: list[Any]) -> tuple[float, int] | None:
@@ -157,9 +158,7 @@ def _real_weight(node: Node) -> Array | None:
     return None if exponent is None else np.ldexp(w.astype(np.float32), int(exponent.flat[0]))
 
 
-def _sample(
-    product: Product, pass_: str, operands: dict[str, Array], x_zero: int
-) -> tuple[Product, dict[str, Array]]:
+def _sample(product: Product, pass_: str, operands: dict[str, Array], x_zero: int) -> tuple[Product, dict[str, Array]]:
     """A product, with its operands, whose sums are some of a pass's, each over its whole K.
 
     Of forward and dX those of the first COUNTED images; of dW those of the first FILTERS filters and COLUMNS weights of each,
@@ -376,7 +375,8 @@ class Meter:
         if q.dtype != np.int8 or meaning is None:
             return
         scale, zero = meaning
-        row = errors(real, core.dequantize(codes, scale, zero=zero)) | code_use(real, codes, scale, zero)
+        row = errors(real, core.dequantize(codes, scale, zero=zero))
+        row |= code_use(real, codes, scale, zero, (int(q.min()), int(q.max())))
         if tensor == "dy" and zero == 0:
             row["unclipped_histogram"] = _binned(_unclipped(reference, real))
         self._rows[key] = row

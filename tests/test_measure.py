@@ -93,7 +93,7 @@ def test_what_codes_do(ratio: float, zero: int) -> None:
     wanted = np.rint(steps / 10).astype(int) + zero
     low, high = max(-127, zero - limit), min(127, zero + limit)
     q = np.clip(wanted, low, high).astype(np.int8)
-    found = measure.code_use(real, q, scale, zero)
+    found = measure.code_use(real, q, scale, zero, (low, high))
     assert found["used_codes"] == len(set(q.tolist())) == high - low + 1
     outside = [s for s in steps.tolist() if 2 * (s + 10 * zero) < 20 * low - 10 or 2 * (s + 10 * zero) > 20 * high + 10]
     assert found["clipped"] == pytest.approx(len(outside) / len(steps), abs=1e-6)
@@ -104,7 +104,8 @@ def test_what_codes_do(ratio: float, zero: int) -> None:
 
 
 def test_a_code_of_minus_128_joins_the_first_bin() -> None:
-    assert measure.code_use(np.zeros(3, np.float32), np.array([-128, -127, 127], np.int8), 1.0, 0)["histogram"][0] == 2
+    q = np.array([-128, -127, 127], np.int8)
+    assert measure.code_use(np.zeros(3, np.float32), q, 1.0, 0, (-128, 127))["histogram"][0] == 2
 
 
 # ---- sums ----
@@ -251,7 +252,8 @@ def test_local_and_operand_errors(model: str) -> None:
             part = slice(None) if operand == "w" else few
             q = tensors[pass_, operand][part]
             expected = measure.errors(real[part], core.dequantize(q, meaning.scale, zero=meaning.zero))
-            expected |= measure.code_use(real[part], q, meaning.scale, meaning.zero)
+            ends = int(tensors[pass_, operand].min()), int(tensors[pass_, operand].max())
+            expected |= measure.code_use(real[part], q, meaning.scale, meaning.zero, ends)
             assert rows[name, pass_, role, "operand"].items() >= expected.items()
 
 
