@@ -116,7 +116,8 @@ def audit(folder: Path, step: int, progress: Callable[[int, int], None] | None =
 
     OctosimError where the run has no such step or no int8 products.
     """
-    run = train.replay_before(folder, step, progress)
+    run = train.replay(folder)
+    train.advance_before(run, step, progress)
     auditor = _Auditor()
     with watching(run.network, run.registers, auditor):
         run.train_step()

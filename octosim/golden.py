@@ -89,11 +89,12 @@ def golden(
 
     Returns a row a layer: its name, its passes, and its files.
     """
-    run = train.replay_before(folder, step, progress)
+    run = train.replay(folder)
     nodes = {node.name: node for node in run.network.nodes if node.layer.weighted}
     if layer is not None and layer not in nodes:
         raise OctosimError(f"{folder} has no weighted layer '{layer}'" + suggest(layer, nodes))
     chosen = [nodes[layer]] if layer is not None else list(nodes.values())
+    train.advance_before(run, step, progress)
     params = {(node.name, name): values.copy() for node in chosen for name, values in node.params.items()}
     observed = observe.watch(run.network, run.registers)
     run.train_step()

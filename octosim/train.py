@@ -534,16 +534,14 @@ def replay(folder: Path) -> Run:
     return run
 
 
-def replay_before(folder: Path, step: int, progress: Callable[[int, int], None] | None = None) -> Run:
-    """The run of a directory, replayed so far that `step` is its next one; progress takes the step reached and the goal."""
-    run = replay(folder)
+def advance_before(run: Run, step: int, progress: Callable[[int, int], None] | None = None) -> None:
+    """Takes a run's steps until `step` is the next one; progress takes the step reached and the goal."""
     if not 1 <= step <= run.steps:
         raise OctosimError(f"--step must be in 1 .. {run.steps}, the run's steps, not {step}")
     while run.step < step - 1:
         run.train_step()
         if progress:
             progress(run.step, step)
-    return run
 
 
 def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_accumulated_training import PRODUCTS, Stop, operands, passes, stop_after_4
+from test_cli import octosim
 
 from octosim import accumulate, core, measure, methods, models, observe, quant, train
 from octosim.errors import OctosimError
@@ -172,6 +173,25 @@ def test_measuring_changes_no_bit(model: str, method: str) -> None:
     else:
         assert all(row["role"] in measure.ROLES and row["against"] in measure.AGAINST for row in rows.values())
         assert any(row["max_error"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("change", [{"accumulator": "acc16"}, {"accumulator": "maddubs"}, {"parameters": {"lac": "feature"}}])
+def test_measuring_changes_no_bit_in_any_register(change: dict[str, Any]) -> None:
+    run, plain = metered(**change, count_overflow=2), train.Run(train.Config(**RUN | change))
+    for _ in range(3):
+        run.train_step(), plain.train_step()
+    assert run.digest() == plain.digest()
+
+
+def test_command_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = octosim("train", "--model", "lenet5", "--batch-size", "50", "--steps", "4", "--measure", "2", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "measures.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {2, 4} and {row["role"] for row in rows} == set(measure.ROLES)
+    assert {row["against"] for row in rows} == set(measure.AGAINST)
+    done = octosim("train", "--resume", "--measure", "3", "--out", str(folder))
+    assert done.returncode == 2 and "was started with measure = 2, not 3" in done.stderr
 
 
 def twins(steps: int, **change: Any) -> tuple[train.Run, observe.Observed, train.Run, observe.Observed, dict[str, Any]]:
