@@ -163,7 +163,7 @@ def _sqnr_maps(figures: Figures, measured: dict[Key, list[dict[str, Any]]], step
     operands = _sqnr_map(
         figures, "SQNR of the operands (dB)", measured, [(p, r, "operand") for p, r in _OPERANDS],
         f"The error of quantization alone: each operand of a product against the float32 tensor that it was made of. {steps} "
-        "An empty cell: the method does not quantize this operand.",
+        "An empty cell: the operand is not quantized, its real values are not known, or the layer has no such pass.",
     )  # fmt: skip
     local = [(p, r, "layer") for p, r in _RESULTS]
     whole = [(p, r, "step") for p, r in (*_RESULTS, ("update", "update"))]
