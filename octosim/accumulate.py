@@ -18,7 +18,7 @@ is subtracted from what the register holds at the end, modulo 2^32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,12 +26,12 @@ import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError, suggest
-from octosim.nodes import Array, Depthwise, FullProduct, Node, Product
+from octosim.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, Overflow
 
 LONGEST = 2**22  # products in a sum: octo_gemm_s8_accumulate
 MODULO = ACCUMULATORS["acc32-wrap"]
-WIDTHS = (8, 12, 16, 18, 20, 24, 32)  # registers for which a count says how many outputs would have overflowed them
+WIDTHS = tuple(range(8, 33))  # registers for which a count says how many outputs would have overflowed them
 
 Seen = Callable[[str, str, Product, dict[str, Array], int, Array], None]
 """Takes layer, pass, product, its operands ("x", "w", "dy"), x's zero point and the sums, before anything overwrites them."""
@@ -88,6 +88,46 @@ def check(nodes: list[Node], batch: int, accumulator: Accumulator) -> None:
                     f"layer {node.name}: a sum of {longest} products is too long for accumulator {accumulator.name} "
                     f"(at most {LONGEST}); use a smaller --batch-size"
                 )
+
+
+# ---- products as data --------------------------------------------------
+
+
+def multiply(product: Product, pass_: str, operands: dict[str, Array], x_zero: int = 0) -> Array:
+    """The sums of a product's pass, from its operands by name as Seen has them."""
+    if pass_ == "forward":
+        return product.forward(operands["x"], operands["w"], x_zero=x_zero)
+    if pass_ == "dX":
+        return product.input_grad(operands["dy"], operands["w"])
+    return product.weight_grad(operands["x"], operands["dy"], x_zero=x_zero)
+
+
+def resized(product: Product, batch: int) -> Product:
+    """The same product with another batch."""
+    g = product.geometry
+    if isinstance(product, FullProduct):
+        return FullProduct(batch, g.channels, g.filters)
+    kind = Depthwise if isinstance(product, Depthwise) else Convolution
+    return kind(replace(g, batch=batch))
+
+
+def exact_sums(product: Product, pass_: str, operands: dict[str, Array], x_zero: int = 0) -> Array:
+    """The int64 sums of a pass on int8 codes, without overflow whatever the batch.
+
+    A dW whose sums could leave 32 bits is made of parts of the batch.  OctosimError where one image alone is too much.
+    """
+    if pass_ != "dW":
+        return multiply(product, pass_, operands, x_zero).astype(np.int64)  # depths up to layers.LONGEST_WINDOW: safe
+    g, x, dy = product.geometry, operands["x"], operands["dy"]
+    images = EXACT32.safe_depth(128, 128) // (g.out_h * g.out_w)
+    if images == 0:
+        raise OctosimError(f"an image of {g.out_h} x {g.out_w} outputs is too large for exact sums in 32 bits")
+    total = np.zeros(_shapes(product)[1], np.int64)
+    for i in range(0, g.batch, images):
+        some = min(images, g.batch - i)
+        part = {"x": x[i : i + some], "dy": dy[i : i + some]}
+        total += multiply(resized(product, some), pass_, part, x_zero)
+    return total
 
 
 # ---- operands as matrices --------------------------------------------------
@@ -242,10 +282,13 @@ class InRegister:
         counts: list[Count] = []
         if self.registers.counting:
             sums, overflow = core.gemm_counted(a, b, how, transpose_a=transpose_a, transpose_b=transpose_b)
-            exact = core.gemm(a, b, accumulator=MODULO, transpose_a=transpose_a, transpose_b=transpose_b)
-            rows = a.T.copy() if transpose_a else a, b if transpose_b else b.T.copy()
-            pairs = _pair_saturations(*rows, how.pair_bits) if how.pair_bits else 0
-            counts = [Count(overflow, pairs, int(np.count_nonzero(sums != exact)))]
+            pairs = inexact = 0
+            if how.pair_bits or how.bits < 32 or overflow.saturations:  # else the sums are those modulo 2^32
+                exact = core.gemm(a, b, accumulator=MODULO, transpose_a=transpose_a, transpose_b=transpose_b)
+                inexact = int(np.count_nonzero(sums != exact))
+            if how.pair_bits:
+                pairs = _pair_saturations(a.T.copy() if transpose_a else a, b if transpose_b else b.T.copy(), how.pair_bits)
+            counts = [Count(overflow, pairs, inexact)]
         else:
             sums = core.gemm(a, b, accumulator=how, transpose_a=transpose_a, transpose_b=transpose_b)
         if how.unsigned:

@@ -13,7 +13,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import octosim
-from octosim import cost_command
+from octosim import audit_command, cost_command
 from octosim.errors import OctosimError
 from octosim.terminal import AsJson, Threads, err_console, out_console
 from octosim.terminal import bar as _bar
@@ -127,6 +127,10 @@ def train(
         Optional[int],  # noqa: UP045
         typer.Option(help="In every so many steps, write to overflow.jsonl what happened in the accumulators."),
     ] = None,
+    measure: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="In every so many steps, write to measures.jsonl each layer's errors against float32."),
+    ] = None,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,  # noqa: UP045
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
@@ -171,6 +175,7 @@ def train(
         batchnorm=batchnorm,
         accumulator=accumulator,
         count_overflow=count_overflow,
+        measure=measure,
     )
     folder = out or Path("runs") / f"{Path(model).stem}-{data}-{method}-seed{seed}"
     if resume:
@@ -349,6 +354,9 @@ def golden(
         out_console.print(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}", highlight=False)
     checker = Path(rows[0]["checker"])
     out_console.print(f"to check: cc {checker} -o {checker.stem} && ./{checker.stem}", highlight=False)
+
+
+app.command()(audit_command.audit)
 
 
 # ---- cost and bench --------------------------------------------------

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from octosim import observe, train
+from octosim import measure, observe, train
 from octosim.errors import OctosimError
 from octosim.nodes import Array
 
@@ -47,7 +46,7 @@ def sqnr_db(a: Array, b: Array) -> float | None:
     """10 log10(sum a^2 / sum (a - b)^2); None where a is 0 or the two are equal."""
     reference = a.astype(np.float64)
     signal, noise = np.square(reference).sum(), np.square(reference - b.astype(np.float64)).sum()
-    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+    return measure.decibels(float(signal), float(noise))
 
 
 def off_by(a: Array, b: Array) -> dict[str, int]:

@@ -90,16 +90,11 @@ def golden(
     Returns a row a layer: its name, its passes, and its files.
     """
     run = train.replay(folder)
-    if not 1 <= step <= run.steps:
-        raise OctosimError(f"--step must be in 1 .. {run.steps}, the run's steps, not {step}")
     nodes = {node.name: node for node in run.network.nodes if node.layer.weighted}
     if layer is not None and layer not in nodes:
         raise OctosimError(f"{folder} has no weighted layer '{layer}'" + suggest(layer, nodes))
     chosen = [nodes[layer]] if layer is not None else list(nodes.values())
-    while run.step < step - 1:
-        run.train_step()
-        if progress:
-            progress(run.step, step)
+    train.advance_before(run, step, progress)
     params = {(node.name, name): values.copy() for node in chosen for name, values in node.params.items()}
     observed = observe.watch(run.network, run.registers)
     run.train_step()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from octosim import core
 from octosim.accumulate import Registers
@@ -13,6 +15,20 @@ from octosim.nodes import Array, Context, Method, Node, Product
 Key = tuple[str, str, str]
 """Layer, pass, tensor.  forward: input (real), x and w (the product's operands), sums, output (real).  dW: gradient (real), x,
 dy, sums, and the gradients of w, b ...  dX: dy, w, sums, result (real)."""
+
+
+class Observer(Protocol):
+    """What is told of a step.  The arrays are the method's own: they hold their values only until the call returns."""
+
+    def add(self, layer: str, pass_: str, tensor: str, values: Any) -> None:
+        """A tensor of a pass (see Key): an array, or codes with their meaning where a method has such between layers."""
+
+    def means(self, layer: str, operand: str, value: Any) -> None:
+        """Codes with their meaning (`quant.QTensor` or the like) that a method keeps: after its forward pass, before "output",
+        and after it made the error of a layer."""
+
+    def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
+        """accumulate.Seen."""
 
 
 @dataclass
@@ -31,8 +47,12 @@ class Observed:
         for held in (self.tensors, self.products, self.meanings):
             held.clear()
 
-    def add(self, layer: str, pass_: str, tensor: str, values: Array) -> None:
-        self.tensors[layer, pass_, tensor] = values.copy()
+    def add(self, layer: str, pass_: str, tensor: str, values: Any) -> None:
+        self.tensors[layer, pass_, tensor] = getattr(values, "q", values).copy()
+
+    def means(self, layer: str, operand: str, value: Any) -> None:
+        if hasattr(value, "scale") and hasattr(value, "zero"):
+            self.meanings[layer, operand] = value
 
     def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
         """accumulate.Seen."""
@@ -44,7 +64,7 @@ class Observed:
 class _Watched:
     """A method whose passes are observed; all else is the method's own."""
 
-    def __init__(self, method: Any, observed: Observed):
+    def __init__(self, method: Any, observed: Observer):
         self._method, self._observed = method, observed
 
     def __getattr__(self, name: str) -> Any:
@@ -53,8 +73,8 @@ class _Watched:
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         self._observed.add(node.name, "forward", "input", x)
         y: Array = core.values(self._method.forward(node, x, context))
-        self._observed.add(node.name, "forward", "output", y)
         self._means(node, node.saved)
+        self._observed.add(node.name, "forward", "output", y)
         return y
 
     def error(self, node: Node, dy: Array, context: Context) -> Any:
@@ -76,8 +96,9 @@ class _Watched:
 
     def _means(self, node: Node, values: dict[str, Any]) -> None:
         for name, value in values.items():
-            if hasattr(value, "scale") and hasattr(value, "zero"):
-                self._observed.meanings[node.name, name] = value
+            for part in value if isinstance(value, tuple) else (value,):
+                if hasattr(part, "q"):
+                    self._observed.means(node.name, name, part)
 
 
 def watch(network: Network, registers: Registers) -> Observed:
@@ -86,3 +107,18 @@ def watch(network: Network, registers: Registers) -> Observed:
     network.method = cast(Method, _Watched(network.method, observed))
     registers.seen = observed.product
     return observed
+
+
+@contextmanager
+def watching(network: Network, registers: Registers | None, observer: Observer) -> Iterator[None]:
+    """Tells an observer of the passes made inside; registers None: of all but the products."""
+    method, seen = network.method, registers.seen if registers else None
+    network.method = cast(Method, _Watched(method, observer))
+    if registers:
+        registers.seen = observer.product
+    try:
+        yield
+    finally:
+        network.method = method
+        if registers:
+            registers.seen = seen

@@ -25,11 +25,12 @@ class _Lease(np.ndarray[Any, Any]):
     """The first array in a block.  Others are views of it and keep it alive; NumPy does not look through it for the owner of
     the memory, which is no array."""
 
-    _home: list[Any] | None = None
+    _home: list[mmap.mmap] | None = None
+    _block: mmap.mmap
 
     def __del__(self) -> None:
         if self._home is not None:
-            self._home.append(self.base)
+            self._home.append(self._block)
 
 
 class Pool:
@@ -54,8 +55,9 @@ class Pool:
             if self._free[self._sizes[i]]:
                 block = self._free[self._sizes[i]].pop()
                 break
-        lease = _Lease(shape, kind, block or self._new(-(-size // PAGE) * PAGE))
-        lease._home = self._free[len(lease.base)]
+        block = block or self._new(-(-size // PAGE) * PAGE)
+        lease = _Lease(shape, kind, block)
+        lease._home, lease._block = self._free[len(block)], block
         return lease.view(np.ndarray)
 
     def _new(self, size: int) -> mmap.mmap:

@@ -5,6 +5,7 @@ A run directory holds
     records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy;
                            after an epoch also metrics, where the method has any
     overflow.jsonl         with count_overflow, an object a counted step, layer and pass: what happened in the accumulators
+    measures.jsonl         with measure, an object a measured step, layer, pass, role and reference (measure.py)
     timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
     checkpoint.safetensors parameters, running statistics, optimizer state and the step, replaced atomically
     digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
@@ -19,7 +20,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
-from octosim import accumulate, core, data, loader, methods, models, optim
+from octosim import accumulate, core, data, loader, measure, methods, models, optim
 from octosim.errors import OctosimError
 from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
@@ -48,7 +49,7 @@ class Config:
     in optim.DECAYED.  schedule, milestones, gamma, warmup: see optim.Schedule.  augment: of loader.AUGMENTATIONS.
     label_smoothing: of the training loss; the test loss is without.  eval_every: also evaluate after every so many steps.
     accumulator: the register of the int8 products, of numerics.ACCUMULATORS.  count_overflow: write what happens in it in every
-    so many steps; decides no bit.
+    so many steps; decides no bit.  measure: write the errors of every so many steps against float32; decides no bit.
     """
 
     model: str = "simplecnn"
@@ -72,6 +73,7 @@ class Config:
     batchnorm: bool = True
     accumulator: str = EXACT32.name
     count_overflow: int | None = None
+    measure: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,10 @@ class Run:
     def __init__(self, config: Config, layers: models.Stack | None = None, dataset: data.Dataset | None = None):
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
         dataset: config.data, where it is loaded already."""
-        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 1), ("eval_every", 1), ("count_overflow", 1)):
+        for name in ("batch_size", "epochs", "steps", "eval_every", "count_overflow", "measure"):
             value = getattr(config, name)
-            if value is not None and value < least:
-                raise OctosimError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+            if value is not None and value < 1:
+                raise OctosimError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
         if not 0 <= config.seed < 2**64:
             raise OctosimError(f"--seed must be in 0 .. 2^64 - 1, not {config.seed}")
         if not 0 <= config.label_smoothing < 1:
@@ -135,6 +137,8 @@ class Run:
         self._check_registers()
         self.registers.install(self.network.nodes)
         self.overflow: list[dict[str, Any]] = []
+        self.measures: list[dict[str, Any]] = []
+        self.meter: measure.Meter | None = None  # `train` makes one; a replay measures nothing
         slots = () if "optimizer" in self.method.unused else self.optimizer.slots
         self.slots = {
             name: {slot: np.zeros_like(w) for slot in slots}
@@ -182,7 +186,8 @@ class Run:
         return (self.step - 1) // self.steps_per_epoch + 1
 
     def train_step(self, tick: models.Tick | None = None, batch: Batch | None = None) -> float:
-        """Takes the next step and returns its loss; self.overflow is then what happened in its accumulators, if it was counted.
+        """Takes the next step and returns its loss.  self.overflow is then what happened in its accumulators, self.measures its
+        errors, where they were counted and measured.
 
         batch: what `self.batch` made for it before, if it did.
         OctosimError names step and layer of the first NaN or infinity; the parameters are good for nothing then.
@@ -190,18 +195,24 @@ class Run:
         self.step += 1
         images, labels = batch or self.batch(self.step)
         context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps, epoch=self.epoch)
-        network, lr = self.network, self.learning_rate(self.step)
+        network, lr, smoothing = self.network, self.learning_rate(self.step), self.config.label_smoothing
         update = optim.Update(self.optimizer, self.method, context, lr, network.nodes, self.slots)
-        every = self.config.count_overflow
-        self.registers.counting, self.registers.counts = every is not None and self.step % every == 0, []
+        self.registers.counting, self.registers.counts = self._due(self.config.count_overflow), []
 
         def gradients(done: Callable[[Node], None] | None = None) -> float:
-            loss, _ = network.gradients(images, labels, context, tick, self.config.label_smoothing, done)
+            loss, _ = network.gradients(images, labels, context, tick, smoothing, done)
             self.registers.counting = False  # a second pass of the same step is not counted again
             return loss
 
+        def trial(name: str, w: Array, g: Array) -> None:
+            held = {slot: self.slots[name].get(slot, np.zeros_like(w)) for slot in self.optimizer.slots}
+            copies = {slot: v.astype(np.float32) for slot, v in held.items()}
+            self.optimizer.update(self.step, lr, self.optimizer.decay, w, g, copies)
+
+        meter = self.meter if self._due(self.config.measure) else None
+        measured = meter.step(network, self.registers, (images, labels), context, smoothing, trial) if meter else nullcontext()
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
+            with measured, np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
                 loss = self.method.step(network.nodes, gradients, update, context)
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
@@ -210,7 +221,12 @@ class Run:
             | accumulate.as_record(count)
             for layer, pass_, count in self.registers.counts
         ]
+        self.measures = [{"step": self.step} | row for row in meter.finish(network)] if meter else []
         return loss
+
+    def _due(self, every: int | None) -> bool:
+        """Whether the step is one of every so many."""
+        return every is not None and self.step % every == 0
 
     def advance(self, batch: Batch | None = None) -> dict[str, Any]:
         """One step and, after an epoch's or the run's last and where asked for, the test set: the step's record."""
@@ -221,14 +237,13 @@ class Run:
             "loss": loss,
             "learning_rate": None if "lr" in self.method.unused else self.learning_rate(self.step),
         }
-        last, every = self.step == self.steps, self.config.eval_every
-        if last or self.step % self.steps_per_epoch == 0 or (every and self.step % every == 0):
+        if self.step == self.steps or self.step % self.steps_per_epoch == 0 or self._due(self.config.eval_every):
             try:
                 test_loss, self.test_accuracy = self.network.evaluate(self.data.test_images, self._test_labels)
             except core.NotFiniteError as error:
                 raise OctosimError(f"after step {self.step}, test set, {error}; a smaller --lr may help") from None
             record |= {"test_loss": test_loss, "test_accuracy": self.test_accuracy}
-        if last or self.step % self.steps_per_epoch == 0:
+        if self.step == self.steps or self.step % self.steps_per_epoch == 0:
             metrics = self.method.metrics(self.network.nodes)
             record |= {"metrics": metrics} if metrics else {}
         return record
@@ -426,6 +441,7 @@ def reopen(folder: Path) -> Run:
     _restore(run, folder)
     _truncate(folder / "records.jsonl", "step", run.step)
     _truncate(folder / "overflow.jsonl", "step", run.step)
+    _truncate(folder / "measures.jsonl", "step", run.step)
     _truncate(folder / "timing.jsonl", "epoch", run.step // run.steps_per_epoch)
     return run
 
@@ -460,6 +476,8 @@ def train(
     (a checkpoint is written first).  A failing step (NaN, full disk) raises OctosimError; records and the last checkpoint stay
     good.
     """
+    if run.config.measure:
+        run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
     started, epoch_step = time.perf_counter(), run.step
     left = range(run.step + 1, run.steps + 1)
     batches = loader.ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
@@ -468,9 +486,10 @@ def train(
             for batch in batches:
                 record = run.advance(batch)
                 records.write(json.dumps(record) + "\n")
-                if run.overflow:
-                    with open(folder / "overflow.jsonl", "a") as file:
-                        file.writelines(json.dumps(row) + "\n" for row in run.overflow)
+                for name, rows in (("overflow.jsonl", run.overflow), ("measures.jsonl", run.measures)):
+                    if rows:
+                        with open(folder / name, "a") as file:
+                            file.writelines(json.dumps(row) + "\n" for row in rows)
                 if progress:
                     progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
                 epoch_ends, stop = run.step % run.steps_per_epoch == 0, interrupt.asked
@@ -527,6 +546,16 @@ def replay(folder: Path) -> Run:
     if run.data.sha256 != checksum:
         raise OctosimError(f"{folder}: the run's data {run.data.name} had sha256 {checksum}, here it has {run.data.sha256}")
     return run
+
+
+def advance_before(run: Run, step: int, progress: Callable[[int, int], None] | None = None) -> None:
+    """Takes a run's steps until `step` is the next one; progress takes the step reached and the goal."""
+    if not 1 <= step <= run.steps:
+        raise OctosimError(f"--step must be in 1 .. {run.steps}, the run's steps, not {step}")
+    while run.step < step - 1:
+        run.train_step()
+        if progress:
+            progress(run.step, step)
 
 
 def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:

@@ -15,7 +15,7 @@ from octosim import hw, methods, models
 from octosim.nodes import ROLES
 
 COMMANDS = [
-    ("train",), ("verify",), ("diff",), ("golden",), ("study",), ("cost",), ("bench",), ("report",), ("profiles",),
+    ("train",), ("verify",), ("diff",), ("golden",), ("audit",), ("study",), ("cost",), ("bench",), ("report",), ("profiles",),
     ("profiles", "list"), ("profiles", "show"), ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"),
     ("data",), ("data", "list"), ("data", "fetch"), ("methods",), ("methods", "show"),
 ]  # fmt: skip
@@ -254,12 +254,14 @@ BAD = [
     (("train", "--profile", "pi4", "--accumulator", "sdot"), "--accumulator sdot differs from smlal of --profile"),
     (("train", "--profile", "pi4", "--method", "fp32"), "--accumulator smlal is for methods with int8 products"),
     (("train", "--count-overflow", "0"), "--count-overflow must be at least 1, not 0"),
+    (("train", "--measure", "0"), "--measure must be at least 1, not 0"),
     (("train", "--threads", "0"), "threads must be in 1 .. 1024"),
     (("train", "--checkpoint-every", "0"), "--checkpoint-every must be at least 1"),
     (("train", "--resume", "--out", "nowhere"), "nowhere is not a run directory"),
     (("verify", "nowhere"), "nowhere is not a run directory"),
     (("diff", "nowhere", "nowhere"), "nowhere is not a run directory"),
     (("golden", "nowhere"), "nowhere is not a run directory"),
+    (("audit", "nowhere"), "nowhere is not a run directory"),
     (("study", "roundings"), "'roundings' is neither a .toml file nor a study of the package; did you mean 'rounding'?"),
     (("study", "nowhere.toml"), "nowhere.toml cannot be read: No such file or directory"),
     (("study", "rounding", "--jobs", "0"), "--jobs must be at least 1, not 0"),

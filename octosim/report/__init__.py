@@ -24,6 +24,7 @@ import jinja2
 
 from octosim import hw
 from octosim.errors import OctosimError
+from octosim.report import errors
 from octosim.report.devices import devices_table, pareto, prices
 from octosim.report.figures import Bar, Figure, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
 from octosim.report.read import Bench, Run, printable, read_all
@@ -119,6 +120,7 @@ def write_report(
     figures = Figures(files=pictures is not None)
     priced, unpriced = prices(groups, devices)
     notes += unpriced
+    measured = errors.sections(figures, runs, notes)
     own = command or shlex.join(["octosim", "report", *map(str, paths), "-o", str(out)])
     sources: list[Run | Bench] = [*runs, *benches]
     commands = [run.manifest["command"] for run in runs] + [bench.data["command"] for bench in benches]
@@ -135,6 +137,7 @@ def write_report(
         "pareto": pareto(figures, groups, priced),
         "devices": devices_table(priced),
         "curves": curves(figures, runs, groups),
+        "errors": measured,
         "benches": [_bench_section(figures, index, bench) for index, bench in enumerate(benches, start=1)],
         "sources": [
             {

@@ -129,12 +129,12 @@ def _inline(document: str, prefix: str, title: str, description: str) -> Markup:
     return Markup(head + titles + body + "</svg>")
 
 
-def _line_key(colour: str, dashes: str, text: str) -> Key:
+def line_key(colour: str, dashes: str, text: str) -> Key:
     swatch = Markup(
         f'<svg class="swatch" viewBox="0 0 36 10" aria-hidden="true"><line x1="0" y1="5" x2="36" y2="5" '
         f'stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"/></svg>'
     )
-    return Key(swatch, text, Line2D([], [], color=colour, linestyle=_linestyle(dashes), linewidth=1.8))
+    return Key(swatch, text, Line2D([], [], color=colour, linestyle=linestyle(dashes), linewidth=1.8))
 
 
 def point_key(colour: str, marker: str, filled: bool, text: str) -> Key:
@@ -158,7 +158,7 @@ def _bar_key(predicted: bool, text: str) -> Key:
     return Key(swatch, text, bar)
 
 
-def _linestyle(dashes: str) -> Any:
+def linestyle(dashes: str) -> Any:
     return (0, tuple(float(part) / 2 for part in dashes.split())) if dashes else "-"
 
 
@@ -196,7 +196,7 @@ def curves(figures: Figures, runs: list[Run], groups: list[Group]) -> list[tuple
 
 def _lines_legend(groups: list[Group]) -> Legend:
     return [
-        _line_key(colour, dashes, f"{group.label} ({plural(len(group.runs), 'run')})")
+        line_key(colour, dashes, f"{group.label} ({plural(len(group.runs), 'run')})")
         for group, colour, dashes in zip(groups, COLOURS, DASHES, strict=False)
     ]
 
@@ -218,7 +218,7 @@ def _loss_figure(figures: Figures, title: str, groups: list[Group], points: int)
                     axes.plot(x, y, color=colour, alpha=0.18, linewidth=0.8)
                 x, y = _thin(records["step"], smooth, points)
                 marker = "o" if len(records) == 1 else None
-                axes.plot(x, y, color=colour, linestyle=_linestyle(dashes), linewidth=1.8, marker=marker)
+                axes.plot(x, y, color=colour, linestyle=linestyle(dashes), linewidth=1.8, marker=marker)
                 values.append(smooth)
         low, high = (pd.concat(values).agg(name) for name in ("min", "max"))
         # Late training happens in a sliver of a linear axis; a logarithmic one needs values above zero.
@@ -251,7 +251,7 @@ def _accuracy_figure(figures: Figures, title: str, groups: list[Group]) -> Figur
                     table[axis],
                     100 * table["test_accuracy"],
                     color=colour,
-                    linestyle=_linestyle(dashes),
+                    linestyle=linestyle(dashes),
                     linewidth=1.8,
                     marker="o",
                     markersize=4,

@@ -55,6 +55,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "a list": lambda v: isinstance(v, list),
     "a string": lambda v: isinstance(v, str),
     "a whole number": lambda v: isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63,
+    "a number": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= 1e300,
     # The comparison is false for NaN and infinity and cannot overflow for a huge int.
     "a number >= 0": lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1e300,
 }
@@ -134,7 +135,7 @@ def lookup(value: Any, dotted: str) -> Any:
     return value
 
 
-def _check(where: str, value: Any, required: Fields, optional: Fields = ()) -> None:
+def check(where: str, value: Any, required: Fields, optional: Fields = ()) -> None:
     if not isinstance(value, dict):
         raise OctosimError(f"{where}: expected an object")
     for dotted, kind in required:
@@ -156,7 +157,7 @@ def _check_header(where: str, value: dict[str, Any], kind: str) -> None:
         raise OctosimError(f"{where}: kind is {value.get('kind')!r}, expected {kind!r}")
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.  Only its last line may be cut off (a run that was killed); that is noted."""
     try:
         lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
@@ -181,7 +182,7 @@ _RECORD_COLUMNS = ("step", "epoch", "loss", "test_accuracy", "test_loss")
 
 
 def _read_records(path: Path, notes: list[str]) -> pd.DataFrame:
-    rows = _read_lines(path, notes)
+    rows = read_lines(path, notes)
     whole = _KINDS["a whole number"]
     for number, row in enumerate(rows, start=1):
         for key in ("step", "epoch"):
@@ -229,14 +230,14 @@ def _read_digest(path: Path, last_step: int | None, notes: list[str]) -> str | N
 def _read_run(path: Path) -> Run:
     manifest = _load(path / "manifest.json")
     _check_header("manifest.json", manifest, "run")
-    _check("manifest.json", manifest, _MANIFEST_FIELDS)
+    check("manifest.json", manifest, _MANIFEST_FIELDS)
     notes: list[str] = []
     records = _read_records(path / "records.jsonl", notes)
     timing = []
     if (path / "timing.jsonl").exists():
-        timing = _read_lines(path / "timing.jsonl", notes)
+        timing = read_lines(path / "timing.jsonl", notes)
         for number, row in enumerate(timing, start=1):
-            _check(f"timing.jsonl: line {number}", row, (), [(k, "a number >= 0") for k in ("wall_s", "images_per_s")])
+            check(f"timing.jsonl: line {number}", row, (), [(k, "a number >= 0") for k in ("wall_s", "images_per_s")])
     if records.empty:
         notes.append("records.jsonl holds no records yet.")
     last = None if records.empty else int(records["step"].iloc[-1])
@@ -247,15 +248,15 @@ def _read_run(path: Path) -> Run:
 def _read_bench(path: Path) -> Bench:
     data = _load(path)
     _check_header(path.name, data, "bench")
-    _check(path.name, data, _BENCH_FIELDS, (("fp32", "an object"), ("against", "an object")))
+    check(path.name, data, _BENCH_FIELDS, (("fp32", "an object"), ("against", "an object")))
     blocks = [("", data)] + ([("fp32.", data["fp32"])] if data.get("fp32") else [])
     for prefix, block in blocks:
-        _check(f"{path.name}: {prefix or 'top level'}", block, (("layers", "a list"), ("total", "an object")))
+        check(f"{path.name}: {prefix or 'top level'}", block, (("layers", "a list"), ("total", "an object")))
         for index, row in enumerate(block["layers"]):
-            _check(f"{path.name}: {prefix}layers[{index}]", row, _ROW_FIELDS, _ROW_OPTIONAL)
-        _check(f"{path.name}: {prefix}total", block["total"], (), _TOTAL_OPTIONAL)
+            check(f"{path.name}: {prefix}layers[{index}]", row, _ROW_FIELDS, _ROW_OPTIONAL)
+        check(f"{path.name}: {prefix}total", block["total"], (), _TOTAL_OPTIONAL)
     for peer, value in (data.get("against") or {}).items():
-        _check(f"{path.name}: against.{peer}", value, _PEER_FIELDS)
+        check(f"{path.name}: against.{peer}", value, _PEER_FIELDS)
     return Bench(_name(path), path, data)
 
 

@@ -1,0 +1,69 @@
+"""octosim audit: is a float32 simulation of a run exact?"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from octosim.terminal import AsJson, Threads, bar, out_console, print_json, use_threads
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    step: Annotated[int, typer.Option(help="The training step, from 1.")] = 1,
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """For which layers and passes a float32 simulation of the run (fake quantization) is not exact, and by how much.
+
+    Replays the run to a step, makes its int8 products' sums in float32 as well, and counts those that differ.
+
+    Example: octosim audit runs/a --step 100
+    """
+    from octosim import audit as auditor
+
+    use_threads(threads)
+    with bar() as shown:
+        task = shown.add_task("replaying", total=step)
+        rows = auditor.audit(run, step, lambda now, last: shown.update(task, completed=now, total=last))
+    if json_:
+        print_json({"run": str(run), "step": step, "exact_below": auditor.EXACT, "rows": rows})
+        return
+    _show(rows, step)
+
+
+def _bits(value: int) -> str:
+    return "0" if value == 0 else f"2^{math.log2(value):.1f}"
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _show(rows: list[dict[str, Any]], step: int) -> None:
+    table = Table(title=f"step {step}: float32 sums are exact for sure where K max|a| max|b| < 2^24")
+    for column in ("layer", "pass"):
+        table.add_column(column)
+    for column in ("K", "max|a|, max|b|", "bound", "worst case", "largest sum", "sums", "wrong", "by up to"):
+        table.add_column(column, justify="right")
+    for column in ("scaled: wrong", "by up to"):
+        table.add_column(column, justify="right")
+    table.add_column("float32")
+    for row in rows:
+        verdict = "wrong" if row["differ"] else "proven" if row["proven"] else "exact here"
+        table.add_row(
+            row["layer"], row["pass"], str(row["k"]), ", ".join(map(str, row["largest"].values())), _bits(row["bound"]),
+            _bits(row["worst_bound"]), _bits(row["largest_sum"]), str(row["sums"]), str(row["differ"]),
+            str(row["largest_difference"]), _number(row["scaled_differ"]), _number(row["scaled_largest_difference"]), verdict,
+        )  # fmt: skip
+    out_console.print(table, highlight=False)
+    wrong, unproven = sum(row["differ"] > 0 for row in rows), sum(not row["proven"] for row in rows)
+    out_console.print(
+        f"of {len(rows)} products, float32 is not proven exact for {unproven}, and wrong in {wrong}; scaled: with the run's "
+        "own scales instead of powers of two, to the nearest sum",
+        highlight=False,
+    )
