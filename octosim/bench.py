@@ -9,13 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyperf
 
-from octosim import core, cost, hw, models, peers
+from octosim import core, cost, hostbench, hw, membench, models, peers
 from octosim.errors import OctosimError
+from octosim.nodes import Array, Product
 from octosim.train import Config, Run, environment
 
 FORMAT = 1
@@ -35,11 +37,45 @@ class _Clock:
         self.values: dict[Key, list[float]] = {}
         self.read = read
         self.last = 0.0
+        self.step: dict[Key, float] = {}
 
     def __call__(self, layer: str, pass_: str) -> None:
         now = self.read()
-        self.values.setdefault((layer, pass_), []).append(now - self.last)
+        self.add((layer, pass_), now - self.last)
         self.last = self.read()
+
+    def add(self, key: Key, seconds: float) -> None:
+        self.step[key] = self.step.get(key, 0.0) + seconds
+
+    def flush(self) -> None:
+        """At the end of a step."""
+        for key, seconds in self.step.items():
+            self.values.setdefault(key, []).append(seconds)
+        self.step.clear()
+
+
+PRODUCTS: Key = ("products", "all")
+
+
+@dataclass
+class _Timed:
+    """A layer's product on the clock."""
+
+    product: Product
+    clock: _Clock
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.product, name)
+        if name not in ("forward", "input_grad", "weight_grad"):
+            return value
+
+        def call(*operands: Array, **named: Any) -> Array:
+            before = self.clock.read()
+            made: Array = value(*operands, **named)
+            self.clock.add(PRODUCTS, self.clock.read() - before)
+            return made
+
+        return call
 
 
 def _contestant(run: Run, clock: _Clock, totals: list[float]) -> Callable[[], None]:
@@ -51,7 +87,10 @@ def _contestant(run: Run, clock: _Clock, totals: list[float]) -> Callable[[], No
         before = clock.last = clock.read()
         run.train_step(clock)
         totals.append(clock.read() - before)
+        clock.flush()
 
+    for node in run.network.nodes:
+        node.through = lambda product: cast(Product, _Timed(product, clock))
     return step
 
 
@@ -106,8 +145,21 @@ def _part(run: Run, device: hw.Device, here: bool, clock: _Clock, totals: list[f
     costs = cost.predict(models.trace(run.network, run.config.batch_size), device, threads)
     spread = _spread(totals)
     predicted = sum(c.time_s for c in costs)
+    medians = {key: statistics.median(values) for key, values in clock.values.items()}
+    passes: dict[str, float] = {}
+    for (_, pass_), seconds in medians.items():
+        passes[pass_] = passes.get(pass_, 0.0) + seconds
+    products = passes.pop("all")
+    backward = passes.get("dX", 0.0) + passes.get("dW", 0.0)
     return {
         "layers": _rows(costs, clock),
+        "parts": {
+            "forward": passes["forward"],
+            "backward": backward,
+            "update": passes["update"],
+            "products": products,
+            "around_products": passes["forward"] + backward - products,
+        },
         "total": {
             "time_s": spread["median_s"],
             "p25_s": spread["p25_s"],
@@ -130,13 +182,15 @@ def step_bench(
     command: str,
     progress: Callable[[float], None] | None = None,
     raw: Path | None = None,
+    memory: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Measures config's training step here, FP32's beside it, and predicts both on the device.
 
     against: peers to measure in the same process, of ("torch",).  seconds: about how long each contestant runs.
     clock: `time.thread_time` leaves out what other programs take of the core; for one thread, and no peers.
-    raw: also write every single value as pyperf JSON.  Returns the bench record that `report` reads; times in seconds.
+    raw: also write every single value as pyperf JSON.
+    memory: also measure peak memory, see membench.  Returns the bench record that `report` reads; times in seconds.
     Where the device is this machine, "total" has the prediction's "error" (predicted / measured - 1), else None there.
     """
     unknown = sorted(set(against) - {"torch"})
@@ -179,29 +233,43 @@ def step_bench(
     if len(runs) > 1:
         record["fp32"] = _part(runs[1], device, here, clocks[1], totals[1])
     if peer_totals:
-        torch = peers.torch_module()
-        medians = {name: statistics.median(values) for name, values in peer_totals.items()}
-        best = min(medians, key=lambda name: medians[name])
-        spread = _spread(peer_totals[best])
-        record["against"] = {"torch": {
-            "time_s": medians[best],
-            "p25_s": spread["p25_s"],
-            "p75_s": spread["p75_s"],
-            "ratio": medians[best] / record["total"]["time_s"],
-            "version": torch.__version__,
-            "what": f"PyTorch FP32, eager, {best} (the faster of {' and '.join(medians)})",
-            "all": medians,
-        }}  # fmt: skip
+        record["against"] = {
+            "torch": _peer(peer_totals, record["total"]["time_s"], "FP32", ""),
+            "torch-bfloat16": _peer(peer_totals, record["total"]["time_s"], "autocast to bfloat16", "bfloat16 "),
+        }
+    int8 = [op for op in models.trace(runs[0].network, config.batch_size) if op.kind == "gemm" and op.dtype == "int8"]
+    if int8:
+        peak = hostbench.peak_mac_s()
+        least = sum(op.macs for op in int8) / peak
+        record["limit"] = {"peak_mac_s": peak, "time_s": least, "share": least / record["total"]["time_s"]}
     record["unstable"] = [
         name
         for name, values in (("int8" if config.method != "fp32" else "fp32", totals[0]), *peer_totals.items())
         if (s := _spread(values))["p75_s"] - s["p25_s"] > UNSTABLE * s["median_s"]
     ]
+    if memory:
+        record["memory"] = membench.measure(config, against, core.threads())
     record["command"] = command
     if raw:
         _write_pyperf(raw, {config.method: totals[0], **({"fp32": totals[1]} if len(runs) > 1 else {}),
                             **{f"torch {k}": v for k, v in peer_totals.items()}}, config)  # fmt: skip
     return record
+
+
+def _peer(totals: dict[str, list[float]], own: float, what: str, prefix: str) -> dict[str, Any]:
+    """The faster of PyTorch's layouts; prefix: of their kinds' names, before the layout."""
+    medians = {kind: statistics.median(totals[kind]) for kind in (prefix + "contiguous", prefix + "channels_last")}
+    best = min(medians, key=lambda kind: medians[kind])
+    spread = _spread(totals[best])
+    return {
+        "time_s": medians[best],
+        "p25_s": spread["p25_s"],
+        "p75_s": spread["p75_s"],
+        "ratio": medians[best] / own,
+        "version": peers.torch_module().__version__,
+        "what": f"PyTorch {what}, eager, {best.removeprefix(prefix)} (the faster of contiguous and channels_last)",
+        "all": medians,
+    }
 
 
 def _write_pyperf(path: Path, values: dict[str, list[float]], config: Config) -> None:

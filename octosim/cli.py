@@ -384,11 +384,14 @@ def bench(
     ] = None,
     out: Annotated[Optional[Path], typer.Option(help="Also write the JSON record here, for `octosim report`.")] = None,  # noqa: UP045
     pyperf: Annotated[Optional[Path], typer.Option(help="Also write every measured step as pyperf JSON.")] = None,  # noqa: UP045
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also the peak memory of each contestant, in processes of their own.")
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """A training step predicted on a device beside the same step measured here, per layer and pass, INT8 and FP32.
 
-    Example: octosim bench --profile jetson --model simplecnn --against torch --threads 2
+    Example: octosim bench --profile jetson --model simplecnn --against torch --threads 2 --memory
 
     With --kernels: int8 matrix products at real networks' sizes, as shares of the machine's measured limits.
 
@@ -415,7 +418,7 @@ def bench(
     with _bar() as bar:
         task = bar.add_task("measuring", total=100)
         record = bencher.step_bench(
-            config, device, against=peers, seconds=seconds or 3.0, command=_command(), raw=pyperf,
+            config, device, against=peers, seconds=seconds or 3.0, command=_command(), raw=pyperf, memory=memory,
             progress=lambda share: bar.update(task, completed=round(100 * share)),
         )  # fmt: skip
     if out:
@@ -558,6 +561,17 @@ def _show_bench(record: dict[str, Any]) -> None:
     for peer in record.get("against", {}).values():
         table.add_row(peer["what"], _seconds(peer["time_s"]), f"{peer['ratio']:.2f}")
     out_console.print(table, highlight=False)
+    for name, part in parts:
+        said = ", ".join(f"{what.replace('_', ' ')} {_seconds(seconds)}" for what, seconds in part["parts"].items())
+        out_console.print(f"{name}: {said}", highlight=False)
+    if "limit" in record:
+        limit = record["limit"]
+        out_console.print(
+            f"limit: the int8 products at the register peak of {2 * limit['peak_mac_s'] / 1e9:.0f} GOPS take "
+            f"{_seconds(limit['time_s'])}, {100 * limit['share']:.0f} % of the step", highlight=False
+        )  # fmt: skip
+    if "memory" in record:
+        _show_memory(record["method"], record["memory"])
     if "fp32" in record:
         ratio = record["fp32"]["total"]["predicted_time_s"] / record["total"]["predicted_time_s"]
         out_console.print(f"predicted on {record['device']['title']}: {record['method']} is {ratio:.2f} times as fast as fp32; "
@@ -572,6 +586,21 @@ def _show_bench(record: dict[str, Any]) -> None:
             f"unstable: the middle half of {', '.join(record['unstable'])} is wide; is another job running? try --seconds 10",
             highlight=False,
         )
+
+
+def _show_memory(method: str, memory: dict[str, dict[str, Any]]) -> None:
+    columns = {"weights": "weights", "optimizer": "optimizer", "kept": "kept for backward", "pool": "blocks of tensors"}
+    table = Table("what", title="memory in MB above what the process held before the model was built")
+    for title in ("peak", "of torch's", *columns.values()):
+        table.add_column(title, justify="right")
+    for name, found in memory.items():
+        share = f"{found['peak_bytes'] / memory['torch']['peak_bytes']:.2f}" if "torch" in memory else ""
+        own = [f"{found[key] / 1e6:.1f}" if key in found else "" for key in columns]
+        table.add_row("PyTorch FP32" if name == "torch" else f"octosim {name}", f"{found['peak_bytes'] / 1e6:.1f}", share, *own)
+    out_console.print(table, highlight=False)
+    if "fp32" in memory and method != "fp32":
+        ratio = memory[method]["kept"] / memory["fp32"]["kept"]
+        out_console.print(f"kept for the backward pass: {ratio:.2f} of fp32's", highlight=False)
 
 
 # ---- study --------------------------------------------------

@@ -127,29 +127,46 @@ def weights_to_torch(network: Network) -> dict[str, Array]:
     return found
 
 
-def torch_steps(
-    stack: Stack, images: Array, labels: Array, optimizer: str, lr: float, threads: int
-) -> dict[str, Callable[[], None]]:
-    """PyTorch FP32 training steps on one batch, by memory format: "contiguous" and "channels_last".
+TORCH_KINDS = ("contiguous", "channels_last", "bfloat16 contiguous", "bfloat16 channels_last")
+"""PyTorch's memory formats, in float32 or under autocast to bfloat16."""
 
-    Eager mode, fused optimizer, float32; each call is one whole step (input conversion, forward, loss, backward, update).
+
+def torch_steps(
+    stack: Stack,
+    images: Array,
+    labels: Array,
+    optimizer: str,
+    lr: float,
+    threads: int,
+    kinds: tuple[str, ...] = TORCH_KINDS,
+) -> dict[str, Callable[[], None]]:
+    """PyTorch training steps on one batch, by kind, of TORCH_KINDS.
+
+    Eager mode, fused optimizer, float32 weights; each call is one whole step (input conversion, forward, loss, backward,
+    update).
     """
     torch = torch_module()
     torch.set_num_threads(threads)
     steps: dict[str, Callable[[], None]] = {}
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     target = torch.from_numpy(labels.astype(np.int64))
-    for name, layout in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
+    for name in kinds:
+        layout = torch.channels_last if name.endswith("channels_last") else torch.contiguous_format
+        half = name.startswith("bfloat16")
         model = to_torch(stack, images.shape[1:]).to(memory_format=layout)
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
         extra = {"fused": True} | ({"momentum": 0.9} if optimizer == "sgd" else {})
         updater = kind(model.parameters(), lr=lr, **extra)
         entropy = torch.nn.CrossEntropyLoss()
 
-        def step(model: Any = model, updater: Any = updater, layout: Any = layout, entropy: Any = entropy) -> None:
+        def step(
+            model: Any = model, updater: Any = updater, layout: Any = layout, entropy: Any = entropy, half: bool = half
+        ) -> None:
             x = pixels.to(dtype=torch.float32, memory_format=layout).mul_(1 / 255)
             updater.zero_grad(set_to_none=True)
-            entropy(model(x), target).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = entropy(model(x), target)
+            loss.backward()
             updater.step()
 
         steps[name] = step

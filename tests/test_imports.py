@@ -26,6 +26,7 @@ ROWS = [
     {"observe"},
     {"measure"},
     {"train", "peers"},
+    {"membench"},
     {"bench", "kernelbench", "diff", "golden", "audit"},
     {"report", "cost_command", "audit_command"},
     {"study"},

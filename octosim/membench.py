@@ -1,0 +1,132 @@
+"""Peak memory of training steps, octosim's and PyTorch's, each in a process of its own and measured the same way.
+
+Above what the process held before the model was built: the imports and the batch are not counted.  Needs Linux, whose
+/proc/self/status has the resident set (VmRSS) and its peak (VmHWM), which /proc/self/clear_refs sets back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octosim import core, data, models, peers
+from octosim.errors import OctosimError
+from octosim.nodes import Array
+from octosim.train import Config, Run
+
+STEPS = 3
+
+
+def measure(config: Config, against: list[str], threads: int) -> dict[str, dict[str, Any]]:
+    """By contestant (config's method, "fp32", peers as "torch"): peak_bytes, and of octosim's own what they are made of.
+
+    OctosimError where the system is not Linux.
+    """
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        raise OctosimError("--memory needs Linux: there is no /proc/self/clear_refs to write to")
+    wanted = [config.method, *(["fp32"] if config.method != "fp32" else []), *against]
+    return {name: _in_a_process({"config": asdict(config), "contestant": name, "threads": threads}) for name in wanted}
+
+
+def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "octosim.membench"], input=json.dumps(task), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["killed"]
+        raise OctosimError(f"measuring the memory of {task['contestant']}: {last[0]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _resident(field: str) -> int:
+    """VmRSS or VmHWM in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def _octosim(config: Config, dataset: data.Dataset) -> tuple[Callable[[], Any], Callable[[], dict[str, int]]]:
+    """A step, and the bytes of its last one by what they hold."""
+    run = Run(config, dataset=dataset)
+    kept = [0]
+
+    def tick(layer: str, pass_: str) -> None:
+        if (layer, pass_) == ("loss", "forward"):
+            kept[0] = kept_bytes(run.network)
+
+    def parts() -> dict[str, int]:
+        params = sum(w.nbytes for node in run.network.nodes for w in (*node.params.values(), *node.state.values()))
+        return {
+            "weights": params,
+            "optimizer": sum(v.nbytes for slots in run.slots.values() for v in slots.values()),
+            "kept": kept[0],
+            "pool": run.network.pool.most,
+        }
+
+    return lambda: run.train_step(tick), parts
+
+
+def kept_bytes(network: models.Network) -> int:
+    """Bytes of the tensors that the layers keep for the backward pass at the moment."""
+    found: dict[int, int] = {}
+
+    def add(value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            found[value.__array_interface__["data"][0]] = value.nbytes
+        elif isinstance(value, tuple | list):
+            for part in value:
+                add(part)
+        elif hasattr(value, "__dict__") or hasattr(value, "__slots__"):
+            for name in getattr(value, "__slots__", None) or vars(value):
+                add(getattr(value, name))
+
+    for node in network.nodes:
+        for value in node.saved.values():
+            add(value)
+    return sum(found.values())
+
+
+def main() -> None:
+    """The process of one contestant: the task as JSON on stdin, what it held on stdout."""
+    task = json.load(sys.stdin)
+    config = Config(**task["config"])
+    core.set_threads(task["threads"])
+    dataset = data.load(config.data)
+    images, labels = dataset.train_images[: config.batch_size], dataset.train_labels[: config.batch_size].astype(np.int32)
+    parts: Callable[[], dict[str, int]] = dict
+    if task["contestant"] == "torch":
+        peers.torch_module().set_num_threads(task["threads"])
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: what loading left free would hide what a step takes
+    if trim:
+        trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    if task["contestant"] == "torch":
+        step = _torch(config, dataset, images, labels, task["threads"])
+    else:
+        own = Config(**task["config"] | ({} if task["contestant"] == config.method else {"method": "fp32", "parameters": {}}))
+        step, parts = _octosim(own, dataset)
+    for _ in range(STEPS):
+        step()
+    print(json.dumps({"peak_bytes": _resident("VmHWM") - before} | parts()))
+
+
+def _torch(config: Config, dataset: data.Dataset, images: Array, labels: Array, threads: int) -> Callable[[], Any]:
+    stack = models.layers(config.model, len(dataset.classes), config.batchnorm, images.shape[1:])
+    made = peers.torch_steps(stack, images, labels, config.optimizer, 0.01, threads, kinds=("channels_last",))
+    return made["channels_last"]
+
+
+if __name__ == "__main__":
+    main()
