@@ -27,13 +27,13 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) ->
             )
 
 
-def trace(node: Node, batch: int, dy_reads: int = 2) -> list[Op]:
-    """All passes of a layer whose float32 operands are quantized before the products; dy_reads: how often dY is read."""
+def trace(node: Node, batch: int, dy_reads: int = 2, x_reads: int = 2) -> list[Op]:
+    """All passes of a layer whose float32 operands are quantized before the products; how often dY and X are read for it."""
     x, w, y = passes.sizes(node, batch)
     wide, wide_x = node.out_shape[-1], node.in_shape[-1]
     return [
         # range, then codes: a quantizer reads its tensor twice
-        passes.elementwise(node, "forward", "quantize x", x, 8 * x, x),
+        passes.elementwise(node, "forward", "quantize x", x, 4 * x_reads * x, x),
         passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
         passes.gemm(node, batch, "forward", "int8"),
         passes.elementwise(node, "forward", "dequantize, bias", y, 4 * y, 4 * y, channels=wide),
@@ -68,8 +68,8 @@ def symmetric(node: Node, name: str, x: Array, low: float, high: float) -> QTens
 # ---- the passes: codes in, float32 out; the backward ones are for symmetric codes ------------------------
 
 
-def forward(node: Node, x: QTensor, w: QTensor) -> Array:
-    """Y = (sum (q_x - Z) q_w + round(b / S)) S with S = S_x S_w; the codes are kept for the backward passes."""
+def sums(node: Node, x: QTensor, w: QTensor) -> tuple[Array, Array, float]:
+    """sum q_x q_w, the int32 addend of each output channel, - Z sum q_w + round(b / S), and S = S_x S_w; the codes are kept."""
     node.saved.update(x=x, w=w)
     batch = x.q.shape[0]
     acc = node.buffer("y", (batch, *node.out_shape), np.int32)
@@ -77,7 +77,12 @@ def forward(node: Node, x: QTensor, w: QTensor) -> Array:
     # padding holds Z, so every output has the same second term
     zero_term = core.row_sums(w.q) * np.int32(-x.zero) if x.zero else np.zeros(len(w.q), np.int32)
     scale = quant.product_scale(x.scale, w.scale)
-    add = core.lac_fold(node.params["b"], zero_term, min(1.0 / scale if scale else 0.0, 3e38))
+    return acc, core.lac_fold(node.params["b"], zero_term, min(1.0 / scale if scale else 0.0, 3e38)), scale
+
+
+def forward(node: Node, x: QTensor, w: QTensor) -> Array:
+    """Y = (sum (q_x - Z) q_w + round(b / S)) S with S = S_x S_w; the codes are kept for the backward passes."""
+    acc, add, scale = sums(node, x, w)
     return core.dequantize_sums(acc, add, scale, out=acc.view(np.float32))
 
 
