@@ -53,25 +53,47 @@ class Blocks:
 
     def real(self) -> Array:
         """The values that the codes stand for, float32."""
-        return self.q * _spread(self.scales, self.q.shape)
+        return _scaled(np.multiply, self.q, self.scales)
 
 
-def _spread(scales: Array, shape: tuple[int, ...]) -> Array:
-    """Each block's scale at each of its places."""
-    return np.repeat(np.repeat(scales, SIDE, 0)[: shape[0]], SIDE, 1)[:, : shape[1]]
+def _bands(x: Array) -> list[Array]:
+    """Views of a matrix: (bands, 32, columns) with its whole blocks' rows, and (1, rest, columns) with those left over.
+
+    A matrix of one block's width has them as (bands, 1, 32 columns), for speed: its rows are next to each other.
+    """
+    whole = len(x) // SIDE * SIDE
+    parts = [part for part in (x[:whole].reshape(-1, SIDE, x.shape[1]), x[whole:][None]) if part.size]
+    return [part.reshape(len(part), 1, -1) for part in parts] if x.shape[1] <= SIDE else parts
+
+
+def _largest(x: Array) -> Array:
+    """The largest magnitude in each block."""
+    thin = x.shape[1] <= SIDE
+    axis = 2 if thin else 1
+    rows = np.concatenate([np.maximum(band.max(axis), -band.min(axis)) for band in _bands(x)])
+    return rows if thin else np.maximum.reduceat(rows, range(0, x.shape[1], SIDE), 1)
+
+
+def _scaled(operation: np.ufunc, x: Array, scales: Array) -> Array:
+    """operation(x, scale of its block), float32."""
+    out, first = np.empty(x.shape, F), 0
+    wide = np.repeat(scales, SIDE, 1)[:, None, : x.shape[1]] if x.shape[1] > SIDE else scales[:, None]
+    for band, made in zip(_bands(x), _bands(out), strict=True):
+        operation(band, wide[first : first + len(band)], out=made)
+        first += len(band)
+    return out
 
 
 def cut(x: Array, scales: str = "float32", random: tuple[int, int, int] | None = None) -> Blocks:
     """The codes of a float32 matrix, nearest, or stochastic where there is a Philox stream.  NotFiniteError for a NaN."""
     core.value_range(x)
-    rows, columns = (range(0, size, SIDE) for size in x.shape)
-    step = np.maximum.reduceat(np.maximum.reduceat(np.abs(x), rows, 0), columns, 1) / F(LARGEST_CODE)
+    step = _largest(x) / F(LARGEST_CODE)
     if scales == "float16":
         step = np.minimum(step, F(LARGEST_HALF)).astype(np.float16).astype(F)
     step = np.where(step > SMALLEST, step, F(0))
-    scaled = x / _spread(np.where(step > 0, step, F(np.inf)), x.shape)
     rounding = Rounding.STOCHASTIC if random else Rounding.HALF_EVEN
-    return Blocks(core.quantize(scaled, 1.0, rounding=rounding, random=random), step)
+    units = _scaled(np.divide, x, np.where(step > 0, step, F(np.inf)))
+    return Blocks(core.quantize(units, 1.0, rounding=rounding, random=random), step)
 
 
 def product(a: Blocks, b: Blocks) -> Array:
@@ -90,25 +112,14 @@ def product(a: Blocks, b: Blocks) -> Array:
 # ---- windows of a convolution --------------------------------------------------
 
 
-def _taps(g: core.Conv, padded: Array) -> list[Array]:
-    """Views of a padded image tensor, (batch, out_h, out_w, channels), one for each place in the kernel."""
-    height, width = (g.out_h - 1) * g.stride + 1, (g.out_w - 1) * g.stride + 1
-    places = [(i, j) for i in range(g.kernel_h) for j in range(g.kernel_w)]
-    return [padded[:, i : i + height : g.stride, j : j + width : g.stride] for i, j in places]
-
-
-def windows(g: core.Conv, x: Array) -> Array:
-    """(batch x out_h x out_w, kernel_h x kernel_w x channels) of a convolution's input; padding is 0."""
-    padded = np.pad(x, ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
-    return np.stack(_taps(g, padded), 3).reshape(g.batch * g.out_h * g.out_w, -1)
-
-
 def scattered(g: core.Conv, rows: Array) -> Array:
-    """The transpose of `windows`: each value added, in float32 and tap after tap, to the pixel that it came from."""
+    """The transpose of `passes.windows`: each value added, in float32 and tap after tap, to the pixel that it came from."""
     padded = np.zeros((g.batch, g.height + 2 * g.pad, g.width + 2 * g.pad, g.channels), F)
-    values = rows.reshape(g.batch, g.out_h, g.out_w, -1, g.channels)
-    for number, tap in enumerate(_taps(g, padded)):
-        tap += values[:, :, :, number]
+    values = rows.reshape(g.batch, g.out_h, g.out_w, g.kernel_h, g.kernel_w, g.channels)
+    height, width = (g.out_h - 1) * g.stride + 1, (g.out_w - 1) * g.stride + 1
+    for i in range(g.kernel_h):
+        for j in range(g.kernel_w):
+            padded[:, i : i + height : g.stride, j : j + width : g.stride] += values[:, :, :, i, j]
     return np.ascontiguousarray(padded[:, g.pad : g.pad + g.height, g.pad : g.pad + g.width])
 
 
@@ -184,7 +195,7 @@ class Jetfire(Method):
             x_real, w_real = self.coded(x), qw.real().reshape(w.shape)
             node.saved.update(x=x_real, w=w_real)
             return self.coded(passes.forward(node, x_real, w_real))
-        rows = windows(shape.geometry, x) if isinstance(shape, Convolution) else x
+        rows = passes.windows(shape.geometry, x).reshape(shape.shape[:2]) if isinstance(shape, Convolution) else x
         qx = cut(rows, self.scales)
         node.saved.update(x=qx, w=qw)
         y = product(qx, qw)
