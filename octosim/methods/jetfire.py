@@ -49,7 +49,13 @@ class Blocks:
 
     @property
     def transposed(self) -> Blocks:
-        return Blocks(np.ascontiguousarray(self.q.T), np.ascontiguousarray(self.scales.T))
+        """The transpose, no copy."""
+        return Blocks(self.q.T, self.scales.T)
+
+    def panel(self, first: int) -> tuple[Array, bool]:
+        """32 columns from `first` on, and whether they are transposed: as a transpose's codes lie in memory."""
+        turned = not self.q.flags.c_contiguous
+        return (self.q.T[first : first + SIDE] if turned else self.q[:, first : first + SIDE]), turned
 
     def real(self) -> Array:
         """The values that the codes stand for, float32."""
@@ -102,7 +108,8 @@ def product(a: Blocks, b: Blocks) -> Array:
     total, term = np.zeros(shape, F), np.empty(shape, F)
     ours, theirs = np.repeat(a.scales, SIDE, 0)[: shape[0]], np.repeat(b.scales, SIDE, 0)[: shape[1]]
     for block, k in enumerate(range(0, a.q.shape[1], SIDE)):
-        sums = core.gemm(a.q[:, k : k + SIDE], b.q[:, k : k + SIDE], transpose_b=True)
+        (left, left_turned), (right, right_turned) = a.panel(k), b.panel(k)
+        sums = core.gemm(left, right, transpose_a=left_turned, transpose_b=not right_turned)
         np.multiply(sums, ours[:, block, None], out=term, casting="unsafe", dtype=F)
         term *= theirs[:, block]
         total += term
