@@ -225,6 +225,17 @@ def test_a_clip_that_fell_to_nothing() -> None:
     assert np.isfinite(logits).all() and network.nodes[1].grads["clip"][0] != 0
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1e-44, 1e-38])
+def test_a_scale_of_nothing(gamma: float) -> None:
+    """No codes but 0, and no division by it."""
+    method = methods.make("fqat", {})
+    network = models.Network((Conv2d(2, 1), BatchNorm(), Flatten(), Linear(2)), (4, 4, 1), method, 3)
+    network.nodes[1].params["gamma"][:] = gamma
+    for training in (True, False):
+        images = np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1)
+        assert not network.forward(network.input(images), Context(training, 0, 1)).any()
+
+
 def test_refused() -> None:
     for bad in (0.05, 101.0, float("nan")):
         with pytest.raises(OctosimError, match=r"fqat: z must be in 0.1 .. 100, not"):

@@ -243,3 +243,11 @@ def test_layers_move_a_quarter_of_the_bytes() -> None:
         ops = models.trace(models.Network(STACK, (8, 8, 3), methods.make(name, {}), None), 4)
         reads.append({(op.layer, op.pass_): op.reads for op in ops if op.layer in ("bn1", "add1", "relu1", "pool1")})
     assert len(reads[0]) == 8 and {key: 4 * value for key, value in reads[0].items()} == pytest.approx(reads[1], abs=3)
+
+
+def test_a_convolutions_windows_are_priced() -> None:
+    """Rows x columns of the windows' matrix, once to cut it and once to add its gradient up; a linear layer has none."""
+    network = models.Network((Conv2d(4, 3), Conv2d(5, 3), Flatten(), Linear(3)), (8, 8, 2), methods.make("jetfire", {}), None)
+    ops = {(op.layer, op.name): op.shape[0] for op in models.trace(network, 4)}
+    assert ops["conv2", "windows to blocks"] == ops["conv2", "add windows"] == 4 * 4 * 4 * 3 * 3 * 4
+    assert ("fc1", "windows to blocks") not in ops and ("conv1", "add windows") not in ops

@@ -52,7 +52,7 @@ def finished(config: train.Config, folder: Path, **options) -> str:
     return digest
 
 
-SETTINGS = [(isa, 1 + number % 3) for number, isa in enumerate(ISAS)] + [(ISAS[-1], 1), (ISAS[-1], 3)]
+SETTINGS = [(isa, 1 + number % 3) for number, isa in enumerate(ISAS)] + [(ISAS[-1], threads) for threads in (1, 2, 3)]
 """Every instruction set; one to three threads: three are more than this machine has cores, and a divisor of nothing."""
 
 
@@ -112,9 +112,7 @@ def test_digest_of_octos_variants(parameters: dict, optimizer: str, restore_core
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_digest_with_every_option(
-    method: str, tmp_path: Path, restore_core: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_digest_with_every_option(method: str, tmp_path: Path, restore_core: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instruction sets, threads, and batches made ahead or not: the same records and bits."""
     monkeypatch.setattr(data, "load", few_images)
     batchnorm = methods.METHODS[method].batchnorm

@@ -1,8 +1,9 @@
 """FQAT: INT8 forward and backward with Clipping Batch Normalization, which fixes the activations' range in advance.
 
-Luo, "FQAT", MSc thesis, The Hong Kong Polytechnic University, 2021.  Only its abstract is known here (algorithm card 4): INT8
-weights, activations and gradients, uniform linear codes, batch normalization and range clipping in one function.  What that
-function is, is our reconstruction, in three variants; x_hat is the normalized sum of a channel, z a number of deviations:
+Luo, "Int8-based fully quantization-aware training", MSc thesis, The Hong Kong Polytechnic University, 2021.  Only its
+abstract is known here (algorithm card 4): INT8 weights, activations and gradients, uniform linear codes, batch normalization
+and range clipping in one function. What that function is, is our reconstruction, in three variants; x_hat is the normalized
+sum of a channel, z a number of deviations:
 
     a   y = clip(gamma x_hat + beta, beta - z |gamma|, beta + z |gamma|)      S = (z max|gamma| + max|beta|) / 127
     b   q = clip(round(x_hat / (z / 127)), +-127), y = gamma q z / 127 + beta                           S as in a
@@ -103,11 +104,10 @@ class ClippingBatchNorm:
 
     def _finish(self, node: Node, q: Array, low: Array, high: Array, bound: float) -> Array:
         """The values of codes that are clipped at the channels' ends."""
-        step = F(bound / LARGEST_CODE)
-        if bound:
-            ends = [np.rint(end * F(1 / float(step))).astype(np.int8) for end in (low, high)]
-            np.clip(q, *ends, out=q)
-        return ranged(core.dequantize(q, float(step), out=node.buffer("out", q.shape, F)), float(step) * LARGEST_CODE)
+        step = float(F(bound / LARGEST_CODE))
+        ends = [np.rint(end * F(quant.reciprocal(step))).astype(np.int8) for end in (low, high)]
+        np.clip(q, *ends, out=q)
+        return ranged(core.dequantize(q, step, out=node.buffer("out", q.shape, F)), step * LARGEST_CODE)
 
     def forward(self, node: Node, x: Array, method: Fqat, context: Context) -> Array:
         low, high, bound = self._limits(node, method)

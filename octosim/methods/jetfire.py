@@ -116,9 +116,6 @@ def product(a: Blocks, b: Blocks) -> Array:
     return total
 
 
-# ---- windows of a convolution --------------------------------------------------
-
-
 def scattered(g: core.Conv, rows: Array) -> Array:
     """The transpose of `passes.windows`: each value added, in float32 and tap after tap, to the pixel that it came from."""
     padded = np.zeros((g.batch, g.height + 2 * g.pad, g.width + 2 * g.pad, g.channels), F)
@@ -232,11 +229,10 @@ class Jetfire(Method):
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)
-        wide, wide_x = node.out_shape[-1], node.in_shape[-1]
-        depthwise = isinstance(node.layer.product(node, batch), Depthwise)
-        dtype = "float32" if depthwise else "int8"
-        return [
-            # range, then codes: a quantizer reads its tensor twice; x and dY are codes already
+        wide, wide_x, shape = node.out_shape[-1], node.in_shape[-1], node.layer.product(node, batch)
+        dtype = "float32" if isinstance(shape, Depthwise) else "int8"
+        # range, then codes: a quantizer reads its tensor twice; x and dY are codes already
+        ops = [
             passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
             passes.gemm(node, batch, "forward", dtype),
             passes.elementwise(node, "forward", "bias, quantize y", y, 8 * y, y, channels=wide),
@@ -245,3 +241,8 @@ class Jetfire(Method):
             passes.gemm(node, batch, "dX", dtype),
             passes.elementwise(node, "dX", "quantize dX", x, 8 * x, x, channels=wide_x),
         ]
+        if isinstance(shape, Convolution):
+            m, k, _ = shape.shape
+            ops.insert(1, passes.elementwise(node, "forward", "windows to blocks", m * k, 2 * m * k, m * k))
+            ops.insert(-1, passes.elementwise(node, "dX", "add windows", m * k, 4 * m * k, 4 * x))
+        return ops
