@@ -152,7 +152,7 @@ def test_training_learns(method: str, tmp_path: Path) -> None:
     assert [r["step"] for r in lines] == list(range(1, 201))
     evaluated = [r for r in lines if "test_accuracy" in r]
     assert [r["epoch"] for r in evaluated] == [1, 2] and [r["step"] for r in evaluated] == [100, 200]
-    assert evaluated[-1]["test_accuracy"] > 0.70
+    assert evaluated[-1]["test_accuracy"] > 0.65
     assert np.mean([r["loss"] for r in lines[-10:]]) < 0.5 * lines[0]["loss"]
     if "lr" in cls.unused:
         assert lines[0]["learning_rate"] is None
