@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import oracle
@@ -136,3 +137,33 @@ def three_steps(
                 assert np.abs(node.params[key] - w).max() <= 1e-6 * np.abs(w).max(), (step, node.name, key)
                 w[:] = node.params[key]
         check(step)
+
+
+# ---- what the layers of any network take and give --------------------------------------------------
+
+
+def spied(network: models.Network) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """Copies of what each layer takes and gives in each pass."""
+    seen: dict[tuple[str, str], tuple[Any, Any]] = {}
+
+    class Spy:
+        def __init__(self, layer: Any):
+            self.layer = layer
+
+        def forward(self, node: Node, x: Any, *rest: Any) -> np.ndarray:
+            given = tuple(each.copy() for each in x) if isinstance(x, tuple) else x.copy()
+            y = core.values(self.layer.forward(node, x, *rest))
+            seen[node.name, "forward"] = given, y.copy()
+            return y
+
+        def weight_grad(self, node: Node, dy: np.ndarray, *rest: Any) -> Any:
+            seen[node.name, "dy"] = dy.copy(), None
+            return self.layer.weight_grad(node, dy, *rest)
+
+        def input_grad(self, node: Node, dy: Any, *rest: Any) -> np.ndarray:
+            dx = core.values(self.layer.input_grad(node, dy, *rest))
+            seen[node.name, "dx"] = None, dx[0].copy() if isinstance(dx, tuple) else dx.copy()
+            return dx
+
+    network.passes = [Spy(layer) for layer in network.passes]
+    return seen

@@ -255,7 +255,7 @@ def test_trace_counts_the_work(name: str) -> None:
     assert gemms["fc1", "forward"].shape == (128, 400, 120)
     assert gemms["conv2", "dW"].shape == (16, 12800, 150)
     assert ("conv1", "dX") not in gemms
-    passes = dict.fromkeys(("octo", "niti", "ui8", "dai8", "wage", "hindsight"), ("forward", "dW", "dX"))
+    passes = dict.fromkeys(("octo", "niti", "ui8", "dai8", "wage", "hindsight", "jetfire", "fqat"), ("forward", "dW", "dX"))
     passes |= {"qat": ("forward",), "logbtq": ("forward",), "banner": ("forward", "dX")}
     codes = passes.get(name, ())  # those whose operands are 8-bit
     assert all(op.dtype == ("int8" if op.pass_ in codes else "float32") for op in gemms.values())

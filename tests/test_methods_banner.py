@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -66,36 +65,9 @@ def range_batchnorm_grad(x: np.ndarray, dy: np.ndarray, gamma: np.ndarray, kept:
     return dx.reshape(x.shape), (g * centered).sum(0) * codes, g.sum(0)
 
 
-def spied(network: models.Network) -> dict[tuple[str, str], tuple[Any, Any]]:
-    """Copies of what each layer takes and gives in each pass."""
-    seen: dict[tuple[str, str], tuple[Any, Any]] = {}
-
-    class Spy:
-        def __init__(self, layer: Any):
-            self.layer = layer
-
-        def forward(self, node: Node, x: np.ndarray, *rest: Any) -> np.ndarray:
-            given = x.copy()
-            y = core.values(self.layer.forward(node, x, *rest))
-            seen[node.name, "forward"] = given, y.copy()
-            return y
-
-        def weight_grad(self, node: Node, dy: np.ndarray, *rest: Any) -> Any:
-            seen[node.name, "dy"] = dy.copy(), None
-            return self.layer.weight_grad(node, dy, *rest)
-
-        def input_grad(self, node: Node, dy: Any, *rest: Any) -> np.ndarray:
-            dx = core.values(self.layer.input_grad(node, dy, *rest))
-            seen[node.name, "dx"] = None, dx.copy()
-            return dx
-
-    network.passes = [Spy(layer) for layer in network.passes]
-    return seen
-
-
 def test_three_steps() -> None:
     network = models.Network(STACK, (7, 7, 2), methods.make("banner", {}), 3)
-    seen = spied(network)
+    seen = direct.spied(network)
     pads, ranges = {"conv1": 1, "conv2": 0, "fc1": 0}, {}
     rng = np.random.default_rng(0)
     running = {name: [np.zeros(c), np.ones(c)] for name, c in (("bn1", 4), ("bn2", 5))}

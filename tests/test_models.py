@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from narrow import few_images, narrow
 
-from octosim import core, cost, hw, methods, models, train
+from octosim import core, cost, data, hw, methods, models, train
 from octosim.errors import OctosimError
 from octosim.layers import (
     Add,
@@ -112,11 +113,18 @@ def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None
     assert cost.total(costs, hw.load("jetson"))["time_s"] > 0
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("model", models.MODELS)
-def test_gradients_of_colour_images_on_every_instruction_set(model: str, method: str, each_isa: list[tuple[str, int]]) -> None:
+@pytest.mark.parametrize(
+    ("model", "method", "full"),
+    [(model, method, False) for model in models.MODELS for method in methods.METHODS]
+    + [(model, method, True) for model in models.MODELS for method in ("octo", "fp32")],
+)
+def test_gradients_of_colour_images_on_every_instruction_set(
+    model: str, method: str, full: bool, each_isa: list[tuple[str, int]]
+) -> None:
     """The forms for CIFAR-10, which no packaged data set has; the digests of whole steps are in test_train."""
-    made = network(model, (32, 32, 3), method)
+    one = methods.make(method, {})
+    stack = models.layers(model, 10, one.batchnorm, (32, 32, 3))
+    made = models.Network(stack if full else narrow(stack), (32, 32, 3), one, 0)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), np.array([3], np.int32)
     before = [(node.state, {key: value.copy() for key, value in node.state.items()}) for node in made.nodes]
@@ -333,13 +341,15 @@ def test_no_model_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", ["gone", "changed"])
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_a_run_needs_its_model_file_only_once(after: str, method: str, file: Callable[[str], str], tmp_path: Path) -> None:
+def test_a_run_needs_its_model_file_only_once(
+    after: str, method: str, file: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Resume and verify take the layers from the manifest."""
+    monkeypatch.setattr(data, "load", few_images)
     name, folder = file(EXAMPLE), tmp_path / "run"
-    config = train.Config(model=name, method=method, batch_size=20, steps=4, batchnorm=method == "octo")
+    config = train.Config(model=name, method=method, batch_size=20, steps=4, batchnorm=methods.METHODS[method].batchnorm)
     whole = train.create(config, tmp_path / "whole", "test")
     assert train.train(whole, tmp_path / "whole")
-
 
     def stop(progress: train.Progress) -> None:
         if progress.step == 2:

@@ -16,7 +16,9 @@ from octosim.methods.blaq import Blaq
 from octosim.methods.dai8 import Dai8
 from octosim.methods.dorefa import Dorefa
 from octosim.methods.fp32 import Fp32
+from octosim.methods.fqat import Fqat
 from octosim.methods.hindsight import Hindsight
+from octosim.methods.jetfire import Jetfire
 from octosim.methods.laq import Laq
 from octosim.methods.logbtq import Logbtq
 from octosim.methods.niti import Niti
@@ -28,7 +30,7 @@ from octosim.nodes import Method
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
-    for cls in (Fp32, Octo, Logbtq, Laq, Blaq, Qat, Niti, Wage, Dorefa, Banner, Ui8, Dai8, Hindsight)
+    for cls in (Fp32, Octo, Logbtq, Laq, Blaq, Qat, Niti, Wage, Dorefa, Banner, Ui8, Dai8, Hindsight, Jetfire, Fqat)
 }  # fmt: skip
 
 

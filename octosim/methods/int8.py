@@ -27,13 +27,13 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) ->
             )
 
 
-def trace(node: Node, batch: int, dy_reads: int = 2) -> list[Op]:
-    """All passes of a layer whose float32 operands are quantized before the products; dy_reads: how often dY is read."""
+def trace(node: Node, batch: int, dy_reads: int = 2, x_reads: int = 2) -> list[Op]:
+    """All passes of a layer whose float32 operands are quantized before the products; how often dY and X are read for it."""
     x, w, y = passes.sizes(node, batch)
     wide, wide_x = node.out_shape[-1], node.in_shape[-1]
     return [
         # range, then codes: a quantizer reads its tensor twice
-        passes.elementwise(node, "forward", "quantize x", x, 8 * x, x),
+        passes.elementwise(node, "forward", "quantize x", x, 4 * x_reads * x, x),
         passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
         passes.gemm(node, batch, "forward", "int8"),
         passes.elementwise(node, "forward", "dequantize, bias", y, 4 * y, 4 * y, channels=wide),

@@ -53,13 +53,6 @@ def pull(x: Array, bound: float, t: float, weight: float) -> Array:
     return F(weight / x.size) * np.sign(x) * slope(np.abs(x) - F(bound), t)
 
 
-def windows(g: core.Conv, x: Array) -> Array:
-    """(rows, kernel_h kernel_w, channels) of a convolution's input codes; padding has code 0, which stands for 0."""
-    padded = np.pad(x, ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
-    every = np.lib.stride_tricks.sliding_window_view(padded, (g.kernel_h, g.kernel_w), (1, 2))[:, :: g.stride, :: g.stride]
-    return np.ascontiguousarray(every.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, g.kernel_h * g.kernel_w, g.channels)
-
-
 @dataclass(frozen=True)
 class Logbtq(Method):
     """Parameters of the method.
@@ -152,14 +145,14 @@ class Logbtq(Method):
         (m, k, n), groups = product.shape, product.groups
         encodings = m * n * groups * -(-k // how.group) * (2 if how.encode_products else 1)
         if isinstance(product, Depthwise):
-            rows, taps = windows(product.geometry, qx), qw.reshape(groups, -1)
+            rows, taps = passes.windows(product.geometry, qx), qw.reshape(groups, -1)
             made = [
                 core.gemm_mu8(np.ascontiguousarray(rows[:, :, c]), np.ascontiguousarray(taps[c][:, None]), how)
                 for c in range(groups)
             ]
             codes, saturated = np.concatenate([part[0] for part in made], axis=1), sum(part[1] for part in made)
         else:
-            rows = windows(product.geometry, qx).reshape(m, k) if isinstance(product, Convolution) else qx
+            rows = passes.windows(product.geometry, qx).reshape(m, k) if isinstance(product, Convolution) else qx
             codes, saturated = core.gemm_mu8(rows, np.ascontiguousarray(qw.reshape(n, k).T), how)
         return codes.reshape(batch, *node.out_shape), saturated, encodings
 

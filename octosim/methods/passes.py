@@ -31,6 +31,13 @@ def input_grad(node: Node, dy: Array, w: Array) -> Array:
     return product.input_grad(dy, w, out=node.buffer((dy.shape[0], *node.in_shape), np.float32))
 
 
+def windows(g: core.Conv, x: Array) -> Array:
+    """(batch out_h out_w, kernel_h kernel_w, channels) of a convolution's input, values or codes; padding holds 0."""
+    padded = np.pad(x, ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
+    every = np.lib.stride_tricks.sliding_window_view(padded, (g.kernel_h, g.kernel_w), (1, 2))[:, :: g.stride, :: g.stride]
+    return np.ascontiguousarray(every.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, g.kernel_h * g.kernel_w, g.channels)
+
+
 def total(x: Array) -> float:
     """The sum in float64, one after the other: NumPy's sums, unlike its running sums, may differ from machine to machine."""
     flat, size = x.ravel(), 1 << 16

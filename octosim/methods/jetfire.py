@@ -1,0 +1,248 @@
+"""Jetfire: INT8 between all operators, with a scale for each block of 32 x 32 values.
+
+Xi et al., "Jetfire: Efficient and Accurate Transformer Pretraining with INT8 Data Flow and Per-Block Quantization", ICML 2024
+(arXiv 2403.12422).  Equations: the authors' code (thu-ml/Jetfire-INT8Training) as the algorithm card 5.12 gives them.
+
+    block of 32 x 32: S = max|block| / 127;  q = round(x / S), nearest forward, stochastic backward
+    A B^T: for each 32 of the sum's indices in ascending order, float32 sum += (int32 sum of 32 products) S_a S_b
+    Y, dX: quantized again in blocks; dW: float32;  all other layers read and write codes with their scales
+
+A tensor's matrix has a row for each image, or pixel, and a column for each feature, or channel.
+
+Differs from the paper in: scales are float32 (the code's float16 is scales="float16"); the paper's networks are transformers,
+so these are ours: a convolution multiplies the matrix of its windows (a row for each output pixel, columns in the order of the
+weights), which is cut into blocks, and thereby rounded, anew; the gradients of the windows are added up in float32, tap after
+tap; a depthwise convolution, whose sums are shorter than a block, multiplies in float32 the values that codes stand for;
+batch normalization and pooling read and write codes as the paper's other layers do.  Biases are float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from octosim import core
+from octosim.methods import passes
+from octosim.nodes import Array, Context, Convolution, Depthwise, Method, Node
+from octosim.numerics import Rounding
+from octosim.quant import LARGEST_CODE
+from octosim.trace import Op
+
+SIDE = 32  # of a block; a sum of 32 products of codes in +-127 has 20 bits, and is exact in float32 too
+F = np.float32
+ERROR, GRADIENT = range(2)  # roles in the Philox streams
+LARGEST_HALF = 65504  # of float16
+SMALLEST = F(1e-38)  # below, a scale is taken for 0, and all codes are
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix as int8 codes (rows, columns) and a float32 scale for each block (ceil(rows / 32), ceil(columns / 32))."""
+
+    q: Array
+    scales: Array
+
+    @property
+    def transposed(self) -> Blocks:
+        """The transpose, no copy."""
+        return Blocks(self.q.T, self.scales.T)
+
+    def panel(self, first: int) -> tuple[Array, bool]:
+        """32 columns from `first` on, and whether they are transposed: as a transpose's codes lie in memory."""
+        turned = not self.q.flags.c_contiguous
+        return (self.q.T[first : first + SIDE] if turned else self.q[:, first : first + SIDE]), turned
+
+    def real(self) -> Array:
+        """The values that the codes stand for, float32."""
+        return _scaled(np.multiply, self.q, self.scales)
+
+
+def _bands(x: Array) -> list[Array]:
+    """Views of a matrix: (bands, 32, columns) with its whole blocks' rows, and (1, rest, columns) with those left over.
+
+    A matrix of one block's width has them as (bands, 1, 32 columns), for speed: its rows are next to each other.
+    """
+    whole = len(x) // SIDE * SIDE
+    parts = [part for part in (x[:whole].reshape(-1, SIDE, x.shape[1]), x[whole:][None]) if part.size]
+    return [part.reshape(len(part), 1, -1) for part in parts] if x.shape[1] <= SIDE else parts
+
+
+def _largest(x: Array) -> Array:
+    """The largest magnitude in each block."""
+    thin = x.shape[1] <= SIDE
+    axis = 2 if thin else 1
+    rows = np.concatenate([np.maximum(band.max(axis), -band.min(axis)) for band in _bands(x)])
+    return rows if thin else np.maximum.reduceat(rows, range(0, x.shape[1], SIDE), 1)
+
+
+def _scaled(operation: np.ufunc, x: Array, scales: Array) -> Array:
+    """operation(x, scale of its block), float32."""
+    out, first = np.empty(x.shape, F), 0
+    wide = np.repeat(scales, SIDE, 1)[:, None, : x.shape[1]] if x.shape[1] > SIDE else scales[:, None]
+    for band, made in zip(_bands(x), _bands(out), strict=True):
+        operation(band, wide[first : first + len(band)], out=made)
+        first += len(band)
+    return out
+
+
+def cut(x: Array, scales: str = "float32", random: tuple[int, int, int] | None = None) -> Blocks:
+    """The codes of a float32 matrix, nearest, or stochastic where there is a Philox stream.  NotFiniteError for a NaN."""
+    core.value_range(x)
+    step = _largest(x) / F(LARGEST_CODE)
+    if scales == "float16":
+        step = np.minimum(step, F(LARGEST_HALF)).astype(np.float16).astype(F)
+    step = np.where(step > SMALLEST, step, F(0))
+    rounding = Rounding.STOCHASTIC if random else Rounding.HALF_EVEN
+    units = _scaled(np.divide, x, np.where(step > 0, step, F(np.inf)))
+    return Blocks(core.quantize(units, 1.0, rounding=rounding, random=random), step)
+
+
+def product(a: Blocks, b: Blocks) -> Array:
+    """A B^T in float32: for each 32 indices of the sum, ((int32 sum) S_a) S_b is added, each operation rounded."""
+    shape = len(a.q), len(b.q)
+    total, term = np.zeros(shape, F), np.empty(shape, F)
+    ours, theirs = np.repeat(a.scales, SIDE, 0)[: shape[0]], np.repeat(b.scales, SIDE, 0)[: shape[1]]
+    for block, k in enumerate(range(0, a.q.shape[1], SIDE)):
+        (left, left_turned), (right, right_turned) = a.panel(k), b.panel(k)
+        sums = core.gemm(left, right, transpose_a=left_turned, transpose_b=not right_turned)
+        np.multiply(sums, ours[:, block, None], out=term, casting="unsafe", dtype=F)
+        term *= theirs[:, block]
+        total += term
+    return total
+
+
+def scattered(g: core.Conv, rows: Array) -> Array:
+    """The transpose of `passes.windows`: each value added, in float32 and tap after tap, to the pixel that it came from."""
+    padded = np.zeros((g.batch, g.height + 2 * g.pad, g.width + 2 * g.pad, g.channels), F)
+    values = rows.reshape(g.batch, g.out_h, g.out_w, g.kernel_h, g.kernel_w, g.channels)
+    height, width = (g.out_h - 1) * g.stride + 1, (g.out_w - 1) * g.stride + 1
+    for i in range(g.kernel_h):
+        for j in range(g.kernel_w):
+            padded[:, i : i + height : g.stride, j : j + width : g.stride] += values[:, :, :, i, j]
+    return np.ascontiguousarray(padded[:, g.pad : g.pad + g.height, g.pad : g.pad + g.width])
+
+
+# ---- layers without a matrix product --------------------------------------------------
+
+
+class _Coded:
+    """A layer whose float32 passes read codes and whose results become codes, in blocks of 32 pixels x 32 channels."""
+
+    def init(self, node: Node, method: Jetfire, seed: int | None) -> None:
+        node.layer.init(node, method, seed)
+
+    def forward(self, node: Node, x: Any, method: Jetfire, context: Context) -> Array:
+        return method.coded(node.layer.forward(node, x, method, context))
+
+    def weight_grad(self, node: Node, dy: Array, method: Jetfire, context: Context) -> Array:
+        return dy
+
+    def input_grad(self, node: Node, dy: Array, method: Jetfire, context: Context) -> Any:
+        dx = node.layer.input_grad(node, dy, method, context)
+        # the gradients of a sum's terms are dY's codes as they are
+        return dx if isinstance(dx, tuple) else method.coded(dx, context.random(node.tensor(GRADIENT)))
+
+    def trace(self, node: Node, method: Jetfire, batch: int) -> list[Op]:
+        """The layer's own passes with a byte where they have four; the scales' share, 0.4 %, is left out."""
+        ops = node.layer.trace(node, method, batch)
+        return [dataclasses.replace(op, reads=op.reads // 4, writes=op.writes // 4) for op in ops]
+
+
+# ---- the method --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Jetfire(Method):
+    """Parameters of the method.
+
+    scales: float32, or float16 as in the authors' code: below 6e-8 they are 0 then, and so are all values of their block.
+    """
+
+    scales: Literal["float32", "float16"] = "float32"
+
+    name: ClassVar[str] = "jetfire"
+    summary: ClassVar[str] = "INT8 between all layers, a scale for each block of 32 x 32"
+    paper: ClassVar[str] = "Xi et al., ICML 2024"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "int8, a scale a block",
+        "activations": "int8, a scale a block",
+        "gradients": "float32, of int8 products",
+        "errors": "int8, a scale a block",
+        "update": "float32",
+        "accumulator": "int32 for 32 products, then float32",
+        "normalization": "float32, of int8",
+    }
+    # no sum of 32 products leaves a register that hardware has, and the sums of these sums are float32
+    unused: ClassVar[tuple[str, ...]] = ("accumulator", "count_overflow")
+    layers: ClassVar[Mapping[str, Any]] = dict.fromkeys(("bn", "relu", "pool", "dropout", "avgpool", "add"), _Coded())
+
+    def coded(self, x: Array, random: tuple[int, int, int] | None = None) -> Array:
+        """The values that a tensor's codes stand for, its last axis being the columns of its matrix."""
+        return cut(x.reshape(-1, x.shape[-1]), self.scales, random).real().reshape(x.shape)
+
+    def check(self, node: Node, batch: int) -> None:
+        pass
+
+    def init(self, node: Node, seed: int) -> None:
+        pass
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        w, batch = node.params["w"], len(x)
+        qw = cut(w.reshape(len(w), -1), self.scales)
+        shape = node.layer.product(node, batch)
+        if isinstance(shape, Depthwise):
+            x_real, w_real = self.coded(x), qw.real().reshape(w.shape)
+            node.saved.update(x=x_real, w=w_real)
+            return self.coded(passes.forward(node, x_real, w_real))
+        rows = passes.windows(shape.geometry, x).reshape(shape.shape[:2]) if isinstance(shape, Convolution) else x
+        qx = cut(rows, self.scales)
+        node.saved.update(x=qx, w=qw)
+        y = product(qx, qw)
+        y += node.params["b"]
+        return self.coded(y.reshape(batch, *node.out_shape))
+
+    def error(self, node: Node, dy: Array, context: Context) -> Blocks:
+        return cut(dy.reshape(-1, dy.shape[-1]), self.scales, context.random(node.tensor(ERROR)))
+
+    def weight_grad(self, node: Node, error: Blocks, context: Context) -> None:
+        x, w, dy = node.saved["x"], node.params["w"], error.real()
+        if isinstance(x, Blocks):
+            node.grads["w"] = product(error.transposed, x.transposed).reshape(w.shape)
+            node.grads["b"] = core.column_sums(dy)
+        else:
+            passes.weight_grad(node, x, dy.reshape(len(x), *node.out_shape))
+
+    def input_grad(self, node: Node, error: Blocks, context: Context) -> Array:
+        batch, w = error.q.shape[0] // math.prod(node.out_shape[:-1]), node.saved["w"]
+        shape = node.layer.product(node, batch)
+        if isinstance(shape, Depthwise):
+            dx = passes.input_grad(node, error.real().reshape(batch, *node.out_shape), w)
+        else:
+            rows = product(error, w.transposed)
+            dx = scattered(shape.geometry, rows) if isinstance(shape, Convolution) else rows
+        return self.coded(dx, context.random(node.tensor(GRADIENT)))
+
+    def trace(self, node: Node, batch: int) -> list[Op]:
+        x, w, y = passes.sizes(node, batch)
+        wide, wide_x, shape = node.out_shape[-1], node.in_shape[-1], node.layer.product(node, batch)
+        dtype = "float32" if isinstance(shape, Depthwise) else "int8"
+        # range, then codes: a quantizer reads its tensor twice; x and dY are codes already
+        ops = [
+            passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
+            passes.gemm(node, batch, "forward", dtype),
+            passes.elementwise(node, "forward", "bias, quantize y", y, 8 * y, y, channels=wide),
+            passes.gemm(node, batch, "dW", dtype),
+            passes.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
+            passes.gemm(node, batch, "dX", dtype),
+            passes.elementwise(node, "dX", "quantize dX", x, 8 * x, x, channels=wide_x),
+        ]
+        if isinstance(shape, Convolution):
+            m, k, _ = shape.shape
+            ops.insert(1, passes.elementwise(node, "forward", "windows to blocks", m * k, 2 * m * k, m * k))
+            ops.insert(-1, passes.elementwise(node, "dX", "add windows", m * k, 4 * m * k, 4 * x))
+        return ops

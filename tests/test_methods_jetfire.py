@@ -1,0 +1,253 @@
+"""Jetfire against a direct transcription of its equations, block by block and pass by pass on the passes' own inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import slow_passes as direct
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octosim import core, methods, models, train
+from octosim.errors import OctosimError
+from octosim.layers import (
+    Add,
+    BatchNorm,
+    Conv2d,
+    DepthwiseConv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool,
+    ReLU,
+    Residual,
+)
+from octosim.methods import jetfire
+from octosim.nodes import Context, Node
+
+F = np.float32
+STACK = (
+    Conv2d(36, 3, pad=1), BatchNorm(), ReLU(), MaxPool(), DepthwiseConv2d(3),
+    Residual((Conv2d(36, 1), ReLU())), Conv2d(5, 3, stride=2, pad=1), Flatten(), Dropout(), Linear(34), ReLU(), Linear(3),
+)  # fmt: skip
+
+
+def starts(size: int) -> range:
+    return range(0, size, 32)
+
+
+def cut(x: np.ndarray, half: bool = False, words: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and, at each place, the scale of the block that it is in."""
+    q, scales = np.zeros(x.shape, np.int64), np.zeros(x.shape, F)
+    for i in starts(x.shape[0]):
+        for j in starts(x.shape[1]):
+            here = np.s_[i : i + 32, j : j + 32]
+            scale = F(np.abs(x[here]).max()) / F(127)
+            scale = F(np.float16(scale)) if half else scale
+            if scale > 1e-38:
+                how = ("half-even", None) if words is None else ("stochastic", words[here])
+                q[here], scales[here] = oracle.quantize(x[here] / scale, 1.0, 0, -127, 127, *how), scale
+    return q, scales
+
+
+def real(x: np.ndarray, half: bool, words: np.ndarray | None = None) -> np.ndarray:
+    rows = x.reshape(-1, x.shape[-1])
+    q, scales = cut(rows, half, None if words is None else words.reshape(rows.shape))
+    return (q.astype(F) * scales).reshape(x.shape)
+
+
+def product(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """A B^T: 32 products in int64, scaled and added in float32."""
+    (qa, sa), (qb, sb) = a, b
+    y = np.zeros((len(qa), len(qb)), F)
+    for k in starts(qa.shape[1]):
+        sums = qa[:, k : k + 32] @ qb[:, k : k + 32].T
+        assert np.abs(sums).max() < 2**20
+        y = y + sums.astype(F) * sa[:, k, None] * sb[:, k]
+    return y
+
+
+def turned(a: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return a[0].T, a[1].T
+
+
+def windows(x: np.ndarray, layer: Conv2d, out_shape: tuple[int, ...]) -> np.ndarray:
+    padded = np.pad(x, ((0, 0), (layer.pad, layer.pad), (layer.pad, layer.pad), (0, 0)))
+    rows = []
+    for image in padded:
+        for y in range(out_shape[0]):
+            for z in range(out_shape[1]):
+                top, left = y * layer.stride, z * layer.stride
+                rows.append(image[top : top + layer.kernel, left : left + layer.kernel].ravel())
+    return np.array(rows)
+
+
+def scattered(rows: np.ndarray, x: np.ndarray, layer: Conv2d, out_shape: tuple[int, ...]) -> np.ndarray:
+    p, k = layer.pad, layer.kernel
+    dx = np.zeros((len(x), x.shape[1] + 2 * p, x.shape[2] + 2 * p, x.shape[3]), F)
+    values = rows.reshape(len(x), *out_shape[:2], k, k, -1)
+    for i, j in np.ndindex(k, k):  # each pixel's terms in the order of the taps
+        for n, y, z in np.ndindex(len(x), *out_shape[:2]):
+            dx[n, y * layer.stride + i, z * layer.stride + j] += values[n, y, z, i, j]
+    return dx[:, p : p + x.shape[1], p : p + x.shape[2]]
+
+
+def plain(node: Node, x: np.ndarray, context: Context) -> np.ndarray:
+    """The float32 result of a layer without a product, before it becomes codes."""
+    match node.layer:
+        case ReLU():
+            return np.maximum(x, 0)
+        case Dropout():
+            return core.dropout(x, 0.5, context.random(node.tensor(15)))
+        case MaxPool():
+            return x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
+        case BatchNorm():
+            ones, zeros = np.ones(x.shape[-1], F), np.zeros(x.shape[-1], F)
+            return core.batchnorm_forward(
+                x, node.params["gamma"], node.params["beta"], zeros, ones, eps=node.layer.eps, momentum=0.1
+            )[0]
+        case Add():
+            return x[0] + x[1]
+    raise AssertionError(node.name)
+
+
+@pytest.mark.parametrize("scales", ["float32", "float16"])
+def test_three_steps(scales: str) -> None:
+    half = scales == "float16"
+    network = models.Network(STACK, (8, 8, 3), methods.make("jetfire", {"scales": scales}), 3)
+    seen = direct.spied(network)
+    rng = np.random.default_rng(0)
+    checked = set()
+    for step in (1, 2, 3):
+        context = Context(True, 3, step)
+        images, labels = rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8), rng.integers(0, 3, 3).astype(np.int32)
+        before = {node.name: {key: value.copy() for key, value in node.params.items()} for node in network.nodes}
+        network.gradients(images, labels, context)
+        for node in network.nodes:
+            name, layer, kept = node.name, node.layer, before[node.name]
+            (x, y), (dy, _) = seen[name, "forward"], seen[name, "dy"]
+            if isinstance(layer, Flatten):
+                continue
+            checked.add(layer.stem)
+            draws = [
+                core.philox(int(np.prod(shape)), 3, step, node.tensor(role)).reshape(-1, shape[-1])
+                for role, shape in ((0, dy.shape), (1, (len(dy), *node.in_shape)))
+            ]
+            if not layer.weighted:
+                assert np.array_equal(y, real(plain(node, x, context), half)), (step, name)
+                dx = seen[name, "dx"][1]
+                if not isinstance(layer, Add):
+                    again = cut(dx.reshape(-1, dx.shape[-1]), half)
+                    assert np.abs(again[0] * again[1] - dx.reshape(again[0].shape)).max() <= 2e-3 * np.abs(dx).max()
+                continue
+            rows = dy.reshape(-1, dy.shape[-1])
+            qe, qw = cut(rows, half, draws[0]), cut(kept["w"].reshape(len(kept["w"]), -1), half)
+            e = qe[0] * qe[1].astype(np.float64)
+            if isinstance(layer, DepthwiseConv2d):
+                x_real, w_real = real(x, half), (qw[0].astype(F) * qw[1]).reshape(kept["w"].shape)
+                g = core.Conv(len(x), *node.in_shape, node.out_shape[-1], 3, 3, 1, 1)
+                assert np.array_equal(y, real(core.depthwise_forward(g, x_real, w_real) + kept["b"], half)), name
+                e_real = e.astype(F).reshape(dy.shape)
+                assert np.array_equal(node.grads["w"], core.depthwise_weight_grad(g, x_real, e_real)), (step, name)
+                dx = core.depthwise_input_grad(g, e_real, w_real)
+            else:
+                matrix = windows(x, layer, node.out_shape) if isinstance(layer, Conv2d) else x
+                qx = cut(matrix, half)
+                expected = (product(qx, qw) + kept["b"]).reshape(y.shape)
+                assert np.array_equal(y, real(expected, half)), (step, name)
+                dw = product(turned(qe), turned(qx)).reshape(kept["w"].shape)
+                assert np.array_equal(node.grads["w"], dw), (step, name)
+                dx = product(qe, turned(qw))
+                dx = scattered(dx, x, layer, node.out_shape) if isinstance(layer, Conv2d) else dx
+            bias = e.sum(0) * (0 if node.normalized else 1)
+            assert np.abs(node.grads["b"] - bias).max() <= 1e-6 * np.abs(e).sum(0).max(), (step, name)
+            if name != "conv1":
+                assert np.array_equal(seen[name, "dx"][1], real(dx, half, draws[1])), (step, name)
+            for key, value in node.params.items():
+                value -= F(0.01) * node.grads[key]
+    assert checked == {"conv", "dw", "fc", "bn", "relu", "pool", "dropout", "add"}
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_products_of_any_shape(m: int, n: int, k: int, seed: int, half: bool) -> None:
+    """To the bit the definition's, and near the true product; the values of codes have the same codes again."""
+    rng = np.random.default_rng(seed)
+    a, b = (rng.normal(0, 10.0 ** rng.integers(-3, 3), (rows, k)).astype(F) for rows in (m, n))
+    scales = "float16" if half else "float32"
+    qa, qb = jetfire.cut(a, scales), jetfire.cut(b, scales)
+    slow = cut(a, half), cut(b, half)
+    assert np.array_equal(qa.q, slow[0][0]) and np.array_equal(qa.real(), slow[0][0].astype(F) * slow[0][1])
+    y = jetfire.product(qa, qb)
+    assert np.array_equal(y, product(*slow))
+    exact = qa.real().astype(np.float64) @ qb.real().astype(np.float64).T
+    terms = np.abs(qa.real().astype(np.float64)) @ np.abs(qb.real().astype(np.float64)).T
+    assert np.abs(y - exact).max() <= 1e-6 * terms.max() + 1e-30
+    if not half:
+        assert np.array_equal(jetfire.cut(qa.real()).q, qa.q)
+    for left, right in ((jetfire.cut(a.T.copy(), scales).transposed, qb), (qa, jetfire.cut(b.T.copy(), scales).transposed)):
+        assert np.array_equal(jetfire.product(left, right), y)  # a transpose has the same blocks
+
+
+def test_an_outlier_stays_in_its_block() -> None:
+    x = np.random.default_rng(0).normal(0, 1, (64, 64)).astype(F)
+    x[40, 3] = 1e4
+    error = np.abs(jetfire.cut(x).real() - x)
+    assert error[32:, :32].max() > 1  # this block's codes cannot show the rest
+    error[32:, :32] = 0
+    assert error.max() <= np.abs(x[:32]).max() / 254 * 1.001
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(127 * 2.0**-26, 0), (127 * 2.0**-24, 127 * 2.0**-24), (1e10, 127 * 65504.0), (0.0, 0.0)]
+)
+def test_scales_that_float16_lacks(value: float, expected: float) -> None:
+    x = np.full((2, 3), value, F)
+    assert np.array_equal(jetfire.cut(x, "float16").real(), np.full((2, 3), expected, F))
+    assert jetfire.cut(x).real() == pytest.approx(x, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_nan_has_no_code(bad: float) -> None:
+    with pytest.raises(core.NotFiniteError):
+        jetfire.cut(np.array([[1, bad]], F))
+
+
+def test_average_pooling_gives_codes() -> None:
+    network = models.Network((GlobalAvgPool(), Linear(3)), (5, 5, 40), methods.make("jetfire", {}), 3)
+    x = np.random.default_rng(0).normal(0, 1, (35, 5, 5, 40)).astype(F)
+    y = network.passes[0].forward(network.nodes[0], x, network.method, Context(True, 0, 1))
+    assert np.array_equal(y, real(core.avgpool(x), False))
+    assert np.abs(y - x.mean((1, 2))).max() < np.abs(y).max() / 200
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"accumulator": "acc16"}, "--accumulator has no meaning for method jetfire"),
+        ({"count_overflow": 1}, "--count-overflow has no meaning for method jetfire"),
+        ({"parameters": {"scales": "float8"}}, "scales must be one of float32, float16, not 'float8'"),
+    ],
+)
+def test_refused(change: dict, words: str) -> None:
+    with pytest.raises(OctosimError) as caught:
+        train.Run(train.Config(model="lenet5", method="jetfire", **change))
+    assert words in str(caught.value)
+
+
+def test_layers_move_a_quarter_of_the_bytes() -> None:
+    reads = []
+    for name in ("jetfire", "fp32"):
+        ops = models.trace(models.Network(STACK, (8, 8, 3), methods.make(name, {}), None), 4)
+        reads.append({(op.layer, op.pass_): op.reads for op in ops if op.layer in ("bn1", "add1", "relu1", "pool1")})
+    assert len(reads[0]) == 8 and {key: 4 * value for key, value in reads[0].items()} == pytest.approx(reads[1], abs=3)
+
+
+def test_a_convolutions_windows_are_priced() -> None:
+    """Rows x columns of the windows' matrix, once to cut it and once to add its gradient up; a linear layer has none."""
+    network = models.Network((Conv2d(4, 3), Conv2d(5, 3), Flatten(), Linear(3)), (8, 8, 2), methods.make("jetfire", {}), None)
+    ops = {(op.layer, op.name): op.shape[0] for op in models.trace(network, 4)}
+    assert ops["conv2", "windows to blocks"] == ops["conv2", "add windows"] == 4 * 4 * 4 * 3 * 3 * 4
+    assert ("fc1", "windows to blocks") not in ops and ("conv1", "add windows") not in ops
