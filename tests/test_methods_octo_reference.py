@@ -30,7 +30,9 @@ def test_sums_of_parts_are_exact(seed: int, largest: int, depth: int) -> None:
     a[0], b[:, 0] = largest, -largest  # the extreme sum too
     for factor, part in octo_reference.parts(a):
         assert part.dtype == np.int8 and np.abs(part.astype(int)).max() <= 127 and factor in (1, 255)
-    assert np.array_equal(octo_reference.exact_sums(core.gemm, a, b), a.astype(np.int64) @ b.astype(np.int64))
+    expected = a.astype(np.int64) @ b.astype(np.int64)
+    found = octo_reference.exact_sums(core.gemm, depth, a, b)
+    assert np.array_equal(found, expected) and found.dtype == (np.int32 if depth * largest**2 < 2**31 else np.int64)
 
 
 def test_small_codes_need_one_product() -> None:
@@ -185,7 +187,11 @@ def test_more_samples_than_places_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("parameters", "words"),
-    [({"prc_ratio": 0}, "prc_ratio must be in"), ({"lac_decay": -1}, "lac_decay must not"), ({"lac_samples": 0}, "lac_samples must")],
+    [
+        ({"prc_ratio": 0}, "prc_ratio must be in"),
+        ({"lac_decay": -1}, "lac_decay must not"),
+        ({"lac_samples": 0}, "lac_samples must"),
+    ],
 )
 def test_bad_parameters(parameters: dict, words: str) -> None:
     with pytest.raises(OctosimError, match=words):

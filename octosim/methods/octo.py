@@ -24,7 +24,7 @@ from octosim.errors import OctosimError
 from octosim.methods import int8, passes
 from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
-from octosim.quant import QTensor
+from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 MU, OFFSET, ERROR = range(3)  # roles in the Philox streams
@@ -35,12 +35,20 @@ def percentile(x: Array, percent: float) -> float:
     """The least magnitude that `percent` per cent of x's nonzero values do not exceed (nearest rank); 0 where all are 0.
 
     An order statistic is one of the values: no rounding, and no order of additions.  Zeros have no say: behind max pooling
-    and ReLU most of dY is 0, and its 95th percentile can be too.
+    and ReLU most of dY is 0, and its 95th percentile can be too.  Codes of 7 bits, which are in the values' order, find the
+    few that have to be sorted.
     """
     sizes = np.abs(x).ravel()
-    sizes = sizes[sizes > 0]
-    rank = max(1, math.ceil(sizes.size * percent / 100))
-    return float(np.partition(sizes, rank - 1)[rank - 1]) if sizes.size else 0.0
+    count = np.count_nonzero(sizes)
+    if not count:
+        return 0.0
+    rank = count - max(1, math.ceil(count * percent / 100)) + 1  # from the largest
+    codes = core.quantize(sizes, quant.reciprocal(core.value_range(sizes)[1] / LARGEST_CODE))
+    low, high = 0, LARGEST_CODE  # the largest code that `rank` codes reach
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.count_nonzero(codes >= middle) >= rank else (low, middle - 1)
+    return float(np.sort(sizes[codes == low])[np.count_nonzero(codes > low) - rank])
 
 
 # ---- a compensation a sample, of this method and of octo_reference: alpha a feature, mu and offset (samples, feature) -------
@@ -219,8 +227,8 @@ class Octo(Method):
         x, w, y = passes.sizes(node, batch)
         wide, wide_x = node.out_shape[-1], node.in_shape[-1]
         lac = sum(node.params[name].size for name in COMPENSATION) if self.lac != "off" else 0
-        # the percentile's: the magnitudes that are not 0 are written out and partitioned, about three passes over them
-        reads, sums = {"gauss": 3, "percentile": 6}.get(self.prc, 2), 2 if lac else 1
+        # percentile: magnitudes, their range and codes, and the codes nine times: about five more tensors' bytes
+        reads, sums = {"gauss": 3, "percentile": 7}.get(self.prc, 2), 2 if lac else 1
         return [
             # range, then codes: a quantizer reads its tensor twice
             passes.elementwise(node, "forward", "quantize x", x, 8 * x, x),

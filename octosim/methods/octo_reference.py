@@ -6,12 +6,13 @@ zero points' part of the sums, and up to 254 for one-sided tensors in the backwa
 the demo's scheme "LossAwareCompensation" with gradient quantization; only convolutions are quantized.
 
 The demo multiplies codes in float64.  Here a code is 255 high + low with both parts in +-127; the products of the parts are
-exact int32 sums of the core's int8 kernels, and are put together in int64: the same integers, whatever the machine.
+exact int32 sums of the core's int8 kernels, and are put together as integers: the same, whatever the machine.
 
 Differs from the demo in: float32 between layers and for fully connected layers, normalization and optimizer (demo: float64);
 codes that rounding errors would put outside +-255 are clamped; cross-entropy without 1e-7 in the logarithm, recorded without
 the compensation's L2 term (`metrics` has it); the test set is normalized and quantized in batches of 500, whose image i takes
-compensation i modulo the training batch's size; a convolution's bias in front of normalization is not trained, as with every method.
+compensation i modulo the training batch's size; a convolution's bias in front of normalization is not trained, as with every
+method.
 """
 
 from __future__ import annotations
@@ -79,13 +80,20 @@ def parts(codes: Array) -> list[tuple[int, Array]]:
     return [(1, low), (BASE, high.astype(np.int8))] if high.any() else [(1, low)]
 
 
-def exact_sums(product: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
-    """float64 holding the integers of a bilinear product of codes: below 2^15 2^15 K, so exact."""
-    total: Any = 0
-    for u, low_or_high in parts(a):
-        for v, other in parts(b):
-            total = total + product(low_or_high, other).astype(np.int64) * (u * v)
-    return np.asarray(total, np.float64)
+def exact_sums(product: Callable[[Array, Array], Array], depth: int, a: Array, b: Array) -> Array:
+    """The integers of a product of codes whose sums have at most `depth` terms; int32 where they must fit, else int64.
+
+    In int32 the parts may wrap on their way: the whole is right modulo 2^32, and within its range.
+    """
+    largest = depth * int(np.abs(a).max()) * int(np.abs(b).max())
+    dtype: type[Any] = np.int32 if largest < 2**31 else np.int64
+    pairs = [(u * v, product(left, right)) for u, left in parts(a) for v, right in parts(b)]
+    total = pairs[0][1].astype(dtype, copy=False)  # low low, whose factor is 1
+    for factor, sums in pairs[1:]:
+        sums = sums.astype(dtype, copy=False)
+        sums *= factor
+        total += sums
+    return total
 
 
 def _product(node: Node, batch: int) -> Product:
@@ -183,7 +191,7 @@ class OctoReference(Method):
         "gradients": "float32, of 9-bit products in convolutions",
         "errors": "9-bit codes in convolutions, else float32",
         "update": "float32",
-        "accumulator": "int64, exact",
+        "accumulator": "int64, or int32 where it suffices",
         "normalization": "float32",
     }
     layers: ClassVar[Mapping[str, Any]] = {"bn": FeatureBatchNorm(), "dropout": Dropout()}
@@ -226,7 +234,7 @@ class OctoReference(Method):
         qx, sx = forward_codes(x, self.rounding, context.random(node.tensor(X)))
         qw, sw = forward_codes(p["w"], self.rounding, context.random(node.tensor(W)))
         node.saved["x"] = x
-        y = (exact_sums(product.forward, qx, qw) * (sx * sw) + p["b"]).astype(np.float32)
+        y = (exact_sums(product.forward, product.depths[0], qx, qw) * (sx * sw) + p["b"]).astype(np.float32)
         if "lac_mu" not in p:
             return y
         if context.training:
@@ -250,7 +258,7 @@ class OctoReference(Method):
         x, grads = node.saved["x"], node.grads
         product, (qg, sg) = _product(node, len(dy)), node.saved["dy"]
         qx, sx = backward_codes(x, self._ratio(), with_zero=product.geometry.pad > 0)
-        grads["w"] = (exact_sums(product.weight_grad, qx, qg) * (sx * sg)).astype(np.float32)
+        grads["w"] = (exact_sums(product.weight_grad, product.depths[2], qx, qg) * (sx * sg)).astype(np.float32)
         codes, scale = backward_codes(core.column_sums(dy), 1.0)
         grads["b"] = (codes * scale).astype(np.float32)
         if "lac_mu" in node.params:
@@ -261,7 +269,8 @@ class OctoReference(Method):
         if not self._quantized(node):
             return LINEAR.input_grad(node, dy, context)
         (qg, sg), (qw, sw) = node.saved["dy"], backward_codes(node.params["w"], self._ratio())
-        return (exact_sums(_product(node, len(dy)).input_grad, qg, qw) * (sg * sw)).astype(np.float32)
+        product = _product(node, len(dy))
+        return (exact_sums(product.input_grad, product.depths[1], qg, qw) * (sg * sw)).astype(np.float32)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         if not self._quantized(node):
