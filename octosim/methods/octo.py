@@ -55,6 +55,7 @@ def percentile(x: Array, percent: float) -> float:
 
 
 def refuse_samples(batch: int, samples: int) -> None:
+    """OctosimError where a batch has more samples than there are compensations."""
     if batch > samples:
         raise OctosimError(f"lac=sample has numbers for {samples} samples: --set lac_samples={batch} for a batch of {batch}")
 
