@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import direct
 import numpy as np
 import pytest
 from examples import examples
@@ -182,6 +183,47 @@ def test_octo_convolution(case: dict, pad: int) -> None:
         full[:, i : i + y.shape[1], j : j + y.shape[2]] += np.einsum("nyzf,fc->nyzc", g, qw.q[:, i, j].astype(np.int64))
     inner = full[:, pad : full.shape[1] - pad, pad : full.shape[2] - pad]
     assert np.array_equal(dx, inner.astype(F) * F(F(qw.scale) * F(error.scale)))
+
+
+def test_three_steps_with_a_compensation_a_sample_and_a_percentile() -> None:
+    parameters = dict(lac="sample", lac_samples=9, prc="percentile", prc_percentile=95)
+    for seen in direct.three_steps("octo", parameters):
+        node, x, w, dy, b = (seen[k] for k in ("node", "x", "w", "dy", "b"))
+        lac = seen["lac_alpha"], seen["lac_mu"][:7], seen["lac_offset"][:7]
+        qx, qw = quant.asymmetric(x, float(x.min()), float(x.max())), quant.symmetric(w, float(w.min()), float(w.max()))
+        scale = F(qx.scale * qw.scale)
+        term = np.rint(((b + (lac[0] * lac[1] + lac[2])) * F(1 / float(scale))).astype(F)).astype(np.int64)
+        codes = qx.q.astype(np.int64) - qx.zero
+        assert np.array_equal(seen["y"], (direct.forward(codes, qw.q) + term).astype(F) * scale), node.name
+        sizes = np.sort(np.abs(dy[dy != 0]))
+        limit = sizes[int(np.ceil(0.95 * sizes.size)) - 1]
+        low, high = max(dy.min(), -limit), min(dy.max(), limit)
+        sg = F(max(-float(low), float(high)) / 127)
+        g = np.rint(np.clip(dy, low, high) * F(1 / float(sg))).astype(np.int64)
+        assert np.array_equal(seen["error"].q, g) and seen["error"].scale == float(sg)
+        dw = direct.weight_grad(codes, g, w.shape).astype(F) * F(qx.scale * float(sg))
+        assert np.array_equal(seen["dw"], dw), node.name
+        assert np.array_equal(seen["db"], direct.bias_grad(g).astype(F) * sg)
+        each = g.astype(F) * sg
+        for key, expected in (("lac_mu", each * lac[0] + F(0.1) * lac[1]), ("lac_offset", each + F(0.1) * lac[2])):
+            assert np.array_equal(node.grads[key], np.concatenate([expected, F(0.1) * seen[key][7:]]))
+        assert direct.close(node.grads["lac_alpha"], (each.astype(float) * lac[1]).sum(0))
+        if "dx" in seen:
+            assert np.array_equal(seen["dx"], direct.input_grad(g, qw.q).astype(F) * F(qw.scale * float(sg))), node.name
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("octo", dict(lac="sample", prc="percentile", prc_percentile=90)), ("octo-reference", {})]
+)
+def test_the_same_bits_on_every_instruction_set(each_isa: list, name: str, parameters: dict) -> None:
+    found = set()
+    for isa, threads in each_isa:
+        core.set_isa(isa)
+        core.set_threads(threads)
+        network, images, labels = direct.network_and_batch(name, parameters, batch=20)
+        loss, _ = network.gradients(images, labels, TRAIN)
+        found.add((loss, *(v.tobytes() for node in network.nodes for _, v in sorted(node.grads.items()))))
+    assert len(found) == 1 and len(each_isa) > 1
 
 
 @given(

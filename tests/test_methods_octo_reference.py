@@ -5,6 +5,7 @@ from __future__ import annotations
 import direct
 import numpy as np
 import octo_demo
+import oracle
 import pytest
 from examples import examples
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from octosim import core, data, methods, models, optim
 from octosim.errors import OctosimError
-from octosim.layers import BatchNorm, Conv2d, Dropout, Flatten, Linear, MaxPool, ReLU
+from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU
 from octosim.methods import octo_reference
 from octosim.nodes import Context, Node
 
@@ -52,6 +53,8 @@ def test_codes_have_nine_bits() -> None:
     for made, scale in (octo_reference.forward_codes(np.zeros(4, F), "half-even", (0, 1, 2)),
                         octo_reference.backward_codes(np.zeros(4, F), 0.95)):  # fmt: skip
         assert not made.any() and scale == 1
+    codes, scale = octo_reference.forward_codes(x + 3, "half-even", (0, 1, 2))  # the zero point is clamped, codes are not
+    assert codes.min() == 510 - 255 and codes.max() == 1020 - 255
     far, _ = octo_reference.backward_codes(np.array([1000, 1000.001], F), 1.0)
     assert np.abs(far).max() == octo_reference.LARGEST_CODE
 
@@ -123,11 +126,29 @@ def test_three_steps(lac: str, prc: str, rounding: str) -> None:
                 assert np.array_equal(g[key][7:], F(0.1) * seen[key][7:])
 
 
+def test_depthwise_convolution() -> None:
+    stack = (Conv2d(6, 1), DepthwiseConv2d(3, 2, 1))
+    method = methods.make("octo-reference", {"rounding": "half-even", "lac": "off", "prc": "off"})
+    node = models.Network(stack, (9, 8, 2), method, 5).nodes[1]
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(0.3, 1, (4, *shape)).astype(F) for shape in (node.in_shape, node.out_shape))
+    w, stream = node.params["w"], (0, 0, 0)
+    (qx, sx), (qw, sw) = asymm(x, "half-even", stream), asymm(w, "half-even", stream)
+    y = oracle.depthwise(oracle.pad(qx, 1), qw[..., 0], 2)
+    assert np.array_equal(method.forward(node, x, Context(True, 0, 1)), (y * (sx * sw)).astype(F))
+    error = method.error(node, dy, Context(True, 0, 1))
+    method.weight_grad(node, error, Context(True, 0, 1))
+    (qx, sx), (qg, sg), (qw, sw) = symm(x, 1.0, (0.0,)), symm(dy, 1.0), symm(w, 1.0)
+    dx, dw = oracle.depthwise_grads(oracle.pad(qx, 1), qw[..., 0], qg, 2)
+    assert np.array_equal(node.grads["w"][..., 0], (dw * (sx * sg)).astype(F))
+    assert np.array_equal(method.input_grad(node, error, Context(True, 0, 1)), (dx[:, 1:-1, 1:-1] * (sg * sw)).astype(F))
+
+
 # ---- the demo's own layers --------------------------------------------------
 
 
 def test_normalization_of_each_feature() -> None:
-    layer, method, node = octo_reference.FeatureBatchNorm(), methods.make("octo-reference", {}), None
+    layer, method = octo_reference.FeatureBatchNorm(), methods.make("octo-reference", {})
     node = Node("bn1", 0, BatchNorm(), (3, 4, 2), (3, 4, 2))
     layer.init(node, method, 0)
     rng = np.random.default_rng(0)

@@ -9,10 +9,10 @@ The demo multiplies codes in float64.  Here a code is 255 high + low with both p
 exact int32 sums of the core's int8 kernels, and are put together as integers: the same, whatever the machine.
 
 Differs from the demo in: float32 between layers and for fully connected layers, normalization and optimizer (demo: float64);
-codes that rounding errors would put outside +-255 are clamped; cross-entropy without 1e-7 in the logarithm, recorded without
-the compensation's L2 term (`metrics` has it); the test set is normalized and quantized in batches of 500, whose image i takes
-compensation i modulo the training batch's size; a convolution's bias in front of normalization is not trained, as with every
-method.
+codes beyond +-32,512, of tensors whose range excludes 0 by far, are clamped; cross-entropy without 1e-7 in the logarithm,
+recorded without the compensation's L2 term (`metrics` has it); the test set is normalized and quantized in batches of 500,
+whose image i takes compensation i modulo the training batch's size; a convolution's bias in front of normalization is not
+trained, as with every method.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from octosim.nodes import Array, Context, Method, Node, Product
 from octosim.trace import Op
 
 MU, OFFSET, X, W = range(4)  # roles in the Philox streams
-LARGEST = 255  # code of the forward pass
+LARGEST = 255  # code of the forward pass; of the backward pass 254.  More where a tensor's range excludes 0
 PART = 127  # the largest |low| and |high|
 BASE = 2 * PART + 1
-LARGEST_CODE = BASE * PART + PART  # that two parts hold; the backward pass's codes are below 255 unless x excludes 0
+LARGEST_CODE = BASE * PART + PART  # that two parts hold
 LINEAR = Fp32()  # fully connected layers
 EPS = 1e-6  # of the variance; "10e-7" in the demo
 
@@ -43,7 +43,7 @@ EPS = 1e-6  # of the variance; "10e-7" in the demo
 
 
 def forward_codes(x: Array, rounding: str, random: tuple[int, int, int]) -> tuple[Array, float]:
-    """Codes floor(x / S + Z + u) in +-255 and S = (max - min) / 510; Z = 255 - max / S is not rounded, nor ever subtracted.
+    """Codes floor(x / S + Z + u) and S = (max - min) / 510; Z = 255 - max / S, in +-255, is not rounded, nor ever subtracted.
 
     u: uniform in [0, 1) of the Philox stream, or where rounding is "half-even" nothing and the nearest code.
     """
@@ -56,7 +56,7 @@ def forward_codes(x: Array, rounding: str, random: tuple[int, int, int]) -> tupl
         codes = np.rint(real)
     else:
         codes = np.floor(real + core.philox(x.size, *random).reshape(x.shape) * 2.0**-32)
-    return np.clip(codes, -LARGEST, LARGEST).astype(np.int32), scale or 1.0
+    return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int32), scale or 1.0
 
 
 def backward_codes(x: Array, ratio: float, with_zero: bool = False) -> tuple[Array, float]:
