@@ -93,8 +93,8 @@ def train(
         str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
     ] = "fashion-mnist-5k",
     method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
-    lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature.")] = None,  # noqa: UP045
-    prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss.")] = None,  # noqa: UP045
+    lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature, sample.")] = None,  # noqa: UP045
+    prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss, percentile.")] = None,  # noqa: UP045
     set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     lr: Annotated[Optional[float], typer.Option(help="Learning rate; the optimizer's own if not given.")] = None,  # noqa: UP045
@@ -234,10 +234,14 @@ def _summary(folder: Path, as_json: bool) -> None:
     result = {
         "out": str(folder), "step": last["step"], "loss": last["loss"], "test_loss": last["test_loss"],
         "test_accuracy": last["test_accuracy"], "digest": trainer.read_digest(folder),
+        "parameters": trainer.read_manifest(folder).get("parameters", {}),
     }  # fmt: skip
     if as_json:
         _print_json(result)
         return
+    if result["parameters"]:
+        kinds = ", ".join(f"{name} {count:,}" for name, count in result["parameters"].items())
+        print(f"{sum(result['parameters'].values()):,} parameters: {kinds}")
     print(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {last['step']} steps")
     print(f"sha256:{result['digest']}")
     print(f"run: {folder}")

@@ -230,7 +230,8 @@ def _engines(op: Op, device: Device) -> list[Engine]:
 def _run(op: Op, device: Device) -> Run:
     """A product runs on the fastest engine with op.dtype, else on the fastest with a wider dtype.
 
-    INT8 products without INT8 units run in float32: float16 (at most 65504) holds the sum of no more than four of them.
+    INT8 products without INT8 units run in float32: float16 (at most 65504) holds the sum of no more than four of them.  INT16
+    products always do: profiles know no units for them.
     """
     engines = _engines(op, device)
     if op.kind != "gemm":
@@ -238,7 +239,7 @@ def _run(op: Op, device: Device) -> Run:
         has = engine.macs_per_clock.given()
         width = next((d for d in DTYPES if d == op.dtype and d in has), "float32")
         return Run(engine, op.dtype, path_of(engine, width), factors_of(device, engine, width))  # type: ignore[arg-type]
-    if op.dtype not in DTYPES:
+    if op.dtype not in (*DTYPES, "int16"):
         raise OctosimError(
             f"layer {op.layer}: a matrix product in {op.dtype!r} has no price, expected one of {', '.join(DTYPES)}"
         )

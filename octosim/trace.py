@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 PASSES = ("forward", "dX", "dW", "update")
 """forward: Y = X W^T.  dX: input gradient dX = dY W.  dW: weight gradient dW = dY^T X.  update: the optimizer."""
 
-DTYPE_BYTES = {"int8": 1, "float16": 2, "int32": 4, "float32": 4}
+DTYPE_BYTES = {"int8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4}
 
 WORK = {"Sigmoid": 4, "Softmax": 4, "LRN": 40}
 """How many times an element of an elementwise operation counts that takes longer than an addition: the order of the
@@ -35,7 +35,7 @@ class Op:
     kind:   one of KINDS.
     name:   what it does, for people: "conv 5x5", "linear", "quantize", "batchnorm", "relu" ...
     shape:  for a gemm (M, K, N) with K the reduction; else (elements,), each counted WORK times.
-    dtype:  the arithmetic: "int8" (int8 x int8 products summed in int32) or "float32".
+    dtype:  the arithmetic: "int8" (int8 x int8 products summed in int32), "int16" (of codes with more bits) or "float32".
     reads, writes: compulsory traffic in bytes: every operand once, in the type it is stored in.
     groups: products of the shape in a grouped convolution; each takes the channels of one group.
     kernel, stride: of a convolution; (0, 0) where the operation is none.

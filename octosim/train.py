@@ -1,7 +1,7 @@
 """Training runs: (model, data, method, seed ...) -> a run directory; resume and replay to the same bits.
 
 A run directory holds
-    manifest.json          what decides the bits ("decides") and what does not ("environment")
+    manifest.json          what decides the bits ("decides") and what does not ("environment"); how many numbers are trained
     records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy;
                            after an epoch also metrics, where the method has any
     overflow.jsonl         with count_overflow, an object a counted step, layer and pass: what happened in the accumulators
@@ -298,6 +298,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def parameter_counts(run: Run) -> dict[str, int]:
+    """How many trained numbers of each kind there are in all layers: w, b, gamma, a method's own as lac_mu ..."""
+    counts: dict[str, int] = {}
+    for node in run.network.nodes:
+        for name, values in node.params.items():
+            counts[name] = counts.get(name, 0) + values.size
+    return counts
+
+
 def manifest(run: Run, command: str) -> dict[str, Any]:
     """The manifest of a run; `config` inside is what `Config` needs to make it again."""
     c, d = run.config, run.data
@@ -329,6 +338,7 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
             "seed": c.seed,
         },
         "config": asdict(c),
+        "parameters": parameter_counts(run),
         "environment": environment(),
         "command": command,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -83,7 +84,7 @@ class Recorder:
     def error(self, node, dy, context):
         self.seen[node.name]["dy"] = dy.copy()
         error = self.method.error(node, dy, context)
-        self.seen[node.name]["error"] = error.copy()
+        self.seen[node.name]["error"] = copy.deepcopy(error)
         return error
 
     def weight_grad(self, node, error, context):

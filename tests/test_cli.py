@@ -232,7 +232,7 @@ def test_data_list() -> None:
 BAD = [
     (("train", "--model", "lenet"), "unknown model 'lenet'; did you mean 'lenet5'?"),
     (("train", "--method", "niti8"), "unknown method 'niti8'"),
-    (("train", "--lac", "chanel"), "lac must be one of off, channel, feature, not 'chanel'"),
+    (("train", "--lac", "chanel"), "lac must be one of off, channel, feature, sample, not 'chanel'"),
     (("train", "--method", "fp32", "--prc", "off"), "method fp32 has no parameter 'prc'"),
     (("train", "--set", "lac"), "--set takes KEY=VALUE, not 'lac'"),
     (("train", "--data", "imagenet"), "unknown data set 'imagenet'"),

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 
+import direct
 import numpy as np
 import pytest
+from examples import examples
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octosim import core, methods, models, quant
 from octosim.errors import OctosimError
 from octosim.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
+from octosim.methods import octo
 from octosim.nodes import ROLES, Context
 
 F = np.float32
@@ -27,11 +32,13 @@ def test_every_method_has_its_row() -> None:
     [
         ("octa", {}, "unknown method 'octa'; did you mean 'octo'?"),
         ("octo", {"prc_ration": 1}, "has no parameter 'prc_ration'; did you mean 'prc_ratio'?"),
-        ("octo", {"lac": "sometimes"}, "lac must be one of off, channel, feature, not 'sometimes'"),
+        ("octo", {"lac": "sometimes"}, "lac must be one of off, channel, feature, sample, not 'sometimes'"),
         ("octo", {"prc_ratio": "x"}, "prc_ratio must be a number, not 'x'"),
         ("octo", {"prc_ratio": 0}, "prc_ratio must be in (0, 1], not 0"),
         ("octo", {"prc_z": float("nan")}, "prc_z must be positive"),
+        ("octo", {"prc_percentile": 101}, "prc_percentile must be in (0, 100], not 101"),
         ("octo", {"lac_decay": -1}, "lac_decay must not be negative"),
+        ("octo", {"lac_samples": 0}, "lac_samples must be at least 1, not 0"),
         ("fp32", {"lac": "off"}, "method fp32 has no parameter 'lac'"),
     ],
 )
@@ -97,6 +104,9 @@ CASES = [
     for lac, prc, zero, rounding in itertools.product(
         ("off", "channel", "feature"), ("off", "ratio", "gauss"), ("exact", "dropped"), ("half-even", "stochastic")
     )
+] + [
+    dict(lac="sample", prc=prc, zero_point=zero, rounding="half-even")
+    for prc, zero in itertools.product(("ratio", "percentile"), ("exact", "dropped"))
 ]
 
 
@@ -104,7 +114,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(c.values()))
 def test_octo_convolution(case: dict, pad: int) -> None:
     stack = (Conv2d(4, 3, pad=pad), Conv2d(5, 3, pad=pad), Flatten(), Linear(3))
-    method = methods.make("octo", case)
+    method = methods.make("octo", case | dict(lac_samples=4, prc_percentile=90))
     network = models.Network(stack, (8, 7, 2), method, 5)
     node = network.nodes[1]
     rng = np.random.default_rng(2)
@@ -114,6 +124,8 @@ def test_octo_convolution(case: dict, pad: int) -> None:
     if case["lac"] != "off":
         lac = tuple(node.params[f"lac_{k}"] for k in ("alpha", "mu", "offset"))
         lac[1][:] = rng.normal(0, 0.3, lac[1].shape)
+    if case["lac"] == "sample":  # a batch of 3 with numbers for 4
+        lac = (lac[0], lac[1][:3], lac[2][:3])
     expected, qx, qw = direct_forward(x, node.params["w"], node.params["b"], lac, 3, pad, case["zero_point"] == "dropped")
     y = core.values(method.forward(node, x, TRAIN))
     assert y.dtype == F and np.array_equal(y, expected)
@@ -130,6 +142,10 @@ def test_octo_convolution(case: dict, pad: int) -> None:
         assert mean == pytest.approx(dy.mean(dtype=np.float64), abs=1e-6)
         assert deviation == pytest.approx(dy.std(dtype=np.float64), rel=1e-5)
         low, high = max(low, mean - 2.576 * deviation), min(high, mean + 2.576 * deviation)
+    elif case["prc"] == "percentile":
+        limit = float(np.sort(np.abs(dy).ravel())[int(np.ceil(0.9 * dy.size)) - 1])
+        low, high = max(low, -limit), min(high, limit)
+        assert high < dy.max() and low > dy.min()
     clipped = np.clip(dy, low, high)
     assert error.scale == float(F(max(-low, high) / 127))
     exact = clipped / error.scale
@@ -147,7 +163,15 @@ def test_octo_convolution(case: dict, pad: int) -> None:
     assert np.array_equal(core.values(node.grads["w"]), dw.astype(F) * F(F(qx.scale) * F(error.scale)))
     sums = g.sum((0, 1, 2))
     assert np.array_equal(node.grads["b"], sums.astype(F) * F(error.scale))
-    if lac:
+    if case["lac"] == "sample":
+        each = g.astype(F) * F(error.scale)
+        exact = (each.astype(float) * lac[1]).sum(0)
+        assert np.abs(node.grads["lac_alpha"] - exact).max() <= 1e-6 * np.abs(exact).max()
+        rest = [F(0.1) * node.params[f"lac_{k}"][3:] for k in ("mu", "offset")]
+        expected = np.concatenate([each * lac[0] + F(0.1) * lac[1], rest[0]])
+        assert np.array_equal(node.grads["lac_mu"], expected)
+        assert np.array_equal(node.grads["lac_offset"], np.concatenate([each + F(0.1) * lac[2], rest[1]]))
+    elif lac:
         each = (sums if case["lac"] == "channel" else g.sum(0)).astype(F) * F(error.scale)
         assert np.array_equal(node.grads["lac_alpha"], each * lac[1])
         assert np.array_equal(node.grads["lac_mu"], each * lac[0] + F(0.1) * lac[1])
@@ -159,6 +183,106 @@ def test_octo_convolution(case: dict, pad: int) -> None:
         full[:, i : i + y.shape[1], j : j + y.shape[2]] += np.einsum("nyzf,fc->nyzc", g, qw.q[:, i, j].astype(np.int64))
     inner = full[:, pad : full.shape[1] - pad, pad : full.shape[2] - pad]
     assert np.array_equal(dx, inner.astype(F) * F(F(qw.scale) * F(error.scale)))
+
+
+def test_three_steps_with_a_compensation_a_sample_and_a_percentile() -> None:
+    parameters = dict(lac="sample", lac_samples=9, prc="percentile", prc_percentile=95)
+    for seen in direct.three_steps("octo", parameters):
+        node, x, w, dy, b = (seen[k] for k in ("node", "x", "w", "dy", "b"))
+        lac = seen["lac_alpha"], seen["lac_mu"][:7], seen["lac_offset"][:7]
+        qx, qw = quant.asymmetric(x, float(x.min()), float(x.max())), quant.symmetric(w, float(w.min()), float(w.max()))
+        scale = F(qx.scale * qw.scale)
+        term = np.rint(((b + (lac[0] * lac[1] + lac[2])) * F(1 / float(scale))).astype(F)).astype(np.int64)
+        codes = qx.q.astype(np.int64) - qx.zero
+        assert np.array_equal(seen["y"], (direct.forward(codes, qw.q) + term).astype(F) * scale), node.name
+        sizes = np.sort(np.abs(dy[dy != 0]))
+        limit = sizes[int(np.ceil(0.95 * sizes.size)) - 1]
+        low, high = max(dy.min(), -limit), min(dy.max(), limit)
+        sg = F(max(-float(low), float(high)) / 127)
+        g = np.rint(np.clip(dy, low, high) * F(1 / float(sg))).astype(np.int64)
+        assert np.array_equal(seen["error"].q, g) and seen["error"].scale == float(sg)
+        dw = direct.weight_grad(codes, g, w.shape).astype(F) * F(qx.scale * float(sg))
+        assert np.array_equal(seen["dw"], dw), node.name
+        assert np.array_equal(seen["db"], direct.bias_grad(g).astype(F) * sg)
+        each = g.astype(F) * sg
+        for key, expected in (("lac_mu", each * lac[0] + F(0.1) * lac[1]), ("lac_offset", each + F(0.1) * lac[2])):
+            assert np.array_equal(node.grads[key], np.concatenate([expected, F(0.1) * seen[key][7:]]))
+        assert direct.close(node.grads["lac_alpha"], (each.astype(float) * lac[1]).sum(0))
+        if "dx" in seen:
+            assert np.array_equal(seen["dx"], direct.input_grad(g, qw.q).astype(F) * F(qw.scale * float(sg))), node.name
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("octo", dict(lac="sample", prc="percentile", prc_percentile=90)), ("octo-reference", {})]
+)
+def test_the_same_bits_on_every_instruction_set(each_isa: list, name: str, parameters: dict) -> None:
+    found = set()
+    for isa, threads in each_isa:
+        core.set_isa(isa)
+        core.set_threads(threads)
+        network, images, labels = direct.network_and_batch(name, parameters, batch=20)
+        loss, _ = network.gradients(images, labels, TRAIN)
+        found.add((loss, *(v.tobytes() for node in network.nodes for _, v in sorted(node.grads.items()))))
+    assert len(found) == 1 and len(each_isa) > 1
+
+
+@given(
+    st.lists(st.floats(-8, 8, width=32).map(lambda v: v if abs(v) > 1 else 0.0), min_size=1, max_size=60),
+    st.sampled_from([1, 50, 90, 99.9, 100]),
+)
+@examples(100)
+def test_percentile_is_a_rank_of_what_is_not_zero(values: list[float], percent: float) -> None:
+    sizes = sorted(abs(v) for v in values if v)
+    found = octo.percentile(np.array(values, F), percent)
+    if not sizes:
+        assert found == 0
+        return
+    assert found in sizes
+    within, less = (sum(condition) for condition in ([s <= found for s in sizes], [s < found for s in sizes]))
+    assert 100 * within >= percent * len(sizes) > 100 * less - 1e-9
+    assert found == octo.percentile(np.array(values[::-1], F), percent)
+
+
+@pytest.mark.parametrize("percent", [0.01, 50, 99.9, 100])
+@pytest.mark.parametrize("power", [1, 9])
+def test_percentile_of_many(percent: float, power: int) -> None:
+    x = (np.random.default_rng(0).normal(size=20001) ** power).astype(F)
+    x[::2] = 0
+    sizes = np.sort(np.abs(x[x != 0]))
+    assert octo.percentile(x, percent) == sizes[int(np.ceil(sizes.size * percent / 100)) - 1]
+    assert octo.percentile(x * F(1e-44), 100) == np.abs(x * F(1e-44)).max()  # too small for codes
+
+
+def test_percentile_of_sparse_gradients_is_not_zero() -> None:
+    dy = np.zeros(10000, F)
+    dy[:100] = np.arange(1, 101)
+    assert octo.percentile(dy, 95) == 95
+
+
+def test_a_compensation_a_sample_in_inference_is_the_mean_of_those_used() -> None:
+    network = models.Network((Conv2d(2, 3), Flatten(), Linear(2)), (5, 5, 1), methods.make("octo", dict(lac="sample")), 1)
+    node, method = network.nodes[0], network.method
+    p = node.params
+    p["lac_mu"][:] = np.random.default_rng(0).normal(0, 1, p["lac_mu"].shape)
+    x = np.random.default_rng(1).uniform(0, 1, (6, 5, 5, 1)).astype(F)
+    for batch in (6, 2):  # the last batch may be smaller
+        method.forward(node, x[:batch], TRAIN)
+    assert node.state["lac_places"] == 6
+    y = method.forward(node, x, Context(False, 0, 0)).copy()
+    mean = (p["lac_mu"][:6] + p["lac_offset"][:6]).mean(0)
+    for key in ("lac_mu", "lac_offset"):
+        p[key][:] = 0
+    scale = node.saved["x"].scale * node.saved["w"].scale
+    assert np.abs(y - method.forward(node, x, Context(False, 0, 0)) - mean).max() <= 0.51 * scale
+
+
+def test_more_samples_than_compensations_are_refused() -> None:
+    method = methods.make("octo", dict(lac="sample", lac_samples=4))
+    network = models.Network((Flatten(), Linear(2)), (5, 5, 1), method, 1)
+    network.check(4)
+    for call in (lambda: network.check(5), lambda: network.forward(np.zeros((5, 5, 5, 1), F), TRAIN)):
+        with pytest.raises(OctosimError, match="has numbers for 4 samples: --set lac_samples=5 for a batch of 5"):
+            call()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -258,7 +382,9 @@ def test_trace_counts_the_work(name: str) -> None:
     passes = dict.fromkeys(("octo", "niti", "ui8", "dai8", "wage", "hindsight", "jetfire", "fqat"), ("forward", "dW", "dX"))
     passes |= {"qat": ("forward",), "logbtq": ("forward",), "banner": ("forward", "dX")}
     codes = passes.get(name, ())  # those whose operands are 8-bit
-    assert all(op.dtype == ("int8" if op.pass_ in codes else "float32") for op in gemms.values())
+    for (layer, pass_), op in gemms.items():
+        nine_bits = name == "octo-reference" and layer.startswith("conv")
+        assert op.dtype == ("int8" if pass_ in codes else "int16" if nine_bits else "float32")
     assert {(op.layer, op.pass_) for op in ops} >= {
         *([("bn1", "forward"), ("bn1", "dX")] if method.batchnorm else []),
         *([] if network.nodes[2].fused else [("relu1", "forward")]),

@@ -23,6 +23,7 @@ from octosim.methods.laq import Laq
 from octosim.methods.logbtq import Logbtq
 from octosim.methods.niti import Niti
 from octosim.methods.octo import Octo
+from octosim.methods.octo_reference import OctoReference
 from octosim.methods.qat import Qat
 from octosim.methods.ui8 import Ui8
 from octosim.methods.wage import Wage
@@ -30,7 +31,9 @@ from octosim.nodes import Method
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls
-    for cls in (Fp32, Octo, Logbtq, Laq, Blaq, Qat, Niti, Wage, Dorefa, Banner, Ui8, Dai8, Hindsight, Jetfire, Fqat)
+    for cls in (
+        Fp32, Octo, OctoReference, Logbtq, Laq, Blaq, Qat, Niti, Wage, Dorefa, Banner, Ui8, Dai8, Hindsight, Jetfire, Fqat,
+    )
 }  # fmt: skip
 
 

@@ -6,12 +6,14 @@ USENIX ATC 2021.  The paper's own equations for LAC and PRC are not known here; 
 
 Differs from the released demo in: all operands are int8 codes in +-127 (the demo's are 9-bit); zero points are integers and
 corrected exactly unless zero_point="dropped" (the demo drops them); fully connected layers are quantized too; one
-compensation for all samples (the demo has one a sample); the gradient passes use the codes of the forward pass (the demo
-quantizes the saved float tensors again); inference uses running activation ranges.
+compensation for all samples unless lac="sample" (the demo has one a sample); the gradient passes use the codes of the forward
+pass (the demo quantizes the saved float tensors again); inference uses running activation ranges.  `octo_reference` is the demo
+as it is.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,21 +24,77 @@ from octosim.errors import OctosimError
 from octosim.methods import int8, passes
 from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
-from octosim.quant import QTensor
+from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 MU, OFFSET, ERROR = range(3)  # roles in the Philox streams
+COMPENSATION = ("lac_alpha", "lac_mu", "lac_offset")
+
+
+def percentile(x: Array, percent: float) -> float:
+    """The least magnitude that `percent` per cent of x's nonzero values do not exceed (nearest rank); 0 where all are 0.
+
+    An order statistic is one of the values: no rounding, and no order of additions.  Zeros have no say: behind max pooling
+    and ReLU most of dY is 0, and its 95th percentile can be too.  Codes of 7 bits, which are in the values' order, find the
+    few that have to be sorted.
+    """
+    sizes = np.abs(x).ravel()
+    count = np.count_nonzero(sizes)
+    if not count:
+        return 0.0
+    rank = count - max(1, math.ceil(count * percent / 100)) + 1  # from the largest
+    codes = core.quantize(sizes, quant.reciprocal(core.value_range(sizes)[1] / LARGEST_CODE))
+    low, high = 0, LARGEST_CODE  # the largest code that `rank` codes reach
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.count_nonzero(codes >= middle) >= rank else (low, middle - 1)
+    return float(np.sort(sizes[codes == low])[np.count_nonzero(codes > low) - rank])
+
+
+# ---- a compensation a sample, of this method and of octo_reference: alpha a feature, mu and offset (samples, feature) -------
+
+
+def refuse_samples(batch: int, samples: int) -> None:
+    """OctosimError where a batch has more samples than there are compensations."""
+    if batch > samples:
+        raise OctosimError(f"lac=sample has numbers for {samples} samples: --set lac_samples={batch} for a batch of {batch}")
+
+
+def places(node: Node) -> int:
+    """How many places of the batch training has used so far; all before it began."""
+    return int(node.state["lac_places"][0]) or len(node.params["lac_mu"])
+
+
+def sample_compensation(node: Node, batch: int) -> tuple[Array, Array, Array]:
+    """alpha, mu and offset for each sample of a training batch, all of shape (batch, feature)."""
+    alpha, mu, offset = (node.params[name] for name in COMPENSATION)
+    refuse_samples(batch, len(mu))
+    used = node.state["lac_places"]
+    used[0] = max(used[0], batch)
+    return np.ascontiguousarray(np.broadcast_to(alpha, (batch, *alpha.shape))), mu[:batch], offset[:batch]
+
+
+def sample_gradients(node: Node, dy: Array, lac: tuple[Array, Array, Array], decay: float) -> dict[str, Array]:
+    """Gradients of `sample_compensation`'s parameters for float32 dY; samples that the batch lacks have the decay's alone."""
+    d_alpha, d_mu, d_offset = core.lac_backward(dy, lac, decay)
+    rest = (np.float32(decay) * node.params[name][len(dy) :] for name in COMPENSATION[1:])
+    sums = core.column_sums(d_alpha, d_alpha[0].size).reshape(d_alpha.shape[1:])
+    return dict(zip(COMPENSATION, (sums, *map(np.concatenate, zip((d_mu, d_offset), rest, strict=True))), strict=True))
 
 
 @dataclass(frozen=True)
 class Octo(Method):
     """Parameters of the method.
 
-    lac:        compensation out = y + alpha mu + offset, one value a channel or a feature (channel, row, column); or "off".
+    lac:        compensation out = y + alpha mu + offset, one value a channel or a feature (channel, row, column), or with
+                "sample" (demo) a mu and an offset a feature of each place in the batch; or "off".
+    lac_samples: places in the batch that lac=sample has numbers for, at least the batch size.  A smaller last batch takes the
+                first; inference takes the mean of those that training has used.
     lac_decay:  L2 factor on mu and offset (demo: 0.1).
     prc:        clipping of dY before it is quantized: "ratio" to prc_ratio times its extremes (demo: 0.95), "gauss" to
-                mean +- prc_z deviations (demo's comment: 1.96, 2.576), or "off".
-    prc_ratio, prc_z: what "ratio" and "gauss" clip to.
+                mean +- prc_z deviations (demo's comment: 1.96, 2.576), "percentile" to the magnitude that prc_percentile
+                per cent of its nonzero values do not exceed, or "off".
+    prc_ratio, prc_z, prc_percentile: what "ratio", "gauss" and "percentile" clip to.
     zero_point: "exact" subtracts the activations' zero point's part of the sums; "dropped" leaves it to LAC to learn.
     rounding:   of dY: "half-even" (demo), "stochastic", or another of `numerics.Rounding` for reals.  Weights and activations
                 always round half to even.
@@ -44,11 +102,13 @@ class Octo(Method):
                 deviation, within +-127 of them, or the "float32" values.
     """
 
-    lac: Literal["off", "channel", "feature"] = "channel"
+    lac: Literal["off", "channel", "feature", "sample"] = "channel"
+    lac_samples: int = 100
     lac_decay: float = 0.1
-    prc: Literal["off", "ratio", "gauss"] = "ratio"
+    prc: Literal["off", "ratio", "gauss", "percentile"] = "ratio"
     prc_ratio: float = 0.95
     prc_z: float = 2.576
+    prc_percentile: float = 99.9
     zero_point: Literal["exact", "dropped"] = "exact"
     rounding: Literal["half-even", "half-away", "half-up", "floor", "toward-zero", "stochastic"] = "half-even"
     keep: Literal["int8", "float32"] = "int8"
@@ -71,8 +131,12 @@ class Octo(Method):
             raise OctosimError(f"octo: prc_ratio must be in (0, 1], not {self.prc_ratio}")
         if not self.prc_z > 0:
             raise OctosimError(f"octo: prc_z must be positive, not {self.prc_z}")
+        if not 0 < self.prc_percentile <= 100:
+            raise OctosimError(f"octo: prc_percentile must be in (0, 100], not {self.prc_percentile}")
         if not self.lac_decay >= 0:
             raise OctosimError(f"octo: lac_decay must not be negative, not {self.lac_decay}")
+        if not self.lac_samples >= 1:
+            raise OctosimError(f"octo: lac_samples must be at least 1, not {self.lac_samples}")
 
     @property
     def compact(self) -> bool:  # type: ignore[override]
@@ -80,19 +144,33 @@ class Octo(Method):
 
     def check(self, node: Node, batch: int) -> None:
         int8.refuse_overflow(node, batch)
+        if self.lac == "sample":
+            refuse_samples(batch, self.lac_samples)
 
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)
         if self.lac == "off":
             return
-        shape = node.out_shape if self.lac == "feature" else node.out_shape[-1:]
+        shape = node.out_shape[-1:] if self.lac == "channel" else node.out_shape
         node.params["lac_alpha"] = np.ones(shape, np.float32)
+        if self.lac == "sample":
+            shape = self.lac_samples, *shape
+            node.state["lac_places"] = np.zeros(1, np.int32)
         node.params["lac_mu"] = core.normal(shape, seed, node.tensor(MU), 1e-3)
         node.params["lac_offset"] = core.normal(shape, seed, node.tensor(OFFSET), 1e-3)
 
-    def _compensation(self, node: Node) -> tuple[Array, Array, Array] | None:
-        p = node.params
-        return None if self.lac == "off" else (p["lac_alpha"], p["lac_mu"], p["lac_offset"])
+    def _compensation(self, node: Node, batch: int, context: Context) -> tuple[Array, Array, Array] | None:
+        """alpha, mu and offset of one shape, which repeats along the batch."""
+        if self.lac == "off":
+            return None
+        if self.lac == "sample" and context.training:
+            return sample_compensation(node, batch)
+        alpha, mu, offset = (node.params[name] for name in COMPENSATION)
+        if self.lac == "sample":
+            used = places(node)
+            sums = (core.column_sums(v[:used], alpha.size).reshape(alpha.shape) for v in (mu, offset))
+            mu, offset = (v / np.float32(used) for v in sums)
+        return alpha, mu, offset
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
         batch, w = x.shape[0], node.params["w"]
@@ -107,7 +185,7 @@ class Octo(Method):
         zero_term = core.row_sums(qw.q) * np.int32(-qx.zero if correct else 0)
         scale = quant.product_scale(qx.scale, qw.scale)
         inverse = 1.0 / scale if scale else 0.0
-        add = core.lac_fold(node.params["b"], zero_term, min(inverse, 3e38), self._compensation(node))
+        add = core.lac_fold(node.params["b"], zero_term, min(inverse, 3e38), self._compensation(node, batch, context))
         return core.Sums(acc, add, scale)
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
@@ -117,6 +195,9 @@ class Octo(Method):
         elif self.prc == "gauss":
             mean, deviation = core.moments(dy)
             low, high = max(low, mean - self.prc_z * deviation), min(high, mean + self.prc_z * deviation)
+        elif self.prc == "percentile":
+            limit = percentile(dy, self.prc_percentile)
+            low, high = max(low, -limit), min(high, limit)
         out = node.buffer(dy.shape, np.int8)
         random = context.random(node.tensor(ERROR))
         return quant.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
@@ -131,13 +212,16 @@ class Octo(Method):
         scale = quant.product_scale(qx.scale, error.scale)
         node.grads["w"] = core.Sums(acc, zero_term, scale, by_rows=True)
         node.grads["b"] = sums.astype(np.float32) * np.float32(error.scale)
-        lac = self._compensation(node)
-        if lac:
+        lac = self._compensation(node, len(error.q), context)
+        if lac and self.lac == "sample":
+            each = core.dequantize(error.q, error.scale)
+            node.grads.update(sample_gradients(node, each, lac, self.lac_decay))
+        elif lac:
             each = core.column_sums(error.q, lac[0].size).astype(np.float32) * np.float32(error.scale)
             made = core.lac_backward(each.reshape(lac[0].shape), lac, self.lac_decay)
             if node.normalized and self.lac == "channel":  # batch normalization subtracts it, as it does the bias
                 made = (np.zeros_like(made[0]), np.zeros_like(made[1]), np.zeros_like(made[2]))
-            node.grads.update(zip(("lac_alpha", "lac_mu", "lac_offset"), made, strict=True))
+            node.grads.update(zip(COMPENSATION, made, strict=True))
 
     def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
         qw, batch = node.saved["w"], error.q.shape[0]
@@ -148,8 +232,9 @@ class Octo(Method):
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)
         wide, wide_x = node.out_shape[-1], node.in_shape[-1]
-        lac = node.params["lac_alpha"].size if self.lac != "off" else 0
-        reads, sums = 1 + (self.prc == "gauss") + (not node.dy_known), 2 if lac else 1
+        lac = sum(node.params[name].size for name in COMPENSATION) if self.lac != "off" else 0
+        # percentile: magnitudes, their range and codes, and the codes nine times: about five more tensors' bytes
+        reads, sums = {"gauss": 2, "percentile": 6}.get(self.prc, 1) + (not node.dy_known), 2 if lac else 1
         ops = [
             # range, unless it is known, then codes
             passes.elementwise(node, "forward", "quantize x", x, (4 if node.x_known else 8) * x, x),
@@ -157,11 +242,11 @@ class Octo(Method):
             passes.gemm(node, batch, "forward", "int8"),
             passes.elementwise(node, "dW", "PRC, quantize dY", y, 4 * reads * y, y),
             passes.gemm(node, batch, "dW", "int8"),
-            passes.elementwise(node, "dW", "bias, LAC gradients", y, sums * y, 12 * lac, channels=wide),
+            passes.elementwise(node, "dW", "bias, LAC gradients", y, sums * y, 4 * lac, channels=wide),
             passes.gemm(node, batch, "dX", "int8"),
         ]
-        if not node.lazy_y:
-            ops.insert(3, passes.elementwise(node, "forward", "dequantize, LAC", y, 4 * y + 12 * lac, 4 * y, channels=wide))
+        if not node.lazy_y or self.lac in ("feature", "sample"):
+            ops.insert(3, passes.elementwise(node, "forward", "dequantize, LAC", y, 4 * (y + lac), 4 * y, channels=wide))
         if not node.lazy_dx:
             ops.append(passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
         return ops

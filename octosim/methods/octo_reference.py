@@ -1,0 +1,295 @@
+"""Octo's released demo: its numbers as they are, in integers that are integers.
+
+Zhou et al., "Octo: INT8 Training with Loss-aware Compensation and Backward Quantization for Tiny On-device Learning",
+USENIX ATC 2021; the authors' demo is kimihe/Octo.  Its "INT8" codes have 9 bits: +-255 in the forward pass, without the
+zero points' part of the sums, and up to 254 for one-sided tensors in the backward pass.  Codes, scales and sums are those of
+the demo's scheme "LossAwareCompensation" with gradient quantization; only convolutions are quantized.
+
+The demo multiplies codes in float64.  Here a code is 255 high + low with both parts in +-127; the products of the parts are
+exact int32 sums of the core's int8 kernels, and are put together as integers: the same, whatever the machine.
+
+Differs from the demo in: float32 between layers and for fully connected layers, normalization and optimizer (demo: float64);
+codes beyond +-32,512, of tensors whose range excludes 0 by far, are clamped; cross-entropy without 1e-7 in the logarithm,
+recorded without the compensation's L2 term (`metrics` has it); the test set is normalized and quantized in batches of 500,
+whose image i takes compensation i modulo the training batch's size; a convolution's bias in front of normalization is not
+trained, as with every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from octosim import core
+from octosim.errors import OctosimError
+from octosim.methods import int8, octo, passes
+from octosim.methods.fp32 import Fp32
+from octosim.nodes import Array, Context, Method, Node, Product
+from octosim.trace import Op
+
+MU, OFFSET, X, W = range(4)  # roles in the Philox streams
+LARGEST = 255  # code of the forward pass; of the backward pass 254.  More where a tensor's range excludes 0
+PART = 127  # the largest |low| and |high|
+BASE = 2 * PART + 1
+LARGEST_CODE = BASE * PART + PART  # that two parts hold
+LINEAR = Fp32()  # fully connected layers
+EPS = 1e-6  # of the variance; "10e-7" in the demo
+
+
+# ---- codes: int32 arrays --------------------------------------------------
+
+
+def forward_codes(x: Array, rounding: str, random: tuple[int, int, int]) -> tuple[Array, float]:
+    """Codes floor(x / S + Z + u) and S = (max - min) / 510; Z = 255 - max / S, in +-255, is not rounded, nor ever subtracted.
+
+    u: uniform in [0, 1) of the Philox stream, or where rounding is "half-even" nothing and the nearest code.
+    """
+    low, high = core.value_range(x)
+    scale, zero = (high - low) / (2 * LARGEST), 0.0
+    if scale:
+        zero = min(max(LARGEST - high / scale, -LARGEST), LARGEST)
+    real = x / np.float64(scale or 1.0) + zero
+    if rounding == "half-even":
+        codes = np.rint(real)
+    else:
+        codes = np.floor(real + core.philox(x.size, *random).reshape(x.shape) * 2.0**-32)
+    return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int32), scale or 1.0
+
+
+def backward_codes(x: Array, ratio: float, with_zero: bool = False) -> tuple[Array, float]:
+    """Codes rint(clip(x) / S), S = (max - min) / 254 of x clipped to `ratio` times its ends.
+
+    with_zero: x's windows also hold padding, whose 0 belongs to its range.
+    """
+    low, high = core.value_range(x)
+    if with_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    low, high = max(low, ratio * low), min(high, ratio * high)
+    scale = (high - low) / (2 * PART) or 1.0
+    codes = np.rint(np.clip(x.astype(np.float64), low, high) / scale)
+    return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int32), scale
+
+
+def parts(codes: Array) -> list[tuple[int, Array]]:
+    """int8 arrays in +-127 and factors: the codes are low, or 255 high + low where any of them is beyond +-127."""
+    high = (codes + PART) // BASE
+    low = (codes - BASE * high).astype(np.int8)
+    return [(1, low), (BASE, high.astype(np.int8))] if high.any() else [(1, low)]
+
+
+def exact_sums(product: Callable[[Array, Array], Array], depth: int, a: Array, b: Array) -> Array:
+    """The integers of a product of codes whose sums have at most `depth` terms; int32 where they must fit, else int64.
+
+    In int32 the parts may wrap on their way: the whole is right modulo 2^32, and within its range.
+    """
+    largest = depth * int(np.abs(a).max()) * int(np.abs(b).max())
+    dtype: type[Any] = np.int32 if largest < 2**31 else np.int64
+    pairs = [(u * v, product(left, right)) for u, left in parts(a) for v, right in parts(b)]
+    total = pairs[0][1].astype(dtype, copy=False)  # low low, whose factor is 1
+    for factor, sums in pairs[1:]:
+        sums = sums.astype(dtype, copy=False)
+        sums *= factor
+        total += sums
+    return total
+
+
+def _product(node: Node, batch: int) -> Product:
+    """Not the run's register: there the parts' sums would saturate, which no hardware's 9-bit products do."""
+    found: Product = node.layer.product(replace(node, through=lambda product: product), batch)
+    return found
+
+
+# ---- layers that the demo has its own way --------------------------------------------------
+
+
+class FeatureBatchNorm:
+    """Batch normalization of each feature (row, column, channel) over the batch alone, in inference too: no running statistics.
+
+    The demo's gamma and beta have a copy a sample, with one gradient: here there is one.
+    """
+
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
+        node.params.update(gamma=np.ones(node.in_shape, np.float32), beta=np.zeros(node.in_shape, np.float32))
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        rows, gamma, beta = x.reshape(len(x), -1), node.params["gamma"].ravel(), node.params["beta"].ravel()
+        unused = np.zeros_like(gamma), np.ones_like(gamma)
+        y = node.buffer(rows.shape, np.float32)
+        y, mean, inv_std, _ = core.batchnorm_forward(rows, gamma, beta, *unused, eps=EPS, momentum=0.1, out=y)
+        if context.training:
+            node.saved.update(rows=rows, mean=mean, inv_std=inv_std)
+        return y.reshape(x.shape)
+
+    def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        return dy
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        saved, shape, rows = node.saved, node.in_shape, dy.reshape(len(dy), -1)
+        gamma = node.params["gamma"].ravel()
+        dx, dgamma, dbeta, _ = core.batchnorm_backward(saved["rows"], rows, gamma, saved["mean"], saved["inv_std"], out=rows)
+        node.grads.update(gamma=dgamma.reshape(shape), beta=dbeta.reshape(shape))
+        return dx.reshape(dy.shape)
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        return list(node.layer.trace(node, method, batch))
+
+
+class Dropout:
+    """The demo's dropout multiplies by the mask in training and by the share kept in inference."""
+
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
+        pass
+
+    def _keep(self, node: Node) -> np.float32:
+        return np.float32(1 - node.layer.rate)
+
+    def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
+        made: Array = node.layer.forward(node, x, method, context) * self._keep(node)
+        return made
+
+    def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        return dy
+
+    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
+        made: Array = node.layer.input_grad(node, dy, method, context) * self._keep(node)
+        return made
+
+    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
+        return list(node.layer.trace(node, method, batch))
+
+
+@dataclass(frozen=True)
+class OctoReference(Method):
+    """Parameters of the method.
+
+    lac:        "sample" (demo): out = y + alpha mu + offset, a mu and an offset a feature of each place in the batch; or "off".
+    lac_samples: places in the batch that there are numbers for, at least the batch size (demo's limit: 100).  A smaller last
+                batch takes the first.
+    lac_decay:  L2 factor on mu and offset (demo: 0.1).
+    prc:        clipping of the backward pass's operands, im2col(x), dY and W: "ratio" to prc_ratio times their extremes
+                (demo: 0.95), or "off".
+    prc_ratio:  what "ratio" clips to.
+    rounding:   of the forward pass's codes: "stochastic" (demo) or "half-even".  The backward pass's round half to even.
+    """
+
+    lac: Literal["off", "sample"] = "sample"
+    lac_samples: int = 100
+    lac_decay: float = 0.1
+    prc: Literal["off", "ratio"] = "ratio"
+    prc_ratio: float = 0.95
+    rounding: Literal["stochastic", "half-even"] = "stochastic"
+
+    name: ClassVar[str] = "octo-reference"
+    summary: ClassVar[str] = "Octo's released demo: 9-bit codes, dropped zero points, LAC a sample, BN a feature"
+    paper: ClassVar[str] = "Zhou et al., USENIX ATC 2021, demo kimihe/Octo"
+    bits: ClassVar[dict[str, str]] = {
+        "weights": "9-bit codes in convolutions, else float32",
+        "activations": "9-bit codes in convolutions, else float32",
+        "gradients": "float32, of 9-bit products in convolutions",
+        "errors": "9-bit codes in convolutions, else float32",
+        "update": "float32",
+        "accumulator": "int64, or int32 where it suffices",
+        "normalization": "float32",
+    }
+    layers: ClassVar[Mapping[str, Any]] = {"bn": FeatureBatchNorm(), "dropout": Dropout()}
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prc_ratio <= 1:
+            raise OctosimError(f"octo-reference: prc_ratio must be in (0, 1], not {self.prc_ratio}")
+        if not self.lac_decay >= 0:
+            raise OctosimError(f"octo-reference: lac_decay must not be negative, not {self.lac_decay}")
+        if not self.lac_samples >= 1:
+            raise OctosimError(f"octo-reference: lac_samples must be at least 1, not {self.lac_samples}")
+
+    def _quantized(self, node: Node) -> bool:
+        return len(node.out_shape) == 3
+
+    def check(self, node: Node, batch: int) -> None:
+        if self._quantized(node):
+            int8.refuse_overflow(node, batch)  # of the parts
+        if self.lac == "sample":
+            octo.refuse_samples(batch, self.lac_samples)
+
+    def init(self, node: Node, seed: int) -> None:
+        if self.lac == "sample" and self._quantized(node):
+            shape = self.lac_samples, *node.out_shape
+            node.state["lac_places"] = np.zeros(1, np.int32)
+            node.params["lac_alpha"] = np.ones(node.out_shape, np.float32)
+            node.params["lac_mu"] = core.normal(shape, seed, node.tensor(MU), 1e-3)
+            node.params["lac_offset"] = core.normal(shape, seed, node.tensor(OFFSET), 1e-3)
+
+    def metrics(self, nodes: list[Node]) -> dict[str, Any]:
+        """The compensation's part of the demo's loss, after the epoch's last step."""
+        added = [node.params[name] for node in nodes if "lac_mu" in node.params for name in octo.COMPENSATION[1:]]
+        return {"lac_penalty": self.lac_decay / 2 * sum(passes.total(v * v) for v in added)} if added else {}
+
+    def forward(self, node: Node, x: Array, context: Context) -> Array:
+        p, batch = node.params, len(x)
+        if not self._quantized(node):
+            return LINEAR.forward(node, x, context)
+        product = _product(node, batch)
+        qx, sx = forward_codes(x, self.rounding, context.random(node.tensor(X)))
+        qw, sw = forward_codes(p["w"], self.rounding, context.random(node.tensor(W)))
+        node.saved["x"] = x
+        y = (exact_sums(product.forward, product.depths[0], qx, qw) * (sx * sw) + p["b"]).astype(np.float32)
+        if "lac_mu" not in p:
+            return y
+        if context.training:
+            alpha, mu, offset = octo.sample_compensation(node, batch)
+            return y + (alpha * mu + offset)
+        where = np.arange(batch) % octo.places(node)
+        return y + (p["lac_alpha"] * p["lac_mu"] + p["lac_offset"])[where]
+
+    def _ratio(self) -> float:
+        return self.prc_ratio if self.prc == "ratio" else 1.0
+
+    def error(self, node: Node, dy: Array, context: Context) -> Array:
+        if self._quantized(node):
+            node.saved["dy"] = backward_codes(dy, self._ratio())
+        return dy
+
+    def weight_grad(self, node: Node, dy: Array, context: Context) -> None:
+        if not self._quantized(node):
+            LINEAR.weight_grad(node, dy, context)
+            return
+        x, grads = node.saved["x"], node.grads
+        product, (qg, sg) = _product(node, len(dy)), node.saved["dy"]
+        qx, sx = backward_codes(x, self._ratio(), with_zero=product.geometry.pad > 0)
+        grads["w"] = (exact_sums(product.weight_grad, product.depths[2], qx, qg) * (sx * sg)).astype(np.float32)
+        codes, scale = backward_codes(core.column_sums(dy), 1.0)
+        grads["b"] = (codes * scale).astype(np.float32)
+        if "lac_mu" in node.params:
+            lac = octo.sample_compensation(node, len(dy))
+            grads.update(octo.sample_gradients(node, dy, lac, self.lac_decay))
+
+    def input_grad(self, node: Node, dy: Array, context: Context) -> Array:
+        if not self._quantized(node):
+            return LINEAR.input_grad(node, dy, context)
+        (qg, sg), (qw, sw) = node.saved["dy"], backward_codes(node.params["w"], self._ratio())
+        product = _product(node, len(dy))
+        return (exact_sums(product.input_grad, product.depths[1], qg, qw) * (sg * sw)).astype(np.float32)
+
+    def trace(self, node: Node, batch: int) -> list[Op]:
+        if not self._quantized(node):
+            return LINEAR.trace(node, batch)
+        x, w, y = passes.sizes(node, batch)
+        wide, wide_x = node.out_shape[-1], node.in_shape[-1]
+        lac = sum(node.params[name].size for name in octo.COMPENSATION if name in node.params)
+        return [
+            # range, then codes of two bytes: a quantizer reads its tensor twice, in the backward passes again
+            passes.elementwise(node, "forward", "quantize x", x, 8 * x, 2 * x),
+            passes.elementwise(node, "forward", "quantize w", w, 8 * w, 2 * w),
+            passes.gemm(node, batch, "forward", "int16"),
+            passes.elementwise(node, "forward", "dequantize, LAC", y, 4 * (y + lac), 4 * y, channels=wide),
+            passes.elementwise(node, "dW", "PRC, quantize x", x, 8 * x, 2 * x),
+            passes.elementwise(node, "dW", "PRC, quantize dY", y, 8 * y, 2 * y),
+            passes.gemm(node, batch, "dW", "int16"),
+            passes.elementwise(node, "dW", "dequantize dW", w, 4 * w, 4 * w),
+            passes.elementwise(node, "dW", "bias, LAC gradients", y, 8 * y if lac else 4 * y, 4 * lac, channels=wide),
+            passes.elementwise(node, "dX", "PRC, quantize w", w, 8 * w, 2 * w),
+            passes.gemm(node, batch, "dX", "int16"),
+            passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x),
+        ]
