@@ -249,7 +249,7 @@ class Meter:
                     value = _real_weight(own)
                     if value is not None:
                         self._known.add(node.name)
-                if value is not None:
+                if value is not None and value.shape == held.shape:  # a method's own normalization may have others
                     held[...] = value
         return len(self._known) == len(self._nodes)
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 
 # A row may import only from rows above it.
 ROWS = [
-    {"errors", "schema", "_core"},
+    {"errors", "schema", "pool", "_core"},
     {"core", "numerics", "trace", "efficiency", "host"},
     {"rates"},
     {"hw"},

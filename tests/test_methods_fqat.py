@@ -157,7 +157,7 @@ def test_inference_is_one_requantization(variant: str) -> None:
     codes, steps = [], []
     for training in (True, False):
         context = Context(training, 0, 1)
-        y = method.forward(conv, x, context)
+        y = core.values(method.forward(conv, x, context))
         made = network.passes[1].forward(bn, y, method, context)
         steps.append(made.bound / 127)
         codes.append(np.rint(np.asarray(made) / steps[-1]).astype(np.int64))
@@ -247,7 +247,7 @@ def test_refused() -> None:
 
 def test_trace_reads_activations_once() -> None:
     reads = {}
-    for name in ("fqat", "octo"):
+    for name in ("fqat", "hindsight"):
         network = models.Network(STACK, (7, 7, 2), methods.make(name, {}), None)
         reads[name] = {op.layer: op.reads for op in models.trace(network, 4) if op.name == "quantize x"}
-    assert all(2 * value == reads["octo"][layer] for layer, value in reads["fqat"].items()) and len(reads["fqat"]) == 4
+    assert all(2 * value == reads["hindsight"][layer] for layer, value in reads["fqat"].items()) and len(reads["fqat"]) == 4

@@ -244,6 +244,6 @@ def test_the_curve_of_the_demo_in_float64() -> None:
     for step, (images, labels) in enumerate(batches, 1):
         context = Context(True, 2, step)
         ours.append(network.gradients(images, labels, context)[0])
-        optim.Update(optimizer, method, context, 1e-3, network.nodes, slots, network.check_finite).all()
+        optim.Update(optimizer, method, context, 1e-3, network.nodes, slots).all()
     assert theirs[-1] < 0.8 * theirs[0]
     assert np.abs(np.subtract(ours, theirs)).max() < 1e-3

@@ -28,7 +28,7 @@ import numpy as np
 
 from octosim import core
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Convolution, Depthwise, Method, Node
+from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
 from octosim.quant import LARGEST_CODE
 from octosim.trace import Op
@@ -195,11 +195,11 @@ class Jetfire(Method):
         w, batch = node.params["w"], len(x)
         qw = cut(w.reshape(len(w), -1), self.scales)
         shape = node.layer.product(node, batch)
-        if isinstance(shape, Depthwise):
+        if shape.groups > 1:
             x_real, w_real = self.coded(x), qw.real().reshape(w.shape)
             node.saved.update(x=x_real, w=w_real)
             return self.coded(passes.forward(node, x_real, w_real))
-        rows = passes.windows(shape.geometry, x).reshape(shape.shape[:2]) if isinstance(shape, Convolution) else x
+        rows = passes.windows(shape.geometry, x).reshape(shape.shape[:2]) if shape.kernel != (0, 0) else x
         qx = cut(rows, self.scales)
         node.saved.update(x=qx, w=qw)
         y = product(qx, qw)
@@ -220,17 +220,17 @@ class Jetfire(Method):
     def input_grad(self, node: Node, error: Blocks, context: Context) -> Array:
         batch, w = error.q.shape[0] // math.prod(node.out_shape[:-1]), node.saved["w"]
         shape = node.layer.product(node, batch)
-        if isinstance(shape, Depthwise):
+        if shape.groups > 1:
             dx = passes.input_grad(node, error.real().reshape(batch, *node.out_shape), w)
         else:
             rows = product(error, w.transposed)
-            dx = scattered(shape.geometry, rows) if isinstance(shape, Convolution) else rows
+            dx = scattered(shape.geometry, rows) if shape.kernel != (0, 0) else rows
         return self.coded(dx, context.random(node.tensor(GRADIENT)))
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)
         wide, wide_x, shape = node.out_shape[-1], node.in_shape[-1], node.layer.product(node, batch)
-        dtype = "float32" if isinstance(shape, Depthwise) else "int8"
+        dtype = "float32" if shape.groups > 1 else "int8"
         # range, then codes: a quantizer reads its tensor twice; x and dY are codes already
         ops = [
             passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
@@ -241,7 +241,7 @@ class Jetfire(Method):
             passes.gemm(node, batch, "dX", dtype),
             passes.elementwise(node, "dX", "quantize dX", x, 8 * x, x, channels=wide_x),
         ]
-        if isinstance(shape, Convolution):
+        if shape.kernel != (0, 0):
             m, k, _ = shape.shape
             ops.insert(1, passes.elementwise(node, "forward", "windows to blocks", m * k, 2 * m * k, m * k))
             ops.insert(-1, passes.elementwise(node, "dX", "add windows", m * k, 4 * m * k, 4 * x))

@@ -25,7 +25,7 @@ import numpy as np
 from octosim import core
 from octosim.errors import OctosimError
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Convolution, Depthwise, Method, Node
+from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import MuLaw
 from octosim.trace import Op
 
@@ -144,7 +144,7 @@ class Logbtq(Method):
         product = node.layer.product(node, batch)
         (m, k, n), groups = product.shape, product.groups
         encodings = m * n * groups * -(-k // how.group) * (2 if how.encode_products else 1)
-        if isinstance(product, Depthwise):
+        if product.groups > 1:
             rows, taps = passes.windows(product.geometry, qx), qw.reshape(groups, -1)
             made = [
                 core.gemm_mu8(np.ascontiguousarray(rows[:, :, c]), np.ascontiguousarray(taps[c][:, None]), how)
@@ -152,7 +152,7 @@ class Logbtq(Method):
             ]
             codes, saturated = np.concatenate([part[0] for part in made], axis=1), sum(part[1] for part in made)
         else:
-            rows = passes.windows(product.geometry, qx).reshape(m, k) if isinstance(product, Convolution) else qx
+            rows = passes.windows(product.geometry, qx).reshape(m, k) if product.kernel != (0, 0) else qx
             codes, saturated = core.gemm_mu8(rows, np.ascontiguousarray(qw.reshape(n, k).T), how)
         return codes.reshape(batch, *node.out_shape), saturated, encodings
 
