@@ -16,6 +16,8 @@ OPTIMIZER_SLOTS = 1
 def footprint(network: Network, batch: int, inference: bool = False, slots: int = OPTIMIZER_SLOTS) -> dict[str, int]:
     """Bytes by what they hold, and their sum "peak": weights, gradients, optimizer, activations, workspace.
 
+    A layer's gradients are gone when its parameters have moved, so the largest tensor's count.
+
     Inference keeps the codes of the weights alone.  The activations are what the backward passes need of the forward pass,
     each tensor once, in the narrowest form that they can use.  The workspace is the largest that values between layers take
     at any time besides these.
@@ -25,7 +27,7 @@ def footprint(network: Network, batch: int, inference: bool = False, slots: int 
     quantized = sum(node.params["w"].size for node in network.nodes if node.layer.weighted)
     parts = {
         "weights": FLOAT * parameters + codes * quantized * (1 - FLOAT * inference),
-        "gradients": 0 if inference else FLOAT * parameters,
+        "gradients": 0 if inference else FLOAT * max(p.size for node in network.nodes for p in node.params.values()),
         "optimizer": 0 if inference else FLOAT * slots * parameters,
         "activations": 0 if inference else _activations(network, batch, codes),
         "workspace": max(_forward(network, batch, codes), 0 if inference else _backward(network, batch, codes)),
@@ -46,21 +48,23 @@ def largest_batch(network: Network, capacity: float, inference: bool = False) ->
 def _activations(network: Network, batch: int, codes: int) -> int:
     """Kept from the forward to the backward pass.
 
-    A float32 product keeps its input, an int8 product its input's codes; batch normalization its input; ReLU the signs of its
-    output (nothing where that output is kept anyway), max pooling a byte an output; dropout draws its mask again.
+    A float32 product keeps its input, an int8 product its input's codes; batch normalization its input, or where the method is
+    compact its codes; ReLU the signs of its output, max pooling a byte an output; dropout draws its mask again.
     """
     source = _same_tensor(network)
     floats: set[int] = set()  # tensors kept in float32
     total = 0
     for node in network.nodes:
-        if isinstance(node.layer, BatchNorm) or node.layer.weighted and not codes:
+        if isinstance(node.layer, BatchNorm) and network.method.compact:
+            total += batch * math.prod(node.in_shape)
+        elif isinstance(node.layer, BatchNorm) or node.layer.weighted and not codes:
             floats.add(source[node.inputs[0]])
         elif node.layer.weighted:
             total += codes * batch * math.prod(node.in_shape)
         elif isinstance(node.layer, MaxPool):
             total += batch * math.prod(node.out_shape)
     for node in network.nodes:
-        if isinstance(node.layer, ReLU) and node.index not in floats:
+        if isinstance(node.layer, ReLU):
             total += -(-batch * math.prod(node.out_shape) // 8)
     return total + sum(FLOAT * batch * _elements(network, tensor) for tensor in floats)
 

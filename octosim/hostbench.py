@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -95,8 +96,10 @@ def _bind(function: Callable[..., Any], *args: Any, **more: Any) -> Call:
     return lambda: function(*args, **more)
 
 
-NARROW = {"batchnorm", "max pool", "average pool", "bias", "bias gradient", "bias, LAC gradients", "dequantize, LAC",
-          "dequantize dX"}  # fmt: skip
+NARROW = {
+    "batchnorm", "batchnorm, ReLU", "batchnorm, int8 kept", "batchnorm, ReLU, int8 kept", "max pool", "average pool",
+    "bias", "bias gradient", "bias, LAC gradients", "dequantize, LAC", "dequantize dX",
+}  # fmt: skip
 """Passes whose speed depends on the number of channels: measured at each of CHANNELS, the others at the middle one."""
 
 
@@ -141,15 +144,25 @@ def _passes(elements: int, channels: int) -> Iterator[tuple[str, str, Call]]:
     yield "quantize x", "forward", quantize
     yield "quantize w", "forward", quantize_symmetric
     yield "PRC, quantize dY", "dW", quantize_symmetric
+    yield "quantize x, range known", "forward", _bind(quant.asymmetric, x, -3.0, 3.0, out=codes)
+    yield "PRC, quantize dY, range known", "dW", _bind(quant.symmetric, x, -3.0, 3.0, out=codes)
     yield "dequantize, LAC", "forward", dequantize_lac
-    yield "dequantize dW", "dW", _bind(core.dequantize_rows, acc, np.zeros(rows, np.int32), 0.01, out=out)
     yield "dequantize dX", "dX", _bind(core.dequantize_sums, acc, zeros, 0.01, out=out)
     yield "bias, LAC gradients", "dW", bias_gradients
     yield "bias", "forward", _bind(core.affine, x, ones, small, out=out)
     yield "bias gradient", "dW", _bind(core.column_sums, dy)
-    yield "batchnorm", "forward", _bind(core.batchnorm_forward, x, ones, small, mean, var, eps=1e-5, momentum=0.1, out=out)
-    yield "batchnorm", "dX", _bind(core.batchnorm_backward, x, dy, ones, small, stat, out=out)
     signs = np.empty(core.sign_bytes(x.size), np.uint8)
+    lazy = core.Sums(acc, zeros, 0.01)
+    for relu, compact in itertools.product((False, True), (False, True)):
+        name = "batchnorm" + ", ReLU" * relu + ", int8 kept" * compact
+        bits = {"signs": signs if relu else None, "find_range": compact, "out": out}
+        kept = codes if compact else None
+        yield name, "forward", _bind(
+            core.batchnorm_forward, lazy if compact else x, ones, small, mean, var,
+            eps=1e-5, momentum=0.1, relu=relu, codes=kept, **bits,
+        )  # fmt: skip
+        of_x, of_dy = (codes, lazy) if compact else (x, dy)
+        yield name, "dX", _bind(core.batchnorm_backward, of_x, of_dy, ones, small, stat, **bits)
     yield "relu", "forward", _bind(core.relu, x, signs=signs, out=out)
     yield "relu", "dX", _bind(core.relu_backward, signs, dy, out=out)
     yield "max pool", "forward", _bind(core.maxpool, pool, px, out=py, argmax=argmax)

@@ -254,7 +254,7 @@ class BatchNorm(Unweighted):
         return dx
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        name = "batchnorm, ReLU" if node.fused else "batchnorm"
+        name = "batchnorm" + ", ReLU" * node.fused + ", int8 kept" * method.compact
         size = batch * _elements(node.in_shape)
         kept = 1 if method.compact else 4  # bytes of an element that the backward pass reads twice
         bits = size // 8 if node.fused else 0

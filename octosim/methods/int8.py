@@ -31,19 +31,21 @@ def trace(node: Node, batch: int, dy_reads: int = 2, x_reads: int = 2) -> list[O
     """All passes of a layer whose float32 operands are quantized before the products; how often dY and X are read for it."""
     x, w, y = passes.sizes(node, batch)
     wide, wide_x = node.out_shape[-1], node.in_shape[-1]
-    return [
+    ops = [
         # range, then codes: a quantizer reads its tensor twice
         passes.elementwise(node, "forward", "quantize x", x, 4 * x_reads * x, x),
         passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
         passes.gemm(node, batch, "forward", "int8"),
-        passes.elementwise(node, "forward", "dequantize, bias", y, 4 * y, 4 * y, channels=wide),
         passes.elementwise(node, "dW", "quantize dY", y, 4 * dy_reads * y, y),
         passes.gemm(node, batch, "dW", "int8"),
-        passes.elementwise(node, "dW", "dequantize dW", w, 4 * w, 4 * w),
         passes.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
         passes.gemm(node, batch, "dX", "int8"),
-        passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x),
     ]
+    if not node.lazy_y:
+        ops.insert(3, passes.elementwise(node, "forward", "dequantize, bias", y, 4 * y, 4 * y, channels=wide))
+    if not node.lazy_dx:
+        ops.append(passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
+    return ops
 
 
 # ---- ranges and codes --------------------------------------------------

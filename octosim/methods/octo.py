@@ -235,12 +235,14 @@ class Octo(Method):
         lac = sum(node.params[name].size for name in COMPENSATION) if self.lac != "off" else 0
         # percentile: magnitudes, their range and codes, and the codes nine times: about five more tensors' bytes
         reads, sums = {"gauss": 2, "percentile": 6}.get(self.prc, 1) + (not node.dy_known), 2 if lac else 1
+        known = ", range known"
+        of_x, of_dy = "quantize x" + known * node.x_known, "PRC, quantize dY" + known * node.dy_known
         ops = [
             # range, unless it is known, then codes
-            passes.elementwise(node, "forward", "quantize x", x, (4 if node.x_known else 8) * x, x),
+            passes.elementwise(node, "forward", of_x, x, (4 if node.x_known else 8) * x, x),
             passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
             passes.gemm(node, batch, "forward", "int8"),
-            passes.elementwise(node, "dW", "PRC, quantize dY", y, 4 * reads * y, y),
+            passes.elementwise(node, "dW", of_dy, y, 4 * reads * y, y),
             passes.gemm(node, batch, "dW", "int8"),
             passes.elementwise(node, "dW", "bias, LAC gradients", y, sums * y, 4 * lac, channels=wide),
             passes.gemm(node, batch, "dX", "int8"),
