@@ -46,7 +46,7 @@ def test_with_threads_and_vectorizer(tmp_path: Path) -> None:
 
 def test_sanitizers(tmp_path: Path) -> None:
     program = build(tmp_path / "checkasm", "cc", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover")
-    check(program, "--rounds", "60", "--seed", "4")
+    check(program, "--rounds", "30", "--seed", "4")
 
 
 def test_valgrind(tmp_path: Path) -> None:
