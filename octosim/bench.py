@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,21 +62,30 @@ PRODUCTS: Key = ("products", "all")
 class _Timed:
     """A layer's product on the clock."""
 
+    layer: str
     product: Product
     clock: _Clock
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.product, name)
-        if name not in ("forward", "input_grad", "weight_grad"):
+        if name not in ("forward", "input_grad", "weight_grad", "weight_grad_rows"):
             return value
 
         def call(*operands: Array, **named: Any) -> Array:
             before = self.clock.read()
             made: Array = value(*operands, **named)
-            self.clock.add(PRODUCTS, self.clock.read() - before)
+            took = self.clock.read() - before
+            self.clock.add(PRODUCTS, took)
+            if name == "weight_grad_rows":  # in the midst of the update
+                self.clock.add((self.layer, "dW"), took)
+                self.clock.last += took
             return made
 
         return call
+
+
+def _timed_product(layer: str, clock: _Clock, product: Product) -> Product:
+    return cast(Product, _Timed(layer, product, clock))
 
 
 def _contestant(run: Run, clock: _Clock, totals: list[float]) -> Callable[[], None]:
@@ -90,7 +100,7 @@ def _contestant(run: Run, clock: _Clock, totals: list[float]) -> Callable[[], No
         clock.flush()
 
     for node in run.network.nodes:
-        node.through = lambda product: cast(Product, _Timed(product, clock))
+        node.through = partial(_timed_product, node.name, clock)
     return step
 
 

@@ -125,6 +125,10 @@ class FullProduct:
     def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
         return core.gemm(dy, x, transpose_a=True, out=out)
 
+    def weight_grad_rows(self, x: Array, dy: Array, rows: slice, *, out: Array | None = None) -> Array:
+        """Some rows of dW, one for each output."""
+        return core.gemm(dy[:, rows], x, transpose_a=True, out=out)
+
 
 @dataclass(frozen=True)
 class Depthwise:

@@ -60,8 +60,8 @@ class Adam:
         return m / c1, np.sqrt(v / c2) + np.float32(self.eps), {"m": m, "v": v}
 
 
-PIECE = 1 << 18
-"""About how many elements an update takes at once."""
+PIECE, MADE = 1 << 18, 1 << 20
+"""About how many elements an update takes at once; the same of sums that are made for it, each time from packed operands."""
 
 DECAYED = ("w",)
 """Parameters that weight decay pulls towards 0: the weights of convolutions and linear layers.  Not biases, not batch
@@ -116,8 +116,9 @@ class Update:
         """In pieces that stay in the cache between the sums' values, the step and the check of what it made."""
         w, g, slots = node.params[key], node.grads[key], self.slots[f"{node.name}.{key}"]
         decay = self.optimizer.decay if key in DECAYED else 0.0
-        rows = max(1, PIECE * len(w) // w.size)
-        memory = node.buffer((min(rows, len(w)), *w.shape[1:]), np.float32) if isinstance(g, core.Sums) else None
+        rows = max(1, (MADE if isinstance(g, core.RowSums) else PIECE) * len(w) // w.size)
+        lazy = isinstance(g, core.Sums | core.RowSums)
+        memory = node.buffer((min(rows, len(w)), *w.shape[1:]), np.float32) if lazy else None
         for first in range(0, len(w), rows):
             some = slice(first, first + rows)
             part = g[some]

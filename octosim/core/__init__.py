@@ -7,6 +7,7 @@ depend on the instruction set or on the number of threads, to the bit.  Images a
 
 from octosim.core.call import CoreError, NotFiniteError, isa, isas, set_isa, set_threads, threads
 from octosim.core.codes import (
+    RowSums,
     Sums,
     Values,
     decode_mu8,
@@ -69,7 +70,8 @@ from octosim.core.products import (
 )
 
 __all__ = [
-    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pool", "Sums", "Values", "adam", "add", "affine", "avgpool",
+    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pool", "RowSums", "Sums", "Values", "adam", "add", "affine",
+    "avgpool",
     "avgpool_backward", "batchnorm_backward", "batchnorm_forward", "batchnorm_inference", "column_sums", "conv_forward",
     "conv_input_grad", "conv_weight_grad", "decode_mu8", "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad",
     "dequantize", "dequantize_rows", "dequantize_sums", "dropout", "encode_mu8", "exp", "gemm", "gemm_counted", "gemm_mu8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -228,12 +229,30 @@ class Sums:
         return make(self.acc, self.add, self.scale, out=self.acc.view(F32) if out is None else out)
 
 
+@dataclass(frozen=True, slots=True)
+class RowSums:
+    """A matrix of sums whose rows are made when they are asked for, so that not all need be there at once.
+
+    make: the sums (by_rows) of a range of rows.
+    """
+
+    make: Callable[[slice], Sums]
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: slice) -> Sums:
+        return self.make(rows)
+
+    def array(self) -> Array:
+        """The float32 values of all rows."""
+        return self.make(slice(0, self.shape[0])).array()
+
+
 Values = Array | Sums
 
 
 def values(x: Any) -> Any:
     """x; of sums, their float32 values, in the same memory."""
-    return x.array() if isinstance(x, Sums) else x
+    return x.array() if isinstance(x, Sums | RowSums) else x
 
 
 def images(x: Array, scale: float, shift: float, *, out: Array | None = None) -> Array:

@@ -83,13 +83,26 @@ def forward(node: Node, x: QTensor, w: QTensor) -> core.Sums:
     return core.Sums(acc, add, scale)
 
 
+def weight_sums(node: Node, dy: QTensor, add: Array) -> core.Sums | core.RowSums:
+    """dW's sums of the codes plus add, one for each row.  Of a fully connected layer rows are made as the update takes them:
+    its weights are many and its sums short."""
+    x, shape, product = node.saved["x"], node.params["w"].shape, node.layer.product(node, len(dy.q))
+    scale = quant.product_scale(x.scale, dy.scale)
+    if hasattr(product, "weight_grad_rows"):
+
+        def make(rows: slice) -> core.Sums:
+            some = add[rows]
+            acc = product.weight_grad_rows(x.q, dy.q, rows, out=node.buffer((len(some), *shape[1:]), np.int32))
+            return core.Sums(acc, some, scale, by_rows=True)
+
+        return core.RowSums(make, shape)
+    acc = product.weight_grad(x.q, dy.q, x_zero=x.zero, out=node.buffer(shape, np.int32))
+    return core.Sums(acc, add, scale, by_rows=True)
+
+
 def weight_grad(node: Node, dy: QTensor) -> None:
     """dW = (sum q_dy q_x) S_dy S_x, db = S_dy sum q_dy."""
-    x, w = node.saved["x"], node.params["w"]
-    acc = node.buffer(w.shape, np.int32)
-    node.layer.product(node, dy.q.shape[0]).weight_grad(x.q, dy.q, out=acc)
-    none, scale = np.zeros(w.shape[0], np.int32), quant.product_scale(x.scale, dy.scale)
-    node.grads["w"] = core.Sums(acc, none, scale, by_rows=True)
+    node.grads["w"] = weight_sums(node, dy, np.zeros(len(node.params["w"]), np.int32))
     node.grads["b"] = core.column_sums(dy.q).astype(np.float32) * np.float32(dy.scale)
 
 

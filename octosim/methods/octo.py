@@ -203,14 +203,9 @@ class Octo(Method):
         return quant.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
-        qx, product = node.saved["x"], node.layer.product(node, error.q.shape[0])
-        sums = core.column_sums(error.q)
-        acc = node.buffer(node.params["w"].shape, np.int32)
-        product.weight_grad(qx.q, error.q, x_zero=qx.zero, out=acc)
+        qx, sums = node.saved["x"], core.column_sums(error.q)
         correct = self.zero_point == "exact"
-        zero_term = sums * np.int32(-qx.zero if correct else 0)
-        scale = quant.product_scale(qx.scale, error.scale)
-        node.grads["w"] = core.Sums(acc, zero_term, scale, by_rows=True)
+        node.grads["w"] = int8.weight_sums(node, error, sums * np.int32(-qx.zero if correct else 0))
         node.grads["b"] = sums.astype(np.float32) * np.float32(error.scale)
         lac = self._compensation(node, len(error.q), context)
         if lac and self.lac == "sample":
