@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from octosim.nodes import Array, Product
 from octosim.train import Config, Run, environment
 
 FORMAT = 1
+BENCH_LR = 1e-6
 UNSTABLE = 0.15  # relative width of the middle half above which a measurement is called unstable
 Key = tuple[str, str]
 
@@ -206,6 +207,8 @@ def step_bench(
     unknown = sorted(set(against) - {"torch"})
     if unknown:
         raise OctosimError(f"--against: unknown peer '{unknown[0]}' (known: torch)")
+    if config.lr is None:  # many steps on few batches: weights that hardly move cannot diverge
+        config = replace(config, lr=BENCH_LR)
     configs = [config]
     if config.method != "fp32":
         configs.append(Config(**{**vars(config), "method": "fp32", "parameters": {}}))

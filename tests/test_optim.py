@@ -140,3 +140,16 @@ def test_newton_is_the_update_taken_apart(name: str) -> None:
         assert np.allclose(w, expected, rtol=1e-6, atol=1e-7)
         for key, value in after.items():
             assert np.array_equal(slots[key], value), key
+
+
+@pytest.mark.parametrize("method", ["octo", "hindsight", "fp32"])
+@pytest.mark.parametrize("size", [1, 1000, 1 << 24])
+def test_an_update_in_pieces_is_the_update(method: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a fully connected layer's weight gradient made one by one, a thousand weights at once, all at once: the same bits."""
+    expected = train.Run(train.Config(model="lenet5", method=method, batch_size=20))
+    run = train.Run(train.Config(model="lenet5", method=method, batch_size=20))
+    expected.train_step()
+    monkeypatch.setattr(optim, "PIECE", size)
+    monkeypatch.setattr(optim, "MADE", size)
+    run.train_step()
+    assert run.digest() == expected.digest()
