@@ -40,6 +40,7 @@ class _Clock:
         self.read = read
         self.last = 0.0
         self.step: dict[Key, float] = {}
+        self.parts: dict[str, list[float]] = {}
 
     def __call__(self, layer: str, pass_: str) -> None:
         now = self.read()
@@ -51,9 +52,19 @@ class _Clock:
 
     def flush(self) -> None:
         """At the end of a step."""
-        for key, seconds in self.step.items():
-            self.values.setdefault(key, []).append(seconds)
+        products = self.step.pop(PRODUCTS)
+        passes = {"forward": 0.0, "backward": 0.0, "update": 0.0}
+        for (layer, pass_), seconds in self.step.items():
+            self.values.setdefault((layer, pass_), []).append(seconds)
+            passes["backward" if pass_ in ("dX", "dW") else pass_] += seconds
+        around = passes["forward"] + passes["backward"] - products
+        for name, seconds in (passes | {"products": products, "around_products": around}).items():
+            self.parts.setdefault(name, []).append(seconds)
         self.step.clear()
+
+    def forget(self) -> None:
+        self.values.clear()
+        self.parts.clear()
 
 
 PRODUCTS: Key = ("products", "all")
@@ -156,21 +167,9 @@ def _part(run: Run, device: hw.Device, here: bool, clock: _Clock, totals: list[f
     costs = cost.predict(models.trace(run.network, run.config.batch_size), device, threads)
     spread = _spread(totals)
     predicted = sum(c.time_s for c in costs)
-    medians = {key: statistics.median(values) for key, values in clock.values.items()}
-    passes: dict[str, float] = {}
-    for (_, pass_), seconds in medians.items():
-        passes[pass_] = passes.get(pass_, 0.0) + seconds
-    products = passes.pop("all")
-    backward = passes.get("dX", 0.0) + passes.get("dW", 0.0)
     return {
         "layers": _rows(costs, clock),
-        "parts": {
-            "forward": passes["forward"],
-            "backward": backward,
-            "update": passes["update"],
-            "products": products,
-            "around_products": passes["forward"] + backward - products,
-        },
+        "parts": {name: statistics.median(values) for name, values in clock.parts.items()},
         "total": {
             "time_s": spread["median_s"],
             "p25_s": spread["p25_s"],
@@ -226,7 +225,7 @@ def step_bench(
         for values in (*totals, *peer_totals.values()):
             values.clear()
         for clock in clocks:
-            clock.values.clear()
+            clock.forget()
 
     _take_turns(steps, forget, seconds, progress)
     here = hw.is_here(device)

@@ -1,0 +1,45 @@
+"""Peak memory of training steps, measured in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from octosim import membench
+from octosim.errors import OctosimError
+from octosim.train import Config
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def test_what_a_step_takes() -> None:
+    found = membench.measure(Config(model="simplecnn", batch_size=50), [], 1)
+    assert list(found) == ["octo", "fp32"]
+    for held in found.values():
+        assert held["peak_bytes"] > held["weights"] > 1e6 and held["optimizer"] < held["weights"] < 1.1 * held["optimizer"]
+        assert held["kept"] < held["pool"] < held["peak_bytes"]
+    # codes of 1 byte for float32 values, twice, beside argmax and codes of the weights
+    assert 0.2 < found["octo"]["kept"] / found["fp32"]["kept"] < 0.45
+    assert found["octo"]["peak_bytes"] < found["fp32"]["peak_bytes"]
+
+
+def test_what_fails_is_told_in_a_sentence() -> None:
+    with pytest.raises(OctosimError, match="measuring the memory of octo: .*unknown model 'lenet6'"):
+        membench.measure(Config(model="lenet6"), [], 1)
+
+
+def test_command_line() -> None:
+    command = [sys.executable, "-m", "octosim.cli", "bench", "--model", "lenet5", "--seconds", "0.1", "--memory"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert set(record["memory"]) == {"octo", "fp32"} and 0 < record["limit"]["share"] < 1
+    for part in (record, record["fp32"]):
+        parts = part["parts"]
+        assert all(seconds > 0 for seconds in parts.values())
+        assert parts["products"] < parts["forward"] + parts["backward"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "kept for the backward pass: 0." in done.stdout and "register peak" in done.stdout
