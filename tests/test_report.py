@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from octosim import train
 from octosim.errors import OctosimError
 from octosim.report import write_report
 
@@ -615,3 +616,19 @@ def test_the_page_never_replaces_its_own_input(tmp_path):
     with pytest.raises(OctosimError, match="choose another name"):
         write_report([path], path)
     assert path.read_bytes() == before
+
+
+def test_a_method_without_an_optimizer_does_not_name_the_others_settings(tmp_path: Path) -> None:
+    """niti's manifest has none: the others' labels do not list theirs for that.  Many runs are folded below their summary."""
+    runs = []
+    for method in ("octo", "niti"):
+        for seed in range(7):
+            config = train.Config(model="lenet5", method=method, batchnorm=False, batch_size=100, steps=1, seed=seed)
+            run = train.create(config, tmp_path / f"{method}{seed}", "octosim train")
+            train.train(run, tmp_path / f"{method}{seed}")
+            runs.append(tmp_path / f"{method}{seed}")
+    page = tmp_path / "page.html"
+    write_report(runs, page)
+    text = page.read_text()
+    assert "optimizer." not in text.split('id="runs"')[1].split("</table>")[0] and "optimizer=null" not in text
+    assert "Each of the 14 runs" in text and text.index("Over seeds") < text.index("Each of the 14 runs")

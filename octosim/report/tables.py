@@ -83,9 +83,14 @@ def _differing(runs: list[Run]) -> list[dict[str, str]]:
     values: dict[tuple[str, str], set[str | None]] = {}
     for key in {key for flat in flats for key in flat}:
         for run, flat in zip(runs, flats, strict=True):
-            values.setdefault((key, _scope(key, run)), set()).add(flat.get(key))
+            if key in flat or not key.startswith("optimizer."):  # a method without one says so by its name
+                values.setdefault((key, _scope(key, run)), set()).add(flat.get(key))
     return [
-        {_short(key): v for key, v in flat.items() if len(values[key, _scope(key, run)]) > 1}
+        {
+            _short(key): v
+            for key, v in flat.items()
+            if len(values.get((key, _scope(key, run)), ())) > 1 and (key, v) != ("optimizer", "null")
+        }
         for run, flat in zip(runs, flats, strict=True)
     ]
 
