@@ -1,4 +1,4 @@
-"""Test vectors of one training step for authors of kernels and RTL: .npz, a C header, and a C program that checks it."""
+"""Test vectors of one training step for authors of kernels and RTL: .npz, hex, a C header, and a C program that checks it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 import octosim
-from octosim import methods, observe, train
+from octosim import core, methods, observe, train
 from octosim.errors import OctosimError, suggest
 from octosim.nodes import Array, Depthwise, Node, Product
-from octosim.numerics import Accumulator
+from octosim.numerics import Accumulator, Rounding, fixed_point
+from octosim.quant import LARGEST_CODE
 
 CHECKER = Path(__file__).parent / "templates" / "golden_check.c"
 SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums' name in both files
@@ -37,6 +38,14 @@ def _register(how: Accumulator) -> dict[str, int]:
     }  # fmt: skip
 
 
+def _requantized(name: str, sums: Array) -> dict[str, Any]:
+    """int8 codes of a pass's sums, one multiplier and shift for the tensor such that the largest just fits, half up."""
+    largest = int(np.abs(sums.astype(np.int64)).max())
+    multiplier, shift = fixed_point(LARGEST_CODE / max(largest, LARGEST_CODE))
+    codes = core.requantize(sums, multiplier, shift, rounding=Rounding.HALF_UP, low=-LARGEST_CODE, high=LARGEST_CODE)
+    return {f"{name}_codes": codes, f"{name}_multiplier": multiplier, f"{name}_shift": shift}
+
+
 def vectors(node: Node, observed: observe.Observed, how: Accumulator) -> dict[str, Any]:
     """A layer's numbers in the step that was observed: arrays, sizes and scales by name; OctosimError without int8 products."""
     seen = {(pass_, name): values for (layer, pass_, name), values in observed.tensors.items() if layer == node.name}
@@ -45,6 +54,9 @@ def vectors(node: Node, observed: observe.Observed, how: Accumulator) -> dict[st
     product, x_zero = observed.products[node.name, "forward"]
     found: dict[str, Any] = {"x": seen["forward", "x"], "w": seen["forward", "w"], "dy": seen["dW", "dy"]}
     found |= {name: seen[pass_, "sums"] for pass_, name in SUMS.items() if (pass_, "sums") in seen}
+    for name in SUMS.values():
+        if name in found:
+            found |= _requantized(name, found[name])
     for operand in ("x", "w", "dy"):
         meaning = observed.meanings.get((node.name, operand))
         if meaning is not None:
@@ -57,6 +69,12 @@ def vectors(node: Node, observed: observe.Observed, how: Accumulator) -> dict[st
 
 
 # ---- files --------------------------------------------------
+
+
+def hex_lines(values: Array) -> str:
+    """A line an element, two's complement, two or eight digits: what Verilog's $readmemh reads."""
+    digits, mask = 2 * values.itemsize, (1 << 8 * values.itemsize) - 1
+    return "".join(f"{value & mask:0{digits}x}\n" for value in values.ravel().tolist())
 
 
 def _array(kind: str, name: str, values: Array) -> str:
@@ -78,14 +96,17 @@ def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
     parts += [f"#define OCTO_{key.upper()} {_hex(v)}\n" for key, v in numbers.items() if key.endswith("_scale")]
     parts += [f"#define OCTO_HAS_DX {int('dx' in numbers)}\n\n"]
     parts += [_array("int8_t", name, numbers[name]) for name in ("x", "w", "dy")]
-    parts += [_array("int32_t", name, numbers[name]) for name in SUMS.values() if name in numbers]
+    for name in SUMS.values():
+        if name in numbers:
+            parts += [_array("int32_t", name, numbers[name]), _array("int8_t", f"{name}_codes", numbers[f"{name}_codes"])]
     return "".join(parts)
 
 
 def golden(
     folder: Path, step: int, layer: str | None, out: Path, progress: Callable[[int, int], None] | None = None
 ) -> list[dict[str, Any]]:
-    """Replays a run to a step and writes LAYER.npz, LAYER.h and LAYER_check.c of one weighted layer or of all.
+    """Replays a run to a step and writes LAYER.npz, LAYER.h, LAYER_check.c and a hex file LAYER_TENSOR.hex for each integer
+    tensor, of one weighted layer or of all.
 
     Returns a row a layer: its name, its passes, and its files.
     """
@@ -124,6 +145,9 @@ def golden(
         train.write_atomic(files["npz"], buffer.getvalue())
         train.write_atomic(files["header"], header(name, numbers, about).encode())
         train.write_atomic(files["checker"], CHECKER.read_text().replace("@HEADER@", files["header"].name).encode())
+        tensors = {key: v for key, v in numbers.items() if np.ndim(v) and v.dtype in (np.int8, np.int32)}
+        for key, values in tensors.items():
+            train.write_atomic(out / f"{name}_{key}.hex", hex_lines(values).encode())
         passes = [pass_ for pass_, sums in SUMS.items() if sums in numbers]
         rows.append({"layer": name, "passes": passes} | {kind: str(path) for kind, path in files.items()})
     return rows

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +95,15 @@ def test_the_checker_passes(model: str, accumulator: str, tmp_path: Path) -> Non
 
 @needs_cc
 @pytest.mark.parametrize("layer", ["conv2", "fc1"])
-@pytest.mark.parametrize("sums", ["forward", "dw", "dx"])
-@pytest.mark.parametrize("bit", [0, 30])
+@pytest.mark.parametrize("sums", ["forward", "dw", "dx", "forward_codes", "dw_codes", "dx_codes"])
+@pytest.mark.parametrize("bit", [0, 6])
 def test_the_checker_finds_one_wrong_bit(model: str, layer: str, sums: str, bit: int, tmp_path: Path) -> None:
     row = made(model, tmp_path, layer=layer)[layer]
     flipped(Path(row["header"]), sums, bit)
     done = compile_and_run(Path(row["checker"]))
-    name = {"forward": "forward", "dw": "dW", "dx": "dX"}[sums]
-    assert done.returncode == 1 and re.search(rf"{layer} {name}: sum \d+ is -?\d+, the vectors have -?\d+", done.stdout)
+    tensor, _, codes = sums.partition("_")
+    name, what = {"forward": "forward", "dw": "dW", "dx": "dX"}[tensor], "code" if codes else "sum"
+    assert done.returncode == 1 and re.search(rf"{layer} {name}: {what} \d+ is -?\d+, the vectors have -?\d+", done.stdout)
 
 
 @pytest.mark.parametrize("accumulator", ["exact32", "maddubs"])
@@ -114,6 +117,17 @@ def test_npz(model: str, accumulator: str, tmp_path: Path) -> None:
     assert v["x"].dtype == v["w"].dtype == v["dy"].dtype == np.int8 and v["forward"].dtype == np.int32
     sizes = ("batch", "height", "width", "channels", "filters", "kernel_h", "kernel_w", "stride", "pad")
     g = core.Conv(*(int(v[name]) for name in sizes))
+    for name in ("forward", "dw", "dx"):
+        scale = Fraction(int(v[f"{name}_multiplier"]), 2 ** int(v[f"{name}_shift"]))
+        codes = [max(-127, min(127, math.floor(value * scale + Fraction(1, 2)))) for value in v[name].ravel().tolist()]
+        assert v[f"{name}_codes"].dtype == np.int8 and v[f"{name}_codes"].ravel().tolist() == codes
+        assert np.abs(v[f"{name}_codes"]).max() == min(127, np.abs(v[name]).max())
+    folder = Path(rows["conv2"]["npz"]).parent
+    for name in ("x", "w", "dy", "forward", "forward_codes", "dw", "dx_codes"):
+        lines = (folder / f"conv2_{name}.hex").read_text().splitlines()
+        assert {len(line) for line in lines} == {2 * v[name].itemsize}
+        big = np.dtype(f">i{v[name].itemsize}")
+        assert np.array_equal(np.frombuffer(bytes.fromhex("".join(lines)), big), v[name].ravel())
     registers = accumulate.Registers(ACCUMULATORS[accumulator])
     product = accumulate.InRegister("conv2", nodes.Convolution(g), registers)
     assert np.array_equal(product.forward(v["x"], v["w"], x_zero=int(v["x_zero"])), v["forward"])

@@ -46,15 +46,37 @@ static void take(reg *r, int data, int other)
         end_pair(r);
 }
 
-static int check(reg *r, int32_t expected, const char *pass, long index)
+/* The sum times multiplier / 2^shift, rounded half up, within +-127. */
+static int code(int64_t sum, int64_t multiplier, int shift)
+{
+    int64_t product = sum * multiplier + (shift ? (int64_t)1 << (shift - 1) : 0);
+    int64_t value = product >= 0 ? product >> shift : ~(~product >> shift);
+    return value < -127 ? -127 : value > 127 ? 127 : (int)value;
+}
+
+typedef struct {
+    const char *pass;
+    const int32_t *sums;
+    const int8_t *codes;
+    int64_t multiplier;
+    int shift;
+} pass_vectors;
+
+static int check(reg *r, const pass_vectors *v, long index)
 {
     int64_t found;
     end_group(r);
     found = narrow(r->sum - (OCTO_UNSIGNED ? 128 * r->others : 0), 32, 0);
-    if (found == expected)
-        return 0;
-    printf("%s %s: sum %ld is %ld, the vectors have %ld\n", OCTO_LAYER, pass, index, (long)found, (long)expected);
-    return 1;
+    if (found != v->sums[index]) {
+        printf("%s %s: sum %ld is %ld, the vectors have %ld\n", OCTO_LAYER, v->pass, index, (long)found, (long)v->sums[index]);
+        return 1;
+    }
+    if (code(found, v->multiplier, v->shift) != v->codes[index]) {
+        printf("%s %s: code %ld is %d, the vectors have %d\n", OCTO_LAYER, v->pass, index, code(found, v->multiplier, v->shift),
+               (int)v->codes[index]);
+        return 1;
+    }
+    return 0;
 }
 
 /* A pixel's code; the zero point's outside the image. */
@@ -81,6 +103,7 @@ static int w_at(int f, int i, int j, int c)
 
 static int forward(void)
 {
+    const pass_vectors vectors = {"forward", octo_forward, octo_forward_codes, OCTO_FORWARD_MULTIPLIER, OCTO_FORWARD_SHIFT};
     long index = 0;
     int b, h, w, f, i, j, c;
     for (b = 0; b < OCTO_BATCH; b++)
@@ -93,15 +116,16 @@ static int forward(void)
                             for (c = 0; c < OCTO_DEPTH; c++)
                                 take(&r, x_at(b, h * OCTO_STRIDE + i - OCTO_PAD, w * OCTO_STRIDE + j - OCTO_PAD,
                                               OCTO_DEPTHWISE ? f : c), w_at(f, i, j, c));
-                    if (check(&r, octo_forward[index], "forward", index))
+                    if (check(&r, &vectors, index))
                         return 1;
                 }
-    printf("%s forward: %ld sums are equal\n", OCTO_LAYER, index);
+    printf("%s forward: %ld sums and codes are equal\n", OCTO_LAYER, index);
     return 0;
 }
 
 static int weight_grad(void)
 {
+    const pass_vectors vectors = {"dW", octo_dw, octo_dw_codes, OCTO_DW_MULTIPLIER, OCTO_DW_SHIFT};
     long index = 0;
     int b, h, w, f, i, j, c;
     for (f = 0; f < OCTO_FILTERS; f++)
@@ -114,16 +138,17 @@ static int weight_grad(void)
                             for (w = 0; w < OCTO_OUT_W; w++)
                                 take(&r, x_at(b, h * OCTO_STRIDE + i - OCTO_PAD, w * OCTO_STRIDE + j - OCTO_PAD,
                                               OCTO_DEPTHWISE ? f : c), dy_at(b, h * OCTO_STRIDE, w * OCTO_STRIDE, f));
-                    if (check(&r, octo_dw[index], "dW", index))
+                    if (check(&r, &vectors, index))
                         return 1;
                 }
-    printf("%s dW: %ld sums are equal\n", OCTO_LAYER, index);
+    printf("%s dW: %ld sums and codes are equal\n", OCTO_LAYER, index);
     return 0;
 }
 
 #if OCTO_HAS_DX
 static int input_grad(void)
 {
+    const pass_vectors vectors = {"dX", octo_dx, octo_dx_codes, OCTO_DX_MULTIPLIER, OCTO_DX_SHIFT};
     long index = 0;
     int b, h, w, f, i, j, c;
     for (b = 0; b < OCTO_BATCH; b++)
@@ -135,10 +160,10 @@ static int input_grad(void)
                         for (j = 0; j < OCTO_KERNEL_W; j++)
                             for (f = OCTO_DEPTHWISE ? c : 0; f < (OCTO_DEPTHWISE ? c + 1 : OCTO_FILTERS); f++)
                                 take(&r, dy_at(b, h + OCTO_PAD - i, w + OCTO_PAD - j, f), w_at(f, i, j, OCTO_DEPTHWISE ? 0 : c));
-                    if (check(&r, octo_dx[index], "dX", index))
+                    if (check(&r, &vectors, index))
                         return 1;
                 }
-    printf("%s dX: %ld sums are equal\n", OCTO_LAYER, index);
+    printf("%s dX: %ld sums and codes are equal\n", OCTO_LAYER, index);
     return 0;
 }
 #endif
