@@ -41,7 +41,7 @@ int octo_batchnorm_forward(int64_t rows, int64_t cols, const octo_tensor *x, con
     float *squares = sums + cols, *partial = squares + cols, *partial2 = partial + blocks * cols;
     int32_t *keys = (int32_t *)(partial2 + blocks * cols);
     int failed = 0;
-    memcpy(pivot, piece(x, cols, 0, 1, pivot), (size_t)cols * sizeof *pivot); /* the first row */
+    memmove(pivot, piece(x, cols, 0, 1, pivot), (size_t)cols * sizeof *pivot); /* the first row, which may be there already */
     OCTO_PARALLEL(b, blocks) {
         float *memory = pieces_and_lanes(cols), *lanes = memory + 2 * part * cols;
         if (!memory) failed = 1;

@@ -210,14 +210,6 @@ class Network:
         self.pool.trim()
         return total / len(labels), right / len(labels)
 
-    def check_finite(self) -> None:
-        """NotFiniteError names the first layer with a NaN or an infinity in a parameter or a running statistic.
-
-        A finite loss does not tell: max(x, 0) makes a NaN 0, and an infinite variance makes all outputs of a channel equal.
-        """
-        for node in self.nodes:
-            node.check_finite(node.params | node.state)
-
     def parameters(self) -> dict[str, tuple[Array, Array]]:
         """Every trained tensor with its gradient, by name "layer.parameter"."""
         return {f"{n.name}.{k}": (v, n.grads[k]) for n in self.nodes for k, v in n.params.items()}

@@ -250,7 +250,10 @@ class Node:
         return self.index * 16 + role
 
     def check_finite(self, tensors: dict[str, Array]) -> None:
-        """NotFiniteError names a NaN or an infinity in tensors of the layer after a step."""
+        """NotFiniteError names a NaN or an infinity in tensors of the layer after a step.
+
+        A finite loss does not tell: max(x, 0) makes a NaN 0, and an infinite variance makes all outputs of a channel equal.
+        """
         for name, tensor in tensors.items():
             if tensor.dtype == np.float32:
                 try:

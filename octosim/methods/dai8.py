@@ -12,6 +12,7 @@ gradient comes from the codes of dW.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -54,15 +55,7 @@ class Dai8(Method):
     name: ClassVar[str] = "dai8"
     summary: ClassVar[str] = "INT8 forward and backward, gradients per output channel, magnitude-aware clipping"
     paper: ClassVar[str] = "Zhao et al., AAAI 2021"
-    bits: ClassVar[dict[str, str]] = {
-        "weights": "int8",
-        "activations": "int8",
-        "gradients": "float32, of int8 products",
-        "errors": "int8, per channel for dW",
-        "update": "float32",
-        "accumulator": "int32",
-        "normalization": "float32",
-    }
+    bits: ClassVar[Mapping[str, str]] = int8.BITS | {"errors": "int8, per channel for dW"}
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:

@@ -210,15 +210,7 @@ class Fqat(Method):
     name: ClassVar[str] = "fqat"
     summary: ClassVar[str] = "INT8 forward and backward, Clipping Batch Normalization, no range of an activation taken"
     paper: ClassVar[str] = "Luo, MSc thesis, PolyU 2021"
-    bits: ClassVar[dict[str, str]] = {
-        "weights": "int8",
-        "activations": "int8",
-        "gradients": "float32, of int8 products",
-        "errors": "int8",
-        "update": "float32",
-        "accumulator": "int32",
-        "normalization": "float32; int32 in inference",
-    }
+    bits: ClassVar[Mapping[str, str]] = int8.BITS | {"normalization": "float32; int32 in inference"}
     layers: ClassVar[Mapping[str, Any]] = dict.fromkeys(
         ("relu", "pool", "flatten", "dropout", "avgpool", "add"), _Through()
     ) | {"bn": ClippingBatchNorm()}

@@ -10,6 +10,7 @@ tensor; weights with their own range.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,15 +41,7 @@ class Hindsight(Method):
     name: ClassVar[str] = "hindsight"
     summary: ClassVar[str] = "INT8 forward and backward with the ranges of earlier iterations"
     paper: ClassVar[str] = "Fournarakis and Nagel, arXiv 2105.04246"
-    bits: ClassVar[dict[str, str]] = {
-        "weights": "int8",
-        "activations": "int8",
-        "gradients": "float32, of int8 products",
-        "errors": "int8",
-        "update": "float32",
-        "accumulator": "int32",
-        "normalization": "float32",
-    }
+    bits: ClassVar[Mapping[str, str]] = int8.BITS
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:

@@ -7,12 +7,21 @@ import numpy as np
 from octosim import core, quant
 from octosim.errors import OctosimError
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Node
+from octosim.nodes import ROLES, Array, Context, Node
 from octosim.numerics import EXACT32
 from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
+BITS = dict.fromkeys(ROLES, "float32") | {
+    "weights": "int8",
+    "activations": "int8",
+    "gradients": "float32, of int8 products",
+    "errors": "int8",
+    "accumulator": "int32",
+}
+"""Types where the products alone are int8 and everything else is float32."""
+
 PASSES = ("forward", "dX", "dW")
 
 

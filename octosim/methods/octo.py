@@ -14,6 +14,7 @@ as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -116,15 +117,7 @@ class Octo(Method):
     name: ClassVar[str] = "octo"
     summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping"
     paper: ClassVar[str] = "Zhou et al., USENIX ATC 2021"
-    bits: ClassVar[dict[str, str]] = {
-        "weights": "int8",
-        "activations": "int8",
-        "gradients": "float32, of int8 products",
-        "errors": "int8",
-        "update": "float32",
-        "accumulator": "int32",
-        "normalization": "float32",
-    }
+    bits: ClassVar[Mapping[str, str]] = int8.BITS
 
     def __post_init__(self) -> None:
         if not 0 < self.prc_ratio <= 1:

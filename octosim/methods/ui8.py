@@ -12,7 +12,7 @@ float32 masters, added to the int32 sums as integers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,15 +69,7 @@ class Ui8(Method):
     name: ClassVar[str] = "ui8"
     summary: ClassVar[str] = "INT8 forward and backward, direction-sensitive clipping, learning rate by deviation"
     paper: ClassVar[str] = "Zhu et al., CVPR 2020"
-    bits: ClassVar[dict[str, str]] = {
-        "weights": "int8",
-        "activations": "int8",
-        "gradients": "float32, of int8 products",
-        "errors": "int8",
-        "update": "float32",
-        "accumulator": "int32",
-        "normalization": "float32",
-    }
+    bits: ClassVar[Mapping[str, str]] = int8.BITS
 
     def __post_init__(self) -> None:
         for name, low, high in (("grid", 1, 1000), ("period", 1, 2**31), ("alpha", 0, 40), ("beta", 0, 1)):
