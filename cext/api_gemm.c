@@ -167,22 +167,23 @@ static int check_conv(const octo_conv *g) {
     return OCTO_OK;
 }
 
-/* Copies images into the middle of larger ones filled with `fill` bytes; input pixel (y, x) goes to (top + y step_h,
- * left + x step_w).  Steps above 1 spread the gradient of a strided convolution. */
+/* Copies images into the middle of larger ones filled with `fill` bytes. */
 static const void *spread(int64_t batch, int64_t height, int64_t width, int64_t pixel, const void *x, int64_t out_h, int64_t out_w,
-                          int64_t top, int64_t left, int64_t step_h, int64_t step_w, int fill) {
+                          int64_t top, int64_t left, int fill) {
     char *out = octo_scratch(OCTO_SLOT_PADDED, batch * out_h * out_w * pixel + 64);
     if (!out) return NULL;
     OCTO_PARALLEL(n, batch) {
-        char *image = out + n * out_h * out_w * pixel;
+        char *row = out + n * out_h * out_w * pixel;
         const char *from = (const char *)x + n * height * width * pixel;
-        memset(image, fill, (size_t)(out_h * out_w * pixel));
-        for (int64_t y = 0; y < height; y++, from += width * pixel) {
-            char *row = image + ((top + y * step_h) * out_w + left) * pixel;
-            if (step_w == 1) memcpy(row, from, (size_t)(width * pixel));
-            else
-                for (int64_t i = 0; i < width; i++) memcpy(row + i * step_w * pixel, from + i * pixel, (size_t)pixel);
+        size_t before = (size_t)((top * out_w + left) * pixel), between = (size_t)((out_w - width) * pixel), some = (size_t)(width * pixel);
+        memset(row, fill, before);
+        row += before;
+        for (int64_t y = 0; y < height; y++, from += some, row += some + between) {
+            memcpy(row, from, some);
+            if (y + 1 < height) memset(row + some, fill, between);
         }
+        row -= between;
+        memset(row, fill, (size_t)(out + (n + 1) * out_h * out_w * pixel - row));
     }
     return out;
 }
@@ -191,7 +192,7 @@ static const void *spread(int64_t batch, int64_t height, int64_t width, int64_t 
 static int window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows) {
     int64_t height = g->height + 2 * g->pad_h, width = g->width + 2 * g->pad_w;
     if (g->pad_h || g->pad_w) {
-        x = spread(g->batch, g->height, g->width, g->channels * element, x, height, width, g->pad_h, g->pad_w, 1, 1, fill);
+        x = spread(g->batch, g->height, g->width, g->channels * element, x, height, width, g->pad_h, g->pad_w, fill);
         if (!x) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the input");
     }
     *rows = (struct octo_rows){.base = x, .end = (const char *)x + g->batch * height * width * g->channels * element,
@@ -211,28 +212,102 @@ static int conv_forward(const octo_conv *g, const void *x, int x_zero, const voi
     return status ? status : run_sliced(&job, element);
 }
 
-/* dX is the stride-1 convolution of dY (spread by the stride, padded by kernel - 1 - pad) with the kernel turned by 180 degrees
- * and filters and channels exchanged. */
+/* Which taps of a kernel reach input pixels o * stride + residue, for all o: first, first + stride, ..., `count` of them; the
+ * t-th meets dY at o + high - t, so all together dY[o + low .. o + high]. */
+struct reach {
+    int64_t first, count, low, high;
+};
+
+static struct reach reach(int64_t residue, int64_t kernel, int64_t stride, int64_t pad) {
+    int64_t first = (residue + pad) % stride, count = first < kernel ? (kernel - 1 - first) / stride + 1 : 0, high = (residue + pad) / stride;
+    return (struct reach){first, count, high - count + 1, high};
+}
+
+/* The whole reach of residues 0 .. stride - 1. */
+static struct reach reach_of_all(int64_t kernel, int64_t stride, int64_t pad) {
+    struct reach all = {.low = kernel, .high = -kernel};
+    for (int64_t r = 0; r < stride; r++) {
+        struct reach one = reach(r, kernel, stride, pad);
+        if (one.count) all.low = octo_min(all.low, one.low), all.high = octo_max(all.high, one.high);
+    }
+    return all;
+}
+
+/* The product of windows of images, `width` pixels of `n` columns each line, laid out at dx: line y of it becomes line
+ * y * stride + residue of an image of `lines` lines of `row` elements.  Some images at a time, through memory that stays in the
+ * cache. */
+static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t residue, int64_t stride, int64_t lines, int64_t row, char *dx,
+                         int element) {
+    int64_t pixels = job->a.width * job->a.height, some = octo_max(1, 65536 / (pixels * job->n)), slices = octo_min(batch, octo_threads());
+    int failed = 0;
+    OCTO_PARALLEL(i, slices) {
+        struct octo_job part = *job;
+        char *out = octo_scratch(OCTO_SLOT_LEFT, some * pixels * job->n * 4);
+        part.scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH), part.c = out;
+        if (!out || !part.scratch) failed = 1;
+        else
+            for (int64_t n = batch * i / slices, end = batch * (i + 1) / slices; n < end; n += some) {
+                int64_t images = octo_min(some, end - n);
+                part.first = n * pixels, part.m = images * pixels;
+                run(&part, element);
+                for (int64_t l = 0; l < images * job->a.height; l++) {
+                    int64_t y = l % job->a.height * stride + residue;
+                    if (y < lines)
+                        memcpy(dx + ((n + l / job->a.height) * lines + y) * row * 4, out + l * job->a.width * job->n * 4, (size_t)row * 4);
+                }
+            }
+    }
+    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product") : OCTO_OK;
+}
+
+/* dX is a stride-1 convolution of dY, padded, with the kernel turned by 180 degrees and filters and channels exchanged.  With a
+ * stride, pixels of dX that have the same residues modulo the stride see the same taps: for each residue of rows one product,
+ * whose columns are the channels of `stride_w` neighbours, with zeros for the taps that one of them sees and another not.
+ * float32: k counts these taps, zeros included. */
 static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
     int status = check_conv(g);
     if (status) return status;
-    int64_t taps = g->kernel_h * g->kernel_w, height = g->height + g->kernel_h - 1, width = g->width + g->kernel_w - 1;
-    char *turned = octo_scratch(OCTO_SLOT_RIGHT, taps * g->filters * g->channels * element);
-    const void *wide = spread(g->batch, out_height(g), out_width(g), g->filters * element, dy, height, width, g->kernel_h - 1 - g->pad_h,
-                              g->kernel_w - 1 - g->pad_w, g->stride_h, g->stride_w, 0);
-    if (!turned || !wide) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the gradient");
+    int64_t rows = (g->height + g->stride_h - 1) / g->stride_h, cols = (g->width + g->stride_w - 1) / g->stride_w;
+    struct reach down = reach_of_all(g->kernel_h, g->stride_h, g->pad_h), across = reach_of_all(g->kernel_w, g->stride_w, g->pad_w);
+    int64_t top = octo_max(0, -down.low), height = top + octo_max(out_height(g), rows + down.high);
+    int64_t left = octo_max(0, -across.low), width = left + octo_max(out_width(g), cols + across.high), span = across.high - across.low + 1;
+    if (height > out_height(g) || width > out_width(g))
+        dy = spread(g->batch, out_height(g), out_width(g), g->filters * element, dy, height, width, top, left, 0);
     size_t pixel = (size_t)(g->channels * element);
-    OCTO_PARALLEL(t, taps) {
-        for (int64_t f = 0; f < g->filters; f++)
-            memcpy(turned + (t * g->filters + f) * (int64_t)pixel, (const char *)w + (f * taps + taps - 1 - t) * (int64_t)pixel, pixel);
+    int64_t n = g->stride_w * g->channels, line = g->width * g->channels;
+    char *turned = octo_scratch(OCTO_SLOT_RIGHT, (g->kernel_h + g->stride_h - 1) / g->stride_h * span * g->filters * n * element);
+    if (!turned || !dy) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the gradient");
+    for (int64_t r = 0; r < g->stride_h && !status; r++) {
+        struct reach of = reach(r, g->kernel_h, g->stride_h, g->pad_h);
+        if (!of.count) {
+            for (int64_t y = 0; y < g->batch * rows; y++)
+                if (y % rows * g->stride_h + r < g->height)
+                    memset((char *)dx + (y / rows * g->height + y % rows * g->stride_h + r) * line * 4, 0, (size_t)line * 4);
+            continue;
+        }
+        OCTO_PARALLEL(t, of.count * span) {
+            int64_t kh = of.first + (of.count - 1 - t / span) * g->stride_h;
+            for (int64_t c = 0; c < g->stride_w; c++) {
+                struct reach to = reach(c, g->kernel_w, g->stride_w, g->pad_w);
+                int64_t back = to.high - across.low - t % span, tap = kh * g->kernel_w + to.first + back * g->stride_w;
+                for (int64_t f = 0; f < g->filters; f++) {
+                    char *cell = turned + ((t * g->filters + f) * g->stride_w + c) * (int64_t)pixel;
+                    if (back >= 0 && back < to.count)
+                        memcpy(cell, (const char *)w + (f * g->kernel_h * g->kernel_w + tap) * (int64_t)pixel, pixel);
+                    else memset(cell, 0, pixel);
+                }
+            }
+        }
+        struct octo_job job = {.m = g->batch * rows * cols, .n = n, .b_k = n, .b_n = 1, .ldc = n, .b = turned, .c = dx};
+        job.a = (struct octo_rows){.base = (const char *)dy + ((of.low + top) * width + across.low + left) * g->filters * element,
+                                   .end = (const char *)dy + g->batch * height * width * g->filters * element,
+                                   .width = cols, .height = rows, .x_stride = g->filters, .y_stride = width * g->filters,
+                                   .image_stride = height * width * g->filters, .segments = of.count,
+                                   .length = span * g->filters, .segment_stride = width * g->filters};
+        if (g->stride_h == 1 && g->stride_w == 1) status = run_sliced(&job, element);
+        else status = scatter_lines(&job, g->batch, r, g->stride_h, g->height, line, dx, element);
     }
-    struct octo_job job = {.m = g->batch * g->height * g->width, .n = g->channels, .b_k = g->channels, .b_n = 1, .ldc = g->channels,
-                           .b = turned, .c = dx};
-    job.a = (struct octo_rows){.base = wide, .end = (const char *)wide + g->batch * height * width * g->filters * element,
-                               .width = g->width, .height = g->height, .x_stride = g->filters, .y_stride = width * g->filters,
-                               .image_stride = height * width * g->filters, .segments = g->kernel_h,
-                               .length = g->kernel_w * g->filters, .segment_stride = width * g->filters};
-    return run_sliced(&job, element);
+    return status;
 }
 
 /* dW[f][k] = sum over output pixels m of dY[m][f] im2col(x)[m][k], in chunks of m that stay in the cache: the chunk's dY is
