@@ -9,111 +9,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyperf
 
 from octosim import core, cost, hostbench, hw, membench, models, peers
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Product
+from octosim.stepclock import Clock, Key, stepper
 from octosim.train import Config, Run, environment
 
 FORMAT = 1
 BENCH_LR = 1e-6
 UNSTABLE = 0.15  # relative width of the middle half above which a measurement is called unstable
-Key = tuple[str, str]
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return {"median_s": middle, "p25_s": low, "p75_s": high, "n": len(values)}
-
-
-class _Clock:
-    """Collects the time of each layer's passes through `models.Tick`.  read: the clock."""
-
-    def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:
-        self.values: dict[Key, list[float]] = {}
-        self.read = read
-        self.last = 0.0
-        self.step: dict[Key, float] = {}
-        self.parts: dict[str, list[float]] = {}
-
-    def __call__(self, layer: str, pass_: str) -> None:
-        now = self.read()
-        self.add((layer, pass_), now - self.last)
-        self.last = self.read()
-
-    def add(self, key: Key, seconds: float) -> None:
-        self.step[key] = self.step.get(key, 0.0) + seconds
-
-    def flush(self) -> None:
-        """At the end of a step."""
-        products = self.step.pop(PRODUCTS)
-        passes = {"forward": 0.0, "backward": 0.0, "update": 0.0}
-        for (layer, pass_), seconds in self.step.items():
-            self.values.setdefault((layer, pass_), []).append(seconds)
-            passes["backward" if pass_ in ("dX", "dW") else pass_] += seconds
-        around = passes["forward"] + passes["backward"] - products
-        for name, seconds in (passes | {"products": products, "around_products": around}).items():
-            self.parts.setdefault(name, []).append(seconds)
-        self.step.clear()
-
-    def forget(self) -> None:
-        self.values.clear()
-        self.parts.clear()
-
-
-PRODUCTS: Key = ("products", "all")
-
-
-@dataclass
-class _Timed:
-    """A layer's product on the clock."""
-
-    layer: str
-    product: Product
-    clock: _Clock
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.product, name)
-        if name not in ("forward", "input_grad", "weight_grad", "weight_grad_rows"):
-            return value
-
-        def call(*operands: Array, **named: Any) -> Array:
-            before = self.clock.read()
-            made: Array = value(*operands, **named)
-            took = self.clock.read() - before
-            self.clock.add(PRODUCTS, took)
-            if name == "weight_grad_rows":  # in the midst of the update
-                self.clock.add((self.layer, "dW"), took)
-                self.clock.last += took
-            return made
-
-        return call
-
-
-def _timed_product(layer: str, clock: _Clock, product: Product) -> Product:
-    return cast(Product, _Timed(layer, product, clock))
-
-
-def _contestant(run: Run, clock: _Clock, totals: list[float]) -> Callable[[], None]:
-    """One step of a run, its parts put on the clock; the run wraps around its epochs."""
-
-    def step() -> None:
-        if run.step >= run.steps_per_epoch:
-            run.step = 0
-        before = clock.last = clock.read()
-        run.train_step(clock)
-        totals.append(clock.read() - before)
-        clock.flush()
-
-    for node in run.network.nodes:
-        node.through = partial(_timed_product, node.name, clock)
-    return step
 
 
 def _timed(step: Callable[[], None], totals: list[float]) -> Callable[[], None]:
@@ -142,7 +56,7 @@ def _take_turns(steps: list[Callable[[], None]], forget: Callable[[], None], sec
             progress(min(1.0, (time.perf_counter() - started) / budget))
 
 
-def _rows(costs: list[cost.OpCost], clock: _Clock) -> list[dict[str, Any]]:
+def _rows(costs: list[cost.OpCost], clock: Clock) -> list[dict[str, Any]]:
     """One row a layer and pass: work, prediction (what binds its slowest operation) and measurement."""
     grouped: dict[Key, list[cost.OpCost]] = {}
     for c in costs:
@@ -161,7 +75,7 @@ def _rows(costs: list[cost.OpCost], clock: _Clock) -> list[dict[str, Any]]:
     return rows
 
 
-def _part(run: Run, device: hw.Device, here: bool, clock: _Clock, totals: list[float]) -> dict[str, Any]:
+def _part(run: Run, device: hw.Device, here: bool, clock: Clock, totals: list[float]) -> dict[str, Any]:
     """Prediction and measurement of one contestant.  here: whether the device is this machine."""
     threads = core.threads() if here or device.rates else None
     costs = cost.predict(models.trace(run.network, run.config.batch_size), device, threads)
@@ -212,8 +126,8 @@ def step_bench(
     if config.method != "fp32":
         configs.append(Config(**{**vars(config), "method": "fp32", "parameters": {}}))
     runs = [Run(c) for c in configs]
-    clocks, totals = [_Clock(clock) for _ in runs], [[] for _ in runs]  # type: list[_Clock], list[list[float]]
-    steps = [_contestant(*three) for three in zip(runs, clocks, totals, strict=True)]
+    clocks, totals = [Clock(clock) for _ in runs], [[] for _ in runs]  # type: list[Clock], list[list[float]]
+    steps = [stepper(*three) for three in zip(runs, clocks, totals, strict=True)]
     peer_totals: dict[str, list[float]] = {}
     if "torch" in against:
         images, labels = runs[0].batch(1)

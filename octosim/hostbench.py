@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime
 import itertools
 import platform
+import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,82 +17,80 @@ import numpy as np
 import tomli_w
 
 import octosim
-from octosim import core, host, hw, methods, models, quant, rates
+from octosim import core, host, hw, methods, models, optim, quant, rates
+from octosim.data import Dataset
 from octosim.errors import OctosimError
-from octosim.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
-from octosim.nodes import Context
+from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
+from octosim.nodes import Context, Node
+from octosim.stepclock import Clock, Key, stepper
 from octosim.trace import Op
+from octosim.train import Config, Run
 
 Array = np.ndarray[Any, Any]
 Call = Callable[[], Any]
 
-CONVOLUTIONS = (
-    # batch, side, channels, filters, kernel, padding, stride: from few channels to many, none a layer of octosim's models;
-    # small enough that a call takes no more than some milliseconds: undisturbed ones are then to be had on a busy machine
-    (16, 28, 3, 24, 3, 1, 1), (32, 24, 1, 12, 5, 2, 1), (32, 24, 1, 5, 5, 2, 1), (32, 24, 4, 8, 5, 0, 1),
-    (32, 20, 12, 12, 3, 1, 1),
-    (16, 24, 24, 24, 3, 1, 1), (16, 14, 48, 48, 3, 1, 1), (4, 20, 48, 96, 3, 1, 1), (4, 10, 96, 192, 3, 1, 1),
-    (1, 12, 192, 320, 3, 0, 1), (2, 6, 384, 384, 3, 1, 1), (4, 6, 448, 480, 3, 1, 1),
-    (8, 6, 192, 192, 3, 1, 1), (16, 24, 24, 48, 1, 0, 1),
-    (16, 12, 96, 192, 1, 0, 1), (8, 6, 384, 320, 1, 0, 1), (16, 3, 384, 448, 1, 0, 1), (16, 28, 12, 24, 3, 1, 2),
-    (16, 14, 24, 48, 3, 1, 2), (16, 28, 12, 24, 1, 0, 2),
+# ---- what is measured --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A network whose training steps are timed: images (height, width, channels), batch size, layers."""
+
+    images: tuple[int, int, int]
+    batch: int
+    layers: models.Stack
+
+
+def _conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> models.Stack:
+    return Conv2d(filters, kernel, stride, pad), BatchNorm(), ReLU()
+
+
+def _separable(filters: int, stride: int = 1) -> models.Stack:
+    return DepthwiseConv2d(3, stride, 1), BatchNorm(), ReLU(), *_conv(filters, 1, pad=0)
+
+
+def _dense(*units: int) -> models.Stack:
+    return Flatten(), *(layer for n in units for layer in (Linear(n), ReLU())), Linear(10)
+
+
+def _block(filters: int) -> models.Stack:
+    body = (*_conv(filters, 3, 2), Conv2d(filters, 3, pad=1), BatchNorm())
+    return Residual(body, (Conv2d(filters, 1, 2), BatchNorm())), ReLU()
+
+
+PROBES = (
+    # from few channels to many, small kernels and large, padded and not; no layer is one of octosim's models
+    Probe((26, 26, 1), 64, (*_conv(12, 5, pad=2), MaxPool(), *_conv(24, 5, pad=0), MaxPool(), *_dense(150))),
+    Probe((30, 30, 3), 48, (*_conv(40, 5, pad=0), MaxPool(), *_dense(120))),
+    Probe((26, 26, 3), 48, (*_conv(24), *_conv(24), *_block(48), *_conv(48), *_block(96), *_conv(96), GlobalAvgPool(),
+                            *_dense())),
+    Probe((22, 22, 3), 16, (*_conv(48), *_conv(96, pad=0), *_conv(160), MaxPool(), *_conv(224, pad=0), *_conv(192, 1, pad=0),
+                            *_dense(512))),
+    Probe((18, 18, 3), 8, (*_conv(96), *_conv(160, pad=0), *_conv(320), MaxPool(), *_conv(384, pad=0), *_conv(448),
+                           *_conv(512, pad=0), *_dense(1536))),
+    Probe((26, 26, 1), 12, (*_conv(48, 9), MaxPool(), *_conv(192, 5), MaxPool(), *_conv(320), *_dense(640))),
+    Probe((28, 28, 3), 32, (*_conv(24), *_separable(48), *_separable(96, 2), *_separable(96), *_separable(192, 2),
+                            *_separable(192), *_separable(384, 2), *_separable(384), GlobalAvgPool(), *_dense())),
+    Probe((20, 20, 1), 96, _dense(300, 150)),
+    Probe((26, 26, 3), 24, _dense(3072, 2048, 512)),
 )  # fmt: skip
-LINEARS = ((48, 800, 120), (96, 3000, 120), (96, 150, 100), (96, 120, 10), (48, 640, 500), (24, 1500, 1500), (96, 1200, 800),
-           (48, 3000, 10), (12, 3000, 3000))  # fmt: skip
-DEPTHWISE = (
-    (16, 24, 24, 1), (16, 24, 24, 2), (16, 14, 96, 1), (16, 14, 96, 2), (32, 8, 192, 1), (32, 4, 384, 1), (32, 4, 384, 2),
-    (64, 2, 448, 1),
-)  # fmt: skip
+METHODS = ("octo", "fp32")
+"""What the probes are trained with."""
+LR = 1e-6
+"""With which no network of noise diverges."""
+STEPS, WARM_UP = 4, 2
+"""Steps of each probe in a round that count, and before them some that do not: they find their memory."""
+
 ELEMENTS = (1 << 9, 1 << 13, 1 << 16, 1 << 19, 1 << 22)
+WEIGHTS = (1 << 9, 1 << 14, 1 << 18, 1 << 21, 1 << 24)
 CHANNELS = (6, 24, 128)
 SWEEPS = 4
+REWEIGHTED = 8
+BETWEEN = 4
+"""Tensors as large as its own that pass through the caches before a pass over memory, at most twice the last cache: what was
+not just written is found as far away as in a network of some layers.  Weights always come from memory."""
 TURN_S = 0.012
 """How long the triad is repeated in each round, twice at least."""
-QUIET, QUIET_THREADS = 0.5, 0.1
-"""The quantile of a call's times that counts: the median, as in `octosim bench`; with several threads, whose clock does not
-stop for other programs, the fastest tenth."""
-
-
-def _products(scale: float) -> Iterator[tuple[Op, Call]]:
-    """Products as the trace has them, and the calls that compute them.  scale: of the batches, below 1 for a quick look."""
-    rng = np.random.default_rng(1)
-
-    def make(shape: tuple[int, ...], dtype: str) -> Array:
-        if dtype == "int8":
-            return rng.integers(-127, 128, shape, dtype=np.int8)
-        return rng.standard_normal(shape, np.float32)
-
-    def op(pass_: str, dtype: str, shape: tuple[int, int, int], kernel: int = 0, groups: int = 1, stride: int = 1) -> Op:
-        return Op("probe", pass_, "gemm", "probe", shape, dtype, 0, 0, groups, (kernel, kernel), stride)
-
-    sums = {"int8": np.int32, "float32": np.float32}
-    for dtype in ("int8", "float32"):
-        zero = {"x_zero": 3} if dtype == "int8" else {}
-        for batch, side, channels, filters, kernel, pad, stride in CONVOLUTIONS:
-            g = core.Conv(max(1, round(batch * scale)), side, side, channels, filters, kernel, kernel, stride, pad)
-            m, k, n = g.batch * g.out_h * g.out_w, kernel * kernel * channels, filters
-            x, w = make((g.batch, side, side, channels), dtype), make((n, kernel, kernel, channels), dtype)
-            dy = make((g.batch, g.out_h, g.out_w, n), dtype)
-            y, dw, dx = (np.empty(a.shape, sums[dtype]) for a in (dy, w, x))
-            yield op("forward", dtype, (m, k, n), kernel, 1, stride), _bind(core.conv_forward, g, x, w, **zero, out=y)
-            yield op("dX", dtype, (m, n, k), kernel, 1, stride), _bind(core.conv_input_grad, g, dy, w, out=dx)
-            yield op("dW", dtype, (n, m, k), kernel, 1, stride), _bind(core.conv_weight_grad, g, x, dy, **zero, out=dw)
-        for m, k, n in LINEARS:
-            m = max(1, round(m * scale))
-            x, w, dy = make((m, k), dtype), make((n, k), dtype), make((m, n), dtype)
-            y, dx, dw = (np.empty(a.shape, sums[dtype]) for a in (dy, x, w))
-            yield op("forward", dtype, (m, k, n)), _bind(core.gemm, x, w, transpose_b=True, out=y)
-            yield op("dX", dtype, (m, n, k)), _bind(core.gemm, dy, w, out=dx)
-            yield op("dW", dtype, (n, m, k)), _bind(core.gemm, dy, x, transpose_a=True, out=dw)
-        for batch, side, channels, stride in DEPTHWISE:
-            g = core.Conv(max(1, round(batch * scale)), side, side, channels, channels, 3, 3, stride, 1)
-            x, w = make((g.batch, side, side, channels), dtype), make((channels, 3, 3, 1), dtype)
-            dy = make((g.batch, g.out_h, g.out_w, channels), dtype)
-            y, dw, dx = (np.empty(a.shape, sums[dtype]) for a in (dy, w, x))
-            m = g.batch * g.out_h * g.out_w
-            yield op("forward", dtype, (m, 9, 1), 3, channels), _bind(core.depthwise_forward, g, x, w, **zero, out=y)
-            yield op("dX", dtype, (m, 1, 9), 3, channels), _bind(core.depthwise_input_grad, g, dy, w, out=dx)
-            yield op("dW", dtype, (1, m, 9), 3, channels), _bind(core.depthwise_weight_grad, g, x, dy, **zero, out=dw)
 
 
 def _bind(function: Callable[..., Any], *args: Any, **more: Any) -> Call:
@@ -103,26 +104,38 @@ NARROW = {
 """Passes whose speed depends on the number of channels: measured at each of CHANNELS, the others at the middle one."""
 
 
-def _passes(elements: int, channels: int) -> Iterator[tuple[str, str, Call]]:
-    """(name, pass, call) of the passes over about so many elements that training makes, as layers and methods call them."""
+@dataclass(frozen=True)
+class _Pass:
+    """A pass over memory, with its name and pass in a trace.
+
+    fresh: what the layer before has just written, and what it is to hold; the pass may write over it.
+    """
+
+    name: str
+    pass_: str
+    call: Call
+    fresh: tuple[Array, Array] | None = None
+
+
+def _passes(elements: int, channels: int) -> Iterator[_Pass]:
+    """The passes over about so many elements that training makes, as layers and methods call them: in place where they are."""
     rows = max(8, elements // channels)
     side = next(s for s in (16, 8, 2) if rows >= min(4, s) * s * s or s == 2)
     images = max(1, rows // (side * side))
     rows = images * side * side
-    x = np.random.default_rng(2).standard_normal((rows, channels), np.float32)
-    y, dy, acc = x.copy(), x * np.float32(0.01), (x * 1000).astype(np.int32)
-    codes, zeros, ones = np.empty(x.shape, np.int8), np.zeros(channels, np.int32), np.ones(channels, np.float32)
-    small = np.full(channels, 0.1, np.float32)
-    mean, var = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    made = np.random.default_rng(2).standard_normal((rows, channels), np.float32)
+    x, out, sums = made.copy(), made.copy(), (made * 1000).astype(np.int32)
+    acc, codes, zeros = sums.copy(), np.zeros(x.shape, np.int8), np.zeros(channels, np.int32)
+    ones, small, mean = np.ones(channels, np.float32), np.full(channels, 0.1, np.float32), np.zeros(channels, np.float32)
+    values, products = (x, made), (acc, sums)
     pool = core.Pool(images, side, side, channels, 2, 2)
-    px = x.reshape(pool.x_shape)
+    px, pout = x.reshape(pool.x_shape), out.reshape(pool.x_shape)
     py, argmax = core.maxpool(pool, px)
     mean_y = core.avgpool(px)
-    weights, flat = x.reshape(-1), y.reshape(-1)
-    logits = x.reshape(-1)[: x.size // 10 * 10].reshape(-1, 10).copy()
-    labels = np.zeros(len(logits), np.int32)
-    stat, out = np.ones(channels, np.float32), np.empty_like(x)
-    lac, dpx = (ones, small, small), np.empty_like(px)
+    pooled, means = (py, py.copy()), (mean_y, mean_y.copy())
+    logits = made.reshape(-1)[: x.size // 10 * 10].reshape(-1, 10).copy()
+    labels, lac = np.zeros(len(logits), np.int32), (ones, small, small)
+    signs = np.zeros(core.sign_bytes(x.size), np.uint8)
 
     def quantize() -> None:
         quant.asymmetric(x, *core.value_range(x), out=codes)
@@ -135,47 +148,54 @@ def _passes(elements: int, channels: int) -> Iterator[tuple[str, str, Call]]:
         core.lac_backward(core.column_sums(codes, channels).astype(np.float32), lac, 0.1)
 
     def dequantize_lac() -> None:
-        core.dequantize_sums(acc, core.lac_fold(small, zeros, 100.0, lac), 0.01, out=out)
+        core.Sums(acc, core.lac_fold(small, zeros, 100.0, lac), 0.01).array()
 
-    def update() -> None:
-        core.sgd(weights, flat, out.reshape(-1), lr=1e-6, momentum=0.9, decay=0.0)
-        core.value_range(weights)
-
-    yield "quantize x", "forward", quantize
-    yield "quantize w", "forward", quantize_symmetric
-    yield "PRC, quantize dY", "dW", quantize_symmetric
-    yield "quantize x, range known", "forward", _bind(quant.asymmetric, x, -3.0, 3.0, out=codes)
-    yield "PRC, quantize dY, range known", "dW", _bind(quant.symmetric, x, -3.0, 3.0, out=codes)
-    yield "dequantize, LAC", "forward", dequantize_lac
-    yield "dequantize dX", "dX", _bind(core.dequantize_sums, acc, zeros, 0.01, out=out)
-    yield "bias, LAC gradients", "dW", bias_gradients
-    yield "bias", "forward", _bind(core.affine, x, ones, small, out=out)
-    yield "bias gradient", "dW", _bind(core.column_sums, dy)
-    signs = np.empty(core.sign_bytes(x.size), np.uint8)
-    lazy = core.Sums(acc, zeros, 0.01)
+    yield _Pass("quantize x", "forward", quantize, values)
+    yield _Pass("PRC, quantize dY", "dW", quantize_symmetric, values)
+    yield _Pass("quantize x, range known", "forward", _bind(quant.asymmetric, x, -3.0, 3.0, out=codes), values)
+    yield _Pass("PRC, quantize dY, range known", "dW", _bind(quant.symmetric, x, -3.0, 3.0, out=codes), values)
+    yield _Pass("dequantize, LAC", "forward", dequantize_lac, products)
+    yield _Pass("dequantize dX", "dX", core.Sums(acc, zeros, 0.01).array, products)
+    yield _Pass("bias, LAC gradients", "dW", bias_gradients, (codes, codes.copy()))
+    yield _Pass("bias", "forward", _bind(core.affine, x, ones, small, out=x), values)
+    yield _Pass("bias gradient", "dW", _bind(core.column_sums, x), values)
+    lazy, in_acc = core.Sums(acc, zeros, 0.01), acc.view(np.float32)
     for relu, compact in itertools.product((False, True), (False, True)):
         name = "batchnorm" + ", ReLU" * relu + ", int8 kept" * compact
-        bits = {"signs": signs if relu else None, "find_range": compact, "out": out}
-        kept = codes if compact else None
-        yield name, "forward", _bind(
-            core.batchnorm_forward, lazy if compact else x, ones, small, mean, var,
-            eps=1e-5, momentum=0.1, relu=relu, codes=kept, **bits,
-        )  # fmt: skip
-        of_x, of_dy = (codes, lazy) if compact else (x, dy)
-        yield name, "dX", _bind(core.batchnorm_backward, of_x, of_dy, ones, small, stat, **bits)
-    yield "relu", "forward", _bind(core.relu, x, signs=signs, out=out)
-    yield "relu", "dX", _bind(core.relu_backward, signs, dy, out=out)
-    yield "max pool", "forward", _bind(core.maxpool, pool, px, out=py, argmax=argmax)
-    yield "max pool", "dX", _bind(core.maxpool_backward, pool, py, argmax, out=dpx)
-    yield "average pool", "forward", _bind(core.avgpool, px, out=mean_y)
-    yield "average pool", "dX", _bind(core.avgpool_backward, mean_y, side, side, out=dpx)
-    yield "dropout", "forward", _bind(core.dropout, x, 0.5, (1, 2, 3), out=out)
-    yield "dropout", "dX", _bind(core.dropout, dy, 0.5, (1, 2, 3), out=out)
-    yield "add", "forward", _bind(core.add, x, y, out=out)
-    yield "copy", "dX", _bind(np.copyto, out, x)
-    yield "sum of gradients", "dX", _bind(core.add, x, y, out=out)
-    yield "softmax cross-entropy", "forward", _bind(core.softmax_cross_entropy, logits, labels)
-    yield "optimizer", "update", update
+        bits = {"signs": signs if relu else None, "find_range": compact}
+        given, there = (products, in_acc) if compact else (values, out)
+        yield _Pass(name, "forward", _bind(
+            core.batchnorm_forward, lazy if compact else x, ones, small, mean.copy(), ones.copy(),
+            eps=1e-5, momentum=0.1, relu=relu, codes=codes if compact else None, out=there, **bits,
+        ), given)  # fmt: skip
+        of_x, of_dy, there = (codes, lazy, in_acc) if compact else (out, x, x)
+        yield _Pass(name, "dX", _bind(core.batchnorm_backward, of_x, of_dy, ones, small, ones, out=there, **bits), given)
+    yield _Pass("relu", "forward", _bind(core.relu, x, signs=signs, out=x), values)
+    yield _Pass("relu", "dX", _bind(core.relu_backward, signs, x, out=x), values)
+    yield _Pass("max pool", "forward", _bind(core.maxpool, pool, px, out=py, argmax=argmax), values)
+    yield _Pass("max pool", "dX", _bind(core.maxpool_backward, pool, py, argmax, out=pout), pooled)
+    yield _Pass("average pool", "forward", _bind(core.avgpool, px, out=mean_y), values)
+    yield _Pass("average pool", "dX", _bind(core.avgpool_backward, mean_y, side, side, out=pout), means)
+    yield _Pass("dropout", "forward", _bind(core.dropout, x, 0.5, (1, 2, 3), out=out), values)
+    yield _Pass("dropout", "dX", _bind(core.dropout, x, 0.5, (1, 2, 3), out=x), values)
+    yield _Pass("add", "forward", _bind(core.add, x, made, out=out), values)
+    yield _Pass("copy", "dX", _bind(np.copyto, out, x), values)
+    yield _Pass("sum of gradients", "dX", _bind(core.add, out, x, out=out), values)
+    yield _Pass("softmax cross-entropy", "forward", _bind(core.softmax_cross_entropy, logits, labels))
+
+
+def _weight_passes(elements: int) -> Iterator[_Pass]:
+    """The passes over so many weights."""
+    w, g, v = (np.full(elements, 0.01, np.float32) for _ in range(3))
+    codes = np.empty(elements, np.int8)
+    node = Node("probe", 0, None, (), (), params={"w": w}, grads={"w": g})
+    update = optim.Update(optim.Sgd(lr=LR), methods.make("fp32", {}), Context(True, 1, 1), LR, [node], {"probe.w": {"v": v}})
+
+    def quantize() -> None:
+        quant.symmetric(w, *core.value_range(w), out=codes)
+
+    yield _Pass("quantize w", "forward", quantize)
+    yield _Pass("optimizer", "update", _bind(update.node, node))
 
 
 def clock_for(threads: int) -> Callable[[], float]:
@@ -195,19 +215,37 @@ def _time(call: Call, samples: list[float], clock: Callable[[], float]) -> None:
         before, some = now, some + 1
 
 
-def _in_turn(calls: Sequence[Call], samples: Sequence[list[float]], clock: Callable[[], float]) -> None:
-    """All calls one after the other, SWEEPS times after one that does not count: as in a network, each finds in the near caches
-    what others left there."""
+def _in_turn(passes: Sequence[_Pass], samples: Sequence[list[float]], clock: Callable[[], float], traffic: int) -> None:
+    """All passes one after the other, SWEEPS times after one that does not count.
+
+    traffic: bytes that pass through the caches between two calls, before what is fresh is written.
+    """
+    a, b, c = (np.zeros(max(16, traffic // 12), np.float32) for _ in range(3))
     for sweep in range(SWEEPS + 1):
-        for call, some in zip(calls, samples, strict=True):
+        for one, some in zip(passes, samples, strict=True):
+            core.stream_triad(a, b, c, 3.0)
+            if one.fresh:
+                np.copyto(*one.fresh)
             before = clock()
-            call()
+            one.call()
             if sweep:
                 some.append(clock() - before)
 
 
-def _quiet(samples: Sequence[float], threads: int) -> float:
-    return float(np.quantile(samples, QUIET if threads == 1 else QUIET_THREADS))
+def _probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> tuple[list[Op], dict[Key, list[float]]]:
+    """The trace of a probe's step, and the times of each layer's passes in some steps."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (probe.batch, *probe.images), np.uint8)
+    labels = rng.integers(0, 10, probe.batch, np.uint8)
+    data = Dataset("noise", images, labels, images[:1], labels[:1], tuple("0123456789"), "")
+    run = Run(Config(model="probe", method=method, lr=LR, batch_size=probe.batch, epochs=1 << 20), probe.layers, data)
+    watch = Clock(clock)
+    step = stepper(run, watch, [])
+    for number in range(WARM_UP + STEPS):
+        if number == WARM_UP:
+            watch.forget()
+        step()
+    return models.trace(run.network, probe.batch), watch.values
 
 
 def non_negative(a: Array, b: Array, steps: int = 2000) -> Array:
@@ -226,14 +264,24 @@ def non_negative(a: Array, b: Array, steps: int = 2000) -> Array:
     return x / size
 
 
-def fit(rows: Sequence[tuple[tuple[float, ...], float]]) -> tuple[Array, Array]:
-    """(costs by FEATURES, ln(measured / fitted)) of products: (features, microseconds), least squares of relative errors."""
-    x, t = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-    costs = non_negative(x / t[:, None], np.ones(len(t)))
-    return costs, np.log(t / np.maximum(x @ costs, 1e-9))
+def fit(rows: Sequence[tuple[tuple[float, ...], float, float]]) -> tuple[Array, Array]:
+    """(costs by FEATURES, ln(measured / fitted)) of layers' passes: (features, microseconds of the product, of the whole pass).
+
+    The least sum of |ln(measured / fitted)| of the whole: what a step takes is to be right, not each part of it, and what
+    disturbed a few measurements is to count little.  By least squares, weighted again and again.
+    """
+    x, t, whole = np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
+    weight = 1 / whole
+    for _ in range(REWEIGHTED):
+        costs = non_negative(x * weight[:, None], t * weight)
+        fitted = np.maximum(whole - t + x @ costs, 1e-3 * whole)
+        off = np.log(whole / fitted)
+        # near a fit ln(m / f) = (m - f) / sqrt(m f); below 0.02 a square, so that no weight is infinite
+        weight = 1 / np.sqrt(whole * fitted * np.maximum(np.abs(off), 0.02))
+    return costs, off
 
 
-def _bandwidth(threads: int, caches: Sequence[dict[str, Any]], rounds: int, largest: int) -> list[dict[str, Any]]:
+def _bandwidth(threads: int, caches: Sequence[dict[str, Any]], rounds: int, largest: int) -> list[rates.Bandwidth]:
     """Triad at half of each cache level, and at four times the last, at most `largest` bytes."""
     sizes = [(c["name"], int(c["size_kib"]["value"] * 1024 / 2)) for c in caches] or [("L1D", 16 << 10), ("L2", 256 << 10)]
     sizes.append(("main memory", min(largest, 8 * max(size for _, size in sizes))))
@@ -243,30 +291,91 @@ def _bandwidth(threads: int, caches: Sequence[dict[str, Any]], rounds: int, larg
         samples: list[float] = []
         for _ in range(rounds):
             _time(_bind(core.stream_triad, *arrays, 3.0), samples, clock_for(threads))
-        rate = 12 * arrays[0].size / _quiet(samples, threads)
-        found.append({"level": name, "threads": threads, "bytes": 12 * arrays[0].size, "gb_s": rate / 1e9})
+        moved = 12 * arrays[0].size
+        found.append(rates.Bandwidth(level=name, threads=threads, bytes=moved, gb_s=moved / statistics.median(samples) / 1e9))
+    return found
+
+
+Measured = list[tuple[list[Op], dict[Key, list[float]]]]
+"""Of each probe and method: the trace, and seconds by layer and pass."""
+
+
+def _fit_products(
+    measured: Measured, passes: Sequence[rates.PassRate], levels: Sequence[rates.Bandwidth], threads: int,
+    best: dict[str, float],
+) -> tuple[list[dict[str, Any]], list[float]]:  # fmt: skip
+    """Costs of products with so many threads, and ln(measured / fitted) of the layers' passes that they come from.
+
+    A layer's pass is its product, what Python does around it, and passes over memory, whose price is known.
+    best: the highest MAC/s of a core by dtype so far.
+    """
+    grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float, float]]] = {}
+    for ops, times in measured:
+        first = (ops[0].layer, "forward")  # the images' way into the network is in it
+        for op in ops:
+            key = (op.layer, op.pass_)
+            if op.kind != "gemm" or key == first:
+                continue
+            whole = statistics.median(times[key])
+            others = (o for o in ops if (o.layer, o.pass_) == key and o is not op)
+            took = max(0.1 * whole, whole - sum(sum(rates.pass_time(o, passes, levels, threads)) for o in others))
+            row = rates.features(op), took * 1e6, whole * 1e6
+            grouped.setdefault((rates.kind_of(op), op.dtype, op.pass_), []).append(row)
+            best[op.dtype] = max(best.get(op.dtype, 0.0), op.macs / took / threads)
+    products, residuals = [], []
+    for (kind, dtype, pass_), rows in grouped.items():
+        costs, off = fit(rows)
+        residuals += off.tolist()
+        products.append({"kind": kind, "dtype": dtype, "pass": pass_, "threads": threads}
+                        | dict(zip(rates.FEATURES, map(float, costs), strict=True)))  # fmt: skip
+    return products, residuals
+
+
+def _in_steps(
+    passes: Sequence[rates.PassRate], measured: Measured, levels: Sequence[rates.Bandwidth], threads: int
+) -> list[rates.PassRate]:  # fmt: skip
+    """The passes as the probes' steps take them, of those that are a layer's whole pass there.
+
+    By least squares of relative errors: a time for each call, which is what Python does around it with the caches full of other
+    things, and a factor on the measured times, for operands that are nearer or farther than in the measurement.
+    """
+    found = []
+    for row in passes:
+        points = []
+        for ops, times in measured:
+            keys = Counter((op.layer, op.pass_) for op in ops)
+            for op in ops:
+                key = (op.layer, op.pass_)
+                if (op.name, op.pass_) == (row.name, row.pass_) and keys[key] == 1:
+                    took = statistics.median(times[key]) * 1e6
+                    points.append((rates.calls(op) / took, sum(rates.pass_time(op, passes, levels, threads)) * 1e6 / took))
+        if len(points) > 1:
+            call, factor = non_negative(np.array(points), np.ones(len(points)))
+            row = row.model_copy(update={"us_per_call": call, "us": tuple(max(1e-3, factor * t) for t in row.us)})
+        found.append(row)
     return found
 
 
 def calibrate(
-    *, scale: float = 1.0, rounds: int = 3, elements: Sequence[int] = ELEMENTS, threads: Sequence[int] | None = None,
-    command: str = "octosim profiles calibrate", progress: Callable[[float], None] | None = None,
+    *, probes: Sequence[Probe] = PROBES, rounds: int = 3, elements: Sequence[int] = ELEMENTS, weights: Sequence[int] = WEIGHTS,
+    threads: Sequence[int] | None = None, command: str = "octosim profiles calibrate",
+    progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """A profile of this machine, as plain data for `hw.Device` and `toml`.  threads: 1 and all if not given.
 
-    Each product and pass is measured in `rounds` turns spread over the whole time; the median counts,
-    of several threads the fastest tenth.
+    Everything is measured in `rounds` turns spread over the whole time; the median counts, as in `octosim bench`.
     """
     data = host.read(Path("/"), platform.machine())
     cores = core.threads()
     counts = sorted(set(threads or (1, cores)))
+    cache = max((int(c["size_kib"]["value"] * 1024) for c in data["caches"]), default=32 << 20)
     products: list[dict[str, Any]] = []
-    passes: list[dict[str, Any]] = []
-    bandwidth: list[dict[str, Any]] = []
+    passes: list[rates.PassRate] = []
+    levels: list[rates.Bandwidth] = []
     residuals: list[float] = []
     peaks: dict[int, float] = {}
     best: dict[str, float] = {}
-    done, steps = 0, len(counts) * (rounds + 1)
+    done, steps = 0, len(counts) * (rounds * (len(probes) + len(elements)) + 1)
 
     def step() -> None:
         nonlocal done
@@ -278,75 +387,50 @@ def calibrate(
         for count in counts:
             core.set_threads(count)
             clock = clock_for(count)
-            calls = list(_products(scale))
-            timed: list[list[float]] = [[] for _ in calls]
             over: dict[tuple[str, str, int], dict[int, list[float]]] = {}
+
+            def held(
+                key: tuple[str, str, int], size: int, over: dict[tuple[str, str, int], dict[int, list[float]]] = over
+            ) -> list[float]:
+                return over.setdefault(key, {}).setdefault(size, [])
+
+            measured: Measured = []
             for _ in range(rounds):
-                _in_turn([call for _, call in calls], timed, clock)
                 for size in elements:
                     for width in CHANNELS:
-                        some = [row for row in _passes(size, width) if row[0] in NARROW or width == CHANNELS[1]]
-                        keys = [(name, pass_, width if name in NARROW else 0) for name, pass_, _ in some]
-                        held = [over.setdefault(key, {}).setdefault(size, []) for key in keys]
-                        _in_turn([row[2] for row in some], held, clock)
-                step()
-            grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float]]] = {}
-            for (op, _), samples in zip(calls, timed, strict=True):
-                seconds = _quiet(samples, count)
-                grouped.setdefault((rates.kind_of(op), op.dtype, op.pass_), []).append((rates.features(op), seconds * 1e6))
-                best[op.dtype] = max(best.get(op.dtype, 0.0), op.macs / seconds / count)
-            for (kind, dtype, pass_), rows in grouped.items():
-                costs, off = fit(rows)
-                residuals += off.tolist()
-                products.append({"kind": kind, "dtype": dtype, "pass": pass_, "threads": count}
-                                | dict(zip(rates.FEATURES, map(float, costs), strict=True)))  # fmt: skip
-            for (name, pass_, width), by_size in over.items():
-                times = [_quiet(samples, count) * 1e6 for samples in by_size.values()]
-                passes.append({"name": name, "pass": pass_, "threads": count, "channels": width, "elements": list(by_size),
-                               "us": times})  # fmt: skip
-            _add_layers([p for p in products if p["threads"] == count], passes, count, rounds, clock)
-            bandwidth += _bandwidth(count, data["caches"], rounds, 256 << 20)
+                        some = [p for p in _passes(size, width) if p.name in NARROW or width == CHANNELS[1]]
+                        times = [held((p.name, p.pass_, width if p.name in NARROW else 0), size) for p in some]
+                        _in_turn(some, times, clock, min(2 * cache, 4 * BETWEEN * size))
+                    step()
+                for size in weights:
+                    some = list(_weight_passes(size))
+                    _in_turn(some, [held((p.name, p.pass_, 0), size) for p in some], clock, 2 * cache)
+                for i, (probe, method) in enumerate(itertools.product(probes, METHODS)):
+                    ops, found = _probe_steps(probe, method, clock)
+                    if len(measured) <= i:
+                        measured.append((ops, {}))
+                    for key, values in found.items():
+                        measured[i][1].setdefault(key, []).extend(values)
+                    if method == METHODS[-1]:
+                        step()
+            levels += _bandwidth(count, data["caches"], rounds, 256 << 20)
+            timed = [
+                rates.PassRate.model_validate({
+                    "name": name, "pass": pass_, "threads": count, "channels": width, "elements": list(by_size),
+                    "us": [statistics.median(samples) * 1e6 for samples in by_size.values()]})
+                for (name, pass_, width), by_size in over.items()
+            ]  # fmt: skip
+            passes += _in_steps(timed, measured, levels, count)
+            some_products, off = _fit_products(measured, passes, levels, count, best)
+            products, residuals = products + some_products, residuals + off
             peaks[count] = peak_mac_s()
             step()
     finally:
         core.set_threads(cores)
     source = f"{command}, {datetime.date.today().isoformat()}, {data['title']}, {core.isa()}, octosim {octosim.__version__}, " \
              f"Python {platform.python_version()}, NumPy {np.__version__}"  # fmt: skip
-    return _profile(data, source, counts, peaks, best, products, passes, bandwidth, residuals)
-
-
-def _add_layers(
-    products: list[dict[str, Any]], passes: list[dict[str, Any]], threads: int, rounds: int, clock: Callable[[], float]
-) -> None:
-    """Adds to us_per_call what a layer takes around its kernels: a tiny network's measured passes less the price of their
-    operations."""
-    known = rates.Rates.model_validate({
-        "source": "being measured", "spread": 1.0, "products": products, "passes": passes,
-        "bandwidth": [{"level": "any", "threads": threads, "bytes": 1, "gb_s": 10.0}],
-    })  # fmt: skip
-    stack = (Conv2d(8, 1), Conv2d(8, 1), DepthwiseConv2d(), Flatten(), Linear(16), Linear(16))
-    layers = {"convolution": "conv2", "depthwise": "dw1", "linear": "fc1"}
-    images, labels = np.full((2, 4, 4, 8), 100, np.uint8), np.zeros(2, np.int32)
-    for method, dtype in (("octo", "int8"), ("fp32", "float32")):
-        network = models.Network(stack, (4, 4, 8), methods.make(method, {}), 1)
-        taken: dict[tuple[str, str], list[float]] = {}
-        last = 0.0
-
-        def tick(layer: str, pass_: str, taken: dict[tuple[str, str], list[float]] = taken) -> None:
-            nonlocal last
-            taken.setdefault((layer, pass_), []).append(clock() - last)
-            last = clock()
-
-        for _ in range(40 * rounds):
-            last = clock()
-            network.gradients(images, labels, Context(True, 1, 1), tick)
-        ops = models.trace(network, 2)
-        for row in products:
-            if row["dtype"] == dtype:
-                layer = layers[row["kind"]]
-                own = [op for op in ops if (op.layer, op.pass_) == (layer, row["pass"])]
-                priced = sum(sum(rates.time_of(op, known, threads)) for op in own)
-                row["us_per_call"] += max(0.0, _quiet(taken[layer, row["pass"]], threads) - priced) * 1e6
+    plain = [[row.model_dump(by_alias=True) for row in rows] for rows in (passes, levels)]
+    return _profile(data, source, counts, peaks, best, products, plain[0], plain[1], residuals)
 
 
 def peak_mac_s(seconds: float = 0.15) -> float:

@@ -41,7 +41,7 @@ class ProductRate(Frozen):
 
 
 class PassRate(Frozen):
-    """Measured times of one pass over memory at some numbers of elements, ascending.
+    """Times of one pass over memory at some numbers of elements, ascending; us_per_call comes on top for each call.
 
     channels: length of the innermost axis, 0 where it does not matter.
     """
@@ -50,6 +50,7 @@ class PassRate(Frozen):
     pass_: Literal["forward", "dX", "dW", "update"] = Field(alias="pass")
     threads: Annotated[int, Field(ge=1)]
     channels: Annotated[int, Field(ge=0)] = 0
+    us_per_call: Cost = 0.0
     elements: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=2)]
     us: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]
 
@@ -82,14 +83,15 @@ class Rates(Frozen):
 def features(op: Op) -> tuple[float, float, float, float, float]:
     """What FEATURES are multiplied by, in calls, and 10^6 of the others: ps become us."""
     kind, groups = kind_of(op), op.groups
-    m, k, n = op.shape
+    m, k, n = map(float, op.shape)
     if kind == "depthwise":
         pixels = max(op.shape)  # outputs of one channel
         return 1.0, groups * m * k * n * 1e-6, pixels * 1e-6, 0.0, groups * pixels * 1e-6
-    if kind == "convolution" and op.pass_ == "dX":  # runs as a convolution of dY: K = kernel x filters, N = channels
-        taps = op.kernel[0] * op.kernel[1]
-        k, n = taps * k, n // taps
-        m *= op.stride if taps > 1 else 1  # it works on a dY spread out with zeros, of which it skips some
+    if kind == "convolution" and op.pass_ == "dX":  # rows: pixels of X with one residue modulo the stride
+        (height, width), stride = op.kernel, op.stride
+        channels = n // (height * width)
+        pixels = op.writes / DTYPE_BYTES["int32"] / channels
+        m, k, n = pixels / stride**2, height * ((width - 1) // stride + 1) * k, stride * channels
     wide = math.ceil(n / BLOCK) * BLOCK
     return 1.0, m * k * wide * 1e-6, m * k * 1e-6, k * n * 1e-6, m * n * 1e-6
 
@@ -125,23 +127,33 @@ def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
             call, macs, left, right, result = features(op)
             memory = row.ps_per_left * left + row.ps_per_right * right + row.ps_per_result * result
             return row.ps_per_mac * macs * 1e-6, memory * 1e-6, row.us_per_call * call * 1e-6
-    passes = [r for r in rates.passes if r.threads == threads and r.name == op.name]
-    found = sorted((r for r in passes if r.pass_ == op.pass_), key=lambda r: r.channels) or passes[:1]
-    overhead = min(r.us[0] for r in rates.passes if r.threads == threads) * 1e-6
+    return pass_time(op, rates.passes, rates.bandwidth, threads)
+
+
+def pass_time(op: Op, passes: Sequence[PassRate], levels: Sequence[Bandwidth], threads: int) -> tuple[float, float, float]:
+    """(0, memory, overhead) in seconds of a pass over memory, by measurements with so many threads."""
+    measured = [r for r in passes if r.threads == threads]
+    named = [r for r in measured if r.name == op.name]
+    found = sorted((r for r in named if r.pass_ == op.pass_), key=lambda r: r.channels) or named[:1]
+    overhead = min(r.us[0] for r in measured) * 1e-6
     if found:
         by_width = [interpolate(r.elements, r.us, op.elements) for r in found]
         widths = [max(1, r.channels) for r in found]
         time = (by_width[0] if len(found) == 1 else between(widths, by_width, op.channels or widths[-1])) * 1e-6
         overhead = min(found[0].us[0] * 1e-6, time)
-        calls = op.groups - 1 if op.kind == "update" else 0
-        return 0.0, time - overhead, overhead * (1 + calls)
+        return 0.0, time - overhead, overhead + calls(op) * found[0].us_per_call * 1e-6
     moved = max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4))
-    return 0.0, moved / bandwidth(rates, threads, moved), overhead
+    return 0.0, moved / bandwidth(levels, threads, moved), overhead
 
 
-def bandwidth(rates: Rates, threads: int, size: float) -> float:
+def calls(op: Op) -> int:
+    """How many calls a pass over memory takes: an update one for each tensor."""
+    return op.groups if op.kind == "update" else 1
+
+
+def bandwidth(levels: Sequence[Bandwidth], threads: int, size: float) -> float:
     """Bytes/s of the first level whose measured arrays are at least so large, else of the last."""
-    rows = sorted((r for r in rates.bandwidth if r.threads == threads), key=lambda r: r.bytes) or list(rates.bandwidth)
+    rows = sorted((r for r in levels if r.threads == threads), key=lambda r: r.bytes) or list(levels)
     return next((r.gb_s for r in rows if r.bytes >= size), rows[-1].gb_s) * 1e9
 
 

@@ -1,90 +1,140 @@
 """Predicted against measured training steps of octosim's models on this machine, with a profile of `profiles calibrate`.
 
     octosim profiles calibrate -o this-machine.toml
-    python tools/validate_host.py --profile this-machine.toml --threads 1 --write
+    python tools/validate_host.py measure --models mlp lenet5 --threads 1 2 -o measured.jsonl
+    python tools/validate_host.py compare --profile this-machine.toml --write measured.jsonl
 
-Measured by `octosim bench`'s own step measurement: whole steps, their median.  With one thread the thread's own time counts, so
-that other programs on the machine do not; with more, wall-clock time, the least of --repeats medians.
+`measure` times whole steps as `octosim bench` does, their median, and adds a line for each to the file, so that the models can
+be measured some at a time, when the machine is quiet.  With one thread the thread's own time counts, so that other programs on
+the machine do not; with more, wall-clock time.  `compare` prices the steps; a step that was measured twice counts as it was last.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import time
 from pathlib import Path
+from typing import Any
 
-from octosim import bench, core, hw, models
+from octosim import bench, compare, core, data, hostbench, hw, methods, models
 from octosim.errors import OctosimError
-from octosim.train import Config
+from octosim.train import Config, write_atomic
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "host-validation.md"
 BATCHES = {"vgg11": 10, "vgg-small-7": 25, "alexnet": 25, "mobilenet": 50}
+DATA = ("fashion-mnist-5k", "cifar10")
+KEY = ("model", "data", "method", "batch", "threads")
+
+
+def measure(wanted: list[str], sets: list[str], threads: list[int], seconds: float, out: Path) -> None:
+    """Adds a line to `out` for each step measured."""
+    device = hw.load("host")  # its prediction is not used
+    for count in threads:
+        core.set_threads(count)
+        for name in sets:
+            for model in wanted:
+                config = Config(model=model, data=name, method="octo", lr=1e-3, batch_size=BATCHES.get(model, 100))
+                try:
+                    record = bench.step_bench(
+                        config, device, against=[], seconds=seconds, command="", clock=hostbench.clock_for(count)
+                    )
+                except OctosimError as error:
+                    raise SystemExit(f"{model} on {name}: {error}") from None
+                for method, part in (("octo", record), ("fp32", record["fp32"])):
+                    row = dict(zip(KEY, (model, name, method, config.batch_size, count), strict=True))
+                    with open(out, "a") as file:
+                        file.write(json.dumps(row | {"time_s": part["total"]["time_s"]}) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The steps of a file, in the order of the page."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found[tuple(row[key] for key in KEY)] = row
+            row["time_s"] = float(row["time_s"])
+        except (ValueError, KeyError, TypeError):
+            raise SystemExit(f"{path}: line {number} is no measured step") from None
+    places = {"threads": sorted({row["threads"] for row in found.values()}), "data": DATA, "model": list(models.MODELS),
+              "method": ("octo", "fp32")}  # fmt: skip
+    return sorted(found.values(), key=lambda row: [places[key].index(row[key]) for key in places])
+
+
+def predict(row: dict[str, Any], device: hw.Device) -> float:
+    """Seconds of a step."""
+    source = data.SOURCES[row["data"]]
+    stack = models.layers(row["model"], len(source.classes), in_shape=source.shape)
+    network = models.Network(stack, source.shape, methods.make(row["method"], {}), None)
+    return compare.time_of(models.trace(network, row["batch"]), device, row["threads"])
+
+
+def page(rows: list[dict[str, Any]], device: hw.Device) -> tuple[str, str]:
+    """The page, and its median errors in a line."""
+    assert device.rates is not None
+    errors: dict[int, list[float]] = {}
+    lines = []
+    for row in rows:
+        predicted = predict(row, device)
+        error = predicted / row["time_s"] - 1
+        errors.setdefault(row["threads"], []).append(abs(error))
+        cells = [str(row[key]) for key in KEY]
+        cells += [f"{1e3 * predicted:#.3g}".rstrip("."), f"{1e3 * row['time_s']:#.3g}".rstrip("."), f"{100 * error:+.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    every = [e for some in errors.values() for e in some]
+    by_threads = ", ".join(f"{100 * statistics.median(some):.0f} % of {len(some)} with {n}" for n, some in errors.items())
+    summary = f"Median error {100 * statistics.median(every):.0f} %, worst {100 * max(every):.0f} %, of {len(every)} steps"
+    summary += f"; {by_threads} thread{'s' * (max(errors) > 1)}"
+    threads = " ".join(map(str, errors))
+    text = TEXT.format(rows="\n".join(lines), summary=summary, source=device.rates.source, threads=threads,
+                       spread=f"{100 * device.rates.spread:.0f}")  # fmt: skip
+    return text, summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", required=True, help="written by octosim profiles calibrate")
-    parser.add_argument("--models", nargs="*", default=list(models.MODELS))
-    parser.add_argument("--data", nargs="*", default=["fashion-mnist-5k", "cifar10"])
-    parser.add_argument("--threads", nargs="*", type=int, default=[1])
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help=f"write docs/{PAGE.name}, else print it")
+    commands = parser.add_subparsers(dest="command", required=True)
+    timing = commands.add_parser("measure", help="time steps")
+    timing.add_argument("--models", nargs="*", default=list(models.MODELS), choices=list(models.MODELS))
+    timing.add_argument("--data", nargs="*", default=list(DATA), choices=DATA)
+    timing.add_argument("--threads", nargs="*", type=int, default=[1])
+    timing.add_argument("--seconds", type=float, default=1.0)
+    timing.add_argument("-o", "--out", type=Path, required=True, help="file to add the steps to")
+    pricing = commands.add_parser("compare", help="price measured steps")
+    pricing.add_argument("--profile", required=True, help="written by octosim profiles calibrate")
+    pricing.add_argument("--write", action="store_true", help=f"write docs/{PAGE.name}, else print it")
+    pricing.add_argument("measured", type=Path)
     args = parser.parse_args()
+    if args.command == "measure":
+        measure(args.models, args.data, args.threads, args.seconds, args.out)
+        return
     device = hw.load(args.profile)
     if device.rates is None:
         raise SystemExit(f"{args.profile} has no measured rates; make it with octosim profiles calibrate")
-    rows, errors = [], []
-    for threads in args.threads:
-        core.set_threads(threads)
-        clock = time.thread_time if threads == 1 else time.perf_counter
-        for data in args.data:
-            for model in args.models:
-                config = Config(model=model, data=data, method="octo", lr=1e-3, batch_size=BATCHES.get(model, 100))
-                try:
-                    records = [
-                        bench.step_bench(config, device, against=[], seconds=args.seconds, command="", clock=clock)
-                        for _ in range(args.repeats)
-                    ]
-                except OctosimError as error:
-                    print(f"{model} on {data}: {error}")
-                    continue
-                for method in ("octo", "fp32"):
-                    totals = [(r if method == "octo" else r["fp32"])["total"] for r in records]
-                    measured, predicted = min(t["time_s"] for t in totals), totals[0]["predicted_time_s"]
-                    error = predicted / measured - 1
-                    errors.append(abs(error))
-                    cells = (model, data, method, f"{config.batch_size}", f"{threads}", f"{predicted * 1e3:.3g}",
-                             f"{measured * 1e3:.3g}", f"{100 * error:+.0f}")  # fmt: skip
-                    rows.append(f"| {' | '.join(cells)} |")
-                    print(rows[-1], flush=True)
-    text = TEXT.format(
-        rows="\n".join(rows), median=f"{100 * statistics.median(errors):.0f}", worst=f"{100 * max(errors):.0f}",
-        count=len(rows), source=device.rates.source,
-        spread=f"{100 * device.rates.spread:.0f}", threads=" ".join(map(str, args.threads)),
-    )  # fmt: skip
+    text, summary = page(read(args.measured), device)
     if args.write:
-        PAGE.write_text(text)
-    print(f"median error {100 * statistics.median(errors):.1f} %, worst {100 * max(errors):.1f} %")
+        write_atomic(PAGE, text.encode())
+    print(summary if args.write else text)
 
 
 TEXT = """# Predicted and measured steps on one machine
 
 Training steps of octosim's own models, predicted from a profile that `octosim profiles calibrate` wrote, and measured as
-`octosim bench` does. No layer of these models is among the shapes that calibration measures. Made by
+`octosim bench` does. No layer of these models is among those that calibration measures. Made by
 
     octosim profiles calibrate -o this-machine.toml
-    python tools/validate_host.py --profile this-machine.toml --threads {threads} --write
+    python tools/validate_host.py measure --threads {threads} -o measured.jsonl
+    python tools/validate_host.py compare --profile this-machine.toml --write measured.jsonl
 
-The profile: {source}. Products lie within {spread} % of the fitted costs (one standard deviation). With one thread the
-thread's own time counts (other programs ran on the machine), with more the wall clock's.
+(`measure` some models at a time, with `--models`, while other programs on the machine were stopped.)
 
-Chosen in view of errors: that calls are measured in turn, that passes know their channels, that a layer's own work and each
-updated tensor count, and the larger shapes, after looking at steps on Fashion-MNIST of all models but vgg11 (the first form's
-median error on six of them was 25 %). The steps of vgg11 and all on CIFAR-10 were looked at only afterwards.
+The profile: {source}. Layers' passes lie within {spread} % of the fitted costs (one standard deviation). With one thread the
+thread's own time counts, with more the wall clock's.
 
-**Median error {median} %, worst {worst} %, of {count} steps.**
+LOOKED
+
+**{summary}.**
 
 | model | images | method | batch | threads | predicted, ms | measured, ms | error, % |
 |---|---|---|---|---|---|---|---|
