@@ -310,51 +310,74 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
     return status;
 }
 
-/* dW[f][k] = sum over output pixels m of dY[m][f] im2col(x)[m][k], in chunks of m that stay in the cache: the chunk's dY is
- * transposed, its part of im2col made, and their product added up.
- * int8 sums are exact modulo 2^32, so each thread may take its own chunks; float32 must add the chunks in order, so each
- * thread takes its own filters.  `slice` of `slices` says which. */
-static int weight_grad_slice(const octo_conv *g, const struct octo_rows *x, const void *dy, void *dw, int element, int64_t slice,
-                             int64_t slices) {
+/* dW[f][k] = sum over output pixels m of dY[m][f] im2col(x)[m][k].
+ *
+ * int8: in chunks of m that stay in the cache; the chunk's dY is transposed, its part of im2col made, and their product added
+ * up.  Sums are exact modulo 2^32, so each of `slices` threads takes its own chunks. */
+static int weight_grad_slice(const octo_conv *g, const struct octo_rows *x, const int8_t *dy, int32_t *dw, int64_t slice, int64_t slices) {
     int64_t m = g->batch * out_height(g) * out_width(g), k = x->segments * x->length;
-    int64_t chunk = octo_max(octo_min(((int64_t)1 << 18) / (k * element) / 256 * 256, 4096), 256), first_filter = 0, filters = g->filters;
-    int64_t chunks = (m + chunk - 1) / chunk, from = 0, to = chunks;
-    if (element == 1) from = chunks * slice / slices, to = chunks * (slice + 1) / slices;
-    else first_filter = filters * slice / slices, filters = filters * (slice + 1) / slices - first_filter;
-    if (!filters) return OCTO_OK;
-    char *left = octo_scratch(OCTO_SLOT_LEFT, filters * chunk * element), *right = octo_scratch(OCTO_SLOT_RIGHT, chunk * k * element + 64);
-    struct octo_job job = {.m = filters, .n = k, .b_k = k, .b_n = 1, .ldc = k, .b = right, .c = (char *)dw + first_filter * k * 4,
+    int64_t chunk = octo_max(octo_min(((int64_t)1 << 18) / k / 256 * 256, 4096), 256);
+    int64_t chunks = (m + chunk - 1) / chunk, from = chunks * slice / slices, to = chunks * (slice + 1) / slices;
+    int8_t *left = octo_scratch(OCTO_SLOT_LEFT, g->filters * chunk), *right = octo_scratch(OCTO_SLOT_RIGHT, chunk * k + 64);
+    struct octo_job job = {.m = g->filters, .n = k, .b_k = k, .b_n = 1, .ldc = k, .b = right, .c = dw,
                            .scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH)};
     if (!left || !right || !job.scratch) return OCTO_ENOMEM;
-    if (from == to) memset(job.c, 0, (size_t)(filters * k) * 4);
+    if (from == to) memset(dw, 0, (size_t)(g->filters * k) * 4);
     for (int64_t i = from; i < to; i++) {
         int64_t depth = octo_min(chunk, m - i * chunk);
-        transpose(depth, filters, (const char *)dy + (i * chunk * g->filters + first_filter) * element, g->filters, left, depth, element);
-        octo_table.gather_rows(x, i * chunk, depth, element, right, k);
-        job.a = plain_rows(left, filters, depth, depth, element);
+        octo_table.transpose_s8(depth, g->filters, dy + i * chunk * g->filters, g->filters, left, depth);
+        octo_table.gather_rows(x, i * chunk, depth, 1, right, k);
+        job.a = plain_rows(left, g->filters, depth, depth, 1);
         job.accumulate = i > from;
-        run(&job, element);
+        octo_table.gemm_s8(&job);
     }
     return OCTO_OK;
 }
 
-static int conv_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element) {
-    struct octo_rows rows;
-    int status = check_conv(g), failed = 0;
-    if (status || (status = window_rows(g, x, x_zero, element, &rows))) return status;
-    int64_t size = g->filters * rows.segments * rows.length, slices = octo_threads();
-    uint32_t *sums = NULL; /* the int8 slices' own sums, after the first */
-    if (element == 1 && slices > 1) {
-        sums = octo_scratch(OCTO_SLOT_SUMS, (slices - 1) * size * 4);
-        if (!sums) return octo_fail(OCTO_ENOMEM, "out of memory for the threads' sums of a weight gradient");
-    }
+static int weight_grad_s8(const octo_conv *g, const struct octo_rows *x, const int8_t *dy, int32_t *dw) {
+    int64_t size = g->filters * x->segments * x->length, slices = octo_threads(), failed = 0;
+    uint32_t *sums = slices > 1 ? octo_scratch(OCTO_SLOT_SUMS, (slices - 1) * size * 4) : NULL; /* the slices' own, after the first */
+    if (slices > 1 && !sums) return octo_fail(OCTO_ENOMEM, "out of memory for the threads' sums of a weight gradient");
     OCTO_PARALLEL(i, slices) {
-        if (weight_grad_slice(g, &rows, dy, sums && i ? (void *)(sums + (i - 1) * size) : dw, element, i, slices)) failed = 1;
+        if (weight_grad_slice(g, x, dy, i ? (int32_t *)sums + (i - 1) * size : dw, i, slices)) failed = 1;
     }
     if (failed) return octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a weight gradient");
-    for (int64_t i = 0; sums && i < slices - 1; i++)
-        for (int64_t j = 0; j < size; j++) ((uint32_t *)dw)[j] += sums[i * size + j];
+    for (int64_t i = 0; i < slices - 1; i++)
+        for (int64_t j = 0; j < size; j++) dw[j] = (int32_t)((uint32_t)dw[j] + sums[i * size + j]);
     return OCTO_OK;
+}
+
+/* float32 must add the rows in order, so each thread takes its own part of k.  Short lines of windows are gathered first. */
+static int weight_grad_f32(const octo_conv *g, const struct octo_rows *x, const float *dy, float *dw) {
+    int64_t m = g->batch * out_height(g) * out_width(g), k = x->segments * x->length, units = (k + 3) / 4, slices = octo_min(units, octo_threads());
+    int64_t chunk = octo_max(256, octo_min(65536 / (x->x_stride + 16) / 256 * 256, OCTO_GRAD_ROWS)), stretch = m, failed = 0;
+    float *gathered = NULL;
+    if (x->width < 8) {
+        stretch = chunk = octo_max(256, octo_min(((int64_t)1 << 20) / k / 256 * 256, OCTO_GRAD_ROWS));
+        gathered = octo_scratch(OCTO_SLOT_RIGHT, octo_min(m, stretch) * k * 4);
+        if (!gathered) return octo_fail(OCTO_ENOMEM, "out of memory for the windows of a weight gradient");
+    }
+    for (int64_t at = 0; at < m; at += stretch) {
+        int64_t rows = octo_min(stretch, m - at);
+        struct octo_rows from = *x;
+        if (gathered) {
+            from = plain_rows(gathered, rows, k, k, 4);
+            OCTO_PARALLEL(i, slices) {
+                int64_t first = rows * i / slices, last = rows * (i + 1) / slices;
+                octo_table.gather_rows(x, at + first, last - first, 4, gathered + first * k, k);
+            }
+        }
+        OCTO_PARALLEL(i, slices) {
+            void *scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH);
+            int64_t k0 = units * i / slices * 4, k1 = octo_min(units * (i + 1) / slices * 4, k);
+            if (!scratch) failed = 1;
+            else
+                for (int64_t r = 0; r < rows; r += chunk)
+                    octo_table.weight_grad_f32(&from, r, octo_min(chunk, rows - r), g->filters, dy + (at + r) * g->filters,
+                                               k0, k1, scratch, at + r > 0, dw);
+        }
+    }
+    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a weight gradient") : OCTO_OK;
 }
 
 #define CHECK_CODE(zero) OCTO_CHECK((zero) >= -128 && (zero) <= 127, "convolution: zero point %d is not an int8", zero)
@@ -370,7 +393,10 @@ int octo_conv_input_grad_s8(const octo_conv *g, const int8_t *dy, const int8_t *
 
 int octo_conv_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int32_t *dw) {
     CHECK_CODE(x_zero);
-    return conv_weight_grad(g, x, x_zero, dy, dw, 1);
+    struct octo_rows rows;
+    int status = check_conv(g);
+    if (!status) status = window_rows(g, x, x_zero, 1, &rows);
+    return status ? status : weight_grad_s8(g, &rows, dy, dw);
 }
 
 int octo_conv_forward_f32(const octo_conv *g, const float *x, const float *w, float *y) { return conv_forward(g, x, 0, w, y, 4); }
@@ -380,7 +406,10 @@ int octo_conv_input_grad_f32(const octo_conv *g, const float *dy, const float *w
 }
 
 int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw) {
-    return conv_weight_grad(g, x, 0, dy, dw, 4);
+    struct octo_rows rows;
+    int status = check_conv(g);
+    if (!status) status = window_rows(g, x, 0, 4, &rows);
+    return status ? status : weight_grad_f32(g, &rows, dy, dw);
 }
 
 /* ---- depthwise convolutions -------------------------------------------------------------------------------------------------- */
