@@ -15,7 +15,7 @@ from rich.table import Table
 import octosim
 from octosim import audit_command, cost_command
 from octosim.errors import OctosimError
-from octosim.terminal import AsJson, Threads, err_console, out_console
+from octosim.terminal import AsJson, Threads, err_console, out_console, parameters
 from octosim.terminal import bar as _bar
 from octosim.terminal import count as _count
 from octosim.terminal import print_json as _print_json
@@ -47,20 +47,6 @@ def _command() -> str:
 
 
 # ---- training --------------------------------------------------
-
-
-def _parameters(settings: list[str], **named: str | None) -> dict[str, Any]:
-    """--set key=value and the switches that stand for one."""
-    found: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise OctosimError(f"--set takes KEY=VALUE, not '{setting}'")
-        found[key.replace("-", "_")] = value
-    for key, given in named.items():
-        if given is not None:
-            found[key] = given
-    return found
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -157,7 +143,7 @@ def train(
         model=model,
         data=data,
         method=method,
-        parameters=_parameters(set_, lac=lac, prc=prc),
+        parameters=parameters(set_, lac=lac, prc=prc),
         optimizer=optimizer,
         lr=lr,
         weight_decay=weight_decay,
@@ -416,7 +402,7 @@ def bench(
     if plot:
         raise OctosimError("--plot goes with --kernels")
     config = trainer.Config(
-        model=model, data=data, method=method, parameters=_parameters(set_), optimizer=optimizer, batch_size=batch_size,
+        model=model, data=data, method=method, parameters=parameters(set_), optimizer=optimizer, batch_size=batch_size,
         batchnorm=getattr(methods.METHODS.get(method), "batchnorm", True),
     )  # fmt: skip
     with _bar() as bar:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from octosim.errors import OctosimError
-from octosim.terminal import AsJson, count, out_console, print_json, seconds
+from octosim.terminal import AsJson, count, out_console, parameters, print_json, seconds
 
 LARGEST = 1024
 """The largest batch at which the crossover is looked for."""
@@ -29,6 +29,7 @@ class Asked:
     inference: bool
     image: str | None
     lenient: bool
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def cost(
         typer.Option(help="Images a step, or several: 1,8,32; 100 if not given, of an ONNX file its own or 1."),
     ] = None,
     method: Annotated[Optional[str], typer.Option(help="Training method: octo, fp32; not for ONNX files.")] = None,  # noqa: UP045
+    set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     dtype: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Arithmetic of the products: int8, float16 or fp16, float32 or fp32 (of ONNX files if not given)."),
@@ -80,6 +82,8 @@ def cost(
 
     Example: octosim cost --profile pi4 --model resnet18.onnx --inference --dtype int8 --threads 4 --compare pi5,rk3588
 
+    Example: octosim cost --profile pi4 --model resnet20 --image 32x32x3 --method octo --set keep=float32
+
     Example: octosim cost --profile pi4 --model vgg11 --image 32x32x3 --batch-size 1,8,32,128 --compare jetson --plot bars.png
     """
     from octosim import hw
@@ -93,7 +97,7 @@ def cost(
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
         devices = [hw.at_clock(device, clock_ghz) for device in devices]
-    asked = Asked(model, method, dtype, inference, image, lenient)
+    asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_))
     first = source(asked)
     other = _float32(asked, first)
     several = compare is not None or len(sizes) > 1
@@ -154,6 +158,8 @@ def _onnx(asked: Asked) -> Source:
         raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
     if asked.image is not None:
         raise OctosimError("--image is for octosim's own networks; an ONNX file has the size of its inputs")
+    if asked.parameters:
+        raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
     path, kind = Path(asked.model), asked.dtype or "float32"
 
     def ops(device: Any, batch: int | None) -> list[Any]:
@@ -184,7 +190,8 @@ def _own(asked: Asked) -> Source:
     except ValueError:
         raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
     shape = (height, width, channels)
-    network = models.Network(models.layers(asked.model, 10, in_shape=shape), shape, methods.make(method, {}), None)
+    made = methods.make(method, asked.parameters)
+    network = models.Network(models.layers(asked.model, 10, in_shape=shape), shape, made, None)
     traces: dict[int, list[Any]] = {}
 
     def check(batch: int) -> None:
@@ -194,8 +201,8 @@ def _own(asked: Asked) -> Source:
     def ops(device: Any, batch: int) -> list[Any]:
         if batch not in traces:
             check(batch)
-            made = models.trace(network, batch)
-            traces[batch] = [op for op in made if not asked.inference or op.pass_ == "forward" and op.layer != "loss"]
+            every = models.trace(network, batch)
+            traces[batch] = [op for op in every if not asked.inference or op.pass_ == "forward" and op.layer != "loss"]
         return traces[batch]
 
     return Source(
@@ -221,7 +228,8 @@ def _point(asked: Asked, first: Source, other: Source | None, device: Any, batch
     costs = model_of.predict(first.ops(device, batch), device, threads)
     memory = first.memory(batch) if first.memory else None
     record: dict[str, Any] = {
-        "model": asked.model, "batch_size": batch, "method": first.method, "dtype": first.dtype, "threads": threads,
+        "model": asked.model, "batch_size": batch, "method": first.method, "parameters": asked.parameters,
+        "dtype": first.dtype, "threads": threads,
     }  # fmt: skip
     record |= model_of.cost_json(costs, device, memory["peak"] if memory else None)
     record["memory"] = memory

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from octosim.layers import Add, BatchNorm, Dropout, Flatten, MaxPool, ReLU
+from octosim.layers import Add, BatchNorm, Dropout, Flatten, ReLU
 from octosim.models import Network
+from octosim.nodes import Kept
+from octosim.trace import DTYPE_BYTES
 
 FLOAT = 4  # bytes of float32
 
@@ -22,15 +25,21 @@ def footprint(network: Network, batch: int, inference: bool = False, slots: int 
     each tensor once, in the narrowest form that they can use.  The workspace is the largest that values between layers take
     at any time besides these.
     """
-    codes = 0 if network.method.name == "fp32" else 1  # bytes an element of a quantized tensor
+    kept = _kept(network, batch)
+    weights = sum(p.nbytes for node in network.nodes for p in node.params.values())
+    if inference:
+        weights -= sum(max(0, node.params["w"].nbytes - (one.weights or node.params["w"].nbytes))
+                       for node, one in zip(network.nodes, kept, strict=True) if node.layer.weighted)  # fmt: skip
+    else:
+        weights += sum(one.weights for one in kept)
     parameters = sum(p.size for node in network.nodes for p in node.params.values())
-    quantized = sum(node.params["w"].size for node in network.nodes if node.layer.weighted)
+    trains = 0 if inference or "optimizer" in network.method.unused else FLOAT
     parts = {
-        "weights": FLOAT * parameters + codes * quantized * (1 - FLOAT * inference),
+        "weights": weights,
         "gradients": 0 if inference else FLOAT * max(p.size for node in network.nodes for p in node.params.values()),
-        "optimizer": 0 if inference else FLOAT * slots * parameters,
-        "activations": 0 if inference else _activations(network, batch, codes),
-        "workspace": max(_forward(network, batch, codes), 0 if inference else _backward(network, batch, codes)),
+        "optimizer": trains * slots * parameters,
+        "activations": 0 if inference else _activations(network, batch, kept),
+        "workspace": max(_forward(network, batch, kept), 0 if inference else _backward(network, batch)),
     }
     return parts | {"peak": sum(parts.values())}
 
@@ -45,44 +54,36 @@ def largest_batch(network: Network, capacity: float, inference: bool = False) ->
     return batch
 
 
-def _activations(network: Network, batch: int, codes: int) -> int:
-    """Kept from the forward to the backward pass.
+def _kept(network: Network, batch: int) -> list[Kept]:
+    """What each layer keeps, by the method's own pass of it where that says so."""
+    passes = zip(network.passes, network.nodes, strict=True)
+    return [getattr(layer, "kept", node.layer.kept)(node, network.method, batch) for layer, node in passes]
 
-    A float32 product keeps its input, an int8 product its input's codes; batch normalization its input, or where the method is
-    compact its codes; ReLU the signs of its output, max pooling a byte an output; dropout draws its mask again.
-    """
+
+def _activations(network: Network, batch: int, kept: Sequence[Kept]) -> int:
+    """Kept from the forward to the backward pass, a tensor that several layers keep once."""
     source = _same_tensor(network)
-    floats: set[int] = set()  # tensors kept in float32
-    total = 0
-    for node in network.nodes:
-        if isinstance(node.layer, BatchNorm) and network.method.compact:
-            total += batch * math.prod(node.in_shape)
-        elif isinstance(node.layer, BatchNorm) or node.layer.weighted and not codes:
-            floats.add(source[node.inputs[0]])
-        elif node.layer.weighted:
-            total += codes * batch * math.prod(node.in_shape)
-        elif isinstance(node.layer, MaxPool):
-            total += batch * math.prod(node.out_shape)
-    for node in network.nodes:
-        if isinstance(node.layer, ReLU):
-            total += -(-batch * math.prod(node.out_shape) // 8)
-    return total + sum(FLOAT * batch * _elements(network, tensor) for tensor in floats)
+    given = {source[node.inputs[0]] for node, one in zip(network.nodes, kept, strict=True) if one.given}
+    tensors = given | {node.index for node, one in zip(network.nodes, kept, strict=True) if one.made}
+    size = DTYPE_BYTES[network.method.values]
+    return sum(one.own for one in kept) + sum(size * batch * _elements(network, tensor) for tensor in tensors)
 
 
-def _forward(network: Network, batch: int, codes: int) -> int:
-    """The largest input and output of a layer that are there at once, with the codes of a quantized input."""
+def _forward(network: Network, batch: int, kept: Sequence[Kept]) -> int:
+    """The largest input and output of a layer that are there at once, with what is made of the input for a product."""
     sizes = []
-    for node in network.nodes:
+    for node, one in zip(network.nodes, kept, strict=True):
         x, y = (batch * math.prod(shape) for shape in (node.in_shape, node.out_shape))
         if node.layer.weighted:
-            sizes.append(FLOAT * (x + y) + codes * x)
+            sizes.append(FLOAT * (x + y) + one.own)
         else:
             sizes.append(FLOAT * (max(x, y) if isinstance(node.layer, ReLU | BatchNorm | Flatten | Dropout) else x + y))
     return max(sizes)
 
 
-def _backward(network: Network, batch: int, codes: int) -> int:
-    """The most gradients of tensors that are there at once.  Elementwise layers turn dY into dX in place."""
+def _backward(network: Network, batch: int) -> int:
+    """The most gradients of tensors that are there at once, with dY's codes.  Elementwise layers turn dY into dX in place."""
+    codes = 1 if network.method.bits["errors"].startswith("int8") else 0
     held = {len(network.nodes) - 1: FLOAT * batch * math.prod(network.nodes[-1].out_shape)}
     most = 0
     for node in reversed(network.nodes):

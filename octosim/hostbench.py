@@ -62,7 +62,7 @@ PROBES = (
     # from few channels to many, small kernels and large, padded and not; no layer is one of octosim's models
     Probe((26, 26, 1), 64, (*_conv(12, 5, pad=2), MaxPool(), *_conv(24, 5, pad=0), MaxPool(), *_dense(150))),
     Probe((30, 30, 3), 48, (*_conv(40, 5, pad=0), MaxPool(), *_dense(120))),
-    Probe((26, 26, 3), 48, (*_conv(24), *_conv(24), *_block(48), *_conv(48), *_block(96), *_conv(96), GlobalAvgPool(),
+    Probe((26, 26, 3), 80, (*_conv(24), *_conv(24), *_block(48), *_conv(48), *_block(96), *_conv(96), GlobalAvgPool(),
                             *_dense())),
     Probe((22, 22, 3), 16, (*_conv(48), *_conv(96, pad=0), *_conv(160), MaxPool(), *_conv(224, pad=0), *_conv(192, 1, pad=0),
                             *_dense(512))),
@@ -88,7 +88,7 @@ SWEEPS = 4
 REWEIGHTED = 8
 BETWEEN = 4
 """Tensors as large as its own that pass through the caches before a pass over memory, at most twice the last cache: what was
-not just written is found as far away as in a network of some layers.  Weights always come from memory."""
+not just written is found as far away as in a network of some layers."""
 TURN_S = 0.012
 """How long the triad is repeated in each round, twice at least."""
 
@@ -150,6 +150,8 @@ def _passes(elements: int, channels: int) -> Iterator[_Pass]:
     def dequantize_lac() -> None:
         core.Sums(acc, core.lac_fold(small, zeros, 100.0, lac), 0.01).array()
 
+    pixels, order = np.zeros(px.shape, np.uint8), np.random.default_rng(3).permutation(images)
+    yield _Pass("images", "forward", lambda: core.images(pixels[order], 1 / 255, 0.0, out=pout))
     yield _Pass("quantize x", "forward", quantize, values)
     yield _Pass("PRC, quantize dY", "dW", quantize_symmetric, values)
     yield _Pass("quantize x, range known", "forward", _bind(quant.asymmetric, x, -3.0, 3.0, out=codes), values)
@@ -215,25 +217,37 @@ def _time(call: Call, samples: list[float], clock: Callable[[], float]) -> None:
         before, some = now, some + 1
 
 
-def _in_turn(passes: Sequence[_Pass], samples: Sequence[list[float]], clock: Callable[[], float], traffic: int) -> None:
-    """All passes one after the other, SWEEPS times after one that does not count.
+def _in_turn(passes: Sequence[_Pass], clock: Callable[[], float], traffic: int) -> list[float]:
+    """The median times of passes that are made one after the other, SWEEPS times after one that does not count.
 
     traffic: bytes that pass through the caches between two calls, before what is fresh is written.
     """
     a, b, c = (np.zeros(max(16, traffic // 12), np.float32) for _ in range(3))
-    for sweep in range(SWEEPS + 1):
+    samples: list[list[float]] = [[] for _ in passes]
+    for _ in range(SWEEPS + 1):
         for one, some in zip(passes, samples, strict=True):
             core.stream_triad(a, b, c, 3.0)
             if one.fresh:
                 np.copyto(*one.fresh)
             before = clock()
             one.call()
-            if sweep:
-                some.append(clock() - before)
+            some.append(clock() - before)
+    return [statistics.median(some[1:]) for some in samples]
 
 
-def _probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> tuple[list[Op], dict[Key, list[float]]]:
-    """The trace of a probe's step, and the times of each layer's passes in some steps."""
+@dataclass(frozen=True)
+class _Step:
+    """A probe's step: its trace, and the median seconds of each layer's passes in some steps."""
+
+    ops: list[Op]
+    times: dict[Key, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.times.values())
+
+
+def _probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> _Step:
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (probe.batch, *probe.images), np.uint8)
     labels = rng.integers(0, 10, probe.batch, np.uint8)
@@ -245,7 +259,8 @@ def _probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> tuple
         if number == WARM_UP:
             watch.forget()
         step()
-    return models.trace(run.network, probe.batch), watch.values
+    medians = {key: statistics.median(values) for key, values in watch.values.items()}
+    return _Step(models.trace(run.network, probe.batch), medians)
 
 
 def non_negative(a: Array, b: Array, steps: int = 2000) -> Array:
@@ -296,12 +311,8 @@ def _bandwidth(threads: int, caches: Sequence[dict[str, Any]], rounds: int, larg
     return found
 
 
-Measured = list[tuple[list[Op], dict[Key, list[float]]]]
-"""Of each probe and method: the trace, and seconds by layer and pass."""
-
-
 def _fit_products(
-    measured: Measured, passes: Sequence[rates.PassRate], levels: Sequence[rates.Bandwidth], threads: int,
+    measured: Sequence[_Step], passes: Sequence[rates.PassRate], levels: Sequence[rates.Bandwidth], threads: int,
     best: dict[str, float],
 ) -> tuple[list[dict[str, Any]], list[float]]:  # fmt: skip
     """Costs of products with so many threads, and ln(measured / fitted) of the layers' passes that they come from.
@@ -310,14 +321,11 @@ def _fit_products(
     best: the highest MAC/s of a core by dtype so far.
     """
     grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float, float]]] = {}
-    for ops, times in measured:
-        first = (ops[0].layer, "forward")  # the images' way into the network is in it
-        for op in ops:
+    for taken in measured:
+        for op in (op for op in taken.ops if op.kind == "gemm"):
             key = (op.layer, op.pass_)
-            if op.kind != "gemm" or key == first:
-                continue
-            whole = statistics.median(times[key])
-            others = (o for o in ops if (o.layer, o.pass_) == key and o is not op)
+            whole = taken.times[key]
+            others = (o for o in taken.ops if (o.layer, o.pass_) == key and o is not op)
             took = max(0.1 * whole, whole - sum(sum(rates.pass_time(o, passes, levels, threads)) for o in others))
             row = rates.features(op), took * 1e6, whole * 1e6
             grouped.setdefault((rates.kind_of(op), op.dtype, op.pass_), []).append(row)
@@ -332,25 +340,26 @@ def _fit_products(
 
 
 def _in_steps(
-    passes: Sequence[rates.PassRate], measured: Measured, levels: Sequence[rates.Bandwidth], threads: int
+    passes: Sequence[rates.PassRate], measured: Sequence[_Step], levels: Sequence[rates.Bandwidth], threads: int
 ) -> list[rates.PassRate]:  # fmt: skip
     """The passes as the probes' steps take them, of those that are a layer's whole pass there.
 
-    By least squares of relative errors: a time for each call, which is what Python does around it with the caches full of other
-    things, and a factor on the measured times, for operands that are nearer or farther than in the measurement.
+    Two costs: a time for each call, which is what Python does around it with the caches full of other things, and a factor on
+    the measured times, for operands that are nearer or farther than in the measurement.
     """
     found = []
     for row in passes:
-        points = []
-        for ops, times in measured:
-            keys = Counter((op.layer, op.pass_) for op in ops)
-            for op in ops:
+        points: list[tuple[tuple[float, ...], float, float]] = []
+        for taken in measured:
+            keys = Counter((op.layer, op.pass_) for op in taken.ops)
+            for op in taken.ops:
                 key = (op.layer, op.pass_)
                 if (op.name, op.pass_) == (row.name, row.pass_) and keys[key] == 1:
-                    took = statistics.median(times[key]) * 1e6
-                    points.append((rates.calls(op) / took, sum(rates.pass_time(op, passes, levels, threads)) * 1e6 / took))
+                    took = taken.times[key] * 1e6
+                    alone = sum(rates.pass_time(op, passes, levels, threads)) * 1e6
+                    points.append(((rates.calls(op), alone), took, took))
         if len(points) > 1:
-            call, factor = non_negative(np.array(points), np.ones(len(points)))
+            (call, factor), _ = fit(points)
             row = row.model_copy(update={"us_per_call": call, "us": tuple(max(1e-3, factor * t) for t in row.us)})
         found.append(row)
     return found
@@ -363,7 +372,8 @@ def calibrate(
 ) -> dict[str, Any]:  # fmt: skip
     """A profile of this machine, as plain data for `hw.Device` and `toml`.  threads: 1 and all if not given.
 
-    Everything is measured in `rounds` turns spread over the whole time; the median counts, as in `octosim bench`.
+    Everything is measured in `rounds` turns spread over the whole time.  Medians count, as in `octosim bench`, and of the
+    rounds the fastest: other programs slow down some seconds, not all.
     """
     data = host.read(Path("/"), platform.machine())
     cores = core.threads()
@@ -375,7 +385,7 @@ def calibrate(
     residuals: list[float] = []
     peaks: dict[int, float] = {}
     best: dict[str, float] = {}
-    done, steps = 0, len(counts) * (rounds * (len(probes) + len(elements)) + 1)
+    done, steps = 0, len(counts) * (rounds * (len(probes) * len(METHODS) + 1) + 1)
 
     def step() -> None:
         nonlocal done
@@ -387,38 +397,29 @@ def calibrate(
         for count in counts:
             core.set_threads(count)
             clock = clock_for(count)
-            over: dict[tuple[str, str, int], dict[int, list[float]]] = {}
-
-            def held(
-                key: tuple[str, str, int], size: int, over: dict[tuple[str, str, int], dict[int, list[float]]] = over
-            ) -> list[float]:
-                return over.setdefault(key, {}).setdefault(size, [])
-
-            measured: Measured = []
+            least: dict[tuple[str, str, int], dict[int, float]] = {}
+            best_steps: dict[tuple[Probe, str], _Step] = {}
             for _ in range(rounds):
-                for size in elements:
-                    for width in CHANNELS:
-                        some = [p for p in _passes(size, width) if p.name in NARROW or width == CHANNELS[1]]
-                        times = [held((p.name, p.pass_, width if p.name in NARROW else 0), size) for p in some]
-                        _in_turn(some, times, clock, min(2 * cache, 4 * BETWEEN * size))
+                work = [(size, width, _passes(size, width)) for size in elements for width in CHANNELS]
+                work += [(size, CHANNELS[1], _weight_passes(size)) for size in weights]
+                for size, width, every in work:
+                    some = [p for p in every if p.name in NARROW or width == CHANNELS[1]]
+                    traffic = min(2 * cache, 4 * BETWEEN * size)
+                    for one, took in zip(some, _in_turn(some, clock, traffic), strict=True):
+                        by_size = least.setdefault((one.name, one.pass_, width if one.name in NARROW else 0), {})
+                        by_size[size] = min(took, by_size.get(size, took))
+                step()
+                for key in itertools.product(probes, METHODS):
+                    taken = _probe_steps(*key, clock)
+                    best_steps[key] = min(taken, best_steps.get(key, taken), key=lambda one: one.total)
                     step()
-                for size in weights:
-                    some = list(_weight_passes(size))
-                    _in_turn(some, [held((p.name, p.pass_, 0), size) for p in some], clock, 2 * cache)
-                for i, (probe, method) in enumerate(itertools.product(probes, METHODS)):
-                    ops, found = _probe_steps(probe, method, clock)
-                    if len(measured) <= i:
-                        measured.append((ops, {}))
-                    for key, values in found.items():
-                        measured[i][1].setdefault(key, []).extend(values)
-                    if method == METHODS[-1]:
-                        step()
+            measured = list(best_steps.values())
             levels += _bandwidth(count, data["caches"], rounds, 256 << 20)
             timed = [
                 rates.PassRate.model_validate({
                     "name": name, "pass": pass_, "threads": count, "channels": width, "elements": list(by_size),
-                    "us": [statistics.median(samples) * 1e6 for samples in by_size.values()]})
-                for (name, pass_, width), by_size in over.items()
+                    "us": [seconds * 1e6 for seconds in by_size.values()]})
+                for (name, pass_, width), by_size in least.items()
             ]  # fmt: skip
             passes += _in_steps(timed, measured, levels, count)
             some_products, off = _fit_products(measured, passes, levels, count, best)

@@ -17,7 +17,7 @@ import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context, Convolution, Depthwise, FullProduct, Method, Node, Product
+from octosim.nodes import Array, Context, Convolution, Depthwise, FullProduct, Kept, Method, Node, Product
 from octosim.trace import Op
 
 LONGEST_WINDOW = 24576
@@ -62,6 +62,9 @@ class Unweighted:
     def weight_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> core.Values:
         return dy
 
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        return Kept()
+
 
 class Weighted:
     """What Conv2d and Linear share: weights `w` [outputs][...], biases `b` [outputs], and the method's hooks."""
@@ -94,6 +97,9 @@ class Weighted:
 
     def input_grad(self, node: Node, error: Any, method: Method, context: Context) -> Array:
         return method.input_grad(node, error, context)
+
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        return method.kept(node, batch)
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         return method.trace(node, batch)
@@ -253,6 +259,12 @@ class BatchNorm(Unweighted):
         node.grads.update(gamma=dgamma, beta=dbeta)
         return dx
 
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        """Its input, or where the method is compact codes; the signs of a ReLU that it does."""
+        size = batch * _elements(node.in_shape)
+        signs = -(-size // 8) if node.fused else 0
+        return Kept(own=size + signs) if method.compact else Kept(given=True, own=signs)
+
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         name = "batchnorm" + ", ReLU" * node.fused + ", int8 kept" * method.compact
         size = batch * _elements(node.in_shape)
@@ -290,6 +302,9 @@ class ReLU(Unweighted):
         assert not isinstance(dy, core.Sums)
         return core.relu_backward(node.saved["signs"], dy, out=dy)
 
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        return Kept(own=0 if node.fused else -(-batch * _elements(node.out_shape) // 8))
+
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         if node.fused:
             return []
@@ -326,6 +341,10 @@ class MaxPool(Unweighted):
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         g = self._geometry(node, dy.shape[0])
         return core.maxpool_backward(g, dy, node.saved["argmax"], out=node.buffer(g.x_shape, np.float32))
+
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        """A byte an output: which of the window was the largest."""
+        return Kept(own=batch * _elements(node.out_shape))
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))

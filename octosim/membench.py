@@ -77,7 +77,7 @@ def _octosim(config: Config, dataset: data.Dataset) -> tuple[Callable[[], Any], 
 
 
 def kept_bytes(network: models.Network) -> int:
-    """Bytes of the tensors that the layers keep for the backward pass at the moment."""
+    """Bytes of the tensors, parameters apart, that the layers keep for the backward pass at the moment."""
     found: dict[int, int] = {}
 
     def add(value: Any) -> None:
@@ -93,6 +93,8 @@ def kept_bytes(network: models.Network) -> int:
     for node in network.nodes:
         for value in node.saved.values():
             add(value)
+    for parameter in (p for node in network.nodes for p in node.params.values()):
+        found.pop(parameter.__array_interface__["data"][0], None)
     return sum(found.values())
 
 

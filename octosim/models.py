@@ -224,9 +224,10 @@ def trace(network: Network, batch: int) -> list[Op]:
 
     Gradients that nobody needs, as that of the first trained layer's input, are not in it.
     """
-    ops: list[Op] = []
     values = network.method.values
     wide = DTYPE_BYTES[values]
+    pixels = batch * math.prod(network.nodes[0].in_shape)
+    ops = [Op(network.nodes[0].name, "forward", "elementwise", "images", (pixels,), values, pixels, wide * pixels)]
     last_user = {i: node.index for node in network.nodes for i in node.inputs}
     for node in network.nodes:
         made = network.passes[node.index].trace(node, network.method, batch)

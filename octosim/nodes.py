@@ -6,6 +6,7 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -266,6 +267,20 @@ class Node:
         return self.pool.empty(shape, dtype)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a layer keeps of the forward pass for its backward pass; statistics of channels apart.
+
+    given, made: the tensor that it was given, that it made: values which other layers may keep too.
+    own: bytes of other tensors.  weights: bytes of what was made of the weights.
+    """
+
+    given: bool = False
+    made: bool = False
+    own: int = 0
+    weights: int = 0
+
+
 ROLES = ("weights", "activations", "gradients", "errors", "update", "accumulator", "normalization")
 """The tensors of a training step whose types a method's `bits` names; gradients are dL/dW, errors dL/dY."""
 
@@ -312,7 +327,7 @@ class Method(Protocol):
                each parameter (SGD with momentum: weight, gradient, velocity; weight, velocity).
     layers:    its own passes of layers without a matrix product, by the layer's stem ("relu", "bn" ...): objects with `init`,
                `forward`, `weight_grad`, `input_grad` and `trace`, as `layers.Unweighted` has them, which find the geometry in
-               node.layer.
+               node.layer; and `kept`, where they do not keep what node.layer does.
     """
 
     name: ClassVar[str]
@@ -367,6 +382,10 @@ class Method(Protocol):
 
     def input_grad(self, node: Node, error: Any, context: Context) -> Any:
         """dX, values or `core.Sums`."""
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        """What a weighted layer keeps: here int8 codes of its input and its weights."""
+        return Kept(own=batch * math.prod(node.in_shape), weights=node.params["w"].size)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         """The operations of a weighted layer in all passes."""

@@ -18,15 +18,18 @@ from octosim.trace import DTYPE_BYTES, Op
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 FEATURES = ("us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result")
-BLOCK = 16
+BLOCK = {"int8": 16, "float32": 8}
 """Columns of a result that a kernel computes at once: narrower results take as long."""
 
 
 class ProductRate(Frozen):
     """One kind of product in one pass: us_per_call + MACs ps_per_mac + M K ps_per_left + K N ps_per_right + M N ps_per_result.
 
-    M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs; of a convolution's dX that of the convolution
-    of dY that it is.  Of depthwise convolutions left counts the outputs of one channel, result those of all.
+    M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs.  Of a convolution's dX that of the convolution
+    of dY that it is: for each residue of X's rows modulo the stride a product whose columns are the channels of as many
+    neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x filters.  Of its dW in float32 the
+    transposed one, M = weights of a filter.  Of depthwise convolutions left counts the outputs of one channel, result those
+    of all.
     """
 
     kind: Literal["convolution", "linear", "depthwise"]
@@ -83,16 +86,19 @@ class Rates(Frozen):
 def features(op: Op) -> tuple[float, float, float, float, float]:
     """What FEATURES are multiplied by, in calls, and 10^6 of the others: ps become us."""
     kind, groups = kind_of(op), op.groups
-    m, k, n = map(float, op.shape)
+    m, k, n = (float(size) for size in op.shape)
     if kind == "depthwise":
-        pixels = max(op.shape)  # outputs of one channel
-        return 1.0, groups * m * k * n * 1e-6, pixels * 1e-6, 0.0, groups * pixels * 1e-6
-    if kind == "convolution" and op.pass_ == "dX":  # rows: pixels of X with one residue modulo the stride
+        outputs = max(op.shape)  # of one channel
+        return 1.0, groups * m * k * n * 1e-6, outputs * 1e-6, 0.0, groups * outputs * 1e-6
+    if kind == "convolution" and op.pass_ == "dX":
         (height, width), stride = op.kernel, op.stride
         channels = n // (height * width)
         pixels = op.writes / DTYPE_BYTES["int32"] / channels
-        m, k, n = pixels / stride**2, height * ((width - 1) // stride + 1) * k, stride * channels
-    wide = math.ceil(n / BLOCK) * BLOCK
+        m, k, n = pixels / stride**2, k * (height * ((width - 1) // stride + 1)), channels * stride
+    elif kind == "convolution" and op.pass_ == "dW" and op.dtype != "int8":
+        m, n = n, m
+    block = BLOCK["int8" if op.dtype == "int8" else "float32"]
+    wide = block * math.ceil(n / block)
     return 1.0, m * k * wide * 1e-6, m * k * 1e-6, k * n * 1e-6, m * n * 1e-6
 
 

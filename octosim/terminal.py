@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from octosim.errors import OctosimError
+
 # Where there is no terminal to fit (a file, a pipe), tables keep their full width.
 out_console = Console(width=None if sys.stdout.isatty() else 160)
 err_console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
@@ -51,3 +53,17 @@ def use_threads(threads: int | None) -> None:
         from octosim import core
 
         core.set_threads(threads)
+
+
+def parameters(settings: list[str], **named: str | None) -> dict[str, Any]:
+    """--set key=value and the switches that stand for one."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise OctosimError(f"--set takes KEY=VALUE, not '{setting}'")
+        found[key.replace("-", "_")] = value
+    for key, given in named.items():
+        if given is not None:
+            found[key] = given
+    return found

@@ -91,6 +91,16 @@ def test_cost(name: str, method: str) -> None:
     assert {row["pass"] for row in forward["layers"]} == {"forward"}
 
 
+def test_cost_takes_parameters_of_the_method() -> None:
+    kept = []
+    for value in ("int8", "float32"):
+        done = octosim("cost", "--profile", "pi4", *LENET, "--set", f"keep={value}", "--json")
+        record = json.loads(done.stdout)
+        assert record["parameters"] == {"keep": value}
+        kept.append(record["memory"]["activations"])
+    assert kept[1] > 1.5 * kept[0]
+
+
 @pytest.mark.parametrize("name", [n for n in hw.names() if hw.load(n).training.status == "forward-only"])
 def test_cost_of_a_device_that_cannot_train(name: str) -> None:
     done = octosim("cost", "--profile", name, *LENET)
@@ -272,6 +282,9 @@ BAD = [
     (("cost", "--image", "28"), "--image takes HEIGHTxWIDTHxCHANNELS"),
     (("cost", "--dtype", "int4"), "--dtype must be one of int8, float16, float32, fp16, fp32, not 'int4'"),
     (("cost", "--lenient"), "--lenient is for ONNX files"),
+    (("cost", "--set", "keep"), "--set takes KEY=VALUE, not 'keep'"),
+    (("cost", "--set", "keep=int7"), "octo: keep must be one of int8, float32, not 'int7'"),
+    (("cost", "--model", "x.onnx", "--set", "keep=int8"), "--set is for the methods of octosim's own networks"),
     (("cost", "--profile", "coral"), "only its inference can be priced (--inference)"),
     (("bench", "--against", "tensorflow"), "unknown peer 'tensorflow' (known: torch)"),
     (("bench", "--seconds", "0"), "--seconds must be in"),

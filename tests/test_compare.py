@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from octosim import compare, cost, costplot, footprint, hw, membench, methods, models
-from octosim.layers import BatchNorm, Conv2d, Flatten, Linear, MaxPool, ReLU, Residual
+from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU, Residual
 from octosim.nodes import Context
 
 SHAPE = (8, 8, 3)
@@ -82,22 +82,40 @@ def test_memory_of_parameters_is_what_a_network_holds():
     assert found["weights"] == sum(w.nbytes for w, _ in held) + sum(codes.values()) and len(codes) == 2
 
 
-@pytest.mark.parametrize("model", ["lenet5", "resnet20", "mobilenet"])
-@pytest.mark.parametrize("method", ["octo", "fp32"])
-def test_memory_kept_is_what_a_network_keeps(model, method):
-    """Of the forward pass: the model's count, and what the layers refer to when it ends; statistics of channels apart."""
-    shape, batch = (32, 32, 3), 8
-    net = models.Network(models.layers(model, 10, in_shape=shape), shape, methods.make(method, {}), 1)
-    kept = []
+def kept(stack, shape, method, batch):
+    """Bytes that a network of a method keeps of a forward pass, measured and counted: statistics of channels apart."""
+    net = models.Network(stack, shape, methods.make(method, {}), 1)
+    measured = []
 
     def tick(layer, pass_):
         if layer == "loss":
-            kept.append(membench.kept_bytes(net))
+            measured.append(membench.kept_bytes(net))
 
-    images, labels = np.zeros((batch, *shape), np.uint8), np.zeros(batch, np.int32)
+    images, labels = np.random.default_rng(1).integers(0, 256, (batch, *shape), np.uint8), np.zeros(batch, np.int32)
     net.gradients(images, labels, Context(True, 1, 1), tick)
-    codes = 0 if method == "fp32" else sum(n.params["w"].size for n in net.nodes if n.layer.weighted)
-    assert kept[0] - codes == pytest.approx(footprint.footprint(net, batch)["activations"], rel=0.03)
+    found = footprint.footprint(net, batch)
+    of_weights = found["weights"] - sum(w.nbytes for n in net.nodes for w in n.params.values())
+    return measured[0], found["activations"] + of_weights
+
+
+@pytest.mark.parametrize("model", ["lenet5", "resnet20", "mobilenet"])
+@pytest.mark.parametrize("method", ["octo", "fp32"])
+def test_memory_kept_is_what_a_network_keeps(model, method):
+    shape = (32, 32, 3)
+    measured, counted = kept(models.layers(model, 10, in_shape=shape), shape, method, 8)
+    assert measured == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_memory_kept_by_each_method(method):
+    block = Residual((Conv2d(16, 3, pad=1), BatchNorm(), ReLU(), DepthwiseConv2d()))
+    stack = (Conv2d(8, 5, pad=2), BatchNorm(), ReLU(), MaxPool(), Conv2d(16, 3, 2, 1), BatchNorm(), ReLU(), block, ReLU(),
+             Flatten(), Linear(40), ReLU(), Dropout(0.5), Linear(10))  # fmt: skip
+    if not methods.METHODS[method].batchnorm:
+        block = Residual((Conv2d(16, 3, pad=1), ReLU(), DepthwiseConv2d()))
+        stack = tuple(block if isinstance(layer, Residual) else layer for layer in stack if not isinstance(layer, BatchNorm))
+    measured, counted = kept(stack, (32, 32, 3), method, 8)
+    assert measured == pytest.approx(counted, rel=0.03)
 
 
 def test_a_network_without_weights_has_the_same_trace():

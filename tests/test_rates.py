@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from octosim import compare, core, cost, hostbench, hw, methods, models, rates
 from octosim.errors import OctosimError
+from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, MaxPool, ReLU
 from octosim.trace import Op
 
 ROW = {"threads": 1, "us_per_call": 2.0, "ps_per_mac": 10.0, "ps_per_left": 100.0, "ps_per_right": 50.0, "ps_per_result": 20.0}
@@ -32,13 +33,13 @@ def some(products=None, passes=None):
                              {"name": "batchnorm", "pass": "forward", "threads": 1, "channels": 16, "elements": [100, 10000],
                               "us": [1.0, 100.0]},
                              {"name": "optimizer", "pass": "update", "threads": 1, "elements": [100, 10000],
-                              "us": [1.0, 10.0]}],
+                              "us_per_call": 0.5, "us": [1.0, 10.0]}],
         "bandwidth": [{"level": "L1D", "threads": 1, "bytes": 1000, "gb_s": 100.0},
                       {"level": "main memory", "threads": 1, "bytes": 10**6, "gb_s": 10.0}]})  # fmt: skip
 
 
-def gemm(m=10, k=20, n=30, pass_="forward", dtype="int8", **more):
-    return Op("fc1", pass_, "gemm", "linear", (m, k, n), dtype, 0, 0, **more)
+def gemm(m=10, k=20, n=30, pass_="forward", dtype="int8", writes=0, **more):
+    return Op("fc1", pass_, "gemm", "linear", (m, k, n), dtype, 0, writes, **more)
 
 
 def elementwise(name, elements, **more):
@@ -53,11 +54,27 @@ def test_a_product_by_hand():
     assert overhead == pytest.approx(2e-6)
 
 
-def test_dx_of_a_convolution_is_a_convolution_of_dy():
-    """5 filters, 3 x 3, 4 channels: (M, 5, 36) works as M x 45 x 4, of twice as many rows with stride 2."""
-    op = gemm(7, 5, 36, "dX", kernel=(3, 3))
-    assert rates.features(op) == pytest.approx((1, 7 * 45 * 16e-6, 7 * 45e-6, 45 * 4e-6, 7 * 4e-6))
-    assert rates.features(replace(op, stride=2))[1] == pytest.approx(14 * 45 * 16e-6)
+@pytest.mark.parametrize("kernel, stride, taps", [(3, 1, 9), (1, 1, 1), (3, 2, 6), (1, 2, 1), (5, 2, 15)])
+def test_dx_of_a_convolution_is_products_of_dy(kernel, stride, taps):
+    """5 filters, 4 channels, images of 8 x 6.  With stride 2, of the rows of X with one residue: a product with the columns of
+    two neighbours; 3 x 3: of one row of taps and of two, 2 taps wide."""
+    pixels = 3 * 8 * 6
+    op = gemm(77, 5, kernel**2 * 4, "dX", kernel=(kernel, kernel), stride=stride, writes=4 * 4 * pixels)
+    m, k, n = pixels / stride**2, 5 * taps, 4 * stride
+    assert rates.features(op) == pytest.approx((1, m * k * 16e-6, m * k * 1e-6, k * n * 1e-6, m * n * 1e-6))
+
+
+def test_stride_2_saves_two_thirds_of_the_macs_of_dx():
+    """Against the stride-1 convolution of a dY spread with zeros: 6 taps of 9, of half the rows."""
+    like = {"kernel": (3, 3), "writes": 4 * 64 * 100}
+    one, two = (rates.features(gemm(m, 32, 9 * 64, "dX", stride=s, **like)) for m, s in ((100, 1), (25, 2)))
+    assert two[1] == pytest.approx(one[1] / 3)
+
+
+def test_float32_dw_of_a_convolution_has_the_filters_side_by_side():
+    op = gemm(5, 100, 36, "dW", dtype="float32", kernel=(3, 3))
+    assert rates.features(op) == pytest.approx((1, 36 * 100 * 8e-6, 3600e-6, 500e-6, 180e-6))
+    assert rates.features(replace(op, dtype="int8")) == pytest.approx((1, 5 * 100 * 48e-6, 500e-6, 3600e-6, 180e-6))
 
 
 def test_depthwise_features():
@@ -73,7 +90,7 @@ def test_passes_by_hand():
     narrow, between, wide = (sum(rates.time_of(elementwise("batchnorm", 10000, channels=c), some(), 1)) for c in (2, 8, 64))
     assert (narrow, between, wide) == pytest.approx((400e-6, 200e-6, 100e-6))
     ten = Op("optimizer", "update", "update", "optimizer", (10000,), "float32", 0, 0, groups=10)
-    assert sum(rates.time_of(ten, some(), 1)) == pytest.approx(10e-6 + 9e-6)
+    assert sum(rates.time_of(ten, some(), 1)) == pytest.approx(10e-6 + 10 * 0.5e-6)
 
 
 def test_unknown_passes_are_traffic_of_the_level_that_holds_it():
@@ -103,13 +120,54 @@ def test_non_negative_where_plain_least_squares_is_not():
     assert hostbench.non_negative(a, np.array([3.0, 2.0, 1.0])) == pytest.approx([2.0, 0.0], abs=1e-6)
 
 
+def test_the_fit_does_not_follow_what_was_disturbed():
+    """Products of 3 us and 2 us a unit, with other work of 1 us in each pass; two of twenty took twice as long."""
+    rows = []
+    for i in range(20):
+        took = (3 + 2 * (i + 1)) * (2 if i in (4, 11) else 1)
+        rows.append(((1.0, float(i + 1), 0.0, 0.0, 0.0), took, took + 1))
+    costs, off = hostbench.fit(rows)
+    assert costs[:2] == pytest.approx([3, 2], rel=0.03) and costs[2:] == pytest.approx([0, 0, 0])
+    assert np.median(np.abs(off)) < 0.01 and off.max() > 0.5
+
+
+PROBES = (
+    hostbench.Probe((8, 8, 2), 2, (Conv2d(4, 3, pad=1), BatchNorm(), ReLU(), MaxPool(), Conv2d(6, 3), *hostbench._dense(20))),
+    hostbench.Probe((8, 8, 1), 2, (Conv2d(8, 3, 2, 1), BatchNorm(), ReLU(), DepthwiseConv2d(), *hostbench._dense(30))),
+)
+
+
 @pytest.fixture(scope="module")
 def device():
     """A quick, coarse calibration of this machine."""
     before = core.threads()
-    text = hostbench.toml(hostbench.calibrate(scale=0.05, rounds=1, elements=(1 << 10, 1 << 14), threads=(1,)))
+    few = {"probes": PROBES, "rounds": 1, "elements": (1 << 10, 1 << 14), "weights": (1 << 10, 1 << 14), "threads": (1,)}
+    text = hostbench.toml(hostbench.calibrate(**few))
     assert core.threads() == before
     return hostbench.load_check(text)
+
+
+def test_no_layer_of_the_models_is_measured():
+    """A layer: geometry of its input, kernel, stride, padding, outputs; of fully connected ones inputs and outputs."""
+
+    def layers(stack, shape):
+        return {(node.in_shape, node.layer) for node in models.nodes(stack, shape) if node.layer.weighted
+                and node.out_shape != (10,)}  # fmt: skip
+
+    own = set().union(*(layers(probe.layers, probe.images) for probe in hostbench.PROBES))
+    for model in models.MODELS:
+        for shape in ((28, 28, 1), (32, 32, 3)):
+            assert not own & layers(models.layers(model, 10, in_shape=shape), shape)
+
+
+def test_probes_have_every_pass_that_is_a_layers_own():
+    """What `_in_steps` corrects: every layer's own pass of the models, but dropout, which no probe has."""
+    ops = [op for probe in hostbench.PROBES for method in hostbench.METHODS
+           for op in models.trace(models.Network(probe.layers, probe.images, methods.make(method, {}), None), 2)]  # fmt: skip
+    alone = {op.name for op in ops if op.kind != "gemm"}
+    for model in models.MODELS:
+        net = models.Network(models.layers(model, 10, in_shape=(32, 32, 3)), (32, 32, 3), methods.make("octo", {}), None)
+        assert {op.name for op in models.trace(net, 2) if op.kind != "gemm"} - {"dropout"} <= alone
 
 
 def test_calibration_prices_every_model(device):

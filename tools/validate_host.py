@@ -6,7 +6,8 @@
 
 `measure` times whole steps as `octosim bench` does, their median, and adds a line for each to the file, so that the models can
 be measured some at a time, when the machine is quiet.  With one thread the thread's own time counts, so that other programs on
-the machine do not; with more, wall-clock time.  `compare` prices the steps; a step that was measured twice counts as it was last.
+the machine do not; with more, wall-clock time.  `compare` prices the steps; of a step that was measured more than once the
+least counts: other programs slow down some seconds, not all.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
-            found[tuple(row[key] for key in KEY)] = row
             row["time_s"] = float(row["time_s"])
+            key = tuple(row[name] for name in KEY)
+            found[key] = min(row, found.get(key, row), key=lambda one: one["time_s"])
         except (ValueError, KeyError, TypeError):
             raise SystemExit(f"{path}: line {number} is no measured step") from None
     places = {"threads": sorted({row["threads"] for row in found.values()}), "data": DATA, "model": list(models.MODELS),

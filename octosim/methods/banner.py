@@ -21,7 +21,7 @@ import numpy as np
 
 from octosim import core, quant
 from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.nodes import Array, Context, Kept, Method, Node
 from octosim.numerics import Rounding
 from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
@@ -115,6 +115,10 @@ class RangeBatchNorm:
         for index, change in zip(saved["where"], (share, -share), strict=True):
             np.put_along_axis(parts, index, np.take_along_axis(parts, index, 1) + change, 1)
         return dx
+
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        """What it made of its input: less the mean."""
+        return Kept(own=4 * batch * math.prod(node.in_shape))
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         size = batch * math.prod(node.in_shape)

@@ -11,6 +11,7 @@ no use is made of the codes' few bits: the products are in float32.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,7 +20,7 @@ import numpy as np
 from octosim import core
 from octosim.errors import OctosimError
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.nodes import Array, Context, Kept, Method, Node
 from octosim.trace import Op
 
 F = np.float32
@@ -135,6 +136,13 @@ class Dorefa(Method):
         if node.saved["inside"] is not None:
             dx *= node.saved["inside"]
         return dx
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        """Quantized values in float32; of weights their slope too, of the input a byte: whether it was not clipped."""
+        weight_bits, activation_bits, _ = self._bits(node)
+        own = 5 * batch * math.prod(node.in_shape) if activation_bits < 32 else 0
+        slopes = 0 if weight_bits == 32 else 2 if weight_bits > 1 else 1
+        return Kept(given=not own, own=own, weights=slopes * node.params["w"].nbytes)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from octosim.methods import passes
-from octosim.nodes import ROLES, Array, Context, Method, Node
+from octosim.nodes import ROLES, Array, Context, Kept, Method, Node
 from octosim.trace import Op
 
 
@@ -37,6 +37,9 @@ class Fp32(Method):
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         return passes.input_grad(node, error, node.params["w"])
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        return Kept(given=True)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         y = passes.sizes(node, batch)[2]

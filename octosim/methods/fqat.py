@@ -31,7 +31,7 @@ import numpy as np
 from octosim import core, quant
 from octosim.errors import OctosimError
 from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.nodes import Array, Context, Kept, Method, Node
 from octosim.numerics import Requantization, Rounding
 from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
@@ -154,6 +154,10 @@ class ClippingBatchNorm:
         dy *= node.saved["inside"]
         dx: Array = node.layer.input_grad(node, dy, method, context)
         return dx
+
+    def kept(self, node: Node, method: Fqat, batch: int) -> Kept:
+        """Its input, and where that was not clipped; in variant c on which side."""
+        return Kept(given=True, own=(2 if method.variant == "c" else 1) * batch * math.prod(node.in_shape))
 
     def trace(self, node: Node, method: Fqat, batch: int) -> list[Op]:
         size = batch * math.prod(node.in_shape)

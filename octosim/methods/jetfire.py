@@ -28,7 +28,7 @@ import numpy as np
 
 from octosim import core
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.nodes import Array, Context, Kept, Method, Node
 from octosim.numerics import Rounding
 from octosim.quant import LARGEST_CODE
 from octosim.trace import Op
@@ -100,6 +100,11 @@ def cut(x: Array, scales: str = "float32", random: tuple[int, int, int] | None =
     rounding = Rounding.STOCHASTIC if random else Rounding.HALF_EVEN
     units = _scaled(np.divide, x, np.where(step > 0, step, F(np.inf)))
     return Blocks(core.quantize(units, 1.0, rounding=rounding, random=random), step)
+
+
+def _coded_bytes(rows: int, columns: int) -> int:
+    """Of a matrix's codes and the scales of its blocks."""
+    return rows * columns + 4 * -(-rows // SIDE) * -(-columns // SIDE)
 
 
 def product(a: Blocks, b: Blocks) -> Array:
@@ -226,6 +231,14 @@ class Jetfire(Method):
             rows = product(error, w.transposed)
             dx = scattered(shape.geometry, rows) if shape.kernel != (0, 0) else rows
         return self.coded(dx, context.random(node.tensor(GRADIENT)))
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        """Codes of the weights and of the convolution's windows; of depthwise ones both operands in float32."""
+        product, w = node.layer.product(node, batch), node.params["w"]
+        if product.groups > 1:
+            return Kept(own=4 * batch * math.prod(node.in_shape), weights=w.nbytes)
+        m, k, n = product.shape
+        return Kept(own=_coded_bytes(m, k), weights=_coded_bytes(n, k))
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)

@@ -20,7 +20,7 @@ import numpy as np
 
 from octosim.errors import OctosimError
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Gradients, Method, Node, Update
+from octosim.nodes import Array, Context, Gradients, Kept, Method, Node, Update
 from octosim.trace import Op
 
 F = np.float32
@@ -170,6 +170,9 @@ class Laq(Method):
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         return passes.input_grad(node, error, node.saved["w"])
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        return Kept(given=True, weights=node.params["w"].nbytes)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         _, w, y = passes.sizes(node, batch)

@@ -17,6 +17,7 @@ The recorded loss is the task's, without the barrier.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,7 +26,7 @@ import numpy as np
 from octosim import core
 from octosim.errors import OctosimError
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.nodes import Array, Context, Kept, Method, Node
 from octosim.numerics import MuLaw
 from octosim.trace import Op
 
@@ -184,6 +185,10 @@ class Logbtq(Method):
         if self.barrier:
             dx += pull(x, self.activation_bound, self.tightness(context.epoch), self.barrier)
         return dx
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        """The input, and in float32 what its codes and the weights' stand for."""
+        return Kept(given=True, own=4 * batch * math.prod(node.in_shape), weights=node.params["w"].nbytes)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)

@@ -24,7 +24,7 @@ import numpy as np
 from octosim import core
 from octosim.errors import OctosimError
 from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.nodes import Array, Context, Kept, Method, Node
 from octosim.numerics import Rounding
 from octosim.quant import LARGEST_CODE
 from octosim.trace import Op
@@ -130,6 +130,9 @@ class _ReLU(_IntLayer):
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
         return IntTensor(np.multiply(dy.q, node.saved["y"] > 0, out=dy.q), dy.exponent)
 
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        return Kept(made=True)
+
 
 class _MaxPool(_IntLayer):
     def traffic(self, x: int, y: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -184,6 +187,9 @@ class _Dropout(_IntLayer):
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
         doublings = self._doublings(node)
         return IntTensor(np.multiply(dy.q, node.saved["kept"], out=dy.q), dy.exponent + doublings) if doublings else dy
+
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        return Kept(own=batch * math.prod(node.in_shape) if self._doublings(node) else 0)
 
 
 class _AveragePool(_IntLayer):
@@ -318,6 +324,9 @@ class Niti(Method):
     def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
         w = node.params[key]
         w[...] = np.clip(w.astype(np.int16) - node.grads[key], -LARGEST_CODE, LARGEST_CODE)
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        return Kept(given=True)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)

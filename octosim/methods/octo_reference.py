@@ -27,7 +27,7 @@ from octosim import core
 from octosim.errors import OctosimError
 from octosim.methods import int8, octo, passes
 from octosim.methods.fp32 import Fp32
-from octosim.nodes import Array, Context, Method, Node, Product
+from octosim.nodes import Array, Context, Kept, Method, Node, Product
 from octosim.trace import Op
 
 MU, OFFSET, X, W = range(4)  # roles in the Philox streams
@@ -132,6 +132,10 @@ class FeatureBatchNorm:
         dx, dgamma, dbeta, _ = core.batchnorm_backward(saved["rows"], rows, gamma, saved["mean"], saved["inv_std"], out=rows)
         node.grads.update(gamma=dgamma.reshape(shape), beta=dbeta.reshape(shape))
         return dx.reshape(dy.shape)
+
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        """Its input, and the statistics of each feature."""
+        return Kept(given=True, own=8 * node.params["gamma"].size)
 
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
         return list(node.layer.trace(node, method, batch))
@@ -271,6 +275,9 @@ class OctoReference(Method):
         (qg, sg), (qw, sw) = node.saved["dy"], backward_codes(node.params["w"], self._ratio())
         product = _product(node, len(dy))
         return (exact_sums(product.input_grad, product.depths[1], qg, qw) * (sg * sw)).astype(np.float32)
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        return Kept(given=True)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         if not self._quantized(node):

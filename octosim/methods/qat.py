@@ -14,6 +14,7 @@ are rounded in the forward pass, with the scale of that step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,7 +23,7 @@ import numpy as np
 from octosim import core, quant
 from octosim.errors import OctosimError
 from octosim.methods import passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.nodes import Array, Context, Kept, Method, Node
 from octosim.numerics import EXACT32
 from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
@@ -142,6 +143,10 @@ class Qat(Method):
         if node.saved["inside"] is not None:
             dx *= node.saved["inside"]
         return dx
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        """In float32 what the codes stand for, and a byte an input: whether it lies in their range."""
+        return Kept(own=5 * batch * math.prod(node.in_shape), weights=node.params["w"].nbytes)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)

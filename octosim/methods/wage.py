@@ -22,7 +22,7 @@ import numpy as np
 from octosim import core
 from octosim.errors import OctosimError
 from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.nodes import Array, Context, Kept, Method, Node
 from octosim.quant import QTensor
 from octosim.trace import Op
 
@@ -154,6 +154,10 @@ class Wage(Method):
         done, steps = context.step - 1, context.steps
         drops = (3 * done >= 2 * steps) + (6 * done >= 5 * steps) if steps else 0
         return self.rate * 0.125**drops
+
+    def kept(self, node: Node, batch: int) -> Kept:
+        """Codes, and a byte an input: whether it was not clipped."""
+        return Kept(own=2 * batch * math.prod(node.in_shape), weights=node.params["w"].size)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)
