@@ -63,6 +63,7 @@ static inline int32x4_t pairs_neon(int16x8_t a, int16x8_t b) {
 
 void octo_init_neon(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_neon;
+    table->weight_grad_s8 = NULL;
     table->gemm_s8_accumulate = gemm_s8_accumulate_neon;
 }
 #endif

@@ -109,6 +109,15 @@ static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
     return ((k + group - 1) / group * ((group + 1) / 2) + 32) * 36 * 4;
 }
 
+/* Bytes of a plane of weight_grad_s8 with so many pixels, and of all its scratch memory for `lines` lines of windows: an odd number
+ * of cache lines, with room for reading 3 pixels too far. */
+static inline int64_t octo_plane(int64_t pixels) { return ((pixels + 3 + 63) / 64 | 1) * 64; }
+
+static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines) {
+    int64_t pixels = (octo_line_offset(x, line + lines - 1) - octo_line_offset(x, line) + (x->segments - 1) * x->segment_stride + x->length) / channels;
+    return (lines + 7) / 8 * 64 + lines * ((x->width + 3) / 4) * 256 + (c1 - c0) * octo_plane(pixels + x->width - 1) + 64;
+}
+
 /* Rows that are laid side by side in a reduction or a broadcast over columns, so that short rows fill vectors too.  Part of
  * the definition of every column sum: lane (r mod lane rows, column).  8 divides them, or they divide 8. */
 #define LANE_ROWS(cols) ((cols) <= 128 ? 16 * ((cols) <= 16 ? 32 / (cols) : 1) : (cols) < 512 ? 4 : 1)

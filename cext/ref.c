@@ -23,6 +23,22 @@ static void gemm_s8_ref(const struct octo_job *job) {
     }
 }
 
+static void weight_grad_s8_ref(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines, int64_t filters,
+                               const int8_t *dy, void *scratch, int accumulate, int32_t *dw) {
+    int64_t k = x->segments * x->length, rows = lines * x->width;
+    (void)scratch;
+    for (int64_t f = 0; f < filters; f++)
+        for (int64_t p = 0; p < k; p++) {
+            if (p % channels < c0 || p % channels >= c1) continue;
+            uint32_t sum = accumulate ? (uint32_t)dw[f * k + p] : 0;
+            for (int64_t r = 0; r < rows; r++) {
+                int64_t at = octo_row_offset(x, line * x->width + r) + p / x->length * x->segment_stride + p % x->length;
+                sum += (uint32_t)(dy[r * filters + f] * ((const int8_t *)x->base)[at]);
+            }
+            dw[f * k + p] = (int32_t)sum;
+        }
+}
+
 static int64_t narrow(int64_t value, int bits, int saturate) {
     int64_t limit = (int64_t)1 << (bits - 1);
     if (saturate) return value < -limit ? -limit : value >= limit ? limit - 1 : value;
@@ -68,5 +84,6 @@ static void gemm_s8_accumulate_ref(const struct octo_job *job, const octo_accumu
 void octo_init_ref(struct octo_kernels *table) {
     init_loops_ref(table);
     table->gemm_s8 = gemm_s8_ref;
+    table->weight_grad_s8 = weight_grad_s8_ref;
     table->gemm_s8_accumulate = gemm_s8_accumulate_ref;
 }

@@ -134,6 +134,7 @@ TARGET static void signs_f32_masks(int64_t n, const float *x, uint8_t *signs) {
 void octo_init_avx2(struct octo_kernels *table) {
     init_loops_avx2(table);
     table->gemm_s8 = gemm_s8_avx2;
+    table->weight_grad_s8 = NULL;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx2;
     table->signs_f32 = signs_f32_masks;
 }

@@ -97,7 +97,32 @@ TARGET static void pack_adjacent(const int8_t *b, int64_t b_k, int64_t k, int64_
     }
 }
 
-/* b[cols][k], k adjacent in memory: 16 x 16 transpositions of 4-byte groups by gathers of 16 strided dwords. */
+/* t[j] lane i = r[i] lane j. */
+TARGET static inline __attribute__((always_inline)) void transpose_dwords(const __m512i r[16], __m512i t[16]) {
+    __m512i u[16], v[16];
+    OCTO_UNROLL
+    for (int i = 0; i < 8; i++) {
+        u[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        u[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    OCTO_UNROLL
+    for (int i = 0; i < 4; i++) {
+        v[4 * i] = _mm512_unpacklo_epi64(u[4 * i], u[4 * i + 2]);
+        v[4 * i + 1] = _mm512_unpackhi_epi64(u[4 * i], u[4 * i + 2]);
+        v[4 * i + 2] = _mm512_unpacklo_epi64(u[4 * i + 1], u[4 * i + 3]);
+        v[4 * i + 3] = _mm512_unpackhi_epi64(u[4 * i + 1], u[4 * i + 3]);
+    }
+    /* v[4 i + d], lane l: dword 4 l + d of rows 4 i .. 4 i + 3 */
+    OCTO_UNROLL
+    for (int d = 0; d < 4; d++) {
+        __m512i x0 = _mm512_shuffle_i32x4(v[d], v[4 + d], 0x44), x1 = _mm512_shuffle_i32x4(v[d], v[4 + d], 0xee);
+        __m512i y0 = _mm512_shuffle_i32x4(v[8 + d], v[12 + d], 0x44), y1 = _mm512_shuffle_i32x4(v[8 + d], v[12 + d], 0xee);
+        t[d] = _mm512_shuffle_i32x4(x0, y0, 0x88), t[4 + d] = _mm512_shuffle_i32x4(x0, y0, 0xdd);
+        t[8 + d] = _mm512_shuffle_i32x4(x1, y1, 0x88), t[12 + d] = _mm512_shuffle_i32x4(x1, y1, 0xdd);
+    }
+}
+
+/* b[cols][k], k adjacent in memory. */
 TARGET static void pack_strided(const int8_t *b, int64_t b_n, int64_t k, int64_t cols, int vectors, int8_t *panel) {
     for (int v = 0; v < vectors; v++) {
         int64_t width = cols - 16 * v < 16 ? cols - 16 * v : 16, p = 0;
@@ -107,24 +132,8 @@ TARGET static void pack_strided(const int8_t *b, int64_t b_n, int64_t k, int64_t
             __m512i r[16], t[16];
             for (int i = 0; i < 16; i++)
                 r[i] = i < width ? _mm512_loadu_si512(from + i * b_n + p) : _mm512_setzero_si512();
-            for (int i = 0; i < 8; i++) {
-                t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-                t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-            }
-            for (int i = 0; i < 4; i++) {
-                r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-                r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-                r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-                r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-            }
-            /* r[4 i + d], lane l: dword 4 l + d of columns 4 i .. 4 i + 3 */
-            for (int d = 0; d < 4; d++) {
-                __m512i x0 = _mm512_shuffle_i32x4(r[d], r[4 + d], 0x44), x1 = _mm512_shuffle_i32x4(r[d], r[4 + d], 0xee);
-                __m512i y0 = _mm512_shuffle_i32x4(r[8 + d], r[12 + d], 0x44), y1 = _mm512_shuffle_i32x4(r[8 + d], r[12 + d], 0xee);
-                __m512i out[4] = {_mm512_shuffle_i32x4(x0, y0, 0x88), _mm512_shuffle_i32x4(x0, y0, 0xdd),
-                                  _mm512_shuffle_i32x4(x1, y1, 0x88), _mm512_shuffle_i32x4(x1, y1, 0xdd)};
-                for (int l = 0; l < 4; l++) _mm512_store_si512(to + (p / 4 + 4 * l + d) * 64 * vectors, out[l]);
-            }
+            transpose_dwords(r, t);
+            for (int i = 0; i < 16; i++) _mm512_store_si512(to + (p / 4 + i) * 64 * vectors, t[i]);
         }
         for (; p < k; p += 4) {
             int32_t group[16] = {0};
@@ -153,22 +162,33 @@ TARGET static void column_starts(const int8_t *panel, int64_t groups, int vector
     }
 }
 
-TARGET static inline __attribute__((always_inline)) void tile(int rows, int vectors, const uint8_t *a, int64_t depth,
-                                                              int64_t groups, const int8_t *panel, const int32_t *start,
-                                                              int32_t *c, int64_t ldc, int64_t cols, int accumulate) {
+/* The left operand of a tile: rows `stride` bytes apart, each `runs` runs of `groups` groups of 4 bytes, the r-th from places[r] on. */
+struct left {
+    const uint8_t *base;
+    int64_t stride, runs, groups;
+    const int64_t *places;
+};
+
+TARGET static inline __attribute__((always_inline)) void tile(int rows, int vectors, const struct left *a, const uint8_t *base,
+                                                              const int8_t *panel, const int32_t *start, int32_t *c, int64_t ldc,
+                                                              int64_t cols, int accumulate) {
     __m512i acc[12][4];
+    int64_t stride = a->stride, groups = a->groups;
     for (int v = 0; v < vectors; v++)
         for (int i = 0; i < rows; i++) acc[i][v] = _mm512_loadu_si512(start + 16 * v);
-    for (int64_t p = 0; p < groups; p++, panel += 64 * vectors) {
-        __m512i b[4];
-        for (int v = 0; v < vectors; v++) b[v] = _mm512_load_si512(panel + 64 * v);
+    for (int64_t r = 0; r < a->runs; r++) {
+        const uint8_t *from = base + a->places[r];
+        for (int64_t p = 0; p < groups; p++, panel += 64 * vectors, from += 4) {
+            __m512i b[4];
+            for (int v = 0; v < vectors; v++) b[v] = _mm512_load_si512(panel + 64 * v);
     OCTO_UNROLL
-        for (int i = 0; i < rows; i++) {
-            int32_t group;
-            memcpy(&group, a + i * depth + 4 * p, sizeof group);
-            __m512i x = _mm512_set1_epi32(group);
+            for (int i = 0; i < rows; i++) {
+                int32_t group;
+                memcpy(&group, from + i * stride, sizeof group);
+                __m512i x = _mm512_set1_epi32(group);
     OCTO_UNROLL
-            for (int v = 0; v < vectors; v++) acc[i][v] = _mm512_dpbusd_epi32(acc[i][v], x, b[v]);
+                for (int v = 0; v < vectors; v++) acc[i][v] = _mm512_dpbusd_epi32(acc[i][v], x, b[v]);
+            }
         }
     }
     OCTO_UNROLL
@@ -188,15 +208,16 @@ TARGET static inline __attribute__((always_inline)) void tile(int rows, int vect
  * 12, 12 and 6. */
 #define TILE_CASE(ROWS_OF_TILE, VECTORS)                                                                                      \
     case ROWS_OF_TILE:                                                                                                        \
-        tile(ROWS_OF_TILE, VECTORS, a, depth, groups, panel, start, c, ldc, cols, accumulate);                                \
+        tile(ROWS_OF_TILE, VECTORS, a, base, panel, start, c, ldc, cols, accumulate);                                         \
         break;
 #define TILE(name, MOST, VECTORS, CASES)                                                                                      \
-    TARGET static void name(int64_t rows, const uint8_t *a, int64_t depth, int64_t groups, const int8_t *panel,                \
-                            const int32_t *start, int32_t *c, int64_t ldc, int64_t cols, int accumulate) {                     \
+    TARGET static void name(int64_t rows, const struct left *a, const int8_t *panel, const int32_t *start, int32_t *c,         \
+                            int64_t ldc, int64_t cols, int accumulate) {                                                       \
+        const uint8_t *base = a->base;                                                                                         \
         for (int64_t left = (rows + MOST - 1) / MOST; left; left--) {                                                          \
             int64_t count = (rows + left - 1) / left;                                                                         \
             switch (count) { CASES(VECTORS) }                                                                                 \
-            rows -= count, a += count * depth, c += count * ldc;                                                              \
+            rows -= count, base += count * a->stride, c += count * ldc;                                                       \
         }                                                                                                                     \
     }
 #define UP_TO_6(V) TILE_CASE(1, V) TILE_CASE(2, V) TILE_CASE(3, V) TILE_CASE(4, V) TILE_CASE(5, V) TILE_CASE(6, V)
@@ -207,12 +228,13 @@ TILE(tile_2, 12, 2, UP_TO_12)
 TILE(tile_3, 8, 3, UP_TO_8)
 TILE(tile_4, 6, 4, UP_TO_6)
 #undef TILE
+static void (*const tiles[])(int64_t, const struct left *, const int8_t *, const int32_t *, int32_t *, int64_t, int64_t,
+                             int) = {tile_1, tile_2, tile_3, tile_4};
 
 TARGET static void gemm_s8_avx512vnni(const struct octo_job *job) {
-    static void (*const tiles[])(int64_t, const uint8_t *, int64_t, int64_t, const int8_t *, const int32_t *, int32_t *, int64_t,
-                                 int64_t, int) = {tile_1, tile_2, tile_3, tile_4};
     int64_t k = job->a.segments * job->a.length, groups = (k + 3) / 4, depth = ((k + 63) / 64 | 1) * 64;
     uint8_t *rows = job->scratch;
+    struct left left = {rows, depth, 1, groups, (const int64_t[]){0}};
     int8_t *panels = (int8_t *)rows + ROWS * depth + 64;
     int64_t room = ((int64_t)1 << 19) / (groups * 256) * 64; /* columns at a time: half a megabyte, 64 at least */
     if (room < 64) room = 64;
@@ -236,10 +258,67 @@ TARGET static void gemm_s8_avx512vnni(const struct octo_job *job) {
             pack_rows(job, i, height, depth, rows);
             for (int64_t j = 0; j < width; j += 64) {
                 int64_t cols = width - j < 64 ? width - j : 64;
-                tiles[(cols - 1) / 16](height, rows, depth, groups, panels + j * groups * 4, starts + j,
+                tiles[(cols - 1) / 16](height, &left, panels + j * groups * 4, starts + j,
                                        (int32_t *)job->c + i * job->ldc + j0 + j, job->ldc, cols, job->accumulate);
             }
         }
+    }
+}
+
+/* dw[f][k0 + i] (+)= sums[i][f], i < rows (16 at most), f < cols. */
+TARGET static void add_transposed(int64_t rows, int64_t cols, const int32_t *sums, int32_t *dw, int64_t ldw, int accumulate) {
+    __mmask16 mask = (__mmask16)((1u << rows) - 1);
+    for (int64_t f0 = 0; f0 < cols; f0 += 16) {
+        __m512i r[16], t[16];
+        for (int i = 0; i < 16; i++) r[i] = i < rows ? _mm512_loadu_si512(sums + i * 64 + f0) : _mm512_setzero_si512();
+        transpose_dwords(r, t);
+        for (int64_t f = f0; f < f0 + 16 && f < cols; f++) {
+            __m512i sum = t[f - f0];
+            if (accumulate) sum = _mm512_add_epi32(sum, _mm512_maskz_loadu_epi32(mask, dw + f * ldw));
+            _mm512_mask_storeu_epi32(dw + f * ldw, mask, sum);
+        }
+    }
+}
+
+/* The left operand is x with channels apart (planes), so that four neighbouring pixels of a channel are four bytes; moving a plane
+ * by a tap's offset gives the row of that tap, without im2col.  The right operand is dY, four pixels of a line to a group; what
+ * a line's last group reads beyond the line is multiplied by 0. */
+TARGET static void weight_grad_s8_avx512vnni(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines,
+                                             int64_t filters, const int8_t *dy, void *scratch, int accumulate, int32_t *dw) {
+    int64_t groups = (x->width + 3) / 4, all = lines * groups, first = octo_line_offset(x, line), k = x->segments * x->length;
+    int64_t taps = x->length / channels, *places = scratch, pixels, plane;
+    for (int64_t l = 0; l < lines; l++) places[l] = (octo_line_offset(x, line + l) - first) / channels;
+    pixels = places[lines - 1] + ((x->segments - 1) * x->segment_stride + x->length) / channels + x->width - 1;
+    plane = octo_plane(pixels);
+    int8_t *panel = (int8_t *)(places + (lines + 7) / 8 * 8);
+    uint8_t *planes = (uint8_t *)panel + all * 256;
+    FN(transpose_s8)(pixels, c1 - c0, (const int8_t *)x->base + first + c0, channels, (int8_t *)planes, plane);
+    for (int64_t i = 0; i < (c1 - c0) * plane; i += 64)
+        _mm512_store_si512(planes + i, _mm512_xor_si512(_mm512_load_si512(planes + i), _mm512_set1_epi8((char)0x80)));
+    int32_t starts[64], sums[48 * 64];
+    for (int64_t f = 0; f < filters; f += 64) {
+        int64_t cols = filters - f < 64 ? filters - f : 64;
+        int vectors = (int)((cols + 15) / 16);
+        if (x->width % 4 == 0) pack_adjacent(dy + f, filters, 4 * all, cols, all, panel);
+        else
+            for (int64_t l = 0; l < lines; l++)
+                pack_adjacent(dy + f + l * x->width * filters, filters, x->width, cols, all, panel + l * groups * 64 * vectors);
+        column_starts(panel, all, vectors, starts);
+        for (int64_t s = 0; s < x->segments; s++)
+            for (int64_t t = 0; t < taps; t++) {
+                /* a tile's rows are channels, of a single channel its taps */
+                int64_t end = channels > 1 ? c1 - c0 : taps, from = s * x->segment_stride / channels + (channels > 1 ? t : 0);
+                struct left left = {.stride = channels > 1 ? plane : 1, .runs = lines, .groups = groups, .places = places};
+                for (int64_t c = 0; c < end; c += 48) {
+                    int64_t rows = end - c < 48 ? end - c : 48;
+                    left.base = planes + from + c * left.stride;
+                    tiles[vectors - 1](rows, &left, panel, starts, sums, 64, 64, 0);
+                    for (int64_t i = 0; i < rows; i += 16)
+                        add_transposed(rows - i < 16 ? rows - i : 16, cols, sums + i * 64,
+                                       dw + f * k + s * x->length + (channels > 1 ? t * channels + c0 : 0) + c + i, k, accumulate);
+                }
+                if (channels == 1) break;
+            }
     }
 }
 
@@ -257,5 +336,6 @@ void octo_init_avx512vnni(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_avx512vnni;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx512vnni;
     table->signs_f32 = signs_f32_masks;
+    table->weight_grad_s8 = weight_grad_s8_avx512vnni;
 }
 #endif
