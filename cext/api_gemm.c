@@ -202,13 +202,34 @@ static int window_rows(const octo_conv *g, const void *x, int fill, int element,
     return OCTO_OK;
 }
 
+/* How many neighbouring pixels of a line of `width` make one row of an int8 product of `columns` each, where the product would be
+ * narrower than a vector: the reduction grows by a `step` for each further one, by taps that are zero, and has `most` at most. */
+static int64_t neighbours(int64_t columns, int64_t kernel, int64_t step, int64_t most, int64_t width, int element) {
+    int64_t best = 1;
+    for (int64_t b = 2; element == 1 && b * columns <= 16; b++)
+        if (width % b == 0 && kernel + (b - 1) * step <= most && (kernel + (b - 1) * step) * best < (kernel + (best - 1) * step) * b) best = b;
+    return best;
+}
+
 static int conv_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element) {
     int status = check_conv(g);
     if (status) return status;
-    int64_t k = g->kernel_h * g->kernel_w * g->channels;
-    struct octo_job job = {.m = g->batch * out_height(g) * out_width(g), .n = g->filters, .b_k = 1, .b_n = k, .ldc = g->filters,
-                           .b = w, .c = y};
+    int64_t run = g->kernel_w * g->channels, k = g->kernel_h * run, m = g->batch * out_height(g) * out_width(g);
+    struct octo_job job = {.m = m, .n = g->filters, .b_k = 1, .b_n = k, .ldc = g->filters, .b = w, .c = y};
     status = window_rows(g, x, x_zero, element, &job.a);
+    int64_t block = neighbours(g->filters, g->kernel_w, g->stride_w, OCTO_MAX_DEPTH / (g->kernel_h * g->channels), out_width(g), element);
+    if (!status && block > 1) { /* column (i, f): the filter moved by i windows */
+        int64_t step = g->stride_w * g->channels, length = run + (block - 1) * step;
+        char *moved = octo_scratch(OCTO_SLOT_RIGHT, block * g->filters * g->kernel_h * length);
+        if (!moved) return octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product");
+        memset(moved, 0, (size_t)(block * g->filters * g->kernel_h * length));
+        for (int64_t c = 0; c < block * g->filters; c++)
+            for (int64_t s = 0; s < g->kernel_h; s++)
+                memcpy(moved + (c * g->kernel_h + s) * length + c / g->filters * step,
+                       (const char *)w + (c % g->filters * g->kernel_h + s) * run, (size_t)run);
+        job.m /= block, job.n *= block, job.ldc = job.n, job.b_n = g->kernel_h * length, job.b = moved;
+        job.a.width /= block, job.a.x_stride *= block, job.a.length = length;
+    }
     return status ? status : run_sliced(&job, element);
 }
 
@@ -223,10 +244,10 @@ static struct reach reach(int64_t residue, int64_t kernel, int64_t stride, int64
     return (struct reach){first, count, high - count + 1, high};
 }
 
-/* The whole reach of residues 0 .. stride - 1. */
-static struct reach reach_of_all(int64_t kernel, int64_t stride, int64_t pad) {
+/* The whole reach of residues 0 .. count - 1. */
+static struct reach reach_of_all(int64_t count, int64_t kernel, int64_t stride, int64_t pad) {
     struct reach all = {.low = kernel, .high = -kernel};
-    for (int64_t r = 0; r < stride; r++) {
+    for (int64_t r = 0; r < count; r++) {
         struct reach one = reach(r, kernel, stride, pad);
         if (one.count) all.low = octo_min(all.low, one.low), all.high = octo_max(all.high, one.high);
     }
@@ -262,19 +283,23 @@ static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t resi
 
 /* dX is a stride-1 convolution of dY, padded, with the kernel turned by 180 degrees and filters and channels exchanged.  With a
  * stride, pixels of dX that have the same residues modulo the stride see the same taps: for each residue of rows one product,
- * whose columns are the channels of `stride_w` neighbours, with zeros for the taps that one of them sees and another not.
+ * whose columns are the channels of `stride_w` neighbours (or more), with zeros for the taps that one of them sees and another not.
  * float32: k counts these taps, zeros included. */
 static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
     int status = check_conv(g);
     if (status) return status;
-    int64_t rows = (g->height + g->stride_h - 1) / g->stride_h, cols = (g->width + g->stride_w - 1) / g->stride_w;
-    struct reach down = reach_of_all(g->kernel_h, g->stride_h, g->pad_h), across = reach_of_all(g->kernel_w, g->stride_w, g->pad_w);
+    int64_t steps = g->stride_w > 1 ? 1
+                                    : neighbours(g->channels, g->kernel_w, 1, OCTO_MAX_DEPTH / (g->kernel_h * g->filters), g->width, element);
+    int64_t block = steps * g->stride_w;
+    int64_t rows = (g->height + g->stride_h - 1) / g->stride_h, cols = (g->width + block - 1) / block;
+    struct reach down = reach_of_all(g->stride_h, g->kernel_h, g->stride_h, g->pad_h);
+    struct reach across = reach_of_all(block, g->kernel_w, g->stride_w, g->pad_w);
     int64_t top = octo_max(0, -down.low), height = top + octo_max(out_height(g), rows + down.high);
-    int64_t left = octo_max(0, -across.low), width = left + octo_max(out_width(g), cols + across.high), span = across.high - across.low + 1;
+    int64_t left = octo_max(0, -across.low), width = left + octo_max(out_width(g), (cols - 1) * steps + 1 + across.high), span = across.high - across.low + 1;
     if (height > out_height(g) || width > out_width(g))
         dy = spread(g->batch, out_height(g), out_width(g), g->filters * element, dy, height, width, top, left, 0);
     size_t pixel = (size_t)(g->channels * element);
-    int64_t n = g->stride_w * g->channels, line = g->width * g->channels;
+    int64_t n = block * g->channels, line = g->width * g->channels;
     char *turned = octo_scratch(OCTO_SLOT_RIGHT, (g->kernel_h + g->stride_h - 1) / g->stride_h * span * g->filters * n * element);
     if (!turned || !dy) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the gradient");
     for (int64_t r = 0; r < g->stride_h && !status; r++) {
@@ -287,11 +312,11 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
         }
         OCTO_PARALLEL(t, of.count * span) {
             int64_t kh = of.first + (of.count - 1 - t / span) * g->stride_h;
-            for (int64_t c = 0; c < g->stride_w; c++) {
+            for (int64_t c = 0; c < block; c++) {
                 struct reach to = reach(c, g->kernel_w, g->stride_w, g->pad_w);
                 int64_t back = to.high - across.low - t % span, tap = kh * g->kernel_w + to.first + back * g->stride_w;
                 for (int64_t f = 0; f < g->filters; f++) {
-                    char *cell = turned + ((t * g->filters + f) * g->stride_w + c) * (int64_t)pixel;
+                    char *cell = turned + ((t * g->filters + f) * block + c) * (int64_t)pixel;
                     if (back >= 0 && back < to.count)
                         memcpy(cell, (const char *)w + (f * g->kernel_h * g->kernel_w + tap) * (int64_t)pixel, pixel);
                     else memset(cell, 0, pixel);
@@ -301,10 +326,10 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
         struct octo_job job = {.m = g->batch * rows * cols, .n = n, .b_k = n, .b_n = 1, .ldc = n, .b = turned, .c = dx};
         job.a = (struct octo_rows){.base = (const char *)dy + ((of.low + top) * width + across.low + left) * g->filters * element,
                                    .end = (const char *)dy + g->batch * height * width * g->filters * element,
-                                   .width = cols, .height = rows, .x_stride = g->filters, .y_stride = width * g->filters,
+                                   .width = cols, .height = rows, .x_stride = steps * g->filters, .y_stride = width * g->filters,
                                    .image_stride = height * width * g->filters, .segments = of.count,
                                    .length = span * g->filters, .segment_stride = width * g->filters};
-        if (g->stride_h == 1 && g->stride_w == 1) status = run_sliced(&job, element);
+        if (g->stride_h == 1 && g->width % block == 0) status = run_sliced(&job, element);
         else status = scatter_lines(&job, g->batch, r, g->stride_h, g->height, line, dx, element);
     }
     return status;
