@@ -365,6 +365,39 @@ def _in_steps(
     return found
 
 
+def _measure_passes(
+    elements: Sequence[int], weights: Sequence[int], rounds: int, threads: int, cache: int
+) -> list[rates.PassRate]:  # fmt: skip
+    """Every pass at each number of elements, of the rounds the fastest.  cache: bytes of the last level."""
+    least: dict[tuple[str, str, int], dict[int, float]] = {}
+    for _ in range(rounds):
+        work = [(size, width, _passes(size, width)) for size in elements for width in CHANNELS]
+        work += [(size, CHANNELS[1], _weight_passes(size)) for size in weights]
+        for size, width, every in work:
+            some = [p for p in every if p.name in NARROW or width == CHANNELS[1]]
+            traffic = min(2 * cache, 4 * BETWEEN * size)
+            for one, took in zip(some, _in_turn(some, clock_for(threads), traffic), strict=True):
+                by_size = least.setdefault((one.name, one.pass_, width if one.name in NARROW else 0), {})
+                by_size[size] = min(took, by_size.get(size, took))
+    return [
+        rates.PassRate.model_validate({
+            "name": name, "pass": pass_, "threads": threads, "channels": width, "elements": list(by_size),
+            "us": [seconds * 1e6 for seconds in by_size.values()]})
+        for (name, pass_, width), by_size in least.items()
+    ]  # fmt: skip
+
+
+def _measure_steps(probes: Sequence[Probe], rounds: int, threads: int, done: Callable[[], None]) -> list[_Step]:
+    """A step of each probe with each method, of the rounds the fastest; calls `done` after each measurement."""
+    best: dict[tuple[Probe, str], _Step] = {}
+    for _ in range(rounds):
+        for key in itertools.product(probes, METHODS):
+            taken = _probe_steps(*key, clock_for(threads))
+            best[key] = min(taken, best.get(key, taken), key=lambda one: one.total)
+            done()
+    return list(best.values())
+
+
 def calibrate(
     *, probes: Sequence[Probe] = PROBES, rounds: int = 3, elements: Sequence[int] = ELEMENTS, weights: Sequence[int] = WEIGHTS,
     threads: Sequence[int] | None = None, command: str = "octosim profiles calibrate",
@@ -385,7 +418,7 @@ def calibrate(
     residuals: list[float] = []
     peaks: dict[int, float] = {}
     best: dict[str, float] = {}
-    done, steps = 0, len(counts) * (rounds * (len(probes) * len(METHODS) + 1) + 1)
+    done, steps = 0, len(counts) * (rounds * len(probes) * len(METHODS) + 2)
 
     def step() -> None:
         nonlocal done
@@ -396,33 +429,12 @@ def calibrate(
     try:
         for count in counts:
             core.set_threads(count)
-            clock = clock_for(count)
-            least: dict[tuple[str, str, int], dict[int, float]] = {}
-            best_steps: dict[tuple[Probe, str], _Step] = {}
-            for _ in range(rounds):
-                work = [(size, width, _passes(size, width)) for size in elements for width in CHANNELS]
-                work += [(size, CHANNELS[1], _weight_passes(size)) for size in weights]
-                for size, width, every in work:
-                    some = [p for p in every if p.name in NARROW or width == CHANNELS[1]]
-                    traffic = min(2 * cache, 4 * BETWEEN * size)
-                    for one, took in zip(some, _in_turn(some, clock, traffic), strict=True):
-                        by_size = least.setdefault((one.name, one.pass_, width if one.name in NARROW else 0), {})
-                        by_size[size] = min(took, by_size.get(size, took))
-                step()
-                for key in itertools.product(probes, METHODS):
-                    taken = _probe_steps(*key, clock)
-                    best_steps[key] = min(taken, best_steps.get(key, taken), key=lambda one: one.total)
-                    step()
-            measured = list(best_steps.values())
+            taken = _measure_steps(probes, rounds, count, step)
             levels += _bandwidth(count, data["caches"], rounds, 256 << 20)
-            timed = [
-                rates.PassRate.model_validate({
-                    "name": name, "pass": pass_, "threads": count, "channels": width, "elements": list(by_size),
-                    "us": [seconds * 1e6 for seconds in by_size.values()]})
-                for (name, pass_, width), by_size in least.items()
-            ]  # fmt: skip
-            passes += _in_steps(timed, measured, levels, count)
-            some_products, off = _fit_products(measured, passes, levels, count, best)
+            alone = _measure_passes(elements, weights, rounds, count, cache)
+            step()
+            passes += _in_steps(alone, taken, levels, count)
+            some_products, off = _fit_products(taken, passes, levels, count, best)
             products, residuals = products + some_products, residuals + off
             peaks[count] = peak_mac_s()
             step()

@@ -202,7 +202,7 @@ def test_toml_round_trip(device):
 
 
 @pytest.mark.parametrize("change, message", [
-    (("ps_per_mac = ", "ps_per_mac = -"), "ps_per_mac"), (('kind = "linear"', 'kind = "lineal"'), "kind"),
+    (("ps_per_mac = ", "ps_per_mac = -1"), "ps_per_mac"), (('kind = "linear"', 'kind = "lineal"'), "kind"),
     (('"main memory"', '""'), "level")])
 def test_bad_rates_are_named(device, change, message):
     text = hostbench.toml(device.model_dump(exclude_none=True, by_alias=True, mode="json"))
