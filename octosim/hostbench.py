@@ -86,6 +86,7 @@ WEIGHTS = (1 << 9, 1 << 14, 1 << 18, 1 << 21, 1 << 24)
 CHANNELS = (6, 24, 128)
 SWEEPS = 4
 REWEIGHTED = 8
+"""How often the fit is repeated with new weights."""
 BETWEEN = 4
 """Tensors as large as its own that pass through the caches before a pass over memory, at most twice the last cache: what was
 not just written is found as far away as in a network of some layers."""
@@ -248,6 +249,7 @@ class _Step:
 
 
 def _probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> _Step:
+    """STEPS steps on noise, after some that do not count."""
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (probe.batch, *probe.images), np.uint8)
     labels = rng.integers(0, 10, probe.batch, np.uint8)
@@ -318,7 +320,7 @@ def _fit_products(
     """Costs of products with so many threads, and ln(measured / fitted) of the layers' passes that they come from.
 
     A layer's pass is its product, what Python does around it, and passes over memory, whose price is known.
-    best: the highest MAC/s of a core by dtype so far.
+    best: the highest MAC/s of a core by dtype so far, of whole layers' passes.
     """
     grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float, float]]] = {}
     for taken in measured:
@@ -329,7 +331,7 @@ def _fit_products(
             took = max(0.1 * whole, whole - sum(sum(rates.pass_time(o, passes, levels, threads)) for o in others))
             row = rates.features(op), took * 1e6, whole * 1e6
             grouped.setdefault((rates.kind_of(op), op.dtype, op.pass_), []).append(row)
-            best[op.dtype] = max(best.get(op.dtype, 0.0), op.macs / took / threads)
+            best[op.dtype] = max(best.get(op.dtype, 0.0), op.macs / whole / threads)
     products, residuals = [], []
     for (kind, dtype, pass_), rows in grouped.items():
         costs, off = fit(rows)
