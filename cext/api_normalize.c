@@ -16,9 +16,6 @@ static const float *piece(const octo_tensor *t, int64_t cols, int64_t first, int
     return memory;
 }
 
-#define CHECK_TENSOR(name, t)                                                                                  \
-    OCTO_CHECK(!(t)->values != !(t)->sums && (!(t)->sums || (t)->add), name ": values, or sums with an addend")
-
 /* Column values of a normalization, `count` arrays of cols floats, then 2 * blocks * cols partial sums, then `pieces` ranges. */
 static float *columns_and_partials(int64_t count, int64_t blocks, int64_t cols, int64_t pieces) {
     return octo_scratch(OCTO_SLOT_SUMS, ((count + 2 * blocks) * cols + 2 * pieces) * 4);

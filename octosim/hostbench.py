@@ -139,7 +139,6 @@ def _passes(elements: int, channels: int) -> Iterator[tuple[str, str, Call]]:
 
     def update() -> None:
         core.sgd(weights, flat, out.reshape(-1), lr=1e-6, momentum=0.9, decay=0.0)
-        core.value_range(weights)
 
     yield "quantize x", "forward", quantize
     yield "quantize w", "forward", quantize_symmetric
