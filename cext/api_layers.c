@@ -77,12 +77,6 @@ int octo_affine_f32(int64_t rows, int64_t cols, const float *x, const float *sca
 
 /* ---- the other layers ---------------------------------------------------------------------------------------------------------------- */
 
-int octo_add_f32(int64_t n, const float *a, const float *b, float *y) {
-    CHECK_COUNT("add", n);
-    EACH_SLICE(n, octo_table.add_f32(count, a + first, b + first, y + first));
-    return OCTO_OK;
-}
-
 static int check_images(int64_t images, int64_t pixels, int64_t cols) {
     CHECK_MATRIX("average pooling", pixels, cols);
     CHECK_MATRIX("average pooling", images, pixels * cols);

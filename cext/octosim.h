@@ -159,16 +159,19 @@ int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, c
                             const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
                             float *range);
 
-/* y = max(x, 0), in place allowed; signs and range as above.  backward: dx = dy where the sign is set, else 0; in place allowed. */
+/* y = max(x, 0), in place allowed; signs and range as above. */
 int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *signs, float *range);
-int octo_relu_backward_f32(int64_t n, const uint8_t *signs, const float *dy, float *dx);
+/* y = a + b, then max(., 0) where relu is set; y may lie in the place of either; signs and range as above. */
+int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor *b, int relu, float *y, uint8_t *signs, float *range);
+/* The backward pass of a ReLU: dx = dy where the sign is set, else 0.  dy = a + b, or a where b is NULL; dx may lie in the place of
+ * either. */
+int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *signs, const octo_tensor *a, const octo_tensor *b, float *dx);
 typedef struct {
     int64_t batch, height, width, channels, kernel, stride;
 } octo_pool;
 /* No padding; output height = (height - kernel) / stride + 1.  argmax: position in the window, the first of equals; kernel <= 15. */
 int octo_maxpool_f32(const octo_pool *g, const float *x, float *y, uint8_t *argmax);
 int octo_maxpool_backward_f32(const octo_pool *g, const float *dy, const uint8_t *argmax, float *dx);
-int octo_add_f32(int64_t n, const float *a, const float *b, float *y); /* y = a + b; y may be a or b */
 /* Global average pooling: y[image][c] = (sum over the image's pixels, ascending) * (1 / pixels); backward: dx = dy * (1 / pixels). */
 int octo_avgpool_f32(int64_t images, int64_t pixels, int64_t cols, const float *x, float *y);
 int octo_avgpool_backward_f32(int64_t images, int64_t pixels, int64_t cols, const float *dy, float *dx);

@@ -171,6 +171,8 @@ def _passes(elements: int, channels: int) -> Iterator[tuple[str, str, Call]]:
     yield "dropout", "forward", _bind(core.dropout, x, 0.5, (1, 2, 3), out=out)
     yield "dropout", "dX", _bind(core.dropout, dy, 0.5, (1, 2, 3), out=out)
     yield "add", "forward", _bind(core.add, x, y, out=out)
+    yield "add, ReLU", "forward", _bind(core.add, x, y, relu=True, signs=signs, find_range=True, out=out)
+    yield "add, ReLU", "dX", _bind(core.relu_backward, signs, core.Pair(dy, lazy), out=out)
     yield "copy", "dX", _bind(np.copyto, out, x)
     yield "sum of gradients", "dX", _bind(core.add, x, y, out=out)
     yield "softmax cross-entropy", "forward", _bind(core.softmax_cross_entropy, logits, labels)

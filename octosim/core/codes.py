@@ -249,6 +249,22 @@ class RowSums:
 
 Values = Array | Sums
 
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The sum a + b of two tensors of one shape, not made yet."""
+
+    a: Values
+    b: Values
+
+
+def memory_of(x: Values | Pair) -> Array:
+    """The float32 memory that x's values may be made in; of a pair a's."""
+    if isinstance(x, Pair):
+        x = x.a
+    return x.acc.view(F32) if isinstance(x, Sums) else x
+
+
 _TENSOR = ffi.typeof("octo_tensor *")
 
 

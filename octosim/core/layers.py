@@ -48,13 +48,6 @@ def affine(x: Array, scale: Array, shift: Array, *, relu: bool = False, out: Arr
 # ---- the other layers --------------------------------------------------
 
 
-def add(a: Array, b: Array, *, out: Array | None = None) -> Array:
-    """a + b; out may be either."""
-    out, p = output("out", out, F32, a.shape)
-    ok(lib.octo_add_f32(a.size, pointer("a", a, F32), pointer("b", b, F32, a.shape), p))
-    return out
-
-
 def avgpool(x: Array, *, out: Array | None = None) -> Array:
     """The mean of each image's pixels: (images, height, width, channels) -> (images, channels), summed in ascending order."""
     if x.ndim != 4 or not x.size:

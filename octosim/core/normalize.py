@@ -1,11 +1,11 @@
-"""Batch normalization and ReLU, with the passes over memory that stand beside them in a network done in the same one."""
+"""Batch normalization, addition and ReLU, with the passes over memory that stand beside them in a network done in the same."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from octosim.core.call import F32, S8, U8, Array, CoreError, ffi, lib, ok, output, pointer
-from octosim.core.codes import Sums, Values, tensor
+from octosim.core.codes import Pair, Sums, Values, tensor
 from octosim.core.layers import matrix
 
 
@@ -123,8 +123,28 @@ def relu(
     return out, _pair(found)
 
 
-def relu_backward(signs: Array, dy: Array, *, out: Array | None = None) -> Array:
-    """dy where the sign is set, else 0; out may be dy."""
-    out, p = output("out", out, F32, dy.shape)
-    ok(lib.octo_relu_backward_f32(dy.size, _signs(signs, dy.size), pointer("dy", dy, F32), p))
+def add(
+    a: Values,
+    b: Values,
+    *,
+    relu: bool = False,
+    signs: Array | None = None,
+    find_range: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, tuple[float, float] | None]:
+    """a + b; then, with relu, max(., 0); and its least and largest value if asked for.  a, b: float32, or Sums whose addend
+    belongs to the channels; out may be the memory of either.  signs as in `batchnorm_forward`."""
+    pa, pb, (rows, cols) = tensor("a", a), tensor("b", b, a.shape), _matrix(a)
+    out, p = output("out", out, F32, a.shape)
+    found = _range(find_range)
+    ok(lib.octo_add(rows, cols, pa, pb, relu, p, _signs(signs, out.size), found))
+    return out, _pair(found)
+
+
+def relu_backward(signs: Array, dy: Values | Pair, *, out: Array | None = None) -> Array:
+    """dy where the sign is set, else 0; out may be the memory of dy, or of either of the two that it is the sum of."""
+    a, b = (dy.a, dy.b) if isinstance(dy, Pair) else (dy, None)
+    pa, pb, (rows, cols) = tensor("dy", a), ffi.NULL if b is None else tensor("dy", b, a.shape), _matrix(a)
+    out, p = output("out", out, F32, a.shape)
+    ok(lib.octo_relu_backward(rows, cols, _signs(signs, out.size), pa, pb, p))
     return out
