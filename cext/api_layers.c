@@ -77,12 +77,6 @@ int octo_affine_f32(int64_t rows, int64_t cols, const float *x, const float *sca
 
 /* ---- the other layers ---------------------------------------------------------------------------------------------------------------- */
 
-int octo_add_f32(int64_t n, const float *a, const float *b, float *y) {
-    CHECK_COUNT("add", n);
-    EACH_SLICE(n, octo_table.add_f32(count, a + first, b + first, y + first));
-    return OCTO_OK;
-}
-
 static int check_images(int64_t images, int64_t pixels, int64_t cols) {
     CHECK_MATRIX("average pooling", pixels, cols);
     CHECK_MATRIX("average pooling", images, pixels * cols);
@@ -167,17 +161,49 @@ int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logi
     return OCTO_OK;
 }
 
-int octo_sgd_f32(int64_t n, float *w, const float *g, float *v, float lr, float momentum, float decay) {
-    CHECK_COUNT("sgd", n);
-    EACH_SLICE(n, octo_table.sgd_f32(count, w + first, g + first, v + first, lr, momentum, decay));
-    return OCTO_OK;
+/* ---- optimizers ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Elements [first, first + count) of a gradient as float32: in place, or made in `memory`. */
+static const float *gradient(const octo_tensor *g, int64_t cols, int64_t first, int64_t count, float *memory) {
+    if (!g->sums) return g->values + first;
+    for (int64_t at = first, n; at < first + count; at += n) {
+        int64_t row = at / cols;
+        n = octo_min(first + count, (row + 1) * cols) - at;
+        octo_table.dequantize_row_s32(n, g->sums + at, g->add[row], g->scale, memory + (at - first));
+    }
+    return memory;
 }
 
-int octo_adam_f32(int64_t n, float *w, const float *g, float *m, float *v, float lr, float b1, float b2, float eps, float c1,
-                  float c2, float decay) {
-    CHECK_COUNT("adam", n);
-    EACH_SLICE(n, octo_table.adam_f32(count, w + first, g + first, m + first, v + first, lr, b1, b2, eps, c1, c2, decay));
-    return OCTO_OK;
+/* The call, which makes a step on elements [first, first + count) of w by their gradient `g_`, on slices; then whether w is
+ * finite.  All while the slice is in the cache. */
+#define STEP(name, rows, cols, w, g, call)                                                                         \
+    do {                                                                                                           \
+        CHECK_MATRIX(name, rows, cols);                                                                            \
+        CHECK_TENSOR(name, g);                                                                                \
+        int64_t n_ = (rows) * (cols), pieces_ = (n_ + SLICE - 1) / SLICE;                                          \
+        int32_t *keys_ = octo_scratch(OCTO_SLOT_SUMS, pieces_ * 2 * 4);                                            \
+        int failed_ = !keys_;                                                                                      \
+        float low_, high_;                                                                                         \
+        if (keys_) EACH_SLICE(n_, {                                                                                \
+            float *memory_ = octo_scratch(OCTO_SLOT_KERNEL, (g)->sums ? SLICE * 4 : 0);                            \
+            if (!memory_) failed_ = 1;                                                                             \
+            else {                                                                                                 \
+                const float *g_ = gradient(g, cols, first, count, memory_);                                        \
+                call;                                                                                              \
+                octo_table.range_f32(count, (w) + first, keys_ + 2 * (first / SLICE), keys_ + 2 * (first / SLICE) + 1); \
+            }                                                                                                      \
+        });                                                                                                        \
+        return failed_ ? octo_fail(OCTO_ENOMEM, "out of memory in " name) : octo_fold_range(pieces_, keys_, &low_, &high_); \
+    } while (0)
+
+int octo_sgd_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *v, float lr, float momentum, float decay) {
+    STEP("sgd", rows, cols, w, g, octo_table.sgd_f32(count, w + first, g_, v + first, lr, momentum, decay));
+}
+
+int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *m, float *v, float lr, float b1, float b2,
+                  float eps, float c1, float c2, float decay) {
+    STEP("adam", rows, cols, w, g,
+         octo_table.adam_f32(count, w + first, g_, m + first, v + first, lr, b1, b2, eps, c1, c2, decay));
 }
 
 int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, const float *bias,

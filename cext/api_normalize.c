@@ -1,4 +1,4 @@
-/* Batch normalization and ReLU, with what stands beside them in a network done in the same pass over memory: int32 sums become
+/* Batch normalization, addition and ReLU, with what stands beside them in a network done in the same pass over memory: int32 sums become
  * float32 on the way in; signs, codes for the backward pass and the range are made on the way out.  All of it in pieces that stay
  * in the cache, by the kernels that would do it one after the other, so that the results are theirs to the bit. */
 #include "dispatch.h"
@@ -15,9 +15,6 @@ static const float *piece(const octo_tensor *t, int64_t cols, int64_t first, int
     octo_table.dequantize_s32(count, cols, t->sums + first * cols, t->add, t->scale, memory);
     return memory;
 }
-
-#define CHECK_TENSOR(name, t)                                                                                  \
-    OCTO_CHECK(!(t)->values != !(t)->sums && (!(t)->sums || (t)->add), name ": values, or sums with an addend")
 
 /* Column values of a normalization, `count` arrays of cols floats, then 2 * blocks * cols partial sums, then `pieces` ranges. */
 static float *columns_and_partials(int64_t count, int64_t blocks, int64_t cols, int64_t pieces) {
@@ -180,7 +177,7 @@ int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, c
     return range ? octo_fold_range(pieces, keys, range, range + 1) : OCTO_OK;
 }
 
-/* ---- ReLU ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- addition and ReLU ------------------------------------------------------------------------------------------------------------------------ */
 
 int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *signs, float *range) {
     CHECK_COUNT("relu", n);
@@ -195,8 +192,63 @@ int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *signs, float *ra
     return range ? octo_fold_range((n + SLICE - 1) / SLICE, keys, range, range + 1) : OCTO_OK;
 }
 
-int octo_relu_backward_f32(int64_t n, const uint8_t *signs, const float *dy, float *dx) {
-    CHECK_COUNT("relu", n);
-    EACH_SLICE(n, octo_table.relu_backward_f32(count, signs + first / 8, dy + first, dx + first));
-    return OCTO_OK;
+/* Pieces of a pass over one or two tensors: of float32 values, whose columns do not matter, SLICE elements. */
+struct pieces {
+    int64_t rows, cols, step, count;
+};
+
+static struct pieces pieces_of(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor *b) {
+    struct pieces p = {rows, cols, 0, 0};
+    if (!a->sums && !(b && b->sums)) p.rows = rows * cols, p.cols = 1;
+    p.step = piece_rows(p.cols);
+    p.count = (p.rows + p.step - 1) / p.step;
+    return p;
+}
+
+/* y = a + b for rows [first, first + count); memory: two pieces. */
+static void add_piece(const struct pieces *p, const octo_tensor *a, const octo_tensor *b, int64_t first, int64_t count, float *memory,
+                      float *y) {
+    const float *left = piece(a, p->cols, first, count, memory), *right = piece(b, p->cols, first, count, memory + p->step * p->cols);
+    octo_table.add_f32(count * p->cols, left, right, y);
+}
+
+int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor *b, int relu, float *y, uint8_t *signs, float *range) {
+    CHECK_MATRIX("add", rows, cols);
+    CHECK_TENSOR("add", a);
+    CHECK_TENSOR("add", b);
+    struct pieces p = pieces_of(rows, cols, a, b);
+    int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, 2 * p.count * 4);
+    int failed = !keys;
+    OCTO_PARALLEL(i, failed ? 0 : p.count) {
+        float *memory = octo_scratch(OCTO_SLOT_KERNEL, 2 * p.step * p.cols * 4);
+        int64_t first = i * p.step, count = octo_min(p.step, p.rows - first), n = count * p.cols, at = first * p.cols;
+        if (!memory) failed = 1;
+        else {
+            add_piece(&p, a, b, first, count, memory, y + at);
+            if (relu) octo_table.relu_f32(n, y + at, y + at);
+            if (signs) octo_table.signs_f32(n, y + at, signs + at / 8);
+            if (range) octo_table.range_f32(n, y + at, keys + 2 * i, keys + 2 * i + 1);
+        }
+    }
+    if (failed) return octo_fail(OCTO_ENOMEM, "out of memory in add");
+    return range ? octo_fold_range(p.count, keys, range, range + 1) : OCTO_OK;
+}
+
+int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *signs, const octo_tensor *a, const octo_tensor *b, float *dx) {
+    CHECK_MATRIX("relu", rows, cols);
+    CHECK_TENSOR("relu", a);
+    if (b) CHECK_TENSOR("relu", b);
+    struct pieces p = pieces_of(rows, cols, a, b);
+    int failed = 0;
+    OCTO_PARALLEL(i, p.count) {
+        float *memory = octo_scratch(OCTO_SLOT_KERNEL, 2 * p.step * p.cols * 4);
+        int64_t first = i * p.step, count = octo_min(p.step, p.rows - first), at = first * p.cols;
+        if (!memory) failed = 1;
+        else {
+            const float *dy = b ? dx + at : piece(a, p.cols, first, count, memory);
+            if (b) add_piece(&p, a, b, first, count, memory, dx + at);
+            octo_table.relu_backward_f32(count * p.cols, signs + at / 8, dy, dx + at);
+        }
+    }
+    return failed ? octo_fail(OCTO_ENOMEM, "out of memory in relu") : OCTO_OK;
 }

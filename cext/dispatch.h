@@ -74,6 +74,9 @@ enum { SLICE = 16384 };
         }                                                                                                   \
     } while (0)
 
+#define CHECK_TENSOR(name, t)                                                                                  \
+    OCTO_CHECK(!(t)->values != !(t)->sums && (!(t)->sums || (t)->add), name ": values, or sums with an addend")
+
 #define CHECK_MATRIX(name, rows, cols)                                                                                   \
     OCTO_CHECK((rows) >= 1 && (cols) >= 1 && (rows) <= ((int64_t)1 << 40) / (cols), name ": bad size %lld x %lld", \
                (long long)(rows), (long long)(cols))

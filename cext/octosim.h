@@ -159,16 +159,19 @@ int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, c
                             const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
                             float *range);
 
-/* y = max(x, 0), in place allowed; signs and range as above.  backward: dx = dy where the sign is set, else 0; in place allowed. */
+/* y = max(x, 0), in place allowed; signs and range as above. */
 int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *signs, float *range);
-int octo_relu_backward_f32(int64_t n, const uint8_t *signs, const float *dy, float *dx);
+/* y = a + b, then max(., 0) where relu is set; y may lie in the place of either; signs and range as above. */
+int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor *b, int relu, float *y, uint8_t *signs, float *range);
+/* The backward pass of a ReLU: dx = dy where the sign is set, else 0.  dy = a + b, or a where b is NULL; dx may lie in the place of
+ * either. */
+int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *signs, const octo_tensor *a, const octo_tensor *b, float *dx);
 typedef struct {
     int64_t batch, height, width, channels, kernel, stride;
 } octo_pool;
 /* No padding; output height = (height - kernel) / stride + 1.  argmax: position in the window, the first of equals; kernel <= 15. */
 int octo_maxpool_f32(const octo_pool *g, const float *x, float *y, uint8_t *argmax);
 int octo_maxpool_backward_f32(const octo_pool *g, const float *dy, const uint8_t *argmax, float *dx);
-int octo_add_f32(int64_t n, const float *a, const float *b, float *y); /* y = a + b; y may be a or b */
 /* Global average pooling: y[image][c] = (sum over the image's pixels, ascending) * (1 / pixels); backward: dx = dy * (1 / pixels). */
 int octo_avgpool_f32(int64_t images, int64_t pixels, int64_t cols, const float *x, float *y);
 int octo_avgpool_backward_f32(int64_t images, int64_t pixels, int64_t cols, const float *dy, float *dx);
@@ -180,11 +183,13 @@ int octo_dropout_f32(int64_t n, const float *x, float rate, uint64_t seed, uint3
 int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, float smoothing,
                                    float *loss, float *dlogits, int64_t *correct);
 
-/* g += decay w; v = momentum v + g; w -= lr v */
-int octo_sgd_f32(int64_t n, float *w, const float *g, float *v, float lr, float momentum, float decay);
-/* g += decay w; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g g; w -= lr (m / c1) / (sqrt(v / c2) + eps), c = 1 - b^t (Kingma & Ba) */
-int octo_adam_f32(int64_t n, float *w, const float *g, float *m, float *v, float lr, float b1, float b2, float eps, float c1,
-                  float c2, float decay);
+/* An optimizer's step on w [rows][cols], in place; of a gradient of sums, add belongs to the rows (octo_dequantize_rows_s32).
+ * OCTO_EFINITE where w then holds a NaN or an infinity; the step is done all the same.
+ * sgd: g += decay w; v = momentum v + g; w -= lr v */
+int octo_sgd_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *v, float lr, float momentum, float decay);
+/* adam: g += decay w; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g g; w -= lr (m / c1) / (sqrt(v / c2) + eps), c = 1 - b^t (Kingma & Ba) */
+int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *m, float *v, float lr, float b1, float b2,
+                  float eps, float c1, float c2, float decay);
 
 /* Octo's loss-aware compensation in the int32 domain.  fold: out[r][c] = clamp(round_half_even((bias[c] + alpha mu + offset)
  * * inv_scale), +-2^30) + zero_term[c] (modulo 2^32); alpha, mu, offset [rows][cols] or all NULL.  backward, from

@@ -182,6 +182,8 @@ def _passes(elements: int, channels: int) -> Iterator[_Pass]:
     yield _Pass("dropout", "forward", _bind(core.dropout, x, 0.5, (1, 2, 3), out=out), values)
     yield _Pass("dropout", "dX", _bind(core.dropout, x, 0.5, (1, 2, 3), out=x), values)
     yield _Pass("add", "forward", _bind(core.add, x, made, out=out), values)
+    yield _Pass("add, ReLU", "forward", _bind(core.add, x, made, relu=True, signs=signs, find_range=True, out=out), values)
+    yield _Pass("add, ReLU", "dX", _bind(core.relu_backward, signs, core.Pair(x, lazy), out=x), values)
     yield _Pass("copy", "dX", _bind(np.copyto, out, x), values)
     yield _Pass("sum of gradients", "dX", _bind(core.add, out, x, out=out), values)
     yield _Pass("softmax cross-entropy", "forward", _bind(core.softmax_cross_entropy, logits, labels))

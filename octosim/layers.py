@@ -1,7 +1,8 @@
 """Layers: geometry only.  A weighted layer asks the network's method for its numbers; the others work on float32 values.
 
 A layer with one input takes and gives an array in each pass.  `Add`, which has two, takes a tuple of them forward and gives one
-backward.  Each gradient array that a layer gives belongs to the receiver, who may write over it: it is never given twice.
+backward.  Each gradient array that a layer gives belongs to the receiver, who may write over it: it is never given twice, but
+for what an addition gives where `Node.dy_shared` says so.
 
 Shapes are without the batch axis, images (height, width, channels).  Each layer is a frozen value; what a network adds to it
 stands in its `nodes.Node`.
@@ -234,8 +235,7 @@ class BatchNorm(Unweighted):
             x = x.array()
         # the values in float32 stay only where the backward pass takes them
         free = node.in_place and (method.compact or not context.training)
-        memory = x.acc.view(np.float32) if isinstance(x, core.Sums) else x
-        out = memory if free else node.buffer(x.shape, np.float32)
+        out = core.memory_of(x) if free else node.buffer(x.shape, np.float32)
         columns = (p["gamma"], p["beta"], s["mean"], s["var"])
         if not context.training:
             return core.batchnorm_inference(x, *columns, eps=self.eps, relu=node.fused, out=out)
@@ -254,7 +254,7 @@ class BatchNorm(Unweighted):
         saved = node.saved
         dx, dgamma, dbeta, node.found = core.batchnorm_backward(
             saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], signs=saved["signs"],
-            find_range=method.compact, out=dy.acc.view(np.float32) if isinstance(dy, core.Sums) else dy,
+            find_range=method.compact, out=node.buffer(dy.shape, np.float32) if node.dy_shared else core.memory_of(dy),
         )  # fmt: skip
         node.grads.update(gamma=dgamma, beta=dbeta)
         return dx
@@ -269,7 +269,7 @@ class BatchNorm(Unweighted):
         name = "batchnorm" + ", ReLU" * node.fused + ", int8 kept" * method.compact
         size = batch * _elements(node.in_shape)
         kept = 1 if method.compact else 4  # bytes of an element that the backward pass reads twice
-        bits = size // 8 if node.fused else 0
+        bits = -(-size // 8) if node.fused else 0
         forward = 8 * size, (5 if method.compact else 4) * size + bits
         backward = (8 + 2 * kept) * size + 2 * bits, 4 * size
         return [
@@ -296,11 +296,8 @@ class ReLU(Unweighted):
         y, node.found = core.relu(x, signs=signs, find_range=method.compact, out=out)
         return y
 
-    def input_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> core.Values:
-        if node.fused:
-            return dy
-        assert not isinstance(dy, core.Sums)
-        return core.relu_backward(node.saved["signs"], dy, out=dy)
+    def input_grad(self, node: Node, dy: Any, method: Method, context: Context) -> Any:
+        return dy if node.fused else core.relu_backward(node.saved["signs"], dy, out=dy)
 
     def kept(self, node: Node, method: Method, batch: int) -> Kept:
         return Kept(own=0 if node.fused else -(-batch * _elements(node.out_shape) // 8))
@@ -418,16 +415,36 @@ class Add(Unweighted):
         return in_shape
 
     def forward(self, node: Node, x: tuple[Array, Array], method: Method, context: Context) -> Array:
-        return core.add(*x, out=node.buffer(x[0].shape, np.float32))
+        signs = node.saved["signs"] = node.buffer((core.sign_bytes(x[0].size),), np.uint8) if node.fused else None
+        out = x[0] if node.in_place else node.buffer(x[0].shape, np.float32)
+        y, node.found = core.add(*x, relu=node.fused, signs=signs, find_range=method.compact, out=out)
+        return y
 
-    def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> tuple[Array, Array]:
-        """dy for each branch: a copy for one, since both may write over theirs."""
-        copy = node.buffer(dy.shape, np.float32)
-        np.copyto(copy, dy)
+    def input_grad(self, node: Node, dy: Array | core.Pair, method: Method, context: Context) -> tuple[Array, Array]:
+        """dy for each branch; a copy for one, since both may write over theirs, unless the first leaves it as it is."""
+        if node.fused:
+            dy = core.relu_backward(node.saved["signs"], dy, out=core.memory_of(dy))
+        assert not isinstance(dy, core.Pair)
+        copy = dy if node.dy_shared else node.buffer(dy.shape, np.float32)
+        if copy is not dy:
+            np.copyto(copy, dy)
         return dy, copy
 
+    def kept(self, node: Node, method: Method, batch: int) -> Kept:
+        """The signs of a ReLU that it does."""
+        return Kept(own=-(-batch * _elements(node.in_shape) // 8) if node.fused else 0)
+
     def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        return [_pass_over(node, batch, "forward", "add", 2, 1), _pass_over(node, batch, "dX", "copy", 1, 1)]
+        size = batch * _elements(node.in_shape)
+        bits = -(-size // 8) if node.fused else 0
+        name = "add" + ", ReLU" * node.fused
+        ops = [Op(node.name, "forward", "elementwise", name, (size,), "float32", 8 * size, 4 * size + bits)]
+        if node.fused:
+            read = (8 if node.joins else 4) * size + bits
+            ops.append(Op(node.name, "dX", "elementwise", name, (size,), "float32", read, 4 * size))
+        if not node.dy_shared:
+            ops.append(_pass_over(node, batch, "dX", "copy", 1, 1))
+        return ops
 
 
 @dataclass(frozen=True)

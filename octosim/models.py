@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from octosim import core
 from octosim.architectures import MODELS, Stack, describe, find, is_file, layers, nodes, parse
 from octosim.errors import OctosimError
-from octosim.layers import BatchNorm, Flatten, ReLU
+from octosim.layers import Add, BatchNorm, Flatten, ReLU
 from octosim.nodes import Array, Context, Method, Node, Range
 from octosim.pool import Pool
 from octosim.trace import DTYPE_BYTES, Op
@@ -56,29 +57,38 @@ class Network:
             self._trained.append(bool(node.params) or any(self._needs_gradient(i) for i in node.inputs))
 
     def _fuse(self) -> None:
-        """Marks what batch normalization does in the same pass: the ReLU behind it, and making float32 of the sums of products
-        beside it.  A method's own passes of these layers are not touched."""
+        """Marks what batch normalization and addition do in the same pass: the ReLU behind them, making float32 of the sums of
+        products beside them, and summing gradients that meet.  A method's own passes of these layers are not touched."""
 
-        def normalizes(index: int) -> bool:
-            layer = self.passes[index] if index >= 0 else None
-            return isinstance(layer, BatchNorm) and self._users[index] == 1
+        def only_into_one(index: int, kinds: type | UnionType) -> bool:
+            return index >= 0 and isinstance(self.passes[index], kinds) and self._users[index] == 1
 
         for node in self.nodes:
-            if isinstance(self.passes[node.index], ReLU) and normalizes(node.inputs[0]):
-                node.fused = self.nodes[node.inputs[0]].fused = True
-            elif isinstance(self.passes[node.index], BatchNorm) and node.inputs[0] >= 0:
-                self.nodes[node.inputs[0]].lazy_y = self.nodes[node.inputs[0]].normalized
+            source = node.inputs[0]
+            if isinstance(self.passes[node.index], ReLU) and only_into_one(source, BatchNorm | Add):
+                node.fused = self.nodes[source].fused = True
+                node.joins = self.nodes[source].joins = isinstance(self.passes[source], Add) and self._users[node.index] == 2
+            elif isinstance(self.passes[node.index], BatchNorm) and source >= 0:
+                self.nodes[source].lazy_y = self.nodes[source].normalized
         for node in self.nodes:
             source = node.inputs[0]
             if source >= 0 and self._users[source] == 1 and self.nodes[source].fused:
                 source = self.nodes[source].inputs[0]
-            node.lazy_dx = node.layer.weighted and normalizes(source)
+            joins = node.inputs[0] >= 0 and self.nodes[node.inputs[0]].joins
+            node.lazy_dx = node.layer.weighted and (joins or only_into_one(source, BatchNorm))
             node.dy_known = self.method.compact and node.lazy_y
             source = node.inputs[0]
             while source >= 0 and self._moves_nothing(self.nodes[source]):
                 source = self.nodes[source].inputs[0]
             found = self.passes[source] if source >= 0 else None
-            node.x_known = self.method.compact and isinstance(found, BatchNorm | ReLU)
+            node.x_known = self.method.compact and isinstance(found, BatchNorm | ReLU | Add)
+            if isinstance(self.passes[node.index], Add):
+                first, second = max(node.inputs), min(node.inputs)
+                while only_into_one(first, ReLU) and self.nodes[first].fused:
+                    first = self.nodes[first].inputs[0]
+                # backward, the first is done with the gradient before the second gets it
+                if first > second and only_into_one(first, BatchNorm):
+                    node.dy_shared = self.nodes[first].dy_shared = True
 
     @staticmethod
     def _moves_nothing(node: Node) -> bool:
@@ -152,7 +162,7 @@ class Network:
                         dx = core.values(dx)
                     for i, part in zip(node.inputs, dx if isinstance(dx, tuple) else (dx,), strict=True):
                         if self._needs_gradient(i):
-                            sums[i] = self.method.meet(sums[i], part) if i in sums else part
+                            sums[i] = self._meet(self.nodes[i], sums[i], part) if i in sums else part
                             self.nodes[i].dy_range = node.found if self._users[i] == 1 else None
                     node.found = None
                     if tick:
@@ -167,6 +177,10 @@ class Network:
                     tick("optimizer", "update")
             else:
                 node.grads = {key: core.values(g) for key, g in node.grads.items()}
+
+    def _meet(self, node: Node, a: Any, b: Any) -> Any:
+        """The sum of two gradients of a node's output, which may overwrite a."""
+        return core.Pair(a, b) if node.joins else self.method.meet(a, b)
 
     def gradients(
         self,
@@ -233,7 +247,7 @@ def trace(network: Network, batch: int) -> list[Op]:
         made = network.passes[node.index].trace(node, network.method, batch)
         ops += [op for op in made if op.pass_ != "dX" or network._passes_on(node)]
         for i in node.inputs:
-            if network._needs_gradient(i) and last_user[i] != node.index:
+            if network._needs_gradient(i) and last_user[i] != node.index and not network.nodes[i].joins:
                 size = batch * math.prod(network.nodes[i].out_shape)
                 reads, writes = 2 * wide * size, wide * size
                 ops.append(Op(node.name, "dX", "elementwise", "sum of gradients", (size,), values, reads, writes))

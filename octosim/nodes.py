@@ -210,13 +210,15 @@ class Node:
     """A layer in a network: name, place, shapes (without the batch axis), numbers and memory.
 
     inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's.
-    in_place: nothing else needs its input's values, nor will, so the layer may write over them.  (It may always write over
-    the gradient of its output.)
+    in_place: nothing else needs its input's values, nor will, so the layer may write over them.
+    dy_shared: the gradient of its output goes to another layer too, so it may not write over it, as layers otherwise may.
+    Of an addition: its two inputs share its gradient, for the one that comes first leaves it as it is.
     normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
     edge: the network's first or last weighted layer, which some methods leave unquantized.
     through: gives what is to make the layer's product: the product itself, or one in a narrower register.
     lazy_y, lazy_dx: what it returns goes to a normalization alone, which takes `core.Sums` as they are.
-    fused: of a normalization: it does the ReLU behind it too; of that ReLU: there is nothing left to do.
+    fused: of a normalization or an addition: it does the ReLU behind it too; of that ReLU: there is nothing left to do.
+    joins: of an addition and the ReLU that it does too: the gradient of its output is a `core.Pair`, which it sums itself.
     x_known, dy_known: the pass before finds the range of what it is given.  x_range, dy_range: that range; found: what its own
     last pass has found, for the next.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
@@ -235,6 +237,8 @@ class Node:
     lazy_y: bool = False
     lazy_dx: bool = False
     fused: bool = False
+    joins: bool = False
+    dy_shared: bool = False
     x_known: bool = False
     dy_known: bool = False
     x_range: Range | None = None
@@ -351,7 +355,7 @@ class Method(Protocol):
 
     def meet(self, a: Any, b: Any) -> Any:
         """The sum of two gradients of one tensor, which may overwrite a."""
-        return core.add(a, b, out=a)
+        return core.add(a, b, out=a)[0]
 
     def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> float:
         """One training step; returns its loss."""

@@ -20,7 +20,11 @@ Newton = tuple[Array, Array, dict[str, Array]]
 
 @dataclass(frozen=True)
 class Sgd:
-    """SGD with momentum: v = momentum v + (g + decay w), w -= lr v."""
+    """SGD with momentum: v = momentum v + (g + decay w), w -= lr v.
+
+    update, of every optimizer: a step on w in place, of a gradient that is an array or `core.Sums` by rows; NotFiniteError
+    where w then holds a NaN or an infinity.
+    """
 
     lr: float = 0.05
     momentum: float = 0.9
@@ -28,7 +32,7 @@ class Sgd:
     name: ClassVar[str] = "sgd"
     slots: ClassVar[tuple[str, ...]] = ("v",)
 
-    def update(self, step: int, lr: float, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> None:
+    def update(self, step: int, lr: float, decay: float, w: Array, g: core.Values, slots: dict[str, Array]) -> None:
         core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=decay)
 
     def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
@@ -48,7 +52,7 @@ class Adam:
     name: ClassVar[str] = "adam"
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
-    def update(self, step: int, lr: float, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> None:
+    def update(self, step: int, lr: float, decay: float, w: Array, g: core.Values, slots: dict[str, Array]) -> None:
         c1, c2 = 1.0 - _power(self.b1, step), 1.0 - _power(self.b2, step)
         core.adam(w, g, slots["m"], slots["v"], lr=lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay)
 
@@ -60,8 +64,8 @@ class Adam:
         return m / c1, np.sqrt(v / c2) + np.float32(self.eps), {"m": m, "v": v}
 
 
-PIECE, MADE = 1 << 18, 1 << 20
-"""About how many elements an update takes at once; the same of sums that are made for it, each time from packed operands."""
+MADE = 1 << 20
+"""About how many sums are made at once where an update takes rows that are made for it, each time from packed operands."""
 
 DECAYED = ("w",)
 """Parameters that weight decay pulls towards 0: the weights of convolutions and linear layers.  Not biases, not batch
@@ -113,20 +117,18 @@ class Update:
             self.node(node)
 
     def _rule(self, node: Node, key: str, lr: float) -> None:
-        """In pieces that stay in the cache between the sums' values, the step and the check of what it made."""
         w, g, slots = node.params[key], node.grads[key], self.slots[f"{node.name}.{key}"]
         decay = self.optimizer.decay if key in DECAYED else 0.0
-        rows = max(1, (MADE if isinstance(g, core.RowSums) else PIECE) * len(w) // w.size)
-        lazy = isinstance(g, core.Sums | core.RowSums)
-        memory = node.buffer((min(rows, len(w)), *w.shape[1:]), np.float32) if lazy else None
-        for first in range(0, len(w), rows):
-            some = slice(first, first + rows)
-            part = g[some]
-            if isinstance(part, core.Sums):
-                assert memory is not None
-                part = part.array(memory[: len(part.acc)])
-            self.optimizer.update(self.context.step, lr, decay, w[some], part, {k: v[some] for k, v in slots.items()})
-            node.check_finite({key: w[some]})
+        step = self.context.step
+        try:
+            if not isinstance(g, core.RowSums):
+                self.optimizer.update(step, lr, decay, w, g, slots)
+                return
+            rows = max(1, MADE * len(w) // w.size)
+            for some in (slice(first, first + rows) for first in range(0, len(w), rows)):
+                self.optimizer.update(step, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
+        except core.NotFiniteError as error:
+            raise core.NotFiniteError(f"layer {node.name}, {key} after the step: {error}") from None
 
     def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> Newton:
         step = self.context.step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from octosim.errors import OctosimError
 from octosim.numerics import Requantization, Rounding, fixed_point
 
 Array = np.ndarray[Any, Any]
+BEYOND_FLOAT32 = float.fromhex("0x1.ffffffp127")  # halfway from the largest float32 to 2^128: rounds to infinity
 LARGEST_CODE = 127  # -128 stays unused: the codes are symmetric and |q| <= 127 bounds every sum of products
 
 
@@ -26,8 +28,7 @@ class QTensor:
 
 def _float32(value: float) -> float:
     """Rounded to float32; infinity beyond its range, which the next range check reports."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))
+    return float(np.float32(value)) if abs(value) < BEYOND_FLOAT32 else value * math.inf
 
 
 def product_scale(a: float, b: float) -> float:
@@ -56,8 +57,8 @@ def symmetric(
     scale = _float32(max(abs(low), abs(high)) / LARGEST_CODE)
     inverse = reciprocal(scale)
     # the clip's ends, rounded to the nearest codes: clip, then round, is round, then clip to the rounded limits
-    first = max(-LARGEST_CODE, int(np.rint(np.float32(low) * np.float32(inverse))))
-    last = min(LARGEST_CODE, int(np.rint(np.float32(high) * np.float32(inverse))))
+    first = max(-LARGEST_CODE, round(_float32(_float32(low) * inverse)))  # float64 holds the product of two float32
+    last = min(LARGEST_CODE, round(_float32(_float32(high) * inverse)))
     q = core.quantize(x, inverse, low=first, high=last, rounding=rounding, random=random, out=out)
     return QTensor(q, scale, 0)
 
@@ -71,7 +72,7 @@ def asymmetric(x: Array, low: float, high: float, *, out: Array | None = None) -
     low, high = min(low, 0.0), max(high, 0.0)
     scale = _float32((high - low) / (2 * LARGEST_CODE))
     inverse = reciprocal(scale)
-    zero = int(np.clip(np.rint(-LARGEST_CODE - low * inverse), -LARGEST_CODE, LARGEST_CODE)) if inverse else 0
+    zero = max(-LARGEST_CODE, min(LARGEST_CODE, round(-LARGEST_CODE - low * inverse))) if inverse else 0
     return QTensor(core.quantize(x, inverse, zero=zero, out=out), scale, zero)
 
 

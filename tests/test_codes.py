@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from octosim import core, quant
@@ -91,6 +91,27 @@ def test_quantize(kernels: str, zero: int, low: int, high: int, rounding: Roundi
             expected = oracle.quantize(x, inverse, zero, low, high, rounding.value, core.philox(x.size, 1, 2, 3))
         found = core.quantize(x, inverse, zero=zero, low=low, high=high, rounding=rounding, random=(1, 2, 3))
         assert np.array_equal(found, expected)
+
+
+@given(st.floats() | st.floats(width=32) | st.floats(3.4e38, 3.5e38))
+@example(3.4028235677973366e38)
+@example(-3.4028235677973362e38)
+def test_scales_are_rounded_to_float32(value: float) -> None:
+    with np.errstate(over="ignore", under="ignore"):
+        expected = float(F(value))
+    found = quant.product_scale(value, 1.0)
+    assert found == expected or math.isnan(value) and math.isnan(found)
+
+
+@given(st.floats(-3e38, 3e38), st.floats(-3e38, 3e38), st.floats(-1.5, 1.5))
+def test_symmetric_clips_to_the_range_then_rounds(a: float, b: float, middle: float) -> None:
+    low, high = min(a, b), max(a, b)
+    with np.errstate(over="ignore", under="ignore"):
+        x = (np.array([low, high, middle * low, middle * high, 0.0])).astype(F)
+        x = np.clip(x, F(-3e38), F(3e38))
+        q = quant.symmetric(x, low, high)
+        expected = np.rint(np.clip(x, F(low), F(high)) * F(quant.reciprocal(q.scale)))
+    assert q.q.tolist() == np.clip(expected, -127, 127).tolist()
 
 
 def test_quantize_refuses() -> None:

@@ -385,6 +385,36 @@ def test_optimizers_against_pytorch(kernels: str, name: str, decay: float) -> No
     assert np.abs(w - parameter.detach().numpy()).max() < 5e-6
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 40000), (2000, 9), (16384, 1), (5, 3, 3, 16384)], ids=str)
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_step_by_sums_is_one_by_their_values(kernels: str, name: str, shape: tuple[int, ...]) -> None:
+    """Rows that begin and end anywhere in the slices of an update."""
+    rng = np.random.default_rng(len(shape))
+    acc, add = rng.integers(-9999, 9999, shape).astype(np.int32), rng.integers(-99, 99, shape[0]).astype(np.int32)
+    sums = core.Sums(acc, add, 1e-3, by_rows=True)
+    start = [rng.random(shape, F) for _ in range(3)]
+    made, expected = [x.copy() for x in start], [x.copy() for x in start]
+    for (w, v, m), g in ((made, sums), (expected, sums.array(np.empty(shape, F)))):
+        if name == "sgd":
+            core.sgd(w, g, v, lr=0.05, momentum=0.9, decay=0.01)
+        else:
+            core.adam(w, g, m, v, lr=0.05, b1=0.9, b2=0.999, eps=1e-8, c1=0.1, c2=0.001, decay=0.01)
+    for a, b, c in zip(made, expected, start, strict=True):
+        assert np.array_equal(a, b)
+        assert (name == "adam" or a is not made[2]) != np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("at", [0, 5000, 39999])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_step_to_infinity_is_told(kernels: str, at: int, value: float) -> None:
+    w, v, g = np.ones(40000, F), np.ones(40000, F), np.zeros(40000, F)
+    core.sgd(w, g, v, lr=0.5, momentum=1.0, decay=0.0)
+    g[at] = value
+    with pytest.raises(core.NotFiniteError, match="NaN or infinite"):
+        core.sgd(w, g, v, lr=0.5, momentum=1.0, decay=0.0)
+    assert w[(at + 1) % w.size] == 0 and not np.isfinite(w[at])
+
+
 def test_lac_fold(kernels: str) -> None:
     """Ties, the region where float32 has halves but no quarter (2^22 .. 2^23), and the clamp at 2^30."""
     values = [0.5, 1.5, 2.5, -0.5, -1.5, 4194304.5, 4194305.5, -6000000.5, 8388609, 1e9, 2**30, 3e9, -3e9, 1e38, -1e38, 0, -0.0]
@@ -405,6 +435,10 @@ def test_lac_fold(kernels: str) -> None:
 # ---- what is refused --------------------------------------------------
 
 
+def step(w: np.ndarray, g: core.Values) -> None:
+    core.sgd(w, g, np.zeros(w.shape, F), lr=0.1, momentum=0.9, decay=0.0)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -419,6 +453,11 @@ def test_lac_fold(kernels: str) -> None:
         (lambda: core.dequantize_sums(np.zeros(7, np.int32), np.zeros(3, np.int32), 1.0), "not a multiple of add's 3"),
         (lambda: core.maxpool(core.Pool(1, 3, 3, 1, 5, 1), np.zeros((1, 3, 3, 1), F)), "pooling: a 5 x 5 window"),
         (lambda: core.softmax_cross_entropy(np.zeros(3, F), np.zeros(3, np.int32)), "logits must be 2-D"),
+        (lambda: step(np.zeros((2, 3), F), core.Sums(np.zeros((2, 3), np.int32), np.zeros(3, np.int32), 1.0)), "each row"),
+        (lambda: step(np.zeros((3, 2), F), core.Sums(np.zeros((2, 3), np.int32), np.zeros(2, np.int32), 1.0, True)), "(3, 2)"),
+        (lambda: step(np.zeros((2, 3), F)[:, :2], np.zeros((2, 2), F)), "w must be C-contiguous"),
+        (lambda: step(np.zeros(3), np.zeros(3, F)), "w must be a float32 array, not float64"),
+        (lambda: step(np.zeros(0, F), np.zeros(0, F)), "sgd: bad size"),
     ],
 )
 def test_bad_calls(call, words: str) -> None:

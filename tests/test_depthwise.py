@@ -109,12 +109,33 @@ def test_zero_points_beyond_int8_are_refused() -> None:
         core.depthwise_forward(g, x, w[..., 0].copy())
 
 
-@pytest.mark.parametrize("n", [0, 1, 17, 16385, 50_001])
+@pytest.mark.parametrize("n", [1, 17, 16385, 50_001])
 def test_add(kernels: str, n: int) -> None:
     a, b = (np.random.default_rng(s).normal(size=n).astype(F) for s in (0, 1))
     expected = a + b
-    assert np.array_equal(core.add(a, b), expected)
-    assert core.add(a, b, out=a) is a and np.array_equal(a, expected)
+    assert np.array_equal(core.add(a, b)[0], expected)
+    signs = np.empty(core.sign_bytes(n), np.uint8)
+    rectified, found = core.add(a, b, relu=True, signs=signs, find_range=True)
+    assert np.array_equal(rectified, np.maximum(expected, 0)) and found == (rectified.min(), rectified.max())
+    assert np.array_equal(signs, np.packbits(expected > 0, bitorder="little"))
+    assert np.array_equal(core.relu_backward(signs, core.Pair(a, b)), rectified)
+    assert core.add(a, b, out=a)[0] is a and np.array_equal(a, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 7), (700, 48), (9, 4096)], ids=str)
+def test_add_of_sums(kernels: str, shape: tuple[int, ...]) -> None:
+    """Sums of products on either side, in the memory of one of them."""
+    rng = np.random.default_rng(0)
+    sums = [core.Sums(rng.integers(-99, 99, shape).astype(np.int32), np.full(shape[-1], i, np.int32), 0.5) for i in (1, 2)]
+    values = [s.array(np.empty(shape, F)) for s in sums]
+    expected = values[0] + values[1]
+    signs = np.packbits(expected > 3, bitorder="little")
+    for a, b in ((sums[0], sums[1]), (sums[0], values[1]), (values[0], sums[1])):
+        assert np.array_equal(core.add(a, b)[0], expected)
+        assert np.array_equal(core.relu_backward(signs, core.Pair(a, b)), np.where(expected > 3, expected, 0))
+    assert np.array_equal(core.relu_backward(signs, sums[0]), np.where(expected > 3, values[0], 0))
+    pair = core.Pair(*sums)
+    assert np.array_equal(core.relu_backward(signs, pair, out=core.memory_of(pair)), np.where(expected > 3, expected, 0))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 8, 8, 64), (2, 7, 5, 33), (40, 4, 4, 600)])

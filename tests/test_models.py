@@ -23,6 +23,7 @@ from octosim.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    Item,
     Linear,
     MaxPool,
     ReLU,
@@ -143,10 +144,14 @@ def test_gradients_of_colour_images_on_every_instruction_set(
 
 
 def test_gradients_that_meet_are_in_the_trace() -> None:
+    """Nine blocks: the sum at the first one's input is a pass of its own, the others' are made where the additions before them
+    undo their ReLU; the last addition's gradient comes from one layer."""
     ops = models.trace(network("resnet20"), 4)
-    sums = [op for op in ops if op.name == "sum of gradients"]
-    assert [op.layer for op in sums][:2] == ["conv2", "conv4"] and len(sums) == 9
-    assert sums[0].shape == (4 * 28 * 28 * 16,)
+    size = 4 * 28 * 28 * 16
+    assert [(op.layer, op.shape) for op in ops if op.name == "sum of gradients"] == [("conv2", (size,))]
+    additions = [op for op in ops if op.name == "add, ReLU" and op.pass_ == "dX"]
+    assert [op.bytes * 8 / op.elements for op in additions] == [97.0] * 8 + [65.0]
+    assert additions[0].shape == (size,) and not [op for op in ops if op.name in ("relu", "copy")]
 
 
 def test_sums_of_a_depthwise_convolution_are_short() -> None:
@@ -216,6 +221,40 @@ DIFFERENTIATED = {
         DepthwiseConv2d(), BatchNorm(), ReLU(), GlobalAvgPool(), Linear(4),
     ),
 }  # fmt: skip
+
+
+CONV_BN = (Conv2d(5, 3, pad=1), BatchNorm())
+BLOCKS: dict[str, tuple[Item, ...]] = {
+    "identity": (Residual((*CONV_BN, ReLU(), *CONV_BN)), ReLU()),
+    "projection": (
+        Residual((Conv2d(8, 3, 2, 1), BatchNorm()), (Conv2d(8, 1, 2), BatchNorm())), ReLU(), Conv2d(5, 1), BatchNorm(),
+    ),
+    "no ReLU behind": (Residual(CONV_BN), Residual((*CONV_BN, ReLU()))),
+    "no normalization": (Residual((Conv2d(5, 3, pad=1), ReLU(), Conv2d(5, 3, pad=1))), ReLU(), Residual((ReLU(),)), ReLU()),
+    "nested": (Residual((*CONV_BN, Residual((*CONV_BN, ReLU())))), ReLU(), Residual((Residual(CONV_BN),)), ReLU()),
+    "both the identity": (Residual(()), ReLU(), *CONV_BN, Residual((BatchNorm(),), (Dropout(0.25),)), ReLU()),
+    "nothing but aliases": (Residual((Dropout(0.25),), (BatchNorm(), ReLU())), ReLU()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["octo", "fp32", "hindsight"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_passes_done_together_change_no_bit(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every gradient, state and the loss of two steps, with and without fused passes and shared gradients."""
+    stack = (*CONV_BN, ReLU(), *BLOCKS[name], *BLOCKS[name], Flatten(), Linear(4))
+    fused = models.Network(stack, (6, 6, 3), methods.make(method, {}), 2)
+    monkeypatch.setattr(models.Network, "_fuse", lambda self: None)
+    plain = models.Network(stack, (6, 6, 3), methods.make(method, {}), 2)
+    assert any(node.fused for node in fused.nodes) and not any(node.fused for node in plain.nodes)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (7, 6, 6, 3), dtype=np.uint8), rng.integers(0, 4, 7).astype(np.int32)
+    for step in (1, 2):
+        losses = [made.gradients(images, labels, Context(True, 0, step)) for made in (fused, plain)]
+        assert losses[0] == losses[1]
+        for (key, (_, a)), (_, b) in zip(fused.parameters().items(), plain.parameters().values(), strict=True):
+            assert np.array_equal(a, b), key
+        for (key, a), b in zip(fused.tensors().items(), plain.tensors().values(), strict=True):
+            assert np.array_equal(a, b), key
 
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)

@@ -7,6 +7,7 @@ depend on the instruction set or on the number of threads, to the bit.  Images a
 
 from octosim.core.call import CoreError, NotFiniteError, isa, isas, set_isa, set_threads, threads
 from octosim.core.codes import (
+    Pair,
     RowSums,
     Sums,
     Values,
@@ -18,6 +19,7 @@ from octosim.core.codes import (
     exp,
     images,
     log,
+    memory_of,
     moments,
     normal,
     philox,
@@ -31,7 +33,6 @@ from octosim.core.codes import (
 from octosim.core.layers import (
     Pool,
     adam,
-    add,
     affine,
     avgpool,
     avgpool_backward,
@@ -48,6 +49,7 @@ from octosim.core.layers import (
     stream_triad,
 )
 from octosim.core.normalize import (
+    add,
     batchnorm_backward,
     batchnorm_forward,
     batchnorm_inference,
@@ -70,12 +72,12 @@ from octosim.core.products import (
 )
 
 __all__ = [
-    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pool", "RowSums", "Sums", "Values", "adam", "add", "affine",
-    "avgpool",
-    "avgpool_backward", "batchnorm_backward", "batchnorm_forward", "batchnorm_inference", "column_sums", "conv_forward",
-    "conv_input_grad", "conv_weight_grad", "decode_mu8", "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad",
-    "dequantize", "dequantize_rows", "dequantize_sums", "dropout", "encode_mu8", "exp", "gemm", "gemm_counted", "gemm_mu8",
-    "images", "isa", "isas", "lac_backward", "lac_fold", "log", "maxpool", "maxpool_backward", "moments", "normal", "peak",
-    "philox", "quantize", "relu", "relu_backward", "requantize", "requantize_float", "row_sums", "set_isa", "set_threads",
-    "sgd", "sign_bytes", "softmax_cross_entropy", "stream_triad", "sum_range", "threads", "value_range", "values",
+    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pair", "Pool", "RowSums", "Sums", "Values", "adam", "add",
+    "affine", "avgpool", "avgpool_backward", "batchnorm_backward", "batchnorm_forward", "batchnorm_inference",
+    "column_sums", "conv_forward", "conv_input_grad", "conv_weight_grad", "decode_mu8", "depthwise_forward",
+    "depthwise_input_grad", "depthwise_weight_grad", "dequantize", "dequantize_rows", "dequantize_sums", "dropout",
+    "encode_mu8", "exp", "gemm", "gemm_counted", "gemm_mu8", "images", "isa", "isas", "lac_backward", "lac_fold", "log",
+    "maxpool", "maxpool_backward", "memory_of", "moments", "normal", "peak", "philox", "quantize", "relu",
+    "relu_backward", "requantize", "requantize_float", "row_sums", "set_isa", "set_threads", "sgd", "sign_bytes",
+    "softmax_cross_entropy", "stream_triad", "sum_range", "threads", "value_range", "values",
 ]  # fmt: skip

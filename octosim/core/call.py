@@ -45,8 +45,18 @@ def ok(status: int) -> None:
         raise _ERRORS.get(status, CoreError)(ffi.string(lib.octo_error()).decode())
 
 
-def pointer(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...] | None = None) -> Any:
-    """The pointer of an input, after its checks."""
+_POINTERS = {kind: ffi.typeof(name) for kind, name in C_TYPES.items()}
+_from_buffer = ffi.from_buffer
+
+
+def pointer(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...] | None = None, writable: bool = False) -> Any:
+    """The pointer of an array, after its checks.  A step makes thousands: what is right is found out with the least of Python,
+    and what is wrong is told after a second look."""
+    if type(array) is np.ndarray and array.dtype is dtype and (shape is None or array.shape == shape):
+        try:
+            return _from_buffer(_POINTERS[dtype], array, writable)
+        except ValueError:  # not C-contiguous, or read-only
+            pass
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise CoreError(f"{name} must be a {dtype} array, not {found}")
@@ -54,16 +64,17 @@ def pointer(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...
         raise CoreError(f"{name} must have shape {shape}, not {array.shape}")
     if not array.flags.c_contiguous:
         raise CoreError(f"{name} must be C-contiguous")
-    return ffi.from_buffer(C_TYPES[dtype], array)
+    if writable and not array.flags.writeable:
+        raise CoreError(f"{name} is read-only")
+    return _from_buffer(_POINTERS[dtype], array, writable)
 
 
 def output(name: str, array: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, Any]:
     """An output, made where none is given, and its pointer."""
     if array is None:
         array = np.empty(shape, dtype)
-    elif not array.flags.writeable:
-        raise CoreError(f"{name} is read-only")
-    return array, pointer(name, array, dtype, shape)
+        return array, _from_buffer(_POINTERS[dtype], array)
+    return array, pointer(name, array, dtype, shape, True)
 
 
 def operand_types(x: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:

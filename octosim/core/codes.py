@@ -250,6 +250,35 @@ class RowSums:
 Values = Array | Sums
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The sum a + b of two tensors of one shape, not made yet."""
+
+    a: Values
+    b: Values
+
+
+def memory_of(x: Values | Pair) -> Array:
+    """The float32 memory that x's values may be made in; of a pair a's."""
+    if isinstance(x, Pair):
+        x = x.a
+    return x.acc.view(F32) if isinstance(x, Sums) else x
+
+
+_TENSOR = ffi.typeof("octo_tensor *")
+
+
+def tensor(name: str, x: Values, shape: tuple[int, ...] | None = None) -> Any:
+    """octo_tensor * of float32 values or of sums, whose addend belongs to the last axis, or `by_rows` to the first."""
+    made = ffi.new(_TENSOR)
+    if isinstance(x, Sums):
+        made.sums, made.scale = pointer(name, x.acc, S32, shape), x.scale
+        made.add = pointer("add", x.add, S32, x.acc.shape[:1] if x.by_rows else x.acc.shape[-1:])
+    else:
+        made.values = pointer(name, x, F32, shape)
+    return made
+
+
 def values(x: Any) -> Any:
     """x; of sums, their float32 values, in the same memory."""
     return x.array() if isinstance(x, Sums | RowSums) else x

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from octosim.core.call import F32, S8, S32, U8, Array, CoreError, ffi, lib, ok, operand_types, output, pointer
+from octosim.core.codes import Sums, Values, tensor
 
 # ---- columns: sums, affine maps --------------------------------------------------
 
@@ -45,13 +46,6 @@ def affine(x: Array, scale: Array, shift: Array, *, relu: bool = False, out: Arr
 
 
 # ---- the other layers --------------------------------------------------
-
-
-def add(a: Array, b: Array, *, out: Array | None = None) -> Array:
-    """a + b; out may be either."""
-    out, p = output("out", out, F32, a.shape)
-    ok(lib.octo_add_f32(a.size, pointer("a", a, F32), pointer("b", b, F32, a.shape), p))
-    return out
 
 
 def avgpool(x: Array, *, out: Array | None = None) -> Array:
@@ -153,24 +147,36 @@ def softmax_cross_entropy(
 # ---- optimizers and Octo's compensation --------------------------------------------------
 
 
-def sgd(w: Array, g: Array, v: Array, *, lr: float, momentum: float, decay: float) -> None:
-    """SGD with momentum, in place on w and v: v = momentum v + (g + decay w); w -= lr v."""
-    pointers = [pointer("w", w, F32), pointer("g", g, F32, w.shape), pointer("v", v, F32, w.shape)]
-    ok(lib.octo_sgd_f32(w.size, *pointers, lr, momentum, decay))
+def sgd(w: Array, g: Values, v: Array, *, lr: float, momentum: float, decay: float) -> None:
+    """SGD with momentum, in place on w and v: v = momentum v + (g + decay w); w -= lr v.
+
+    g: float32 of w's shape, or such Sums `by_rows`.  NotFiniteError where w then holds a NaN or an infinity.
+    """
+    gradient, rows, cols = _gradient(g, w)
+    pw, pv = pointer("w", w, F32, None, True), pointer("v", v, F32, w.shape, True)
+    ok(lib.octo_sgd_f32(rows, cols, pw, gradient, pv, lr, momentum, decay))
 
 
 def adam(
-    w: Array, g: Array, m: Array, v: Array, *, lr: float, b1: float, b2: float, eps: float, c1: float, c2: float,
+    w: Array, g: Values, m: Array, v: Array, *, lr: float, b1: float, b2: float, eps: float, c1: float, c2: float,
     decay: float,
 ) -> None:  # fmt: skip
-    """Adam, in place on w, m and v; c1 = 1 - b1^t and c2 = 1 - b2^t correct the bias (Kingma & Ba 2015, algorithm 1)."""
-    pointers = [
-        pointer("w", w, F32),
-        pointer("g", g, F32, w.shape),
-        pointer("m", m, F32, w.shape),
-        pointer("v", v, F32, w.shape),
-    ]
-    ok(lib.octo_adam_f32(w.size, *pointers, lr, b1, b2, eps, c1, c2, decay))
+    """Adam, in place on w, m and v; c1 = 1 - b1^t and c2 = 1 - b2^t correct the bias (Kingma & Ba 2015, algorithm 1).
+
+    g, NotFiniteError: as for `sgd`.
+    """
+    gradient, rows, cols = _gradient(g, w)
+    pw, pm, pv = (pointer(name, x, F32, w.shape, True) for name, x in (("w", w), ("m", m), ("v", v)))
+    ok(lib.octo_adam_f32(rows, cols, pw, gradient, pm, pv, lr, b1, b2, eps, c1, c2, decay))
+
+
+def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:
+    """octo_tensor * of a gradient of w, and rows and columns: one row where g is values."""
+    if not isinstance(g, Sums):
+        return tensor("g", g, w.shape), 1, w.size
+    if not g.by_rows:
+        raise CoreError("g: sums of a gradient have one addend for each row")
+    return tensor("g", g, w.shape), len(w), w.size // len(w)
 
 
 def lac_fold(

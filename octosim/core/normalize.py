@@ -1,21 +1,16 @@
-"""Batch normalization and ReLU, with the passes over memory that stand beside them in a network done in the same one."""
+"""Batch normalization, addition and ReLU, with the passes over memory that stand beside them in a network done in the same."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from octosim.core.call import F32, S8, S32, U8, Array, CoreError, ffi, lib, ok, output, pointer
-from octosim.core.codes import Sums, Values
+from octosim.core.call import F32, S8, U8, Array, CoreError, ffi, lib, ok, output, pointer
+from octosim.core.codes import Pair, Sums, Values, tensor
 from octosim.core.layers import matrix
 
 
-def _tensor(name: str, x: Values) -> tuple[Any, tuple[int, int]]:
-    """octo_tensor *, rows and columns."""
-    if isinstance(x, Sums):
-        rows, cols = matrix(x.acc)
-        sums, add = pointer(name, x.acc, S32), pointer("add", x.add, S32, (cols,))
-        return ffi.new("octo_tensor *", {"sums": sums, "add": add, "scale": x.scale}), (rows, cols)
-    return ffi.new("octo_tensor *", {"values": pointer(name, x, F32)}), matrix(x)
+def _matrix(x: Values) -> tuple[int, int]:
+    return matrix(x.acc if isinstance(x, Sums) else x)
 
 
 def sign_bytes(count: int) -> int:
@@ -58,14 +53,14 @@ def batchnorm_forward(
     Returns y, the batch's mean and 1 / sqrt(variance + eps), each (channels,), and y's least and largest value if asked for
     (NotFiniteError where there is a NaN or an infinity).
     """
-    tensor, (rows, cols) = _tensor("x", x)
+    x_tensor, (rows, cols) = tensor("x", x), _matrix(x)
     out, p = output("out", out, F32, x.shape)
     (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
     given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
     running = [pointer(n, v, F32, (cols,)) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
     kept = ffi.NULL if codes is None else pointer("codes", codes, S8, x.shape)
     found = _range(find_range)
-    ok(lib.octo_batchnorm_forward(rows, cols, tensor, *given, eps, momentum, *running, pm, ps, relu, p, kept,
+    ok(lib.octo_batchnorm_forward(rows, cols, x_tensor, *given, eps, momentum, *running, pm, ps, relu, p, kept,
                                   _signs(signs, out.size), found))  # fmt: skip
     return out, mean, inv_std, _pair(found)
 
@@ -82,11 +77,11 @@ def batchnorm_inference(
     out: Array | None = None,
 ) -> Array:
     """Normalizes with the running statistics; then, with relu, max(., 0).  x as in `batchnorm_forward`."""
-    tensor, (rows, cols) = _tensor("x", x)
+    x_tensor, (rows, cols) = tensor("x", x), _matrix(x)
     out, p = output("out", out, F32, x.shape)
     columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
     running = [pointer(n, v, F32, (cols,)) for n, v in (("mean", mean), ("var", var))]
-    ok(lib.octo_batchnorm_inference(rows, cols, tensor, *columns, eps, *running, relu, p))
+    ok(lib.octo_batchnorm_inference(rows, cols, x_tensor, *columns, eps, *running, relu, p))
     return out
 
 
@@ -108,13 +103,13 @@ def batchnorm_backward(
     """
     if dy.shape != x.shape:
         raise CoreError(f"dy must have shape {x.shape}, not {dy.shape}")
-    tensor, (rows, cols) = _tensor("dy", dy)
+    dy_tensor, (rows, cols) = tensor("dy", dy), _matrix(dy)
     out, p = output("out", out, F32, x.shape)
     (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
     columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
     of_x = (ffi.NULL, pointer("x", x, S8)) if x.dtype == S8 else (pointer("x", x, F32), ffi.NULL)
     found = _range(find_range)
-    ok(lib.octo_batchnorm_backward(rows, cols, tensor, *of_x, _signs(signs, x.size), *columns, p, pg, pb, found))
+    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, _signs(signs, x.size), *columns, p, pg, pb, found))
     return out, dgamma, dbeta, _pair(found)
 
 
@@ -128,8 +123,28 @@ def relu(
     return out, _pair(found)
 
 
-def relu_backward(signs: Array, dy: Array, *, out: Array | None = None) -> Array:
-    """dy where the sign is set, else 0; out may be dy."""
-    out, p = output("out", out, F32, dy.shape)
-    ok(lib.octo_relu_backward_f32(dy.size, _signs(signs, dy.size), pointer("dy", dy, F32), p))
+def add(
+    a: Values,
+    b: Values,
+    *,
+    relu: bool = False,
+    signs: Array | None = None,
+    find_range: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, tuple[float, float] | None]:
+    """a + b; then, with relu, max(., 0); and its least and largest value if asked for.  a, b: float32, or Sums whose addend
+    belongs to the channels; out may be the memory of either.  signs as in `batchnorm_forward`."""
+    pa, pb, (rows, cols) = tensor("a", a), tensor("b", b, a.shape), _matrix(a)
+    out, p = output("out", out, F32, a.shape)
+    found = _range(find_range)
+    ok(lib.octo_add(rows, cols, pa, pb, relu, p, _signs(signs, out.size), found))
+    return out, _pair(found)
+
+
+def relu_backward(signs: Array, dy: Values | Pair, *, out: Array | None = None) -> Array:
+    """dy where the sign is set, else 0; out may be the memory of dy, or of either of the two that it is the sum of."""
+    a, b = (dy.a, dy.b) if isinstance(dy, Pair) else (dy, None)
+    pa, pb, (rows, cols) = tensor("dy", a), ffi.NULL if b is None else tensor("dy", b, a.shape), _matrix(a)
+    out, p = output("out", out, F32, a.shape)
+    ok(lib.octo_relu_backward(rows, cols, _signs(signs, out.size), pa, pb, p))
     return out

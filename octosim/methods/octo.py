@@ -204,11 +204,13 @@ class Octo(Method):
         if lac and self.lac == "sample":
             each = core.dequantize(error.q, error.scale)
             node.grads.update(sample_gradients(node, each, lac, self.lac_decay))
+        elif lac and self.lac == "channel" and node.normalized:  # batch normalization subtracts it, as it does the bias
+            node.grads.update((name, np.zeros_like(value)) for name, value in zip(COMPENSATION, lac, strict=True))
         elif lac:
-            each = core.column_sums(error.q, lac[0].size).astype(np.float32) * np.float32(error.scale)
+            if sums.size != lac[0].size:
+                sums = core.column_sums(error.q, lac[0].size)
+            each = sums.astype(np.float32) * np.float32(error.scale)
             made = core.lac_backward(each.reshape(lac[0].shape), lac, self.lac_decay)
-            if node.normalized and self.lac == "channel":  # batch normalization subtracts it, as it does the bias
-                made = (np.zeros_like(made[0]), np.zeros_like(made[1]), np.zeros_like(made[2]))
             node.grads.update(zip(COMPENSATION, made, strict=True))
 
     def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
