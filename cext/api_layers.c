@@ -179,7 +179,7 @@ static const float *gradient(const octo_tensor *g, int64_t cols, int64_t first, 
 #define STEP(name, rows, cols, w, g, call)                                                                         \
     do {                                                                                                           \
         CHECK_MATRIX(name, rows, cols);                                                                            \
-        CHECK_TENSOR(name, g);                                                                                \
+        CHECK_TENSOR(name, g);                                                                                     \
         int64_t n_ = (rows) * (cols), pieces_ = (n_ + SLICE - 1) / SLICE;                                          \
         int32_t *keys_ = octo_scratch(OCTO_SLOT_SUMS, pieces_ * 2 * 4);                                            \
         int failed_ = !keys_;                                                                                      \

@@ -1,6 +1,6 @@
-/* Batch normalization, addition and ReLU, with what stands beside them in a network done in the same pass over memory: int32 sums become
- * float32 on the way in; signs, codes for the backward pass and the range are made on the way out.  All of it in pieces that stay
- * in the cache, by the kernels that would do it one after the other, so that the results are theirs to the bit. */
+/* Batch normalization, addition and ReLU, with what stands beside them in a network done in the same pass over memory: int32 sums
+ * become float32 on the way in; signs, codes for the backward pass and the range are made on the way out.  All of it in pieces that
+ * stay in the cache, by the kernels that would do it one after the other, so that the results are theirs to the bit. */
 #include "dispatch.h"
 
 /* Rows of a piece: about SLICE elements, a multiple of 8 (signs fill whole bytes) and of the lane rows. */
@@ -177,7 +177,7 @@ int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, c
     return range ? octo_fold_range(pieces, keys, range, range + 1) : OCTO_OK;
 }
 
-/* ---- addition and ReLU ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- addition and ReLU ----------------------------------------------------------------------------------------------------------- */
 
 int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *signs, float *range) {
     CHECK_COUNT("relu", n);

@@ -216,7 +216,8 @@ class Node:
     normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
     edge: the network's first or last weighted layer, which some methods leave unquantized.
     through: gives what is to make the layer's product: the product itself, or one in a narrower register.
-    lazy_y, lazy_dx: what it returns goes to a normalization alone, which takes `core.Sums` as they are.
+    lazy_y, lazy_dx: what it returns goes to a normalization alone, or to a sum that an addition makes (`joins`), which take
+    `core.Sums` as they are.
     fused: of a normalization or an addition: it does the ReLU behind it too; of that ReLU: there is nothing left to do.
     joins: of an addition and the ReLU that it does too: the gradient of its output is a `core.Pair`, which it sums itself.
     x_known, dy_known: the pass before finds the range of what it is given.  x_range, dy_range: that range; found: what its own

@@ -439,6 +439,10 @@ def step(w: np.ndarray, g: core.Values) -> None:
     core.sgd(w, g, np.zeros(w.shape, F), lr=0.1, momentum=0.9, decay=0.0)
 
 
+def sums(addends: int, by_rows: bool = False) -> core.Sums:
+    return core.Sums(np.zeros((2, 3), np.int32), np.zeros(addends, np.int32), 1.0, by_rows)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -453,7 +457,10 @@ def step(w: np.ndarray, g: core.Values) -> None:
         (lambda: core.dequantize_sums(np.zeros(7, np.int32), np.zeros(3, np.int32), 1.0), "not a multiple of add's 3"),
         (lambda: core.maxpool(core.Pool(1, 3, 3, 1, 5, 1), np.zeros((1, 3, 3, 1), F)), "pooling: a 5 x 5 window"),
         (lambda: core.softmax_cross_entropy(np.zeros(3, F), np.zeros(3, np.int32)), "logits must be 2-D"),
-        (lambda: step(np.zeros((2, 3), F), core.Sums(np.zeros((2, 3), np.int32), np.zeros(3, np.int32), 1.0)), "each row"),
+        (lambda: step(np.zeros((2, 3), F), sums(3)), "g: sums need one addend for each row"),
+        (lambda: step(np.zeros((2, 3), F), sums(3, by_rows=True)), "add must have shape (2,)"),
+        (lambda: core.add(np.zeros((2, 3), F), sums(2, by_rows=True)), "b: sums need one addend for each column"),
+        (lambda: core.add(np.zeros((2, 3), F), sums(2)), "add must have shape (3,)"),
         (lambda: step(np.zeros((3, 2), F), core.Sums(np.zeros((2, 3), np.int32), np.zeros(2, np.int32), 1.0, True)), "(3, 2)"),
         (lambda: step(np.zeros((2, 3), F)[:, :2], np.zeros((2, 2), F)), "w must be C-contiguous"),
         (lambda: step(np.zeros(3), np.zeros(3, F)), "w must be a float32 array, not float64"),

@@ -268,12 +268,14 @@ def memory_of(x: Values | Pair) -> Array:
 _TENSOR = ffi.typeof("octo_tensor *")
 
 
-def tensor(name: str, x: Values, shape: tuple[int, ...] | None = None) -> Any:
-    """octo_tensor * of float32 values or of sums, whose addend belongs to the last axis, or `by_rows` to the first."""
+def tensor(name: str, x: Values, shape: tuple[int, ...] | None = None, *, by_rows: bool = False) -> Any:
+    """octo_tensor * of float32 values, or of sums whose addend belongs to the last axis, or `by_rows` to the first."""
     made = ffi.new(_TENSOR)
     if isinstance(x, Sums):
+        if x.by_rows != by_rows:
+            raise CoreError(f"{name}: sums need one addend for each {'row' if by_rows else 'column'}")
         made.sums, made.scale = pointer(name, x.acc, S32, shape), x.scale
-        made.add = pointer("add", x.add, S32, x.acc.shape[:1] if x.by_rows else x.acc.shape[-1:])
+        made.add = pointer("add", x.add, S32, x.acc.shape[:1] if by_rows else x.acc.shape[-1:])
     else:
         made.values = pointer(name, x, F32, shape)
     return made

@@ -172,11 +172,8 @@ def adam(
 
 def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:
     """octo_tensor * of a gradient of w, and rows and columns: one row where g is values."""
-    if not isinstance(g, Sums):
-        return tensor("g", g, w.shape), 1, w.size
-    if not g.by_rows:
-        raise CoreError("g: sums of a gradient have one addend for each row")
-    return tensor("g", g, w.shape), len(w), w.size // len(w)
+    made = tensor("g", g, w.shape, by_rows=True)
+    return (made, len(w), w.size // len(w)) if isinstance(g, Sums) else (made, 1, w.size)
 
 
 def lac_fold(
