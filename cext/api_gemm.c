@@ -407,35 +407,17 @@ static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t 
     return OCTO_OK;
 }
 
-/* float32 must add the rows in order, so each thread takes its own part of k.  Short lines of windows are gathered first. */
+/* float32 must add the rows in order, so each thread takes its own part of k. */
 static int weight_grad_f32(const octo_conv *g, const struct octo_rows *x, const float *dy, float *dw) {
     int64_t m = g->batch * out_height(g) * out_width(g), k = x->segments * x->length, units = (k + 3) / 4, slices = octo_min(units, octo_threads());
-    int64_t chunk = octo_max(256, octo_min(65536 / (x->x_stride + 16) / 256 * 256, OCTO_GRAD_ROWS)), stretch = m, failed = 0;
-    float *gathered = NULL;
-    if (x->width < 8) {
-        stretch = chunk = octo_max(256, octo_min(((int64_t)1 << 20) / k / 256 * 256, OCTO_GRAD_ROWS));
-        gathered = octo_scratch(OCTO_SLOT_RIGHT, octo_min(m, stretch) * k * 4);
-        if (!gathered) return octo_fail(OCTO_ENOMEM, "out of memory for the windows of a weight gradient");
-    }
-    for (int64_t at = 0; at < m; at += stretch) {
-        int64_t rows = octo_min(stretch, m - at);
-        struct octo_rows from = *x;
-        if (gathered) {
-            from = plain_rows(gathered, rows, k, k, 4);
-            OCTO_PARALLEL(i, slices) {
-                int64_t first = rows * i / slices, last = rows * (i + 1) / slices;
-                octo_table.gather_rows(x, at + first, last - first, 4, gathered + first * k, k);
-            }
-        }
-        OCTO_PARALLEL(i, slices) {
-            void *scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH);
-            int64_t k0 = units * i / slices * 4, k1 = octo_min(units * (i + 1) / slices * 4, k);
-            if (!scratch) failed = 1;
-            else
-                for (int64_t r = 0; r < rows; r += chunk)
-                    octo_table.weight_grad_f32(&from, r, octo_min(chunk, rows - r), g->filters, dy + (at + r) * g->filters,
-                                               k0, k1, scratch, at + r > 0, dw);
-        }
+    int64_t chunk = octo_max(256, octo_min(((int64_t)1 << 18) / g->filters / 256 * 256, OCTO_GRAD_ROWS)), failed = 0;
+    OCTO_PARALLEL(i, slices) {
+        void *scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH);
+        int64_t k0 = units * i / slices * 4, k1 = octo_min(units * (i + 1) / slices * 4, k);
+        if (!scratch) failed = 1;
+        else
+            for (int64_t r = 0; r < m; r += chunk)
+                octo_table.weight_grad_f32(x, r, octo_min(chunk, m - r), g->filters, dy + r * g->filters, k0, k1, scratch, r > 0, dw);
     }
     return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a weight gradient") : OCTO_OK;
 }

@@ -98,7 +98,8 @@ struct octo_job {
     void *c, *scratch;
     int accumulate;
 };
-enum { OCTO_BLOCK_F32 = 256, OCTO_GRAD_ROWS = 4096 };
+/* weight_grad_f32: rows of a call, and filters of which it holds copies: 4 MiB of them. */
+enum { OCTO_BLOCK_F32 = 256, OCTO_GRAD_ROWS = 1024, OCTO_GRAD_FILTERS = 1024 };
 /* Longest reduction of one job.  float32 needs 48 rows and a panel of 32 columns in the scratch memory:
  * 80 * 24,576 * 4 bytes = 7.5 MiB; int8 (AVX2, 16-bit copies) 24 rows and 16 columns: 40 * 24,576 * 2 = 1.9 MiB. */
 #define OCTO_MAX_DEPTH 24576
