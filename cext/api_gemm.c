@@ -10,6 +10,11 @@ static void run(const struct octo_job *job, int element) {
     else octo_table.gemm_f32(job);
 }
 
+/* The status of a call some of whose threads may have found no memory. */
+static int packing_status(int failed, const char *what) {
+    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a %s", what) : OCTO_OK;
+}
+
 /* Computes the product of windows described by `job` (m, n set, scratch not) in slices: of rows where m >= n, else of columns.
  * Slices of rows are multiples of 48 rows, of columns multiples of 64, what the kernels take at a time. */
 static int run_sliced(const struct octo_job *job, int element) {
@@ -31,7 +36,7 @@ static int run_sliced(const struct octo_job *job, int element) {
         if (slice.scratch) run(&slice, element);
         else failed = 1;
     }
-    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product") : OCTO_OK;
+    return packing_status(failed, "matrix product");
 }
 
 static struct octo_rows plain_rows(const void *base, int64_t rows, int64_t cols, int64_t ld, int element) {
@@ -96,7 +101,7 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
                     run(&job, element);
                 }
     }
-    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product") : OCTO_OK;
+    return packing_status(failed, "matrix product");
 }
 
 int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,
@@ -137,7 +142,7 @@ int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t
             else failed = 1;
         }
     }
-    if (failed) return octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product");
+    if (failed) return packing_status(failed, "matrix product");
     for (int64_t i = 0; slice_counts && i < slices; i++) {
         counts->steps += slice_counts[i].steps, counts->narrowed += slice_counts[i].narrowed;
         for (int w = 0; w < 34; w++) counts->needed[w] += slice_counts[i].needed[w];
@@ -221,7 +226,7 @@ static int conv_forward(const octo_conv *g, const void *x, int x_zero, const voi
     if (!status && block > 1) { /* column (i, f): the filter moved by i windows */
         int64_t step = g->stride_w * g->channels, length = run + (block - 1) * step;
         char *moved = octo_scratch(OCTO_SLOT_RIGHT, block * g->filters * g->kernel_h * length);
-        if (!moved) return octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product");
+        if (!moved) return packing_status(1, "matrix product");
         memset(moved, 0, (size_t)(block * g->filters * g->kernel_h * length));
         for (int64_t c = 0; c < block * g->filters; c++)
             for (int64_t s = 0; s < g->kernel_h; s++)
@@ -278,7 +283,7 @@ static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t resi
                 }
             }
     }
-    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a matrix product") : OCTO_OK;
+    return packing_status(failed, "matrix product");
 }
 
 /* dX is a stride-1 convolution of dY, padded, with the kernel turned by 180 degrees and filters and channels exchanged.  With a
@@ -360,7 +365,7 @@ static int weight_grad_slice(const octo_conv *g, const struct octo_rows *x, cons
 }
 
 /* The same by weight_grad_s8: all lines of channels c0 .. c1 - 1, or all channels of some lines, as many lines at a time as keep planes
- * and groups in the cache. */
+ * and groups in the cache: 384 KiB of planes, but 768 pixels at least, so that adding a call's sums to dw costs little. */
 static int weight_grad_lines(const octo_conv *g, const struct octo_rows *x, const int8_t *dy, int32_t *dw, int64_t c0, int64_t c1,
                              int64_t from, int64_t to) {
     int64_t pixels = octo_max(x->y_stride, x->width * g->channels) / g->channels;
@@ -392,7 +397,7 @@ static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t 
         OCTO_PARALLEL(i, slices) {
             if (weight_grad_lines(g, x, dy, dw, units * i / slices * 4, octo_min(units * (i + 1) / slices * 4, g->channels), 0, lines)) failed = 1;
         }
-        return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a weight gradient") : OCTO_OK;
+        return packing_status(failed, "weight gradient");
     }
     uint32_t *sums = slices > 1 ? octo_scratch(OCTO_SLOT_SUMS, (slices - 1) * size * 4) : NULL; /* the slices' own, after the first */
     if (slices > 1 && !sums) return octo_fail(OCTO_ENOMEM, "out of memory for the threads' sums of a weight gradient");
@@ -401,7 +406,7 @@ static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t 
         if (in_lines ? weight_grad_lines(g, x, dy, out, 0, g->channels, lines * i / slices, lines * (i + 1) / slices)
                      : weight_grad_slice(g, x, dy, out, i, slices)) failed = 1;
     }
-    if (failed) return octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a weight gradient");
+    if (failed) return packing_status(failed, "weight gradient");
     for (int64_t i = 0; i < slices - 1; i++)
         for (int64_t j = 0; j < size; j++) dw[j] = (int32_t)((uint32_t)dw[j] + sums[i * size + j]);
     return OCTO_OK;
@@ -419,7 +424,14 @@ static int weight_grad_f32(const octo_conv *g, const struct octo_rows *x, const 
             for (int64_t r = 0; r < m; r += chunk)
                 octo_table.weight_grad_f32(x, r, octo_min(chunk, m - r), g->filters, dy + r * g->filters, k0, k1, scratch, r > 0, dw);
     }
-    return failed ? octo_fail(OCTO_ENOMEM, "out of memory for the packed operands of a weight gradient") : OCTO_OK;
+    return packing_status(failed, "weight gradient");
+}
+
+static int conv_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element) {
+    struct octo_rows rows;
+    int status = check_conv(g);
+    if (!status) status = window_rows(g, x, x_zero, element, &rows);
+    return status ? status : element == 1 ? weight_grad_s8(g, &rows, dy, dw) : weight_grad_f32(g, &rows, dy, dw);
 }
 
 #define CHECK_CODE(zero) OCTO_CHECK((zero) >= -128 && (zero) <= 127, "convolution: zero point %d is not an int8", zero)
@@ -435,10 +447,7 @@ int octo_conv_input_grad_s8(const octo_conv *g, const int8_t *dy, const int8_t *
 
 int octo_conv_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int32_t *dw) {
     CHECK_CODE(x_zero);
-    struct octo_rows rows;
-    int status = check_conv(g);
-    if (!status) status = window_rows(g, x, x_zero, 1, &rows);
-    return status ? status : weight_grad_s8(g, &rows, dy, dw);
+    return conv_weight_grad(g, x, x_zero, dy, dw, 1);
 }
 
 int octo_conv_forward_f32(const octo_conv *g, const float *x, const float *w, float *y) { return conv_forward(g, x, 0, w, y, 4); }
@@ -448,10 +457,7 @@ int octo_conv_input_grad_f32(const octo_conv *g, const float *dy, const float *w
 }
 
 int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw) {
-    struct octo_rows rows;
-    int status = check_conv(g);
-    if (!status) status = window_rows(g, x, 0, 4, &rows);
-    return status ? status : weight_grad_f32(g, &rows, dy, dw);
+    return conv_weight_grad(g, x, 0, dy, dw, 4);
 }
 
 /* ---- depthwise convolutions -------------------------------------------------------------------------------------------------- */

@@ -17,11 +17,10 @@ import pyperf
 
 from octosim import core, cost, hostbench, hw, membench, models, peers
 from octosim.errors import OctosimError
-from octosim.stepclock import Clock, Key, stepper
+from octosim.stepclock import LR, Clock, Key, stepper
 from octosim.train import Config, Run, environment
 
 FORMAT = 1
-BENCH_LR = 1e-6
 UNSTABLE = 0.15  # relative width of the middle half above which a measurement is called unstable
 
 
@@ -120,8 +119,8 @@ def step_bench(
     unknown = sorted(set(against) - {"torch"})
     if unknown:
         raise OctosimError(f"--against: unknown peer '{unknown[0]}' (known: torch)")
-    if config.lr is None:  # many steps on few batches: weights that hardly move cannot diverge
-        config = replace(config, lr=BENCH_LR)
+    if config.lr is None:
+        config = replace(config, lr=LR)
     configs = [config]
     if config.method != "fp32":
         configs.append(Config(**{**vars(config), "method": "fp32", "parameters": {}}))

@@ -22,7 +22,7 @@ from octosim.data import Dataset
 from octosim.errors import OctosimError
 from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
 from octosim.nodes import Context, Node
-from octosim.stepclock import Clock, Key, stepper
+from octosim.stepclock import LR, Clock, Key, stepper
 from octosim.trace import Op
 from octosim.train import Config, Run
 
@@ -76,8 +76,6 @@ PROBES = (
 )  # fmt: skip
 METHODS = ("octo", "fp32")
 """What the probes are trained with."""
-LR = 1e-6
-"""With which no network of noise diverges."""
 STEPS, WARM_UP = 4, 2
 """Steps of each probe in a round that count, and before them some that do not: they find their memory."""
 

@@ -51,6 +51,8 @@ class Clock:
 
 
 PRODUCTS: Key = ("products", "all")
+LR = 1e-6
+"""For many steps on few batches: weights that hardly move cannot diverge."""
 
 
 @dataclass
