@@ -39,11 +39,6 @@ static int run_sliced(const struct octo_job *job, int element) {
     return packing_status(failed, "matrix product");
 }
 
-static struct octo_rows plain_rows(const void *base, int64_t rows, int64_t cols, int64_t ld, int element) {
-    return (struct octo_rows){.base = base, .end = (const char *)base + ((rows - 1) * ld + cols) * element,
-                              .width = rows, .height = 1, .x_stride = ld, .segments = 1, .length = cols};
-}
-
 /* y[c][r] = x[r][c] */
 static void transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int element) {
     if (element == 1) {
@@ -55,7 +50,7 @@ static void transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, vo
             for (int64_t r = r0; r < octo_min(r0 + 16, rows); r++) ((float *)y)[c * ldy + r] = ((const float *)x)[r * ldx + c];
 }
 
-static int check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc) {
+int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc) {
     OCTO_CHECK(m >= 0 && n >= 0 && k >= 0, "gemm: negative size (m %lld, n %lld, k %lld)", (long long)m, (long long)n, (long long)k);
     OCTO_CHECK(lda >= (transpose_a ? m : k) && ldb >= (transpose_b ? k : n) && ldc >= n, "gemm: a row stride is shorter than its row");
     int64_t rows_a = transpose_a ? k : m, rows_b = transpose_b ? n : k;
@@ -66,7 +61,7 @@ static int check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, i
 
 static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
                 int64_t ldb, void *c, int64_t ldc, int element) {
-    int status = check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
+    int status = octo_check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
     if (status) return status;
     if (!m || !n) return OCTO_OK;
     if (!k)
@@ -92,9 +87,9 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
                     job.m = octo_min(some, row1 - r);
                     if (transpose_a) {
                         transpose(depth, job.m, (const char *)a + (p * lda + r) * element, lda, left, depth, element);
-                        job.a = plain_rows(left, job.m, depth, depth, element);
+                        job.a = octo_plain_rows(left, job.m, depth, depth, element);
                     } else
-                        job.a = plain_rows((const char *)a + (r * lda + p) * element, job.m, depth, lda, element);
+                        job.a = octo_plain_rows((const char *)a + (r * lda + p) * element, job.m, depth, lda, element);
                     job.b = (const char *)b + (p * job.b_k + col0 * job.b_n) * element;
                     job.c = (char *)c + (r * ldc + col0) * 4;
                     job.accumulate = p > 0;
@@ -121,7 +116,7 @@ int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t
                how->bits, how->group);
     OCTO_CHECK(!how->pair_bits || (how->pair_bits >= 8 && how->pair_bits <= 31 && how->group % 2 == 0),
                "accumulator: pairs of %d bits in groups of %d", how->pair_bits, how->group);
-    int status = check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
+    int status = octo_check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
     if (status) return status;
     OCTO_CHECK(k <= 1 << 22, "accumulator: sums of %lld products are longer than 2^22", (long long)k);
     int64_t slices = octo_min((m + 3) / 4, octo_threads());
@@ -132,7 +127,7 @@ int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t
     if (slice_counts) memset(slice_counts, 0, (size_t)slices * sizeof *slice_counts);
     if (left && !failed) transpose(k, m, a, lda, left, k, 1);
     if (!failed && m && n) {
-        struct octo_rows rows = plain_rows(left ? left : (const char *)a, m, k, left ? k : lda, 1);
+        struct octo_rows rows = octo_plain_rows(left ? left : (const char *)a, m, k, left ? k : lda, 1);
         OCTO_PARALLEL(i, slices) {
             int64_t first = (m + 3) / 4 * i / slices * 4, last = octo_min((m + 3) / 4 * (i + 1) / slices * 4, m);
             struct octo_job job = {.a = rows, .first = first, .m = last - first, .n = n, .b_k = transpose_b ? 1 : ldb,
@@ -357,7 +352,7 @@ static int weight_grad_slice(const octo_conv *g, const struct octo_rows *x, cons
         int64_t depth = octo_min(chunk, m - i * chunk);
         octo_table.transpose_s8(depth, g->filters, dy + i * chunk * g->filters, g->filters, left, depth);
         octo_table.gather_rows(x, i * chunk, depth, 1, right, k);
-        job.a = plain_rows(left, g->filters, depth, depth, 1);
+        job.a = octo_plain_rows(left, g->filters, depth, depth, 1);
         job.accumulate = i > from;
         octo_table.gemm_s8(&job);
     }

@@ -13,7 +13,7 @@ from setuptools.errors import CompileError, LinkError
 HERE = Path(__file__).resolve().parent
 SOURCES = [
     "ref.c", "x86_avx2.c", "x86_avx512vnni.c", "arm_neon.c", "arm_dotprod.c", "arm_i8mm.c",
-    "dispatch.c", "api_gemm.c", "api_layers.c", "api_normalize.c", "api_quantize.c", "peak.c",
+    "dispatch.c", "api_gemm.c", "api_blocks.c", "api_layers.c", "api_normalize.c", "api_quantize.c", "peak.c",
 ]  # fmt: skip
 HEADERS = [
     "octosim.h", "kernels.h", "kernels.def", "dispatch.h", "loops.inc", "quantize.inc", "depthwise.inc", "accumulate.inc",

@@ -1,4 +1,4 @@
-/* Instruction sets, threads, errors, scratch memory.  The public functions themselves are in api_gemm.c and api_layers.c. */
+/* Instruction sets, threads, errors, scratch memory.  The public functions themselves are in the files api_*.c. */
 #include "dispatch.h"
 #include <stdarg.h>
 #include <stdio.h>

@@ -29,6 +29,9 @@ void *octo_scratch(enum octo_slot slot, int64_t bytes);
 static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* The status of a matrix product's sizes and row strides, m = n = k = 0 allowed. */
+int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc);
+
 /* out[c] = sum over blocks, in double and ascending order, of partial[block][c]. */
 void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out);
 

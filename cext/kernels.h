@@ -59,6 +59,11 @@ struct octo_rows {
     int64_t width, height, x_stride, y_stride, image_stride, segments, length, segment_stride;
 };
 
+static inline struct octo_rows octo_plain_rows(const void *base, int64_t rows, int64_t cols, int64_t ld, int element) {
+    return (struct octo_rows){.base = base, .end = (const char *)base + ((rows - 1) * ld + cols) * element,
+                              .width = rows, .height = 1, .x_stride = ld, .segments = 1, .length = cols};
+}
+
 /* Offsets of consecutive rows: divisions only where a line of the image ends. */
 struct octo_walk {
     const struct octo_rows *rows;

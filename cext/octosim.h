@@ -50,6 +50,13 @@ int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t
                             int a_unsigned, const int8_t *b, int64_t ldb, int32_t *c, int64_t ldc,
                             const octo_accumulator *how, octo_overflow *counts);
 
+/* A matrix of codes with a scale for each block of OCTO_SIDE x OCTO_SIDE of them, the last ones of a row or column smaller: q [rows][cols],
+ * scales [ceil(rows / OCTO_SIDE)][ceil(cols / OCTO_SIDE)].  c[m][n] = sum over blocks of k, ascending from 0, of
+ * ((float)(int32 sum of the block's products) * its scale of a) * its scale of b, where op(a) is m x k and op(b) k x n, scales and all. */
+enum { OCTO_SIDE = 32 };
+int octo_gemm_blocks_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, const float *scales_a,
+                        const int8_t *b, const float *scales_b, float *c);
+
 /* A 2-D convolution's geometry.  Output height = (height + 2 pad_h - kernel_h) / stride_h + 1, width likewise. */
 typedef struct {
     int64_t batch, height, width, channels, filters;

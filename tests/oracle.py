@@ -194,6 +194,16 @@ def column_sums(x: np.ndarray) -> np.ndarray:
     return total.astype(F)
 
 
+def gemm_blocks(a: np.ndarray, a_scales: np.ndarray, b: np.ndarray, b_scales: np.ndarray) -> np.ndarray:
+    """A B^T, of codes with a scale for each block of 32 x 32: for each 32 indices ((int64 sum) S_a) S_b, added in float32."""
+    total = np.zeros((len(a), len(b)), np.float32)
+    for block, k in enumerate(range(0, a.shape[1], 32)):
+        sums = a[:, k : k + 32].astype(np.int64) @ b[:, k : k + 32].T.astype(np.int64)
+        left, right = (np.repeat(s[:, block], 32)[: len(x)] for s, x in ((a_scales, a), (b_scales, b)))
+        total = total + (sums.astype(np.float32) * left[:, None]) * right
+    return total
+
+
 def gemm_f32(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """float32: ascending k in blocks of 256, multiply and add rounded apart."""
     total: np.ndarray | None = None

@@ -216,6 +216,34 @@ def gemm_counted(
     return out, overflow
 
 
+def _blocks(name: str, q: Array, scales: Array) -> tuple[bool, Any, Any]:
+    """Whether codes in blocks lie in memory as their transpose, and the pointers of the codes and of their scales."""
+    if not isinstance(q, np.ndarray) or q.ndim != 2 or not isinstance(scales, np.ndarray):
+        raise CoreError(f"{name} must be a 2-D array of int8 and have an array of scales")
+    turned = not q.flags.c_contiguous
+    if turned:
+        q, scales = q.T, scales.T
+    shape = tuple(-(-size // lib.OCTO_SIDE) for size in q.shape)
+    return turned, pointer(name, q, S8), pointer(f"{name}'s scales", scales, F32, shape)
+
+
+def gemm_blocks(a: Array, a_scales: Array, b: Array, b_scales: Array, *, out: Array | None = None) -> Array:
+    """A B^T in float32, of int8 codes with a float32 scale for each block of 32 x 32.
+
+    a: int8 (m, k), b: int8 (n, k), each C-contiguous or, together with its scales, the transpose of such an array; a_scales:
+    float32 (ceil(m / 32), ceil(k / 32)), b_scales likewise.  For each 32 indices of the sum in ascending order
+    ((int32 sum of products) S_a) S_b is added, each operation rounded.
+    """
+    turned_a, pa, scales_a = _blocks("a", a, a_scales)
+    turned_b, pb, scales_b = _blocks("b", b, b_scales)
+    (m, k), (n, k_b) = a.shape, b.shape
+    if k != k_b:
+        raise CoreError(f"the inner sizes differ: a is {m} x {k}, b is {n} x {k_b}")
+    out, c = output("out", out, F32, (m, n))
+    ok(lib.octo_gemm_blocks_s8(turned_a, not turned_b, m, n, k, pa, scales_a, pb, scales_b, c))
+    return out
+
+
 @lru_cache(maxsize=16)
 def _mu_struct(how: MuLaw) -> Any:
     return ffi.new("octo_mu8 *", (*mu_tables(how), how.shift, how.group, how.encode_products))

@@ -52,11 +52,6 @@ class Blocks:
         """The transpose, no copy."""
         return Blocks(self.q.T, self.scales.T)
 
-    def panel(self, first: int) -> tuple[Array, bool]:
-        """32 columns from `first` on, and whether they are transposed: as a transpose's codes lie in memory."""
-        turned = not self.q.flags.c_contiguous
-        return (self.q.T[first : first + SIDE] if turned else self.q[:, first : first + SIDE]), turned
-
     def real(self) -> Array:
         """The values that the codes stand for, float32."""
         return _scaled(np.multiply, self.q, self.scales)
@@ -109,16 +104,7 @@ def _coded_bytes(rows: int, columns: int) -> int:
 
 def product(a: Blocks, b: Blocks) -> Array:
     """A B^T in float32: for each 32 indices of the sum, ((int32 sum) S_a) S_b is added, each operation rounded."""
-    shape = len(a.q), len(b.q)
-    total, term = np.zeros(shape, F), np.empty(shape, F)
-    ours, theirs = np.repeat(a.scales, SIDE, 0)[: shape[0]], np.repeat(b.scales, SIDE, 0)[: shape[1]]
-    for block, k in enumerate(range(0, a.q.shape[1], SIDE)):
-        (left, left_turned), (right, right_turned) = a.panel(k), b.panel(k)
-        sums = core.gemm(left, right, transpose_a=left_turned, transpose_b=not right_turned)
-        np.multiply(sums, ours[:, block, None], out=term, casting="unsafe", dtype=F)
-        term *= theirs[:, block]
-        total += term
-    return total
+    return core.gemm_blocks(a.q, a.scales, b.q, b.scales)
 
 
 def scattered(g: core.Conv, rows: Array) -> Array:
