@@ -147,10 +147,7 @@ int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t
 
 /* ---- convolutions ------------------------------------------------------------------------------------------------------------ */
 
-static int64_t out_height(const octo_conv *g) { return (g->height + 2 * g->pad_h - g->kernel_h) / g->stride_h + 1; }
-static int64_t out_width(const octo_conv *g) { return (g->width + 2 * g->pad_w - g->kernel_w) / g->stride_w + 1; }
-
-static int check_conv(const octo_conv *g) {
+int octo_check_conv(const octo_conv *g) {
     const int64_t limit = 1 << 20;
     OCTO_CHECK(g->batch >= 1 && g->height >= 1 && g->width >= 1 && g->channels >= 1 && g->filters >= 1 && g->kernel_h >= 1 &&
                    g->kernel_w >= 1 && g->stride_h >= 1 && g->stride_w >= 1 && g->pad_h >= 0 && g->pad_w >= 0,
@@ -188,15 +185,14 @@ static const void *spread(int64_t batch, int64_t height, int64_t width, int64_t 
     return out;
 }
 
-/* The rows of im2col(x): one for each output pixel. */
-static int window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows) {
+int octo_window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows) {
     int64_t height = g->height + 2 * g->pad_h, width = g->width + 2 * g->pad_w;
     if (g->pad_h || g->pad_w) {
         x = spread(g->batch, g->height, g->width, g->channels * element, x, height, width, g->pad_h, g->pad_w, fill);
         if (!x) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the input");
     }
     *rows = (struct octo_rows){.base = x, .end = (const char *)x + g->batch * height * width * g->channels * element,
-                               .width = out_width(g), .height = out_height(g), .x_stride = g->stride_w * g->channels,
+                               .width = octo_out_width(g), .height = octo_out_height(g), .x_stride = g->stride_w * g->channels,
                                .y_stride = g->stride_h * width * g->channels, .image_stride = height * width * g->channels,
                                .segments = g->kernel_h, .length = g->kernel_w * g->channels, .segment_stride = width * g->channels};
     return OCTO_OK;
@@ -212,12 +208,12 @@ static int64_t neighbours(int64_t columns, int64_t kernel, int64_t step, int64_t
 }
 
 static int conv_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element) {
-    int status = check_conv(g);
+    int status = octo_check_conv(g);
     if (status) return status;
-    int64_t run = g->kernel_w * g->channels, k = g->kernel_h * run, m = g->batch * out_height(g) * out_width(g);
+    int64_t run = g->kernel_w * g->channels, k = g->kernel_h * run, m = g->batch * octo_out_height(g) * octo_out_width(g);
     struct octo_job job = {.m = m, .n = g->filters, .b_k = 1, .b_n = k, .ldc = g->filters, .b = w, .c = y};
-    status = window_rows(g, x, x_zero, element, &job.a);
-    int64_t block = neighbours(g->filters, g->kernel_w, g->stride_w, OCTO_MAX_DEPTH / (g->kernel_h * g->channels), out_width(g), element);
+    status = octo_window_rows(g, x, x_zero, element, &job.a);
+    int64_t block = neighbours(g->filters, g->kernel_w, g->stride_w, OCTO_MAX_DEPTH / (g->kernel_h * g->channels), octo_out_width(g), element);
     if (!status && block > 1) { /* column (i, f): the filter moved by i windows */
         int64_t step = g->stride_w * g->channels, length = run + (block - 1) * step;
         char *moved = octo_scratch(OCTO_SLOT_RIGHT, block * g->filters * g->kernel_h * length);
@@ -286,7 +282,7 @@ static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t resi
  * whose columns are the channels of `stride_w` neighbours (or more), with zeros for the taps that one of them sees and another not.
  * float32: k counts these taps, zeros included. */
 static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
-    int status = check_conv(g);
+    int status = octo_check_conv(g);
     if (status) return status;
     int64_t steps = g->stride_w > 1 ? 1
                                     : neighbours(g->channels, g->kernel_w, 1, OCTO_MAX_DEPTH / (g->kernel_h * g->filters), g->width, element);
@@ -294,10 +290,10 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
     int64_t rows = (g->height + g->stride_h - 1) / g->stride_h, cols = (g->width + block - 1) / block;
     struct reach down = reach_of_all(g->stride_h, g->kernel_h, g->stride_h, g->pad_h);
     struct reach across = reach_of_all(block, g->kernel_w, g->stride_w, g->pad_w);
-    int64_t top = octo_max(0, -down.low), height = top + octo_max(out_height(g), rows + down.high);
-    int64_t left = octo_max(0, -across.low), width = left + octo_max(out_width(g), (cols - 1) * steps + 1 + across.high), span = across.high - across.low + 1;
-    if (height > out_height(g) || width > out_width(g))
-        dy = spread(g->batch, out_height(g), out_width(g), g->filters * element, dy, height, width, top, left, 0);
+    int64_t top = octo_max(0, -down.low), height = top + octo_max(octo_out_height(g), rows + down.high);
+    int64_t left = octo_max(0, -across.low), width = left + octo_max(octo_out_width(g), (cols - 1) * steps + 1 + across.high), span = across.high - across.low + 1;
+    if (height > octo_out_height(g) || width > octo_out_width(g))
+        dy = spread(g->batch, octo_out_height(g), octo_out_width(g), g->filters * element, dy, height, width, top, left, 0);
     size_t pixel = (size_t)(g->channels * element);
     int64_t n = block * g->channels, line = g->width * g->channels;
     char *turned = octo_scratch(OCTO_SLOT_RIGHT, (g->kernel_h + g->stride_h - 1) / g->stride_h * span * g->filters * n * element);
@@ -340,7 +336,7 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
  * int8: in chunks of m that stay in the cache; the chunk's dY is transposed, its part of im2col made, and their product added
  * up.  Sums are exact modulo 2^32, so each of `slices` threads takes its own chunks. */
 static int weight_grad_slice(const octo_conv *g, const struct octo_rows *x, const int8_t *dy, int32_t *dw, int64_t slice, int64_t slices) {
-    int64_t m = g->batch * out_height(g) * out_width(g), k = x->segments * x->length;
+    int64_t m = g->batch * octo_out_height(g) * octo_out_width(g), k = x->segments * x->length;
     int64_t chunk = octo_max(octo_min(((int64_t)1 << 18) / k / 256 * 256, 4096), 256);
     int64_t chunks = (m + chunk - 1) / chunk, from = chunks * slice / slices, to = chunks * (slice + 1) / slices;
     int8_t *left = octo_scratch(OCTO_SLOT_LEFT, g->filters * chunk), *right = octo_scratch(OCTO_SLOT_RIGHT, chunk * k + 64);
@@ -387,7 +383,7 @@ static int planar(const octo_conv *g, struct octo_rows *x) {
 static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t *dy, int32_t *dw) {
     int64_t size = g->filters * x->segments * x->length, slices = octo_threads(), failed = 0;
     int in_lines = planar(g, x);
-    int64_t lines = g->batch * out_height(g) * out_width(g) / x->width, units = (g->channels + 3) / 4;
+    int64_t lines = g->batch * octo_out_height(g) * octo_out_width(g) / x->width, units = (g->channels + 3) / 4;
     if (in_lines && size > 1 << 18 && units >= slices) {
         OCTO_PARALLEL(i, slices) {
             if (weight_grad_lines(g, x, dy, dw, units * i / slices * 4, octo_min(units * (i + 1) / slices * 4, g->channels), 0, lines)) failed = 1;
@@ -409,7 +405,7 @@ static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t 
 
 /* float32 must add the rows in order, so each thread takes its own part of k. */
 static int weight_grad_f32(const octo_conv *g, const struct octo_rows *x, const float *dy, float *dw) {
-    int64_t m = g->batch * out_height(g) * out_width(g), k = x->segments * x->length, units = (k + 3) / 4, slices = octo_min(units, octo_threads());
+    int64_t m = g->batch * octo_out_height(g) * octo_out_width(g), k = x->segments * x->length, units = (k + 3) / 4, slices = octo_min(units, octo_threads());
     int64_t chunk = octo_max(256, octo_min(((int64_t)1 << 18) / g->filters / 256 * 256, OCTO_GRAD_ROWS)), failed = 0;
     OCTO_PARALLEL(i, slices) {
         void *scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH);
@@ -424,8 +420,8 @@ static int weight_grad_f32(const octo_conv *g, const struct octo_rows *x, const 
 
 static int conv_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element) {
     struct octo_rows rows;
-    int status = check_conv(g);
-    if (!status) status = window_rows(g, x, x_zero, element, &rows);
+    int status = octo_check_conv(g);
+    if (!status) status = octo_window_rows(g, x, x_zero, element, &rows);
     return status ? status : element == 1 ? weight_grad_s8(g, &rows, dy, dw) : weight_grad_f32(g, &rows, dy, dw);
 }
 
@@ -458,7 +454,7 @@ int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *d
 /* ---- depthwise convolutions -------------------------------------------------------------------------------------------------- */
 
 static int check_depthwise(const octo_conv *g) {
-    int status = check_conv(g);
+    int status = octo_check_conv(g);
     if (status) return status;
     OCTO_CHECK(g->filters == g->channels, "depthwise convolution: %lld filters for %lld channels, expected as many",
                (long long)g->filters, (long long)g->channels);
@@ -490,7 +486,7 @@ int octo_depthwise_forward_s8(const octo_conv *g, const int8_t *x, int x_zero, c
     if (status) return status;
     const int8_t *taps = taps_first(g, w, 1), *outside = zero_pixel(g, x_zero);
     if (!taps || !outside) return OUT_OF_MEMORY;
-    EACH_ROWS(g->batch * out_height(g), out_width(g) * g->channels, octo_table.depthwise_s8(g, first, count, x, outside, taps, y));
+    EACH_ROWS(g->batch * octo_out_height(g), octo_out_width(g) * g->channels, octo_table.depthwise_s8(g, first, count, x, outside, taps, y));
     return OCTO_OK;
 }
 
@@ -499,7 +495,7 @@ int octo_depthwise_forward_f32(const octo_conv *g, const float *x, const float *
     if (status) return status;
     const float *taps = taps_first(g, w, 4);
     if (!taps) return OUT_OF_MEMORY;
-    EACH_ROWS(g->batch * out_height(g), out_width(g) * g->channels, octo_table.depthwise_f32(g, first, count, x, NULL, taps, y));
+    EACH_ROWS(g->batch * octo_out_height(g), octo_out_width(g) * g->channels, octo_table.depthwise_f32(g, first, count, x, NULL, taps, y));
     return OCTO_OK;
 }
 
@@ -524,8 +520,8 @@ int octo_depthwise_input_grad_f32(const octo_conv *g, const float *dy, const flo
 /* Sums of slices of rows of dy, [slice][tap][channel], each slice about SLICE elements: their borders are part of float32's
  * definition. */
 static void *slice_sums(const octo_conv *g, int64_t *step, int64_t *slices) {
-    int64_t rows = g->batch * out_height(g);
-    *step = octo_max(1, SLICE / (out_width(g) * g->channels));
+    int64_t rows = g->batch * octo_out_height(g);
+    *step = octo_max(1, SLICE / (octo_out_width(g) * g->channels));
     *slices = (rows + *step - 1) / *step;
     return octo_scratch(OCTO_SLOT_SUMS, (*slices + 1) * g->kernel_h * g->kernel_w * g->channels * 4);
 }
@@ -534,7 +530,7 @@ int octo_depthwise_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zer
     CHECK_CODE(x_zero);
     int status = check_depthwise(g);
     if (status) return status;
-    int64_t step, slices, taps = g->kernel_h * g->kernel_w, rows = g->batch * out_height(g), channels = g->channels;
+    int64_t step, slices, taps = g->kernel_h * g->kernel_w, rows = g->batch * octo_out_height(g), channels = g->channels;
     const int8_t *outside = zero_pixel(g, x_zero);
     int32_t *sums = slice_sums(g, &step, &slices);
     if (!outside || !sums) return OUT_OF_MEMORY;
@@ -552,7 +548,7 @@ int octo_depthwise_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zer
 int octo_depthwise_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw) {
     int status = check_depthwise(g);
     if (status) return status;
-    int64_t step, slices, size = g->kernel_h * g->kernel_w * g->channels, rows = g->batch * out_height(g);
+    int64_t step, slices, size = g->kernel_h * g->kernel_w * g->channels, rows = g->batch * octo_out_height(g);
     float *sums = slice_sums(g, &step, &slices), *total = sums ? sums + slices * size : NULL;
     if (!sums) return OUT_OF_MEMORY;
     OCTO_PARALLEL(i, slices) {

@@ -71,6 +71,11 @@ int octo_conv_forward_f32(const octo_conv *g, const float *x, const float *w, fl
 int octo_conv_input_grad_f32(const octo_conv *g, const float *dy, const float *w, float *dx);
 int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw);
 
+/* dx of a convolution from dy [batch out_h out_w][filters] and w [filters][kernel_h kernel_w channels] in blocks with scales: the gradients of
+ * the windows' elements, by octo_gemm_blocks_s8, are added to their pixels in float32, from 0, in ascending (kernel_h, kernel_w). */
+int octo_conv_input_grad_blocks_s8(const octo_conv *g, const int8_t *dy, const float *scales_dy, const int8_t *w, const float *scales_w,
+                                   float *dx);
+
 /* The same for a depthwise convolution, each channel with its own kernel: filters = channels, w [channels][kernel_h][kernel_w], at most
  * 225 taps.  float32: y and dx sum their taps in ascending (kernel_h, kernel_w), without those in the padding; dw sums the pixels of
  * about 16384 elements of dy (whole rows, ascending) in float32, and these sums in double, in ascending order. */
@@ -114,6 +119,14 @@ int octo_requantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const in
 int octo_requantize_f32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, const float *scale, int rounding,
                         int zero, int lo, int hi, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *q);
 int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x);
+/* Codes in blocks, as octo_gemm_blocks_s8 takes them: scale = max |block| / 127 and q = round(x / scale) within +-127, rounded like
+ * octo_quantize_s8.  half: the scale is rounded to float16, 65504 at most.  Scales up to 1e-38 become 0, and the codes then.  y = q scale;
+ * q or y may be NULL, and y the memory of x.  OCTO_EFINITE where x holds a NaN or an infinity; what is written then is of no use. */
+int octo_quantize_blocks_s8(int64_t rows, int64_t cols, const float *x, int half, int rounding, uint64_t seed, uint32_t step, uint32_t tensor,
+                            int8_t *q, float *scales, float *y);
+/* The same, half even, of the matrix of a convolution's windows: [batch out_h out_w][kernel_h kernel_w channels], padding 0. */
+int octo_quantize_windows_s8(const octo_conv *g, const float *x, int half, int8_t *q, float *scales);
+int octo_dequantize_blocks_s8(int64_t rows, int64_t cols, const int8_t *q, const float *scales, float *y);
 /* y[r][c] = (acc[r][c] + add[c]) * scale; the sum is modulo 2^32, then converted to float32.  y may be acc's memory. */
 int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
 /* y[r][c] = (acc[r][c] + add[r]) * scale, otherwise the same. */

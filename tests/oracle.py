@@ -194,14 +194,49 @@ def column_sums(x: np.ndarray) -> np.ndarray:
     return total.astype(F)
 
 
-def gemm_blocks(a: np.ndarray, a_scales: np.ndarray, b: np.ndarray, b_scales: np.ndarray) -> np.ndarray:
-    """A B^T, of codes with a scale for each block of 32 x 32: for each 32 indices ((int64 sum) S_a) S_b, added in float32."""
-    total = np.zeros((len(a), len(b)), np.float32)
-    for block, k in enumerate(range(0, a.shape[1], 32)):
-        sums = a[:, k : k + 32].astype(np.int64) @ b[:, k : k + 32].T.astype(np.int64)
-        left, right = (np.repeat(s[:, block], 32)[: len(x)] for s, x in ((a_scales, a), (b_scales, b)))
-        total = total + (sums.astype(np.float32) * left[:, None]) * right
-    return total
+def quantize_blocks(x: np.ndarray, half: bool = False, words: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of blocks of 32 x 32 and, at each place, the scale of the block that it is in."""
+    q, scales = np.zeros(x.shape, np.int64), np.zeros(x.shape, np.float32)
+    for i in range(0, x.shape[0], 32):
+        for j in range(0, x.shape[1], 32):
+            here = np.s_[i : i + 32, j : j + 32]
+            scale = np.float32(np.abs(x[here]).max()) / np.float32(127)
+            scale = np.float32(np.float16(np.minimum(scale, np.float32(65504)))) if half else scale
+            if scale > np.float32(1e-38):
+                how = ("half-even", None) if words is None else ("stochastic", words[here])
+                q[here], scales[here] = quantize(x[here] / scale, 1.0, 0, -127, 127, *how), scale
+    return q, scales
+
+
+def gemm_blocks(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """A B^T of codes with a scale at each place: for each 32 indices ((int64 sum) S_a) S_b, added in float32."""
+    (qa, sa), (qb, sb) = a, b
+    y = np.zeros((len(qa), len(qb)), np.float32)
+    for k in range(0, qa.shape[1], 32):
+        sums = qa[:, k : k + 32].astype(np.int64) @ qb[:, k : k + 32].T.astype(np.int64)
+        y = y + sums.astype(np.float32) * sa[:, k, None] * sb[:, k]
+    return y
+
+
+def windows(x: np.ndarray, kernel: int, stride: int, pad_width: int) -> np.ndarray:
+    """A row for each output pixel of a convolution: its window's elements, zeros outside the image."""
+    padded = pad(x, pad_width)
+    out_h, out_w = ((size - kernel) // stride + 1 for size in padded.shape[1:3])
+    return np.array([
+        image[y * stride : y * stride + kernel, z * stride : z * stride + kernel].ravel()
+        for image in padded for y in range(out_h) for z in range(out_w)
+    ])  # fmt: skip
+
+
+def add_windows(rows: np.ndarray, shape: tuple[int, ...], kernel: int, stride: int, pad_width: int) -> np.ndarray:
+    """The transpose of `windows`, for images of a shape: each pixel's terms added in float32 in the order of the taps."""
+    dx = pad(np.zeros(shape, np.float32), pad_width)
+    out_h, out_w = ((size - kernel) // stride + 1 for size in dx.shape[1:3])
+    values = rows.reshape(len(dx), out_h, out_w, kernel, kernel, -1)
+    for i, j in np.ndindex(kernel, kernel):
+        for n, y, z in np.ndindex(len(dx), out_h, out_w):
+            dx[n, y * stride + i, z * stride + j] += values[n, y, z, i, j]
+    return dx[:, pad_width : pad_width + shape[1], pad_width : pad_width + shape[2]]
 
 
 def gemm_f32(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -95,39 +95,6 @@ def test_int8_equals_onnxruntime(shape: tuple[int, int, int]) -> None:
     assert np.array_equal(core.gemm(a, b), session.run(None, {"a": a, "b": b})[0])
 
 
-# ---- blocks with scales -----------------------------------------
-
-
-def blocks(rng: np.random.Generator, rows: int, cols: int, low: int = -60, high: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Random codes and a scale for each block of 32 x 32, powers of two from 2^low on times values in [1, 2)."""
-    shape = -(-rows // 32), -(-cols // 32)
-    return view(rng, rows, cols, 0), np.ldexp(rng.uniform(1, 2, shape), rng.integers(low, high, shape)).astype(F)
-
-
-def check_blocks(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> None:
-    expected = oracle.gemm_blocks(*a, *b).tobytes()
-    turned_a, turned_b = ([np.ascontiguousarray(t.T).T for t in x] for x in (a, b))
-    for left, right in itertools.product((a, turned_a), (b, turned_b)):
-        assert core.gemm_blocks(*left, *right).tobytes() == expected
-
-
-@SLOW
-@given(m=st.integers(1, 130), n=st.integers(1, 150), k=st.integers(1, 150), seed=st.integers(0, 2**32), tiny=st.booleans())
-def test_blocks_are_scaled_and_added_in_the_stated_order(kernels: str, m: int, n: int, k: int, seed: int, tiny: bool) -> None:
-    rng = np.random.default_rng(seed)
-    low, high = (-90, -50) if tiny else (-60, 30)  # tiny: terms that underflow, to zeros of either sign too
-    check_blocks(blocks(rng, m, k, low, high), blocks(rng, n, k, low, high))
-
-
-@pytest.mark.parametrize(
-    "shape", [(4200, 3, 40), (3, 700, 33), (700, 300, 70), (16, 144, 2000), (1, 1, 1), (4064, 6, 31), (0, 5, 3), (3, 4, 0)]
-)
-def test_blocks_of_more_than_a_tile(kernels: str, shape: tuple[int, int, int]) -> None:
-    m, n, k = shape
-    rng = np.random.default_rng(m + n)
-    check_blocks(blocks(rng, m, k), blocks(rng, n, k))
-
-
 # ---- float32 -----------------------------------------
 
 
@@ -249,27 +216,6 @@ def test_bad_products(arguments: tuple, options: dict, words: str) -> None:
     assert words in str(caught.value) and core.threads() == threads
 
 
-ONE, TWO = np.ones((1, 1), F), np.ones((1, 2), F)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((A, ONE, B, ONE), "the inner sizes differ: a is 3 x 4, b is 4 x 5"),
-        ((A, TWO, B.T, ONE), "a's scales must have shape (1, 1), not (1, 2)"),
-        ((A, ONE, B.T, ONE.astype(np.float64)), "b's scales must be a float32 array, not float64"),
-        ((A.astype(np.uint8), ONE, B.T, ONE), "a must be a int8 array, not uint8"),
-        ((A[0], ONE, B.T, ONE), "a must be a 2-D array of int8"),
-        ((A, None, B.T, ONE), "a must be a 2-D array of int8 and have an array of scales"),
-        ((A, ONE, np.zeros((5, 8), np.int8)[:, ::2], ONE), "b must be C-contiguous"),
-    ],
-)
-def test_bad_blocks(arguments: tuple, words: str) -> None:
-    with pytest.raises(core.CoreError) as caught:
-        core.gemm_blocks(*arguments)
-    assert words in str(caught.value)
-
-
 def test_threads_of_one_call_only() -> None:
     before = core.threads()
     core.gemm(A, B, threads=3)
@@ -288,7 +234,8 @@ def test_threads_of_one_call_only() -> None:
 def test_bad_geometries(change: dict, words: str) -> None:
     g = core.Conv(**(dict(batch=1, height=8, width=8, channels=2, filters=3, kernel_h=3, kernel_w=3) | change))
     lib, ffi = call.lib, call.ffi
-    status = lib.octo_conv_forward_s8(products._conv(g), ffi.NULL, 0, ffi.NULL, ffi.NULL)  # refused before memory is touched
+    # refused before memory is touched
+    status = lib.octo_conv_forward_s8(products.conv_struct(g), ffi.NULL, 0, ffi.NULL, ffi.NULL)
     assert status and words in ffi.string(lib.octo_error()).decode()
 
 

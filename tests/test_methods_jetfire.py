@@ -34,64 +34,14 @@ STACK = (
 )  # fmt: skip
 
 
-def starts(size: int) -> range:
-    return range(0, size, 32)
-
-
-def cut(x: np.ndarray, half: bool = False, words: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and, at each place, the scale of the block that it is in."""
-    q, scales = np.zeros(x.shape, np.int64), np.zeros(x.shape, F)
-    for i in starts(x.shape[0]):
-        for j in starts(x.shape[1]):
-            here = np.s_[i : i + 32, j : j + 32]
-            scale = F(np.abs(x[here]).max()) / F(127)
-            scale = F(np.float16(scale)) if half else scale
-            if scale > 1e-38:
-                how = ("half-even", None) if words is None else ("stochastic", words[here])
-                q[here], scales[here] = oracle.quantize(x[here] / scale, 1.0, 0, -127, 127, *how), scale
-    return q, scales
-
-
 def real(x: np.ndarray, half: bool, words: np.ndarray | None = None) -> np.ndarray:
     rows = x.reshape(-1, x.shape[-1])
-    q, scales = cut(rows, half, None if words is None else words.reshape(rows.shape))
+    q, scales = oracle.quantize_blocks(rows, half, None if words is None else words.reshape(rows.shape))
     return (q.astype(F) * scales).reshape(x.shape)
-
-
-def product(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """A B^T: 32 products in int64, scaled and added in float32."""
-    (qa, sa), (qb, sb) = a, b
-    y = np.zeros((len(qa), len(qb)), F)
-    for k in starts(qa.shape[1]):
-        sums = qa[:, k : k + 32] @ qb[:, k : k + 32].T
-        assert np.abs(sums).max() < 2**20
-        y = y + sums.astype(F) * sa[:, k, None] * sb[:, k]
-    return y
 
 
 def turned(a: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return a[0].T, a[1].T
-
-
-def windows(x: np.ndarray, layer: Conv2d, out_shape: tuple[int, ...]) -> np.ndarray:
-    padded = np.pad(x, ((0, 0), (layer.pad, layer.pad), (layer.pad, layer.pad), (0, 0)))
-    rows = []
-    for image in padded:
-        for y in range(out_shape[0]):
-            for z in range(out_shape[1]):
-                top, left = y * layer.stride, z * layer.stride
-                rows.append(image[top : top + layer.kernel, left : left + layer.kernel].ravel())
-    return np.array(rows)
-
-
-def scattered(rows: np.ndarray, x: np.ndarray, layer: Conv2d, out_shape: tuple[int, ...]) -> np.ndarray:
-    p, k = layer.pad, layer.kernel
-    dx = np.zeros((len(x), x.shape[1] + 2 * p, x.shape[2] + 2 * p, x.shape[3]), F)
-    values = rows.reshape(len(x), *out_shape[:2], k, k, -1)
-    for i, j in np.ndindex(k, k):  # each pixel's terms in the order of the taps
-        for n, y, z in np.ndindex(len(x), *out_shape[:2]):
-            dx[n, y * layer.stride + i, z * layer.stride + j] += values[n, y, z, i, j]
-    return dx[:, p : p + x.shape[1], p : p + x.shape[2]]
 
 
 def plain(node: Node, x: np.ndarray, context: Context) -> np.ndarray:
@@ -139,11 +89,12 @@ def test_three_steps(scales: str) -> None:
                 assert np.array_equal(y, real(plain(node, x, context), half)), (step, name)
                 dx = seen[name, "dx"][1]
                 if not isinstance(layer, Add):
-                    again = cut(dx.reshape(-1, dx.shape[-1]), half)
+                    again = oracle.quantize_blocks(dx.reshape(-1, dx.shape[-1]), half)
                     assert np.abs(again[0] * again[1] - dx.reshape(again[0].shape)).max() <= 2e-3 * np.abs(dx).max()
                 continue
             rows = dy.reshape(-1, dy.shape[-1])
-            qe, qw = cut(rows, half, draws[0]), cut(kept["w"].reshape(len(kept["w"]), -1), half)
+            qe = oracle.quantize_blocks(rows, half, draws[0])
+            qw = oracle.quantize_blocks(kept["w"].reshape(len(kept["w"]), -1), half)
             e = qe[0] * qe[1].astype(np.float64)
             if isinstance(layer, DepthwiseConv2d):
                 x_real, w_real = real(x, half), (qw[0].astype(F) * qw[1]).reshape(kept["w"].shape)
@@ -153,14 +104,14 @@ def test_three_steps(scales: str) -> None:
                 assert np.array_equal(node.grads["w"], core.depthwise_weight_grad(g, x_real, e_real)), (step, name)
                 dx = core.depthwise_input_grad(g, e_real, w_real)
             else:
-                matrix = windows(x, layer, node.out_shape) if isinstance(layer, Conv2d) else x
-                qx = cut(matrix, half)
-                expected = (product(qx, qw) + kept["b"]).reshape(y.shape)
+                matrix = oracle.windows(x, layer.kernel, layer.stride, layer.pad) if isinstance(layer, Conv2d) else x
+                qx = oracle.quantize_blocks(matrix, half)
+                expected = (oracle.gemm_blocks(qx, qw) + kept["b"]).reshape(y.shape)
                 assert np.array_equal(y, real(expected, half)), (step, name)
-                dw = product(turned(qe), turned(qx)).reshape(kept["w"].shape)
+                dw = oracle.gemm_blocks(turned(qe), turned(qx)).reshape(kept["w"].shape)
                 assert np.array_equal(node.grads["w"], dw), (step, name)
-                dx = product(qe, turned(qw))
-                dx = scattered(dx, x, layer, node.out_shape) if isinstance(layer, Conv2d) else dx
+                dx = oracle.gemm_blocks(qe, turned(qw))
+                dx = oracle.add_windows(dx, x.shape, layer.kernel, layer.stride, layer.pad) if isinstance(layer, Conv2d) else dx
             bias = e.sum(0) * (0 if node.normalized else 1)
             assert np.abs(node.grads["b"] - bias).max() <= 1e-6 * np.abs(e).sum(0).max(), (step, name)
             if name != "conv1":
@@ -178,10 +129,10 @@ def test_products_of_any_shape(m: int, n: int, k: int, seed: int, half: bool) ->
     a, b = (rng.normal(0, 10.0 ** rng.integers(-3, 3), (rows, k)).astype(F) for rows in (m, n))
     scales = "float16" if half else "float32"
     qa, qb = jetfire.cut(a, scales), jetfire.cut(b, scales)
-    slow = cut(a, half), cut(b, half)
+    slow = oracle.quantize_blocks(a, half), oracle.quantize_blocks(b, half)
     assert np.array_equal(qa.q, slow[0][0]) and np.array_equal(qa.real(), slow[0][0].astype(F) * slow[0][1])
     y = jetfire.product(qa, qb)
-    assert np.array_equal(y, product(*slow))
+    assert np.array_equal(y, oracle.gemm_blocks(*slow))
     exact = qa.real().astype(np.float64) @ qb.real().astype(np.float64).T
     terms = np.abs(qa.real().astype(np.float64)) @ np.abs(qb.real().astype(np.float64)).T
     assert np.abs(y - exact).max() <= 1e-6 * terms.max() + 1e-30

@@ -5,6 +5,14 @@ depend on the instruction set or on the number of threads, to the bit.  Images a
 [filter][kernel_h][kernel_w][channel].  cext/octosim.h says what every function means, cext/*.inc its arithmetic.
 """
 
+from octosim.core.blocks import (
+    conv_input_grad_blocks,
+    dequantize_blocks,
+    gemm_blocks,
+    quantize_blocks,
+    quantize_windows,
+    round_to_blocks,
+)
 from octosim.core.call import CoreError, NotFiniteError, isa, isas, set_isa, set_threads, threads
 from octosim.core.codes import (
     Pair,
@@ -67,19 +75,18 @@ from octosim.core.products import (
     depthwise_input_grad,
     depthwise_weight_grad,
     gemm,
-    gemm_blocks,
     gemm_counted,
     gemm_mu8,
 )
 
 __all__ = [
-    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pair", "Pool", "RowSums", "Sums", "Values", "adam",
-    "add", "affine", "avgpool", "avgpool_backward", "batchnorm_backward", "batchnorm_forward",
-    "batchnorm_inference", "column_sums", "conv_forward", "conv_input_grad", "conv_weight_grad", "decode_mu8",
-    "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad", "dequantize", "dequantize_rows",
-    "dequantize_sums", "dropout", "encode_mu8", "exp", "gemm", "gemm_blocks", "gemm_counted", "gemm_mu8", "images",
-    "isa", "isas", "lac_backward", "lac_fold", "log", "maxpool", "maxpool_backward", "memory_of", "moments",
-    "normal", "peak", "philox", "quantize", "relu", "relu_backward", "requantize", "requantize_float", "row_sums",
-    "set_isa", "set_threads", "sgd", "sign_bytes", "softmax_cross_entropy", "stream_triad", "sum_range", "threads",
-    "value_range", "values",
+    "ALWAYS_SAFE", "Conv", "CoreError", "NotFiniteError", "Pair", "Pool", "RowSums", "Sums", "Values", "adam", "add",
+    "affine", "avgpool", "avgpool_backward", "batchnorm_backward", "batchnorm_forward", "batchnorm_inference",
+    "column_sums", "conv_forward", "conv_input_grad", "conv_input_grad_blocks", "conv_weight_grad", "decode_mu8",
+    "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad", "dequantize", "dequantize_blocks",
+    "dequantize_rows", "dequantize_sums", "dropout", "encode_mu8", "exp", "gemm", "gemm_blocks", "gemm_counted",
+    "gemm_mu8", "images", "isa", "isas", "lac_backward", "lac_fold", "log", "maxpool", "maxpool_backward", "memory_of",
+    "moments", "normal", "peak", "philox", "quantize", "quantize_blocks", "quantize_windows", "relu", "relu_backward",
+    "requantize", "requantize_float", "round_to_blocks", "row_sums", "set_isa", "set_threads", "sgd", "sign_bytes",
+    "softmax_cross_entropy", "stream_triad", "sum_range", "threads", "value_range", "values",
 ]  # fmt: skip

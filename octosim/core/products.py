@@ -216,34 +216,6 @@ def gemm_counted(
     return out, overflow
 
 
-def _blocks(name: str, q: Array, scales: Array) -> tuple[bool, Any, Any]:
-    """Whether codes in blocks lie in memory as their transpose, and the pointers of the codes and of their scales."""
-    if not isinstance(q, np.ndarray) or q.ndim != 2 or not isinstance(scales, np.ndarray):
-        raise CoreError(f"{name} must be a 2-D array of int8 and have an array of scales")
-    turned = not q.flags.c_contiguous
-    if turned:
-        q, scales = q.T, scales.T
-    shape = tuple(-(-size // lib.OCTO_SIDE) for size in q.shape)
-    return turned, pointer(name, q, S8), pointer(f"{name}'s scales", scales, F32, shape)
-
-
-def gemm_blocks(a: Array, a_scales: Array, b: Array, b_scales: Array, *, out: Array | None = None) -> Array:
-    """A B^T in float32, of int8 codes with a float32 scale for each block of 32 x 32.
-
-    a: int8 (m, k), b: int8 (n, k), each C-contiguous or, together with its scales, the transpose of such an array; a_scales:
-    float32 (ceil(m / 32), ceil(k / 32)), b_scales likewise.  For each 32 indices of the sum in ascending order
-    ((int32 sum of products) S_a) S_b is added, each operation rounded.
-    """
-    turned_a, pa, scales_a = _blocks("a", a, a_scales)
-    turned_b, pb, scales_b = _blocks("b", b, b_scales)
-    (m, k), (n, k_b) = a.shape, b.shape
-    if k != k_b:
-        raise CoreError(f"the inner sizes differ: a is {m} x {k}, b is {n} x {k_b}")
-    out, c = output("out", out, F32, (m, n))
-    ok(lib.octo_gemm_blocks_s8(turned_a, not turned_b, m, n, k, pa, scales_a, pb, scales_b, c))
-    return out
-
-
 @lru_cache(maxsize=16)
 def _mu_struct(how: MuLaw) -> Any:
     return ffi.new("octo_mu8 *", (*mu_tables(how), how.shift, how.group, how.encode_products))
@@ -310,7 +282,7 @@ class Conv:
 
 
 @lru_cache(maxsize=1024)
-def _conv(g: Conv) -> Any:
+def conv_struct(g: Conv) -> Any:
     return ffi.new("octo_conv *", (g.batch, g.height, g.width, g.channels, g.filters, g.kernel_h, g.kernel_w,
                                    g.stride, g.stride, g.pad, g.pad))  # fmt: skip
 
@@ -321,9 +293,9 @@ def conv_forward(g: Conv, x: Array, w: Array, *, x_zero: int = 0, out: Array | N
     px, pw = pointer("x", x, kind, g.x_shape), pointer("w", w, kind, g.w_shape)
     out, py = output("out", out, wide, g.y_shape)
     if kind == S8:
-        ok(lib.octo_conv_forward_s8(_conv(g), px, x_zero, pw, py))
+        ok(lib.octo_conv_forward_s8(conv_struct(g), px, x_zero, pw, py))
     else:
-        ok(lib.octo_conv_forward_f32(_conv(g), px, pw, py))
+        ok(lib.octo_conv_forward_f32(conv_struct(g), px, pw, py))
     return out
 
 
@@ -332,7 +304,7 @@ def conv_input_grad(g: Conv, dy: Array, w: Array, *, out: Array | None = None) -
     kind, wide = operand_types(dy)
     pdy, pw = pointer("dy", dy, kind, g.y_shape), pointer("w", w, kind, g.w_shape)
     out, pdx = output("out", out, wide, g.x_shape)
-    ok((lib.octo_conv_input_grad_s8 if kind == S8 else lib.octo_conv_input_grad_f32)(_conv(g), pdy, pw, pdx))
+    ok((lib.octo_conv_input_grad_s8 if kind == S8 else lib.octo_conv_input_grad_f32)(conv_struct(g), pdy, pw, pdx))
     return out
 
 
@@ -342,9 +314,9 @@ def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Arra
     px, pdy = pointer("x", x, kind, g.x_shape), pointer("dy", dy, kind, g.y_shape)
     out, pdw = output("out", out, wide, g.w_shape)
     if kind == S8:
-        ok(lib.octo_conv_weight_grad_s8(_conv(g), px, x_zero, pdy, pdw))
+        ok(lib.octo_conv_weight_grad_s8(conv_struct(g), px, x_zero, pdy, pdw))
     else:
-        ok(lib.octo_conv_weight_grad_f32(_conv(g), px, pdy, pdw))
+        ok(lib.octo_conv_weight_grad_f32(conv_struct(g), px, pdy, pdw))
     return out
 
 
@@ -359,9 +331,9 @@ def depthwise_forward(g: Conv, x: Array, w: Array, *, x_zero: int = 0, out: Arra
     px, pw = pointer("x", x, kind, g.x_shape), pointer("w", w, kind, _depthwise_weights(g))
     out, py = output("out", out, wide, g.y_shape)
     if kind == S8:
-        ok(lib.octo_depthwise_forward_s8(_conv(g), px, x_zero, pw, py))
+        ok(lib.octo_depthwise_forward_s8(conv_struct(g), px, x_zero, pw, py))
     else:
-        ok(lib.octo_depthwise_forward_f32(_conv(g), px, pw, py))
+        ok(lib.octo_depthwise_forward_f32(conv_struct(g), px, pw, py))
     return out
 
 
@@ -370,7 +342,7 @@ def depthwise_input_grad(g: Conv, dy: Array, w: Array, *, out: Array | None = No
     kind, wide = operand_types(dy)
     pdy, pw = pointer("dy", dy, kind, g.y_shape), pointer("w", w, kind, _depthwise_weights(g))
     out, pdx = output("out", out, wide, g.x_shape)
-    ok((lib.octo_depthwise_input_grad_s8 if kind == S8 else lib.octo_depthwise_input_grad_f32)(_conv(g), pdy, pw, pdx))
+    ok((lib.octo_depthwise_input_grad_s8 if kind == S8 else lib.octo_depthwise_input_grad_f32)(conv_struct(g), pdy, pw, pdx))
     return out
 
 
@@ -380,7 +352,7 @@ def depthwise_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out:
     px, pdy = pointer("x", x, kind, g.x_shape), pointer("dy", dy, kind, g.y_shape)
     out, pdw = output("out", out, wide, _depthwise_weights(g))
     if kind == S8:
-        ok(lib.octo_depthwise_weight_grad_s8(_conv(g), px, x_zero, pdy, pdw))
+        ok(lib.octo_depthwise_weight_grad_s8(conv_struct(g), px, x_zero, pdy, pdw))
     else:
-        ok(lib.octo_depthwise_weight_grad_f32(_conv(g), px, pdy, pdw))
+        ok(lib.octo_depthwise_weight_grad_f32(conv_struct(g), px, pdy, pdw))
     return out

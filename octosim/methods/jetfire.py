@@ -29,15 +29,11 @@ import numpy as np
 from octosim import core
 from octosim.methods import passes
 from octosim.nodes import Array, Context, Kept, Method, Node
-from octosim.numerics import Rounding
-from octosim.quant import LARGEST_CODE
 from octosim.trace import Op
 
 SIDE = 32  # of a block; a sum of 32 products of codes in +-127 has 20 bits, and is exact in float32 too
 F = np.float32
 ERROR, GRADIENT = range(2)  # roles in the Philox streams
-LARGEST_HALF = 65504  # of float16
-SMALLEST = F(1e-38)  # below, a scale is taken for 0, and all codes are
 
 
 @dataclass(frozen=True)
@@ -52,49 +48,14 @@ class Blocks:
         """The transpose, no copy."""
         return Blocks(self.q.T, self.scales.T)
 
-    def real(self) -> Array:
+    def real(self, out: Array | None = None) -> Array:
         """The values that the codes stand for, float32."""
-        return _scaled(np.multiply, self.q, self.scales)
+        return core.dequantize_blocks(self.q, self.scales, out=out)
 
 
-def _bands(x: Array) -> list[Array]:
-    """Views of a matrix: (bands, 32, columns) with its whole blocks' rows, and (1, rest, columns) with those left over.
-
-    A matrix of one block's width has them as (bands, 1, 32 columns), for speed: its rows are next to each other.
-    """
-    whole = len(x) // SIDE * SIDE
-    parts = [part for part in (x[:whole].reshape(-1, SIDE, x.shape[1]), x[whole:][None]) if part.size]
-    return [part.reshape(len(part), 1, -1) for part in parts] if x.shape[1] <= SIDE else parts
-
-
-def _largest(x: Array) -> Array:
-    """The largest magnitude in each block."""
-    thin = x.shape[1] <= SIDE
-    axis = 2 if thin else 1
-    rows = np.concatenate([np.maximum(band.max(axis), -band.min(axis)) for band in _bands(x)])
-    return rows if thin else np.maximum.reduceat(rows, range(0, x.shape[1], SIDE), 1)
-
-
-def _scaled(operation: np.ufunc, x: Array, scales: Array) -> Array:
-    """operation(x, scale of its block), float32."""
-    out, first = np.empty(x.shape, F), 0
-    wide = np.repeat(scales, SIDE, 1)[:, None, : x.shape[1]] if x.shape[1] > SIDE else scales[:, None]
-    for band, made in zip(_bands(x), _bands(out), strict=True):
-        operation(band, wide[first : first + len(band)], out=made)
-        first += len(band)
-    return out
-
-
-def cut(x: Array, scales: str = "float32", random: tuple[int, int, int] | None = None) -> Blocks:
+def cut(x: Array, scales: str = "float32", random: tuple[int, int, int] | None = None, out: Array | None = None) -> Blocks:
     """The codes of a float32 matrix, nearest, or stochastic where there is a Philox stream.  NotFiniteError for a NaN."""
-    core.value_range(x)
-    step = _largest(x) / F(LARGEST_CODE)
-    if scales == "float16":
-        step = np.minimum(step, F(LARGEST_HALF)).astype(np.float16).astype(F)
-    step = np.where(step > SMALLEST, step, F(0))
-    rounding = Rounding.STOCHASTIC if random else Rounding.HALF_EVEN
-    units = _scaled(np.divide, x, np.where(step > 0, step, F(np.inf)))
-    return Blocks(core.quantize(units, 1.0, rounding=rounding, random=random), step)
+    return Blocks(*core.quantize_blocks(x, half=scales == "float16", random=random, out=out))
 
 
 def _coded_bytes(rows: int, columns: int) -> int:
@@ -102,20 +63,9 @@ def _coded_bytes(rows: int, columns: int) -> int:
     return rows * columns + 4 * -(-rows // SIDE) * -(-columns // SIDE)
 
 
-def product(a: Blocks, b: Blocks) -> Array:
+def product(a: Blocks, b: Blocks, out: Array | None = None) -> Array:
     """A B^T in float32: for each 32 indices of the sum, ((int32 sum) S_a) S_b is added, each operation rounded."""
-    return core.gemm_blocks(a.q, a.scales, b.q, b.scales)
-
-
-def scattered(g: core.Conv, rows: Array) -> Array:
-    """The transpose of `passes.windows`: each value added, in float32 and tap after tap, to the pixel that it came from."""
-    padded = np.zeros((g.batch, g.height + 2 * g.pad, g.width + 2 * g.pad, g.channels), F)
-    values = rows.reshape(g.batch, g.out_h, g.out_w, g.kernel_h, g.kernel_w, g.channels)
-    height, width = (g.out_h - 1) * g.stride + 1, (g.out_w - 1) * g.stride + 1
-    for i in range(g.kernel_h):
-        for j in range(g.kernel_w):
-            padded[:, i : i + height : g.stride, j : j + width : g.stride] += values[:, :, :, i, j]
-    return np.ascontiguousarray(padded[:, g.pad : g.pad + g.height, g.pad : g.pad + g.width])
+    return core.gemm_blocks(a.q, a.scales, b.q, b.scales, out=out)
 
 
 # ---- layers without a matrix product --------------------------------------------------
@@ -128,7 +78,7 @@ class _Coded:
         node.layer.init(node, method, seed)
 
     def forward(self, node: Node, x: Any, method: Jetfire, context: Context) -> Array:
-        return method.coded(node.layer.forward(node, x, method, context))
+        return method.coded(node, node.layer.forward(node, x, method, context))
 
     def weight_grad(self, node: Node, dy: Array, method: Jetfire, context: Context) -> Array:
         return dy
@@ -136,7 +86,7 @@ class _Coded:
     def input_grad(self, node: Node, dy: Array, method: Jetfire, context: Context) -> Any:
         dx = node.layer.input_grad(node, dy, method, context)
         # the gradients of a sum's terms are dY's codes as they are
-        return dx if isinstance(dx, tuple) else method.coded(dx, context.random(node.tensor(GRADIENT)))
+        return dx if isinstance(dx, tuple) else method.coded(node, dx, context.random(node.tensor(GRADIENT)))
 
     def trace(self, node: Node, method: Jetfire, batch: int) -> list[Op]:
         """The layer's own passes with a byte where they have four; the scales' share, 0.4 %, is left out."""
@@ -172,9 +122,12 @@ class Jetfire(Method):
     unused: ClassVar[tuple[str, ...]] = ("accumulator", "count_overflow")
     layers: ClassVar[Mapping[str, Any]] = dict.fromkeys(("bn", "relu", "pool", "dropout", "avgpool", "add"), _Coded())
 
-    def coded(self, x: Array, random: tuple[int, int, int] | None = None) -> Array:
+    def coded(self, node: Node, x: Array, random: tuple[int, int, int] | None = None) -> Array:
         """The values that a tensor's codes stand for, its last axis being the columns of its matrix."""
-        return cut(x.reshape(-1, x.shape[-1]), self.scales, random).real().reshape(x.shape)
+        out = node.buffer(x.shape, F)
+        matrix = -1, x.shape[-1]
+        core.round_to_blocks(x.reshape(matrix), half=self.scales == "float16", random=random, out=out.reshape(matrix))
+        return out
 
     def check(self, node: Node, batch: int) -> None:
         pass
@@ -183,25 +136,30 @@ class Jetfire(Method):
         pass
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
-        w, batch = node.params["w"], len(x)
+        w, b, batch = node.params["w"], node.params["b"], len(x)
         qw = cut(w.reshape(len(w), -1), self.scales)
         shape = node.layer.product(node, batch)
         if shape.groups > 1:
-            x_real, w_real = self.coded(x), qw.real().reshape(w.shape)
+            x_real, w_real = self.coded(node, x), qw.real().reshape(w.shape)
             node.saved.update(x=x_real, w=w_real)
-            return self.coded(passes.forward(node, x_real, w_real))
-        rows = passes.windows(shape.geometry, x).reshape(shape.shape[:2]) if shape.kernel != (0, 0) else x
-        qx = cut(rows, self.scales)
+            return self.coded(node, passes.forward(node, x_real, w_real))
+        m, k, n = shape.shape
+        codes = node.buffer((m, k), np.int8)
+        if shape.kernel != (0, 0):
+            qx = Blocks(*core.quantize_windows(shape.geometry, x, half=self.scales == "float16", out=codes))
+        else:
+            qx = cut(x, self.scales, out=codes)
         node.saved.update(x=qx, w=qw)
-        y = product(qx, qw)
-        y += node.params["b"]
-        return self.coded(y.reshape(batch, *node.out_shape))
+        y = product(qx, qw, node.buffer((m, n), F))
+        y = core.affine(y, np.ones(n, F), b, out=y)
+        return self.coded(node, y.reshape(batch, *node.out_shape))
 
     def error(self, node: Node, dy: Array, context: Context) -> Blocks:
-        return cut(dy.reshape(-1, dy.shape[-1]), self.scales, context.random(node.tensor(ERROR)))
+        dy = dy.reshape(-1, dy.shape[-1])
+        return cut(dy, self.scales, context.random(node.tensor(ERROR)), node.buffer(dy.shape, np.int8))
 
     def weight_grad(self, node: Node, error: Blocks, context: Context) -> None:
-        x, w, dy = node.saved["x"], node.params["w"], error.real()
+        x, w, dy = node.saved["x"], node.params["w"], error.real(node.buffer(error.q.shape, F))
         if isinstance(x, Blocks):
             node.grads["w"] = product(error.transposed, x.transposed).reshape(w.shape)
             node.grads["b"] = core.column_sums(dy)
@@ -210,13 +168,14 @@ class Jetfire(Method):
 
     def input_grad(self, node: Node, error: Blocks, context: Context) -> Array:
         batch, w = error.q.shape[0] // math.prod(node.out_shape[:-1]), node.saved["w"]
-        shape = node.layer.product(node, batch)
+        shape, dx = node.layer.product(node, batch), node.buffer((batch, *node.in_shape), F)
         if shape.groups > 1:
             dx = passes.input_grad(node, error.real().reshape(batch, *node.out_shape), w)
+        elif shape.kernel != (0, 0):
+            core.conv_input_grad_blocks(shape.geometry, error.q, error.scales, w.q, w.scales, out=dx)
         else:
-            rows = product(error, w.transposed)
-            dx = scattered(shape.geometry, rows) if shape.kernel != (0, 0) else rows
-        return self.coded(dx, context.random(node.tensor(GRADIENT)))
+            product(error, w.transposed, dx)
+        return self.coded(node, dx, context.random(node.tensor(GRADIENT)))
 
     def kept(self, node: Node, batch: int) -> Kept:
         """Codes of the weights and of the convolution's windows; of depthwise ones both operands in float32."""
