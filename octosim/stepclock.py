@@ -35,13 +35,14 @@ class Clock:
 
     def flush(self) -> None:
         """At the end of a step."""
-        products = self.step.pop(PRODUCTS)
+        products = self.step.pop(PRODUCTS, None)
         passes = {"forward": 0.0, "backward": 0.0, "update": 0.0}
         for (layer, pass_), seconds in self.step.items():
             self.values.setdefault((layer, pass_), []).append(seconds)
             passes["backward" if pass_ in ("dX", "dW") else pass_] += seconds
-        around = passes["forward"] + passes["backward"] - products
-        for name, seconds in (passes | {"products": products, "around_products": around}).items():
+        if products is not None:  # of a method whose products are not its layers' there is no time
+            passes |= {"products": products, "around_products": passes["forward"] + passes["backward"] - products}
+        for name, seconds in passes.items():
             self.parts.setdefault(name, []).append(seconds)
         self.step.clear()
 

@@ -181,6 +181,14 @@ def test_the_error_where_the_machine_is_the_profile() -> None:
     assert away["total"]["error"] is None and not away["device"]["here"]
 
 
+def test_bench_of_a_method_with_products_of_its_own() -> None:
+    """jetfire's are not its layers': they are not told apart, and nothing is made up."""
+    done = octosim("bench", "--model", "mlp", "--method", "jetfire", "--batch-size", "8", "--seconds", "0.05", "--json")
+    record = json.loads(done.stdout)
+    assert set(record["parts"]) == {"forward", "backward", "update"}
+    assert set(record["fp32"]["parts"]) == {*record["parts"], "products", "around_products"}
+
+
 def test_cost_table() -> None:
     done = octosim("cost", "--profile", "pi4", *LENET)
     assert done.returncode == 0 and "conv2" in done.stdout and "bound by" in done.stdout and "Raspberry Pi 4" in done.stdout

@@ -22,11 +22,11 @@ def _matrix(name: str, x: Array, dtype: np.dtype[Any]) -> Any:
     return pointer(name, x, dtype)
 
 
-def _quantize(x: Array, half: bool, random: tuple[int, int, int] | None, q: Any, y: Any) -> Array:
-    """Writes codes, or their values, or both; the scales."""
-    scales, ps = output("scales", None, F32, _scales_shape(*x.shape))
+def _quantize(px: Any, shape: tuple[int, ...], half: bool, random: tuple[int, int, int] | None, q: Any, y: Any) -> Array:
+    """Writes the codes of a matrix, or their values, where these have a pointer; returns the scales."""
+    scales, ps = output("scales", None, F32, _scales_shape(*shape))
     rounding = lib.OCTO_STOCHASTIC if random else lib.OCTO_HALF_EVEN
-    ok(lib.octo_quantize_blocks_s8(*x.shape, pointer("x", x, F32), half, rounding, *(random or (0, 0, 0)), q, ps, y))
+    ok(lib.octo_quantize_blocks_s8(*shape, px, half, rounding, *(random or (0, 0, 0)), q, ps, y))
     return scales
 
 
@@ -39,18 +39,18 @@ def quantize_blocks(
     rounded to the nearest, ties to even, or stochastically from random = (seed, step, tensor).  NotFiniteError for a NaN or an
     infinity.
     """
-    _matrix("x", x, F32)
+    px = _matrix("x", x, F32)
     out, q = output("out", out, S8, x.shape)
-    return out, _quantize(x, half, random, q, ffi.NULL)
+    return out, _quantize(px, x.shape, half, random, q, ffi.NULL)
 
 
 def round_to_blocks(
     x: Array, *, half: bool = False, random: tuple[int, int, int] | None = None, out: Array | None = None
 ) -> Array:
     """The float32 values that the codes of `quantize_blocks` stand for; out may be x."""
-    _matrix("x", x, F32)
+    px = _matrix("x", x, F32)
     out, y = output("out", out, F32, x.shape)
-    _quantize(x, half, random, ffi.NULL, y)
+    _quantize(px, x.shape, half, random, ffi.NULL, y)
     return out
 
 

@@ -161,20 +161,21 @@ class Jetfire(Method):
     def weight_grad(self, node: Node, error: Blocks, context: Context) -> None:
         x, w, dy = node.saved["x"], node.params["w"], error.real(node.buffer(error.q.shape, F))
         if isinstance(x, Blocks):
-            node.grads["w"] = product(error.transposed, x.transposed).reshape(w.shape)
-            node.grads["b"] = core.column_sums(dy)
+            rows, cols = error.q.shape[1], x.q.shape[1]
+            node.grads["w"] = product(error.transposed, x.transposed, node.buffer((rows, cols), F)).reshape(w.shape)
+            node.grads["b"] = core.column_sums(dy, out=node.buffer(node.params["b"].shape, F))
         else:
             passes.weight_grad(node, x, dy.reshape(len(x), *node.out_shape))
 
     def input_grad(self, node: Node, error: Blocks, context: Context) -> Array:
         batch, w = error.q.shape[0] // math.prod(node.out_shape[:-1]), node.saved["w"]
-        shape, dx = node.layer.product(node, batch), node.buffer((batch, *node.in_shape), F)
+        shape, size = node.layer.product(node, batch), (batch, *node.in_shape)
         if shape.groups > 1:
             dx = passes.input_grad(node, error.real().reshape(batch, *node.out_shape), w)
         elif shape.kernel != (0, 0):
-            core.conv_input_grad_blocks(shape.geometry, error.q, error.scales, w.q, w.scales, out=dx)
+            dx = core.conv_input_grad_blocks(shape.geometry, error.q, error.scales, w.q, w.scales, out=node.buffer(size, F))
         else:
-            product(error, w.transposed, dx)
+            dx = product(error, w.transposed, node.buffer(size, F))
         return self.coded(node, dx, context.random(node.tensor(GRADIENT)))
 
     def kept(self, node: Node, batch: int) -> Kept:
