@@ -174,16 +174,15 @@ static const float *gradient(const octo_tensor *g, int64_t cols, int64_t first, 
     return memory;
 }
 
-/* The call, which makes a step on elements [first, first + count) of w by their gradient `g_`, on slices; then whether w is
- * finite.  All while the slice is in the cache. */
-#define STEP(name, rows, cols, w, g, call)                                                                         \
+/* The call, which makes a step on elements [first, first + count) of w by their gradient `g_`, on slices; then w's range.
+ * All while the slice is in the cache. */
+#define STEP(name, rows, cols, w, g, range, call)                                                                         \
     do {                                                                                                           \
         CHECK_MATRIX(name, rows, cols);                                                                            \
         CHECK_TENSOR(name, g);                                                                                     \
         int64_t n_ = (rows) * (cols), pieces_ = (n_ + SLICE - 1) / SLICE;                                          \
         int32_t *keys_ = octo_scratch(OCTO_SLOT_SUMS, pieces_ * 2 * 4);                                            \
         int failed_ = !keys_;                                                                                      \
-        float low_, high_;                                                                                         \
         if (keys_) EACH_SLICE(n_, {                                                                                \
             float *memory_ = octo_scratch(OCTO_SLOT_KERNEL, (g)->sums ? SLICE * 4 : 0);                            \
             if (!memory_) failed_ = 1;                                                                             \
@@ -193,16 +192,17 @@ static const float *gradient(const octo_tensor *g, int64_t cols, int64_t first, 
                 octo_table.range_f32(count, (w) + first, keys_ + 2 * (first / SLICE), keys_ + 2 * (first / SLICE) + 1); \
             }                                                                                                      \
         });                                                                                                        \
-        return failed_ ? octo_fail(OCTO_ENOMEM, "out of memory in " name) : octo_fold_range(pieces_, keys_, &low_, &high_); \
+        return failed_ ? octo_fail(OCTO_ENOMEM, "out of memory in " name) : octo_fold_range(pieces_, keys_, range, (range) + 1); \
     } while (0)
 
-int octo_sgd_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *v, float lr, float momentum, float decay) {
-    STEP("sgd", rows, cols, w, g, octo_table.sgd_f32(count, w + first, g_, v + first, lr, momentum, decay));
+int octo_sgd_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *v, float lr, float momentum, float decay,
+                 float *range) {
+    STEP("sgd", rows, cols, w, g, range, octo_table.sgd_f32(count, w + first, g_, v + first, lr, momentum, decay));
 }
 
 int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *m, float *v, float lr, float b1, float b2,
-                  float eps, float c1, float c2, float decay) {
-    STEP("adam", rows, cols, w, g,
+                  float eps, float c1, float c2, float decay, float *range) {
+    STEP("adam", rows, cols, w, g, range,
          octo_table.adam_f32(count, w + first, g_, m + first, v + first, lr, b1, b2, eps, c1, c2, decay));
 }
 

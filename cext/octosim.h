@@ -204,12 +204,14 @@ int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logi
                                    float *loss, float *dlogits, int64_t *correct);
 
 /* An optimizer's step on w [rows][cols], in place; of a gradient of sums, add belongs to the rows (octo_dequantize_rows_s32).
- * OCTO_EFINITE where w then holds a NaN or an infinity; the step is done all the same.
+ * range: the least and the largest of w after it; OCTO_EFINITE where w then holds a NaN or an infinity; the step is done all the
+ * same.
  * sgd: g += decay w; v = momentum v + g; w -= lr v */
-int octo_sgd_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *v, float lr, float momentum, float decay);
+int octo_sgd_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *v, float lr, float momentum, float decay,
+                 float *range);
 /* adam: g += decay w; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g g; w -= lr (m / c1) / (sqrt(v / c2) + eps), c = 1 - b^t (Kingma & Ba) */
 int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *m, float *v, float lr, float b1, float b2,
-                  float eps, float c1, float c2, float decay);
+                  float eps, float c1, float c2, float decay, float *range);
 
 /* Octo's loss-aware compensation in the int32 domain.  fold: out[r][c] = clamp(round_half_even((bias[c] + alpha mu + offset)
  * * inv_scale), +-2^30) + zero_term[c] (modulo 2^32); alpha, mu, offset [rows][cols] or all NULL.  backward, from

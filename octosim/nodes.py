@@ -222,6 +222,7 @@ class Node:
     joins: of an addition and the ReLU that it does too: the gradient of its output is a `core.Pair`, which it sums itself.
     x_known, dy_known: the pass before finds the range of what it is given.  x_range, dy_range: that range; found: what its own
     last pass has found, for the next.
+    ranges: of parameters as the optimizer's last step left them, see `range_of`.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -245,6 +246,7 @@ class Node:
     x_range: Range | None = None
     dy_range: Range | None = None
     found: Range | None = None
+    ranges: dict[str, Range] = field(default_factory=dict)
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Any] = field(default_factory=dict)
@@ -266,6 +268,13 @@ class Node:
                     core.value_range(tensor)
                 except core.NotFiniteError as error:
                     raise core.NotFiniteError(f"layer {self.name}, {name} after the step: {error}") from None
+
+    def range_of(self, key: str) -> Range:
+        """The least and the largest value of a parameter: as the update found it, for its memory need not be read again then.
+
+        Who changes a parameter otherwise than by the optimizer takes it out of `ranges`.
+        """
+        return self.ranges.get(key) or core.value_range(self.params[key])
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Memory of any content, from the network's pool."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError, suggest
-from octosim.nodes import Context, Method, Node
+from octosim.nodes import Context, Method, Node, Range
 
 Array = np.ndarray[Any, Any]
 Newton = tuple[Array, Array, dict[str, Array]]
@@ -22,8 +22,8 @@ Newton = tuple[Array, Array, dict[str, Array]]
 class Sgd:
     """SGD with momentum: v = momentum v + (g + decay w), w -= lr v.
 
-    update, of every optimizer: a step on w in place, of a gradient that is an array or `core.Sums` by rows; NotFiniteError
-    where w then holds a NaN or an infinity.
+    update, of every optimizer: a step on w in place, of a gradient that is an array or `core.Sums` by rows; returns w's range
+    then, NotFiniteError where it holds a NaN or an infinity.
     """
 
     lr: float = 0.05
@@ -32,8 +32,8 @@ class Sgd:
     name: ClassVar[str] = "sgd"
     slots: ClassVar[tuple[str, ...]] = ("v",)
 
-    def update(self, step: int, lr: float, decay: float, w: Array, g: core.Values, slots: dict[str, Array]) -> None:
-        core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=decay)
+    def update(self, step: int, lr: float, decay: float, w: Array, g: core.Values, slots: dict[str, Array]) -> Range:
+        return core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=decay)
 
     def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
         v = np.float32(self.momentum) * slots["v"] + (g + np.float32(decay) * w)
@@ -52,9 +52,9 @@ class Adam:
     name: ClassVar[str] = "adam"
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
-    def update(self, step: int, lr: float, decay: float, w: Array, g: core.Values, slots: dict[str, Array]) -> None:
+    def update(self, step: int, lr: float, decay: float, w: Array, g: core.Values, slots: dict[str, Array]) -> Range:
         c1, c2 = 1.0 - _power(self.b1, step), 1.0 - _power(self.b2, step)
-        core.adam(w, g, slots["m"], slots["v"], lr=lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay)
+        return core.adam(w, g, slots["m"], slots["v"], lr=lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay)
 
     def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
         b1, b2, g = np.float32(self.b1), np.float32(self.b2), g + np.float32(decay) * w
@@ -108,6 +108,7 @@ class Update:
     slots: dict[str, dict[str, Array]]
 
     def node(self, node: Node) -> None:
+        node.ranges.clear()
         for key in node.params:
             self.method.update(node, key, self.lr, partial(self._rule, node, key), self.context)
         node.check_finite(node.state)
@@ -122,11 +123,17 @@ class Update:
         step = self.context.step
         try:
             if not isinstance(g, core.RowSums):
-                self.optimizer.update(step, lr, decay, w, g, slots)
+                node.ranges[key] = self.optimizer.update(step, lr, decay, w, g, slots)
                 return
             rows = max(1, MADE * len(w) // w.size)
-            for some in (slice(first, first + rows) for first in range(0, len(w), rows)):
-                self.optimizer.update(step, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
+            lows, highs = zip(
+                *(
+                    self.optimizer.update(step, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
+                    for some in (slice(first, first + rows) for first in range(0, len(w), rows))
+                ),
+                strict=True,
+            )
+            node.ranges[key] = min(lows), max(highs)
         except core.NotFiniteError as error:
             raise core.NotFiniteError(f"layer {node.name}, {key} after the step: {error}") from None
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import optim, train
+from octosim import core, methods, optim, train
 from octosim.errors import OctosimError
 from octosim.nodes import Context
 from octosim.optim import Schedule
@@ -152,3 +152,21 @@ def test_an_update_in_pieces_is_the_update(method: str, size: int, monkeypatch: 
     monkeypatch.setattr(optim, "MADE", size)
     run.train_step()
     assert run.digest() == expected.digest()
+
+
+@pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_ranges_that_an_update_finds(method: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every parameter that the optimizer moved, as it is at the next forward pass; none of one that a method moved itself."""
+    cls = methods.METHODS[method]
+    monkeypatch.setattr(optim, "MADE", 1000)
+    same = {} if "optimizer" in cls.unused else {"optimizer": optimizer}
+    run = train.Run(train.Config(model="lenet5", method=method, batch_size=20, batchnorm=cls.batchnorm, **same))
+    for _ in range(3):
+        run.train_step()
+        known = {(node.name, key): found for node in run.network.nodes for key, found in node.ranges.items()}
+        assert known or "lr" in cls.unused
+        for node in run.network.nodes:
+            for key, values in node.params.items():
+                if values.dtype == F:
+                    assert node.range_of(key) == core.value_range(values), (node.name, key)

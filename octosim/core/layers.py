@@ -147,27 +147,35 @@ def softmax_cross_entropy(
 # ---- optimizers and Octo's compensation --------------------------------------------------
 
 
-def sgd(w: Array, g: Values, v: Array, *, lr: float, momentum: float, decay: float) -> None:
+def sgd(w: Array, g: Values, v: Array, *, lr: float, momentum: float, decay: float) -> tuple[float, float]:
     """SGD with momentum, in place on w and v: v = momentum v + (g + decay w); w -= lr v.
 
-    g: float32 of w's shape, or such Sums `by_rows`.  NotFiniteError where w then holds a NaN or an infinity.
+    g: float32 of w's shape, or such Sums `by_rows`.  Returns w's least and largest value then; NotFiniteError where it holds
+    a NaN or an infinity.
     """
     gradient, rows, cols = _gradient(g, w)
     pw, pv = pointer("w", w, F32, None, True), pointer("v", v, F32, w.shape, True)
-    ok(lib.octo_sgd_f32(rows, cols, pw, gradient, pv, lr, momentum, decay))
+    found = ffi.new(_PAIR)
+    ok(lib.octo_sgd_f32(rows, cols, pw, gradient, pv, lr, momentum, decay, found))
+    return found[0], found[1]
 
 
 def adam(
     w: Array, g: Values, m: Array, v: Array, *, lr: float, b1: float, b2: float, eps: float, c1: float, c2: float,
     decay: float,
-) -> None:  # fmt: skip
+) -> tuple[float, float]:  # fmt: skip
     """Adam, in place on w, m and v; c1 = 1 - b1^t and c2 = 1 - b2^t correct the bias (Kingma & Ba 2015, algorithm 1).
 
-    g, NotFiniteError: as for `sgd`.
+    g, returns, NotFiniteError: as for `sgd`.
     """
     gradient, rows, cols = _gradient(g, w)
     pw, pm, pv = (pointer(name, x, F32, w.shape, True) for name, x in (("w", w), ("m", m), ("v", v)))
-    ok(lib.octo_adam_f32(rows, cols, pw, gradient, pm, pv, lr, b1, b2, eps, c1, c2, decay))
+    found = ffi.new(_PAIR)
+    ok(lib.octo_adam_f32(rows, cols, pw, gradient, pm, pv, lr, b1, b2, eps, c1, c2, decay, found))
+    return found[0], found[1]
+
+
+_PAIR = ffi.typeof("float[2]")
 
 
 def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:

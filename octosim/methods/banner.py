@@ -166,9 +166,8 @@ class Banner(Method):
         return float(running[0]), float(running[1])
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        w = node.params["w"]
         qx = quant.asymmetric(x, *self._range(node, x, context), out=node.buffer(x.shape, np.int8))
-        return int8.forward(node, qx, int8.symmetric(node, w, *core.value_range(w)))
+        return int8.forward(node, qx, int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> tuple[QTensor, Array]:
         """Bifurcation: stochastic 8-bit codes for dX, dY itself for dW."""

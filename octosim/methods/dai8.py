@@ -71,9 +71,8 @@ class Dai8(Method):
         node.state["clip"] = np.zeros(node.out_shape[-1], np.float32)
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        w = node.params["w"]
         qx = int8.symmetric(node, x, *int8.running_range(node, x, context))
-        return int8.forward(node, qx, int8.symmetric(node, w, *core.value_range(w)))
+        return int8.forward(node, qx, int8.weights(node))
 
     def _limits(self, node: Node, dy: Array, largest: float) -> Array:
         """The channels' clipping values, float32."""

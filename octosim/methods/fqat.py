@@ -239,9 +239,9 @@ class Fqat(Method):
         return ranged(super().input(images, out), 1.0)
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Values:
-        bound, x, w = bound_of(x), np.asarray(x), node.params["w"]
+        bound, x = bound_of(x), np.asarray(x)
         low, high = int8.running_range(node, x, context) if bound is None else (-bound, bound)
-        qx, qw = int8.symmetric(node, x, low, high), int8.symmetric(node, w, *core.value_range(w))
+        qx, qw = int8.symmetric(node, x, low, high), int8.weights(node)
         sums = int8.forward(node, qx, qw)
         if context.training or not node.normalized:
             return sums

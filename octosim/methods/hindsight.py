@@ -64,9 +64,8 @@ class Hindsight(Method):
         return float(used[0]), float(used[1])
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        w = node.params["w"]
         qx = int8.symmetric(node, x, *self._range(node.state["x_range"], x, context))
-        return int8.forward(node, qx, int8.symmetric(node, w, *core.value_range(w)))
+        return int8.forward(node, qx, int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         low, high = self._range(node.state["dy_range"], dy, context)

@@ -43,7 +43,7 @@ def trace(node: Node, batch: int, dy_reads: int = 2, x_reads: int = 2) -> list[O
     ops = [
         # range, then codes: a quantizer reads its tensor twice
         passes.elementwise(node, "forward", "quantize x", x, 4 * x_reads * x, x),
-        passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
+        passes.elementwise(node, "forward", "quantize w, range known", w, 4 * w, w),
         passes.gemm(node, batch, "forward", "int8"),
         passes.elementwise(node, "dW", "quantize dY", y, 4 * dy_reads * y, y),
         passes.gemm(node, batch, "dW", "int8"),
@@ -69,6 +69,11 @@ def running_range(node: Node, x: Array, context: Context) -> tuple[float, float]
         running[:] = running + np.float32(RANGE_MOMENTUM) * (batch - running) if running.any() else batch
         return low, high
     return float(running[0]), float(running[1])
+
+
+def weights(node: Node) -> QTensor:
+    """Codes of a layer's weights within their range, nearest."""
+    return symmetric(node, node.params["w"], *node.range_of("w"))
 
 
 def symmetric(node: Node, x: Array, low: float, high: float) -> QTensor:

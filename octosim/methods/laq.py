@@ -136,6 +136,7 @@ class Laq(Method):
     def _settle(self, node: Node, before: Array, d: Array) -> None:
         """Clips and quantizes the new weights; counts the updates that turned back and the weights that changed level."""
         w, state = node.params["w"], node.state
+        node.ranges.pop("w", None)
         np.clip(w, F(-1), F(1), out=w)
         sign = np.sign(w - before).astype(np.int8)
         codes, alpha = self.fit(w, d, state["codes"])

@@ -166,10 +166,10 @@ class Octo(Method):
         return alpha, mu, offset
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        batch, w = x.shape[0], node.params["w"]
+        batch = x.shape[0]
         codes = node.buffer(x.shape, np.int8)
         qx = quant.asymmetric(x, *int8.running_range(node, x, context), out=codes)
-        qw = quant.symmetric(w, *core.value_range(w), out=node.buffer(w.shape, np.int8))
+        qw = int8.weights(node)
         node.saved.update(x=qx, w=qw)
         acc = node.buffer((batch, *node.out_shape), np.int32)
         node.layer.product(node, batch).forward(qx.q, qw.q, x_zero=qx.zero, out=acc)
@@ -230,7 +230,7 @@ class Octo(Method):
         ops = [
             # range, unless it is known, then codes
             passes.elementwise(node, "forward", of_x, x, (4 if node.x_known else 8) * x, x),
-            passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
+            passes.elementwise(node, "forward", "quantize w, range known", w, 4 * w, w),
             passes.gemm(node, batch, "forward", "int8"),
             passes.elementwise(node, "dW", of_dy, y, 4 * reads * y, y),
             passes.gemm(node, batch, "dW", "int8"),

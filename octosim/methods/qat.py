@@ -84,7 +84,7 @@ class Qat(Method):
     def _weight_codes(self, node: Node) -> tuple[Array, Array]:
         """Codes and their scales, float32 (1,) or (channels,)."""
         w = node.params["w"]
-        low, high = core.value_range(w)
+        low, high = node.range_of("w")
         codes = node.buffer(w.shape, np.int8)
         if self.weights == "tensor":
             whole = quant.symmetric(w, low, high, out=codes)
@@ -153,7 +153,7 @@ class Qat(Method):
         return [
             # range, then codes, and the real values that the backward pass needs
             passes.elementwise(node, "forward", "quantize x", x, 9 * x, 6 * x),
-            passes.elementwise(node, "forward", "quantize w", w, 9 * w, 5 * w),
+            passes.elementwise(node, "forward", "quantize w, range known", w, 5 * w, 5 * w),
             passes.gemm(node, batch, "forward", "int8"),
             passes.elementwise(node, "forward", "dequantize", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
             passes.gemm(node, batch, "dW"),

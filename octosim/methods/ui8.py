@@ -84,9 +84,8 @@ class Ui8(Method):
         node.state["clip"] = np.array([1, 0], np.float32)  # share of max|dY|, and its deviation
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        w = node.params["w"]
         qx = int8.symmetric(node, x, *int8.running_range(node, x, context))
-        return int8.forward(node, qx, int8.symmetric(node, w, *core.value_range(w)))
+        return int8.forward(node, qx, int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         low, high = core.value_range(dy)
