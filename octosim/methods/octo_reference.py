@@ -75,9 +75,15 @@ def backward_codes(x: Array, ratio: float, with_zero: bool = False) -> tuple[Arr
 
 def parts(codes: Array) -> list[tuple[int, Array]]:
     """int8 arrays in +-127 and factors: the codes are low, or 255 high + low where any of them is beyond +-127."""
-    high = (codes + PART) // BASE
-    low = (codes - BASE * high).astype(np.int8)
-    return [(1, low), (BASE, high.astype(np.int8))] if high.any() else [(1, low)]
+    if _largest(codes) <= PART:
+        return [(1, codes.astype(np.int8))]
+    high = ((codes + PART) // BASE).astype(np.int8)
+    return [(1, (codes - BASE * high.astype(np.int32)).astype(np.int8)), (BASE, high)]
+
+
+def _largest(codes: Array) -> int:
+    low, high = core.sum_range(codes)
+    return max(-low, high)
 
 
 def exact_sums(product: Callable[[Array, Array], Array], depth: int, a: Array, b: Array) -> Array:
@@ -85,7 +91,7 @@ def exact_sums(product: Callable[[Array, Array], Array], depth: int, a: Array, b
 
     In int32 the parts may wrap on their way: the whole is right modulo 2^32, and within its range.
     """
-    largest = depth * int(np.abs(a).max()) * int(np.abs(b).max())
+    largest = depth * _largest(a) * _largest(b)
     dtype: type[Any] = np.int32 if largest < 2**31 else np.int64
     pairs = [(u * v, product(left, right)) for u, left in parts(a) for v, right in parts(b)]
     total = pairs[0][1].astype(dtype, copy=False)  # low low, whose factor is 1
