@@ -157,7 +157,7 @@ def test_an_update_in_pieces_is_the_update(method: str, size: int, monkeypatch: 
 @pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_ranges_that_an_update_finds(method: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every parameter that the optimizer moved, as it is at the next forward pass; none of one that a method moved itself."""
+    """Of every parameter that the optimizer moved; none, or a true one, of one that a method moved."""
     cls = methods.METHODS[method]
     monkeypatch.setattr(optim, "MADE", 1000)
     same = {} if "optimizer" in cls.unused else {"optimizer": optimizer}

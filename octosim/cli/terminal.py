@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import Annotated, Any, Optional
 
@@ -19,12 +20,21 @@ err_console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 Threads = Annotated[Optional[int], typer.Option(help="Threads of the kernels; all cores if not given.")]  # noqa: UP045
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
+MODEL = typer.Option(
+    help="Network: simplecnn, lenet5, mlp, alexnet, vgg11, vgg-small-7, resnet20, mobilenet, or a model file, .toml."
+)
+
+
+def command_line() -> str:
+    """The command as the user typed it, for manifests."""
+    return shlex.join(["octosim", *sys.argv[1:]])
+
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def seconds(value: float | None) -> str:
+def time_text(value: float | None) -> str:
     """A time for people: three digits and a unit."""
     if value is None:
         return "-"
@@ -34,7 +44,7 @@ def seconds(value: float | None) -> str:
     return f"{value / 1e-9:.3g} ns"
 
 
-def count(value: float) -> str:
+def count_text(value: float) -> str:
     """A count for people: three digits and k, M or G."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
@@ -42,7 +52,7 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def bar() -> Progress:
+def progress_bar() -> Progress:
     """A progress bar on standard error, off when that is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=err_console, disable=not err_console.is_terminal, transient=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from octosim.terminal import AsJson, Threads, bar, out_console, print_json, use_threads
+from octosim.cli.terminal import AsJson, Threads, out_console, print_json, progress_bar, use_threads
 
 
 def audit(
@@ -27,7 +27,7 @@ def audit(
     from octosim import audit as auditor
 
     use_threads(threads)
-    with bar() as shown:
+    with progress_bar() as shown:
         task = shown.add_task("replaying", total=step)
         rows = auditor.audit(run, step, lambda now, last: shown.update(task, completed=now, total=last))
     if json_:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
+from octosim.cli.terminal import AsJson, count_text, out_console, parameters, print_json, time_text
 from octosim.errors import OctosimError
-from octosim.terminal import AsJson, count, out_console, parameters, print_json, seconds
 
 LARGEST = 1024
 """The largest batch at which the crossover is looked for."""
@@ -285,7 +285,7 @@ def _title(asked: Asked, first: Source, sizes: list[int | None]) -> str:
 
 
 def _interval(total: dict[str, Any]) -> str:
-    return f"{seconds(total['time_low_s'])} .. {seconds(total['time_high_s'])}"
+    return f"{time_text(total['time_low_s'])} .. {time_text(total['time_high_s'])}"
 
 
 def _energy(total: dict[str, Any]) -> str:
@@ -304,21 +304,21 @@ def _show_layers(record: dict[str, Any], costs: list[Any], device: Any, asked: A
     for name in ("MACs", "bytes", "time", "bound by"):
         table.add_column(name, justify="right")
     for c in costs:
-        macs = count(c.op.macs) if c.op.macs else ""
-        table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, count(c.op.bytes), seconds(c.time_s), c.bound)
+        macs = count_text(c.op.macs) if c.op.macs else ""
+        table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, count_text(c.op.bytes), time_text(c.time_s), c.bound)
     out_console.print(table, highlight=False)
     total = record["total"]
     energy = "no energy figure in the profile" if total["energy_j"] is None else f"at most {_energy(total)}"
     lines = [
-        f"{'inference' if asked.inference else 'step'}: {seconds(total['time_s'])} ({_interval(total)} with 80 % probability), "
-        f"{energy}; training on this device is {total['training']}"
+        f"{'inference' if asked.inference else 'step'}: {time_text(total['time_s'])} ({_interval(total)} with 80 % "
+        f"probability), {energy}; training on this device is {total['training']}"
     ]
     if record["memory"]:
         parts = ", ".join(f"{name} {_bytes(value)}" for name, value in record["memory"].items() if name != "peak" and value)
         lines.append(f"memory: {_bytes(total['peak_bytes'])} ({parts})")
     if "gain" in record:
         gain = "" if record["gain"] is None else f"INT8 is {record['gain']:.2f} times as fast: "
-        lines.append(f"float32: {seconds(record['float32']['time_s'])}; {gain}{record['reason']}")
+        lines.append(f"float32: {time_text(record['float32']['time_s'])}; {gain}{record['reason']}")
     lines += [record["advice"]] if record.get("advice") else []
     for line in [*lines, *record["notes"]]:
         out_console.print(line, highlight=False)
@@ -341,14 +341,14 @@ def _show_points(title: str, records: list[dict[str, Any]]) -> None:
                 for side, here in zip(sides, fits, strict=True)
             ]
             table.add_row(
-                record["device"], batch, *(seconds(side["time_s"]) for side in sides),
+                record["device"], batch, *(time_text(side["time_s"]) for side in sides),
                 "-" if record["gain"] is None else f"{record['gain']:.2f}",
                 *(_energy(side) for side in sides), *memory,
             )  # fmt: skip
         else:
             ratio = f"{total['time_s'] / records[0]['total']['time_s']:.2f}"
             peak = _bytes(total["peak_bytes"])
-            table.add_row(record["device"], batch, seconds(total["time_s"]), _interval(total), ratio, _energy(total), peak)
+            table.add_row(record["device"], batch, time_text(total["time_s"]), _interval(total), ratio, _energy(total), peak)
     out_console.print(table, highlight=False)
     several = len({record["batch_size"] for record in records}) > 1
     lines = []

@@ -1,0 +1,264 @@
+"""The command `octosim bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.table import Table
+
+from octosim.cli.terminal import (
+    MODEL,
+    AsJson,
+    Threads,
+    command_line,
+    count_text,
+    err_console,
+    out_console,
+    parameters,
+    print_json,
+    progress_bar,
+    time_text,
+    use_threads,
+)
+from octosim.errors import OctosimError
+
+
+def bench(
+    profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
+    model: Annotated[str, MODEL] = "simplecnn",
+    data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
+    method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
+    set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
+    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
+    against: Annotated[Optional[str], typer.Option(help="Peers to measure in the same process: torch.")] = None,  # noqa: UP045
+    kernels: Annotated[bool, typer.Option("--kernels", help="Measure int8 matrix products instead of training steps.")] = False,
+    plot: Annotated[Optional[Path], typer.Option(help="With --kernels: a roofline plot, .png or .svg.")] = None,  # noqa: UP045
+    threads: Threads = None,
+    seconds: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="About how long each contestant runs; 3, or 0.15 a shape with --kernels."),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Also write the JSON record here, for `octosim report`.")] = None,  # noqa: UP045
+    pyperf: Annotated[Optional[Path], typer.Option(help="Also write every measured step as pyperf JSON.")] = None,  # noqa: UP045
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also the peak memory of each contestant, in processes of their own.")
+    ] = False,
+    json_: AsJson = False,
+) -> None:
+    """A training step predicted on a device beside the same step measured here, per layer and pass, INT8 and FP32.
+
+    Example: octosim bench --profile jetson --model simplecnn --against torch --threads 2 --memory
+
+    With --kernels: int8 matrix products at real networks' sizes, as shares of the machine's measured limits.
+
+    Example: octosim bench --kernels --against torch,onnxruntime --plot roofline.png
+    """
+    from octosim import bench as bencher
+    from octosim import hw, methods
+    from octosim import train as trainer
+
+    device = hw.load(profile)
+    use_threads(threads)
+    if seconds is not None and not 0 < seconds <= 3600:
+        raise OctosimError(f"--seconds must be in (0, 3600], not {seconds}")
+    peers = [name for name in (against or "").split(",") if name]
+    if kernels:
+        _bench_kernels(peers, seconds or 0.15, out, plot, json_)
+        return
+    if plot:
+        raise OctosimError("--plot goes with --kernels")
+    config = trainer.Config(
+        model=model, data=data, method=method, parameters=parameters(set_), optimizer=optimizer, batch_size=batch_size,
+        batchnorm=getattr(methods.METHODS.get(method), "batchnorm", True),
+    )  # fmt: skip
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=100)
+        record = bencher.step_bench(
+            config, device, against=peers, seconds=seconds or 3.0, command=command_line(), raw=pyperf, memory=memory,
+            progress=lambda share: bar.update(task, completed=round(100 * share)),
+        )  # fmt: skip
+    if out:
+        trainer.write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
+    if json_:
+        print_json(record)
+    else:
+        _show_bench(record)
+
+
+def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: Path | None, as_json: bool) -> None:
+    from octosim import kernelbench
+    from octosim import train as trainer
+
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=100)
+        record = kernelbench.kernel_bench(
+            against, seconds=seconds, command=command_line(),
+            progress=lambda share: bar.update(task, completed=round(100 * share)),
+        )  # fmt: skip
+    if out:
+        trainer.write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
+    if plot:
+        kernelbench.plot_roofline(record, plot)
+    if as_json:
+        print_json(record)
+        return
+    env, limits = record["environment"], record["limits"]
+    table = Table(title=f"int8 matrix products: {env['cpu']}, {env['isa']}, {env['threads']} threads")
+    for column in (
+        "shape",
+        "pass",
+        "M x K x N",
+        "time",
+        "GOPS",
+        "of peak",
+        "of roof",
+        *(f"{peer} / octosim" for peer in record["rows"][0]["against"]),
+    ):
+        table.add_column(column, justify="left" if column in ("shape", "pass") else "right")
+    for row in record["rows"]:
+        size = f"{row['m']} x {row['k']} x {row['n']}"
+        table.add_row(
+            row["shape"], row["pass"], size, time_text(row["time_s"]), f"{row['ops_s'] / 1e9:.1f}",
+            f"{100 * row['of_peak']:.0f} %", f"{100 * row['of_roof']:.0f} %",
+            *(f"{peer['ratio']:.2f}" for peer in row["against"].values()),
+        )  # fmt: skip
+    out_console.print(table, highlight=False)
+    side = record["isas"][0]["cube"]
+    for title, columns, rows in (
+        (
+            f"{side} cubed with each instruction set",
+            ("instruction set", "GOPS", "its register peak", "of peak"),
+            [
+                (r["isa"], f"{r['ops_s'] / 1e9:.1f}", f"{r['peak_ops_s'] / 1e9:.1f}", f"{100 * r['of_peak']:.0f} %")
+                for r in record["isas"]
+            ],
+        ),
+        (
+            "products summed step by step, overflow counted",
+            ("accumulator", "cubed", "GMAC/s", "apytypes"),
+            [
+                (
+                    r["accumulator"],
+                    str(r["cube"]),
+                    f"{r['macs_s'] / 1e9:.2f}",
+                    f"{r['apytypes_macs_s'] / 1e9:.3f}" if "ratio" in r else "",
+                )
+                for r in record["accumulators"]
+            ],
+        ),
+        (
+            "passes over memory",
+            ("pass", "GB/s", "of a copy"),
+            [(r["name"], f"{r['bytes_s'] / 1e9:.1f}", f"{100 * r['of_copy']:.0f} %") for r in record["codes"]],
+        ),
+    ):
+        table = Table(title=title)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if i else "left")
+        for cells in rows:
+            table.add_row(*cells)
+        out_console.print(table, highlight=False)
+    print(f"register peak {limits['peak_ops_s'] / 1e9:.0f} GOPS, STREAM triad {limits['triad_bytes_s'] / 1e9:.1f} GB/s")
+    if "ratio" in record:
+        worst = min(record["rows"], key=lambda row: row["ratio"])
+        print(
+            f"geometric mean against the faster peer: {record['ratio']:.2f} times as fast; "
+            f"least {worst['ratio']:.2f} ({worst['shape']} {worst['pass']})"
+        )
+
+
+def _show_bench(record: dict[str, Any]) -> None:
+    env = record["environment"]
+    parts = [(record["method"], record)] + ([("fp32", record["fp32"])] if "fp32" in record else [])
+    for name, part in parts:
+        title = (
+            f"{record['model']}, batch {record['batch_size']}, {name}: predicted on {record['device']['title']}, measured here"
+        )
+        table = Table(title=title)
+        for column in ("layer", "pass"):
+            table.add_column(column)
+        for column in ("MACs", "bytes", "predicted", "bound by", "measured", "middle half"):
+            table.add_column(column, justify="right")
+        for row in part["layers"]:
+            measured = row["measured"]
+            shown = (
+                (time_text(measured["median_s"]), f"{time_text(measured['p25_s'])} .. {time_text(measured['p75_s'])}")
+                if measured
+                else ("-", "")
+            )
+            macs = count_text(row["macs"]) if row["macs"] else ""
+            predicted = row["predicted"]
+            table.add_row(
+                row["layer"],
+                row["pass"],
+                macs,
+                count_text(row["bytes"]),
+                time_text(predicted["time_s"]),
+                predicted["bound"],
+                *shown,
+            )
+        total = part["total"]
+        table.add_section()
+        table.add_row(
+            "step", "", count_text(total["macs"]), count_text(total["bytes"]), time_text(total["predicted_time_s"]), "",
+            time_text(total["time_s"]), f"{time_text(total['p25_s'])} .. {time_text(total['p75_s'])}",
+        )  # fmt: skip
+        out_console.print(table, highlight=False)
+    table = Table(title=f"whole step here: {env['cpu']}, {env['isa']}, {env['threads']} threads")
+    for column in ("what", "median", "against " + record["method"]):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    own = record["total"]["time_s"]
+    table.add_row(f"octosim {record['method']}", time_text(own), "1.00")
+    if "fp32" in record:
+        table.add_row(
+            "octosim fp32",
+            time_text(record["fp32"]["total"]["time_s"]),
+            f"{record['fp32']['total']['time_s'] / own:.2f}",
+        )
+    for peer in record.get("against", {}).values():
+        table.add_row(peer["what"], time_text(peer["time_s"]), f"{peer['ratio']:.2f}")
+    out_console.print(table, highlight=False)
+    for name, part in parts:
+        said = ", ".join(f"{what.replace('_', ' ')} {time_text(seconds)}" for what, seconds in part["parts"].items())
+        out_console.print(f"{name}: {said}", highlight=False)
+    if "limit" in record:
+        limit = record["limit"]
+        out_console.print(
+            f"limit: the int8 products at the register peak of {2 * limit['peak_mac_s'] / 1e9:.0f} GOPS take "
+            f"{time_text(limit['time_s'])}, {100 * limit['share']:.0f} % of the step", highlight=False
+        )  # fmt: skip
+    if "memory" in record:
+        _show_memory(record["method"], record["memory"])
+    if "fp32" in record:
+        ratio = record["fp32"]["total"]["predicted_time_s"] / record["total"]["predicted_time_s"]
+        out_console.print(f"predicted on {record['device']['title']}: {record['method']} is {ratio:.2f} times as fast as fp32; "
+                          f"training there is {record['device']['training']}", highlight=False)  # fmt: skip
+    if record["device"]["here"]:
+        errors = ", ".join(f"{100 * part['total']['error']:+.0f} % ({name})" for name, part in parts)
+        out_console.print(f"this machine is {record['device']['name']}: the prediction is off by {errors}", highlight=False)
+        if not record["device"]["calibrated"]:
+            out_console.print("octosim profiles calibrate -o this-machine.toml measures its kernels for a nearer one")
+    if record["unstable"]:
+        err_console.print(
+            f"unstable: the middle half of {', '.join(record['unstable'])} is wide; is another job running? try --seconds 10",
+            highlight=False,
+        )
+
+
+def _show_memory(method: str, memory: dict[str, dict[str, Any]]) -> None:
+    columns = {"weights": "weights", "optimizer": "optimizer", "kept": "kept for backward", "pool": "blocks of tensors"}
+    table = Table("what", title="memory in MB above what the process held before the model was built")
+    for title in ("peak", "of torch's", *columns.values()):
+        table.add_column(title, justify="right")
+    for name, found in memory.items():
+        share = f"{found['peak_bytes'] / memory['torch']['peak_bytes']:.2f}" if "torch" in memory else ""
+        own = [f"{found[key] / 1e6:.1f}" if key in found else "" for key in columns]
+        table.add_row("PyTorch FP32" if name == "torch" else f"octosim {name}", f"{found['peak_bytes'] / 1e6:.1f}", share, *own)
+    out_console.print(table, highlight=False)
+    if "fp32" in memory and method != "fp32":
+        ratio = memory[method]["kept"] / memory["fp32"]["kept"]
+        out_console.print(f"kept for the backward pass: {ratio:.2f} of fp32's", highlight=False)

@@ -1,0 +1,170 @@
+"""The commands `octosim profiles ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.table import Table
+
+from octosim.cli.terminal import AsJson, command_line, err_console, out_console, print_json, progress_bar
+from octosim.errors import OctosimError
+
+profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema, calibrate.")
+
+
+@profiles_app.command("list")
+def profiles_list(json_: AsJson = False) -> None:
+    """All profiles: peaks in GMAC/s (dense), sustained bandwidth in GB/s.  Example: octosim profiles list"""
+    from octosim import hw
+    from octosim.numerics import ACCUMULATORS
+
+    devices = [hw.load(name) for name in hw.names()]
+    rows: list[dict[str, Any]] = [
+        {
+            "name": d.name,
+            "aliases": list(d.aliases),
+            "title": d.title,
+            "training": d.training.status,
+            "bandwidth_gb_s": d.memory.bandwidth_sustained_gb_s.value if d.memory.bandwidth_sustained_gb_s else None,
+            "engines": [
+                {"name": e.name, "trains": e.trains, "accumulator": e.accumulator}
+                | {f"{dtype}_gmac_s": e.peak_mac_s(dtype) / 1e9 or None for dtype in hw.DTYPES}
+                for e in d.engines
+            ],
+        }
+        for d in devices
+    ]
+    if json_:
+        print_json(rows)
+        return
+    table = Table(title="peaks in GMAC/s (one MAC is two operations), bandwidth in GB/s; - is none or unknown")
+    for name in ("profile", "engine"):
+        table.add_column(name, no_wrap=True)
+    for name in ("int8", "float16", "float32", "GB/s"):
+        table.add_column(name, justify="right")
+    table.add_column("accumulator")
+    table.add_column("trains")
+    for row in rows:
+        name, bandwidth = row["name"], _rate(row["bandwidth_gb_s"])
+        for e in row["engines"]:
+            accumulator = e["accumulator"] if e["accumulator"] in ACCUMULATORS else "-"
+            trains = {"hypothetical": "hypothetically"}.get(row["training"], "yes") if e["trains"] else "no"
+            rates = [_rate(e[f"{dtype}_gmac_s"]) for dtype in hw.DTYPES]
+            table.add_row(name, e["name"], *rates, bandwidth, accumulator, trains)
+            name = bandwidth = ""
+    out_console.print(table, highlight=False)
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+@profiles_app.command("schema")
+def profiles_schema() -> None:
+    """JSON Schema of a profile file.  Example: octosim profiles schema > profile.schema.json"""
+    from octosim import hw
+
+    print_json(hw.json_schema())
+
+
+@profiles_app.command("show")
+def profiles_show(name: Annotated[str, typer.Argument(help="A profile's name or alias, or a .toml file.")]) -> None:
+    """One profile as JSON, every number with its source.  Example: octosim profiles show jetson"""
+    from octosim import hw
+
+    print_json(hw.load(name).model_dump(mode="json", exclude_none=True))
+
+
+@profiles_app.command("check")
+def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) -> None:
+    """Validate a profile.  Example: octosim profiles check my-board.toml"""
+    from octosim import hw
+
+    device = hw.check(file)
+    out_console.print(f"{file}: a good profile of {device.title}", highlight=False)
+
+
+@profiles_app.command("calibrate")
+def profiles_calibrate(
+    from_: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", help="CSV of measured times of whole networks (.csv or .csv.gz)."),
+    ] = None,
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --from, the device: a profile's name or alias, or a .toml file."),
+    ] = None,
+    layers: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="CSV of the networks' layers, where the measurements name networks and not .onnx files."),
+    ] = None,
+    summary: Annotated[Optional[Path], typer.Option(help="CSV with the networks' activation_elements_sum.")] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option(help="Take only rows whose device begins so.")] = "",
+    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="A copy of the profile with the factors.")] = None,  # noqa: UP045
+    json_: AsJson = False,
+) -> None:
+    """Measure octosim's kernels on this machine (about a minute) and print, or write, its profile.
+
+    Example: octosim profiles calibrate -o this-machine.toml && octosim bench --profile this-machine.toml
+
+    With --from: fit another CPU's efficiency factors to measured times of networks.  The CSV has the columns network,
+    precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
+
+    Example: octosim profiles calibrate --from measured.csv --profile pi4 -o my-pi4.toml
+    """
+    if from_ is None:
+        if profile or layers or summary or device:
+            raise OctosimError("--profile, --layers, --summary and --device go with --from; else this machine is measured")
+        _calibrate_host(out, json_)
+        return
+    if profile is None:
+        raise OctosimError("--from needs --profile, the device that was measured")
+    import tomli_w
+
+    from octosim import calibrate, efficiency, hw
+
+    rows = [row for row in calibrate.measurements(from_) if row.device.startswith(device)]
+    if not rows:
+        raise OctosimError(f"{from_}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
+    found = calibrate.calibrate(hw.load(profile), rows, calibrate.networks(layers, summary) if layers else {}, from_.name)
+    text = tomli_w.dumps({"calibration": {path: efficiency.table(f) for path, f in found.factors.items()}})
+    if out:
+        from octosim.train import write_atomic
+
+        write_atomic(out, f"{hw.text_of(profile).rstrip()}\n\n{text}".encode())
+        hw.check(out)
+    if json_:
+        print_json({path: f.model_dump() | {"report": found.report[path]} for path, f in found.factors.items()})
+        return
+    if not out:
+        print(text)
+    for path, r in found.report.items():
+        err_console.print(
+            f"{path}: {r['measurements']} measurements; median error {100 * r['uncalibrated']:.1f} % before, "
+            f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit",
+            highlight=False,
+        )
+
+
+def _calibrate_host(out: Path | None, as_json: bool) -> None:
+    from octosim import hostbench
+    from octosim.train import write_atomic
+
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=100)
+        data = hostbench.calibrate(
+            command=command_line(), progress=lambda share: bar.update(task, completed=round(100 * share))
+        )
+    text = hostbench.toml(data)
+    device = hostbench.load_check(text)
+    if out:
+        write_atomic(out, text.encode())
+    elif not as_json:
+        print(text)
+    if as_json:
+        print_json(device.model_dump(mode="json", exclude_none=True, by_alias=True))
+    elif out and device.rates:
+        err_console.print(f"{out}: {device.title}, products within {100 * device.rates.spread:.0f} % (one standard deviation); "
+                          f"try octosim bench --profile {out}", highlight=False)  # fmt: skip

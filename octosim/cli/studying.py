@@ -1,0 +1,159 @@
+"""Many runs: study, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.table import Table
+
+from octosim.cli.terminal import AsJson, command_line, err_console, out_console, print_json, progress_bar
+from octosim.errors import OctosimError
+
+
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A .toml file, or one in the package: accumulator-width, isa-divergence, methods, rounding, lac-prc-ablation."
+        ),
+    ],
+    out: Annotated[Optional[Path], typer.Option(help="The study's directory; studies/NAME if not given.")] = None,  # noqa: UP045
+    jobs: Annotated[Optional[int], typer.Option(help="Runs at once; as many as cores if not given.")] = None,  # noqa: UP045
+    threads: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Threads of each run; cores / jobs if not given, 1 with --cluster."),
+    ] = None,
+    cluster: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="ADDRESS", help="Train on the workers of this Dask scheduler, as tcp://host:8786."),
+    ] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study and list its rows; run nothing.")] = False,
+    json_: AsJson = False,
+) -> None:
+    """A grid of runs, in parallel; the same command again continues it.  Records in records.csv, runs for `octosim report`.
+
+    Exit code 1 if a run is broken; the others are trained all the same.
+
+    Example: octosim study rounding --jobs 2 --out studies/rounding
+
+    Example: octosim study rounding --cluster tcp://192.0.2.1:8786
+    """
+    import os
+    from functools import partial
+
+    from rich.live import Live
+
+    from octosim import study as studier
+
+    cores = os.cpu_count() or 1
+    for option, value in (("--jobs", jobs), ("--threads", threads), ("--checkpoint-every", checkpoint_every)):
+        if value is not None and value < 1:
+            raise OctosimError(f"{option} must be at least 1, not {value}")
+    if cluster and jobs:
+        raise OctosimError("--jobs is for runs on this machine; with --cluster the workers decide how many run at once")
+    jobs = jobs or cores
+    path = studier.source(name)
+    read = studier.read(path)
+    plan = studier.rows(read, path)
+    with progress_bar() as bar:
+        task = bar.add_task("checking", total=len(plan))
+        studier.check(plan, path, lambda number: bar.update(task, completed=number))
+    folder = out or Path("studies") / path.stem
+    if dry_run:
+        if json_:
+            print_json({"out": str(folder), "rows": [row.name for row in plan]})
+        else:
+            print("\n".join(row.name for row in plan))
+        return
+    told: set[str] = set()
+    with Live(console=err_console, auto_refresh=False, transient=True) as live:
+
+        def show(states: list[Any]) -> None:
+            if err_console.is_terminal:
+                live.update(_study_table(read.title or path.stem, states), refresh=True)
+                return
+            for state in states:
+                if state.state in ("finished", "broken") and state.name not in told:
+                    told.add(state.name)
+                    err_console.print(f"{state.name}: {state.state}", highlight=False)
+
+        train_all: Any
+        if cluster:
+            from octosim.cluster import train_all as on_cluster
+
+            train_all = partial(
+                on_cluster, address=cluster, threads=threads or 1, command=command_line(), every=checkpoint_every
+            )
+        else:
+            train_all = partial(
+                studier.in_processes,
+                jobs=jobs, threads=threads or max(1, cores // jobs), command=command_line(), every=checkpoint_every,
+            )  # fmt: skip
+        states = studier.run(read, plan, folder, path.read_text(), train_all, show)
+    if json_:
+        print_json({"out": str(folder), "rows": [vars(state) for state in states]})
+    else:
+        out_console.print(_study_table(read.title or path.stem, states), highlight=False)
+        out_console.print(f"records: {folder / 'records.csv'}; page: octosim report {folder}", highlight=False)
+    for state in states:
+        if state.state == "broken":
+            err_console.print(f"{state.name} is broken: {state.reason}", highlight=False, markup=False)
+    found = {state.state for state in states}
+    if "interrupted" in found or "waiting" in found:
+        err_console.print("interrupted; the same command continues", highlight=False)
+        raise typer.Exit(130)
+    raise typer.Exit(1 if "broken" in found else 0)
+
+
+def _study_table(title: str, states: list[Any]) -> Table:
+    counts = ", ".join(
+        f"{sum(s.state == kind for s in states)} {kind}"
+        for kind in ("finished", "running", "waiting", "interrupted", "broken")
+        if any(s.state == kind for s in states)
+    )
+    table = Table(title=f"{title}: {counts}")
+    for column in ("run", "state"):
+        table.add_column(column)
+    for column in ("step", "loss", "test accuracy"):
+        table.add_column(column, justify="right")
+    for s in states:
+        step = f"{s.step} of {s.steps}" if s.steps else ""
+        loss = "" if s.loss is None else f"{s.loss:.4f}"
+        accuracy = "" if s.test_accuracy is None else f"{100 * s.test_accuracy:.2f} %"
+        table.add_row(s.name, s.state, step, loss, accuracy)
+    return table
+
+
+# ---- report --------------------------------------------------
+
+
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="Run directories, folders of them, bench JSON files.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write, .html or .md.")] = Path("report.html"),
+    profile: Annotated[
+        list[str], typer.Option(help="Predict the runs' time, energy and memory on this device; may be repeated.")
+    ] = [],  # noqa: B006
+    figures: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for the figures as SVG and PNG files; of a .md page, OUT-figures if not given."),
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """One self-contained page from recorded runs and benches: curves, tables, predicted and measured times.
+
+    Example: octosim report runs/a runs/b bench.json -o report.html
+
+    Example: octosim report studies/rounding --profile pi4 --profile jetson --figures pictures -o report.md
+    """
+    from octosim import report as reporter
+
+    result = reporter.write_report(paths, out, command_line(), profile, figures)
+    if json_:
+        print_json(result)
+        return
+    for path, reason in result["skipped"]:
+        err_console.print(f"left out {path}: {reason}", highlight=False)
+    out_console.print(f"{out}: {result['runs']} runs, {result['benches']} benches", highlight=False)

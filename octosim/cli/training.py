@@ -1,0 +1,318 @@
+"""Training and what is made of a run: train, verify, diff, golden."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from octosim.cli.terminal import (
+    MODEL,
+    AsJson,
+    Threads,
+    command_line,
+    err_console,
+    out_console,
+    parameters,
+    print_json,
+    progress_bar,
+    use_threads,
+)
+from octosim.errors import OctosimError
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """0.5,0.75 -> [0.5, 0.75]; empty -> []."""
+    try:
+        return [float(part) for part in text.split(",") if text]
+    except ValueError:
+        raise OctosimError(f"{option} takes numbers with commas between them, as in 0.5,0.75, not '{text}'") from None
+
+
+def _follow(bar: Progress, task: TaskID, quiet: bool) -> Any:
+    """A callback that moves the bar and, where there is no terminal, prints a line an epoch."""
+    shown = [0.0]
+
+    def follow(p: Any) -> None:
+        accuracy = "" if p.test_accuracy is None else f", test {100 * p.test_accuracy:.2f} %"
+        bar.update(task, completed=p.step, total=p.steps, description=f"epoch {p.epoch}, loss {p.loss:.4f}{accuracy}")
+        if p.test_accuracy is not None and p.test_accuracy != shown[0] and not quiet:
+            shown[0] = p.test_accuracy
+            bar.console.print(f"epoch {p.epoch}, step {p.step}: loss {p.loss:.4f}{accuracy}", highlight=False)
+
+    return follow
+
+
+def train(
+    ctx: typer.Context,
+    model: Annotated[str, MODEL] = "simplecnn",
+    data: Annotated[
+        str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
+    ] = "fashion-mnist-5k",
+    method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
+    lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature, sample.")] = None,  # noqa: UP045
+    prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss, percentile.")] = None,  # noqa: UP045
+    set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
+    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
+    lr: Annotated[Optional[float], typer.Option(help="Learning rate; the optimizer's own if not given.")] = None,  # noqa: UP045
+    weight_decay: Annotated[float, typer.Option(help="Of the weights, not of biases and normalization.")] = 0.0,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate over the run: cosine, step, constant.")] = "cosine",
+    milestones: Annotated[
+        str, typer.Option(help="Of --schedule step: shares of the run, as 0.5,0.75, or epochs, as 80,120.")
+    ] = "",
+    gamma: Annotated[float, typer.Option(help="Factor on the learning rate at each milestone.")] = 0.1,
+    warmup: Annotated[int, typer.Option(help="Steps in which the learning rate first rises to its full value.")] = 0,
+    augment: Annotated[str, typer.Option(help="Of the training images: none, crop-flip.")] = "none",
+    label_smoothing: Annotated[float, typer.Option(help="Share of a label's probability spread over all classes.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
+    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training set; 3 without --steps.")] = None,  # noqa: UP045
+    steps: Annotated[Optional[int], typer.Option(help="Steps; with --epochs, whichever ends sooner.")] = None,  # noqa: UP045
+    eval_every: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Evaluate on the test set after every so many steps, besides every epoch."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and stochastic rounding.")] = 0,
+    batchnorm: Annotated[bool, typer.Option(help="Keep the model's batch normalization.")] = True,
+    accumulator: Annotated[
+        str, typer.Option(help="Register of the int8 products: exact32, sdot, vpdpbusd, maddubs, acc24, acc16-wrap ...")
+    ] = "exact32",
+    profile: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Take the --accumulator of a device: a profile's name or alias, or a .toml file."),
+    ] = None,
+    count_overflow: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="In every so many steps, write to overflow.jsonl what happened in the accumulators."),
+    ] = None,
+    measure: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="In every so many steps, write to measures.jsonl each layer's errors against float32."),
+    ] = None,
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    prefetch: Annotated[
+        bool, typer.Option(help="Make batches in a thread of their own; worth a try with fewer --threads than cores.")
+    ] = False,
+    json_: AsJson = False,
+) -> None:
+    """Train a network with a method's exact arithmetic; the same command gives the same bits on every machine.
+
+    Example: octosim train --model simplecnn --data mnist --method octo --epochs 3 --seed 0 --out runs/a
+
+    Example: octosim train --model lenet5 --profile pi4 --count-overflow 10
+    """
+    from octosim import train as trainer
+
+    use_threads(threads)
+    if checkpoint_every < 1:
+        raise OctosimError(f"--checkpoint-every must be at least 1, not {checkpoint_every}")
+    if profile is not None:
+        accumulator = _accumulator_of(profile, accumulator if _typed(ctx, "accumulator") else None)
+    config = trainer.Config(
+        model=model,
+        data=data,
+        method=method,
+        parameters=parameters(set_, lac=lac, prc=prc),
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        milestones=_numbers("--milestones", milestones),
+        gamma=gamma,
+        warmup=warmup,
+        augment=augment,
+        label_smoothing=label_smoothing,
+        batch_size=batch_size,
+        epochs=epochs,
+        steps=steps,
+        eval_every=eval_every,
+        seed=seed,
+        batchnorm=batchnorm,
+        accumulator=accumulator,
+        count_overflow=count_overflow,
+        measure=measure,
+    )
+    folder = out or Path("runs") / f"{Path(model).stem}-{data}-{method}-seed{seed}"
+    if resume:
+        _refuse_changes(ctx, folder, config, trainer.read_config(folder))
+        if trainer.read_digest(folder):
+            err_console.print(f"{folder} is finished already", highlight=False)
+            _summary(folder, json_)
+            return
+        run = trainer.reopen(folder)
+        err_console.print(f"resuming {folder} after step {run.step}", highlight=False)
+    else:
+        run = trainer.create(config, folder, command_line())
+    with progress_bar() as bar:
+        task = bar.add_task("starting", total=run.steps, completed=run.step)
+        finished = trainer.train(run, folder, _follow(bar, task, json_), checkpoint_every, prefetch)
+    if not finished:
+        err_console.print(
+            f"interrupted after step {run.step}; continue with: octosim train --resume --out {folder}", highlight=False
+        )
+        raise typer.Exit(130)
+    _summary(folder, json_)
+
+
+def _typed(ctx: typer.Context, option: str) -> bool:
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _accumulator_of(profile: str, asked: str | None) -> str:
+    """The accumulator that a profile states; asked: by --accumulator."""
+    from octosim import hw
+
+    device = hw.load(profile)
+    stated = device.numerics.accumulator
+    if stated is None:
+        raise OctosimError(f"profile {device.name} states no numerics.accumulator; choose one with --accumulator")
+    if asked is not None and asked != stated.value:
+        raise OctosimError(f"--accumulator {asked} differs from {stated.value} of --profile {device.name}; give one of both")
+    return stated.value
+
+
+def _refuse_changes(ctx: typer.Context, folder: Path, asked: Any, stored: Any) -> None:
+    """Options typed beside --resume must be those that the run was started with."""
+    for key, value in vars(asked).items():
+        typed = bool(value) if key == "parameters" else _typed(ctx, key)
+        typed = typed or key == "accumulator" and _typed(ctx, "profile")
+        if typed and getattr(stored, key) != value:
+            raise OctosimError(f"{folder} was started with {key} = {getattr(stored, key)}, not {value}; --resume keeps it")
+
+
+def _summary(folder: Path, as_json: bool) -> None:
+    from octosim import train as trainer
+
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    last = records[-1]
+    result = {
+        "out": str(folder), "step": last["step"], "loss": last["loss"], "test_loss": last["test_loss"],
+        "test_accuracy": last["test_accuracy"], "digest": trainer.read_digest(folder),
+        "parameters": trainer.read_manifest(folder).get("parameters", {}),
+    }  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    if result["parameters"]:
+        kinds = ", ".join(f"{name} {count:,}" for name, count in result["parameters"].items())
+        print(f"{sum(result['parameters'].values()):,} parameters: {kinds}")
+    print(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {last['step']} steps")
+    print(f"sha256:{result['digest']}")
+    print(f"run: {folder}")
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """Replay a run from its manifest and compare the digests: exit code 0 if every bit is the same, 1 if not.
+
+    Example: octosim verify runs/a
+    """
+    from octosim import train as trainer
+
+    use_threads(threads)
+    with progress_bar() as bar:
+        task = bar.add_task("replaying")
+        verdict = trainer.verify(run, _follow(bar, task, True))
+    if json_:
+        print_json(vars(verdict))
+    elif verdict.equal:
+        out_console.print(f"equal: sha256:{verdict.replayed}", highlight=False)
+    else:
+        where = "the records agree" if verdict.first_step is None else f"the records part at step {verdict.first_step}"
+        out_console.print(f"different: recorded {verdict.recorded}, replayed {verdict.replayed}; {where}", highlight=False)
+    raise typer.Exit(0 if verdict.equal else 1)
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(help="A run directory.")],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same network.")],
+    steps: Annotated[Optional[int], typer.Option(help="Compare so many steps; all if not given.")] = None,  # noqa: UP045
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """Replay two runs side by side and name the first step, layer, pass and index where they part.
+
+    Exit code 0 if they do not part, 1 if they do.
+
+    Example: octosim diff runs/vpdpbusd runs/maddubs
+    """
+    from octosim import diff as differ
+
+    use_threads(threads)
+    if steps is not None and steps < 1:
+        raise OctosimError(f"--steps must be at least 1, not {steps}")
+    with progress_bar() as bar:
+        task = bar.add_task("replaying both")
+        result = differ.diff(first, second, steps, lambda step, most: bar.update(task, completed=step, total=most))
+    if json_:
+        print_json(result)
+    elif result["equal"]:
+        out_console.print(f"no difference in {result['compared_steps']} steps", highlight=False)
+    else:
+        _show_diff(result)
+    raise typer.Exit(0 if result["equal"] else 1)
+
+
+def _show_diff(result: dict[str, Any]) -> None:
+    where = f"step {result['step']}, {result['layer']}, {result['pass']}: {result['tensor']}"
+    if result["values"] is not None:
+        where += f" at {result['index']} is {result['values'][0]} and {result['values'][1]}"
+    out_console.print(f"the runs part at {where}", highlight=False, markup=False)
+    table = Table(title=f"tensors of step {result['step']} that differ")
+    for column in ("layer", "pass", "tensor", "dtype"):
+        table.add_column(column)
+    for column in ("differ", "largest", "SQNR, dB"):
+        table.add_column(column, justify="right")
+    table.add_column("off by: elements")
+    rows = [row for row in result["tensors"] if row["differ"] != 0]
+    shown = [row for row in rows if row["pass"] != "update"] or rows
+    for row in shown:
+        cells = (row["layer"], row["pass"], row["tensor"], row["dtype"])
+        if row["differ"] is None:
+            table.add_row(*cells, "other shape", "", "", "")
+            continue
+        sqnr = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+        classes = ", ".join(f"{n}: {count}" for n, count in (row["off_by"] or {}).items() if n != "0")
+        table.add_row(*cells, f"{100 * row['differ'] / row['elements']:.2f} %", f"{row['largest']:.3g}", sqnr, classes)
+    out_console.print(table, highlight=False)
+    if len(shown) < len(rows):
+        out_console.print(f"and {len(rows) - len(shown)} tensors after the update (--json has them)", highlight=False)
+
+
+def golden(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    step: Annotated[int, typer.Option(help="The training step, from 1.")] = 1,
+    layer: Annotated[Optional[str], typer.Option(help="One weighted layer, as conv1; all if not given.")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="Folder to write to; RUN/golden-stepN if not given.")] = None,  # noqa: UP045
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """Forward and backward test vectors of a step for kernel and RTL authors: .npz, a C header, and a C program that checks it.
+
+    Example: octosim golden runs/a --step 10 --layer conv2
+    """
+    from octosim import golden as maker
+
+    use_threads(threads)
+    with progress_bar() as bar:
+        task = bar.add_task("replaying", total=step)
+        rows = maker.golden(
+            run, step, layer, out or run / f"golden-step{step}", lambda now, last: bar.update(task, completed=now, total=last)
+        )
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        out_console.print(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}", highlight=False)
+    checker = Path(rows[0]["checker"])
+    out_console.print(f"to check: cc {checker} -o {checker.stem} && ./{checker.stem}", highlight=False)
