@@ -62,6 +62,9 @@ def _describe(root: type[BaseModel], problem: dict[str, Any]) -> str:
             "bool_type": "true or false",
             "literal_error": "{expected}",
             "tuple_type": "a list",
+            "list_type": "a list",
+            "dict_type": "a table",
+            "too_short": "at least {min_length}",
         }.get(kind, problem["msg"]).format(**limits)
     return f"field {field} is {given}, expected {wanted}"
 

@@ -31,11 +31,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BeforeValidator, Field, ValidationError, create_model
 
 import octosim
 from octosim import core, data, methods, train
 from octosim.errors import OctosimError, suggest
+from octosim.schema import Frozen, first_problem
 
 SHIPPED = Path(__file__).parent / "studies"
 FORMAT = 1
@@ -43,13 +44,13 @@ FORMAT = 1
 # ---- the file --------------------------------------------------
 
 _KINDS: dict[str, Any] = typing.get_type_hints(train.Config)
-_STRICT = ConfigDict(extra="forbid", strict=True)
 _Scalar = str | int | float
+
 
 def _settings(name: str, parameters: Any, wrap: Callable[[Any], Any]) -> Any:
     """A pydantic model with the fields of train.Config, all optional."""
     kinds: dict[str, Any] = {key: (parameters if key == "parameters" else wrap(kind), None) for key, kind in _KINDS.items()}
-    return create_model(name, __config__=_STRICT, **kinds)
+    return create_model(name, __base__=Frozen, **kinds)
 
 
 def _all_methods(value: Any) -> Any:
@@ -64,13 +65,12 @@ _Grid: Any = create_model(
 )
 
 
-class Study(BaseModel):
+class Study(Frozen):
     """base: settings of every run, fields of train.Config.  grid: lists of settings; all combinations of each are rows.
 
     method = "all" in a grid stands for every method of METHODS.
     """
 
-    model_config = _STRICT
     title: str = ""
     about: str = ""
     base: _Base = Field(default_factory=_Base)
@@ -108,12 +108,7 @@ def read(path: Path) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise OctosimError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        if first["type"] == "extra_forbidden":
-            known = Study.model_fields if len(place) == 1 else _KINDS
-            raise OctosimError(f"{path}: unknown key '{'.'.join(place)}'" + suggest(place[-1], known)) from None
-        raise OctosimError(f"{path}: {'.'.join(place)}: {first['msg']}") from None
+        raise OctosimError(f"{path}: {first_problem(error, Study)}") from None
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
