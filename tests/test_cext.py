@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from octosim import core
 
 CEXT = Path(__file__).resolve().parent.parent / "cext"
 SOURCES = sorted(str(path) for path in CEXT.glob("*.c"))
-COMPILERS = ("cc", "gcc", "clang")
+COMPILERS = list({os.path.realpath(shutil.which(name) or name): name for name in ("gcc", "cc", "clang")}.values())  # once each
 
 
 def build(out: Path, compiler: str, *flags: str) -> Path:
