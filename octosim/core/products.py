@@ -287,37 +287,42 @@ def conv_struct(g: Conv) -> Any:
                                    g.stride, g.stride, g.pad, g.pad))  # fmt: skip
 
 
+def _pass(
+    calls: tuple[Any, Any], g: Conv, a: tuple[str, Array, tuple[int, ...]], b: tuple[str, Array, tuple[int, ...]],
+    shape: tuple[int, ...], out: Array | None, *, x_zero: int | None = None,
+) -> Array:  # fmt: skip
+    """A pass of a convolution.  calls: of int8 and of float32 operands; a, b: name, array, shape of each; shape: the result's.
+
+    x_zero: the code that int8 padding holds, where the call takes one.
+    """
+    kind, wide = operand_types(a[1])
+    pa, pb = pointer(*a[:2], kind, a[2]), pointer(*b[:2], kind, b[2])
+    out, made = output("out", out, wide, shape)
+    if kind != S8:
+        ok(calls[1](conv_struct(g), pa, pb, made))
+    elif x_zero is None:
+        ok(calls[0](conv_struct(g), pa, pb, made))
+    else:
+        ok(calls[0](conv_struct(g), pa, x_zero, pb, made))
+    return out
+
+
 def conv_forward(g: Conv, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
     """Y = X * W.  x, w int8 -> int32, or float32 -> float32; int8 padding holds the code `x_zero`."""
-    kind, wide = operand_types(x)
-    px, pw = pointer("x", x, kind, g.x_shape), pointer("w", w, kind, g.w_shape)
-    out, py = output("out", out, wide, g.y_shape)
-    if kind == S8:
-        ok(lib.octo_conv_forward_s8(conv_struct(g), px, x_zero, pw, py))
-    else:
-        ok(lib.octo_conv_forward_f32(conv_struct(g), px, pw, py))
-    return out
+    calls = lib.octo_conv_forward_s8, lib.octo_conv_forward_f32
+    return _pass(calls, g, ("x", x, g.x_shape), ("w", w, g.w_shape), g.y_shape, out, x_zero=x_zero)
 
 
 def conv_input_grad(g: Conv, dy: Array, w: Array, *, out: Array | None = None) -> Array:
     """dX, shape g.x_shape, from dY and W of one dtype."""
-    kind, wide = operand_types(dy)
-    pdy, pw = pointer("dy", dy, kind, g.y_shape), pointer("w", w, kind, g.w_shape)
-    out, pdx = output("out", out, wide, g.x_shape)
-    ok((lib.octo_conv_input_grad_s8 if kind == S8 else lib.octo_conv_input_grad_f32)(conv_struct(g), pdy, pw, pdx))
-    return out
+    calls = lib.octo_conv_input_grad_s8, lib.octo_conv_input_grad_f32
+    return _pass(calls, g, ("dy", dy, g.y_shape), ("w", w, g.w_shape), g.x_shape, out)
 
 
 def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
     """dW, shape g.w_shape, from X and dY of one dtype; int8 sums run over batch x out_h x out_w products."""
-    kind, wide = operand_types(x)
-    px, pdy = pointer("x", x, kind, g.x_shape), pointer("dy", dy, kind, g.y_shape)
-    out, pdw = output("out", out, wide, g.w_shape)
-    if kind == S8:
-        ok(lib.octo_conv_weight_grad_s8(conv_struct(g), px, x_zero, pdy, pdw))
-    else:
-        ok(lib.octo_conv_weight_grad_f32(conv_struct(g), px, pdy, pdw))
-    return out
+    calls = lib.octo_conv_weight_grad_s8, lib.octo_conv_weight_grad_f32
+    return _pass(calls, g, ("x", x, g.x_shape), ("dy", dy, g.y_shape), g.w_shape, out, x_zero=x_zero)
 
 
 def _depthwise_weights(g: Conv) -> tuple[int, int, int, int]:
@@ -327,32 +332,17 @@ def _depthwise_weights(g: Conv) -> tuple[int, int, int, int]:
 
 def depthwise_forward(g: Conv, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
     """`conv_forward` with as many filters as channels, each on its own channel; w (channels, kernel_h, kernel_w, 1)."""
-    kind, wide = operand_types(x)
-    px, pw = pointer("x", x, kind, g.x_shape), pointer("w", w, kind, _depthwise_weights(g))
-    out, py = output("out", out, wide, g.y_shape)
-    if kind == S8:
-        ok(lib.octo_depthwise_forward_s8(conv_struct(g), px, x_zero, pw, py))
-    else:
-        ok(lib.octo_depthwise_forward_f32(conv_struct(g), px, pw, py))
-    return out
+    calls = lib.octo_depthwise_forward_s8, lib.octo_depthwise_forward_f32
+    return _pass(calls, g, ("x", x, g.x_shape), ("w", w, _depthwise_weights(g)), g.y_shape, out, x_zero=x_zero)
 
 
 def depthwise_input_grad(g: Conv, dy: Array, w: Array, *, out: Array | None = None) -> Array:
     """dX of `depthwise_forward`, shape g.x_shape."""
-    kind, wide = operand_types(dy)
-    pdy, pw = pointer("dy", dy, kind, g.y_shape), pointer("w", w, kind, _depthwise_weights(g))
-    out, pdx = output("out", out, wide, g.x_shape)
-    ok((lib.octo_depthwise_input_grad_s8 if kind == S8 else lib.octo_depthwise_input_grad_f32)(conv_struct(g), pdy, pw, pdx))
-    return out
+    calls = lib.octo_depthwise_input_grad_s8, lib.octo_depthwise_input_grad_f32
+    return _pass(calls, g, ("dy", dy, g.y_shape), ("w", w, _depthwise_weights(g)), g.x_shape, out)
 
 
 def depthwise_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
     """dW of `depthwise_forward`, (channels, kernel_h, kernel_w, 1)."""
-    kind, wide = operand_types(x)
-    px, pdy = pointer("x", x, kind, g.x_shape), pointer("dy", dy, kind, g.y_shape)
-    out, pdw = output("out", out, wide, _depthwise_weights(g))
-    if kind == S8:
-        ok(lib.octo_depthwise_weight_grad_s8(conv_struct(g), px, x_zero, pdy, pdw))
-    else:
-        ok(lib.octo_depthwise_weight_grad_f32(conv_struct(g), px, pdy, pdw))
-    return out
+    calls = lib.octo_depthwise_weight_grad_s8, lib.octo_depthwise_weight_grad_f32
+    return _pass(calls, g, ("x", x, g.x_shape), ("dy", dy, g.y_shape), _depthwise_weights(g), out, x_zero=x_zero)
