@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
-from octosim import accumulate, core, data, loader, measure, methods, models, optim
+from octosim import accumulate, core, data, footprint, loader, measure, methods, models, optim
 from octosim.errors import OctosimError
 from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
@@ -307,6 +307,14 @@ def parameter_counts(run: Run) -> dict[str, int]:
     return counts
 
 
+def memory(run: Run) -> dict[str, dict[str, int]]:
+    """Bytes of a step by what they hold, with the run's method and with fp32, as `footprint.footprint` has them."""
+    batch, slots = run.config.batch_size, len(run.optimizer.slots)
+    plain = models.Network(run.layers, run.data.train_images.shape[1:], methods.make("fp32", {}), None)
+    networks = {"fp32": plain, run.config.method: run.network}
+    return {name: footprint.footprint(network, batch, slots=slots) for name, network in networks.items()}
+
+
 def manifest(run: Run, command: str) -> dict[str, Any]:
     """The manifest of a run; `config` inside is what `Config` needs to make it again."""
     c, d = run.config, run.data
@@ -339,6 +347,7 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
         },
         "config": asdict(c),
         "parameters": parameter_counts(run),
+        "memory": memory(run),
         "environment": environment(),
         "command": command,
     }

@@ -178,6 +178,22 @@ def test_manifest_says_what_decides(tmp_path: Path) -> None:
     assert train.read_config(tmp_path / "run") == config
 
 
+@pytest.mark.parametrize("optimizer", [{"optimizer": "sgd"}, {"optimizer": "adam"}])
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_manifest_says_what_memory_holds(method: str, optimizer: dict) -> None:
+    """Weights with the codes made of them and the optimizer's tensors as they are; what is kept: tests/test_cost.py."""
+    cls = methods.METHODS[method]
+    more = {} if "optimizer" in cls.unused else optimizer
+    run = train.Run(train.Config(model="lenet5", method=method, batchnorm=cls.batchnorm, batch_size=50, **more))
+    held = train.memory(run)
+    assert list(held) == list(dict.fromkeys(("fp32", method)))
+    for parts in held.values():
+        assert parts["peak"] == sum(size for name, size in parts.items() if name != "peak")
+    assert held[method]["weights"] >= sum(w.nbytes for node in run.network.nodes for w in node.params.values())
+    slots = sum(v.nbytes for by_name in run.slots.values() for v in by_name.values())
+    assert held[method]["optimizer"] == (0 if "optimizer" in cls.unused else slots)
+
+
 def test_an_epoch_sees_every_image_once() -> None:
     run = train.Run(train.Config(method="fp32", batch_size=300))
     for epoch in (0, 1):

@@ -191,11 +191,11 @@ def _summary(folder: Path, as_json: bool) -> None:
     from octosim import train as trainer
 
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    last = records[-1]
+    last, made = records[-1], trainer.read_manifest(folder)
     result = {
         "out": str(folder), "step": last["step"], "loss": last["loss"], "test_loss": last["test_loss"],
         "test_accuracy": last["test_accuracy"], "digest": trainer.read_digest(folder),
-        "parameters": trainer.read_manifest(folder).get("parameters", {}),
+        "parameters": made.get("parameters", {}), "memory": made.get("memory", {}),
     }  # fmt: skip
     if as_json:
         print_json(result)
@@ -203,6 +203,11 @@ def _summary(folder: Path, as_json: bool) -> None:
     if result["parameters"]:
         kinds = ", ".join(f"{name} {count:,}" for name, count in result["parameters"].items())
         print(f"{sum(result['parameters'].values()):,} parameters: {kinds}")
+    if result["memory"]:
+        table = Table("", *next(iter(result["memory"].values())), title="memory of a step, MB")
+        for name, parts in result["memory"].items():
+            table.add_row(name, *(f"{held / 1e6:.2f}" for held in parts.values()))
+        out_console.print(table, highlight=False)
     print(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {last['step']} steps")
     print(f"sha256:{result['digest']}")
     print(f"run: {folder}")
