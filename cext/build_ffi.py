@@ -16,8 +16,8 @@ SOURCES = [
     "dispatch.c", "api_gemm.c", "api_blocks.c", "api_layers.c", "api_normalize.c", "api_quantize.c", "peak.c",
 ]  # fmt: skip
 HEADERS = [
-    "octosim.h", "kernels.h", "kernels.def", "dispatch.h", "loops.inc", "quantize.inc", "blocks.inc", "depthwise.inc",
-    "accumulate.inc", "arm_gemm.inc",
+    "octosim.h", "kernels.h", "kernels.def", "dispatch.h", "loops.inc", "quantize.inc", "blocks.inc", "products.inc",
+    "depthwise.inc", "accumulate.inc", "arm_gemm.inc",
 ]  # fmt: skip
 
 
