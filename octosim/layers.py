@@ -84,6 +84,8 @@ class Weighted:
         w = np.zeros(shape, np.float32) if seed is None else core.normal(shape, seed, node.tensor(WEIGHT), deviation)
         node.params["w"] = w
         node.params["b"] = np.zeros(shape[0], np.float32)
+        if node.normalized:
+            node.still.add("b")
         method.init(node, seed or 0)
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:

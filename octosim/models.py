@@ -254,7 +254,7 @@ def trace(network: Network, batch: int) -> list[Op]:
     classes = network.nodes[-1].out_shape[0]
     size = batch * classes
     ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), values, 2 * wide * size, wide * size))
-    sizes = [v.size for node in network.nodes for v in node.params.values()]
+    sizes = [v.size for node in network.nodes for key, v in node.params.items() if key not in node.still]
     count, tensors = sum(sizes), len(sizes)
     reads, writes = (each * count for each in network.method.update_bytes)
     ops.append(Op("optimizer", "update", "update", "optimizer", (count,), values, reads, writes, groups=tensors))

@@ -223,6 +223,7 @@ class Node:
     x_known, dy_known: the pass before finds the range of what it is given.  x_range, dy_range: that range; found: what its own
     last pass has found, for the next.
     ranges: of parameters as the optimizer's last step left them, see `range_of`.
+    still: parameters whose gradient is 0 by the layer's place in the network, so that no step moves them.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -247,6 +248,7 @@ class Node:
     dy_range: Range | None = None
     found: Range | None = None
     ranges: dict[str, Range] = field(default_factory=dict)
+    still: set[str] = field(default_factory=set)
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Any] = field(default_factory=dict)

@@ -110,6 +110,8 @@ class Update:
     def node(self, node: Node) -> None:
         node.ranges.clear()
         for key in node.params:
+            if key in node.still:
+                continue
             self.method.update(node, key, self.lr, partial(self._rule, node, key), self.context)
         node.check_finite(node.state)
 

@@ -170,3 +170,15 @@ def test_ranges_that_an_update_finds(method: str, optimizer: str, monkeypatch: p
             for key, values in node.params.items():
                 if values.dtype == F:
                     assert node.range_of(key) == core.value_range(values), (node.name, key)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_still_parameters_have_no_gradient(method: str) -> None:
+    """What updates pass over: biases, and octo's compensation, before batch normalization."""
+    cls = methods.METHODS[method]
+    run = train.Run(train.Config(model="lenet5", method=method, batch_size=20, batchnorm=cls.batchnorm))
+    run.network.gradients(*run.batch(1), Context(True, 0, 1))
+    still = [(node, key) for node in run.network.nodes for key in node.still]
+    assert bool(still) == cls.batchnorm
+    for node, key in still:
+        assert node.grads[key].shape == node.params[key].shape and not node.grads[key].any(), (node.name, key)

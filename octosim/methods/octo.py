@@ -151,6 +151,8 @@ class Octo(Method):
             node.state["lac_places"] = np.zeros(1, np.int32)
         node.params["lac_mu"] = core.normal(shape, seed, node.tensor(MU), 1e-3)
         node.params["lac_offset"] = core.normal(shape, seed, node.tensor(OFFSET), 1e-3)
+        if self.lac == "channel" and node.normalized:
+            node.still |= set(COMPENSATION)
 
     def _compensation(self, node: Node, batch: int, context: Context) -> tuple[Array, Array, Array] | None:
         """alpha, mu and offset of one shape, which repeats along the batch."""
@@ -204,7 +206,7 @@ class Octo(Method):
         if lac and self.lac == "sample":
             each = core.dequantize(error.q, error.scale)
             node.grads.update(sample_gradients(node, each, lac, self.lac_decay))
-        elif lac and self.lac == "channel" and node.normalized:  # batch normalization subtracts it, as it does the bias
+        elif lac and node.still.issuperset(COMPENSATION):  # batch normalization subtracts it, as it does the bias
             node.grads.update((name, np.zeros_like(value)) for name, value in zip(COMPENSATION, lac, strict=True))
         elif lac:
             if sums.size != lac[0].size:
