@@ -95,7 +95,7 @@ import sys
 from octosim import core, train
 core.set_threads(int(sys.argv[1]))
 run = train.Run(train.Config(model="lenet5", data="fashion-mnist-5k", method="octo", batch_size=32, seed=7))
-for _ in range(50):
+for _ in range(20):
     loss = run.train_step()
 print(core.isa(), run.digest(), loss.hex())
 """
@@ -149,9 +149,9 @@ def arm_python() -> Path | str:
 
 
 @each_cpu
-@pytest.mark.parametrize("program", [TRAIN, PRODUCTS], ids=["lenet5-octo-50-steps", "large-products"])
+@pytest.mark.parametrize("program", [TRAIN, PRODUCTS], ids=["lenet5-octo-20-steps", "large-products"])
 def test_same_result_under_arm_python(cpu: str, program: str) -> None:
-    """To the bit: the weights and optimizer state of LeNet-5 after 50 steps with Octo; products in several blocks."""
+    """To the bit: the weights and optimizer state of LeNet-5 after 20 steps with Octo; products in several blocks."""
     python = arm_python()
     if isinstance(python, str):
         pytest.skip(python)

@@ -39,7 +39,7 @@ def test_sums_of_parts_are_exact(seed: int, largest: int, depth: int) -> None:
 def test_small_codes_need_one_product() -> None:
     codes = np.arange(-127, 128, dtype=np.int32)
     assert [factor for factor, _ in octo_reference.parts(codes)] == [1]
-    assert [factor for factor, _ in octo_reference.parts(np.append(codes, 128))] == [1, 255]
+    assert [factor for factor, _ in octo_reference.parts(np.append(codes, np.int32(128)))] == [1, 255]
 
 
 def test_codes_have_nine_bits() -> None:
