@@ -32,8 +32,6 @@ static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
 /* The status of a matrix product's sizes and row strides, m = n = k = 0 allowed. */
 int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc);
 
-static inline int64_t octo_out_height(const octo_conv *g) { return (g->height + 2 * g->pad_h - g->kernel_h) / g->stride_h + 1; }
-static inline int64_t octo_out_width(const octo_conv *g) { return (g->width + 2 * g->pad_w - g->kernel_w) / g->stride_w + 1; }
 int octo_check_conv(const octo_conv *g);
 /* The rows of im2col(x), one for each output pixel; of a copy of x, in OCTO_SLOT_PADDED, where there is padding: bytes `fill`. */
 int octo_window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows);

@@ -59,6 +59,9 @@ struct octo_rows {
     int64_t width, height, x_stride, y_stride, image_stride, segments, length, segment_stride;
 };
 
+static inline int64_t octo_out_height(const octo_conv *g) { return (g->height + 2 * g->pad_h - g->kernel_h) / g->stride_h + 1; }
+static inline int64_t octo_out_width(const octo_conv *g) { return (g->width + 2 * g->pad_w - g->kernel_w) / g->stride_w + 1; }
+
 static inline struct octo_rows octo_plain_rows(const void *base, int64_t rows, int64_t cols, int64_t ld, int element) {
     return (struct octo_rows){.base = base, .end = (const char *)base + ((rows - 1) * ld + cols) * element,
                               .width = rows, .height = 1, .x_stride = ld, .segments = 1, .length = cols};

@@ -194,6 +194,10 @@ def _weight_passes(elements: int) -> Iterator[_Pass]:
     node = Node("probe", 0, None, (), (), params={"w": w}, grads={"w": g})
     update = optim.Update(optim.Sgd(lr=LR), methods.make("fp32", {}), Context(True, 1, 1), LR, [node], {"probe.w": {"v": v}})
 
+    def quantize() -> None:
+        quant.symmetric(w, *core.value_range(w), out=codes)
+
+    yield _Pass("quantize w", "forward", quantize)
     yield _Pass("quantize w, range known", "forward", _bind(quant.symmetric, w, -3.0, 3.0, out=codes))
     yield _Pass("optimizer", "update", _bind(update.node, node))
 

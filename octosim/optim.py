@@ -128,14 +128,11 @@ class Update:
                 node.ranges[key] = self.optimizer.update(step, lr, decay, w, g, slots)
                 return
             rows = max(1, MADE * len(w) // w.size)
-            lows, highs = zip(
-                *(
-                    self.optimizer.update(step, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
-                    for some in (slice(first, first + rows) for first in range(0, len(w), rows))
-                ),
-                strict=True,
-            )
-            node.ranges[key] = min(lows), max(highs)
+            found = [
+                self.optimizer.update(step, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
+                for some in (slice(first, first + rows) for first in range(0, len(w), rows))
+            ]
+            node.ranges[key] = min(low for low, _ in found), max(high for _, high in found)
         except core.NotFiniteError as error:
             raise core.NotFiniteError(f"layer {node.name}, {key} after the step: {error}") from None
 

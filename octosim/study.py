@@ -155,7 +155,7 @@ def check(plan: Sequence[Row], path: Path, progress: Callable[[int], None] | Non
         where = f"{path}, row {number} ({row.name})"
         try:
             made = train.Run(row.config, dataset=load(row.config.data))
-            identity = json.dumps(train.manifest(made, "")["decides"], sort_keys=True)
+            identity = json.dumps(train.decides(made), sort_keys=True)
         except OctosimError as error:
             raise OctosimError(f"{where}: {error}") from None
         if identity in seen:

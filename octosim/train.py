@@ -309,43 +309,49 @@ def parameter_counts(run: Run) -> dict[str, int]:
 
 def memory(run: Run) -> dict[str, dict[str, int]]:
     """Bytes of a step by what they hold, with the run's method and with fp32, as `footprint.footprint` has them."""
-    batch, slots = run.config.batch_size, len(run.optimizer.slots)
-    plain = models.Network(run.layers, run.data.train_images.shape[1:], methods.make("fp32", {}), None)
-    networks = {"fp32": plain, run.config.method: run.network}
+    batch, slots, networks = run.config.batch_size, len(run.optimizer.slots), {run.config.method: run.network}
+    if "fp32" not in networks:
+        plain = models.Network(run.layers, run.data.train_images.shape[1:], methods.make("fp32", {}), None)
+        networks = {"fp32": plain} | networks
     return {name: footprint.footprint(network, batch, slots=slots) for name, network in networks.items()}
+
+
+def decides(run: Run) -> dict[str, Any]:
+    """What a run's bits depend on."""
+    c, d = run.config, run.data
+    return {
+        "octosim": octosim.__version__,
+        "model": c.model,
+        "batchnorm": c.batchnorm,
+        "layers": models.describe(run.layers),
+        "data": {
+            "name": d.name,
+            "sha256": d.sha256,
+            "train_images": len(d.train_labels),
+            "test_images": len(d.test_labels),
+        },
+        "method": {"name": c.method, "parameters": methods.parameters(run.method)},
+        "numerics": {
+            "accumulator": c.accumulator if run.method.bits["accumulator"] == "int32" else run.method.bits["accumulator"],
+            "float": "float32" if run.method.values == "float32" else "none",
+        },
+        "optimizer": None if "optimizer" in run.method.unused else optim.describe(run.optimizer, run.schedule),
+        "augment": c.augment,
+        "label_smoothing": c.label_smoothing,
+        "batch_size": c.batch_size,
+        "epochs": run.epochs,
+        "steps": c.steps,
+        "seed": c.seed,
+    }
 
 
 def manifest(run: Run, command: str) -> dict[str, Any]:
     """The manifest of a run; `config` inside is what `Config` needs to make it again."""
-    c, d = run.config, run.data
     return {
         "format": FORMAT,
         "kind": "run",
-        "decides": {
-            "octosim": octosim.__version__,
-            "model": c.model,
-            "batchnorm": c.batchnorm,
-            "layers": models.describe(run.layers),
-            "data": {
-                "name": d.name,
-                "sha256": d.sha256,
-                "train_images": len(d.train_labels),
-                "test_images": len(d.test_labels),
-            },
-            "method": {"name": c.method, "parameters": methods.parameters(run.method)},
-            "numerics": {
-                "accumulator": c.accumulator if run.method.bits["accumulator"] == "int32" else run.method.bits["accumulator"],
-                "float": "float32" if run.method.values == "float32" else "none",
-            },
-            "optimizer": None if "optimizer" in run.method.unused else optim.describe(run.optimizer, run.schedule),
-            "augment": c.augment,
-            "label_smoothing": c.label_smoothing,
-            "batch_size": c.batch_size,
-            "epochs": run.epochs,
-            "steps": c.steps,
-            "seed": c.seed,
-        },
-        "config": asdict(c),
+        "decides": decides(run),
+        "config": asdict(run.config),
         "parameters": parameter_counts(run),
         "memory": memory(run),
         "environment": environment(),
@@ -451,7 +457,7 @@ def reopen(folder: Path) -> Run:
     """The run of a directory, at its last checkpoint, its records cut back to there."""
     config, before = read_config(folder), read_manifest(folder)["decides"]
     run = _rebuild(folder, config)
-    now = manifest(run, "")["decides"]
+    now = decides(run)
     for key in now:
         if before.get(key) != json.loads(json.dumps(now[key])):
             raise OctosimError(f"{folder}: '{key}' was {before.get(key)} and is {now[key]} now; the bits could not be the same")

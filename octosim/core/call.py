@@ -77,6 +77,14 @@ def output(name: str, array: Array | None, dtype: np.dtype[Any], shape: tuple[in
     return array, pointer(name, array, dtype, shape, True)
 
 
+_PAIR = ffi.typeof("float[2]")
+
+
+def float_pair() -> Any:
+    """Memory for a least and a largest value."""
+    return ffi.new(_PAIR)
+
+
 def operand_types(x: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """Operand and result dtype of a convolution."""
     return (S8, S32) if isinstance(x, np.ndarray) and x.dtype == S8 else (F32, F32)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim.core.call import F32, S8, S32, U8, U32, Array, CoreError, ffi, lib, ok, output, pointer
+from octosim.core.call import F32, S8, S32, U8, U32, Array, CoreError, ffi, float_pair, lib, ok, output, pointer
 from octosim.numerics import Requantization, Rounding, mu_levels, mu_thresholds
 
 # ---- randomness and elementary functions --------------------------------------------------
@@ -48,7 +48,7 @@ def log(x: Array) -> Array:
 
 def value_range(x: Array) -> tuple[float, float]:
     """Smallest and largest value of a float32 array; NotFiniteError where it holds a NaN or an infinity."""
-    pair = ffi.new("float[2]")
+    pair = float_pair()
     ok(lib.octo_range_f32(x.size, pointer("x", x, F32), pair, pair + 1))
     return pair[0], pair[1]
 
@@ -62,7 +62,7 @@ def sum_range(acc: Array) -> tuple[int, int]:
 
 def moments(x: Array) -> tuple[float, float]:
     """Mean and standard deviation (divided by n) of a float32 array."""
-    pair = ffi.new("float[2]")
+    pair = float_pair()
     ok(lib.octo_moments_f32(x.size, pointer("x", x, F32), pair, pair + 1))
     return pair[0], pair[1]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from octosim.core.call import F32, S8, S32, U8, Array, CoreError, ffi, lib, ok, operand_types, output, pointer
+from octosim.core.call import F32, S8, S32, U8, Array, CoreError, ffi, float_pair, lib, ok, operand_types, output, pointer
 from octosim.core.codes import Sums, Values, tensor
 
 # ---- columns: sums, affine maps --------------------------------------------------
@@ -155,7 +155,7 @@ def sgd(w: Array, g: Values, v: Array, *, lr: float, momentum: float, decay: flo
     """
     gradient, rows, cols = _gradient(g, w)
     pw, pv = pointer("w", w, F32, None, True), pointer("v", v, F32, w.shape, True)
-    found = ffi.new(_PAIR)
+    found = float_pair()
     ok(lib.octo_sgd_f32(rows, cols, pw, gradient, pv, lr, momentum, decay, found))
     return found[0], found[1]
 
@@ -170,12 +170,9 @@ def adam(
     """
     gradient, rows, cols = _gradient(g, w)
     pw, pm, pv = (pointer(name, x, F32, w.shape, True) for name, x in (("w", w), ("m", m), ("v", v)))
-    found = ffi.new(_PAIR)
+    found = float_pair()
     ok(lib.octo_adam_f32(rows, cols, pw, gradient, pm, pv, lr, b1, b2, eps, c1, c2, decay, found))
     return found[0], found[1]
-
-
-_PAIR = ffi.typeof("float[2]")
 
 
 def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:

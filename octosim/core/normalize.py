@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from octosim.core.call import F32, S8, U8, Array, CoreError, ffi, lib, ok, output, pointer
+from octosim.core.call import F32, S8, U8, Array, CoreError, ffi, float_pair, lib, ok, output, pointer
 from octosim.core.codes import Pair, Sums, Values, tensor
 from octosim.core.layers import matrix
 
@@ -23,7 +23,7 @@ def _signs(signs: Array | None, count: int) -> Any:
 
 
 def _range(wanted: bool) -> Any:
-    return ffi.new("float[2]") if wanted else ffi.NULL
+    return float_pair() if wanted else ffi.NULL
 
 
 def _pair(found: Any) -> tuple[float, float] | None:

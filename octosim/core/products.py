@@ -298,12 +298,8 @@ def _pass(
     kind, wide = operand_types(a[1])
     pa, pb = pointer(*a[:2], kind, a[2]), pointer(*b[:2], kind, b[2])
     out, made = output("out", out, wide, shape)
-    if kind != S8:
-        ok(calls[1](conv_struct(g), pa, pb, made))
-    elif x_zero is None:
-        ok(calls[0](conv_struct(g), pa, pb, made))
-    else:
-        ok(calls[0](conv_struct(g), pa, x_zero, pb, made))
+    zero = () if x_zero is None or kind != S8 else (x_zero,)
+    ok(calls[kind != S8](conv_struct(g), pa, *zero, pb, made))
     return out
 
 

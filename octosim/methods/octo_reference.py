@@ -93,7 +93,8 @@ def exact_sums(product: Callable[[Array, Array], Array], depth: int, a: Array, b
     """
     largest = depth * _largest(a) * _largest(b)
     dtype: type[Any] = np.int32 if largest < 2**31 else np.int64
-    pairs = [(u * v, product(left, right)) for u, left in parts(a) for v, right in parts(b)]
+    theirs = parts(b)
+    pairs = [(u * v, product(left, right)) for u, left in parts(a) for v, right in theirs]
     total = pairs[0][1].astype(dtype, copy=False)  # low low, whose factor is 1
     for factor, sums in pairs[1:]:
         sums = sums.astype(dtype, copy=False)
