@@ -169,7 +169,7 @@ static const float *gradient(const octo_tensor *g, int64_t cols, int64_t first, 
     for (int64_t at = first, n; at < first + count; at += n) {
         int64_t row = at / cols;
         n = octo_min(first + count, (row + 1) * cols) - at;
-        octo_table.dequantize_row_s32(n, g->sums + at, g->add[row], g->scale, memory + (at - first));
+        octo_table.dequantize_row_s32(n, g->sums + at, g->add[row], *g->scale, memory + (at - first));
     }
     return memory;
 }
@@ -207,12 +207,13 @@ int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, fl
 }
 
 int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, const float *bias,
-                      const int32_t *zero_term, float inv_scale, int32_t *out) {
+                      const int32_t *zero_term, float scale, int32_t *out) {
     CHECK_MATRIX("compensation", rows, cols);
+    float inverse = scale ? (float)octo_least(1.0 / (double)scale, 3e38) : 0;
     OCTO_CHECK((alpha && mu && offset) || (!alpha && !mu && !offset), "compensation: alpha, mu and offset go together");
     EACH_ROWS(rows, cols, for (int64_t r = first; r < first + count; r++)
         octo_table.lac_fold_f32(cols, alpha ? alpha + r * cols : NULL, mu ? mu + r * cols : NULL, offset ? offset + r * cols : NULL, bias,
-                                zero_term, inv_scale, out + r * cols));
+                                zero_term, inverse, out + r * cols));
     return OCTO_OK;
 }
 

@@ -12,7 +12,7 @@ static int64_t piece_rows(int64_t cols) {
 /* Rows [first, first + count) of a tensor as float32: in place, or made in `memory`. */
 static const float *piece(const octo_tensor *t, int64_t cols, int64_t first, int64_t count, float *memory) {
     if (!t->sums) return t->values + first * cols;
-    octo_table.dequantize_s32(count, cols, t->sums + first * cols, t->add, t->scale, memory);
+    octo_table.dequantize_s32(count, cols, t->sums + first * cols, t->add, *t->scale, memory);
     return memory;
 }
 

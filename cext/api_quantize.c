@@ -83,6 +83,75 @@ int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int rounding, i
     return OCTO_OK;
 }
 
+/* ---- scales and zero points ---------------------------------------------------------------------------------------------- */
+
+static const double LARGEST_CODE = 127; /* -128 stays unused: |q| <= 127 bounds every sum of products */
+
+/* Half to even, for |x| < 2^51. */
+static double nearest(double x) {
+    const double shift = 6755399441055744.0; /* 1.5 2^52: a sum beside it has no fraction */
+    return (x + shift) - shift;
+}
+
+/* inverse of a scale, where that is finite: a tensor below about 1e-36 becomes all zero codes. */
+static void set_scale(octo_codes *codes, double scale) {
+    codes->scale = (float)scale;
+    codes->inverse = (double)codes->scale > 1e-38 ? (float)(1.0 / (double)codes->scale) : 0;
+}
+
+/* A clip's end, rounded to the nearest code: clip, then round, is round, then clip to the rounded end. */
+static int32_t end_code(double end, float inverse) {
+    return (int32_t)octo_least(LARGEST_CODE, octo_most(-LARGEST_CODE, nearest((double)((float)end * inverse))));
+}
+
+int octo_symmetric_codes(double low, double high, double share, octo_codes *codes) {
+    low *= share, high *= share;
+    set_scale(codes, octo_most(low < 0 ? -low : low, high < 0 ? -high : high) / LARGEST_CODE);
+    codes->zero = 0;
+    codes->lo = end_code(low, codes->inverse), codes->hi = end_code(high, codes->inverse);
+    return OCTO_OK;
+}
+
+int octo_asymmetric_codes(double low, double high, octo_codes *codes) {
+    low = octo_least(low, 0), high = octo_most(high, 0);
+    set_scale(codes, (high - low) / (2 * LARGEST_CODE));
+    double zero = codes->inverse > 0 ? nearest(-LARGEST_CODE - low * (double)codes->inverse) : 0;
+    codes->zero = (int32_t)octo_least(LARGEST_CODE, octo_most(-LARGEST_CODE, zero));
+    codes->lo = -(int32_t)LARGEST_CODE, codes->hi = (int32_t)LARGEST_CODE;
+    return OCTO_OK;
+}
+
+int octo_product_scale(double a, double b, float *scale) {
+    *scale = (float)(a * b);
+    return OCTO_OK;
+}
+
+int octo_follow_range(float low, float high, float weight, float *running) {
+    const float range[2] = {low, high};
+    int first = running[0] == 0 && running[1] == 0;
+    for (int i = 0; i < 2; i++) running[i] = first ? range[i] : running[i] + weight * (range[i] - running[i]);
+    return OCTO_OK;
+}
+
+int octo_join_ranges(int64_t count, const float *const *ranges, float *range) {
+    OCTO_CHECK(count >= 1, "range: no ranges");
+    float low = ranges[0][0], high = ranges[0][1];
+    for (int64_t i = 1; i < count; i++) {
+        if (ranges[i][0] < low) low = ranges[i][0];
+        if (ranges[i][1] > high) high = ranges[i][1];
+    }
+    range[0] = low, range[1] = high;
+    return OCTO_OK;
+}
+
+int octo_zero_term(int64_t n, const int32_t *sums, int zero, int32_t *out) {
+    CHECK_COUNT("zero point", n);
+    for (int64_t i = 0; i < n; i++) out[i] = (int32_t)((uint32_t)sums[i] * (uint32_t)-zero);
+    return OCTO_OK;
+}
+
+/* ---- codes to float32 ------------------------------------------------------------------------------------------------------ */
+
 int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x) {
     CHECK_COUNT("dequantize", n);
     EACH_SLICE(n, octo_table.dequantize_s8(count, q + first, scale, zero, x + first));
@@ -105,6 +174,12 @@ int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, con
 int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y) {
     CHECK_COUNT("images", n);
     EACH_SLICE(n, octo_table.images_f32(count, x + first, scale, shift, y + first));
+    return OCTO_OK;
+}
+
+int octo_copy_f32(int64_t n, const float *x, float *y) {
+    CHECK_COUNT("copy", n);
+    EACH_SLICE(n, memcpy(y + first, x + first, (size_t)count * 4));
     return OCTO_OK;
 }
 

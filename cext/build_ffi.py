@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,65 @@ def declarations() -> str:
     """The part of octosim.h that cffi reads, comments included."""
     text = (HERE / "octosim.h").read_text()
     return text.split("/* cffi: begin */")[1].split("/* cffi: end */")[0]
+
+
+ARGUMENT = {"float": "F(%d)", "double": "D(%d)", "int": "I(%d)", "uint32_t": "U(%d)", "int64_t": "(c->args[%d].i)",
+            "uint64_t": "((uint64_t)c->args[%d].i)", "*": "((void *)c->args[%d].p)"}  # fmt: skip
+"""How a parameter of a type is taken from an `octo_call`."""
+
+REPLAY = """
+#include <string.h>
+#include <time.h>
+#include "octosim.h"
+#define NUMBER(at, type, held, field) (c->indirect >> (at) & 1 ? (type)*(const held *)c->args[at].p : (type)c->args[at].field)
+#define F(at) NUMBER(at, float, float, d)
+#define D(at) NUMBER(at, double, float, d)
+#define I(at) NUMBER(at, int, int32_t, i)
+#define U(at) NUMBER(at, uint32_t, uint32_t, i)
+%(calls)s
+static const struct { const char *name; int (*call)(const octo_call *); } replayed[] = {
+%(rows)s
+};
+int octo_function(const char *name) {
+    for (int i = 0; i < (int)(sizeof replayed / sizeof *replayed); i++)
+        if (!strcmp(replayed[i].name, name)) return i;
+    return -1;
+}
+static double now(int clock) {
+    struct timespec t;
+    clock_gettime((clockid_t)clock, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+int octo_replay(int64_t count, const octo_call *calls, int clock, double *seconds, int64_t *at) {
+    double before = seconds ? now(clock) : 0;
+    for (int64_t i = 0; i < count; i++) {
+        int status = replayed[calls[i].function].call(calls + i);
+        if (status) {
+            *at = i;
+            return status;
+        }
+        if (seconds) {
+            double after = now(clock);
+            seconds[i] = after - before, before = after;
+        }
+    }
+    return OCTO_OK;
+}
+"""
+
+
+def replay(declared: str) -> str:
+    """octo_replay and what it calls: for each function with a status, one that takes its arguments from an octo_call."""
+    calls, rows = [], []
+    for name, listed in re.findall(r"^int (octo_\w+)\(([^)]*)\);", declared, re.MULTILINE):
+        if listed == "void" or name in ("octo_replay", "octo_function"):
+            continue
+        types = ["*" if "*" in each else each.split()[-2] for each in listed.split(",")]
+        assert len(types) <= 16, f"{name} has more parameters than an octo_call holds"  # OCTO_ARGUMENTS
+        taken = ", ".join(ARGUMENT[kind] % at for at, kind in enumerate(types))
+        calls.append(f"static int call_{name}(const octo_call *c) {{ return {name}({taken}); }}")
+        rows.append(f'    {{"{name}", call_{name}}},')
+    return REPLAY % {"calls": "\n".join(calls), "rows": "\n".join(rows)}
 
 
 def compiler_takes(flag: str) -> bool:
@@ -54,7 +114,7 @@ ffi = FFI()
 ffi.cdef(declarations())
 ffi.set_source(
     "octosim._core",
-    '#include "octosim.h"',
+    replay(declarations()),
     sources=[f"cext/{name}" for name in SOURCES],
     depends=[f"cext/{name}" for name in HEADERS],
     include_dirs=["cext"],

@@ -28,6 +28,8 @@ void *octo_scratch(enum octo_slot slot, int64_t bytes);
 
 static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline double octo_least(double a, double b) { return a < b ? a : b; }
+static inline double octo_most(double a, double b) { return a > b ? a : b; }
 
 /* The status of a matrix product's sizes and row strides, m = n = k = 0 allowed. */
 int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc);
@@ -82,7 +84,7 @@ enum { SLICE = 16384 };
     } while (0)
 
 #define CHECK_TENSOR(name, t)                                                                                  \
-    OCTO_CHECK(!(t)->values != !(t)->sums && (!(t)->sums || (t)->add), name ": values, or sums with an addend")
+    OCTO_CHECK(!(t)->values != !(t)->sums && (!(t)->sums || ((t)->add && (t)->scale)), name ": values, or sums with addend and scale")
 
 #define CHECK_MATRIX(name, rows, cols)                                                                                   \
     OCTO_CHECK((rows) >= 1 && (cols) >= 1 && (rows) <= ((int64_t)1 << 40) / (cols), name ": bad size %lld x %lld", \

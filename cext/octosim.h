@@ -119,6 +119,27 @@ int octo_requantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const in
 int octo_requantize_f32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, const float *scale, int rounding,
                         int zero, int lo, int hi, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *q);
 int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x);
+
+/* What octo_quantize_s8 takes, of a tensor's range, and what its codes then mean: r = scale (q - zero).  In double, then rounded to
+ * float32; inverse = 1 / scale, or 0 where scale is at most 1e-38.
+ * symmetric:  of `share` times the range: scale = max(|low|, |high|) / 127, zero = 0; lo, hi: the codes next to low and high, each
+ *             rounded to float32, which the codes are clamped to.
+ * asymmetric: the range is widened to hold 0; scale = (high - low) / 254, zero = round(-127 - low inverse); lo, hi = -127, 127. */
+typedef struct {
+    float scale, inverse;
+    int32_t zero, lo, hi;
+} octo_codes;
+int octo_symmetric_codes(double low, double high, double share, octo_codes *codes);
+int octo_asymmetric_codes(double low, double high, octo_codes *codes);
+/* a b, rounded to float32. */
+int octo_product_scale(double a, double b, float *scale);
+/* running += weight (range - running), of both ends; a running range of zeros becomes the range. */
+int octo_follow_range(float low, float high, float weight, float *running);
+/* The range of `count` tensors, from theirs. */
+int octo_join_ranges(int64_t count, const float *const *ranges, float *range);
+/* What a zero point adds to the sums of products, from the sums of the other operand: out = -zero * sums, modulo 2^32. */
+int octo_zero_term(int64_t n, const int32_t *sums, int zero, int32_t *out);
+
 /* Codes in blocks, as octo_gemm_blocks_s8 takes them: scale = max |block| / 127 and q = round(x / scale) within +-127, rounded like
  * octo_quantize_s8.  half: the scale is rounded to float16, 65504 at most.  Scales up to 1e-38 become 0, and the codes then.  y = q scale;
  * q or y may be NULL, and y the memory of x.  OCTO_EFINITE where x holds a NaN or an infinity; what is written then is of no use. */
@@ -132,6 +153,7 @@ int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const in
 /* y[r][c] = (acc[r][c] + add[r]) * scale, otherwise the same. */
 int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
 int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y); /* x * scale + shift */
+int octo_copy_f32(int64_t n, const float *x, float *y);
 
 /* 8-bit codes with logarithmic steps: bit 7 the sign, bits 0 .. 6 the magnitude.  The tables decide which (mu-law: numerics.py).
  * encode: the largest magnitude whose threshold is at most |x| inv_bound; clipped counts |x| inv_bound > 1.
@@ -156,11 +178,11 @@ int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums
 /* y[r][c] = x[r][c] * scale[c] + shift[c], then max(., 0) where relu is set.  In place allowed. */
 int octo_affine_f32(int64_t rows, int64_t cols, const float *x, const float *scale, const float *shift, int relu, float *y);
 
-/* float32 values, or values = (sums + add[column]) * scale, as octo_dequantize_s32 makes them; the other pointer is NULL. */
+/* float32 values, or values = (sums + add[column]) * *scale, as octo_dequantize_s32 makes them; the other pointer is NULL. */
 typedef struct {
     const float *values;
     const int32_t *sums, *add;
-    float scale;
+    const float *scale;
 } octo_tensor;
 
 /* Batch normalization over the rows, a column a channel.  forward: mean, variance / rows, inv_std = 1 / sqrt(var + eps),
@@ -213,13 +235,34 @@ int octo_sgd_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, flo
 int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, float *m, float *v, float lr, float b1, float b2,
                   float eps, float c1, float c2, float decay, float *range);
 
-/* Octo's loss-aware compensation in the int32 domain.  fold: out[r][c] = clamp(round_half_even((bias[c] + alpha mu + offset)
- * * inv_scale), +-2^30) + zero_term[c] (modulo 2^32); alpha, mu, offset [rows][cols] or all NULL.  backward, from
- * sums = dL/d(compensation): dalpha = sums mu, dmu = sums alpha + decay mu, doffset = sums + decay offset. */
+/* Octo's loss-aware compensation in the int32 domain, in units of `scale`.  fold: out[r][c] = clamp(round_half_even((bias[c] +
+ * alpha mu + offset) * inverse), +-2^30) + zero_term[c] (modulo 2^32), inverse = min(1 / scale, 3e38), or 0 where scale is 0;
+ * alpha, mu, offset [rows][cols] or all NULL.  backward, from sums = dL/d(compensation): dalpha = sums mu,
+ * dmu = sums alpha + decay mu, doffset = sums + decay offset. */
 int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, const float *bias,
-                      const int32_t *zero_term, float inv_scale, int32_t *out);
+                      const int32_t *zero_term, float scale, int32_t *out);
 int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, const float *mu, const float *offset, float decay,
                           float *dalpha, float *dmu, float *doffset);
+
+/* A call of one of the functions above, to be made again.  function: its number, by octo_function.  args: in its order; where bit i of
+ * `indirect` is set args[i].p points to the number: a float for a parameter of type float or double, an int32_t or a uint32_t for one
+ * of that type. */
+enum { OCTO_ARGUMENTS = 16 };
+typedef union {
+    int64_t i;
+    double d;
+    const void *p;
+} octo_argument;
+typedef struct {
+    int32_t function;
+    uint32_t indirect;
+    octo_argument args[OCTO_ARGUMENTS];
+} octo_call;
+int octo_function(const char *name); /* -1 where there is none */
+/* Makes the calls in their order until one fails, whose number is left in *at and whose status is returned.  seconds may be NULL; it
+ * gets what each call took by clock_gettime's `clock`. */
+int octo_replay(int64_t count, const octo_call *calls, int clock, double *seconds, int64_t *at);
+
 /* The machine's limits, for benchmarks: int8 multiply-accumulates that the instruction set in use does in so many rounds on all
  * threads, from registers (`macs` says how many were done); and STREAM's triad a = b + scalar c. */
 int octo_peak_s8(int64_t rounds, int64_t *macs);

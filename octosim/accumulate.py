@@ -224,13 +224,13 @@ class InRegister:
     def depths(self) -> tuple[int, int, int]:
         return self.product.depths
 
-    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    def forward(self, x: Array, w: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         if self._exact(x):
             out = self.product.forward(x, w, x_zero=x_zero, out=out)
         else:
             g = self.product.geometry
             out = np.empty(_shapes(self.product)[2], np.int32) if out is None else out
-            self._rows("forward", x_windows(g, x, x_zero), w, out)
+            self._rows("forward", x_windows(g, x, int(x_zero)), w, out)
         self._show("forward", {"x": x, "w": w}, x_zero, out)
         return out
 
@@ -247,12 +247,12 @@ class InRegister:
         self._show("dX", {"dy": dy, "w": w}, 0, out)
         return out
 
-    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         if self._exact(x):
             out = self.product.weight_grad(x, dy, x_zero=x_zero, out=out)
         else:
             out = np.empty(_shapes(self.product)[1], np.int32) if out is None else out
-            windows = x_windows(self.product.geometry, x, x_zero)
+            windows = x_windows(self.product.geometry, x, int(x_zero))
             dys, made, counts = dy.reshape(-1, dy.shape[-1]), out.reshape(out.shape[0], -1), list[Count]()
             for one, a in _columns(self.product, windows):
                 # X^T dY, so that data are the first operand, as in the other passes
@@ -299,9 +299,9 @@ class InRegister:
         if counts:
             self.registers.counts.append((self.layer, pass_, _total(counts)))
 
-    def _show(self, pass_: str, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
+    def _show(self, pass_: str, operands: dict[str, Array], x_zero: core.Whole, sums: Array) -> None:
         if self.registers.seen:
-            self.registers.seen(self.layer, pass_, self.product, operands, x_zero, sums)
+            self.registers.seen(self.layer, pass_, self.product, operands, int(x_zero), sums)
 
 
 def _shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

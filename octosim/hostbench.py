@@ -147,7 +147,7 @@ def _passes(elements: int, channels: int) -> Iterator[_Pass]:
         core.lac_backward(core.column_sums(codes, channels).astype(np.float32), lac, 0.1)
 
     def dequantize_lac() -> None:
-        core.Sums(acc, core.lac_fold(small, zeros, 100.0, lac), 0.01).array()
+        core.Sums(acc, core.lac_fold(small, zeros, 0.01, lac), 0.01).array()
 
     pixels, order = np.zeros(px.shape, np.uint8), np.random.default_rng(3).permutation(images)
     yield _Pass("images", "forward", lambda: core.images(pixels[order], 1 / 255, 0.0, out=pout))
@@ -182,7 +182,7 @@ def _passes(elements: int, channels: int) -> Iterator[_Pass]:
     yield _Pass("add", "forward", _bind(core.add, x, made, out=out), values)
     yield _Pass("add, ReLU", "forward", _bind(core.add, x, made, relu=True, signs=signs, find_range=True, out=out), values)
     yield _Pass("add, ReLU", "dX", _bind(core.relu_backward, signs, core.Pair(x, lazy), out=x), values)
-    yield _Pass("copy", "dX", _bind(np.copyto, out, x), values)
+    yield _Pass("copy", "dX", _bind(core.copy, x, out=out), values)
     yield _Pass("sum of gradients", "dX", _bind(core.add, out, x, out=out), values)
     yield _Pass("softmax cross-entropy", "forward", _bind(core.softmax_cross_entropy, logits, labels))
 
@@ -192,7 +192,8 @@ def _weight_passes(elements: int) -> Iterator[_Pass]:
     w, g, v = (np.full(elements, 0.01, np.float32) for _ in range(3))
     codes = np.empty(elements, np.int8)
     node = Node("probe", 0, None, (), (), params={"w": w}, grads={"w": g})
-    update = optim.Update(optim.Sgd(lr=LR), methods.make("fp32", {}), Context(True, 1, 1), LR, [node], {"probe.w": {"v": v}})
+    method, slots = methods.make("fp32", {}), {"probe.w": {"v": v}}
+    update = optim.Update(optim.Sgd(lr=LR), method, Context(True, 1, 1), LR, (), [node], slots)
 
     def quantize() -> None:
         quant.symmetric(w, *core.value_range(w), out=codes)

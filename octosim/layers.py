@@ -428,9 +428,7 @@ class Add(Unweighted):
             dy = core.relu_backward(node.saved["signs"], dy, out=core.memory_of(dy))
         assert not isinstance(dy, core.Pair)
         copy = dy if node.dy_shared else node.buffer(dy.shape, np.float32)
-        if copy is not dy:
-            np.copyto(copy, dy)
-        return dy, copy
+        return dy, dy if copy is dy else core.copy(dy, out=copy)
 
     def kept(self, node: Node, method: Method, batch: int) -> Kept:
         """The signs of a ReLU that it does."""

@@ -58,6 +58,7 @@ def _resident(field: str) -> int:
 def _octosim(config: Config, dataset: data.Dataset) -> tuple[Callable[[], Any], Callable[[], dict[str, int]]]:
     """A step, and the bytes of its last one by what they hold."""
     run = Run(config, dataset=dataset)
+    run.records = True
     kept = [0]
 
     def tick(layer: str, pass_: str) -> None:

@@ -14,7 +14,7 @@ from octosim import core
 from octosim.architectures import MODELS, Stack, describe, find, is_file, layers, nodes, parse
 from octosim.errors import OctosimError
 from octosim.layers import Add, BatchNorm, Flatten, ReLU
-from octosim.nodes import Array, Context, Method, Node, Range
+from octosim.nodes import Array, Context, Method, Node
 from octosim.pool import Pool
 from octosim.trace import DTYPE_BYTES, Op
 
@@ -117,7 +117,7 @@ class Network:
         """The logits (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
         with its name."""
         values = {-1: x}
-        ranges: dict[int, Range | None] = {}
+        ranges: dict[int, core.Range | None] = {}
         for node in self.nodes:
             given = tuple(values[i] for i in node.inputs)
             node.x_range = ranges.get(node.inputs[0])
@@ -190,7 +190,7 @@ class Network:
         tick: Tick | None = None,
         smoothing: float = 0.0,
         done: Callable[[Node], None] | None = None,
-    ) -> tuple[float, int]:
+    ) -> tuple[core.Number, core.Whole]:
         """One forward and backward pass; the mean loss and the number of images classified correctly.
 
         smoothing: of the labels, see `core.softmax_cross_entropy`.  done: see `nodes.Gradients`.
@@ -219,8 +219,8 @@ class Network:
             except core.NotFiniteError:
                 self.forward(self.input(images[i : i + batch_size]), context, check=True)
                 raise
-            total += loss * len(some)
-            right += correct
+            total += float(loss) * len(some)
+            right += int(correct)
         self.pool.trim()
         return total / len(labels), right / len(labels)
 

@@ -18,8 +18,6 @@ from octosim.pool import Pool
 from octosim.trace import Op
 
 Array = np.ndarray[Any, Any]
-Range = tuple[float, float]
-
 
 @dataclass(frozen=True)
 class Context:
@@ -30,11 +28,11 @@ class Context:
 
     training: bool
     seed: int
-    step: int
+    step: core.Whole
     steps: int = 0
     epoch: int = 1
 
-    def random(self, tensor: int) -> tuple[int, int, int]:
+    def random(self, tensor: int) -> core.Stream:
         """The Philox stream of a tensor in this step."""
         return self.seed, self.step, tensor
 
@@ -70,13 +68,13 @@ class Convolution:
         m, k, n = self.shape
         return k, self.geometry.kernel_h * self.geometry.kernel_w * n, m
 
-    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    def forward(self, x: Array, w: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.conv_forward(self.geometry, x, w, x_zero=x_zero, out=out)
 
     def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
         return core.conv_input_grad(self.geometry, dy, w, out=out)
 
-    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.conv_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
 
 
@@ -117,13 +115,13 @@ class FullProduct:
         """The longest sums, in products: forward, dX, dW."""
         return self.inputs, self.outputs, self.batch
 
-    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    def forward(self, x: Array, w: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.gemm(x, w, transpose_b=True, out=out)
 
     def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
         return core.gemm(dy, w, out=out)
 
-    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.gemm(dy, x, transpose_a=True, out=out)
 
     def weight_grad_rows(self, x: Array, dy: Array, rows: slice, *, out: Array | None = None) -> Array:
@@ -166,13 +164,13 @@ class Depthwise:
         taps = g.kernel_h * g.kernel_w
         return taps, taps, g.batch * g.out_h * g.out_w
 
-    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    def forward(self, x: Array, w: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.depthwise_forward(self.geometry, x, w, x_zero=x_zero, out=out)
 
     def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
         return core.depthwise_input_grad(self.geometry, dy, w, out=out)
 
-    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.depthwise_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
 
 
@@ -194,11 +192,11 @@ class Product(Protocol):
     @property
     def depths(self) -> tuple[int, int, int]: ...
 
-    def forward(self, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array: ...
+    def forward(self, x: Array, w: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array: ...
 
     def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array: ...
 
-    def weight_grad(self, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array: ...
+    def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array: ...
 
 
 def _as_it_is(product: Product) -> Product:
@@ -222,7 +220,7 @@ class Node:
     joins: of an addition and the ReLU that it does too: the gradient of its output is a `core.Pair`, which it sums itself.
     x_known, dy_known: the pass before finds the range of what it is given.  x_range, dy_range: that range; found: what its own
     last pass has found, for the next.
-    ranges: of parameters as the optimizer's last step left them, see `range_of`.
+    ranges: of parameters as the optimizer's last step left them, always in the same memory; known: whose are right.
     still: parameters whose gradient is 0 by the layer's place in the network, so that no step moves them.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
@@ -244,10 +242,11 @@ class Node:
     dy_shared: bool = False
     x_known: bool = False
     dy_known: bool = False
-    x_range: Range | None = None
-    dy_range: Range | None = None
-    found: Range | None = None
-    ranges: dict[str, Range] = field(default_factory=dict)
+    x_range: core.Range | None = None
+    dy_range: core.Range | None = None
+    found: core.Range | None = None
+    ranges: dict[str, core.Range] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
     still: set[str] = field(default_factory=set)
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
@@ -271,12 +270,12 @@ class Node:
                 except core.NotFiniteError as error:
                     raise core.NotFiniteError(f"layer {self.name}, {name} after the step: {error}") from None
 
-    def range_of(self, key: str) -> Range:
+    def range_of(self, key: str) -> core.Range:
         """The least and the largest value of a parameter: as the update found it, for its memory need not be read again then.
 
-        Who changes a parameter otherwise than by the optimizer takes it out of `ranges`.
+        Who changes a parameter otherwise than by the optimizer takes it out of `known`.
         """
-        return self.ranges.get(key) or core.value_range(self.params[key])
+        return self.ranges[key] if key in self.known else core.value_range(self.params[key])
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Memory of any content, from the network's pool."""
@@ -305,7 +304,7 @@ class Update(Protocol):
     """The run's optimizer at one step, as a method's own `step` sees it."""
 
     @property
-    def lr(self) -> float: ...
+    def lr(self) -> core.Number: ...
 
     def node(self, node: Node) -> None:
         """The optimizer's step on a layer's parameters; NotFiniteError names a NaN or an infinity in what they are then."""
@@ -323,7 +322,7 @@ class Update(Protocol):
         """Makes these the optimizer's tensors of `w`."""
 
 
-Gradients = Callable[..., float]
+Gradients = Callable[..., core.Number]
 """gradients(done=None): forward and backward on a step's batch, as often as called; returns the loss.  done: takes each layer
 when its gradients are complete, the last layer first; they are forgotten then."""
 
@@ -337,6 +336,8 @@ class Method(Protocol):
     summary, paper: one line each.  bits: what type each of ROLES has.
     compact:   what layers without a matrix product keep for the backward pass is 8 bits an element or less: batch normalization
                keeps codes of the normalized values, see `core.batchnorm_forward`.
+    recordable: a training step is calls of the core alone, which find what changes from step to step in tensors that are
+               changed in place, in `core.Scalar`s and in Context.random: it can be recorded and made again (`core.Tape`).
     batchnorm: whether it can train batch normalization.
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
     values:    what the values between layers are made of, for the trace; update_bytes: what an update reads and writes of
@@ -351,6 +352,7 @@ class Method(Protocol):
     paper: ClassVar[str]
     bits: ClassVar[Mapping[str, str]]
     compact: bool = False
+    recordable: bool = False
     batchnorm: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ()
     values: ClassVar[str] = "float32"
@@ -361,7 +363,9 @@ class Method(Protocol):
         """The network's input of uint8 images; out: float32 memory of their shape, which may be used.  Pixels in [0, 1]."""
         return core.images(images, 1 / 255, 0.0, out=out)
 
-    def loss(self, logits: Any, labels: Array, *, smoothing: float = 0.0, gradient: bool = True) -> tuple[float, Any, int]:
+    def loss(
+        self, logits: Any, labels: Array, *, smoothing: float = 0.0, gradient: bool = True
+    ) -> tuple[core.Number, Any, core.Whole]:
         """Mean loss, dL/dlogits unless not asked for, and how many images are classified correctly."""
         return core.softmax_cross_entropy(logits, labels, smoothing=smoothing, gradient=gradient)
 
@@ -369,11 +373,11 @@ class Method(Protocol):
         """The sum of two gradients of one tensor, which may overwrite a."""
         return core.add(a, b, out=a)[0]
 
-    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> float:
+    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> core.Number:
         """One training step; returns its loss."""
         return gradients(update.node)
 
-    def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
+    def update(self, node: Node, key: str, lr: Any, rule: Callable[[Any], None], context: Context) -> None:
         """Changes node.params[key] by node.grads[key].  rule(lr) lets the run's optimizer do it with that learning rate."""
         rule(lr)
 

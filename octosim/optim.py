@@ -11,9 +11,10 @@ import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError, suggest
-from octosim.nodes import Context, Method, Node, Range
+from octosim.nodes import Context, Method, Node
 
 Array = np.ndarray[Any, Any]
+Numbers = tuple[core.Number, ...]
 Newton = tuple[Array, Array, dict[str, Array]]
 """A step taken apart, w - lr direction / curvature: direction, curvature and the optimizer's tensors after the step."""
 
@@ -23,7 +24,8 @@ class Sgd:
     """SGD with momentum: v = momentum v + (g + decay w), w -= lr v.
 
     update, of every optimizer: a step on w in place, of a gradient that is an array or `core.Sums` by rows; returns w's range
-    then, NotFiniteError where it holds a NaN or an infinity.
+    then, in `found`, NotFiniteError where it holds a NaN or an infinity.  corrections: what it takes beside lr that differs
+    from step to step.
     """
 
     lr: float = 0.05
@@ -32,8 +34,14 @@ class Sgd:
     name: ClassVar[str] = "sgd"
     slots: ClassVar[tuple[str, ...]] = ("v",)
 
-    def update(self, step: int, lr: float, decay: float, w: Array, g: core.Values, slots: dict[str, Array]) -> Range:
-        return core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=decay)
+    def corrections(self, step: int) -> tuple[float, ...]:
+        return ()
+
+    def update(
+        self, corrections: Numbers, lr: core.Number, decay: float, w: Array, g: core.Values, slots: dict[str, Array],
+        found: core.Range | None = None,
+    ) -> core.Range:  # fmt: skip
+        return core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=decay, found=found)
 
     def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
         v = np.float32(self.momentum) * slots["v"] + (g + np.float32(decay) * w)
@@ -52,15 +60,24 @@ class Adam:
     name: ClassVar[str] = "adam"
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
 
-    def update(self, step: int, lr: float, decay: float, w: Array, g: core.Values, slots: dict[str, Array]) -> Range:
-        c1, c2 = 1.0 - _power(self.b1, step), 1.0 - _power(self.b2, step)
-        return core.adam(w, g, slots["m"], slots["v"], lr=lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay)
+    def corrections(self, step: int) -> tuple[float, ...]:
+        """1 - b^t of both, which correct the bias."""
+        return 1.0 - _power(self.b1, step), 1.0 - _power(self.b2, step)
+
+    def update(
+        self, corrections: Numbers, lr: core.Number, decay: float, w: Array, g: core.Values, slots: dict[str, Array],
+        found: core.Range | None = None,
+    ) -> core.Range:  # fmt: skip
+        c1, c2 = corrections
+        return core.adam(
+            w, g, slots["m"], slots["v"], lr=lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay, found=found
+        )
 
     def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
         b1, b2, g = np.float32(self.b1), np.float32(self.b2), g + np.float32(decay) * w
         m = b1 * slots["m"] + (np.float32(1) - b1) * g
         v = b2 * slots["v"] + (np.float32(1) - b2) * (g * g)
-        c1, c2 = np.float32(1.0 - _power(self.b1, step)), np.float32(1.0 - _power(self.b2, step))
+        c1, c2 = (np.float32(c) for c in self.corrections(step))
         return m / c1, np.sqrt(v / c2) + np.float32(self.eps), {"m": m, "v": v}
 
 
@@ -98,17 +115,18 @@ def _half_cosine(t: float) -> float:
 
 @dataclass(frozen=True)
 class Update:
-    """An optimizer at one step of a run: `nodes.Update`.  slots: by the parameters' names."""
+    """An optimizer at one step of a run: `nodes.Update`.  corrections: the optimizer's.  slots: by the parameters' names."""
 
     optimizer: Sgd | Adam
     method: Method
     context: Context
-    lr: float
+    lr: core.Number
+    corrections: Numbers
     nodes: list[Node]
     slots: dict[str, dict[str, Array]]
 
     def node(self, node: Node) -> None:
-        node.ranges.clear()
+        node.known.clear()
         for key in node.params:
             if key in node.still:
                 continue
@@ -119,25 +137,26 @@ class Update:
         for node in self.nodes:
             self.node(node)
 
-    def _rule(self, node: Node, key: str, lr: float) -> None:
+    def _rule(self, node: Node, key: str, lr: core.Number) -> None:
         w, g, slots = node.params[key], node.grads[key], self.slots[f"{node.name}.{key}"]
         decay = self.optimizer.decay if key in DECAYED else 0.0
-        step = self.context.step
+        found = node.ranges.setdefault(key, core.Range())
         try:
-            if not isinstance(g, core.RowSums):
-                node.ranges[key] = self.optimizer.update(step, lr, decay, w, g, slots)
-                return
-            rows = max(1, MADE * len(w) // w.size)
-            found = [
-                self.optimizer.update(step, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
-                for some in (slice(first, first + rows) for first in range(0, len(w), rows))
-            ]
-            node.ranges[key] = min(low for low, _ in found), max(high for _, high in found)
+            if isinstance(g, core.RowSums):
+                rows = max(1, MADE * len(w) // w.size)
+                parts = [
+                    self.optimizer.update(self.corrections, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
+                    for some in (slice(first, first + rows) for first in range(0, len(w), rows))
+                ]
+                core.join_ranges(parts, found)
+            else:
+                self.optimizer.update(self.corrections, lr, decay, w, g, slots, found)
         except core.NotFiniteError as error:
             raise core.NotFiniteError(f"layer {node.name}, {key} after the step: {error}") from None
+        node.known.add(key)
 
     def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> Newton:
-        step = self.context.step
+        step = int(self.context.step)
         step, before = (step, self.slots[f"{node.name}.w"]) if slots is None else (step + 1, slots)
         return self.optimizer.newton(step, self.optimizer.decay, node.params["w"], g, before)
 

@@ -21,26 +21,34 @@ SMALL = 1 << 16
 PAGE, HUGE = 1 << 12, 1 << 21
 
 
-class _Lease(np.ndarray[Any, Any]):
+class Lease(np.ndarray[Any, Any]):
     """The first array in a block.  Others are views of it and keep it alive; NumPy does not look through it for the owner of
     the memory, which is no array."""
 
-    _home: list[mmap.mmap] | None = None
+    _pool: Pool | None = None
     _block: mmap.mmap
 
     def __del__(self) -> None:
-        if self._home is not None:
-            self._home.append(self._block)
+        if self._pool is not None:
+            self._pool._free[len(self._block)].append(self._block)
+
+    def pin(self) -> mmap.mmap:
+        """The block, which stays where it is from now on."""
+        if self._pool is not None:
+            self._pool.pinned.add(self._block)
+        return self._block
 
 
 class Pool:
-    """Blocks of memory for arrays.  held: bytes of all blocks, in use or not; most: the largest that `held` has been."""
+    """Blocks of memory for arrays.  held: bytes of all blocks, in use or not; most: the largest that `held` has been.
+    pinned: blocks whose place somebody relies on: used again like others, but not given back."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[mmap.mmap]] = {}
         self._sizes: list[int] = []  # the keys of _free, ascending
         self.held = 0
         self.most = 0
+        self.pinned: set[mmap.mmap] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An array of any content, in the smallest free block that holds it and is at most twice as large, or in a new one."""
@@ -56,8 +64,8 @@ class Pool:
                 block = self._free[self._sizes[i]].pop()
                 break
         block = block or self._new(-(-size // PAGE) * PAGE)
-        lease = _Lease(shape, kind, block)
-        lease._home, lease._block = self._free[len(block)], block
+        lease = Lease(shape, kind, block)
+        lease._pool, lease._block = self, block
         return lease.view(np.ndarray)
 
     def _new(self, size: int) -> mmap.mmap:
@@ -77,7 +85,8 @@ class Pool:
         return self.held - sum(size * len(blocks) for size, blocks in self._free.items())
 
     def trim(self) -> None:
-        """Gives the free blocks back to the system."""
-        self.held = self.used
-        for blocks in self._free.values():
-            blocks.clear()
+        """Gives the free blocks back to the system, but for those that are pinned."""
+        for size, blocks in self._free.items():
+            kept = [block for block in blocks if block in self.pinned]
+            self.held -= size * (len(blocks) - len(kept))
+            blocks[:] = kept

@@ -19,21 +19,27 @@ LARGEST_CODE = 127  # -128 stays unused: the codes are symmetric and |q| <= 127 
 
 @dataclass(frozen=True)
 class QTensor:
-    """int8 codes in +-127 and what they mean: r = scale (q - zero)."""
+    """int8 codes in +-127 and what they mean: r = scale (q - zero).
+
+    s, z: scale and zero point as calls take them, which may lie in C memory.
+    """
 
     q: Array
-    scale: float
-    zero: int
+    s: core.Number
+    z: core.Whole
+
+    @property
+    def scale(self) -> float:
+        return float(self.s) if isinstance(self.s, core.Scalar) else self.s
+
+    @property
+    def zero(self) -> int:
+        return int(self.z) if isinstance(self.z, core.Scalar) else self.z
 
 
 def _float32(value: float) -> float:
     """Rounded to float32; infinity beyond its range, which the next range check reports."""
     return float(np.float32(value)) if abs(value) < BEYOND_FLOAT32 else value * math.inf
-
-
-def product_scale(a: float, b: float) -> float:
-    """The scale of a product of codes: a b in float32 (exact in float64 first, so rounded once)."""
-    return _float32(a * b)
 
 
 def reciprocal(scale: float) -> float:
@@ -43,37 +49,25 @@ def reciprocal(scale: float) -> float:
 
 def symmetric(
     x: Array,
-    low: float,
-    high: float,
+    low: core.Number,
+    high: core.Number,
     *,
+    share: float = 1.0,
     rounding: Rounding = Rounding.HALF_EVEN,
-    random: tuple[int, int, int] | None = None,
+    random: core.Stream | None = None,
     out: Array | None = None,
 ) -> QTensor:
-    """Codes of clip(x, low, high) with zero point 0 and scale = max(|low|, |high|) / 127.
-
-    Jacob et al. 2018, section 2.1, with a symmetric range.  rounding, random: see `core.quantize`.
-    """
-    scale = _float32(max(abs(low), abs(high)) / LARGEST_CODE)
-    inverse = reciprocal(scale)
+    """Codes of clip(x, share low, share high) as `core.symmetric_codes` says.  rounding, random: see `core.quantize`."""
     # the clip's ends, rounded to the nearest codes: clip, then round, is round, then clip to the rounded limits
-    first = max(-LARGEST_CODE, round(_float32(_float32(low) * inverse)))  # float64 holds the product of two float32
-    last = min(LARGEST_CODE, round(_float32(_float32(high) * inverse)))
-    q = core.quantize(x, inverse, low=first, high=last, rounding=rounding, random=random, out=out)
-    return QTensor(q, scale, 0)
+    codes = core.symmetric_codes(low, high, share)
+    q = core.quantize(x, codes.inverse, low=codes.low, high=codes.high, rounding=rounding, random=random, out=out)
+    return QTensor(q, codes.scale, 0)
 
 
-def asymmetric(x: Array, low: float, high: float, *, out: Array | None = None) -> QTensor:
-    """Codes of x with the range [low, high], widened to contain 0, on all 255 codes of +-127.
-
-    scale = (high - low) / 254, zero = round(-127 - low / scale): real 0 has an exact code, as zero padding needs
-    (Jacob et al. 2018, section 2.1).
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = _float32((high - low) / (2 * LARGEST_CODE))
-    inverse = reciprocal(scale)
-    zero = max(-LARGEST_CODE, min(LARGEST_CODE, round(-LARGEST_CODE - low * inverse))) if inverse else 0
-    return QTensor(core.quantize(x, inverse, zero=zero, out=out), scale, zero)
+def asymmetric(x: Array, low: core.Number, high: core.Number, *, out: Array | None = None) -> QTensor:
+    """Codes of x with the range [low, high] on all 255 codes of +-127, as `core.asymmetric_codes` says."""
+    codes = core.asymmetric_codes(low, high)
+    return QTensor(core.quantize(x, codes.inverse, zero=codes.zero, out=out), codes.scale, codes.zero)
 
 
 # ---- int32 sums to codes --------------------------------------------------
@@ -97,7 +91,7 @@ def requantize(
     zero: int = 0,
     low: int = -128,
     high: int = 127,
-    random: tuple[int, int, int] | None = None,
+    random: core.Stream | None = None,
     out: Array | None = None,
 ) -> Array:
     """int8 codes of int32 sums (acc + add) times a real scale, in the arithmetic `how`; otherwise as `core.requantize`.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+from octosim import core
 from octosim.nodes import Array, Product
 from octosim.train import Run
 
@@ -15,8 +16,26 @@ Key = tuple[str, str]
 """Layer and pass."""
 
 
+PRODUCTS: Key = ("products", "all")
+PRODUCT_CALLS = ("octo_gemm", "octo_conv", "octo_depthwise")
+
+
+def _keys(tape: core.Tape) -> list[tuple[Key, bool]]:
+    """What each call of a tape belongs to, and whether it is a product: one in the midst of an update is its layer's dW."""
+    found: list[tuple[Key, bool]] = []
+    first, layer = 0, ""
+    for end, key in tape.marks:
+        for name in tape.names[first:end]:
+            product = name.startswith(PRODUCT_CALLS)
+            found.append(((layer, "dW") if product and key[1] == "update" else key, product))
+        first = end
+        layer = layer if key[1] == "update" else key[0]
+    return found
+
+
 class Clock:
-    """Collects the time of each layer's passes through `models.Tick`.  read: the clock."""
+    """Collects the time of each layer's passes: as `models.Tick` of steps that Python makes, as `recorded.Replay` of recorded
+    ones.  read: the clock, time.perf_counter or time.thread_time."""
 
     def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:
         self.values: dict[Key, list[float]] = {}
@@ -24,6 +43,14 @@ class Clock:
         self.last = 0.0
         self.step: dict[Key, float] = {}
         self.parts: dict[str, list[float]] = {}
+        self._begun = 0.0
+        self._replayed: tuple[core.Tape, Array, float] | None = None  # with what came before it
+        self._tape: core.Tape | None = None
+        self._keys: list[tuple[Key, bool]] = []  # of its calls
+
+    def begin(self) -> None:
+        """At the beginning of a step."""
+        self._begun = self.last = self.read()
 
     def __call__(self, layer: str, pass_: str) -> None:
         now = self.read()
@@ -33,8 +60,29 @@ class Clock:
     def add(self, key: Key, seconds: float) -> None:
         self.step[key] = self.step.get(key, 0.0) + seconds
 
-    def flush(self) -> None:
-        """At the end of a step."""
+    def replay(self, tape: core.Tape) -> None:
+        before = self.read() - self._begun
+        seconds = tape.replay(core.CLOCKS[self.read])
+        assert seconds is not None
+        self._replayed = tape, seconds, before
+
+    def _add_calls(self, tape: core.Tape, seconds: Array, before: float) -> None:
+        if self._tape is not tape:
+            self._tape, self._keys = tape, _keys(tape)
+        for _, key in tape.marks:  # some have no calls
+            self.add(key, 0.0)
+        self.add(self._keys[0][0], before)  # as in other steps: its images come with it
+        for (key, product), spent in zip(self._keys, seconds.tolist(), strict=True):
+            self.add(key, spent)
+            if product:
+                self.add(PRODUCTS, spent)
+
+    def end(self) -> float:
+        """At the end of a step: its time."""
+        took = self.read() - self._begun
+        if self._replayed:
+            self._add_calls(*self._replayed)
+            self._replayed = None
         products = self.step.pop(PRODUCTS, None)
         passes = {"forward": 0.0, "backward": 0.0, "update": 0.0}
         for (layer, pass_), seconds in self.step.items():
@@ -45,13 +93,13 @@ class Clock:
         for name, seconds in passes.items():
             self.parts.setdefault(name, []).append(seconds)
         self.step.clear()
+        return took
 
     def forget(self) -> None:
         self.values.clear()
         self.parts.clear()
 
 
-PRODUCTS: Key = ("products", "all")
 LR = 1e-6
 """For many steps on few batches: weights that hardly move cannot diverge."""
 
@@ -92,11 +140,11 @@ def stepper(run: Run, clock: Clock, totals: list[float]) -> Callable[[], None]:
     def step() -> None:
         if run.step >= run.steps_per_epoch:
             run.step = 0
-        before = clock.last = clock.read()
-        run.train_step(clock)
-        totals.append(clock.read() - before)
-        clock.flush()
+        clock.begin()
+        run.train_step(clock, replay=clock.replay)
+        totals.append(clock.end())
 
+    run.records = True
     for node in run.network.nodes:
         node.through = partial(_timed_product, node.name, clock)
     return step

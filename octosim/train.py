@@ -20,7 +20,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from octosim import accumulate, core, data, footprint, loader, measure, methods,
 from octosim.errors import OctosimError
 from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
+from octosim.recorded import RecordedStep, Replay
 
 FORMAT = 1
 EPOCHS = 3  # where neither epochs nor steps are given
@@ -92,7 +93,11 @@ Batch = tuple[Array, Array]
 
 
 class Run:
-    """A network with its data and optimizer, at some step."""
+    """A network with its data and optimizer, at some step.
+
+    records: whether steps that nobody observes may be recorded and made again without Python (`recorded`), where the method
+    allows it; the bits are the same.
+    """
 
     def __init__(self, config: Config, layers: models.Stack | None = None, dataset: data.Dataset | None = None):
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
@@ -145,6 +150,9 @@ class Run:
             for name, w in ((f"{n.name}.{k}", v) for n in self.network.nodes for k, v in n.params.items())
         }
         self.step = 0
+        self.records = False
+        self._recorded: RecordedStep | None = None
+        self._known_step = False  # whether a step has been made that could be recorded: the first one finds ranges for the next
         self.test_accuracy: float | None = None
         self._train_labels = self.data.train_labels.astype(np.int32)
         self._test_labels = self.data.test_labels.astype(np.int32)
@@ -185,35 +193,38 @@ class Run:
         """The epoch (from 1) of the last step."""
         return (self.step - 1) // self.steps_per_epoch + 1
 
-    def train_step(self, tick: models.Tick | None = None, batch: Batch | None = None) -> float:
+    def train_step(
+        self, tick: models.Tick | None = None, batch: Batch | None = None, replay: Replay = core.Tape.replay
+    ) -> float:
         """Takes the next step and returns its loss.  self.overflow is then what happened in its accumulators, self.measures its
         errors, where they were counted and measured.
 
-        batch: what `self.batch` made for it before, if it did.
-        OctosimError names step and layer of the first NaN or infinity; the parameters are good for nothing then.
+        batch: what `self.batch` made for it before, if it did.  tick: called in steps that Python makes; replay: makes a
+        recorded one.  OctosimError names step and layer of the first NaN or infinity; the parameters are good for nothing then.
         """
         self.step += 1
         images, labels = batch or self.batch(self.step)
         context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps, epoch=self.epoch)
-        network, lr, smoothing = self.network, self.learning_rate(self.step), self.config.label_smoothing
-        update = optim.Update(self.optimizer, self.method, context, lr, network.nodes, self.slots)
+        numbers = self.learning_rate(self.step), *self.optimizer.corrections(self.step)
         self.registers.counting, self.registers.counts = self._due(self.config.count_overflow), []
-
-        def gradients(done: Callable[[Node], None] | None = None) -> float:
-            loss, _ = network.gradients(images, labels, context, tick, smoothing, done)
-            self.registers.counting = False  # a second pass of the same step is not counted again
-            return loss
-
-        def trial(name: str, w: Array, g: Array) -> None:
-            held = {slot: self.slots[name].get(slot, np.zeros_like(w)) for slot in self.optimizer.slots}
-            copies = {slot: v.astype(np.float32) for slot, v in held.items()}
-            self.optimizer.update(self.step, lr, self.optimizer.decay, w, g, copies)
-
         meter = self.meter if self._due(self.config.measure) else None
-        measured = meter.step(network, self.registers, (images, labels), context, smoothing, trial) if meter else nullcontext()
+        self.measures = []
+        observed = self.registers.counting or meter or self.network.method is not self.method
         try:
-            with measured, np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
-                loss = self.method.step(network.nodes, gradients, update, context)
+            if observed or not self._recordable(len(labels)):
+                loss = self._observed(images, labels, context, numbers, tick, meter)
+            elif self._recorded:
+                try:
+                    self._recorded.make(images, labels, context, numbers, replay)
+                except core.Failed as failed:
+                    raise self._recorded.explain(failed, self.network, context) from None
+                loss = self._recorded.loss
+            elif self._known_step:
+                self._recorded = RecordedStep(self._make, images, labels, context, numbers, tick)
+                loss = self._recorded.loss
+            else:
+                loss = float(self._make(images, labels, context, numbers, tick))
+                self._known_step = True
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
         self.overflow = [
@@ -221,7 +232,46 @@ class Run:
             | accumulate.as_record(count)
             for layer, pass_, count in self.registers.counts
         ]
-        self.measures = [{"step": self.step} | row for row in meter.finish(network)] if meter else []
+        return loss
+
+    def _recordable(self, images: int) -> bool:
+        """Whether a step on so many images may be recorded; the last batch of an epoch may be smaller, and then it is not."""
+        exact = self.registers.accumulator == EXACT32
+        return self.records and self.method.recordable and exact and images == self.config.batch_size
+
+    def _make(
+        self, images: Array, labels: Array, context: Context, numbers: optim.Numbers, tick: models.Tick | None
+    ) -> core.Number:
+        """Forward and backward passes and the update, as the method has them; the loss."""
+
+        def gradients(done: Callable[[Node], None] | None = None) -> core.Number:
+            loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing, done)
+            self.registers.counting = False  # a second pass of the same step is not counted again
+            return loss
+
+        nodes, (lr, *corrections) = self.network.nodes, numbers
+        update = optim.Update(self.optimizer, self.method, context, lr, tuple(corrections), nodes, self.slots)
+        with np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
+            return self.method.step(nodes, gradients, update, context)
+
+    def _observed(
+        self, images: Array, labels: Array, context: Context, numbers: tuple[float, ...], tick: models.Tick | None,
+        meter: measure.Meter | None,
+    ) -> float:  # fmt: skip
+        """A step that is measured, where there is a meter."""
+        if not meter:
+            return float(self._make(images, labels, context, numbers, tick))
+        lr, *corrections = numbers
+
+        def trial(name: str, w: Array, g: Array) -> None:
+            held = {slot: self.slots[name].get(slot, np.zeros_like(w)) for slot in self.optimizer.slots}
+            copies = {slot: v.astype(np.float32) for slot, v in held.items()}
+            self.optimizer.update(tuple(corrections), lr, self.optimizer.decay, w, g, copies)
+
+        smoothing = self.config.label_smoothing
+        with meter.step(self.network, self.registers, (images, labels), context, smoothing, trial):
+            loss = float(self._make(images, labels, context, numbers, tick))
+        self.measures = [{"step": self.step} | row for row in meter.finish(self.network)]
         return loss
 
     def _due(self, every: int | None) -> bool:
@@ -501,6 +551,7 @@ def train(
     (a checkpoint is written first).  A failing step (NaN, full disk) raises OctosimError; records and the last checkpoint stay
     good.
     """
+    run.records = True
     if run.config.measure:
         run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
     started, epoch_step = time.perf_counter(), run.step
@@ -590,6 +641,7 @@ def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> 
     if recorded is None:
         raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
     run = replay(folder)
+    run.records = True
     first: int | None = None
     expected = dict(_losses(folder))
     while run.step < run.steps:

@@ -121,4 +121,4 @@ def three_steps(name: str, parameters: dict, optimizer: str = "sgd", lr: float =
         network.gradients(images, labels, context)
         yield from network.method.seen.values()
         made = optim.make(optimizer, lr)
-        optim.Update(made, network.method.method, context, lr, network.nodes, slots).all()
+        optim.Update(made, network.method.method, context, lr, made.corrections(step), network.nodes, slots).all()

@@ -22,7 +22,7 @@ ROWS = [
     {"layers", "methods", "data", "accumulate"},
     {"architectures", "optim", "loader"},
     {"models"},
-    {"footprint"},
+    {"footprint", "recorded"},
     {"observe"},
     {"measure"},
     {"train", "peers"},

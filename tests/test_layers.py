@@ -144,7 +144,7 @@ def gradients(network: models.Network, model: object, images: np.ndarray, labels
             gate = node if isinstance(node.layer, ReLU) else next(n for n in network.nodes if n.inputs[0] == node.index)
             getattr(model, str(gate.index)).signs = node.saved["signs"].copy()
 
-    return network.gradients(images, labels, Context(True, 0, step), copy_signs)[0]
+    return float(network.gradients(images, labels, Context(True, 0, step), copy_signs)[0])
 
 
 @pytest.mark.parametrize("name", STACKS)

@@ -133,7 +133,7 @@ def test_three_steps(name: str, optimizer: str, bits: int, ternary: str) -> None
             return loss
 
         context, method = Context(True, 3, step, epoch=step), network.method.method
-        update = optim.Update(made, method, context, 0.02, network.nodes, slots)
+        update = optim.Update(made, method, context, 0.02, made.corrections(step), network.nodes, slots)
         method.step(network.nodes, gradients, update, context)
         assert len(seen) == (2 if name == "blaq" else 1)
         for node in weighted:

@@ -243,7 +243,7 @@ def test_the_curve_of_the_demo_in_float64() -> None:
     ours = []
     for step, (images, labels) in enumerate(batches, 1):
         context = Context(True, 2, step)
-        ours.append(network.gradients(images, labels, context)[0])
-        optim.Update(optimizer, method, context, 1e-3, network.nodes, slots).all()
+        ours.append(float(network.gradients(images, labels, context)[0]))
+        optim.Update(optimizer, method, context, 1e-3, optimizer.corrections(step), network.nodes, slots).all()
     assert theirs[-1] < 0.8 * theirs[0]
     assert np.abs(np.subtract(ours, theirs)).max() < 1e-3

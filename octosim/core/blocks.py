@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim.core.call import F32, S8, Array, CoreError, ffi, lib, ok, output, pointer
+from octosim.core.call import F32, S8, Array, CoreError, Stream, ffi, lib, ok, output, pointer
 from octosim.core.products import Conv, conv_struct
 
 
@@ -22,7 +22,7 @@ def _matrix(name: str, x: Array, dtype: np.dtype[Any]) -> Any:
     return pointer(name, x, dtype)
 
 
-def _quantize(px: Any, shape: tuple[int, ...], half: bool, random: tuple[int, int, int] | None, q: Any, y: Any) -> Array:
+def _quantize(px: Any, shape: tuple[int, ...], half: bool, random: Stream | None, q: Any, y: Any) -> Array:
     """Writes the codes of a matrix, or their values, where these have a pointer; returns the scales."""
     scales, ps = output("scales", None, F32, _scales_shape(*shape))
     rounding = lib.OCTO_STOCHASTIC if random else lib.OCTO_HALF_EVEN
@@ -31,7 +31,7 @@ def _quantize(px: Any, shape: tuple[int, ...], half: bool, random: tuple[int, in
 
 
 def quantize_blocks(
-    x: Array, *, half: bool = False, random: tuple[int, int, int] | None = None, out: Array | None = None
+    x: Array, *, half: bool = False, random: Stream | None = None, out: Array | None = None
 ) -> tuple[Array, Array]:
     """int8 codes of a float32 matrix and the float32 scale of each block of 32 x 32, (ceil(rows / 32), ceil(columns / 32)).
 
@@ -45,7 +45,7 @@ def quantize_blocks(
 
 
 def round_to_blocks(
-    x: Array, *, half: bool = False, random: tuple[int, int, int] | None = None, out: Array | None = None
+    x: Array, *, half: bool = False, random: Stream | None = None, out: Array | None = None
 ) -> Array:
     """The float32 values that the codes of `quantize_blocks` stand for; out may be x."""
     px = _matrix("x", x, F32)

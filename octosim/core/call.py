@@ -1,11 +1,12 @@
-"""The calls into C: status -> CoreError, pointers of checked arrays, instruction sets and threads."""
+"""The calls into C: status -> CoreError, pointers of checked arrays, numbers in C memory, instruction sets and threads."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,12 +18,15 @@ from octosim.errors import OctosimError
 _quiet = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
 if _quiet:
     os.environ["GOMP_SPINCOUNT"] = "20000"
-from octosim._core import ffi, lib  # noqa: E402
+import octosim._core as _core  # noqa: E402
 
 if _quiet:
     del os.environ["GOMP_SPINCOUNT"]
 
 Array = np.ndarray[Any, Any]
+ffi = _core.ffi
+lib = SimpleNamespace(**{name: getattr(_core.lib, name) for name in dir(_core.lib)})
+"""The C functions and constants; while a tape records, the functions are ones that tell it too."""
 
 
 class CoreError(OctosimError):
@@ -45,8 +49,28 @@ def ok(status: int) -> None:
         raise _ERRORS.get(status, CoreError)(ffi.string(lib.octo_error()).decode())
 
 
-_POINTERS = {kind: ffi.typeof(name) for kind, name in C_TYPES.items()}
+# ---- memory --------------------------------------------------
+
+
+class Recorder(Protocol):
+    """What `tape.Tape` does while it records."""
+
+    def keep(self, array: Array) -> None:
+        """An array whose memory a call is about to be given."""
+
+
+recorder: Recorder | None = None
+"""The tape that records, if one does."""
+
+POINTERS = {kind: ffi.typeof(name) for kind, name in C_TYPES.items()}
 _from_buffer = ffi.from_buffer
+
+
+def address(array: Array, writable: bool = False) -> Any:
+    """The pointer of a C-contiguous array; ValueError where it is not, or is to be written and is read-only."""
+    if recorder is not None:
+        recorder.keep(array)
+    return _from_buffer(POINTERS[array.dtype], array, writable)
 
 
 def pointer(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...] | None = None, writable: bool = False) -> Any:
@@ -54,7 +78,7 @@ def pointer(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...
     and what is wrong is told after a second look."""
     if type(array) is np.ndarray and array.dtype is dtype and (shape is None or array.shape == shape):
         try:
-            return _from_buffer(_POINTERS[dtype], array, writable)
+            return address(array, writable)
         except ValueError:  # not C-contiguous, or read-only
             pass
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
@@ -66,23 +90,96 @@ def pointer(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...
         raise CoreError(f"{name} must be C-contiguous")
     if writable and not array.flags.writeable:
         raise CoreError(f"{name} is read-only")
-    return _from_buffer(_POINTERS[dtype], array, writable)
+    return address(array, writable)
 
 
 def output(name: str, array: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, Any]:
     """An output, made where none is given, and its pointer."""
     if array is None:
         array = np.empty(shape, dtype)
-        return array, _from_buffer(_POINTERS[dtype], array)
+        return array, address(array)
     return array, pointer(name, array, dtype, shape, True)
+
+
+# ---- numbers that the core makes and takes --------------------------------------------------
+
+
+class Scalar:
+    """A number in C memory, which stands wherever a call takes one: Python need not know it, so a recorded step can be made
+    again with other values.  float(), int() read it; CoreError while a tape records: it would be the recorded step's value.
+
+    at: float *, int32_t * or uint32_t *, which keeps the memory alive.
+    """
+
+    __slots__ = ("at", "memory")
+
+    def __init__(self, at: Any, memory: Any = None) -> None:
+        """memory: what `at` points into, where that is not its own."""
+        self.at, self.memory = at, memory
+
+    def _read(self) -> Any:
+        if recorder is not None:
+            raise CoreError("a number that the core makes was read while a step was recorded")
+        return self.at[0]
+
+    def __float__(self) -> float:
+        return float(self._read())
+
+    def __int__(self) -> int:
+        return int(self._read())
+
+    def __deepcopy__(self, memo: Any) -> Scalar:
+        return Scalar(ffi.new(f"{ffi.typeof(self.at).item.cname} *", self.at[0]))
+
+    def __repr__(self) -> str:
+        return f"Scalar({self.at[0]})"
+
+
+Number = float | Scalar
+Whole = int | Scalar
+Stream = tuple[int, Whole, int]
+"""Of random words: (seed, step, tensor)."""
+
+
+def scalar(value: Number) -> Scalar:
+    """A float32 number in C memory."""
+    return value if isinstance(value, Scalar) else Scalar(ffi.new("float *", value))
+
+
+def step_number(value: int) -> Scalar:
+    """A step's number in C memory, as the Philox streams take it."""
+    return Scalar(ffi.new("uint32_t *", value))
 
 
 _PAIR = ffi.typeof("float[2]")
 
 
-def float_pair() -> Any:
-    """Memory for a least and a largest value."""
-    return ffi.new(_PAIR)
+class Range:
+    """The least and the largest value of a tensor, in C memory.  Two floats for Python: low, high = some_range."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, low: float = 0.0, high: float = 0.0) -> None:
+        self.at = ffi.new(_PAIR, (low, high))
+
+    @property
+    def low(self) -> Scalar:
+        return Scalar(self.at, self.at)
+
+    @property
+    def high(self) -> Scalar:
+        return Scalar(self.at + 1, self.at)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((float(self.low), float(self.high)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Range | tuple) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # its values change
+
+
+# ---- types --------------------------------------------------
 
 
 def operand_types(x: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:

@@ -9,13 +9,32 @@ from typing import Any
 
 import numpy as np
 
-from octosim.core.call import F32, S8, S32, U8, U32, Array, CoreError, ffi, float_pair, lib, ok, output, pointer
+from octosim.core.call import (
+    F32,
+    S8,
+    S32,
+    U8,
+    U32,
+    Array,
+    CoreError,
+    Number,
+    Range,
+    Scalar,
+    Stream,
+    Whole,
+    ffi,
+    lib,
+    ok,
+    output,
+    pointer,
+    scalar,
+)
 from octosim.numerics import Requantization, Rounding, mu_levels, mu_thresholds
 
 # ---- randomness and elementary functions --------------------------------------------------
 
 
-def philox(n: int, seed: int, step: int = 0, tensor: int = 0, *, out: Array | None = None) -> Array:
+def philox(n: int, seed: int, step: Whole = 0, tensor: int = 0, *, out: Array | None = None) -> Array:
     """uint32 words 0 .. n-1 of the Philox4x32-10 stream (seed, step, tensor)."""
     out, p = output("out", out, U32, (n,))
     ok(lib.octo_philox(n, seed, step, tensor, p))
@@ -46,11 +65,22 @@ def log(x: Array) -> Array:
 # ---- quantization --------------------------------------------------
 
 
-def value_range(x: Array) -> tuple[float, float]:
+def value_range(x: Array) -> Range:
     """Smallest and largest value of a float32 array; NotFiniteError where it holds a NaN or an infinity."""
-    pair = float_pair()
-    ok(lib.octo_range_f32(x.size, pointer("x", x, F32), pair, pair + 1))
-    return pair[0], pair[1]
+    found = Range()
+    ok(lib.octo_range_f32(x.size, pointer("x", x, F32), found.at, found.at + 1))
+    return found
+
+
+def join_ranges(ranges: list[Range], out: Range) -> Range:
+    """The range of several tensors, from theirs."""
+    ok(lib.octo_join_ranges(len(ranges), ffi.new("float *[]", [one.at for one in ranges]), out.at))
+    return out
+
+
+def follow_range(running: Array, found: Range, weight: float) -> None:
+    """running (float32, 2 values) += weight (found - running); a running range of zeros becomes what was found."""
+    ok(lib.octo_follow_range(found.low, found.high, weight, pointer("running", running, F32, (2,))))
 
 
 def sum_range(acc: Array) -> tuple[int, int]:
@@ -62,16 +92,67 @@ def sum_range(acc: Array) -> tuple[int, int]:
 
 def moments(x: Array) -> tuple[float, float]:
     """Mean and standard deviation (divided by n) of a float32 array."""
-    pair = float_pair()
+    pair = ffi.new("float[2]")
     ok(lib.octo_moments_f32(x.size, pointer("x", x, F32), pair, pair + 1))
     return pair[0], pair[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """What `quantize` takes for a tensor, and what its codes then mean: r = scale (q - zero).  low, high: the codes' ends."""
+
+    scale: Scalar
+    inverse: Scalar
+    zero: Scalar
+    low: Scalar
+    high: Scalar
+
+
+_CODES = ffi.typeof("octo_codes *")
+
+
+def _codes() -> tuple[Any, Codes]:
+    made = ffi.new(_CODES)
+    return made, Codes(*(Scalar(ffi.addressof(made[0], name), made) for name in ("scale", "inverse", "zero", "lo", "hi")))
+
+
+def symmetric_codes(low: Number, high: Number, share: float = 1.0) -> Codes:
+    """Zero point 0 and scale = max(|low|, |high|) / 127, of share times a range, whose ends are the codes' ends too.
+
+    Jacob et al. 2018, section 2.1, with a symmetric range; octosim.h says how it is rounded.
+    """
+    made, codes = _codes()
+    ok(lib.octo_symmetric_codes(low, high, share, made))
+    return codes
+
+
+def asymmetric_codes(low: Number, high: Number) -> Codes:
+    """scale = (high - low) / 254, zero = round(-127 - low / scale), of a range widened to contain 0: real 0 has an exact code,
+    as zero padding needs (Jacob et al. 2018, section 2.1)."""
+    made, codes = _codes()
+    ok(lib.octo_asymmetric_codes(low, high, made))
+    return codes
+
+
+def product_scale(a: Number, b: Number) -> Scalar:
+    """The scale of a product of codes: a b in float32; infinity beyond its range, which the next range check reports."""
+    made = scalar(0.0)
+    ok(lib.octo_product_scale(a, b, made.at))
+    return made
+
+
+def zero_term(sums: Array, zero: Whole) -> Array:
+    """int32 -zero * sums, modulo 2^32: what a zero point adds to sums of products, of the other operand's sums."""
+    out, p = output("out", None, S32, sums.shape)
+    ok(lib.octo_zero_term(sums.size, pointer("sums", sums, S32), zero, p))
+    return out
 
 
 _ROUNDINGS = {rounding: getattr(lib, f"OCTO_{rounding.name}") for rounding in Rounding}
 NO_RANDOM = (0, 0, 0)
 
 
-def _stream(rounding: Rounding, random: tuple[int, int, int] | None) -> tuple[int, int, int]:
+def _stream(rounding: Rounding, random: Stream | None) -> Stream:
     """The Philox stream of a rounding: (seed, step, tensor), which stochastic rounding needs."""
     if rounding is Rounding.STOCHASTIC and random is None:
         raise CoreError("stochastic rounding needs random = (seed, step, tensor)")
@@ -80,13 +161,13 @@ def _stream(rounding: Rounding, random: tuple[int, int, int] | None) -> tuple[in
 
 def quantize(
     x: Array,
-    inv_scale: float,
+    inv_scale: Number,
     *,
-    zero: int = 0,
-    low: int = -127,
-    high: int = 127,
+    zero: Whole = 0,
+    low: Whole = -127,
+    high: Whole = 127,
     rounding: Rounding = Rounding.HALF_EVEN,
-    random: tuple[int, int, int] | None = None,
+    random: Stream | None = None,
     out: Array | None = None,
 ) -> Array:
     """int8 codes clamp(round(x * inv_scale) + zero, low, high) of a float32 array; the product is rounded to float32.
@@ -126,7 +207,7 @@ def requantize(
     zero: int = 0,
     low: int = -128,
     high: int = 127,
-    random: tuple[int, int, int] | None = None,
+    random: Stream | None = None,
     out: Array | None = None,
 ) -> Array:
     """int8 codes clamp(round((acc + add) multiplier / 2^shift) + zero, low, high) of int32 sums, exact until rounded.
@@ -160,7 +241,7 @@ def requantize_float(
     zero: int = 0,
     low: int = -128,
     high: int = 127,
-    random: tuple[int, int, int] | None = None,
+    random: Stream | None = None,
     out: Array | None = None,
 ) -> Array:
     """int8 codes clamp(round(float32(acc + add) scale) + zero, low, high) of int32 sums.
@@ -177,14 +258,14 @@ def requantize_float(
     return out
 
 
-def dequantize(q: Array, scale: float, *, zero: int = 0, out: Array | None = None) -> Array:
+def dequantize(q: Array, scale: Number, *, zero: Whole = 0, out: Array | None = None) -> Array:
     """float32 (q - zero) * scale of int8 codes."""
     out, p = output("out", out, F32, q.shape)
     ok(lib.octo_dequantize_s8(q.size, pointer("q", q, S8), scale, zero, p))
     return out
 
 
-def dequantize_rows(acc: Array, add: Array, scale: float, *, out: Array | None = None) -> Array:
+def dequantize_rows(acc: Array, add: Array, scale: Number, *, out: Array | None = None) -> Array:
     """float32 (acc + add) * scale of int32 sums, `add` int32 (acc.shape[0],): one value for each index of the first axis."""
     rows = acc.shape[0]
     out, p = output("out", out, F32, acc.shape)
@@ -193,7 +274,7 @@ def dequantize_rows(acc: Array, add: Array, scale: float, *, out: Array | None =
     return out
 
 
-def dequantize_sums(acc: Array, add: Array, scale: float, *, out: Array | None = None) -> Array:
+def dequantize_sums(acc: Array, add: Array, scale: Number, *, out: Array | None = None) -> Array:
     """float32 (acc + add) * scale of int32 sums; `add` (int32) repeats along acc: acc.size is a multiple of add.size."""
     rows, rest = divmod(acc.size, add.size)
     if rest:
@@ -212,8 +293,11 @@ class Sums:
 
     acc: Array
     add: Array
-    scale: float
+    scale: Number
     by_rows: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", scalar(self.scale))  # an octo_tensor points to it
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -274,7 +358,7 @@ def tensor(name: str, x: Values, shape: tuple[int, ...] | None = None, *, by_row
     if isinstance(x, Sums):
         if x.by_rows != by_rows:
             raise CoreError(f"{name}: sums need one addend for each {'row' if by_rows else 'column'}")
-        made.sums, made.scale = pointer(name, x.acc, S32, shape), x.scale
+        made.sums, made.scale = pointer(name, x.acc, S32, shape), x.scale.at  # type: ignore[union-attr]
         made.add = pointer("add", x.add, S32, x.acc.shape[:1] if by_rows else x.acc.shape[-1:])
     else:
         made.values = pointer(name, x, F32, shape)
@@ -290,6 +374,12 @@ def images(x: Array, scale: float, shift: float, *, out: Array | None = None) ->
     """float32 x * scale + shift of uint8 pixels."""
     out, p = output("out", out, F32, x.shape)
     ok(lib.octo_images_f32(x.size, pointer("x", x, U8), scale, shift, p))
+    return out
+
+
+def copy(x: Array, *, out: Array) -> Array:
+    """float32 x in other memory."""
+    ok(lib.octo_copy_f32(x.size, pointer("x", x, F32), pointer("out", out, F32, x.shape, True)))
     return out
 
 

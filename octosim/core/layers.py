@@ -6,7 +6,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from octosim.core.call import F32, S8, S32, U8, Array, CoreError, ffi, float_pair, lib, ok, operand_types, output, pointer
+from octosim.core.call import (
+    F32,
+    S8,
+    S32,
+    U8,
+    Array,
+    CoreError,
+    Number,
+    Range,
+    Scalar,
+    Stream,
+    ffi,
+    lib,
+    ok,
+    operand_types,
+    output,
+    pointer,
+)
 from octosim.core.codes import Sums, Values, tensor
 
 # ---- columns: sums, affine maps --------------------------------------------------
@@ -116,7 +133,7 @@ def maxpool_backward(g: Pool, dy: Array, argmax: Array, *, out: Array | None = N
     return out
 
 
-def dropout(x: Array, rate: float, random: tuple[int, int, int], *, out: Array | None = None) -> Array:
+def dropout(x: Array, rate: float, random: Stream, *, out: Array | None = None) -> Array:
     """Zeroes a share `rate` of x and scales the rest by 1 / (1 - rate).
 
     random = (seed, step, tensor) decides which: the same call on dy is the backward pass.
@@ -128,7 +145,7 @@ def dropout(x: Array, rate: float, random: tuple[int, int, int], *, out: Array |
 
 def softmax_cross_entropy(
     logits: Array, labels: Array, *, smoothing: float = 0.0, gradient: bool = True
-) -> tuple[float, Array | None, int]:
+) -> tuple[Scalar, Array | None, Scalar]:
     """Mean loss, dL/dlogits (float32 (rows, classes); None unless asked for) and the count of rows that argmax gets right.
 
     logits: float32 (rows, classes); labels: int32 (rows,).  smoothing: the share in [0, 1) of a label's probability that is
@@ -141,38 +158,38 @@ def softmax_cross_entropy(
     loss, correct = ffi.new("float *"), ffi.new("int64_t *")
     pl, pt = pointer("logits", logits, F32), pointer("labels", labels, S32, (rows,))
     ok(lib.octo_softmax_cross_entropy_f32(rows, cols, pl, pt, smoothing, loss, p, correct))
-    return loss[0], dlogits, correct[0]
+    return Scalar(loss), dlogits, Scalar(correct)
 
 
 # ---- optimizers and Octo's compensation --------------------------------------------------
 
 
-def sgd(w: Array, g: Values, v: Array, *, lr: float, momentum: float, decay: float) -> tuple[float, float]:
+def sgd(w: Array, g: Values, v: Array, *, lr: Number, momentum: float, decay: float, found: Range | None = None) -> Range:
     """SGD with momentum, in place on w and v: v = momentum v + (g + decay w); w -= lr v.
 
-    g: float32 of w's shape, or such Sums `by_rows`.  Returns w's least and largest value then; NotFiniteError where it holds
-    a NaN or an infinity.
+    g: float32 of w's shape, or such Sums `by_rows`.  Returns w's least and largest value then, in `found` if given;
+    NotFiniteError where it holds a NaN or an infinity.
     """
     gradient, rows, cols = _gradient(g, w)
     pw, pv = pointer("w", w, F32, None, True), pointer("v", v, F32, w.shape, True)
-    found = float_pair()
-    ok(lib.octo_sgd_f32(rows, cols, pw, gradient, pv, lr, momentum, decay, found))
-    return found[0], found[1]
+    found = found or Range()
+    ok(lib.octo_sgd_f32(rows, cols, pw, gradient, pv, lr, momentum, decay, found.at))
+    return found
 
 
 def adam(
-    w: Array, g: Values, m: Array, v: Array, *, lr: float, b1: float, b2: float, eps: float, c1: float, c2: float,
-    decay: float,
-) -> tuple[float, float]:  # fmt: skip
+    w: Array, g: Values, m: Array, v: Array, *, lr: Number, b1: float, b2: float, eps: float, c1: Number, c2: Number,
+    decay: float, found: Range | None = None,
+) -> Range:  # fmt: skip
     """Adam, in place on w, m and v; c1 = 1 - b1^t and c2 = 1 - b2^t correct the bias (Kingma & Ba 2015, algorithm 1).
 
-    g, returns, NotFiniteError: as for `sgd`.
+    g, found, returns, NotFiniteError: as for `sgd`.
     """
     gradient, rows, cols = _gradient(g, w)
     pw, pm, pv = (pointer(name, x, F32, w.shape, True) for name, x in (("w", w), ("m", m), ("v", v)))
-    found = float_pair()
-    ok(lib.octo_adam_f32(rows, cols, pw, gradient, pm, pv, lr, b1, b2, eps, c1, c2, decay, found))
-    return found[0], found[1]
+    found = found or Range()
+    ok(lib.octo_adam_f32(rows, cols, pw, gradient, pm, pv, lr, b1, b2, eps, c1, c2, decay, found.at))
+    return found
 
 
 def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:
@@ -184,12 +201,12 @@ def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:
 def lac_fold(
     bias: Array,
     zero_term: Array,
-    inv_scale: float,
+    scale: Number,
     lac: tuple[Array, Array, Array] | None = None,
     *,
     out: Array | None = None,
 ) -> Array:
-    """Octo's compensation in the int32 domain: round((bias + alpha mu + offset) * inv_scale) + zero_term.
+    """Octo's compensation in the int32 domain, in units of scale: round((bias + alpha mu + offset) / scale) + zero_term.
 
     bias float32 (cols,), zero_term int32 (cols,), lac = (alpha, mu, offset), float32 of one shape (..., cols), or None.
     Returns int32 of lac's shape, or (cols,).
@@ -204,7 +221,7 @@ def lac_fold(
         [pointer(n, v, F32, shape) for n, v in zip(("alpha", "mu", "offset"), lac, strict=True)] if lac else [ffi.NULL] * 3
     )
     terms = [pointer("bias", bias, F32, (cols,)), pointer("zero_term", zero_term, S32, (cols,))]
-    ok(lib.octo_lac_fold_f32(size // cols, cols, *pointers, *terms, inv_scale, p))
+    ok(lib.octo_lac_fold_f32(size // cols, cols, *pointers, *terms, scale, p))
     return out
 
 

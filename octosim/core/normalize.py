@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from octosim.core.call import F32, S8, U8, Array, CoreError, ffi, float_pair, lib, ok, output, pointer
+from octosim.core.call import F32, S8, U8, Array, CoreError, Range, ffi, lib, ok, output, pointer
 from octosim.core.codes import Pair, Sums, Values, tensor
 from octosim.core.layers import matrix
 
@@ -22,12 +22,10 @@ def _signs(signs: Array | None, count: int) -> Any:
     return ffi.NULL if signs is None else pointer("signs", signs, U8, (sign_bytes(count),))
 
 
-def _range(wanted: bool) -> Any:
-    return float_pair() if wanted else ffi.NULL
-
-
-def _pair(found: Any) -> tuple[float, float] | None:
-    return (found[0], found[1]) if found else None
+def _range(wanted: bool) -> tuple[Range | None, Any]:
+    """A range to be found, and its pointer."""
+    found = Range() if wanted else None
+    return found, found.at if found else ffi.NULL
 
 
 def batchnorm_forward(
@@ -44,7 +42,7 @@ def batchnorm_forward(
     signs: Array | None = None,
     find_range: bool = False,
     out: Array | None = None,
-) -> tuple[Array, Array, Array, tuple[float, float] | None]:
+) -> tuple[Array, Array, Array, Range | None]:
     """Normalizes over all axes but the last with the batch's statistics and updates the running ones in place; then, with
     relu, max(., 0).  x: float32, or Sums whose addend belongs to the channels.  out may be x's memory.
 
@@ -59,10 +57,10 @@ def batchnorm_forward(
     given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
     running = [pointer(n, v, F32, (cols,)) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
     kept = ffi.NULL if codes is None else pointer("codes", codes, S8, x.shape)
-    found = _range(find_range)
+    found, pr = _range(find_range)
     ok(lib.octo_batchnorm_forward(rows, cols, x_tensor, *given, eps, momentum, *running, pm, ps, relu, p, kept,
-                                  _signs(signs, out.size), found))  # fmt: skip
-    return out, mean, inv_std, _pair(found)
+                                  _signs(signs, out.size), pr))  # fmt: skip
+    return out, mean, inv_std, found
 
 
 def batchnorm_inference(
@@ -95,7 +93,7 @@ def batchnorm_backward(
     signs: Array | None = None,
     find_range: bool = False,
     out: Array | None = None,
-) -> tuple[Array, Array, Array, tuple[float, float] | None]:
+) -> tuple[Array, Array, Array, Range | None]:
     """dx, dgamma, dbeta of `batchnorm_forward`, and dx's least and largest value if asked for; out may be dy's memory.
 
     x: float32, or the int8 codes of its normalized values.  signs: of a ReLU behind the normalization; dy counts where they
@@ -108,19 +106,19 @@ def batchnorm_backward(
     (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
     columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
     of_x = (ffi.NULL, pointer("x", x, S8)) if x.dtype == S8 else (pointer("x", x, F32), ffi.NULL)
-    found = _range(find_range)
-    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, _signs(signs, x.size), *columns, p, pg, pb, found))
-    return out, dgamma, dbeta, _pair(found)
+    found, pr = _range(find_range)
+    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, _signs(signs, x.size), *columns, p, pg, pb, pr))
+    return out, dgamma, dbeta, found
 
 
 def relu(
     x: Array, *, signs: Array | None = None, find_range: bool = False, out: Array | None = None
-) -> tuple[Array, tuple[float, float] | None]:
+) -> tuple[Array, Range | None]:
     """max(x, 0), and its least and largest value if asked for; out may be x.  signs as in `batchnorm_forward`."""
     out, p = output("out", out, F32, x.shape)
-    found = _range(find_range)
-    ok(lib.octo_relu_f32(x.size, pointer("x", x, F32), p, _signs(signs, x.size), found))
-    return out, _pair(found)
+    found, pr = _range(find_range)
+    ok(lib.octo_relu_f32(x.size, pointer("x", x, F32), p, _signs(signs, x.size), pr))
+    return out, found
 
 
 def add(
@@ -131,14 +129,14 @@ def add(
     signs: Array | None = None,
     find_range: bool = False,
     out: Array | None = None,
-) -> tuple[Array, tuple[float, float] | None]:
+) -> tuple[Array, Range | None]:
     """a + b; then, with relu, max(., 0); and its least and largest value if asked for.  a, b: float32, or Sums whose addend
     belongs to the channels; out may be the memory of either.  signs as in `batchnorm_forward`."""
     pa, pb, (rows, cols) = tensor("a", a), tensor("b", b, a.shape), _matrix(a)
     out, p = output("out", out, F32, a.shape)
-    found = _range(find_range)
-    ok(lib.octo_add(rows, cols, pa, pb, relu, p, _signs(signs, out.size), found))
-    return out, _pair(found)
+    found, pr = _range(find_range)
+    ok(lib.octo_add(rows, cols, pa, pb, relu, p, _signs(signs, out.size), pr))
+    return out, found
 
 
 def relu_backward(signs: Array, dy: Values | Pair, *, out: Array | None = None) -> Array:

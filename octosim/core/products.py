@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from octosim.core import call
 from octosim.core.call import (
     C_TYPES,
     F32,
@@ -16,6 +17,8 @@ from octosim.core.call import (
     U8,
     Array,
     CoreError,
+    Whole,
+    address,
     ffi,
     lib,
     ok,
@@ -59,7 +62,9 @@ class _Product(NamedTuple):
 def _address(x: Array) -> Any:
     """The pointer of an array whose rows may lie apart."""
     if x.flags.c_contiguous:
-        return ffi.from_buffer(C_TYPES[x.dtype], x)
+        return address(x)
+    if call.recorder is not None:
+        call.recorder.keep(x)
     return ffi.cast(C_TYPES[x.dtype].replace("[]", " *"), x.ctypes.data)
 
 
@@ -104,24 +109,24 @@ def _in_32_bits(p: _Product, out: Array | None) -> Array:
     return out
 
 
-_CALLS = {S8: (lib.octo_gemm_s8, "int8_t[]", "int32_t[]", S32), F32: (lib.octo_gemm_f32, "float[]", "float[]", F32)}
-
-
 def _small_exact(a: Array, b: Array, transpose_a: bool, transpose_b: bool, out: Array | None) -> Array | None:
     """`gemm` where nothing needs a second look, in few Python steps: small products take microseconds.  None where one does."""
     try:
         (k, m), (n, k_b) = a.shape if transpose_a else a.shape[::-1], b.shape if transpose_b else b.shape[::-1]
-        call, kind, wide, result = _CALLS[a.dtype]
-    except (AttributeError, KeyError, ValueError):
+    except (AttributeError, ValueError):
         return None
+    kind = a.dtype
+    if kind is not S8 and kind is not F32:
+        return None
+    result, product = (S32, lib.octo_gemm_s8) if kind is S8 else (F32, lib.octo_gemm_f32)
     if k != k_b or k > ALWAYS_SAFE or b.dtype != a.dtype or not (a.flags.c_contiguous and b.flags.c_contiguous):
         return None
     if out is None:
         out = np.empty((m, n), result)
     elif out.dtype != result or out.shape != (m, n) or not (out.flags.c_contiguous and out.flags.writeable):
         return None
-    pa, pb, c = ffi.from_buffer(kind, a), ffi.from_buffer(kind, b), ffi.from_buffer(wide, out)
-    ok(call(transpose_a, transpose_b, m, n, k, pa, m if transpose_a else k, pb, k if transpose_b else n, c, n))
+    pa, pb, c = address(a), address(b), address(out)
+    ok(product(transpose_a, transpose_b, m, n, k, pa, m if transpose_a else k, pb, k if transpose_b else n, c, n))
     return out
 
 
@@ -289,7 +294,7 @@ def conv_struct(g: Conv) -> Any:
 
 def _pass(
     calls: tuple[Any, Any], g: Conv, a: tuple[str, Array, tuple[int, ...]], b: tuple[str, Array, tuple[int, ...]],
-    shape: tuple[int, ...], out: Array | None, *, x_zero: int | None = None,
+    shape: tuple[int, ...], out: Array | None, *, x_zero: Whole | None = None,
 ) -> Array:  # fmt: skip
     """A pass of a convolution.  calls: of int8 and of float32 operands; a, b: name, array, shape of each; shape: the result's.
 
@@ -303,7 +308,7 @@ def _pass(
     return out
 
 
-def conv_forward(g: Conv, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+def conv_forward(g: Conv, x: Array, w: Array, *, x_zero: Whole = 0, out: Array | None = None) -> Array:
     """Y = X * W.  x, w int8 -> int32, or float32 -> float32; int8 padding holds the code `x_zero`."""
     calls = lib.octo_conv_forward_s8, lib.octo_conv_forward_f32
     return _pass(calls, g, ("x", x, g.x_shape), ("w", w, g.w_shape), g.y_shape, out, x_zero=x_zero)
@@ -315,7 +320,7 @@ def conv_input_grad(g: Conv, dy: Array, w: Array, *, out: Array | None = None) -
     return _pass(calls, g, ("dy", dy, g.y_shape), ("w", w, g.w_shape), g.x_shape, out)
 
 
-def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: Whole = 0, out: Array | None = None) -> Array:
     """dW, shape g.w_shape, from X and dY of one dtype; int8 sums run over batch x out_h x out_w products."""
     calls = lib.octo_conv_weight_grad_s8, lib.octo_conv_weight_grad_f32
     return _pass(calls, g, ("x", x, g.x_shape), ("dy", dy, g.y_shape), g.w_shape, out, x_zero=x_zero)
@@ -326,7 +331,7 @@ def _depthwise_weights(g: Conv) -> tuple[int, int, int, int]:
     return (g.channels, g.kernel_h, g.kernel_w, 1)
 
 
-def depthwise_forward(g: Conv, x: Array, w: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+def depthwise_forward(g: Conv, x: Array, w: Array, *, x_zero: Whole = 0, out: Array | None = None) -> Array:
     """`conv_forward` with as many filters as channels, each on its own channel; w (channels, kernel_h, kernel_w, 1)."""
     calls = lib.octo_depthwise_forward_s8, lib.octo_depthwise_forward_f32
     return _pass(calls, g, ("x", x, g.x_shape), ("w", w, _depthwise_weights(g)), g.y_shape, out, x_zero=x_zero)
@@ -338,7 +343,7 @@ def depthwise_input_grad(g: Conv, dy: Array, w: Array, *, out: Array | None = No
     return _pass(calls, g, ("dy", dy, g.y_shape), ("w", w, _depthwise_weights(g)), g.x_shape, out)
 
 
-def depthwise_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: int = 0, out: Array | None = None) -> Array:
+def depthwise_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: Whole = 0, out: Array | None = None) -> Array:
     """dW of `depthwise_forward`, (channels, kernel_h, kernel_w, 1)."""
     calls = lib.octo_depthwise_weight_grad_s8, lib.octo_depthwise_weight_grad_f32
     return _pass(calls, g, ("x", x, g.x_shape), ("dy", dy, g.y_shape), _depthwise_weights(g), out, x_zero=x_zero)

@@ -44,7 +44,7 @@ def coded(x: Array) -> Array:
     return core.dequantize(q, step, zero=-LARGEST_CODE) + np.float32(low)
 
 
-def coded_gradient(dy: Array, random: tuple[int, int, int]) -> Array:
+def coded_gradient(dy: Array, random: core.Stream) -> Array:
     """dY as symmetric stochastic codes represent it."""
     t = quant.symmetric(dy, *core.value_range(dy), rounding=Rounding.STOCHASTIC, random=random)
     return core.dequantize(t.q, t.scale)

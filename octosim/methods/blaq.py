@@ -22,6 +22,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from octosim import core
 from octosim.errors import OctosimError
 from octosim.methods.laq import Laq
 from octosim.nodes import Array, Context, Gradients, Node, Update
@@ -56,7 +57,7 @@ class Blaq(Laq):
     def _blended(self, first: Array, trial: Array) -> Array:
         return F(self.blend) * first + F(1 - self.blend) * trial
 
-    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> float:
+    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> core.Number:
         """The two-stage step in every `period`-th epoch, else `laq`'s."""
         if context.epoch % self.period:
             return super().step(nodes, gradients, update, context)
@@ -69,7 +70,7 @@ class Blaq(Laq):
             w = node.params["w"]
             direction, d, moments[node.name] = update.newton(node, node.grads["w"])
             before[node.name], curvature[node.name] = w.copy(), d
-            w -= F(update.lr) * direction / d
+            w -= F(float(update.lr)) * direction / d
             self._settle(node, before[node.name], d)
         gradients()
         trial = {}
@@ -89,7 +90,7 @@ class Blaq(Laq):
         update.all()  # biases and batch normalization; the weights' own step follows
         for node in weighted:
             direction, d, after = new[node.name]
-            node.params["w"][:] = before[node.name] - F(update.lr) * direction / d
+            node.params["w"][:] = before[node.name] - F(float(update.lr)) * direction / d
             update.set_slots(node, after)
             self._settle(node, before[node.name], d)
         return loss

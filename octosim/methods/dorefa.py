@@ -54,7 +54,7 @@ def weights(w: Array, bits: int) -> tuple[Array, Array | None]:
     return F(2) * steps(t / (F(2) * largest) + F(0.5), bits) - F(1), (F(1) - t * t) / largest
 
 
-def gradients(dy: Array, bits: int, random: tuple[int, int, int]) -> Array:
+def gradients(dy: Array, bits: int, random: core.Stream) -> Array:
     """f_k of each sample: 2 max|g| (quantize_k(g / (2 max|g|) + 1/2 + U(-1/2, 1/2) / (2^k - 1)) - 1/2), clipped to +-max|g|."""
     largest = np.abs(dy.reshape(len(dy), -1)).max(axis=1).reshape(-1, *[1] * (dy.ndim - 1))
     twice = F(2) * np.where(largest > 0, largest, F(1))  # a sample of zeros stays one: see the last line

@@ -246,7 +246,7 @@ class Fqat(Method):
         if context.training or not node.normalized:
             return sums
         total = sums.acc + sums.add
-        return ranged(sums.array(), None, (total, sums.scale))
+        return ranged(sums.array(), None, (total, float(sums.scale)))
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))

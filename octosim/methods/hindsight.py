@@ -57,7 +57,7 @@ class Hindsight(Method):
         """The range known before this tensor, which training then lets in; the first tensor's own."""
         before = kept.copy()
         if context.training:
-            own = np.array(core.value_range(tensor), np.float32)
+            own = np.array([*core.value_range(tensor)], np.float32)
             keep = np.float32(self.momentum)
             kept[:] = keep * kept + (np.float32(1) - keep) * own if kept.any() else own
         used = before if before.any() else kept

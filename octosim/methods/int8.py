@@ -60,23 +60,23 @@ def trace(node: Node, batch: int, dy_reads: int = 2, x_reads: int = 2) -> list[O
 # ---- ranges and codes --------------------------------------------------
 
 
-def running_range(node: Node, x: Array, context: Context) -> tuple[float, float]:
+def running_range(node: Node, x: Array, context: Context) -> core.Range:
     """The batch's own range of x in training, the running one, state["x_range"], in inference."""
     running = node.state["x_range"]
-    if context.training:
-        low, high = node.x_range or core.value_range(x)
-        batch = np.array([low, high], np.float32)
-        running[:] = running + np.float32(RANGE_MOMENTUM) * (batch - running) if running.any() else batch
-        return low, high
-    return float(running[0]), float(running[1])
+    if not context.training:
+        return core.Range(*running.tolist())
+    found = node.x_range or core.value_range(x)
+    core.follow_range(running, found, RANGE_MOMENTUM)
+    return found
 
 
 def weights(node: Node) -> QTensor:
     """Codes of a layer's weights within their range, nearest."""
-    return symmetric(node, node.params["w"], *node.range_of("w"))
+    found = node.range_of("w")
+    return symmetric(node, node.params["w"], found.low, found.high)
 
 
-def symmetric(node: Node, x: Array, low: float, high: float) -> QTensor:
+def symmetric(node: Node, x: Array, low: core.Number, high: core.Number) -> QTensor:
     """Codes of a layer's tensor within a range, nearest, in memory of the network."""
     return quant.symmetric(x, low, high, out=node.buffer(x.shape, np.int8))
 
@@ -89,19 +89,18 @@ def forward(node: Node, x: QTensor, w: QTensor) -> core.Sums:
     node.saved.update(x=x, w=w)
     batch = x.q.shape[0]
     acc = node.buffer((batch, *node.out_shape), np.int32)
-    node.layer.product(node, batch).forward(x.q, w.q, x_zero=x.zero, out=acc)
+    node.layer.product(node, batch).forward(x.q, w.q, x_zero=x.z, out=acc)
     # padding holds Z, so every output has the same second term
-    zero_term = core.row_sums(w.q) * np.int32(-x.zero) if x.zero else np.zeros(len(w.q), np.int32)
-    scale = quant.product_scale(x.scale, w.scale)
-    add = core.lac_fold(node.params["b"], zero_term, min(1.0 / scale if scale else 0.0, 3e38))
-    return core.Sums(acc, add, scale)
+    zero_term = core.zero_term(core.row_sums(w.q), x.z)
+    scale = core.product_scale(x.s, w.s)
+    return core.Sums(acc, core.lac_fold(node.params["b"], zero_term, scale), scale)
 
 
 def weight_sums(node: Node, dy: QTensor, add: Array) -> core.Sums | core.RowSums:
     """dW's sums of the codes plus add, one for each row.  Of a fully connected layer rows are made as the update takes them:
     its weights are many and its sums short."""
     x, shape, product = node.saved["x"], node.params["w"].shape, node.layer.product(node, len(dy.q))
-    scale = quant.product_scale(x.scale, dy.scale)
+    scale = core.product_scale(x.s, dy.s)
     if hasattr(product, "weight_grad_rows"):
 
         def make(rows: slice) -> core.Sums:
@@ -110,14 +109,15 @@ def weight_sums(node: Node, dy: QTensor, add: Array) -> core.Sums | core.RowSums
             return core.Sums(acc, some, scale, by_rows=True)
 
         return core.RowSums(make, shape)
-    acc = product.weight_grad(x.q, dy.q, x_zero=x.zero, out=node.buffer(shape, np.int32))
+    acc = product.weight_grad(x.q, dy.q, x_zero=x.z, out=node.buffer(shape, np.int32))
     return core.Sums(acc, add, scale, by_rows=True)
 
 
 def weight_grad(node: Node, dy: QTensor) -> None:
     """dW = (sum q_dy q_x) S_dy S_x, db = S_dy sum q_dy."""
-    node.grads["w"] = weight_sums(node, dy, np.zeros(len(node.params["w"]), np.int32))
-    node.grads["b"] = core.column_sums(dy.q).astype(np.float32) * np.float32(dy.scale)
+    none = np.zeros(len(node.params["w"]), np.int32)
+    node.grads["w"] = weight_sums(node, dy, none)
+    node.grads["b"] = core.dequantize_sums(core.column_sums(dy.q), none, dy.s)
 
 
 def input_grad(node: Node, dy: QTensor) -> core.Sums:
@@ -125,4 +125,4 @@ def input_grad(node: Node, dy: QTensor) -> core.Sums:
     batch, w = dy.q.shape[0], node.saved["w"]
     acc = node.buffer((batch, *node.in_shape), np.int32)
     node.layer.product(node, batch).input_grad(dy.q, w.q, out=acc)
-    return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), quant.product_scale(w.scale, dy.scale))
+    return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), core.product_scale(w.s, dy.s))

@@ -53,7 +53,7 @@ class Blocks:
         return core.dequantize_blocks(self.q, self.scales, out=out)
 
 
-def cut(x: Array, scales: str = "float32", random: tuple[int, int, int] | None = None, out: Array | None = None) -> Blocks:
+def cut(x: Array, scales: str = "float32", random: core.Stream | None = None, out: Array | None = None) -> Blocks:
     """The codes of a float32 matrix, nearest, or stochastic where there is a Philox stream.  NotFiniteError for a NaN."""
     return Blocks(*core.quantize_blocks(x, half=scales == "float16", random=random, out=out))
 
@@ -122,7 +122,7 @@ class Jetfire(Method):
     unused: ClassVar[tuple[str, ...]] = ("accumulator", "count_overflow")
     layers: ClassVar[Mapping[str, Any]] = dict.fromkeys(("bn", "relu", "pool", "dropout", "avgpool", "add"), _Coded())
 
-    def coded(self, node: Node, x: Array, random: tuple[int, int, int] | None = None) -> Array:
+    def coded(self, node: Node, x: Array, random: core.Stream | None = None) -> Array:
         """The values that a tensor's codes stand for, its last axis being the columns of its matrix."""
         out = node.buffer(x.shape, F)
         matrix = -1, x.shape[-1]

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from octosim import core
 from octosim.errors import OctosimError
 from octosim.methods import passes
 from octosim.nodes import Array, Context, Gradients, Kept, Method, Node, Update
@@ -123,7 +124,7 @@ class Laq(Method):
             return ternary_exact(w, d)
         return iterated(w, d, levels(self.weight_bits), codes)
 
-    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> float:
+    def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> core.Number:
         """One pass and the optimizer's update; then the new weights are quantized, with this step's curvature."""
         loss = gradients()
         weighted = [node for node in nodes if node.layer.weighted]
@@ -136,7 +137,7 @@ class Laq(Method):
     def _settle(self, node: Node, before: Array, d: Array) -> None:
         """Clips and quantizes the new weights; counts the updates that turned back and the weights that changed level."""
         w, state = node.params["w"], node.state
-        node.ranges.pop("w", None)
+        node.known.discard("w")
         np.clip(w, F(-1), F(1), out=w)
         sign = np.sign(w - before).astype(np.int8)
         codes, alpha = self.fit(w, d, state["codes"])

@@ -299,7 +299,7 @@ class Niti(Method):
         node.grads["w"], _ = narrow(acc, self._mu(context), Rounding.PSEUDO_STOCHASTIC, out)
 
     def _mu(self, context: Context) -> int:
-        done, steps = context.step - 1, context.steps
+        done, steps = int(context.step) - 1, context.steps
         drops = (2 * done >= steps) + (4 * done >= 3 * steps) if steps and self.schedule == "paper" else 0
         return max(1, self.mu - drops)
 
@@ -316,7 +316,7 @@ class Niti(Method):
         dlogits = IntTensor(loss_gradient(logits, labels), 0) if gradient else None
         real = core.dequantize(logits.q, math.ldexp(1.0, min(max(logits.exponent, -120), 120)))
         value, _, correct = core.softmax_cross_entropy(real, labels, gradient=False)
-        return value, dlogits, correct
+        return float(value), dlogits, int(correct)
 
     def meet(self, a: IntTensor, b: IntTensor) -> IntTensor:
         return aligned_sum(a, b)

@@ -44,7 +44,7 @@ def percentile(x: Array, percent: float) -> float:
     if not count:
         return 0.0
     rank = count - max(1, math.ceil(count * percent / 100)) + 1  # from the largest
-    codes = core.quantize(sizes, quant.reciprocal(core.value_range(sizes)[1] / LARGEST_CODE))
+    codes = core.quantize(sizes, quant.reciprocal(float(core.value_range(sizes).high) / LARGEST_CODE))
     low, high = 0, LARGEST_CODE  # the largest code that `rank` codes reach
     while low < high:
         middle = (low + high + 1) // 2
@@ -132,6 +132,10 @@ class Octo(Method):
             raise OctosimError(f"octo: lac_samples must be at least 1, not {self.lac_samples}")
 
     @property
+    def recordable(self) -> bool:  # type: ignore[override]
+        return self.prc in ("ratio", "off") and self.lac != "sample"
+
+    @property
     def compact(self) -> bool:  # type: ignore[override]
         return self.keep == "int8"
 
@@ -167,51 +171,54 @@ class Octo(Method):
             mu, offset = (v / np.float32(used) for v in sums)
         return alpha, mu, offset
 
+    def _zero_term(self, sums: Array, x: QTensor) -> Array:
+        """What the zero point of x adds to a product, from the sums of the other operand's codes."""
+        return core.zero_term(sums, x.z if self.zero_point == "exact" else 0)
+
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
         batch = x.shape[0]
         codes = node.buffer(x.shape, np.int8)
-        qx = quant.asymmetric(x, *int8.running_range(node, x, context), out=codes)
+        found = int8.running_range(node, x, context)
+        qx = quant.asymmetric(x, found.low, found.high, out=codes)
         qw = int8.weights(node)
         node.saved.update(x=qx, w=qw)
         acc = node.buffer((batch, *node.out_shape), np.int32)
-        node.layer.product(node, batch).forward(qx.q, qw.q, x_zero=qx.zero, out=acc)
+        node.layer.product(node, batch).forward(qx.q, qw.q, x_zero=qx.z, out=acc)
         # sum (q_x - Z) q_w = sum q_x q_w - Z sum q_w; padding holds Z, so every output has the same second term
-        correct = self.zero_point == "exact"
-        zero_term = core.row_sums(qw.q) * np.int32(-qx.zero if correct else 0)
-        scale = quant.product_scale(qx.scale, qw.scale)
-        inverse = 1.0 / scale if scale else 0.0
-        add = core.lac_fold(node.params["b"], zero_term, min(inverse, 3e38), self._compensation(node, batch, context))
+        zero_term = self._zero_term(core.row_sums(qw.q), qx)
+        scale = core.product_scale(qx.s, qw.s)
+        add = core.lac_fold(node.params["b"], zero_term, scale, self._compensation(node, batch, context))
         return core.Sums(acc, add, scale)
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
-        low, high = node.dy_range or core.value_range(dy)
-        if self.prc == "ratio":
-            low, high = self.prc_ratio * low, self.prc_ratio * high
-        elif self.prc == "gauss":
+        found = node.dy_range or core.value_range(dy)
+        low: core.Number = found.low
+        high: core.Number = found.high
+        if self.prc == "gauss":
             mean, deviation = core.moments(dy)
-            low, high = max(low, mean - self.prc_z * deviation), min(high, mean + self.prc_z * deviation)
+            low, high = max(float(low), mean - self.prc_z * deviation), min(float(high), mean + self.prc_z * deviation)
         elif self.prc == "percentile":
             limit = percentile(dy, self.prc_percentile)
-            low, high = max(low, -limit), min(high, limit)
+            low, high = max(float(low), -limit), min(float(high), limit)
+        share = self.prc_ratio if self.prc == "ratio" else 1.0
         out = node.buffer(dy.shape, np.int8)
         random = context.random(node.tensor(ERROR))
-        return quant.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
+        return quant.symmetric(dy, low, high, share=share, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         qx, sums = node.saved["x"], core.column_sums(error.q)
-        correct = self.zero_point == "exact"
-        node.grads["w"] = int8.weight_sums(node, error, sums * np.int32(-qx.zero if correct else 0))
-        node.grads["b"] = sums.astype(np.float32) * np.float32(error.scale)
+        node.grads["w"] = int8.weight_sums(node, error, self._zero_term(sums, qx))
+        node.grads["b"] = core.dequantize_sums(sums, np.zeros_like(sums), error.s)
         lac = self._compensation(node, len(error.q), context)
         if lac and self.lac == "sample":
-            each = core.dequantize(error.q, error.scale)
+            each = core.dequantize(error.q, error.s)
             node.grads.update(sample_gradients(node, each, lac, self.lac_decay))
         elif lac and node.still.issuperset(COMPENSATION):  # batch normalization subtracts it, as it does the bias
             node.grads.update((name, np.zeros_like(value)) for name, value in zip(COMPENSATION, lac, strict=True))
         elif lac:
             if sums.size != lac[0].size:
                 sums = core.column_sums(error.q, lac[0].size)
-            each = sums.astype(np.float32) * np.float32(error.scale)
+            each = core.dequantize_sums(sums, np.zeros_like(sums), error.s)
             made = core.lac_backward(each.reshape(lac[0].shape), lac, self.lac_decay)
             node.grads.update(zip(COMPENSATION, made, strict=True))
 
@@ -219,7 +226,7 @@ class Octo(Method):
         qw, batch = node.saved["w"], error.q.shape[0]
         acc = node.buffer((batch, *node.in_shape), np.int32)
         node.layer.product(node, batch).input_grad(error.q, qw.q, out=acc)
-        return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), quant.product_scale(qw.scale, error.scale))
+        return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), core.product_scale(qw.s, error.s))
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         x, w, y = passes.sizes(node, batch)

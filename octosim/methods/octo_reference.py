@@ -42,7 +42,7 @@ EPS = 1e-6  # of the variance; "10e-7" in the demo
 # ---- codes: int32 arrays --------------------------------------------------
 
 
-def forward_codes(x: Array, rounding: str, random: tuple[int, int, int]) -> tuple[Array, float]:
+def forward_codes(x: Array, rounding: str, random: core.Stream) -> tuple[Array, float]:
     """Codes floor(x / S + Z + u) and S = (max - min) / 510; Z = 255 - max / S, in +-255, is not rounded, nor ever subtracted.
 
     u: uniform in [0, 1) of the Philox stream, or where rounding is "half-even" nothing and the nearest code.

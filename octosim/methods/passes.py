@@ -13,9 +13,7 @@ def forward(node: Node, x: Array, w: Array) -> Array:
     """X W^T + b."""
     product, b = node.layer.product(node, x.shape[0]), node.params["b"]
     y = product.forward(x, w, out=node.buffer((x.shape[0], *node.out_shape), np.float32))
-    ones = node.buffer(b.shape, np.float32)
-    ones.fill(1)
-    return core.affine(y, ones, b, out=y)
+    return core.affine(y, np.ones_like(b), b, out=y)
 
 
 def weight_grad(node: Node, x: Array, dy: Array) -> None:

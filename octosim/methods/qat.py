@@ -77,7 +77,7 @@ class Qat(Method):
     def _range(self, node: Node, x: Array, context: Context) -> tuple[float, float]:
         running = node.state["x_range"]
         if context.training:
-            batch = np.array(core.value_range(x), np.float32)
+            batch = np.array([*core.value_range(x)], np.float32)
             running[:] = running + np.float32(1 - self.smoothing) * (batch - running) if running.any() else batch
         return float(running[0]), float(running[1])
 
@@ -100,7 +100,7 @@ class Qat(Method):
         real = node.buffer(qw.shape, np.float32)
         np.multiply(qw, w_scale.reshape(-1, *[1] * (qw.ndim - 1)), out=real)
         low, high = self._range(node, x, context)
-        if context.training and context.step <= self.delay:
+        if context.training and int(context.step) <= self.delay:
             node.saved.update(x=x, w=real, inside=None)
             return passes.forward(node, x, real)
         qx = quant.asymmetric(x, low, high, out=node.buffer(x.shape, np.int8))

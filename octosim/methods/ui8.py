@@ -97,7 +97,7 @@ class Ui8(Method):
             limit = share * largest
             return quant.symmetric(dy, -limit, limit, rounding=Rounding.STOCHASTIC, random=random, out=out)
 
-        if (context.step - 1) % self.period == 0:
+        if (int(context.step) - 1) % self.period == 0:
             shares = [i / self.grid for i in range(self.grid, 0, -1)]
             tried = [np.float32(deviation(dy, codes(share).q)) for share in shares]
             best = int(np.argmin(tried))  # the first, which clips least, of equals

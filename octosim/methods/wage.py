@@ -42,7 +42,7 @@ def ternary(k: Array) -> Array:
     return (k > 32).astype(np.int8) - (k < -32)
 
 
-def steps(g: Array, lr: float, random: tuple[int, int, int]) -> Array:
+def steps(g: Array, lr: float, random: core.Stream) -> Array:
     """The update in codes, of int32 sums g: round(lr g / Shift(max|g|), 16 bits), stochastically rounded to integers."""
     low, high = core.sum_range(g)
     largest = max(-low, high)
@@ -151,7 +151,7 @@ class Wage(Method):
         k[...] = np.clip(k - change, -LARGEST_WEIGHT, LARGEST_WEIGHT)
 
     def _rate(self, context: Context) -> float:
-        done, steps = context.step - 1, context.steps
+        done, steps = int(context.step) - 1, context.steps
         drops = (3 * done >= 2 * steps) + (6 * done >= 5 * steps) if steps else 0
         return self.rate * 0.125**drops
 

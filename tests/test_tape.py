@@ -1,0 +1,259 @@
+"""Calls that are recorded and made again: numbers and memory that change between, and steps of whole networks."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octosim import core, measure, methods, stepclock, train
+from octosim.core import call
+from octosim.errors import OctosimError
+from octosim.numerics import Rounding
+from octosim.pool import Pool
+
+F = np.float32
+
+
+# ---- tapes --------------------------------------------------
+
+
+def quantized(x: np.ndarray, share: float, step: core.Whole, out: np.ndarray) -> core.Codes:
+    """A pass with everything in it: a range, numbers made of it, a random stream."""
+    found = core.value_range(x)
+    codes = core.symmetric_codes(found.low, found.high, share)
+    core.quantize(
+        x, codes.inverse, low=codes.low, high=codes.high, rounding=Rounding.STOCHASTIC, random=(7, step, 3), out=out
+    )
+    return codes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 2**32 - 1), st.floats(-3, 3)), min_size=1, max_size=4))
+def test_a_replay_is_the_calls_made_anew(steps: list[tuple[int, int, float]]) -> None:
+    """With other data, another range and another step each time."""
+    x, out = np.empty(5000, F), np.empty(5000, np.int8)
+    step, tape = core.step_number(1), core.Tape()
+    x[:] = np.random.default_rng(0).normal(size=x.size)
+    with tape.recording():
+        codes = quantized(x, 0.9, step, out)
+    assert tape.names == ["octo_range_f32", "octo_symmetric_codes", "octo_quantize_s8"]
+    for seed, number, size in steps:
+        x[:] = np.random.default_rng(seed).normal(size=x.size) * 10**size
+        step.at[0] = number
+        assert tape.replay() is None
+        expected = np.empty_like(out)
+        other = quantized(x, 0.9, number, expected)
+        assert np.array_equal(out, expected) and float(codes.scale) == float(other.scale)
+        assert [int(n) for n in (codes.low, codes.high)] == [int(n) for n in (other.low, other.high)]
+
+
+def test_numbers_cannot_be_read_while_recording() -> None:
+    x, tape = np.ones(9, F), core.Tape()
+    with pytest.raises(core.CoreError, match="read while a step was recorded"), tape.recording():
+        low, high = core.value_range(x)
+    assert tuple(core.value_range(x)) == (1, 1), "afterwards they can"
+    with core.Tape().recording(), pytest.raises(core.CoreError, match="recorded already"), tape.recording():
+        pass
+
+
+def test_a_number_of_the_wrong_type_is_refused() -> None:
+    x, tape = np.ones(9, F), core.Tape()
+    refused = pytest.raises(core.CoreError, match="octo_quantize_s8: .* cannot stand for a parameter of type float")
+    with refused, tape.recording():
+        core.quantize(x, core.symmetric_codes(-1.0, 1.0).low)
+
+
+def test_a_failing_call_ends_the_replay() -> None:
+    x, y, tape = np.ones(100, F), np.zeros(100, F), core.Tape()
+    with tape.recording():
+        core.copy(x, out=y)
+        tape.mark("first")
+        core.value_range(x)
+        tape.mark("second")
+        core.copy(y, out=x)
+    x[5], y[:] = np.nan, 3
+    with pytest.raises(core.Failed) as failed:
+        tape.replay()
+    assert failed.value.at == 1 and isinstance(failed.value.error, core.NotFiniteError)
+    assert tape.key(0) == ("first",) and tape.key(1) == ("second",) and tape.key(2) is None
+    assert np.isnan(y[5]) and np.isnan(x[5]), "the first call was made, the third was not"
+
+
+def test_other_threads_are_not_recorded() -> None:
+    x, tape = np.ones(100, F), core.Tape()
+    with tape.recording():
+        thread = threading.Thread(target=lambda: core.philox(10, 1))
+        thread.start()
+        thread.join()
+        core.copy(x, out=x.copy())
+    assert tape.names == ["octo_copy_f32"]
+
+
+def test_memory_stays_as_long_as_the_tape() -> None:
+    """Of temporary arrays, of what the core allocates, and of a pool's blocks, which other arrays use in turn."""
+    pool, tape = Pool(), core.Tape()
+    x, results = np.arange(40000, dtype=F), np.empty(40000, F)
+    with tape.recording():
+        first = core.add(x, x, out=pool.empty(x.shape, F))[0]
+        second = core.add(first, x.copy(), out=pool.empty(x.shape, F))[0]
+        del first
+        third = core.add(second, x, out=pool.empty(x.shape, F))[0]  # where the first was
+        small = core.column_sums(np.ones((3, 4), F))
+        core.affine(np.ones((2, 4), F), small, small)
+        core.copy(third, out=results)
+    held = pool.held
+    del second, third, small
+    pool.trim()
+    assert pool.used == 0 and pool.held == held > 0, "free, but not given back"
+    for _ in range(20):
+        pool.empty(x.shape, F).fill(np.nan)
+        gc.collect()
+        np.full(40000, np.nan, F)
+    results[:] = 0
+    assert tape.replay() is None and np.array_equal(results, 4 * x)
+
+
+def test_every_call_has_a_number() -> None:
+    names = [name for name, function in vars(call.lib).items() if callable(function)]
+    numbers = {name: call.lib.octo_function(name.encode()) for name in names}
+    without = {name for name, number in numbers.items() if number < 0}
+    assert sorted(n for n in numbers.values() if n >= 0) == list(range(len(names) - len(without)))
+    assert {"octo_error", "octo_function", "octo_replay"} <= without
+    assert all("isa" in name or "threads" in name for name in without - {"octo_error", "octo_function", "octo_replay"})
+    assert call.lib.octo_function(b"octo_nothing") == -1
+
+
+def test_a_replay_measures_each_call() -> None:
+    x, tape = np.ones(1 << 20, F), core.Tape()
+    with tape.recording():
+        core.value_range(x)
+        core.value_range(x[:10])
+    for clock in core.CLOCKS.values():
+        seconds = tape.replay(clock)
+        assert seconds is not None and seconds.shape == (2,) and seconds[0] > seconds[1] > 0
+
+
+# ---- steps --------------------------------------------------
+
+RECORDABLE = [name for name in methods.METHODS if methods.make(name, {}).recordable]
+CONFIG = dict(model="lenet5", batch_size=50)
+
+
+def steps(config: dict, count: int, records: bool, first: int = 1) -> train.Run:
+    run = train.Run(train.Config(**CONFIG | config))
+    run.records, run.step = records, first - 1
+    run.losses = [run.train_step() for _ in range(count)]
+    return run
+
+
+def test_what_is_recordable() -> None:
+    assert {"octo", "fp32"} <= set(RECORDABLE)
+    for parameters in ({"prc": "gauss"}, {"prc": "percentile"}, {"lac": "sample"}):
+        assert not methods.make("octo", parameters).recordable
+
+
+@pytest.mark.parametrize("method", RECORDABLE)
+def test_a_recorded_step_makes_one_call(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = steps({"method": method}, 2, True)
+    batch, made = run.batch(3), []
+    replay = call.lib.octo_replay
+    for name, function in list(vars(call.lib).items()):
+        if callable(function):
+            monkeypatch.setattr(call.lib, name, lambda *a, name=name: pytest.fail(name))
+    monkeypatch.setattr(call.lib, "octo_replay", lambda *a: made.append(a) or replay(*a))
+    run.train_step(batch=batch)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("method", [name for name in methods.METHODS if name not in RECORDABLE])
+def test_other_methods_are_not_recorded(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core.Tape, "recording", lambda self: pytest.fail("recorded"))
+    steps({"method": method, "batch_size": 5, "batchnorm": methods.METHODS[method].batchnorm}, 3, True)
+
+
+@pytest.mark.parametrize("method", RECORDABLE)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 130},  # the last batch of an epoch, in the middle of these steps, has 60 images
+        {"optimizer": "adam", "weight_decay": 0.01, "schedule": "step", "milestones": [0.001, 0.002], "warmup": 2},
+        {"label_smoothing": 0.1, "augment": "crop-flip", "batchnorm": False},
+        {"model": "mlp", "lr": 0.01},  # dropout
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_recorded_or_not_the_same_bits(method: str, options: dict) -> None:
+    first = 36 if "batch_size" in options else 1
+    runs = [steps({"method": method} | options, 6, records, first) for records in (False, True)]
+    assert runs[0].losses == runs[1].losses and runs[0].digest() == runs[1].digest()
+    assert runs[1]._recorded and not runs[0]._recorded
+
+
+def test_steps_that_are_observed_are_not_replayed() -> None:
+    """Counted and measured ones stand between recorded ones: the same bits, and what was counted."""
+    plain = steps({}, 9, False)
+    for options, found in (({"count_overflow": 3}, "overflow"), ({"measure": 3}, "measures")):
+        run = train.Run(train.Config(**CONFIG | options))
+        run.records = True
+        if "measure" in options:
+            run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
+        seen = []
+        for _ in range(9):
+            run.train_step()
+            seen.append(bool(getattr(run, found)))
+        assert seen == [False, False, True] * 3 and run._recorded and run.digest() == plain.digest()
+
+
+def test_evaluation_between_recorded_steps() -> None:
+    runs = []
+    for records in (False, True):
+        run = train.Run(train.Config(**CONFIG))
+        run.records = records
+        seen = []
+        for _ in range(6):
+            run.train_step()
+            seen.append(run.network.evaluate(run.data.test_images[:700], run._test_labels[:700]))
+        runs.append((seen, run.digest()))
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("method", RECORDABLE)
+@pytest.mark.parametrize("batchnorm", [True, False])
+@pytest.mark.parametrize("where", ["w", "b", "images"])
+def test_a_failing_step_tells_what_python_tells(method: str, batchnorm: bool, where: str) -> None:
+    """An infinity in the first or in the last weighted layer, or a learning rate that makes one."""
+    told = []
+    for records in (False, True):
+        run = steps({"method": method, "batchnorm": batchnorm}, 3, records)
+        if where == "images":
+            run.learning_rate = lambda step: 3e38  # type: ignore[method-assign]
+        else:
+            node = [node for node in run.network.nodes if "w" in node.params][0 if where == "w" else -1]
+            node.params[where].flat[0] = np.inf
+        with pytest.raises(OctosimError) as error:
+            for _ in range(3):
+                run.train_step()
+        told.append(str(error.value))
+    assert told[0] == told[1] and "; a smaller --lr may help" in told[0]
+
+
+@pytest.mark.parametrize("method", RECORDABLE)
+def test_the_clock_sees_the_same_passes(method: str) -> None:
+    """Of a step that Python makes and of a recorded one; a layer's passes and the products add up."""
+    seen = []
+    for count in (2, 4):
+        run, clock, totals = train.Run(train.Config(method=method, **CONFIG)), stepclock.Clock(), []
+        step = stepclock.stepper(run, clock, totals)
+        for _ in range(count):
+            clock.forget()
+            step()
+        assert bool(run._recorded) and len(totals) == count
+        seen.append((set(clock.values), set(clock.parts)))
+        inside = sum(values[-1] for values in clock.values.values())
+        assert 0 < clock.parts["products"][-1] < inside <= totals[-1]
+    assert seen[0] == seen[1]
