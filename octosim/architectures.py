@@ -262,6 +262,20 @@ def _read_file(path: Path) -> Stack:
 # ---- the graph
 
 
+def _expand(stack: Sequence[Item], source: int, where: str, place: Callable[[Layer, tuple[int, ...], str], int]) -> int:
+    """Places layers and blocks behind a node; returns the last one.  A function of `nodes` that calls itself would be a cycle,
+    and keep the nodes and all their memory."""
+    for number, item in enumerate(stack, 1):
+        here = f"{where}layer {number}"
+        if isinstance(item, Residual):
+            body = _expand(item.body, source, f"{here}, body ", place)
+            shortcut = _expand(item.shortcut, source, f"{here}, shortcut ", place)
+            source = place(Add(), (body, shortcut), here)
+        else:
+            source = place(item, (source,), here)
+    return source
+
+
 def nodes(stack: Sequence[Item], in_shape: tuple[int, ...]) -> list[Node]:
     """Layers with their names ("conv1", "bn1" ...), inputs and shapes, without numbers yet; inputs stand before their users.
 
@@ -281,18 +295,7 @@ def nodes(stack: Sequence[Item], in_shape: tuple[int, ...]) -> list[Node]:
         made.append(Node(name, len(made), layer, shapes[0], out_shape, inputs))
         return made[-1].index
 
-    def expand(stack: Sequence[Item], source: int, where: str) -> int:
-        for number, item in enumerate(stack, 1):
-            here = f"{where}layer {number}"
-            if isinstance(item, Residual):
-                body = expand(item.body, source, f"{here}, body ")
-                shortcut = expand(item.shortcut, source, f"{here}, shortcut ")
-                source = place(Add(), (body, shortcut), here)
-            else:
-                source = place(item, (source,), here)
-        return source
-
-    expand(stack, -1, "")
+    _expand(stack, -1, "", place)
     weighted = [node for node in made if node.layer.weighted]
     for node in weighted[:1] + weighted[-1:]:
         node.edge = True

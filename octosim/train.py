@@ -20,7 +20,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ from octosim import accumulate, core, data, footprint, loader, measure, methods,
 from octosim.errors import OctosimError
 from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
-from octosim.recorded import RecordedStep, Replay
+from octosim.recorded import RecordedSteps, Replay
 
 FORMAT = 1
 EPOCHS = 3  # where neither epochs nor steps are given
@@ -95,7 +95,7 @@ Batch = tuple[Array, Array]
 class Run:
     """A network with its data and optimizer, at some step.
 
-    records: whether steps that nobody observes may be recorded and made again without Python (`recorded`), where the method
+    records: whether steps that nobody observes may be recorded and made again without Python, by `recorded`, where the method
     allows it; the bits are the same.
     """
 
@@ -151,8 +151,7 @@ class Run:
         }
         self.step = 0
         self.records = False
-        self._recorded: RecordedStep | None = None
-        self._known_step = False  # whether a step has been made that could be recorded: the first one finds ranges for the next
+        self.recorded = RecordedSteps(self.network)
         self.test_accuracy: float | None = None
         self._train_labels = self.data.train_labels.astype(np.int32)
         self._test_labels = self.data.test_labels.astype(np.int32)
@@ -209,22 +208,12 @@ class Run:
         self.registers.counting, self.registers.counts = self._due(self.config.count_overflow), []
         meter = self.meter if self._due(self.config.measure) else None
         self.measures = []
-        observed = self.registers.counting or meter or self.network.method is not self.method
         try:
-            if observed or not self._recordable(len(labels)):
-                loss = self._observed(images, labels, context, numbers, tick, meter)
-            elif self._recorded:
-                try:
-                    self._recorded.make(images, labels, context, numbers, replay)
-                except core.Failed as failed:
-                    raise self._recorded.explain(failed, self.network, context) from None
-                loss = self._recorded.loss
-            elif self._known_step:
-                self._recorded = RecordedStep(self._make, images, labels, context, numbers, tick)
-                loss = self._recorded.loss
+            if meter or not self._recordable(len(labels)):
+                with self._measured(meter, (images, labels), context, numbers):
+                    loss = float(self._make(images, labels, context, numbers, tick))
             else:
-                loss = float(self._make(images, labels, context, numbers, tick))
-                self._known_step = True
+                loss = self.recorded.take(self._make, images, labels, context, numbers, tick, replay)
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
         self.overflow = [
@@ -235,9 +224,10 @@ class Run:
         return loss
 
     def _recordable(self, images: int) -> bool:
-        """Whether a step on so many images may be recorded; the last batch of an epoch may be smaller, and then it is not."""
-        exact = self.registers.accumulator == EXACT32
-        return self.records and self.method.recordable and exact and images == self.config.batch_size
+        """Whether a step on so many images may be recorded: not on the smaller batch at the end of an epoch, nor where sums are
+        counted or narrowed, or the passes observed."""
+        plain = self.registers.accumulator == EXACT32 and not self.registers.counting and self.network.method is self.method
+        return self.records and self.method.recordable and plain and images == self.config.batch_size
 
     def _make(
         self, images: Array, labels: Array, context: Context, numbers: optim.Numbers, tick: models.Tick | None
@@ -254,13 +244,14 @@ class Run:
         with np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
             return self.method.step(nodes, gradients, update, context)
 
-    def _observed(
-        self, images: Array, labels: Array, context: Context, numbers: tuple[float, ...], tick: models.Tick | None,
-        meter: measure.Meter | None,
-    ) -> float:  # fmt: skip
-        """A step that is measured, where there is a meter."""
+    @contextmanager
+    def _measured(
+        self, meter: measure.Meter | None, batch: Batch, context: Context, numbers: tuple[float, ...]
+    ) -> Iterator[None]:
+        """Around a step: measures it, where there is a meter."""
         if not meter:
-            return float(self._make(images, labels, context, numbers, tick))
+            yield
+            return
         lr, *corrections = numbers
 
         def trial(name: str, w: Array, g: Array) -> None:
@@ -268,11 +259,9 @@ class Run:
             copies = {slot: v.astype(np.float32) for slot, v in held.items()}
             self.optimizer.update(tuple(corrections), lr, self.optimizer.decay, w, g, copies)
 
-        smoothing = self.config.label_smoothing
-        with meter.step(self.network, self.registers, (images, labels), context, smoothing, trial):
-            loss = float(self._make(images, labels, context, numbers, tick))
+        with meter.step(self.network, self.registers, batch, context, self.config.label_smoothing, trial):
+            yield
         self.measures = [{"step": self.step} | row for row in meter.finish(self.network)]
-        return loss
 
     def _due(self, every: int | None) -> bool:
         """Whether the step is one of every so many."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -191,7 +192,7 @@ def test_recorded_or_not_the_same_bits(method: str, options: dict) -> None:
     first = 36 if "batch_size" in options else 1
     runs = [steps({"method": method} | options, 6, records, first) for records in (False, True)]
     assert runs[0].losses == runs[1].losses and runs[0].digest() == runs[1].digest()
-    assert runs[1]._recorded and not runs[0]._recorded
+    assert runs[1].recorded.tape and not runs[0].recorded.tape
 
 
 def test_steps_that_are_observed_are_not_replayed() -> None:
@@ -206,7 +207,7 @@ def test_steps_that_are_observed_are_not_replayed() -> None:
         for _ in range(9):
             run.train_step()
             seen.append(bool(getattr(run, found)))
-        assert seen == [False, False, True] * 3 and run._recorded and run.digest() == plain.digest()
+        assert seen == [False, False, True] * 3 and run.recorded.tape and run.digest() == plain.digest()
 
 
 def test_evaluation_between_recorded_steps() -> None:
@@ -252,8 +253,21 @@ def test_the_clock_sees_the_same_passes(method: str) -> None:
         for _ in range(count):
             clock.forget()
             step()
-        assert bool(run._recorded) and len(totals) == count
+        assert run.recorded.tape and len(totals) == count
         seen.append((set(clock.values), set(clock.parts)))
         inside = sum(values[-1] for values in clock.values.values())
         assert 0 < clock.parts["products"][-1] < inside <= totals[-1]
     assert seen[0] == seen[1]
+
+
+def test_a_run_goes_with_its_last_reference() -> None:
+    """Its memory is large: no cycle may keep it until the garbage collector comes by."""
+    gc.collect()
+    gc.disable()
+    try:
+        run = steps({}, 4, True)
+        gone = [weakref.ref(one) for one in (run, run.network.pool, run.recorded.tape)]
+        del run
+        assert [ref() for ref in gone] == [None] * 3
+    finally:
+        gc.enable()
