@@ -321,7 +321,7 @@ def _fit_products(
 ) -> tuple[list[dict[str, Any]], list[float]]:  # fmt: skip
     """Costs of products with so many threads, and ln(measured / fitted) of the layers' passes that they come from.
 
-    A layer's pass is its product, what Python does around it, and passes over memory, whose price is known.
+    A layer's pass is its product, small calls beside it, and passes over memory, whose price is known.
     best: the highest MAC/s of a core by dtype so far, of whole layers' passes.
     """
     grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float, float]]] = {}
@@ -348,7 +348,7 @@ def _in_steps(
 ) -> list[rates.PassRate]:  # fmt: skip
     """The passes as the probes' steps take them, of those that are a layer's whole pass there.
 
-    Two costs: a time for each call, which is what Python does around it with the caches full of other things, and a factor on
+    Two costs: a time for each call, which is what starting it costs with the caches full of other things, and a factor on
     the measured times, for operands that are nearer or farther than in the measurement.
     """
     found = []

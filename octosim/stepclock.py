@@ -35,7 +35,11 @@ def _keys(tape: core.Tape) -> list[tuple[Key, bool]]:
 
 class Clock:
     """Collects the time of each layer's passes: as `models.Tick` of steps that Python makes, as `recorded.Replay` of recorded
-    ones.  read: the clock, time.perf_counter or time.thread_time."""
+    ones.  read: the clock, time.perf_counter or time.thread_time.
+
+    parts: seconds of all forward and backward passes and updates; of products, and what is around them in the passes; of a
+    recorded step "python", what is not spent in its calls: Python's work, batch included (which the first layer's pass has too).
+    """
 
     def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:
         self.values: dict[Key, list[float]] = {}
@@ -80,7 +84,9 @@ class Clock:
     def end(self) -> float:
         """At the end of a step: its time."""
         took = self.read() - self._begun
+        python = None
         if self._replayed:
+            python = took - float(self._replayed[1].sum())
             self._add_calls(*self._replayed)
             self._replayed = None
         products = self.step.pop(PRODUCTS, None)
@@ -90,6 +96,8 @@ class Clock:
             passes["backward" if pass_ in ("dX", "dW") else pass_] += seconds
         if products is not None:  # of a method whose products are not its layers' there is no time
             passes |= {"products": products, "around_products": passes["forward"] + passes["backward"] - products}
+        if python is not None:
+            passes["python"] = python
         for name, seconds in passes.items():
             self.parts.setdefault(name, []).append(seconds)
         self.step.clear()

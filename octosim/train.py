@@ -226,7 +226,9 @@ class Run:
     def _recordable(self, images: int) -> bool:
         """Whether a step on so many images may be recorded: not on the smaller batch at the end of an epoch, nor where sums are
         counted or narrowed, or the passes observed."""
-        plain = self.registers.accumulator == EXACT32 and not self.registers.counting and self.network.method is self.method
+        registers = self.registers
+        plain = registers.accumulator == EXACT32 and not registers.counting and registers.seen is None
+        plain &= self.network.method is self.method
         return self.records and self.method.recordable and plain and images == self.config.batch_size
 
     def _make(
@@ -617,6 +619,7 @@ def advance_before(run: Run, step: int, progress: Callable[[int, int], None] | N
     """Takes a run's steps until `step` is the next one; progress takes the step reached and the goal."""
     if not 1 <= step <= run.steps:
         raise OctosimError(f"--step must be in 1 .. {run.steps}, the run's steps, not {step}")
+    run.records = True
     while run.step < step - 1:
         run.train_step()
         if progress:
@@ -630,7 +633,6 @@ def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> 
     if recorded is None:
         raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
     run = replay(folder)
-    run.records = True
     first: int | None = None
     expected = dict(_losses(folder))
     while run.step < run.steps:
