@@ -107,13 +107,15 @@ NARROW = {
 class _Pass:
     """A pass over memory, with its name and pass in a trace.
 
-    fresh: what the layer before has just written, and what it is to hold; the pass may write over it.
+    call: calls of the core, recorded and made again, as in a step.  fresh: what the layer before has just written, and what it
+    is to hold; the pass may write over it.  before: what Python does each time.
     """
 
     name: str
     pass_: str
     call: Call
     fresh: tuple[Array, Array] | None = None
+    before: Call | None = None
 
 
 def _passes(elements: int, channels: int) -> Iterator[_Pass]:
@@ -136,23 +138,24 @@ def _passes(elements: int, channels: int) -> Iterator[_Pass]:
     labels, lac = np.zeros(len(logits), np.int32), (ones, small, small)
     signs = np.zeros(core.sign_bytes(x.size), np.uint8)
 
-    def quantize() -> None:
-        quant.asymmetric(x, *core.value_range(x), out=codes)
-
-    def quantize_symmetric() -> None:
-        quant.symmetric(x, *core.value_range(x), out=codes)
+    def quantize(quantizer: Callable[..., Any]) -> None:
+        found = core.value_range(x)
+        quantizer(x, found.low, found.high, out=codes)
 
     def bias_gradients() -> None:
-        core.column_sums(codes)
-        core.lac_backward(core.column_sums(codes, channels).astype(np.float32), lac, 0.1)
+        sums = core.column_sums(codes, channels)
+        core.zero_term(sums, 3)
+        core.lac_backward(core.dequantize_sums(sums, zeros, 0.01), lac, 0.1)
 
     def dequantize_lac() -> None:
         core.Sums(acc, core.lac_fold(small, zeros, 0.01, lac), 0.01).array()
 
     pixels, order = np.zeros(px.shape, np.uint8), np.random.default_rng(3).permutation(images)
-    yield _Pass("images", "forward", lambda: core.images(pixels[order], 1 / 255, 0.0, out=pout))
-    yield _Pass("quantize x", "forward", quantize, values)
-    yield _Pass("PRC, quantize dY", "dW", quantize_symmetric, values)
+    batch = pixels.copy()
+    gather = _bind(np.take, pixels, order, axis=0, out=batch)
+    yield _Pass("images", "forward", _bind(core.images, batch, 1 / 255, 0.0, out=pout), before=gather)
+    yield _Pass("quantize x", "forward", _bind(quantize, quant.asymmetric), values)
+    yield _Pass("PRC, quantize dY", "dW", _bind(quantize, quant.symmetric), values)
     yield _Pass("quantize x, range known", "forward", _bind(quant.asymmetric, x, -3.0, 3.0, out=codes), values)
     yield _Pass("PRC, quantize dY, range known", "dW", _bind(quant.symmetric, x, -3.0, 3.0, out=codes), values)
     yield _Pass("dequantize, LAC", "forward", dequantize_lac, products)
@@ -196,7 +199,8 @@ def _weight_passes(elements: int) -> Iterator[_Pass]:
     update = optim.Update(optim.Sgd(lr=LR), method, Context(True, 1, 1), LR, (), [node], slots)
 
     def quantize() -> None:
-        quant.symmetric(w, *core.value_range(w), out=codes)
+        found = core.value_range(w)
+        quant.symmetric(w, found.low, found.high, out=codes)
 
     yield _Pass("quantize w", "forward", quantize)
     yield _Pass("quantize w, range known", "forward", _bind(quant.symmetric, w, -3.0, 3.0, out=codes))
@@ -221,21 +225,29 @@ def _time(call: Call, samples: list[float], clock: Callable[[], float]) -> None:
 
 
 def _in_turn(passes: Sequence[_Pass], clock: Callable[[], float], traffic: int) -> list[float]:
-    """The median times of passes that are made one after the other, SWEEPS times after one that does not count.
+    """The median times of passes that are made one after the other, SWEEPS times.
 
     traffic: bytes that pass through the caches between two calls, before what is fresh is written.
     """
     a, b, c = (np.zeros(max(16, traffic // 12), np.float32) for _ in range(3))
+    tapes = [core.Tape() for _ in passes]
+    for one, tape in zip(passes, tapes, strict=True):
+        with tape.recording():
+            one.call()
     samples: list[list[float]] = [[] for _ in passes]
-    for _ in range(SWEEPS + 1):
-        for one, some in zip(passes, samples, strict=True):
+    for _ in range(SWEEPS):
+        for one, tape, some in zip(passes, tapes, samples, strict=True):
             core.stream_triad(a, b, c, 3.0)
             if one.fresh:
                 np.copyto(*one.fresh)
-            before = clock()
-            one.call()
-            some.append(clock() - before)
-    return [statistics.median(some[1:]) for some in samples]
+            begun = clock()
+            if one.before:
+                one.before()
+            before = clock() - begun if one.before else 0.0
+            seconds = tape.replay(core.CLOCKS[clock])
+            assert seconds is not None
+            some.append(before + float(seconds.sum()))
+    return [statistics.median(some) for some in samples]
 
 
 @dataclass(frozen=True)

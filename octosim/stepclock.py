@@ -37,8 +37,9 @@ class Clock:
     """Collects the time of each layer's passes: as `models.Tick` of steps that Python makes, as `recorded.Replay` of recorded
     ones.  read: the clock, time.perf_counter or time.thread_time.
 
-    parts: seconds of all forward and backward passes and updates; of products, and what is around them in the passes; of a
-    recorded step "python", what is not spent in its calls: Python's work, batch included (which the first layer's pass has too).
+    parts: seconds of all forward and backward passes and updates; of products, and what is around them in the passes; of
+    making the batch; and of a recorded step "python", what is spent neither in its calls nor for the batch.  What comes before
+    the first layer's pass is counted with that pass, too.
     """
 
     def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:
@@ -47,7 +48,7 @@ class Clock:
         self.last = 0.0
         self.step: dict[Key, float] = {}
         self.parts: dict[str, list[float]] = {}
-        self._begun = 0.0
+        self._begun = self._batch = 0.0
         self._replayed: tuple[core.Tape, Array, float] | None = None  # with what came before it
         self._tape: core.Tape | None = None
         self._keys: list[tuple[Key, bool]] = []  # of its calls
@@ -55,6 +56,10 @@ class Clock:
     def begin(self) -> None:
         """At the beginning of a step."""
         self._begun = self.last = self.read()
+
+    def has_batch(self) -> None:
+        """When the batch is there."""
+        self._batch = self.read() - self._begun
 
     def __call__(self, layer: str, pass_: str) -> None:
         now = self.read()
@@ -86,7 +91,7 @@ class Clock:
         took = self.read() - self._begun
         python = None
         if self._replayed:
-            python = took - float(self._replayed[1].sum())
+            python = took - self._batch - float(self._replayed[1].sum())
             self._add_calls(*self._replayed)
             self._replayed = None
         products = self.step.pop(PRODUCTS, None)
@@ -96,8 +101,7 @@ class Clock:
             passes["backward" if pass_ in ("dX", "dW") else pass_] += seconds
         if products is not None:  # of a method whose products are not its layers' there is no time
             passes |= {"products": products, "around_products": passes["forward"] + passes["backward"] - products}
-        if python is not None:
-            passes["python"] = python
+        passes |= {"batch": self._batch} | ({"python": python} if python is not None else {})
         for name, seconds in passes.items():
             self.parts.setdefault(name, []).append(seconds)
         self.step.clear()
@@ -149,7 +153,9 @@ def stepper(run: Run, clock: Clock, totals: list[float]) -> Callable[[], None]:
         if run.step >= run.steps_per_epoch:
             run.step = 0
         clock.begin()
-        run.train_step(clock, replay=clock.replay)
+        batch = run.batch(run.step + 1)
+        clock.has_batch()
+        run.train_step(clock, batch, clock.replay)
         totals.append(clock.end())
 
     run.records = True

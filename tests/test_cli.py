@@ -185,7 +185,7 @@ def test_bench_of_a_method_with_products_of_its_own() -> None:
     """jetfire's are not its layers': they are not told apart, and nothing is made up."""
     done = octosim("bench", "--model", "mlp", "--method", "jetfire", "--batch-size", "8", "--seconds", "0.05", "--json")
     record = json.loads(done.stdout)
-    assert set(record["parts"]) == {"forward", "backward", "update"}
+    assert set(record["parts"]) == {"forward", "backward", "update", "batch"}
     assert set(record["fp32"]["parts"]) == {*record["parts"], "products", "around_products", "python"}
 
 

@@ -129,8 +129,7 @@ Training steps of octosim's own models, predicted from a profile that `octosim p
     python tools/validate_host.py measure --threads {threads} -o measured.jsonl
     python tools/validate_host.py compare --profile this-machine.toml --write measured.jsonl
 
-(`measure` some models at a time, with `--models`, while other programs on the machine were stopped; each step once to
-three times, and the calibration once more, as others had run meanwhile all the same.)
+(with nothing else running; each step once).
 
 The profile: {source}. Layers' passes lie within {spread} % of the fitted costs (one standard deviation). With one thread the
 thread's own time counts, with more the wall clock's.
