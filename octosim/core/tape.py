@@ -52,11 +52,12 @@ class Tape:
         """Calls into C that this thread makes inside are made and recorded."""
         if call.recorder is not None:
             raise CoreError("a step is being recorded already")
-        functions, thread = dict(vars(lib)), threading.get_ident()
+        functions = dict(vars(lib))
+        self._thread = threading.get_ident()
         for name, function in functions.items():
             number = lib.octo_function(name.encode()) if callable(function) else -1
             if number >= 0:
-                setattr(lib, name, self._recorder(name, number, function, thread))
+                setattr(lib, name, self._recorder(name, number, function))
         call.recorder = self
         try:
             yield
@@ -76,16 +77,18 @@ class Tape:
 
     def keep(self, array: Array) -> None:
         """Holds an array's memory: of a pool's the block, whose other arrays come and go while the step is recorded."""
+        if threading.get_ident() != self._thread:
+            return
         while isinstance(array.base, np.ndarray):
             array = array.base
         held = array.pin() if isinstance(array, Lease) else array
         self._held[id(held)] = held
 
-    def _recorder(self, name: str, number: int, function: Callable[..., int], thread: int) -> Callable[..., int]:
+    def _recorder(self, name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:
         parameters = ffi.typeof(function).args
 
         def record(*arguments: Any) -> int:
-            if threading.get_ident() != thread:
+            if threading.get_ident() != self._thread:
                 return function(*arguments)
             indirect, values = 0, []
             for i, (kind, argument) in enumerate(zip(parameters, arguments, strict=True)):
