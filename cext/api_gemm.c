@@ -252,10 +252,11 @@ static struct reach reach_of_all(int64_t count, int64_t kernel, int64_t stride, 
 
 /* The product of windows of images, `width` pixels of `n` columns each line, laid out at dx: line y of it becomes line
  * y * stride + residue of an image of `lines` lines of `row` elements.  Some images at a time, through memory that stays in the
- * cache. */
+ * cache, but rows enough to be worth the packing of b. */
 static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t residue, int64_t stride, int64_t lines, int64_t row, char *dx,
                          int element) {
-    int64_t pixels = job->a.width * job->a.height, some = octo_max(1, 65536 / (pixels * job->n)), slices = octo_min(batch, octo_threads());
+    int64_t pixels = job->a.width * job->a.height, slices = octo_min(batch, octo_threads());
+    int64_t some = octo_max(1, octo_max(65536 / (pixels * job->n), 384 / pixels));
     int failed = 0;
     OCTO_PARALLEL(i, slices) {
         struct octo_job part = *job;
@@ -277,10 +278,28 @@ static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t resi
     return packing_status(failed, "matrix product");
 }
 
+/* How many of `rows` lines o of dX, from `first` on, see the same lines of dY, o + low .. o + high of those in 0 .. lines - 1: all that
+ * see none beyond, or one.  seen: what the first of them sees. */
+static int64_t lines_alike(int64_t first, int64_t rows, int64_t low, int64_t high, int64_t lines, int64_t seen[2]) {
+    seen[0] = octo_max(first + low, 0), seen[1] = octo_min(first + high, lines - 1);
+    return first + low >= 0 && first + high < lines ? octo_min(rows - first, lines - high - first) : 1;
+}
+
+/* Whether leaving out the lines of padding saves an eighth of the products.  float32's blocks of k must stay what they are. */
+static int worth_cutting(int64_t rows, int64_t low, int64_t high, int64_t lines, int64_t length, int element) {
+    int64_t all = rows * (high - low + 1), seen[2], needed = 0;
+    for (int64_t o = 0; o < rows; o++) {
+        lines_alike(o, rows, low, high, lines, seen);
+        needed += octo_max(0, seen[1] - seen[0] + 1);
+    }
+    return needed * 8 <= all * 7 && (element == 1 || length % OCTO_BLOCK_F32 == 0);
+}
+
 /* dX is a stride-1 convolution of dY, padded, with the kernel turned by 180 degrees and filters and channels exchanged.  With a
  * stride, pixels of dX that have the same residues modulo the stride see the same taps: for each residue of rows one product,
  * whose columns are the channels of `stride_w` neighbours (or more), with zeros for the taps that one of them sees and another not.
- * float32: k counts these taps, zeros included. */
+ * float32: k counts these taps, zeros included.  Lines of dX near the border see lines of padding; where that is much, they have
+ * products of their own without it, which adds no more than zeros. */
 static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
     int status = octo_check_conv(g);
     if (status) return status;
@@ -319,14 +338,25 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
                 }
             }
         }
-        struct octo_job job = {.m = g->batch * rows * cols, .n = n, .b_k = n, .b_n = 1, .ldc = n, .b = turned, .c = dx};
-        job.a = (struct octo_rows){.base = (const char *)dy + ((of.low + top) * width + across.low + left) * g->filters * element,
-                                   .end = (const char *)dy + g->batch * height * width * g->filters * element,
-                                   .width = cols, .height = rows, .x_stride = steps * g->filters, .y_stride = width * g->filters,
-                                   .image_stride = height * width * g->filters, .segments = of.count,
-                                   .length = span * g->filters, .segment_stride = width * g->filters};
-        if (g->stride_h == 1 && g->width % block == 0) status = run_sliced(&job, element);
-        else status = scatter_lines(&job, g->batch, r, g->stride_h, g->height, line, dx, element);
+        int64_t lines = octo_out_height(g), length = span * g->filters, seen[2] = {of.low, of.high};
+        int cut = worth_cutting(rows, of.low, of.high, lines, length, element);
+        for (int64_t o = 0, some = rows; o < rows && !status; o += some) {
+            if (cut) some = lines_alike(o, rows, of.low, of.high, lines, seen);
+            if (seen[0] > seen[1]) {
+                for (int64_t i = 0; i < g->batch && o * g->stride_h + r < g->height; i++)
+                    memset((char *)dx + (i * g->height + o * g->stride_h + r) * line * 4, 0, (size_t)line * 4);
+                continue;
+            }
+            struct octo_job job = {.m = g->batch * some * cols, .n = n, .b_k = n, .b_n = 1, .ldc = n, .c = dx,
+                                   .b = turned + (seen[0] - o - of.low) * length * n * element};
+            job.a = (struct octo_rows){.base = (const char *)dy + ((seen[0] + top) * width + across.low + left) * g->filters * element,
+                                       .end = (const char *)dy + g->batch * height * width * g->filters * element,
+                                       .width = cols, .height = some, .x_stride = steps * g->filters, .y_stride = width * g->filters,
+                                       .image_stride = height * width * g->filters, .segments = seen[1] - seen[0] + 1,
+                                       .length = length, .segment_stride = width * g->filters};
+            if (g->stride_h == 1 && g->width % block == 0 && !cut) status = run_sliced(&job, element);
+            else status = scatter_lines(&job, g->batch, o * g->stride_h + r, g->stride_h, g->height, line, dx, element);
+        }
     }
     return status;
 }

@@ -167,6 +167,25 @@ def float_operands(g: core.Conv) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
+    "g",
+    [
+        core.Conv(3, 6, 6, 5, 256, 3, 3), core.Conv(2, 7, 9, 3, 512, 3, 3, 1, 1), core.Conv(3, 8, 5, 20, 64, 4, 4),
+        core.Conv(2, 5, 5, 2, 100, 3, 3), core.Conv(1, 12, 4, 9, 256, 5, 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_float32_input_gradients_sum_all_taps_in_order(kernels: str, g: core.Conv) -> None:
+    """Those in the padding too, in blocks of 256: what is left out near the border may change no bit."""
+    _, w, dy = float_operands(g)
+    wide = [(0, 0), (g.kernel_h - 1 - g.pad,) * 2, (g.kernel_w - 1 - g.pad,) * 2, (0, 0)]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(dy, wide), (g.kernel_h, g.kernel_w), (1, 2))
+    left = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, g.kernel_h * g.kernel_w * g.filters)
+    right = w[:, ::-1, ::-1].transpose(1, 2, 0, 3).reshape(-1, g.channels)
+    expected = oracle.gemm_f32(np.ascontiguousarray(left), np.ascontiguousarray(right)).reshape(g.x_shape)
+    assert core.conv_input_grad(g, dy, w).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
     "g", [*GEOMETRIES, core.Conv(20, 24, 24, 3, 10, 5, 5), core.Conv(8, 14, 14, 32, 40, 3, 3, 1, 1)], ids=str
 )
 def test_float32_convolution_is_the_same_everywhere_and_right(each_isa: list[tuple[str, int]], g: core.Conv) -> None:
