@@ -18,6 +18,8 @@ from octosim.trace import DTYPE_BYTES, Op
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 FEATURES = ("us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result")
+LINES_CUT, BLOCK_OF_SUMS = 7 / 8, 256
+"""A dX leaves out lines of padding where so much is left, in float32 if a line's K is a multiple of the blocks of its sums."""
 BLOCK = {"int8": 16, "float32": 8}
 """Columns of a result that a kernel computes at once: narrower results take as long."""
 
@@ -27,9 +29,9 @@ class ProductRate(Frozen):
 
     M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs.  Of a convolution's dX that of the convolution
     of dY that it is: for each residue of X's rows modulo the stride a product whose columns are the channels of as many
-    neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x filters.  Of its dW in float32 the
-    transposed one, M = weights of a filter.  Of depthwise convolutions left counts the outputs of one channel, result those
-    of all.
+    neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x filters.  Rows count by the part of K
+    that is no padding where the product leaves that out (worth_cutting in api_gemm.c).  Of its dW in float32 the transposed
+    one, M = weights of a filter.  Of depthwise convolutions left counts the outputs of one channel, result those of all.
     """
 
     kind: Literal["convolution", "linear", "depthwise"]
@@ -94,7 +96,11 @@ def features(op: Op) -> tuple[float, float, float, float, float]:
         (height, width), stride = op.kernel, op.stride
         channels = n // (height * width)
         pixels = op.writes / DTYPE_BYTES["int32"] / channels
-        m, k, n = pixels / stride**2, k * (height * ((width - 1) // stride + 1)), channels * stride
+        taps = (width - 1) // stride + 1
+        seen = math.sqrt(m * stride**2 / pixels)  # lines of dY for each of X, of square images
+        if seen > LINES_CUT or op.dtype != "int8" and k * taps % BLOCK_OF_SUMS:
+            seen = 1.0
+        m, k, n = seen * pixels / stride**2, k * height * taps, channels * stride
     elif kind == "convolution" and op.pass_ == "dW" and op.dtype != "int8":
         m, n = n, m
     block = BLOCK["int8" if op.dtype == "int8" else "float32"]

@@ -59,9 +59,17 @@ def test_dx_of_a_convolution_is_products_of_dy(kernel, stride, taps):
     """5 filters, 4 channels, images of 8 x 6.  With stride 2, of the rows of X with one residue: a product with the columns of
     two neighbours; 3 x 3: of one row of taps and of two, 2 taps wide."""
     pixels = 3 * 8 * 6
-    op = gemm(77, 5, kernel**2 * 4, "dX", kernel=(kernel, kernel), stride=stride, writes=4 * 4 * pixels)
+    op = gemm(pixels // stride**2, 5, kernel**2 * 4, "dX", kernel=(kernel, kernel), stride=stride, writes=4 * 4 * pixels)
     m, k, n = pixels / stride**2, 5 * taps, 4 * stride
     assert rates.features(op) == pytest.approx((1, m * k * 16e-6, m * k * 1e-6, k * n * 1e-6, m * n * 1e-6))
+
+
+@pytest.mark.parametrize("dtype, filters, share", [("int8", 5, 6 / 8), ("float32", 256, 6 / 8), ("float32", 5, 1)])
+def test_dx_of_an_unpadded_convolution_leaves_out_lines_of_padding(dtype, filters, share):
+    """Images of 8 x 8, dY of 6 x 6: 18 of 24 pairs of a line of X and one of dY; float32 where its sums' blocks allow it."""
+    op = gemm(3 * 36, filters, 9 * 16, "dX", dtype=dtype, kernel=(3, 3), writes=4 * 16 * 3 * 64)
+    assert rates.features(op)[1] == pytest.approx(share * 3 * 64 * 9 * filters * 16e-6)
+    assert rates.features(replace(op, shape=(3 * 60, filters, 9 * 16)))[1] == pytest.approx(3 * 64 * 9 * filters * 16e-6)
 
 
 def test_stride_2_saves_two_thirds_of_the_macs_of_dx():
