@@ -29,8 +29,8 @@ class ProductRate(Frozen):
 
     M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs.  Of a convolution's dX that of the convolution
     of dY that it is: for each residue of X's rows modulo the stride a product whose columns are the channels of as many
-    neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x filters.  Rows count by the part of K
-    that is no padding where the product leaves that out (worth_cutting in api_gemm.c).  Of its dW in float32 the transposed
+    neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x filters.  Rows count by the part of
+    K that is no padding where the product leaves that out (worth_cutting in api_gemm.c).  Of its dW in float32 the transposed
     one, M = weights of a filter.  Of depthwise convolutions left counts the outputs of one channel, result those of all.
     """
 

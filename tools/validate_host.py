@@ -129,7 +129,8 @@ Training steps of octosim's own models, predicted from a profile that `octosim p
     python tools/validate_host.py measure --threads {threads} -o measured.jsonl
     python tools/validate_host.py compare --profile this-machine.toml --write measured.jsonl
 
-(with nothing else running; each step once).
+(each step once to three times, and the calibration three times, as guests of the same host came and went: steps of two threads
+took up to twice as long at times).
 
 The profile: {source}. Layers' passes lie within {spread} % of the fitted costs (one standard deviation). With one thread the
 thread's own time counts, with more the wall clock's.
