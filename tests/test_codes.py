@@ -103,6 +103,75 @@ def test_scales_are_rounded_to_float32(value: float) -> None:
     assert found == expected or math.isnan(value) and math.isnan(found)
 
 
+def _rounded(value: float) -> float:
+    with np.errstate(over="ignore", under="ignore"):
+        return float(F(value))
+
+
+def _inverse(scale: float) -> float:
+    return _rounded(1 / scale) if scale > 1e-38 else 0.0
+
+
+SIZES = [st.floats(-limit, limit, width=32) for limit in (2.0**127, 2.0, 2.0**-120)]
+ENDS = st.tuples(*[st.one_of(SIZES)] * 2)
+
+
+@given(ENDS.map(sorted), st.sampled_from([1.0, 0.95, 0.3, 2.0**-149]))
+@example([-1.0, 1.0], 0.95)
+@example([0.0, 0.0], 1.0)
+def test_symmetric_codes_are_those_of_the_formula(ends: list[float], share: float) -> None:
+    """In double, rounded where octosim.h says so; round() is half to even."""
+    low, high = (share * end for end in ends)
+    found = core.symmetric_codes(*ends, share)
+    scale = _rounded(max(abs(low), abs(high)) / 127)
+    inverse = _inverse(scale)
+    codes = [max(-127, min(127, round(_rounded(_rounded(end) * inverse)))) for end in (low, high)]
+    assert [float(found.scale), float(found.inverse), int(found.zero)] == [scale, inverse, 0]
+    assert [int(found.low), int(found.high)] == codes
+
+
+@given(ENDS.map(sorted))
+@example([0.0, 0.0])
+@example([3.0, 5.0])
+@example([-7.0, -2.0])
+def test_asymmetric_codes_are_those_of_the_formula(ends: list[float]) -> None:
+    low, high = min(ends[0], 0.0), max(ends[1], 0.0)
+    found = core.asymmetric_codes(*ends)
+    scale = _rounded((high - low) / 254)
+    inverse = _inverse(scale)
+    zero = max(-127, min(127, round(-127 - low * inverse))) if inverse else 0
+    assert [float(found.scale), float(found.inverse), int(found.zero)] == [scale, inverse, zero]
+    assert [int(found.low), int(found.high)] == [-127, 127]
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=40), st.integers(-128, 127))
+def test_zero_term_is_modulo_2_to_the_32(sums: list[int], zero: int) -> None:
+    expected = np.array([-zero * value for value in sums], np.int64).astype(np.int32)
+    assert np.array_equal(core.zero_term(np.array(sums, np.int32), zero), expected)
+
+
+@given(st.lists(ENDS.map(sorted), min_size=1, max_size=5))
+def test_ranges_follow_and_join(all_ends: list[list[float]]) -> None:
+    ranges = [core.Range(*ends) for ends in all_ends]
+    lows, highs = zip(*all_ends, strict=True)
+    out = core.Range(9, 9)
+    assert core.join_ranges(ranges, out) is out and tuple(out) == (min(lows), max(highs))
+    running, expected = np.zeros(2, F), np.zeros(2, F)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for one, ends in zip(ranges, all_ends, strict=True):
+            core.follow_range(running, one, 0.1)
+            now = np.array(ends, F)
+            expected = expected + F(0.1) * (now - expected) if expected.any() else now
+            assert running.tobytes() == expected.astype(F).tobytes() or not np.isfinite(expected).all()
+
+
+def test_copy() -> None:
+    for size in (1, 5, 16384, 40001):
+        x = np.random.default_rng(size).normal(size=size).astype(F)
+        out = np.zeros_like(x)
+        assert core.copy(x, out=out) is out and np.array_equal(out, x)
+
+
 @given(st.floats(-3e38, 3e38), st.floats(-3e38, 3e38), st.floats(-1.5, 1.5))
 def test_symmetric_clips_to_the_range_then_rounds(a: float, b: float, middle: float) -> None:
     low, high = min(a, b), max(a, b)
