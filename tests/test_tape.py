@@ -106,17 +106,20 @@ def test_memory_stays_as_long_as_the_tape() -> None:
         third = core.add(second, x, out=pool.empty(x.shape, F))[0]  # where the first was
         small = core.column_sums(np.ones((3, 4), F))
         core.affine(np.ones((2, 4), F), small, small)
+        sums = core.Sums(np.full(x.shape, 3, np.int32)[None], np.zeros(x.size, np.int32), 0.25)
+        third = core.add(third[None], sums)[0][0]
         core.copy(third, out=results)
     held = pool.held
-    del second, third, small
+    del second, third, small, sums
     pool.trim()
     assert pool.used == 0 and pool.held == held > 0, "free, but not given back"
     for _ in range(20):
         pool.empty(x.shape, F).fill(np.nan)
         gc.collect()
         np.full(40000, np.nan, F)
+        [core.scalar(float("nan")) for _ in range(1000)]
     results[:] = 0
-    assert tape.replay() is None and np.array_equal(results, 4 * x)
+    assert tape.replay() is None and np.array_equal(results, 4 * x + F(0.75))
 
 
 def test_every_call_has_a_number() -> None:

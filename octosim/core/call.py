@@ -55,8 +55,8 @@ def ok(status: int) -> None:
 class Recorder(Protocol):
     """What `tape.Tape` does while it records."""
 
-    def keep(self, array: Array) -> None:
-        """An array whose memory a call is about to be given."""
+    def keep(self, array: Array | Scalar) -> None:
+        """An array or a number whose memory a call is about to be given, by a pointer of its own or inside a struct."""
 
 
 recorder: Recorder | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from octosim.core import call
 from octosim.core.call import (
     F32,
     S8,
@@ -358,7 +359,10 @@ def tensor(name: str, x: Values, shape: tuple[int, ...] | None = None, *, by_row
     if isinstance(x, Sums):
         if x.by_rows != by_rows:
             raise CoreError(f"{name}: sums need one addend for each {'row' if by_rows else 'column'}")
-        made.sums, made.scale = pointer(name, x.acc, S32, shape), x.scale.at  # type: ignore[union-attr]
+        scale = scalar(x.scale)
+        made.sums, made.scale = pointer(name, x.acc, S32, shape), scale.at
+        if call.recorder is not None:
+            call.recorder.keep(scale)
         made.add = pointer("add", x.add, S32, x.acc.shape[:1] if by_rows else x.acc.shape[-1:])
     else:
         made.values = pointer(name, x, F32, shape)

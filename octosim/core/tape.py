@@ -75,9 +75,13 @@ class Tape:
         """Says what the calls since the last mark belong to; may be given as `models.Tick`."""
         self.marks.append((len(self.names), key))
 
-    def keep(self, array: Array) -> None:
-        """Holds an array's memory: of a pool's the block, whose other arrays come and go while the step is recorded."""
+    def keep(self, array: Array | Scalar) -> None:
+        """Holds memory that a call is about to be given: of an array of a pool its block, whose other arrays come and go while
+        the step is recorded."""
         if threading.get_ident() != self._thread:
+            return
+        if isinstance(array, Scalar):
+            self._kept.append(array)
             return
         while isinstance(array.base, np.ndarray):
             array = array.base
