@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,21 @@ def train_all(
                 tell(state)
             tell(None)
             time.sleep(POLL_S)
+    except _closed():  # the scheduler went away while runs were handed out
+        for state in futures.values():
+            state.state = "interrupted"
     finally:
-        client.cancel(list(futures), force=True)
+        with suppress(_closed()):  # it went away: there is nothing to cancel
+            client.cancel(list(futures), force=True)
         client.close(timeout=5)
+
+
+def _closed() -> type[Exception]:
+    """What Dask raises where something is asked of a client whose scheduler is gone."""
+    import distributed
+
+    error: type[Exception] = distributed.client.ClosedClientError
+    return error
 
 
 def _take(future: Any, state: study.State, folder: Path) -> None:

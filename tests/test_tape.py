@@ -113,9 +113,9 @@ def test_memory_stays_as_long_as_the_tape() -> None:
     del second, third, small, sums
     pool.trim()
     assert pool.used == 0 and pool.held == held > 0, "free, but not given back"
+    gc.collect()
     for _ in range(20):
         pool.empty(x.shape, F).fill(np.nan)
-        gc.collect()
         np.full(40000, np.nan, F)
         [core.scalar(float("nan")) for _ in range(1000)]
     results[:] = 0
