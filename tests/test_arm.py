@@ -72,13 +72,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.mark.parametrize(("cpu", "flags"), [(cpu, "-O3 -fno-math-errno") for cpu in CPUS])
 def test_checkasm(cpu: str, flags: str, compiled: Callable[..., Path]) -> None:
     """Every kernel that the processor can run equals ref; dispatch goes by the processor's features."""
-    check(cpu, compiled("-static", "-Wall", "-Wextra", *flags.split()), "--rounds", "24", "--seed", "6")
+    check(cpu, compiled("-static", "-Wall", "-Wextra", *flags.split()), "--rounds", "16", "--seed", "6")
 
 
 def test_sanitizers(compiled: Callable[..., Path]) -> None:
     """Reads and writes beyond operands, undefined behaviour; the largest processor runs every row."""
     program = compiled("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover")
-    check("max", program, "--rounds", "12", "--seed", "7")
+    check("max", program, "--rounds", "8", "--seed", "7")
 
 
 def test_no_fused_multiply_add(compiled: Callable[..., Path]) -> None:

@@ -20,6 +20,10 @@ cc=$(command -v aarch64-linux-gnu-gcc) || unavailable "no aarch64-linux-gnu-gcc 
 qemu=$(command -v qemu-aarch64 || command -v qemu-aarch64-static) || unavailable "no qemu-aarch64 (package qemu-user)"
 for tool in apt-get dpkg; do command -v "$tool" >/dev/null || unavailable "no $tool"; done
 
+mkdir -p "$dir"
+exec 9>"$dir/lock" # others that want the same folder wait here
+flock 9
+
 # 1. The interpreter, once.
 if [ ! -e "$dir/root/complete" ]; then
     rm -rf "$dir/root" "$dir/apt"
@@ -66,7 +70,9 @@ if [ ! -e "$dir/site/complete" ]; then
     touch "$dir/site/complete"
 fi
 
-# 3. octosim, every time: the package's files and _core for the limited API, with the flags of build_ffi.py.
+# 3. octosim, where its files are others now: the package's and _core for the limited API, with the flags of build_ffi.py.
+files=$(cd "$here" && find octosim cext pyproject.toml -type f ! -name '*.so' ! -name '*.pyc' -exec sha256sum {} + | sort | sha256sum)
+if [ "$files" != "$(cat "$dir/octosim/complete" 2>/dev/null)" ]; then
 rm -rf "$dir/octosim" && mkdir -p "$dir/octosim"
 (cd "$here" && find octosim -type f ! -name '*.so' ! -name '*.pyc' -exec cp --parents -t "$dir/octosim" {} +)
 flags=$(cd "$here" && "$python" - "$dir/octosim" <<'END'
@@ -98,3 +104,5 @@ export PYTHONPATH="$dir/octosim:$dir/site" PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEP
 exec "$qemu" -L "$dir/root" "$dir/root/usr/bin/python$version" "\$@"
 END
 chmod +x "$dir/python"
+echo "$files" >"$dir/octosim/complete"
+fi
