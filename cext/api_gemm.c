@@ -319,12 +319,6 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
     if (!turned || !dy) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the gradient");
     for (int64_t r = 0; r < g->stride_h && !status; r++) {
         struct reach of = reach(r, g->kernel_h, g->stride_h, g->pad_h);
-        if (!of.count) {
-            for (int64_t y = 0; y < g->batch * rows; y++)
-                if (y % rows * g->stride_h + r < g->height)
-                    memset((char *)dx + (y / rows * g->height + y % rows * g->stride_h + r) * line * 4, 0, (size_t)line * 4);
-            continue;
-        }
         OCTO_PARALLEL(t, of.count * span) {
             int64_t kh = of.first + (of.count - 1 - t / span) * g->stride_h;
             for (int64_t c = 0; c < block; c++) {
@@ -342,9 +336,10 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
         int cut = worth_cutting(rows, of.low, of.high, lines, length, element);
         for (int64_t o = 0, some = rows; o < rows && !status; o += some) {
             if (cut) some = lines_alike(o, rows, of.low, of.high, lines, seen);
-            if (seen[0] > seen[1]) {
-                for (int64_t i = 0; i < g->batch && o * g->stride_h + r < g->height; i++)
-                    memset((char *)dx + (i * g->height + o * g->stride_h + r) * line * 4, 0, (size_t)line * 4);
+            if (seen[0] > seen[1]) { /* no tap reaches them */
+                for (int64_t i = 0; i < g->batch; i++)
+                    for (int64_t y = o * g->stride_h + r; y < octo_min((o + some) * g->stride_h, g->height); y += g->stride_h)
+                        memset((char *)dx + (i * g->height + y) * line * 4, 0, (size_t)line * 4);
                 continue;
             }
             struct octo_job job = {.m = g->batch * some * cols, .n = n, .b_k = n, .b_n = 1, .ldc = n, .c = dx,

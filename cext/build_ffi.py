@@ -75,12 +75,12 @@ int octo_replay(int64_t count, const octo_call *calls, int clock, double *second
 
 def replay(declared: str) -> str:
     """octo_replay and what it calls: for each function with a status, one that takes its arguments from an octo_call."""
-    calls, rows = [], []
+    calls, rows, most = [], [], int(re.search(r"OCTO_ARGUMENTS = (\d+)", declared)[1])
     for name, listed in re.findall(r"^int (octo_\w+)\(([^)]*)\);", declared, re.MULTILINE):
         if listed == "void" or name in ("octo_replay", "octo_function"):
             continue
         types = ["*" if "*" in each else each.split()[-2] for each in listed.split(",")]
-        assert len(types) <= 16, f"{name} has more parameters than an octo_call holds"  # OCTO_ARGUMENTS
+        assert len(types) <= most, f"{name} has more parameters than an octo_call holds"
         taken = ", ".join(ARGUMENT[kind] % at for at, kind in enumerate(types))
         calls.append(f"static int call_{name}(const octo_call *c) {{ return {name}({taken}); }}")
         rows.append(f'    {{"{name}", call_{name}}},')

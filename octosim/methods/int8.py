@@ -113,11 +113,15 @@ def weight_sums(node: Node, dy: QTensor, add: Array) -> core.Sums | core.RowSums
     return core.Sums(acc, add, scale, by_rows=True)
 
 
+def real(sums: Array, codes: QTensor) -> Array:
+    """float32 values of sums of codes with zero point 0."""
+    return core.dequantize_sums(sums, np.zeros_like(sums), codes.s)
+
+
 def weight_grad(node: Node, dy: QTensor) -> None:
     """dW = (sum q_dy q_x) S_dy S_x, db = S_dy sum q_dy."""
-    none = np.zeros(len(node.params["w"]), np.int32)
-    node.grads["w"] = weight_sums(node, dy, none)
-    node.grads["b"] = core.dequantize_sums(core.column_sums(dy.q), none, dy.s)
+    node.grads["w"] = weight_sums(node, dy, np.zeros(len(node.params["w"]), np.int32))
+    node.grads["b"] = real(core.column_sums(dy.q), dy)
 
 
 def input_grad(node: Node, dy: QTensor) -> core.Sums:

@@ -208,7 +208,7 @@ class Octo(Method):
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         qx, sums = node.saved["x"], core.column_sums(error.q)
         node.grads["w"] = int8.weight_sums(node, error, self._zero_term(sums, qx))
-        node.grads["b"] = core.dequantize_sums(sums, np.zeros_like(sums), error.s)
+        each = node.grads["b"] = int8.real(sums, error)
         lac = self._compensation(node, len(error.q), context)
         if lac and self.lac == "sample":
             each = core.dequantize(error.q, error.s)
@@ -216,9 +216,8 @@ class Octo(Method):
         elif lac and node.still.issuperset(COMPENSATION):  # batch normalization subtracts it, as it does the bias
             node.grads.update((name, np.zeros_like(value)) for name, value in zip(COMPENSATION, lac, strict=True))
         elif lac:
-            if sums.size != lac[0].size:
-                sums = core.column_sums(error.q, lac[0].size)
-            each = core.dequantize_sums(sums, np.zeros_like(sums), error.s)
+            if each.size != lac[0].size:
+                each = int8.real(core.column_sums(error.q, lac[0].size), error)
             made = core.lac_backward(each.reshape(lac[0].shape), lac, self.lac_decay)
             node.grads.update(zip(COMPENSATION, made, strict=True))
 
