@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -25,8 +26,6 @@ if _quiet:
 
 Array = np.ndarray[Any, Any]
 ffi = _core.ffi
-lib = SimpleNamespace(**{name: getattr(_core.lib, name) for name in dir(_core.lib)})
-"""The C functions and constants; while a tape records, the functions are ones that tell it too."""
 
 
 class CoreError(OctosimError):
@@ -37,6 +36,53 @@ class NotFiniteError(CoreError):
     """A float32 array holds a NaN or an infinity where a number is needed."""
 
 
+# ---- calls --------------------------------------------------
+
+
+class Recorder(Protocol):
+    """What `tape.Tape` does while it records."""
+
+    def keep(self, array: Array | Scalar) -> None:
+        """An array or a number whose memory a call is about to be given, by a pointer of its own or inside a struct."""
+
+    def call(self, name: str, number: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+        """Makes a call and records it."""
+
+
+class _Here(threading.local):
+    """What belongs to the calling thread.  recorder: the tape that records its calls, if one does."""
+
+    recorder: Recorder | None = None
+
+
+here = _Here()
+
+
+def _recordable(name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:
+    """A C function that tells the calling thread's recorder; CoreError for a number that no C type of its parameter holds."""
+
+    def invoke(*arguments: Any) -> int:
+        try:
+            if here.recorder is not None:
+                return here.recorder.call(name, number, function, arguments)
+            return function(*arguments)
+        except (OverflowError, TypeError) as error:
+            raise CoreError(f"{name.removeprefix('octo_')}: {error}") from None
+
+    return invoke
+
+
+def _library() -> SimpleNamespace:
+    """The C functions and constants.  Functions with a number by octo_function can be recorded."""
+    members = {name: getattr(_core.lib, name) for name in dir(_core.lib)}
+    for name, member in members.items():
+        number = _core.lib.octo_function(name.encode()) if callable(member) else -1
+        if number >= 0:
+            members[name] = _recordable(name, number, member)
+    return SimpleNamespace(**members)
+
+
+lib = _library()
 _ERRORS = {lib.OCTO_EFINITE: NotFiniteError}
 C_TYPES = {np.dtype(k): f"{v}[]" for k, v in {
     "int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "uint32": "uint32_t", "float32": "float"}.items()}  # fmt: skip
@@ -52,24 +98,14 @@ def ok(status: int) -> None:
 # ---- memory --------------------------------------------------
 
 
-class Recorder(Protocol):
-    """What `tape.Tape` does while it records."""
-
-    def keep(self, array: Array | Scalar) -> None:
-        """An array or a number whose memory a call is about to be given, by a pointer of its own or inside a struct."""
-
-
-recorder: Recorder | None = None
-"""The tape that records, if one does."""
-
 POINTERS = {kind: ffi.typeof(name) for kind, name in C_TYPES.items()}
 _from_buffer = ffi.from_buffer
 
 
 def address(array: Array, writable: bool = False) -> Any:
     """The pointer of a C-contiguous array; ValueError where it is not, or is to be written and is read-only."""
-    if recorder is not None:
-        recorder.keep(array)
+    if here.recorder is not None:
+        here.recorder.keep(array)
     return _from_buffer(POINTERS[array.dtype], array, writable)
 
 
@@ -118,7 +154,7 @@ class Scalar:
         self.at, self.memory = at, memory
 
     def _read(self) -> Any:
-        if recorder is not None:
+        if here.recorder is not None:
             raise CoreError("a number that the core makes was read while a step was recorded")
         return self.at[0]
 

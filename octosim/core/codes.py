@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from octosim.core import call
 from octosim.core.call import (
     F32,
     S8,
@@ -24,6 +23,7 @@ from octosim.core.call import (
     Stream,
     Whole,
     ffi,
+    here,
     lib,
     ok,
     output,
@@ -361,8 +361,8 @@ def tensor(name: str, x: Values, shape: tuple[int, ...] | None = None, *, by_row
             raise CoreError(f"{name}: sums need one addend for each {'row' if by_rows else 'column'}")
         scale = scalar(x.scale)
         made.sums, made.scale = pointer(name, x.acc, S32, shape), scale.at
-        if call.recorder is not None:
-            call.recorder.keep(scale)
+        if here.recorder is not None:
+            here.recorder.keep(scale)
         made.add = pointer("add", x.add, S32, x.acc.shape[:1] if by_rows else x.acc.shape[-1:])
     else:
         made.values = pointer(name, x, F32, shape)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from octosim.core import call
 from octosim.core.call import (
     C_TYPES,
     F32,
@@ -20,6 +19,7 @@ from octosim.core.call import (
     Whole,
     address,
     ffi,
+    here,
     lib,
     ok,
     operand_types,
@@ -63,8 +63,8 @@ def _address(x: Array) -> Any:
     """The pointer of an array whose rows may lie apart."""
     if x.flags.c_contiguous:
         return address(x)
-    if call.recorder is not None:
-        call.recorder.keep(x)
+    if here.recorder is not None:
+        here.recorder.keep(x)
     return ffi.cast(C_TYPES[x.dtype].replace("[]", " *"), x.ctypes.data)
 
 

@@ -8,7 +8,6 @@ What may differ from step to step lies in memory whose place does not: tensors i
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim.core import call
-from octosim.core.call import POINTERS, Array, CoreError, Scalar, ffi, lib, ok
+from octosim.core.call import POINTERS, Array, CoreError, Scalar, ffi, here, lib, ok
 from octosim.pool import Lease
 
 CLOCKS = {time.perf_counter: time.CLOCK_MONOTONIC, time.thread_time: time.CLOCK_THREAD_CPUTIME_ID}
@@ -50,20 +48,13 @@ class Tape:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Calls into C that this thread makes inside are made and recorded."""
-        if call.recorder is not None:
+        if here.recorder is not None:
             raise CoreError("a step is being recorded already")
-        functions = dict(vars(lib))
-        self._thread = threading.get_ident()
-        for name, function in functions.items():
-            number = lib.octo_function(name.encode()) if callable(function) else -1
-            if number >= 0:
-                setattr(lib, name, self._recorder(name, number, function))
-        call.recorder = self
+        here.recorder = self
         try:
             yield
         finally:
-            call.recorder = None
-            vars(lib).update(functions)
+            here.recorder = None
         self._calls = ffi.new("octo_call[]", len(self.names))
         for each, (number, indirect, values) in zip(self._calls, self._arguments, strict=True):
             each.function, each.indirect = number, indirect
@@ -78,8 +69,6 @@ class Tape:
     def keep(self, array: Array | Scalar) -> None:
         """Holds memory that a call is about to be given: of an array of a pool its block, whose other arrays come and go while
         the step is recorded."""
-        if threading.get_ident() != self._thread:
-            return
         if isinstance(array, Scalar):
             self._kept.append(array)
             return
@@ -88,33 +77,27 @@ class Tape:
         held = array.pin() if isinstance(array, Lease) else array
         self._held[id(held)] = held
 
-    def _recorder(self, name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:
-        parameters = ffi.typeof(function).args
-
-        def record(*arguments: Any) -> int:
-            if threading.get_ident() != self._thread:
-                return function(*arguments)
-            indirect, values = 0, []
-            for i, (kind, argument) in enumerate(zip(parameters, arguments, strict=True)):
-                if isinstance(argument, Scalar):
-                    if kind.cname not in _INDIRECT.get(ffi.typeof(argument.at), ()):
-                        raise CoreError(f"{name}: {argument} cannot stand for a parameter of type {kind.cname}")
-                    indirect |= 1 << i
-                    argument = self._pointed_to(argument.at, argument.memory)
-                    values.append(("p", argument))
-                elif kind.kind == "pointer":
-                    values.append(("p", self._pointed_to(argument)))
-                else:
-                    values.append(("d", float(argument)) if kind.cname in ("float", "double") else ("i", int(argument)))
-            self.names.append(name)
-            self._arguments.append((number, indirect, tuple(values)))
-            call.recorder = None  # so that numbers can be read
-            try:
-                return function(*arguments)
-            finally:
-                call.recorder = self
-
-        return record
+    def call(self, name: str, number: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+        """Makes a call and records it."""
+        indirect, values = 0, []
+        for i, (kind, argument) in enumerate(zip(ffi.typeof(function).args, arguments, strict=True)):
+            if isinstance(argument, Scalar):
+                if kind.cname not in _INDIRECT.get(ffi.typeof(argument.at), ()):
+                    raise CoreError(f"{name}: {argument} cannot stand for a parameter of type {kind.cname}")
+                indirect |= 1 << i
+                argument = self._pointed_to(argument.at, argument.memory)
+                values.append(("p", argument))
+            elif kind.kind == "pointer":
+                values.append(("p", self._pointed_to(argument)))
+            else:
+                values.append(("d", float(argument)) if kind.cname in ("float", "double") else ("i", int(argument)))
+        self.names.append(name)
+        self._arguments.append((number, indirect, tuple(values)))
+        here.recorder = None  # so that numbers can be read
+        try:
+            return function(*arguments)
+        finally:
+            here.recorder = self
 
     def _pointed_to(self, at: Any, memory: Any = None) -> Any:
         """void * of a pointer, whose memory is held: that of arrays by `keep`."""
