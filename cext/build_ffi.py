@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 
 from cffi import FFI
-from setuptools import Distribution
-from setuptools.errors import CompileError, LinkError
 
 HERE = Path(__file__).resolve().parent
-SOURCES = [
-    "ref.c", "x86_avx2.c", "x86_avx512vnni.c", "arm_neon.c", "arm_dotprod.c", "arm_i8mm.c",
-    "dispatch.c", "api_gemm.c", "api_blocks.c", "api_layers.c", "api_normalize.c", "api_quantize.c", "peak.c",
-]  # fmt: skip
-HEADERS = [
-    "octosim.h", "kernels.h", "kernels.def", "dispatch.h", "loops.inc", "quantize.inc", "blocks.inc", "products.inc",
-    "depthwise.inc", "accumulate.inc", "arm_gemm.inc",
-]  # fmt: skip
+SOURCES = sorted(path.name for path in HERE.glob("*.c") if path.name != "checkasm.c")
+HEADERS = sorted(path.name for path in HERE.iterdir() if path.suffix in (".h", ".inc", ".def") and path.stem[:6] != "checks")
 
 
 def declarations() -> str:
@@ -87,28 +77,8 @@ def replay(declared: str) -> str:
     return REPLAY % {"calls": "\n".join(calls), "rows": "\n".join(rows)}
 
 
-def compiler_takes(flag: str) -> bool:
-    """Whether the C compiler that setuptools uses compiles and links with `flag`."""
-    from setuptools._distutils.ccompiler import new_compiler
-    from setuptools._distutils.sysconfig import customize_compiler
-
-    compiler = new_compiler()
-    customize_compiler(compiler)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.c"
-        source.write_text("int main(void) { return 0; }\n")
-        try:
-            objects = compiler.compile([str(source)], output_dir=folder, extra_preargs=[flag])
-            compiler.link_executable(objects, os.path.join(folder, "probe"), extra_postargs=[flag])
-        except (CompileError, LinkError):
-            return False
-    return True
-
-
-# -fno-math-errno lets sqrtf become an instruction; it changes no result.  OpenMP only where the compiler has it.
+# -fno-math-errno lets sqrtf become an instruction; it changes no result.  setup.py adds OpenMP where the compiler has it.
 flags = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
-openmp = ["-fopenmp"] if compiler_takes("-fopenmp") else []
-assert Distribution  # setuptools must be imported before distutils' parts
 
 ffi = FFI()
 ffi.cdef(declarations())
@@ -118,7 +88,6 @@ ffi.set_source(
     sources=[f"cext/{name}" for name in SOURCES],
     depends=[f"cext/{name}" for name in HEADERS],
     include_dirs=["cext"],
-    extra_compile_args=flags + openmp,
-    extra_link_args=openmp,
+    extra_compile_args=flags,
     py_limited_api=True,
 )

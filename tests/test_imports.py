@@ -33,6 +33,7 @@ ROWS = [
     {"study"},
     {"cluster"},
     {"cli"},
+    {"__main__"},
 ]
 # numerics names the accumulators that core takes and that profiles state
 WITHIN_A_ROW = {("core", "numerics")}
@@ -75,8 +76,22 @@ def test_only_core_touches_c() -> None:
     assert {module_of(p) for p in MODULES if "_core" in imported(p)} == {"core"}
 
 
-def test_training_needs_no_plots() -> None:
-    """A board that only trains should not pay for pandas and matplotlib."""
-    code = "import octosim.train, sys; print([m for m in ('matplotlib', 'pandas', 'pydantic', 'torch') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+HEAVY = ("torch", "pandas", "matplotlib", "scipy", "pydantic", "jinja2", "onnx", "onnxruntime", "distributed", "dask", "pooch")
+
+
+@pytest.mark.parametrize(
+    "code, unwanted",
+    [
+        ("import octosim", (*HEAVY, "numpy", "rich", "typer", "importlib.metadata", "octosim.core")),
+        ("import sys; from octosim.cli import main; sys.argv = ['octosim', '--help']; main()", (*HEAVY, "numpy", "octosim.core")),
+        # A board that only trains should not pay for pandas and matplotlib.
+        ("import octosim.train", ("matplotlib", "pandas", "pydantic", "torch")),
+    ],
+    ids=["import", "help", "train"],
+)
+def test_what_is_not_loaded(code: str, unwanted: tuple[str, ...]) -> None:
+    program = (
+        f"import atexit, sys\natexit.register(lambda: print([m for m in {unwanted!r} if m in sys.modules], file=sys.stderr))\n{code}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr

@@ -5,7 +5,7 @@
 #     QEMU_CPU=cortex-a53 DIR/python -c "from octosim import core; print(core.isa())"
 #
 # Installs nothing outside DIR.  Debian's arm64 packages are unpacked through a private apt configuration, the dependencies of
-# training come as aarch64 wheels, octosim._core is cross-compiled.  Needs the Debian packages qemu-user (or qemu-user-static),
+# training come as aarch64 wheels, octosim's own is cross-built.  Needs the Debian packages qemu-user (or qemu-user-static),
 # gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, and a Python with pip, cffi and setuptools (PYTHON, else python3).
 # Exit code 77 and a line that says why: something is not installed here or cannot be downloaded.
 set -euo pipefail
@@ -70,33 +70,14 @@ if [ ! -e "$dir/site/complete" ]; then
     touch "$dir/site/complete"
 fi
 
-# 3. octosim, where its files are others now: the package's and _core for the limited API, with the flags of build_ffi.py.
-files=$(cd "$here" && find octosim cext pyproject.toml -type f ! -name '*.so' ! -name '*.pyc' -exec sha256sum {} + | sort | sha256sum)
+# 3. octosim, where its files are others now: its wheel, cross-built in $dir/dist.
+files=$(cd "$here" && find octosim cext hwprofiles pyproject.toml setup.py -type f ! -name '*.so' ! -name '*.pyc' -exec sha256sum {} + | sort | sha256sum)
 if [ "$files" != "$(cat "$dir/octosim/complete" 2>/dev/null)" ]; then
-rm -rf "$dir/octosim" && mkdir -p "$dir/octosim"
-(cd "$here" && find octosim -type f ! -name '*.so' ! -name '*.pyc' -exec cp --parents -t "$dir/octosim" {} +)
-flags=$(cd "$here" && "$python" - "$dir/octosim" <<'END'
-import contextlib
-import pathlib
-import sys
-import tomllib
-
-sys.path.insert(0, "cext")
-import build_ffi
-
-out = pathlib.Path(sys.argv[1])
-with contextlib.redirect_stdout(sys.stderr):
-    build_ffi.ffi.emit_c_code(str(out / "_core.c"))
-about = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]
-info = out / f"octosim-{about['version']}.dist-info"
-info.mkdir()
-(info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: octosim\nVersion: {about['version']}\n")
-print(*build_ffi.flags, *(f"cext/{name}" for name in build_ffi.SOURCES))
-END
-)
-# shellcheck disable=SC2086
-(cd "$here" && "$cc" -shared -fPIC -fopenmp -Icext -I"$dir/root/usr/include/python$version" -idirafter "$dir/root/usr/include" \
-    "$dir/octosim/_core.c" $flags -o "$dir/octosim/octosim/_core.abi3.so")
+rm -rf "$dir/octosim" "$dir/dist" && mkdir -p "$dir/octosim/octosim"
+(cd "$here" && CC="$cc -I$dir/root/usr/include/python$version -idirafter $dir/root/usr/include" LDSHARED="$cc -shared" \
+    _PYTHON_HOST_PLATFORM=linux-aarch64 \
+    "$python" -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w "$dir/dist" .)
+"$python" -m zipfile -e "$dir"/dist/*.whl "$dir/octosim"
 
 cat >"$dir/python" <<END
 #!/bin/sh
