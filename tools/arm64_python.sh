@@ -9,7 +9,7 @@
 # gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, and a Python with pip, cffi and setuptools (PYTHON, else python3).
 # Exit code 77 and a line that says why: something is not installed here or cannot be downloaded.
 set -euo pipefail
-PACKAGES="numpy cffi safetensors pooch"
+PACKAGES="numpy cffi safetensors pooch typer rich"
 
 unavailable() { echo "arm64_python.sh: $*" >&2; exit 77; }
 [ $# -eq 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
@@ -54,7 +54,7 @@ fi
 version=$(cat "$dir/root/complete")
 
 # 2. The wheels, once.  The interpreter's own byte code and theirs is made here: emulated, it would take a minute.
-if [ ! -e "$dir/site/complete" ]; then
+if [ "$PACKAGES" != "$(cat "$dir/site/complete" 2>/dev/null)" ]; then
     rm -rf "$dir/site" "$dir/wheels"
     platforms=()
     for glibc in 2_17 2_24 2_27 2_28 2_31 2_34; do platforms+=(--platform "manylinux_${glibc}_aarch64"); done
@@ -67,7 +67,7 @@ if [ ! -e "$dir/site/complete" ]; then
     if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = "$version" ]; then
         "$python" -m compileall -q "$dir/site" "$dir/root/usr/lib/python$version" >/dev/null || true # some tests hold bad syntax on purpose
     fi
-    touch "$dir/site/complete"
+    echo "$PACKAGES" >"$dir/site/complete"
 fi
 
 # 3. octosim, where its files are others now: its wheel, cross-built in $dir/dist.
