@@ -83,15 +83,14 @@ HEAVY = ("torch", "pandas", "matplotlib", "scipy", "pydantic", "jinja2", "onnx",
     "code, unwanted",
     [
         ("import octosim", (*HEAVY, "numpy", "rich", "typer", "importlib.metadata", "octosim.core")),
-        ("import sys; from octosim.cli import main; sys.argv = ['octosim', '--help']; main()", (*HEAVY, "numpy", "octosim.core")),
+        ("import octosim.cli; sys.argv[1:] = ['--help']; octosim.cli.main()", (*HEAVY, "numpy", "octosim.core")),
         # A board that only trains should not pay for pandas and matplotlib.
         ("import octosim.train", ("matplotlib", "pandas", "pydantic", "torch")),
     ],
     ids=["import", "help", "train"],
 )
 def test_what_is_not_loaded(code: str, unwanted: tuple[str, ...]) -> None:
-    program = (
-        f"import atexit, sys\natexit.register(lambda: print([m for m in {unwanted!r} if m in sys.modules], file=sys.stderr))\n{code}"
-    )
+    at_exit = f"lambda: print([m for m in {unwanted!r} if m in sys.modules], file=sys.stderr)"
+    program = f"import atexit, sys\natexit.register({at_exit})\n{code}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr
