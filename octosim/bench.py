@@ -17,8 +17,9 @@ import pyperf
 
 from octosim import core, cost, hostbench, hw, membench, models, peers
 from octosim.errors import OctosimError
+from octosim.files import environment
 from octosim.stepclock import LR, Clock, Key, stepper
-from octosim.train import Config, Run, environment
+from octosim.train import Config, Run
 
 FORMAT = 1
 UNSTABLE = 0.15  # relative width of the middle half above which a measurement is called unstable
@@ -152,7 +153,7 @@ def step_bench(
         "parameters": config.parameters,
         "device": {"name": device.name, "title": device.title, "training": device.training_note,
                    "here": here, "calibrated": device.rates is not None},
-        "environment": environment(),
+        "environment": environment(core.isa(), core.threads()),
         **_part(runs[0], device, here, clocks[0], totals[0]),
     }
     if len(runs) > 1:

@@ -21,6 +21,7 @@ from typing import Any
 
 from octosim import core, study, train
 from octosim.errors import OctosimError
+from octosim.files import environment, write_atomic
 
 POLL_S = 0.2
 TIMEOUT = "10s"  # for the scheduler to answer
@@ -40,7 +41,7 @@ def pack(folder: Path) -> dict[str, bytes]:
 def unpack(files: dict[str, bytes], folder: Path) -> None:
     """Writes what `pack` made, file by file, each atomically."""
     for name, content in files.items():
-        train.write_atomic(folder / Path(name).name, content)
+        write_atomic(folder / Path(name).name, content)
 
 
 def _remote(name: str, files: dict[str, bytes], threads: int, every: int, topic: str) -> dict[str, Any]:
@@ -71,8 +72,8 @@ def _remote(name: str, files: dict[str, bytes], threads: int, every: int, topic:
             unpack(files, folder)
             run = train.reopen(folder)
             if run.step == 0:  # the manifest says where the run was made
-                content = train.read_manifest(folder) | {"environment": train.environment()}
-                train.write_atomic(folder / "manifest.json", (json.dumps(content, indent=2) + "\n").encode())
+                content = train.read_manifest(folder) | {"environment": environment(core.isa(), core.threads())}
+                write_atomic(folder / "manifest.json", (json.dumps(content, indent=2) + "\n").encode())
             train.train(run, folder, tell, every)
             return {"files": pack(folder)}
         except OctosimError as error:

@@ -14,6 +14,7 @@ import numpy as np
 import octosim
 from octosim import core, methods, observe, train
 from octosim.errors import OctosimError, suggest
+from octosim.files import write_atomic
 from octosim.nodes import Array, Depthwise, Node, Product
 from octosim.numerics import Accumulator, Rounding, fixed_point
 from octosim.quant import LARGEST_CODE
@@ -142,12 +143,12 @@ def golden(
         files = {"npz": out / f"{name}.npz", "header": out / f"{name}.h", "checker": out / f"{name}_check.c"}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, about=json.dumps(about), **everything)
-        train.write_atomic(files["npz"], buffer.getvalue())
-        train.write_atomic(files["header"], header(name, numbers, about).encode())
-        train.write_atomic(files["checker"], CHECKER.read_text().replace("@HEADER@", files["header"].name).encode())
+        write_atomic(files["npz"], buffer.getvalue())
+        write_atomic(files["header"], header(name, numbers, about).encode())
+        write_atomic(files["checker"], CHECKER.read_text().replace("@HEADER@", files["header"].name).encode())
         tensors = {key: v for key, v in numbers.items() if np.ndim(v) and v.dtype in (np.int8, np.int32)}
         for key, values in tensors.items():
-            train.write_atomic(out / f"{name}_{key}.hex", hex_lines(values).encode())
+            write_atomic(out / f"{name}_{key}.hex", hex_lines(values).encode())
         passes = [pass_ for pass_, sums in SUMS.items() if sums in numbers]
         rows.append({"layer": name, "passes": passes} | {kind: str(path) for kind, path in files.items()})
     return rows

@@ -18,8 +18,8 @@ import numpy as np
 
 from octosim import core, hostbench, peers
 from octosim.errors import OctosimError
+from octosim.files import environment
 from octosim.numerics import ACCUMULATORS, Requantization, Rounding
-from octosim.train import environment
 
 Array = np.ndarray[Any, Any]
 
@@ -290,7 +290,7 @@ def kernel_bench(
         row["of_peak"] = row["ops_s"] / peak
         row["of_roof"] = row["ops_s"] / min(peak, row["ops_per_byte"] * bandwidth)
     record = {
-        "format": 1, "kind": "kernels", "environment": environment(), "command": command,
+        "format": 1, "kind": "kernels", "environment": environment(core.isa(), core.threads()), "command": command,
         "limits": {"peak_ops_s": peak, "triad_bytes_s": bandwidth}, "rows": rows,
         "isas": _isas(2 * cube, seconds), "accumulators": _accumulators(cube, seconds, "apytypes" in against),
         "codes": _codes(elements, seconds),

@@ -36,6 +36,7 @@ from pydantic import BeforeValidator, Field, ValidationError, create_model
 import octosim
 from octosim import core, data, methods, train
 from octosim.errors import OctosimError, suggest
+from octosim.files import write_atomic
 from octosim.schema import Frozen, first_problem
 
 SHIPPED = Path(__file__).parent / "studies"
@@ -317,7 +318,7 @@ def run(
     except OSError as error:
         raise OctosimError(f"cannot make {out}: {error.strerror}") from None
     states = _settle(plan, out)
-    train.write_atomic(out / "study.toml", text.encode())
+    write_atomic(out / "study.toml", text.encode())
     table: dict[str, list[dict[str, Any]]] = {}
 
     def note(state: State) -> None:
@@ -334,10 +335,10 @@ def run(
 
     def write() -> None:
         lines = [line for row in plan for line in table.get(row.name, [])]
-        train.write_atomic(out / "records.csv", as_csv(lines))
+        write_atomic(out / "records.csv", as_csv(lines))
         summary = {"format": FORMAT, "kind": "study", "title": study.title, "about": study.about}
         content = summary | {"rows": [vars(state) for state in states.values()]}
-        train.write_atomic(out / "study.json", (json.dumps(content, indent=2) + "\n").encode())
+        write_atomic(out / "study.json", (json.dumps(content, indent=2) + "\n").encode())
 
     def tell(state: State | None) -> None:
         if state:

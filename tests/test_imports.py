@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 # A row may import only from rows above it.
 ROWS = [
     {"errors", "schema", "pool", "_core"},
+    {"files"},
     {"core", "numerics", "trace", "efficiency", "host"},
     {"rates"},
     {"hw"},

@@ -328,7 +328,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
     folder = tmp_path / "run"
     run = train.create(config, folder, "test")
     run.advance()
-    train._save(run, folder)
+    train.save(run, folder)
     good = (folder / "checkpoint.safetensors").read_bytes()
 
     def full(fd: int) -> None:
@@ -337,7 +337,7 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", full)
     run.advance()
     with pytest.raises(OctosimError, match="checkpoint.safetensors: No space left on device"):
-        train._save(run, folder)
+        train.save(run, folder)
     assert (folder / "checkpoint.safetensors").read_bytes() == good
     assert not list(folder.glob(".*.tmp"))
 
@@ -488,7 +488,7 @@ def test_divergence_keeps_records_and_checkpoint(prefetch: bool, tmp_path: Path,
 def broken_run(folder: Path) -> None:
     run = train.create(train.Config(model="lenet5", **SHORT), folder, "test")
     run.advance()
-    train._save(run, folder)
+    train.save(run, folder)
 
 
 def test_truncated_checkpoint(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def bench(
     from octosim import bench as bencher
     from octosim import hw, methods
     from octosim import train as trainer
+    from octosim.files import write_atomic
 
     device = hw.load(profile)
     use_threads(threads)
@@ -82,7 +83,7 @@ def bench(
             progress=lambda share: bar.update(task, completed=round(100 * share)),
         )  # fmt: skip
     if out:
-        trainer.write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
+        write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
     if json_:
         print_json(record)
     else:
@@ -91,7 +92,7 @@ def bench(
 
 def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: Path | None, as_json: bool) -> None:
     from octosim import kernelbench
-    from octosim import train as trainer
+    from octosim.files import write_atomic
 
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=100)
@@ -100,7 +101,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
             progress=lambda share: bar.update(task, completed=round(100 * share)),
         )  # fmt: skip
     if out:
-        trainer.write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
+        write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
     if plot:
         kernelbench.plot_roofline(record, plot)
     if as_json:

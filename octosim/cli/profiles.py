@@ -131,7 +131,7 @@ def profiles_calibrate(
     found = calibrate.calibrate(hw.load(profile), rows, calibrate.networks(layers, summary) if layers else {}, from_.name)
     text = tomli_w.dumps({"calibration": {path: efficiency.table(f) for path, f in found.factors.items()}})
     if out:
-        from octosim.train import write_atomic
+        from octosim.files import write_atomic
 
         write_atomic(out, f"{hw.text_of(profile).rstrip()}\n\n{text}".encode())
         hw.check(out)
@@ -150,7 +150,7 @@ def profiles_calibrate(
 
 def _calibrate_host(out: Path | None, as_json: bool) -> None:
     from octosim import hostbench
-    from octosim.train import write_atomic
+    from octosim.files import write_atomic
 
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=100)

@@ -24,6 +24,7 @@ import jinja2
 
 from octosim import hw
 from octosim.errors import OctosimError
+from octosim.files import write_atomic
 from octosim.report import errors
 from octosim.report.devices import devices_table, pareto, prices
 from octosim.report.figures import Bar, Figure, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
@@ -39,7 +40,6 @@ from octosim.report.tables import (
     seeds_table,
     significant,
 )
-from octosim.train import write_atomic
 
 __all__ = ["write_report"]
 

@@ -1,0 +1,27 @@
+"""Training runs: (model, data, method, seed ...) -> a run directory; resume and replay to the same bits."""
+
+from octosim.train.config import EPOCHS, Config
+from octosim.train.directory import (
+    FORMAT,
+    create,
+    decides,
+    manifest,
+    memory,
+    parameter_counts,
+    read_config,
+    read_digest,
+    read_manifest,
+    rebuild,
+    reopen,
+    save,
+)
+from octosim.train.interrupt import Interrupt
+from octosim.train.loop import Progress, train
+from octosim.train.run import Batch, Run
+from octosim.train.verification import Verdict, advance_before, replay, verify
+
+__all__ = [
+    "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before", "create", "decides",
+    "manifest", "memory", "parameter_counts", "read_config", "read_digest", "read_manifest", "rebuild", "reopen", "replay",
+    "save", "train", "verify",
+]  # fmt: skip

@@ -1,0 +1,234 @@
+"""A network with its data and optimizer, and the steps of its training, in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from octosim import accumulate, core, data, loader, measure, methods, models, optim
+from octosim.errors import OctosimError
+from octosim.nodes import Array, Context, Node
+from octosim.numerics import EXACT32
+from octosim.recorded import RecordedSteps, Replay
+from octosim.train.config import EPOCHS, Config
+
+Batch = tuple[Array, Array]
+"""Images uint8 (batch, height, width, channels) and labels int32 (batch,)."""
+
+
+class Run:
+    """A network with its data and optimizer, at some step.
+
+    records: whether steps that nobody observes may be recorded and made again without Python, by `recorded`, where the method
+    allows it; the bits are the same.
+    """
+
+    def __init__(self, config: Config, layers: models.Stack | None = None, dataset: data.Dataset | None = None):
+        """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
+        dataset: config.data, where it is loaded already."""
+        for name in ("batch_size", "epochs", "steps", "eval_every", "count_overflow", "measure"):
+            value = getattr(config, name)
+            if value is not None and value < 1:
+                raise OctosimError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        if not 0 <= config.seed < 2**64:
+            raise OctosimError(f"--seed must be in 0 .. 2^64 - 1, not {config.seed}")
+        if not 0 <= config.label_smoothing < 1:
+            raise OctosimError(f"--label-smoothing must be in [0, 1), not {config.label_smoothing}")
+        self.config = config
+        self.method = methods.make(config.method, config.parameters)
+        for name in self.method.unused:
+            if getattr(config, name) != getattr(Config(), name):
+                raise OctosimError(f"--{name.replace('_', '-')} has no meaning for method {config.method}, see docs/methods.md")
+        self.optimizer = optim.make(config.optimizer, config.lr, config.weight_decay)
+        self.schedule = optim.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
+        optim.check_schedule(self.schedule)
+        loader.check_augmentation(config.augment)
+        if layers is None:
+            models.find(config.model)  # an unknown model is told before the data is read
+        self.data = dataset or data.load(config.data)
+        images = len(self.data.train_labels)
+        if config.batch_size > images:
+            raise OctosimError(
+                f"--batch-size {config.batch_size} is larger than the {images} training images of {self.data.name}"
+            )
+        self.steps_per_epoch = -(-images // config.batch_size)
+        self.epochs = EPOCHS if config.epochs is None and config.steps is None else config.epochs
+        lengths = (config.steps, self.epochs and self.epochs * self.steps_per_epoch)
+        self.steps = min(length for length in lengths if length is not None)
+        if self.steps >= 2**32:  # Philox counts steps in 32 bits
+            raise OctosimError(f"a run has at most 2^32 - 1 steps, not {self.steps}")
+        if config.warmup >= self.steps:
+            raise OctosimError(f"--warmup must be less than the run's {self.steps} steps, not {config.warmup}")
+        in_shape = self.data.train_images.shape[1:]
+        self.layers = layers or models.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
+        self.network = models.Network(self.layers, in_shape, self.method, config.seed)
+        self.registers = accumulate.Registers(accumulate.find(config.accumulator))
+        self._check_registers()
+        self.registers.install(self.network.nodes)
+        self.overflow: list[dict[str, Any]] = []
+        self.measures: list[dict[str, Any]] = []
+        self.meter: measure.Meter | None = None  # `train` makes one; a replay measures nothing
+        slots = () if "optimizer" in self.method.unused else self.optimizer.slots
+        self.slots = {
+            name: {slot: np.zeros_like(w) for slot in slots}
+            for name, w in ((f"{n.name}.{k}", v) for n in self.network.nodes for k, v in n.params.items())
+        }
+        self.step = 0
+        self.records = False
+        self.recorded = RecordedSteps(self.network)
+        self.test_accuracy: float | None = None
+        self._train_labels = self.data.train_labels.astype(np.int32)
+        self._test_labels = self.data.test_labels.astype(np.int32)
+        self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
+
+    def _check_registers(self) -> None:
+        """Refuses sums that the exact register cannot hold; in any other an overflow is what the user wants to see."""
+        register, batch = self.registers.accumulator, self.config.batch_size
+        chosen = "--count-overflow" if register == EXACT32 else f"--accumulator {register.name}"
+        if register == EXACT32:
+            self.network.check(batch)
+        if register == EXACT32 and not self.config.count_overflow:
+            return
+        if not any(op.kind == "gemm" and op.dtype == "int8" for op in models.trace(self.network, batch)):
+            raise OctosimError(f"{chosen} is for methods with int8 products, which {self.config.method} does not have")
+        accumulate.check(self.network.nodes, batch, register)
+
+    def order(self, epoch: int) -> Array:
+        """The training images' order in an epoch (from 0)."""
+        if self._order[0] != epoch:
+            self._order = (epoch, loader.order(len(self._train_labels), self.config.seed, epoch))
+        return self._order[1]
+
+    def batch(self, step: int) -> Batch:
+        """Augmented images and labels of a step (from 1); the last batch of an epoch may be smaller."""
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        size = self.config.batch_size
+        chosen = self.order(epoch)[index * size : (index + 1) * size]
+        augment = loader.AUGMENTATIONS[self.config.augment]
+        return augment(self.data.train_images[chosen], self.config.seed, step), self._train_labels[chosen]
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step (from 1)."""
+        return optim.rate(self.optimizer.lr, self.schedule, step, self.steps, self.steps_per_epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch (from 1) of the last step."""
+        return (self.step - 1) // self.steps_per_epoch + 1
+
+    def train_step(
+        self, tick: models.Tick | None = None, batch: Batch | None = None, replay: Replay = core.Tape.replay
+    ) -> float:
+        """Takes the next step and returns its loss.  self.overflow is then what happened in its accumulators, self.measures its
+        errors, where they were counted and measured.
+
+        batch: what `self.batch` made for it before, if it did.  tick: called in steps that Python makes; replay: makes a
+        recorded one.  OctosimError names step and layer of the first NaN or infinity; the parameters are good for nothing then.
+        """
+        self.step += 1
+        images, labels = batch or self.batch(self.step)
+        context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps, epoch=self.epoch)
+        numbers = self.learning_rate(self.step), *self.optimizer.corrections(self.step)
+        self.registers.counting, self.registers.counts = self._due(self.config.count_overflow), []
+        meter = self.meter if self._due(self.config.measure) else None
+        self.measures = []
+        try:
+            if meter or not self._recordable(len(labels)):
+                with self._measured(meter, (images, labels), context, numbers):
+                    loss = float(self._make(images, labels, context, numbers, tick))
+            else:
+                loss = self.recorded.take(self._make, images, labels, context, numbers, tick, replay)
+        except core.NotFiniteError as error:
+            raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
+        self.overflow = [
+            {"step": self.step, "layer": layer, "pass": pass_, "accumulator": self.registers.accumulator.name}
+            | accumulate.as_record(count)
+            for layer, pass_, count in self.registers.counts
+        ]
+        return loss
+
+    def _recordable(self, images: int) -> bool:
+        """Whether a step on so many images may be recorded: not on the smaller batch at the end of an epoch, nor where sums are
+        counted or narrowed, or the passes observed."""
+        registers = self.registers
+        plain = registers.accumulator == EXACT32 and not registers.counting and registers.seen is None
+        plain &= self.network.method is self.method
+        return self.records and self.method.recordable and plain and images == self.config.batch_size
+
+    def _make(
+        self, images: Array, labels: Array, context: Context, numbers: optim.Numbers, tick: models.Tick | None
+    ) -> core.Number:
+        """Forward and backward passes and the update, as the method has them; the loss."""
+
+        def gradients(done: Callable[[Node], None] | None = None) -> core.Number:
+            loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing, done)
+            self.registers.counting = False  # a second pass of the same step is not counted again
+            return loss
+
+        nodes, (lr, *corrections) = self.network.nodes, numbers
+        update = optim.Update(self.optimizer, self.method, context, lr, tuple(corrections), nodes, self.slots)
+        with np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
+            return self.method.step(nodes, gradients, update, context)
+
+    @contextmanager
+    def _measured(
+        self, meter: measure.Meter | None, batch: Batch, context: Context, numbers: tuple[float, ...]
+    ) -> Iterator[None]:
+        """Around a step: measures it, where there is a meter."""
+        if not meter:
+            yield
+            return
+        lr, *corrections = numbers
+
+        def trial(name: str, w: Array, g: Array) -> None:
+            held = {slot: self.slots[name].get(slot, np.zeros_like(w)) for slot in self.optimizer.slots}
+            copies = {slot: v.astype(np.float32) for slot, v in held.items()}
+            self.optimizer.update(tuple(corrections), lr, self.optimizer.decay, w, g, copies)
+
+        with meter.step(self.network, self.registers, batch, context, self.config.label_smoothing, trial):
+            yield
+        self.measures = [{"step": self.step} | row for row in meter.finish(self.network)]
+
+    def _due(self, every: int | None) -> bool:
+        """Whether the step is one of every so many."""
+        return every is not None and self.step % every == 0
+
+    def advance(self, batch: Batch | None = None) -> dict[str, Any]:
+        """One step and, after an epoch's or the run's last and where asked for, the test set: the step's record."""
+        loss = self.train_step(batch=batch)
+        record: dict[str, Any] = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "loss": loss,
+            "learning_rate": None if "lr" in self.method.unused else self.learning_rate(self.step),
+        }
+        if self.step == self.steps or self.step % self.steps_per_epoch == 0 or self._due(self.config.eval_every):
+            try:
+                test_loss, self.test_accuracy = self.network.evaluate(self.data.test_images, self._test_labels)
+            except core.NotFiniteError as error:
+                raise OctosimError(f"after step {self.step}, test set, {error}; a smaller --lr may help") from None
+            record |= {"test_loss": test_loss, "test_accuracy": self.test_accuracy}
+        if self.step == self.steps or self.step % self.steps_per_epoch == 0:
+            metrics = self.method.metrics(self.network.nodes)
+            record |= {"metrics": metrics} if metrics else {}
+        return record
+
+    def tensors(self) -> dict[str, Array]:
+        """Everything that changes in training, by name."""
+        slots = {f"optimizer.{name}.{slot}": v for name, kept in self.slots.items() for slot, v in kept.items()}
+        return {**self.network.tensors(), **slots}
+
+    def digest(self) -> str:
+        """SHA-256 over names, dtypes, shapes and little-endian bytes of all tensors, in the order of their names."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.tensors().items()):
+            total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+            total.update(tensor.tobytes())
+        return total.hexdigest()
+
+
+# ---- run directories --------------------------------------------------
