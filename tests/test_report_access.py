@@ -67,8 +67,8 @@ def test_pictures_have_names_and_descriptions(page):
         title, description = svg.get("aria-labelledby").split()
         assert named[title] and len(named[description]) > len("Line chart.")
     parents = {child: parent for parent in page.iter() for child in parent}
-    for svg in set(pictures) - set(shown):  # a legend's swatch stands beside its text
-        assert parents[svg].tag == f"{HTML}li" and words(parents[svg])
+    for svg in set(pictures) - set(shown):  # a legend's swatch and a table's bar stand beside their text
+        assert parents[svg].tag in (f"{HTML}li", f"{HTML}td") and words(parents[svg])
     assert not list(page.iter(f"{HTML}img"))
 
 

@@ -14,7 +14,7 @@ from test_report import EVIL, bench, make_bench, make_run, report, with_accuracy
 
 from octosim import cost, hw, methods, models, train
 from octosim.errors import OctosimError
-from octosim.report import devices, spread, write_report
+from octosim.report import overview, spread, write_report
 
 # ---- seeds --------------------------------------------------
 
@@ -112,7 +112,7 @@ def study(tmp_path_factory):
 
 def test_devices_table_agrees_with_cost(study, tmp_path):
     """A row a configuration and device, with what `octosim cost` says of the same step."""
-    _, page = report(tmp_path, study, profiles=["pi4", "coral-edge-tpu"])
+    _, page = report(tmp_path, study, profiles=["pi4", "jetson", "coral-edge-tpu"])
     rows = {(row["Configuration"], row["Device"]): row for row in page.rows("Configuration", 1)}
     pi4 = hw.load("pi4")
     for method in ("octo", "fp32"):
@@ -154,7 +154,7 @@ def test_an_unknown_profile_is_refused_before_anything_is_written(study, tmp_pat
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
 def test_front(points):
     """Every point is on the front or beaten by one of it; none of it beats another."""
-    best = devices.front(points)
+    best = overview.front(points)
     assert best
     for i, (price, accuracy) in enumerate(points):
         beaten = any(points[j] != points[i] and points[j][0] <= price and points[j][1] >= accuracy for j in best)
@@ -192,8 +192,8 @@ def test_pictures_of_a_page(study, tmp_path):
         write_report([study], tmp_path / "page.html", command="c", pictures=tmp_path / name)
     pictures = sorted(path.name for path in (tmp_path / "x").iterdir())
     assert len(pictures) >= 4 and all((tmp_path / "x" / p).read_bytes() == (tmp_path / "y" / p).read_bytes() for p in pictures)
-    assert "figure-01" not in (tmp_path / "page.html").read_text()
-    svg = (tmp_path / "x/figure-01.svg").read_text()
+    assert "training-loss-lenet5" not in (tmp_path / "page.html").read_text()
+    svg = (tmp_path / "x/training-loss-lenet5-on-fashion-mnist-5k.svg").read_text()
     assert "octo" in svg and "fp32" in svg  # the legend goes with the file
 
 

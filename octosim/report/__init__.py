@@ -25,12 +25,13 @@ import jinja2
 from octosim import hw
 from octosim.errors import OctosimError
 from octosim.files import write_atomic
-from octosim.report import errors
-from octosim.report.devices import devices_table, pareto, prices
+from octosim.report import errors, overview
+from octosim.report.devices import devices_table, prices
 from octosim.report.figures import Bar, Figure, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
 from octosim.report.read import Bench, Run, printable, read_all
 from octosim.report.spread import differences_table, same_bits_table
 from octosim.report.tables import (
+    Table,
     group_runs,
     layers_table,
     machines_sentence,
@@ -39,6 +40,7 @@ from octosim.report.tables import (
     runs_table,
     seeds_table,
     significant,
+    without_constants,
 )
 
 __all__ = ["write_report"]
@@ -108,7 +110,8 @@ def write_report(
     devices = [hw.load(name) for name in profiles]
     if out.suffix == ".md" and pictures is None:
         pictures = out.with_name(f"{out.stem}-figures")
-    runs, benches, skipped = read_all(paths)
+    found = read_all(paths)
+    runs, benches, skipped = found.runs, found.benches, found.skipped
     if not runs and not benches:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped) or "no path was given"
         raise OctosimError(f"Nothing to report on ({reasons}).")
@@ -120,23 +123,29 @@ def write_report(
     figures = Figures(files=pictures is not None)
     priced, unpriced = prices(groups, devices)
     notes += unpriced
+    compared = overview.tasks(groups, priced)
+    first = [{"table": overview.task_table(task), "figures": overview.scatters(figures, task)} for task in compared]
+    drawn = [(task.title, curves(figures, task.title, task.groups)) for task in compared]
     measured = errors.sections(figures, runs, notes)
     own = command or shlex.join(["octosim", "report", *map(str, paths), "-o", str(out)])
     sources: list[Run | Bench] = [*runs, *benches]
     commands = [run.manifest["command"] for run in runs] + [bench.data["command"] for bench in benches]
     page = {
+        "title": " and ".join(study.title for study in found.studies if study.title) or "octosim report",
+        "about": [study.about for study in found.studies if study.about],
         "summary": _count_text(len(runs), len(benches), len(skipped)),
+        "sentences": overview.sentences(compared) if compared else [],
+        "tasks": first,
         "commands": list(dict.fromkeys(commands)),
         "own_command": printable(own),
         "notes": notes,
         "skipped": [(printable(path), printable(reason)) for path, reason in skipped],
-        "runs": runs_table(runs) if runs else None,
-        "seeds": seeds_table(groups),
-        "differences": differences_table(groups),
+        "runs": _slim(runs_table(runs)) if runs else None,
+        "seeds": _slim(seeds_table(groups)),
+        "differences": _slim(differences_table(groups)),
         "same_bits": same_bits_table(runs),
-        "pareto": pareto(figures, groups, priced),
-        "devices": devices_table(priced),
-        "curves": curves(figures, runs, groups),
+        "devices": _slim(devices_table(priced)),
+        "curves": [(title, part) for title, part in drawn if part],
         "errors": measured,
         "benches": [_bench_section(figures, index, bench) for index, bench in enumerate(benches, start=1)],
         "sources": [
@@ -156,6 +165,10 @@ def write_report(
         page["pictures"] = Path(os.path.relpath(pictures, out.parent)).as_posix()
     _write(out, _render(page, out.suffix == ".md"))
     return {"runs": len(runs), "benches": len(benches), "skipped": skipped}
+
+
+def _slim(table: Table | None) -> Table | None:
+    return without_constants(table) if table else None
 
 
 def _passport(source: Run | Bench) -> dict[str, Any]:

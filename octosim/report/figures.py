@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from octosim.report.read import Run, lookup
+from octosim.report.read import lookup
 from octosim.report.tables import Group, last_value, milliseconds, percent, plural
 
 
@@ -83,20 +85,37 @@ class Figures:
         """files: also make each figure as SVG and PNG files."""
         self.made: list[Figure] = []
         self.files = files
+        self._names: Counter[str] = Counter()
 
-    def make(self, title: str, description: str, height: float, paint: Callable[[Any], Legend], caption: str) -> Figure:
-        """A figure `height` inches tall; paint draws on the axes that it is given and returns the legend."""
+    def make(
+        self, title: str, description: str, height: float, paint: Callable[[Any], Legend], caption: str,
+        panels: tuple[int, int] | None = None,
+    ) -> Figure:  # fmt: skip
+        """A figure `height` inches tall; paint draws on the axes that it is given and returns the legend.
+
+        panels: (rows, columns) of small multiples on common axes; paint is then given all of them in one list.
+        """
         number = len(self.made) + 1
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # glyphs that the layout font lacks: the reader's font draws the text
             canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
-            legend = paint(canvas.add_subplot())
+            if panels:
+                legend = paint(list(canvas.subplots(*panels, sharex=True, sharey=True, squeeze=False).flat))
+            else:
+                legend = paint(canvas.add_subplot())
             buffer = io.StringIO()
             canvas.savefig(buffer, format="svg", metadata={"Date": None})
-            files = _files(canvas, f"figure-{number:02d}", title, legend) if self.files else {}
+            files = _files(canvas, self._file_name(title), title, legend) if self.files else {}
         svg = _inline(buffer.getvalue(), f"fig{number}", title, description)
         self.made.append(Figure(title, svg, legend, caption, description, files))
         return self.made[-1]
+
+
+    def _file_name(self, title: str) -> str:
+        """A name that says what the figure shows, unique in the folder without regard to case."""
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80].strip("-") or "figure"
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name}-{self._names[name]}"
 
 
 def _files(canvas: Canvas, name: str, title: str, legend: Legend) -> dict[str, bytes]:
@@ -174,34 +193,98 @@ def _thin(x: pd.Series, y: pd.Series, points: int) -> tuple[pd.Series, pd.Series
     return x[keep], y[keep]
 
 
-def curves(figures: Figures, runs: list[Run], groups: list[Group]) -> list[tuple[str, list[Figure]]]:
-    """(heading, figures) for every model and data set; at most seven configurations a figure."""
-    tasks: dict[tuple[str, str], list[Group]] = {}
-    for group in groups:
-        if any(not run.records.empty for run in group.runs):
-            decides = group.runs[0].decides
-            tasks.setdefault((decides["model"], decides["data"]["name"]), []).append(group)
-    share = max(60, POINTS // max(1, len(runs)))
-    sections = []
-    for (model, data), members in tasks.items():
-        drawn = []
-        for start in range(0, len(members), len(COLOURS)):
-            part = members[start : start + len(COLOURS)]
-            drawn.append(_loss_figure(figures, f"Training loss: {model} on {data}", part, min(600, share)))
-            if any(run.records["test_accuracy"].notna().any() for group in part for run in group.runs):
-                drawn.append(_accuracy_figure(figures, f"Test accuracy: {model} on {data}", part))
-        sections.append((f"{model} on {data}", drawn))
-    return sections
+FEW_LINES = 4  # configurations that one plot shows well; more get a panel each
 
 
-def _lines_legend(groups: list[Group]) -> Legend:
+def curves(figures: Figures, title: str, groups: Sequence[Group]) -> list[Figure]:
+    """Loss and accuracy by step of groups that may be compared, the reference first."""
+    drawn = [group for group in groups if any(not run.records.empty for run in group.runs)]
+    if not drawn:
+        return []
+    evaluated = [group for group in drawn if any(run.records["test_accuracy"].notna().any() for run in group.runs)]
+    loss, accuracy = f"Training loss: {title}", f"Test accuracy: {title}"
+    if len(drawn) > FEW_LINES:
+        made = [_multiples(figures, loss, drawn, "loss")]
+        return made + ([_multiples(figures, accuracy, evaluated, "test_accuracy")] if evaluated else [])
+    points = min(600, max(60, POINTS // sum(len(group.runs) for group in drawn)))
+    made = [_loss_figure(figures, loss, drawn, points)]
+    return made + ([_accuracy_figure(figures, accuracy, evaluated)] if evaluated else [])
+
+
+COLUMNS = 3  # panels beside each other: each is still legible on a phone
+
+
+def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: str) -> Figure:
+    """A panel for each configuration, over the band that the reference's seeds span."""
+    base, others = groups[0], list(groups[1:])
+    count = sum(len(group.runs) for group in groups)
+    longest = max(len(run.records) for group in groups for run in group.runs)
+    window = min(1001, longest // 20) | 1 if column == "loss" else 1
+    scale = 100 if column == "test_accuracy" else 1
+
+    def lines(group: Group) -> list[pd.Series]:
+        """The values of each run by step, smoothed and thinned."""
+        found = []
+        for run in group.runs:
+            records = run.records[run.records[column].notna()]
+            smooth = scale * records[column].rolling(window, center=True, min_periods=1).median()
+            x, y = _thin(records["step"], smooth, max(40, POINTS // count // 2))
+            found.append(pd.Series(y.to_numpy(), x.to_numpy()))
+        return [line for line in found if len(line)]
+
+    reference = lines(base)
+    band = pd.concat(reference, axis=1).interpolate(limit_area="inside").agg(["min", "max"], axis=1) if reference else None
+    values = [(group, lines(group)) for group in others]
+    tops = sorted(max(line.max() for line in part) for _, part in values if part) or [1.0]
+    lows = [line.min() for part in (*(part for _, part in values), reference) for line in part]
+    high = max(tops[len(tops) // 2], *(line.max() for line in reference)) if reference else tops[-1]
+
+    def paint(panels: Any) -> Legend:
+        for axes, (group, part) in zip(panels, values, strict=False):
+            if band is not None:
+                axes.fill_between(band.index, band["min"], band["max"], color="#c5ccd3", linewidth=1.5)
+            for line in part:
+                marker = "o" if len(line) == 1 else None
+                axes.plot(line.index, line, color=COLOURS[0], linewidth=1.2, marker=marker, markersize=3)
+            name = group.label if len(group.label) <= 24 else group.label[:23] + "…"
+            axes.set_title(name, fontsize=9, loc="left", pad=3)
+            axes.tick_params(labelsize=8)
+        for axes in panels[len(values) :]:
+            axes.set_visible(False)
+        low = min(lows)
+        if column == "loss" and low > 0 and high / low > 10:
+            panels[0].set_yscale("log")
+            panels[0].set_ylim(low / 1.4, high * 1.2)
+            ticks = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+            panels[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        else:
+            margin = 0.05 * (high - low) or 1.0
+            panels[0].set_ylim(low - margin, high + margin)
+        figure = panels[0].figure
+        figure.supxlabel("Step", fontsize=10)
+        figure.supylabel("Training loss" if column == "loss" else "Test accuracy (%)", fontsize=10)
+        return [
+            line_key("#c5ccd3", "", f"{base.label}, all its runs"),
+            line_key(COLOURS[0], "", "the panel's configuration, a line a run"),
+        ]
+
+    rows = -(-len(others) // COLUMNS)
+    kind = "moving median of the training loss" if column == "loss" else "test accuracy after each evaluation"
+    caption = f"One panel a configuration, on common axes: {kind}, over the grey band of {base.label}. "
+    caption += "What leaves the frame is cut off, so that one run far off does not flatten the others."
+    ends = "; ".join(f"{group.label}: {', '.join(f'{line.iloc[-1]:.4g}' for line in part)}" for group, part in values if part)
+    description = f"Small multiples of {kind} against step. Last values: {ends}."
+    return figures.make(title, description, 0.6 + 1.35 * rows, paint, caption, panels=(rows, COLUMNS))
+
+
+def _lines_legend(groups: Sequence[Group]) -> Legend:
     return [
         line_key(colour, dashes, f"{group.label} ({plural(len(group.runs), 'run')})")
         for group, colour, dashes in zip(groups, COLOURS, DASHES, strict=False)
     ]
 
 
-def _loss_figure(figures: Figures, title: str, groups: list[Group], points: int) -> Figure:
+def _loss_figure(figures: Figures, title: str, groups: Sequence[Group], points: int) -> Figure:
     everything = [run for group in groups for run in group.runs]
     longest = max(len(run.records) for run in everything)
     window = min(1001, longest // 20) | 1
@@ -239,7 +322,7 @@ def _loss_figure(figures: Figures, title: str, groups: list[Group], points: int)
     return figures.make(title, description, 3.5, paint, caption)
 
 
-def _accuracy_figure(figures: Figures, title: str, groups: list[Group]) -> Figure:
+def _accuracy_figure(figures: Figures, title: str, groups: Sequence[Group]) -> Figure:
     tables = [run.records[run.records["test_accuracy"].notna()] for group in groups for run in group.runs]
     axis = "epoch" if all(table["epoch"].is_unique for table in tables) else "step"
 

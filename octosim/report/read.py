@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Run:
     timing: list[dict[str, Any]]  # epoch, wall_s (seconds), images_per_s
     digest: str | None  # "sha256:<hex>"; None: unfinished
     notes: tuple[str, ...]
+    failure: str = ""  # why it ended before its last step, in one sentence, where its study says so
 
     @property
     def decides(self) -> dict[str, Any]:
@@ -36,6 +37,26 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         return self.manifest["environment"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's folder says of its runs.  reasons: why runs broke off, by the name of their folder."""
+
+    path: Path
+    title: str
+    about: str
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that was found at the paths of a report.  skipped: (path, reason)."""
+
+    runs: list[Run]
+    benches: list[Bench]
+    studies: list[Study]
+    skipped: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -291,26 +312,61 @@ def _may_be_bench(path: Path) -> bool:
         return True
 
 
-def read_all(paths: Iterable[Path]) -> tuple[list[Run], list[Bench], list[tuple[str, str]]]:
-    runs: list[Run] = []
-    benches: list[Bench] = []
-    skipped: list[tuple[str, str]] = []
+def _read_study(folder: Path) -> Study | None:
+    """The study of a folder; None where it is none.  OctosimError where its file is damaged."""
+    path = folder / "study.json"
+    if not path.exists():
+        return None
+    value = _load(path)
+    if value.get("kind") != "study":
+        return None
+    check(str(path), value, (("rows", "a list"),), (("title", "a string"), ("about", "a string")))
+    reasons = {}
+    for index, row in enumerate(value["rows"]):
+        check(f"{path}: rows[{index}]", row, (("name", "a string"), ("state", "a string")), (("reason", "a string"),))
+        if row["state"] == "broken":
+            reasons[row["name"]] = str(row.get("reason") or "")
+    return Study(folder, str(value.get("title") or ""), " ".join(str(value.get("about") or "").split()), reasons)
+
+
+def read_all(paths: Iterable[Path]) -> Records:
+    found = Records([], [], [], [])
     seen: set[Path] = set()
+    studies: dict[Path, Study] = {}
+
+    def study_of(folder: Path) -> Study | None:
+        place = folder.resolve()
+        if place not in studies:
+            try:
+                study = _read_study(folder)
+            except (OctosimError, OSError) as error:
+                found.skipped.append((str(folder / "study.json"), str(error)))
+                return None
+            if study is None:
+                return None
+            studies[place] = study
+            found.studies.append(study)
+        return studies[place]
+
     for path in paths:
         try:
-            found = _candidates(path)
+            candidates = _candidates(path)
+            if path.is_dir():
+                study_of(path)
         except (OctosimError, OSError) as error:
-            skipped.append((str(path), getattr(error, "strerror", None) or str(error)))
+            found.skipped.append((str(path), getattr(error, "strerror", None) or str(error)))
             continue
-        for kind, item in found:
+        for kind, item in candidates:
             if item.resolve() in seen:
                 continue
             seen.add(item.resolve())
             try:
                 if kind == "run":
-                    runs.append(_read_run(item))
+                    run = _read_run(item)
+                    study = studies.get(item.resolve().parent)
+                    found.runs.append(replace(run, failure=study.reasons.get(item.name, "") if study else ""))
                 else:
-                    benches.append(_read_bench(item))
+                    found.benches.append(_read_bench(item))
             except (OctosimError, OSError) as error:
-                skipped.append((str(item), str(error)))
-    return runs, benches, skipped
+                found.skipped.append((str(item), str(error)))
+    return found

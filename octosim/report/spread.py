@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from octosim.report.read import Run
+from octosim.report.states import state_of
 from octosim.report.tables import DASH, Cell, Group, Table, finals, plural
 
 # Student's t, 97.5 % quantile, by degrees of freedom 1 .. 30; tests/test_report_spread.py integrates the density.
@@ -27,6 +28,19 @@ def interval(differences: Sequence[float]) -> tuple[float, float] | None:
     half = T975[min(n - 1, len(T975)) - 1] * statistics.stdev(differences) / math.sqrt(n)  # beyond the table: a little wide
     mean = statistics.fmean(differences)
     return mean - half, mean + half
+
+
+def families(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that may be compared with each other, in order of appearance."""
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        found.setdefault(_family(group), []).append(group)
+    return list(found.values())
+
+
+def differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Differences of accuracies in percentage points, over the seeds that both have."""
+    return [100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
 
 
 def _family(group: Group) -> tuple[str, ...]:
@@ -57,31 +71,36 @@ def _reading(differences: Sequence[float], span: tuple[float, float] | None) -> 
     return said + (f", with {len(differences)} seeds only" if len(differences) < FEW else "")
 
 
+def _at_chance(*groups: Group) -> str:
+    """Warns of seeds whose accuracy is that of guessing: their differences say nothing about the method's accuracy."""
+    parts = []
+    for group in groups:
+        if stuck := sum(state_of(run).kind == "at chance" for run in group.runs):
+            parts.append(f"{stuck} of {plural(len(group.runs), 'run')} of {group.label} at chance")
+    return f"; {', '.join(parts)}" if parts else ""
+
+
 def differences_table(groups: Sequence[Group]) -> Table | None:
     """Every configuration against its family's reference, over the seeds that both have; None without two common seeds."""
-    families: dict[tuple[str, ...], list[Group]] = {}
-    for group in groups:
-        families.setdefault(_family(group), []).append(group)
     rows, intervals = [], 0
-    for family, members in families.items():
+    for members in families(groups):
         base = reference(members)
+        decides = base.runs[0].decides
         for group in members:
-            ours, theirs = finals(group), finals(base)
-            common = sorted(ours.keys() & theirs.keys())
-            if group is base or len(common) < 2:
+            pairs = differences(finals(group), finals(base))
+            if group is base or len(pairs) < 2:
                 continue
-            pairs = [100 * (ours[seed] - theirs[seed]) for seed in common]
             span, mean = interval(pairs), statistics.fmean(pairs)
             intervals += span is not None
             rows.append(
                 [
                     Cell(group.label),
                     Cell(base.label),
-                    Cell(f"{family[0]}, {family[1]}"),
-                    Cell(str(len(common)), len(common)),
+                    Cell(f"{decides['model']}, {decides['data']['name']}"),
+                    Cell(str(len(pairs)), len(pairs)),
                     Cell(f"{mean:+.2f}", mean),
                     Cell(f"{span[0]:+.2f} to {span[1]:+.2f}" if span else DASH),
-                    Cell(_reading(pairs, span)),
+                    Cell(_reading(pairs, span) + _at_chance(group, base)),
                 ]
             )
     if not rows:

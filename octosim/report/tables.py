@@ -7,10 +7,11 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from octosim.report.read import Bench, Run, lookup
 
@@ -28,24 +29,49 @@ class Group:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows, and the number it sorts by where the text does not sort."""
+    """What a table shows, and the number it sorts by where the text does not sort.  picture: inline SVG before the text."""
 
     text: str
     sort: float | None = None
     href: str | None = None
+    picture: Markup | None = None
 
 
 @dataclass(frozen=True)
 class Table:
     """columns: (heading, kind); "text" wraps, "long" wraps late, "line" never, "number" is right-aligned and sorts so.
 
-    The first cell of a row is its heading; foot stays last when the table is sorted.
+    The first cell of a row is its heading; foot stays last when the table is sorted.  bands: headings over several columns,
+    (text, columns), which together span the table.
     """
 
     caption: str
     columns: tuple[tuple[str, str], ...]
     rows: list[list[Cell]]
     foot: list[Cell] | None = None
+    bands: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def heads(self) -> list[str]:
+        """Headings of the columns in one line: with the band's over them, where there is one."""
+        over = [text for text, columns in self.bands for _ in range(columns)] or [""] * len(self.columns)
+        return [f"{band}: {title}" if band else title for band, (title, _) in zip(over, self.columns, strict=True)]
+
+
+def without_constants(table: Table, keep: int = 1) -> Table:
+    """The table without the columns of text that say the same in all rows; the caption says it instead.
+
+    keep: columns at the left that stay whatever they hold.  Tables with a foot or bands, and of one row, stay as they are.
+    """
+    if len(table.rows) < 2 or table.foot or table.bands:
+        return table
+    words = [i for i in range(keep, len(table.columns)) if table.columns[i][1] != "number"]
+    same = [i for i in words if len({row[i].text for row in table.rows}) == 1]
+    said = "; ".join(f"{table.columns[i][0]}: {table.rows[0][i].text}" for i in same if table.rows[0][i].text != DASH)
+    left = [i for i in range(len(table.columns)) if i not in same]
+    caption = f"{table.caption} The same in all rows: {said}." if said else table.caption
+    return replace(table, caption=caption, columns=tuple(table.columns[i] for i in left),
+                   rows=[[row[i] for i in left] for row in table.rows])  # fmt: skip
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,0 +1,431 @@
+"""The first screen of the page: for each task sentences made from the records, a table and a labelled scatter plot."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from octosim.hw import Device
+from octosim.report.devices import Price, fits
+from octosim.report.figures import COLOURS, Figure, Figures, Legend
+from octosim.report.spread import differences, families, interval, reference
+from octosim.report.states import learned, state_of, states_text
+from octosim.report.tables import DASH, Cell, Group, Table, percent, plural, significant
+
+# ---- one task: a network on a data set, by one version on one CPU --------------------------------------------------
+
+
+def mean(group: Group) -> float | None:
+    """Mean accuracy over the seeds that finished above chance; None without any."""
+    values = learned(group).values()
+    return statistics.fmean(values) if values else None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Groups that may be compared, the reference first, then by accuracy; costs by device and group."""
+
+    model: str
+    data: str
+    groups: tuple[Group, ...]
+    prices: dict[str, dict[int, Price]]
+
+    @property
+    def base(self) -> Group:
+        return self.groups[0]
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} on {self.data}"
+
+
+def tasks(groups: Sequence[Group], prices: Sequence[Price]) -> list[Task]:
+    """The families of groups, in order of appearance."""
+    found = []
+    for members in families(groups):
+        base = reference(members)
+        others = [group for group in members if group is not base]
+        others.sort(key=lambda group: -(mean(group) or -1.0))
+        by_device: dict[str, dict[int, Price]] = {}
+        for price in prices:
+            if any(price.group is group for group in members):
+                by_device.setdefault(price.device.name, {})[id(price.group)] = price
+        decides = base.runs[0].decides
+        found.append(Task(decides["model"], decides["data"]["name"], (base, *others), by_device))
+    return found
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of a step as a multiple of the reference's, with the interval that should hold the true one four times in five.
+
+    The two predictions' errors are taken as independent: they share a device, so the interval is rather too wide.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def told(self) -> str:
+        return "faster" if self.high < 1 else "slower" if self.low > 1 else "cannot be told"
+
+
+def ratio(price: Price, base: Price) -> Ratio | None:
+    times = [(p.step["time_s"], p.step["time_low_s"], p.step["time_high_s"]) for p in (price, base)]
+    if any(time <= 0 or low <= 0 for time, low, _ in times):
+        return None
+    value = times[0][0] / times[1][0]
+    deviation = math.hypot(*(math.log(high / low) / 2 for _, low, high in times))
+    return Ratio(value, value * math.exp(-deviation), value * math.exp(deviation))
+
+
+def short_title(device: Device) -> str:
+    """A device's title without what its brackets add."""
+    return device.title.split(" (")[0]
+
+
+# ---- sentences --------------------------------------------------
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    """a, b and c; of a long list the first ones and how many more."""
+    shown, more = list(names[:most]), len(names) - most
+    if more > 0:
+        shown.append(f"{more} more")
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
+
+
+def _points(value: float) -> str:
+    return f"{abs(value):.2f} {'point' if f'{abs(value):.2f}' == '1.00' else 'points'}"
+
+
+def accuracy_sentence(task: Task) -> str:
+    """Which configurations hold the reference's accuracy, as far as the seeds can tell."""
+    base = mean(task.base)
+    if base is None:
+        best = max(task.groups, key=lambda group: mean(group) or -1.0)
+        if (reached := mean(best)) is None:
+            return f"No run of {task.title} finished above chance."
+        return f"{best.label} reaches {percent(reached)} on {task.title}; no run of {task.base.label} finished above chance."
+    seeds = len(learned(task.base))
+    kinds: dict[str, list[str]] = {"above": [], "same": [], "below": [], "unsure": []}
+    for group in task.groups[1:]:
+        if (reached := mean(group)) is None:
+            continue
+        pairs = differences(learned(group), learned(task.base))
+        span = interval(pairs)
+        gap = statistics.fmean(pairs) if pairs else 100 * (reached - base)
+        if len(pairs) >= 2 and not any(pairs):
+            kinds["same"].append(group.label)
+        elif span is None:
+            kinds["unsure"].append(f"{group.label} ({gap:+.2f})")
+        elif span[0] > 0 or span[1] < 0:
+            kinds["above" if span[0] > 0 else "below"].append(f"{group.label} ({_points(gap)})")
+        else:
+            kinds["same"].append(group.label)
+    words = {"above": "above it {}", "same": "no difference shown for {}", "below": "below it {}",
+             "unsure": "too few seeds to say of {}"}  # fmt: skip
+    parts = [words[kind].format(_listed(names)) for kind, names in kinds.items() if names]
+    head = f"{task.title}: the reference {task.base.label} reaches {percent(base)} ({plural(seeds, 'seed')})"
+    return f"{'; '.join([head, *parts])}."
+
+
+def cost_sentence(task: Task, device: str) -> str | None:
+    """What the configurations cost on a device beside the reference; None where that says nothing."""
+    priced = task.prices.get(device, {})
+    base = priced.get(id(task.base))
+    if base is None or len(priced) < 2:
+        return None
+    ratios = [(g, r) for g in task.groups[1:] if id(g) in priced and learned(g) and (r := ratio(priced[id(g)], base))]
+    if not ratios:
+        return None
+    title = short_title(base.device)
+    held = [(g, r) for g, r in ratios if not _shown_below(g, task.base)]
+    group, best = min(held or ratios, key=lambda pair: pair[1].value)
+    span = f"({significant(best.low, 2)} to {significant(best.high, 2)})"
+    what = "the fastest that holds the accuracy" if held else "the fastest"
+    text = f"On {title}, {group.label} is {what}: {significant(best.value, 2)} times {task.base.label}'s time {span}"
+    if best.told == "cannot be told":
+        text += ", so whether it is faster cannot be told"
+    elif best.told == "slower":
+        text += f": nothing is faster than {task.base.label} there"
+    joules, theirs = priced[id(group)].step["energy_j"], base.step["energy_j"]
+    if joules is not None and theirs:
+        text += f", {significant(joules / theirs, 2)} times its energy"
+    peaks = {group.label: priced[id(group)].step["peak_bytes"] for group in task.groups if id(group) in priced}
+    too_large = [label for label, peak in peaks.items() if fits(peak, base.device) == "no"]
+    if too_large:
+        text += f"; {_listed(too_large)} {'does' if len(too_large) == 1 else 'do'} not fit its memory"
+    return text + " (predicted)."
+
+
+def _shown_below(group: Group, base: Group) -> bool:
+    """Whether a group's accuracy is below the reference's: by its interval, or without one by a point and more."""
+    pairs = differences(learned(group), learned(base))
+    span = interval(pairs)
+    return span[1] < 0 if span else bool(pairs) and statistics.fmean(pairs) < -1
+
+
+def failures_sentence(tasks: Sequence[Task]) -> str:
+    """Which runs did not end well, and where."""
+    parts, total, bad = [], 0, 0
+    for task in tasks:
+        for group in task.groups:
+            total += len(group.runs)
+            counts = Counter(state_of(run).kind for run in group.runs)
+            for kind, verb in (("diverged", "diverged"), ("at chance", "stayed at chance"), ("broken", "broke off"),
+                               ("unfinished", "did not finish")):  # fmt: skip
+                if n := counts.get(kind):
+                    bad += n
+                    detail = next((s.detail for s in map(state_of, group.runs) if s.kind == kind), "")
+                    where = f" ({detail})" if detail and kind in ("diverged", "broken") else ""
+                    several = f" in {n} of {plural(len(group.runs), 'run')}" if len(group.runs) > 1 else ""
+                    parts.append(f"{group.label} {verb}{several}{where}")
+    if not bad:
+        return f"{'The run' if total == 1 else f'All {total} runs'} finished, above chance."
+    return "; ".join(parts) + "."
+
+
+def sentences(tasks: Sequence[Task]) -> list[str]:
+    """What the records say: accuracy, cost on each device, and what failed."""
+    said = [accuracy_sentence(task) for task in tasks]
+    said += [text for task in tasks for device in task.prices if (text := cost_sentence(task, device))]
+    return [*said, failures_sentence(tasks)]
+
+
+# ---- the table --------------------------------------------------
+
+BAR = 96.0  # width of a difference's picture
+
+
+def difference_bar(mean: float, span: tuple[float, float] | None, limit: float) -> Markup:
+    """A difference with its interval on an axis from -limit to limit; what lies beyond ends in an arrow."""
+
+    def x(value: float) -> float:
+        return BAR / 2 * (1 + max(-1.0, min(1.0, value / limit)))
+
+    low, high = span or (mean, mean)
+    parts = [f'<line class="axis" x1="{BAR / 2:g}" x2="{BAR / 2:g}" y1="0" y2="12"/>']
+    if span:
+        parts.append(f'<line class="span" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="6" y2="6"/>')
+    if abs(mean) > limit:
+        at, tip = (2.0, -1) if mean < 0 else (BAR - 2, 1)
+        parts.append(f'<path class="dot" d="M{at + 2 * tip:g} 6l{-7 * tip} -4v8z"/>')
+    else:
+        parts.append(f'<circle class="dot" cx="{x(mean):.1f}" cy="6" r="3"/>')
+    return Markup(f'<svg class="bar" viewBox="0 0 {BAR:g} 12" aria-hidden="true">{"".join(parts)}</svg>')
+
+
+def _limit(values: Sequence[float]) -> float:
+    """Half the width of the differences' axis: what most of them need, not the one that is far off."""
+    sizes = sorted(abs(value) for value in values) or [1.0]
+    return max(0.2, 1.25 * min(sizes[-1], 3 * statistics.median(sizes) + 0.5))
+
+
+def task_table(task: Task) -> Table:
+    """Method by accuracy, difference, cost on each device and state."""
+    devices = {name: next(iter(by.values())).device for name, by in task.prices.items()}
+    base = mean(task.base)
+    gaps: list[tuple[float | None, tuple[float, float] | None]] = []
+    for group in task.groups:
+        pairs = differences(learned(group), learned(task.base)) if group is not task.base else []
+        reached = mean(group)
+        far = None if reached is None or base is None or group is task.base else 100 * (reached - base)
+        gaps.append((statistics.fmean(pairs) if pairs else far, interval(pairs)))
+    limit = _limit([edge for gap, span in gaps if gap is not None for edge in (gap, *(span or ()))])
+    several = any(len(group.runs) > 1 for group in task.groups)
+    rows = []
+    for group, (gap, span) in zip(task.groups, gaps, strict=True):
+        if gap is None:
+            difference = Cell("reference" if group is task.base else DASH)
+        else:
+            words = f"{gap:+.2f}" + (f" ({span[0]:+.2f} to {span[1]:+.2f})" if span else "")
+            difference = Cell(words, gap, picture=difference_bar(gap, span, limit))
+        reached = mean(group)
+        cells = [Cell(group.label), Cell(DASH) if reached is None else Cell(percent(reached), reached), difference]
+        if several:
+            seeds = len({run.decides["seed"] for run in group.runs})
+            cells.append(Cell(f"{len(learned(group))} of {seeds}", len(learned(group))))
+        cells.append(Cell(states_text(group)))
+        for by in task.prices.values():
+            cells += _cost_cells(by.get(id(group)), by.get(id(task.base)), reached is not None)
+        rows.append(cells)
+    columns = [("Method", "text"), ("Accuracy", "number"), ("Difference (points)", "number")]
+    columns += [("Seeds", "number")] * several
+    columns += [("State", "text")] + [("time ×", "number"), ("J", "number"), ("MiB", "number")] * len(devices)
+    bands = (("", 4 + several), *((short_title(device), 3) for device in devices.values()))
+    caption = f"{task.title}: test accuracy after the last epoch, mean over the seeds that finished above chance"
+    if any(span for _, span in gaps):
+        caption += "; difference to the reference seed by seed with its 95 % interval (Student's t)"
+    caption += "."
+    if devices:
+        caption += (
+            f" Predicted for each device: a step's time as a multiple of {task.base.label}'s, with the interval that should"
+            " hold it four times in five, energy of the whole training, and a step's peak memory."
+        )
+    return Table(caption, tuple(columns), rows, bands=bands if devices else ())
+
+
+def _cost_cells(price: Price | None, base: Price | None, finished: bool) -> list[Cell]:
+    if price is None:
+        return [Cell(DASH)] * 3
+    times = Cell(DASH)
+    if base is price:
+        times = Cell("1", 1.0)
+    elif base is not None and (r := ratio(price, base)):
+        times = Cell(f"{significant(r.value, 2)} ({significant(r.low, 2)} to {significant(r.high, 2)})", r.value)
+    joules = price.energy_j if finished else None  # a training that did not end has no price
+    peak = price.step["peak_bytes"]
+    return [
+        times,
+        Cell(DASH) if joules is None else Cell(significant(joules), joules),
+        Cell(significant(peak / 2**20) + (", does not fit" if fits(peak, price.device) == "no" else ""), peak),
+    ]
+
+
+# ---- the scatter plot --------------------------------------------------
+
+LABEL = 30
+"""Characters of a point's label."""
+
+
+def useful_range(values: Sequence[float], reach: float = 3.0) -> tuple[float, float]:
+    """Where most values lie: those within `reach` quartile distances of the middle half, with a margin."""
+    ordered = sorted(values)
+    if len(ordered) < 4:
+        low, high = ordered[0], ordered[-1]
+    else:
+        first, _, third = statistics.quantiles(ordered, n=4, method="inclusive")
+        width = max(third - first, 0.1)
+        inside = [v for v in ordered if first - reach * width <= v <= third + reach * width]
+        low, high = inside[0], inside[-1]
+    margin = max(0.08 * (high - low), 0.15)
+    return low - margin, high + margin
+
+
+def _apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:
+    """Positions near `wanted`, in its order, at least `least` apart and within low .. high where they fit there."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    least = min(least, (high - low) / max(1, len(wanted) - 1)) if len(wanted) > 1 else least
+    places = [min(max(wanted[i], low), high) for i in order]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + least)
+    if places and places[-1] > high:
+        places[-1] = high
+        for i in range(len(places) - 2, -1, -1):
+            places[i] = min(places[i], places[i + 1] - least)
+    found = [0.0] * len(wanted)
+    for i, place in zip(order, places, strict=True):
+        found[i] = place
+    return found
+
+
+def measured_times(groups: Sequence[Group]) -> dict[int, float]:
+    """Median wall seconds of finished runs by group; nothing where machines, instruction sets or threads differ."""
+    walls: dict[int, float] = {}
+    places = set()
+    for group in groups:
+        found = []
+        for run in group.runs:
+            times = [row["wall_s"] for row in run.timing if row.get("wall_s") is not None]
+            if run.digest and times:
+                found.append(sum(times))
+                places.add(tuple(run.environment[key] for key in ("cpu", "isa", "threads")))
+        if found:
+            walls[id(group)] = statistics.median(found)
+    return walls if len(places) == 1 and len(walls) > 1 else {}
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, accuracy) that no other beats: cheaper and no worse, or better and no dearer."""
+
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return a != b and a[0] <= b[0] and a[1] >= b[1]
+
+    return [i for i, point in enumerate(points) if not any(beats(other, point) for other in points)]
+
+
+def predicted_times(task: Task, device: str) -> dict[int, tuple[float, float, float]]:
+    """Seconds of the whole training on a device with their interval, by group."""
+    return {
+        key: (price.time_s, price.step["time_low_s"] * price.steps, price.step["time_high_s"] * price.steps)
+        for key, price in task.prices[device].items()
+        if price.steps
+    }
+
+
+def scatters(figures: Figures, task: Task) -> list[Figure]:
+    """Accuracy against time on each device; without devices against measured time, where all is one machine's."""
+    drawn = []
+    for name, by in task.prices.items():
+        device = next(iter(by.values())).device
+        caption = f"Predicted for {device.title}, from its profile; grey: the interval that should hold the time four times in "
+        caption += f"five; training there: {device.training.status}."
+        drawn.append(scatter(figures, task, short_title(device), predicted_times(task, name), "Predicted", caption))
+    if not task.prices and (walls := measured_times(task.groups)):
+        caption = (
+            "Wall time of octosim as it was recorded, median over seeds, other load on the machine included; what is "
+            "simulated (registers other than exact32) takes longer here than on hardware that has it."
+        )
+        times = {key: (wall, wall, wall) for key, wall in walls.items()}
+        drawn.append(scatter(figures, task, "measured", times, "Measured", caption))
+    return [figure for figure in drawn if figure]
+
+
+def scatter(
+    figures: Figures, task: Task, place: str, times: dict[int, tuple[float, float, float]], kind: str, caption: str
+) -> Figure | None:
+    """Accuracy against time (with its interval, in seconds): each point labelled, runs off the axis as arrows at its edge."""
+    shown = [(group, learned(group)) for group in task.groups if id(group) in times and learned(group)]
+    if len(shown) < 2 or len({times[id(group)][0] for group, _ in shown}) < 2:  # else there is nothing to trade
+        return None
+    means = [100 * statistics.fmean(values.values()) for _, values in shown]
+    spans = [times[id(group)] for group, _ in shown]
+    low, high = useful_range(means)
+    names = [group.label if len(group.label) <= LABEL else group.label[: LABEL - 1] + "…" for group, _ in shown]
+    best = front([(span[0], mean) for span, mean in zip(spans, means, strict=True)])
+    inside = [low <= mean <= high for mean in means]
+    seen = [100 * value for (_, values), near in zip(shown, inside, strict=True) if near for value in values.values()]
+    low, high = min(low, *seen), max(high, *seen)
+
+    def paint(axes: Any) -> Legend:
+        line = sorted((spans[i][0], means[i]) for i in best)
+        axes.plot([x for x, _ in line], [y for _, y in line], color="#8c959f", linewidth=1.0, drawstyle="steps-post", zorder=1)
+        for i, (group, values) in enumerate(shown):
+            colour = COLOURS[4] if group is task.base else COLOURS[0]
+            if not inside[i]:
+                edge, marker = (low, "v") if means[i] < low else (high, "^")
+                axes.plot(spans[i][0], edge, marker, color=COLOURS[1], markersize=8, zorder=3, clip_on=False)
+                continue
+            axes.plot(spans[i][1:], [means[i]] * 2, color="#c5ccd3", linewidth=2.5, zorder=1, solid_capstyle="round")
+            axes.plot([spans[i][0]] * 2, [100 * min(values.values()), 100 * max(values.values())], color=colour, linewidth=1.2)
+            fill = colour if i in best else "#ffffff"
+            axes.plot(spans[i][0], means[i], "o", color=colour, mfc=fill, markersize=7, zorder=3)
+        axes.set_ylim(low, high)
+        axes.margins(x=0.05)
+        axes.set_xlim(left=0)
+        right = 1.03 * axes.get_xlim()[1]
+        for i, place in enumerate(_apart(means, 0.055 * (high - low), low, high)):
+            text = names[i] if inside[i] else f"{names[i]} ({means[i]:.1f} %)"
+            axes.annotate(
+                text, (spans[i][0], min(max(means[i], low), high)), (right, place), annotation_clip=False, va="center",
+                fontsize=9, arrowprops={"arrowstyle": "-", "color": "#d0d7de", "linewidth": 0.8, "shrinkB": 4},
+            )  # fmt: skip
+        axes.set_xlabel(f"{kind} time of the whole training (s)")
+        axes.set_ylabel("Test accuracy (%)")
+        return []
+
+    caption += " Points: mean over the seeds that finished above chance, vertical lines: all of them, black: the reference."
+    caption += " Filled, on the line: no other is cheaper and as accurate. The accuracy axis is cut to where most lie"
+    off = inside.count(False)
+    caption += f"; {plural(off, 'configuration')} off it: the arrows at its edge." if off else "."
+    points = zip(names, means, spans, strict=True)
+    said = "; ".join(f"{name}: {mean:.2f} % for {significant(span[0])} s" for name, mean, span in points)
+    return figures.make(f"Accuracy against time: {task.title}, {place}", f"Scatter plot. {said}.", 4.2, paint, caption)
