@@ -122,7 +122,8 @@ def test_devices_table_agrees_with_cost(study, tmp_path):
         assert float(row["Step (ms)"]) == pytest.approx(1e3 * total["time_s"], rel=0.005)
         assert float(row["Peak memory (MB)"]) == pytest.approx(total["peak_bytes"] / 1e6, rel=0.005)
         assert float(row["Step (mJ)"].replace(",", "")) == pytest.approx(1e3 * total["energy_j"], rel=0.005)
-        assert float(row["Training (s)"]) == pytest.approx(4 * total["time_s"], rel=0.005) and row["Fits"] == "yes"
+        assert float(row["Training (s)"]) == pytest.approx(4 * total["time_s"], rel=0.005)
+    assert "Fits: yes" in page.text
     assert "fp32: no cost predicted for" in page.text  # the Coral has no float units
     assert any("Predicted for Raspberry Pi 4" in caption for caption in page.captions)
 
