@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from octosim import core, hostbench, kernelbench
+from octosim.cli import app
 from octosim.errors import OctosimError
 
 SMALL = {"fc": (32, 100, 20), "conv": (500, 25, 6)}
@@ -23,6 +29,7 @@ def test_record(tmp_path: Path) -> None:
     for row in record["rows"]:
         assert row["ops_s"] == pytest.approx(2 * row["m"] * row["k"] * row["n"] / row["time_s"])
         assert row["ratio"] == row["against"]["onnxruntime"]["ratio"] > 0
+        assert bool(row["wrong"]) == (row["against"]["onnxruntime"]["operands"] != "uint8 x int8")
     products = {(r["shape"], r["pass"]): (r["m"], r["k"], r["n"]) for r in record["rows"]}
     assert products["conv", "dX"] == (500, 6, 25) and products["conv", "dW"] == (6, 500, 25)
     assert record["limits"]["peak_ops_s"] > 0 and record["limits"]["triad_bytes_s"] > 1e8
@@ -32,6 +39,53 @@ def test_record(tmp_path: Path) -> None:
     assert record["codes"][0] == {"name": "copy float32", "bytes_s": record["codes"][0]["bytes_s"], "of_copy": 1.0}
     kernelbench.plot_roofline(record, tmp_path / "roof.svg")
     assert "<svg" in (tmp_path / "roof.svg").read_text()
+
+
+@pytest.mark.parametrize("right", [("int8 x int8",), ()], ids=["second-is-right", "none-is-right"])
+def test_a_peer_that_is_wrong_here_is_named(right: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime's uint8 x int8 on x86 without VNNI: sums of pairs saturate in 16 bits."""
+
+    def maker(types):
+        def call(a, b, transposed, threads):
+            exact = core.gemm(a, b, transpose_a=transposed == "a", transpose_b=transposed == "b")
+            return lambda: exact if types in right else exact - (exact > 0) * 7
+
+        return call
+
+    monkeypatch.setitem(kernelbench.PRODUCTS, "onnxruntime", {types: maker(types) for types in ("uint8 x int8", "int8 x int8")})
+    monkeypatch.setattr(kernelbench, "version", lambda peer: "1.0")
+    record = kernelbench.kernel_bench(["onnxruntime"], seconds=0.001, command="test", shapes=SMALL, elements=4096, cube=64)
+    for row in record["rows"]:
+        assert row["wrong"][0]["operands"] == "uint8 x int8" and row["wrong"][0]["largest"] == 7
+        assert 0 < row["wrong"][0]["wrong"] < row["wrong"][0]["sums"] == row["m"] * row["n"]
+        assert [peer["operands"] for peer in row["against"].values()] == list(right) and ("ratio" in row) == bool(right)
+    assert ("ratio" in record) == bool(right)
+    said = kernelbench.wrong_peers(record)
+    assert len(said) == 2 - len(right)
+    assert said[0].startswith("onnxruntime 1.0 is wrong here (uint8 x int8) in 6 products, most in ")
+    assert said[0].endswith("int8 x int8 is timed there" if right else "nothing of it is timed there")
+    monkeypatch.setattr(kernelbench, "kernel_bench", lambda *_, **__: record)
+    done = CliRunner().invoke(app, ["bench", "--kernels", "--against", "onnxruntime"])
+    assert done.exit_code == 0 and said[0] in done.output
+    assert ("(int8 x int8)" if right else "wrong") in done.output.split("\n")[4]
+
+
+def test_onnxruntime_on_a_processor_without_vnni() -> None:
+    """An emulated Haswell: uint8 x int8 is wrong there, int8 x int8 is right, and so are we."""
+    pytest.importorskip("onnxruntime", reason="needs the extra 'peers'")
+    qemu = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
+    if platform.machine() != "x86_64" or not qemu:
+        pytest.skip("needs qemu-x86_64 (Debian: qemu-user)")
+    program = (
+        "from octosim import core, kernelbench\n"
+        "a, b = kernelbench._operands((64, 256, 32), '')\n"
+        "exact = core.gemm(a, b)\n"
+        "assert (exact == a.astype('i8') @ b.astype('i8')).all()\n"
+        "operands, call, wrong = kernelbench._right_call('onnxruntime', a, b, '', exact)\n"
+        "print(core.isa(), operands, [each['operands'] for each in wrong])"
+    )
+    done = subprocess.run([qemu, "-cpu", "Haswell", sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "avx2 int8 x int8 ['uint8 x int8']\n", done.stderr[-2000:]
 
 
 def test_without_peers() -> None:

@@ -108,6 +108,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
         print_json(record)
         return
     env, limits = record["environment"], record["limits"]
+    products = [peer for peer in against if peer in kernelbench.PRODUCTS]
     table = Table(title=f"int8 matrix products: {env['cpu']}, {env['isa']}, {env['threads']} threads")
     for column in (
         "shape",
@@ -117,7 +118,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
         "GOPS",
         "of peak",
         "of roof",
-        *(f"{peer} / octosim" for peer in record["rows"][0]["against"]),
+        *(f"{peer} / octosim" for peer in products),
     ):
         table.add_column(column, justify="left" if column in ("shape", "pass") else "right")
     for row in record["rows"]:
@@ -125,7 +126,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
         table.add_row(
             row["shape"], row["pass"], size, time_text(row["time_s"]), f"{row['ops_s'] / 1e9:.1f}",
             f"{100 * row['of_peak']:.0f} %", f"{100 * row['of_roof']:.0f} %",
-            *(f"{peer['ratio']:.2f}" for peer in row["against"].values()),
+            *(_peer_cell(row, peer) for peer in products),
         )  # fmt: skip
     out_console.print(table, highlight=False)
     side = record["isas"][0]["cube"]
@@ -165,11 +166,21 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
         out_console.print(table, highlight=False)
     print(f"register peak {limits['peak_ops_s'] / 1e9:.0f} GOPS, STREAM triad {limits['triad_bytes_s'] / 1e9:.1f} GB/s")
     if "ratio" in record:
-        worst = min(record["rows"], key=lambda row: row["ratio"])
+        worst = min((row for row in record["rows"] if "ratio" in row), key=lambda row: row["ratio"])
         print(
             f"geometric mean against the faster peer: {record['ratio']:.2f} times as fast; "
             f"least {worst['ratio']:.2f} ({worst['shape']} {worst['pass']})"
         )
+    for sentence in kernelbench.wrong_peers(record):
+        print(sentence)
+
+
+def _peer_cell(row: dict[str, Any], peer: str) -> str:
+    """The ratio of a peer's time to ours; with its operands where its faster product is wrong here, or "wrong"."""
+    if peer not in row["against"]:
+        return "wrong"
+    mark = f" ({row['against'][peer]['operands']})" if any(case["peer"] == peer for case in row["wrong"]) else ""
+    return f"{row['against'][peer]['ratio']:.2f}{mark}"
 
 
 def _show_bench(record: dict[str, Any]) -> None:
