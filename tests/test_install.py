@@ -38,8 +38,8 @@ def compiler(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_sdist_has_every_tracked_file(tmp_path: Path) -> None:
-    listed = run("git", "ls-files", "-z") if (ROOT / ".git").exists() else None
+def test_the_sdist_has_every_file_of_the_checkout(tmp_path: Path) -> None:
+    listed = run("git", "ls-files", "-coz", "--exclude-standard") if (ROOT / ".git").exists() else None
     if listed is None or listed.returncode:
         pytest.skip("not a git checkout")
     tracked = {name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
