@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from octosim import accumulate, core, measure, train
+from octosim import core, measure, train
+from octosim.engine import registers
+from octosim.engine.nodes import Array, Product
+from octosim.engine.probes import watching
+from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Product
-from octosim.observe import watching
-from octosim.quant import LARGEST_CODE
 
 EXACT = 2**24  # float32's significand: 24 bits
 _DEPTHS = ("forward", "dX", "dW")  # the order of Product.depths
@@ -59,14 +60,14 @@ def compare(
     """
     zeros = {name: x_zero if name == "x" else 0 for name in operands}
     whole = {name: q.astype(np.int32) - zeros[name] for name, q in operands.items()}
-    exact = _without_zero(pass_, operands, x_zero, accumulate.exact_sums(product, pass_, operands, x_zero))
+    exact = _without_zero(pass_, operands, x_zero, registers.exact_sums(product, pass_, operands, x_zero))
     differ, difference = _wrong(
-        accumulate.multiply(product, pass_, {name: v.astype(np.float32) for name, v in whole.items()}), exact
+        registers.multiply(product, pass_, {name: v.astype(np.float32) for name, v in whole.items()}), exact
     )
     scaled: tuple[int | None, int | None] = None, None
     if scales is not None and all(scale > 0 for scale in scales.values()):
         reals = {name: core.dequantize(q, scales[name], zero=zeros[name]) for name, q in operands.items()}
-        scaled = _wrong(accumulate.multiply(product, pass_, reals), exact, math.prod(scales.values()))
+        scaled = _wrong(registers.multiply(product, pass_, reals), exact, math.prod(scales.values()))
     k = product.depths[_DEPTHS.index(pass_)]
     largest = {name: int(np.abs(v).max(initial=0)) for name, v in whole.items()}
     bound, worst = (k * math.prod(each) for each in (largest.values(), (LARGEST_CODE + abs(z) for z in zeros.values())))

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from octosim import measure, observe, train
+from octosim import measure, train
+from octosim.engine import probes
+from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
-from octosim.nodes import Array
 
-Tensors = dict[observe.Key, Array]
+Tensors = dict[probes.Key, Array]
 
 
 def _state(run: train.Run, pass_: str) -> Tensors:
@@ -24,7 +25,7 @@ def _state(run: train.Run, pass_: str) -> Tensors:
     return found
 
 
-def _step(run: train.Run, observed: observe.Observed) -> Tensors:
+def _step(run: train.Run, observed: probes.Observed) -> Tensors:
     """The next step's tensors, in the order in which they are made."""
     observed.clear()
     images, labels = run.batch(run.step + 1)
@@ -57,7 +58,7 @@ def off_by(a: Array, b: Array) -> dict[str, int]:
     return {name: int(count) for name, count in zip(names, classes, strict=False) if count or name == "0"}
 
 
-def _compared(key: observe.Key, a: Array, b: Array) -> dict[str, Any]:
+def _compared(key: probes.Key, a: Array, b: Array) -> dict[str, Any]:
     """One tensor's row.  Tensors of two shapes have nothing to compare but the shapes."""
     row: dict[str, Any] = dict(zip(("layer", "pass", "tensor"), key, strict=True))
     row["dtype"] = str(a.dtype) if a.dtype == b.dtype else f"{a.dtype} and {b.dtype}"
@@ -115,7 +116,7 @@ def diff(
             f"{first} and {second} train different networks, of {len(a.network.nodes)} and {len(b.network.nodes)} layers"
         )
     most = min(a.steps, b.steps, steps or a.steps)
-    observed = [observe.watch(run.network, run.registers) for run in runs]
+    observed = [probes.watch(run.network, run.registers) for run in runs]
     about = {"runs": [str(first), str(second)], "of_steps": most}
     found = _parting(0, _state(a, "start"), _state(b, "start"))
     while found is None and a.step < most:

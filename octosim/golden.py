@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 import octosim
-from octosim import core, methods, observe, train
+from octosim import core, methods, train
+from octosim.engine import probes
+from octosim.engine.nodes import Array, Depthwise, Node, Product
+from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError, suggest
 from octosim.files import write_atomic
-from octosim.nodes import Array, Depthwise, Node, Product
 from octosim.numerics import Accumulator, Rounding, fixed_point
-from octosim.quant import LARGEST_CODE
 
 CHECKER = Path(__file__).parent / "templates" / "golden_check.c"
 SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums' name in both files
@@ -47,7 +48,7 @@ def _requantized(name: str, sums: Array) -> dict[str, Any]:
     return {f"{name}_codes": codes, f"{name}_multiplier": multiplier, f"{name}_shift": shift}
 
 
-def vectors(node: Node, observed: observe.Observed, how: Accumulator) -> dict[str, Any]:
+def vectors(node: Node, observed: probes.Observed, how: Accumulator) -> dict[str, Any]:
     """A layer's numbers in the step that was observed: arrays, sizes and scales by name; OctosimError without int8 products."""
     seen = {(pass_, name): values for (layer, pass_, name), values in observed.tensors.items() if layer == node.name}
     if seen.get(("forward", "x"), np.empty(0)).dtype != np.int8 or ("dW", "dy") not in seen:
@@ -118,7 +119,7 @@ def golden(
     chosen = [nodes[layer]] if layer is not None else list(nodes.values())
     train.advance_before(run, step, progress)
     params = {(node.name, name): values.copy() for node in chosen for name, values in node.params.items()}
-    observed = observe.watch(run.network, run.registers)
+    observed = probes.watch(run.network, run.registers)
     run.train_step()
     made = []
     for node in chosen:

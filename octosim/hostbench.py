@@ -17,11 +17,23 @@ import numpy as np
 import tomli_w
 
 import octosim
-from octosim import core, host, hw, methods, models, optim, quant, rates
+from octosim import core, host, hw, methods, rates
 from octosim.data import Dataset
+from octosim.engine import optimizers, quantizers, trace
+from octosim.engine.layers import (
+    BatchNorm,
+    Conv2d,
+    DepthwiseConv2d,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool,
+    ReLU,
+    Residual,
+    Stack,
+)
+from octosim.engine.nodes import Context, Node
 from octosim.errors import OctosimError
-from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
-from octosim.nodes import Context, Node
 from octosim.stepclock import LR, Clock, Key, stepper
 from octosim.trace import Op
 from octosim.train import Config, Run
@@ -38,22 +50,22 @@ class Probe:
 
     images: tuple[int, int, int]
     batch: int
-    layers: models.Stack
+    layers: Stack
 
 
-def _conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> models.Stack:
+def _conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> Stack:
     return Conv2d(filters, kernel, stride, pad), BatchNorm(), ReLU()
 
 
-def _separable(filters: int, stride: int = 1) -> models.Stack:
+def _separable(filters: int, stride: int = 1) -> Stack:
     return DepthwiseConv2d(3, stride, 1), BatchNorm(), ReLU(), *_conv(filters, 1, pad=0)
 
 
-def _dense(*units: int) -> models.Stack:
+def _dense(*units: int) -> Stack:
     return Flatten(), *(layer for n in units for layer in (Linear(n), ReLU())), Linear(10)
 
 
-def _block(filters: int) -> models.Stack:
+def _block(filters: int) -> Stack:
     body = (*_conv(filters, 3, 2), Conv2d(filters, 3, pad=1), BatchNorm())
     return Residual(body, (Conv2d(filters, 1, 2), BatchNorm())), ReLU()
 
@@ -154,10 +166,10 @@ def _passes(elements: int, channels: int) -> Iterator[_Pass]:
     batch = pixels.copy()
     gather = _bind(np.take, pixels, order, axis=0, out=batch)
     yield _Pass("images", "forward", _bind(core.images, batch, 1 / 255, 0.0, out=pout), before=gather)
-    yield _Pass("quantize x", "forward", _bind(quantize, quant.asymmetric), values)
-    yield _Pass("PRC, quantize dY", "dW", _bind(quantize, quant.symmetric), values)
-    yield _Pass("quantize x, range known", "forward", _bind(quant.asymmetric, x, -3.0, 3.0, out=codes), values)
-    yield _Pass("PRC, quantize dY, range known", "dW", _bind(quant.symmetric, x, -3.0, 3.0, out=codes), values)
+    yield _Pass("quantize x", "forward", _bind(quantize, quantizers.asymmetric), values)
+    yield _Pass("PRC, quantize dY", "dW", _bind(quantize, quantizers.symmetric), values)
+    yield _Pass("quantize x, range known", "forward", _bind(quantizers.asymmetric, x, -3.0, 3.0, out=codes), values)
+    yield _Pass("PRC, quantize dY, range known", "dW", _bind(quantizers.symmetric, x, -3.0, 3.0, out=codes), values)
     yield _Pass("dequantize, LAC", "forward", dequantize_lac, products)
     yield _Pass("dequantize dX", "dX", core.Sums(acc, zeros, 0.01).array, products)
     yield _Pass("bias, LAC gradients", "dW", bias_gradients, (codes, codes.copy()))
@@ -196,14 +208,14 @@ def _weight_passes(elements: int) -> Iterator[_Pass]:
     codes = np.empty(elements, np.int8)
     node = Node("probe", 0, None, (), (), params={"w": w}, grads={"w": g})
     method, slots = methods.make("fp32", {}), {"probe.w": {"v": v}}
-    update = optim.Update(optim.Sgd(lr=LR), method, Context(True, 1, 1), LR, (), [node], slots)
+    update = optimizers.Update(optimizers.Sgd(lr=LR), method, Context(True, 1, 1), LR, (), [node], slots)
 
     def quantize() -> None:
         found = core.value_range(w)
-        quant.symmetric(w, found.low, found.high, out=codes)
+        quantizers.symmetric(w, found.low, found.high, out=codes)
 
     yield _Pass("quantize w", "forward", quantize)
-    yield _Pass("quantize w, range known", "forward", _bind(quant.symmetric, w, -3.0, 3.0, out=codes))
+    yield _Pass("quantize w, range known", "forward", _bind(quantizers.symmetric, w, -3.0, 3.0, out=codes))
     yield _Pass("optimizer", "update", _bind(update.node, node))
 
 
@@ -276,7 +288,7 @@ def _probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> _Step
             watch.forget()
         step()
     medians = {key: statistics.median(values) for key, values in watch.values.items()}
-    return _Step(models.trace(run.network, probe.batch), medians)
+    return _Step(trace(run.network, probe.batch), medians)
 
 
 def non_negative(a: Array, b: Array, steps: int = 2000) -> Array:

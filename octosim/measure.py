@@ -25,11 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from octosim import accumulate, core, methods
-from octosim.models import Network, Stack
-from octosim.nodes import Array, Context, FullProduct, Node, Product
+from octosim import core, methods
+from octosim.engine import Network
+from octosim.engine.layers import Stack
+from octosim.engine.nodes import Array, Context, FullProduct, Node, Product
+from octosim.engine.probes import watching
+from octosim.engine.registers import InRegister, Registers, as_record, exact_sums, multiply, resized, x_windows
 from octosim.numerics import Accumulator
-from octosim.observe import watching
 
 ROLES = ("weight", "activation", "error", "gradient", "update", "accumulator")
 """error: dL/dY and dL/dX.  gradient: dL/dW.  update: the change of the weights in the step.  accumulator: the sums."""
@@ -136,7 +138,7 @@ def _meaning(value: Any) -> tuple[float, int] | None:
 
 
 def meaning_of(q: Array, values: list[Any]) -> tuple[float, int] | None:
-    """(scale, zero) of the codes q of a product, which one of a method's values (observe.Observer.means) holds; else None."""
+    """(scale, zero) of the codes q of a product, which one of a method's values (probes.Observer.means) holds; else None."""
     return next((_meaning(value) for value in values if np.may_share_memory(value.q, q)), None)
 
 
@@ -168,8 +170,8 @@ def _sample(product: Product, pass_: str, operands: dict[str, Array], x_zero: in
     g = product.geometry
     if pass_ != "dW":
         batch = min(g.batch, COUNTED)
-        return accumulate.resized(product, batch), {k: v if k == "w" else v[:batch] for k, v in operands.items()}
-    windows = accumulate.x_windows(g, operands["x"], x_zero)
+        return resized(product, batch), {k: v if k == "w" else v[:batch] for k, v in operands.items()}
+    windows = x_windows(g, operands["x"], x_zero)
     dy = operands["dy"].reshape(-1, operands["dy"].shape[-1])[:, :FILTERS]
     if product.groups > 1:  # depthwise: a product a channel, of which this is the first
         windows, dy = windows[..., :1], dy[:, :1]
@@ -218,7 +220,7 @@ class Meter:
     def step(
         self,
         network: Network,
-        registers: accumulate.Registers,
+        registers: Registers,
         batch: tuple[Array, Array],
         context: Context,
         smoothing: float,
@@ -285,7 +287,7 @@ class Meter:
         if key not in self._rows and reference.size == values.size:
             self._rows[key] = errors(reference, values)
 
-    # ---- observe.Observer ----
+    # ---- probes.Observer ----
 
     def means(self, layer: str, operand: str, value: Any) -> None:
         self._meanings.setdefault(layer, []).append(value)
@@ -296,10 +298,10 @@ class Meter:
         if key in self._rows or any(values.dtype != np.int8 for values in operands.values()):
             return
         part, few = _sample(product, pass_, operands, x_zero)
-        registers = accumulate.Registers(self._accumulator, counting=True)
-        made = accumulate.multiply(accumulate.InRegister(layer, part, registers), pass_, few, x_zero)
-        found = errors(accumulate.exact_sums(part, pass_, few, x_zero), made)
-        account = accumulate.as_record(registers.counts[0][2])
+        registers = Registers(self._accumulator, counting=True)
+        made = multiply(InRegister(layer, part, registers), pass_, few, x_zero)
+        found = errors(exact_sums(part, pass_, few, x_zero), made)
+        account = as_record(registers.counts[0][2])
         self._rows[key] = found | {"accumulator": self._accumulator.name} | account
 
     def add(self, layer: str, pass_: str, tensor: str, values: Any) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, data, models, peers
+from octosim import core, data, engine, graph, peers
+from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
-from octosim.nodes import Array
 from octosim.train import Config, Run
 
 STEPS = 3
@@ -77,7 +77,7 @@ def _octosim(config: Config, dataset: data.Dataset) -> tuple[Callable[[], Any], 
     return lambda: run.train_step(tick), parts
 
 
-def kept_bytes(network: models.Network) -> int:
+def kept_bytes(network: engine.Network) -> int:
     """Bytes of the tensors, parameters apart, that the layers keep for the backward pass at the moment."""
     found: dict[int, int] = {}
 
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def _torch(config: Config, dataset: data.Dataset, images: Array, labels: Array, threads: int) -> Callable[[], Any]:
-    stack = models.layers(config.model, len(dataset.classes), config.batchnorm, images.shape[1:])
+    stack = graph.layers(config.model, len(dataset.classes), config.batchnorm, images.shape[1:])
     made = peers.torch_steps(stack, images, labels, config.optimizer, 0.01, threads, kinds=("channels_last",))
     return made["channels_last"]
 

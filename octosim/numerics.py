@@ -67,7 +67,7 @@ class Accumulator:
     overflow:  "saturate" at the ends of the range, or "wrap" (modulo 2^bits).
     group:     products, in ascending k, that are summed exactly before the sum goes into the register.
     pair_bits: products are first added in pairs that saturate at so many bits (8 .. 31); None: they are not.
-    unsigned:  the instruction multiplies uint8 by int8; training in it shifts int8 codes by 128 (accumulate.py).
+    unsigned:  the instruction multiplies uint8 by int8; training in it shifts int8 codes by 128 (engine/registers.py).
 
     Saturating sums are not associative: the order k = 0, 1, 2 ... is part of the definition.
     """
@@ -232,3 +232,29 @@ def mu_tables(how: MuLaw) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, 
     level = tuple(scaled(2 * m, unit, ROUND_HALF_EVEN) for m in range(128))
     threshold = (0, *(scaled(2 * m - 1, unit, ROUND_CEILING) for m in range(1, 128)))
     return (*linear, *(-v for v in linear)), level, threshold
+
+
+# ---- functions of reals with the same bits everywhere --------------------------------------------------
+
+
+def power(base: float, exponent: int) -> float:
+    """base^exponent by squaring: IEEE products only, so the same bits on every machine (libm's pow need not be)."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+def half_cosine(t: float) -> float:
+    """(1 + cos(pi t)) / 2 for t in [0, 1] = cos(pi t / 2)^2, by cosine's series to x^18 (below 3e-15 for x <= pi / 2).
+
+    IEEE operations only, for the same reason as `power`.
+    """
+    x2, term, total = (1.5707963267948966 * t) ** 2, 1.0, 1.0
+    for n in range(1, 10):
+        term *= -x2 / ((2 * n - 1) * (2 * n))
+        total += term
+    return total * total

@@ -7,9 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from octosim.engine import Network, nodes
+from octosim.engine.layers import (
+    Add,
+    BatchNorm,
+    Conv2d,
+    DepthwiseConv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool,
+    ReLU,
+    Stack,
+)
 from octosim.errors import OctosimError
-from octosim.layers import Add, BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU
-from octosim.models import Network, Stack, nodes
 
 Array = np.ndarray[Any, Any]
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from octosim import core
-from octosim.nodes import Array, Product
+from octosim.engine.nodes import Array, Product
 from octosim.train import Run
 
 Key = tuple[str, str]
@@ -34,7 +34,7 @@ def _keys(tape: core.Tape) -> list[tuple[Key, bool]]:
 
 
 class Clock:
-    """Collects the time of each layer's passes: as `models.Tick` of steps that Python makes, as `recorded.Replay` of recorded
+    """Collects the time of each layer's passes: as `network.Tick` of steps that Python makes, as `replay.Replay` of recorded
     ones.  read: the clock, time.perf_counter or time.thread_time.
 
     parts: seconds of all forward and backward passes and updates; of products, and what is around them in the passes; of

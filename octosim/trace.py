@@ -1,6 +1,6 @@
 """The trace: what the layers of a network do in one step, as plain records.
 
-A trace is all that a cost model sees.  It is made from geometry alone (`octosim.models.trace`), so a step of any network
+A trace is all that a cost model sees.  It is made from geometry alone (`octosim.engine.trace`), so a step of any network
 can be priced without running it; `octosim bench` measures the same (layer, pass) pairs for real.
 """
 

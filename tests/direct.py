@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, methods, models, optim
-from octosim.layers import Conv2d, Flatten, Linear, ReLU
-from octosim.nodes import Context
+from octosim import core, engine, methods
+from octosim.engine import optimizers
+from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU
+from octosim.engine.nodes import Context
 
 SHAPE = (6, 5, 2)
 STACK = (Conv2d(4, 3, pad=1), ReLU(), Conv2d(3, 3, pad=1), ReLU(), Flatten(), Linear(8), ReLU(), Linear(5))
@@ -99,7 +100,7 @@ class Recorder:
 
 
 def network_and_batch(name: str, parameters: dict, batch: int = 7, seed: int = 3):
-    network = models.Network(STACK, SHAPE, methods.make(name, parameters), seed)
+    network = engine.Network(STACK, SHAPE, methods.make(name, parameters), seed)
     rng = np.random.default_rng(seed)
     for node in network.nodes:
         if "b" in node.params:
@@ -112,7 +113,7 @@ def three_steps(name: str, parameters: dict, optimizer: str = "sgd", lr: float =
     network, images, labels = network_and_batch(name, parameters)
     network.method = Recorder(network.method)
     slots = {
-        f"{n.name}.{k}": {s: np.zeros_like(v) for s in optim.OPTIMIZERS[optimizer].slots}
+        f"{n.name}.{k}": {s: np.zeros_like(v) for s in optimizers.OPTIMIZERS[optimizer].slots}
         for n in network.nodes
         for k, v in n.params.items()
     }
@@ -120,5 +121,5 @@ def three_steps(name: str, parameters: dict, optimizer: str = "sgd", lr: float =
         context = Context(True, 3, step, epoch=step)
         network.gradients(images, labels, context)
         yield from network.method.seen.values()
-        made = optim.make(optimizer, lr)
-        optim.Update(made, network.method.method, context, lr, made.corrections(step), network.nodes, slots).all()
+        made = optimizers.make(optimizer, lr)
+        optimizers.Update(made, network.method.method, context, lr, made.corrections(step), network.nodes, slots).all()

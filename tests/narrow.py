@@ -6,11 +6,11 @@ import dataclasses
 import functools
 import math
 
-from octosim import data, models
-from octosim.layers import Conv2d, Item, Linear, Residual
+from octosim import data
+from octosim.engine.layers import Conv2d, Item, Linear, Residual, Stack
 
 
-def narrow(stack: models.Stack, scale: int = 16) -> models.Stack:
+def narrow(stack: Stack, scale: int = 16) -> Stack:
     """A stack whose convolutions and hidden layers are divided by `scale`, though not below 3; the last layer stays."""
 
     def smaller(item: Item) -> Item:

@@ -16,7 +16,7 @@ import numpy as np
 import slow_passes as direct
 
 from octosim import train
-from octosim.nodes import Node
+from octosim.engine.nodes import Node
 
 Parameters = dict[str, np.ndarray]
 DECAY = 0.1  # of mu and offset

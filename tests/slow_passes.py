@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import oracle
 
-from octosim import core, models
-from octosim.layers import Conv2d, Flatten, Linear, ReLU
-from octosim.nodes import Context, Method, Node
+from octosim import core, engine
+from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU
+from octosim.engine.nodes import Context, Method, Node
 
 
 def wide(x: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def three_steps(
     and scales, one or one an output, for dW and db.  rate(layer): factor on the learning rate.  check(step): after each.
     prepare(node): may change the last layer's initial weights.
     """
-    network = models.Network(STACK, (7, 7, 2), method, 3)
+    network = engine.Network(STACK, (7, 7, 2), method, 3)
     weighted = [node for node in network.nodes if node.layer.weighted]
     prepare(weighted[-1])
     params = [{key: node.params[key].copy() for key in ("w", "b")} for node in weighted]
@@ -142,7 +142,7 @@ def three_steps(
 # ---- what the layers of any network take and give --------------------------------------------------
 
 
-def spied(network: models.Network) -> dict[tuple[str, str], tuple[Any, Any]]:
+def spied(network: engine.Network) -> dict[tuple[str, str], tuple[Any, Any]]:
     """Copies of what each layer takes and gives in each pass."""
     seen: dict[tuple[str, str], tuple[Any, Any]] = {}
 

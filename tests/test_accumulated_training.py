@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from test_accumulators import bits_of, narrow
 
-from octosim import accumulate, core, models, train
+from octosim import core, graph, train
+from octosim.engine.nodes import Convolution, Depthwise, FullProduct
+from octosim.engine.registers import WIDTHS, InRegister, Registers, _shapes, as_record, check
 from octosim.errors import OctosimError
-from octosim.nodes import Convolution, Depthwise, FullProduct
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator
 
 PRODUCTS = [
@@ -28,7 +29,7 @@ RUN = dict(model="lenet5", batch_size=20, steps=2)
 def operands(product, seed: int = 0, largest: int = 127) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, w and dy of a product."""
     rng = np.random.default_rng(seed)
-    return tuple(rng.integers(-largest, largest + 1, s).astype(np.int8) for s in accumulate._shapes(product))
+    return tuple(rng.integers(-largest, largest + 1, s).astype(np.int8) for s in _shapes(product))
 
 
 def slow_sum(pairs: list[tuple[int, int]], how: Accumulator) -> tuple[int, int, int, int]:
@@ -49,7 +50,7 @@ def slow_sum(pairs: list[tuple[int, int]], how: Accumulator) -> tuple[int, int, 
 
 
 def slow_passes(product, x, w, dy, x_zero: int, how: Accumulator) -> dict[str, list[tuple[int, int, int, int]]]:
-    """The sums of all passes, flat, from the definition in accumulate.py."""
+    """The sums of all passes, flat, from the definition in engine/registers.py."""
     g, single = product.geometry, isinstance(product, Depthwise)
     x, w, dy = (v.astype(int) for v in (x.reshape(g.x_shape), w, dy.reshape(g.y_shape)))
     w = w.reshape(g.filters, g.kernel_h, g.kernel_w, -1)
@@ -103,16 +104,16 @@ def test_against_slow_loops(product, name: str) -> None:
     how = ACCUMULATORS[name]
     x, w, dy = operands(product)
     expected = slow_passes(product, x, w, dy, -7, how)
-    registers = accumulate.Registers(how)
-    plain = passes(accumulate.InRegister("layer", product, registers), x, w, dy, -7)
+    registers = Registers(how)
+    plain = passes(InRegister("layer", product, registers), x, w, dy, -7)
     registers.counting = True
-    counted = passes(accumulate.InRegister("layer", product, registers), x, w, dy, -7)
+    counted = passes(InRegister("layer", product, registers), x, w, dy, -7)
     exact = passes(product, x, w, dy, -7)
     for (layer, pass_, count), (key, rows) in zip(registers.counts, expected.items(), strict=True):
         assert (layer, pass_) == ("layer", key)
         sums = [row[0] for row in rows]
         assert plain[key].ravel().tolist() == sums and counted[key].ravel().tolist() == sums, key
-        record = accumulate.as_record(count)
+        record = as_record(count)
         assert record["saturations"] + record["wraps"] == sum(row[1] for row in rows)
         assert record["pair_saturations"] == sum(row[3] for row in rows)
         assert record["inexact"] == np.count_nonzero(plain[key] != exact[key])
@@ -127,17 +128,17 @@ def test_wide_registers_are_exact(product, name: str) -> None:
     how = ACCUMULATORS[name]
     x, w, dy = operands(product, largest=31)
     exact = passes(product, x, w, dy, 3)
-    found = passes(accumulate.InRegister("layer", product, accumulate.Registers(how)), x, w, dy, 3)
+    found = passes(InRegister("layer", product, Registers(how)), x, w, dy, 3)
     assert all(np.array_equal(exact[key], found[key]) for key in exact)
-    counting = accumulate.Registers(how, counting=True)
-    found = passes(accumulate.InRegister("layer", product, counting), x, w, dy, 3)
+    counting = Registers(how, counting=True)
+    found = passes(InRegister("layer", product, counting), x, w, dy, 3)
     assert all(np.array_equal(exact[key], found[key]) for key in exact) and len(counting.counts) == 3
 
 
 def test_float32_goes_through() -> None:
     product = PRODUCTS[0]
     x, w, dy = (v.astype(np.float32) for v in operands(product))
-    found = passes(accumulate.InRegister("layer", product, accumulate.Registers(ACCUMULATORS["acc8"])), x, w, dy, 0)
+    found = passes(InRegister("layer", product, Registers(ACCUMULATORS["acc8"])), x, w, dy, 0)
     exact = passes(product, x, w, dy, 0)
     assert all(np.array_equal(exact[key], found[key]) for key in exact)
 
@@ -229,7 +230,7 @@ def test_counts_of_the_exact_register_say_what_would_be_enough() -> None:
     row = rows["conv2", "forward"]
     assert row["saturations"] == row["wraps"] == row["would_overflow"]["32"] == 0
     assert row["outputs"] == 20 * 10 * 10 * 16 and row["additions"] == row["outputs"] * 150
-    counts = [row["would_overflow"][str(bits)] for bits in accumulate.WIDTHS]
+    counts = [row["would_overflow"][str(bits)] for bits in WIDTHS]
     assert counts == sorted(counts, reverse=True) and counts[0] > 0
     assert 16 < row["largest_bits"] <= 23
 
@@ -259,5 +260,5 @@ def test_bad_configurations(change: dict, words: str, tmp_path: Path) -> None:
 def test_sums_too_long_to_be_counted_are_refused() -> None:
     run = train.Run(train.Config(**RUN))
     with pytest.raises(OctosimError, match="layer conv1: a sum of .* is too long for accumulator acc16"):
-        accumulate.check(run.network.nodes, 6000, ACCUMULATORS["acc16"])
-    assert models.MODELS
+        check(run.network.nodes, 6000, ACCUMULATORS["acc16"])
+    assert graph.MODELS

@@ -16,8 +16,8 @@ from test_cli import octosim
 from test_diff import started
 
 from octosim import audit
+from octosim.engine.nodes import FullProduct
 from octosim.errors import OctosimError
-from octosim.nodes import FullProduct
 from octosim.numerics import ACCUMULATORS
 
 PASSES = {"forward": ("x", "w"), "dX": ("dy", "w"), "dW": ("x", "dy")}

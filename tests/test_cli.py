@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from octosim import hw, methods, models
-from octosim.nodes import ROLES
+from octosim import graph, hw, methods
+from octosim.engine.nodes import ROLES
 
 COMMANDS = [
     ("train",), ("verify",), ("diff",), ("golden",), ("audit",), ("study",), ("cost",), ("bench",), ("report",), ("profiles",),
@@ -132,7 +132,7 @@ def test_methods_show_of_none() -> None:
     assert done.returncode == 2 and "unknown method 'octa'; did you mean 'octo'?" in done.stderr
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", graph.MODELS)
 def test_cost_of_every_model(model: str) -> None:
     """The name is in the help too."""
     done = octosim("cost", "--model", model, "--image", "32x32x3", "--batch-size", "8", "--json")

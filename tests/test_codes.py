@@ -12,7 +12,8 @@ from examples import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from octosim import core, quant
+from octosim import core
+from octosim.engine import quantizers
 from octosim.errors import OctosimError
 from octosim.numerics import MuLaw, Requantization, Rounding, fixed_point, mu_levels, mu_tables, mu_thresholds
 
@@ -178,8 +179,8 @@ def test_symmetric_clips_to_the_range_then_rounds(a: float, b: float, middle: fl
     with np.errstate(over="ignore", under="ignore"):
         x = (np.array([low, high, middle * low, middle * high, 0.0])).astype(F)
         x = np.clip(x, F(-3e38), F(3e38))
-        q = quant.symmetric(x, low, high)
-        expected = np.rint(np.clip(x, F(low), F(high)) * F(quant.reciprocal(q.scale)))
+        q = quantizers.symmetric(x, low, high)
+        expected = np.rint(np.clip(x, F(low), F(high)) * F(quantizers.reciprocal(q.scale)))
     assert q.q.tolist() == np.clip(expected, -127, 127).tolist()
 
 
@@ -315,7 +316,7 @@ def test_quant_requantize(how: Requantization) -> None:
     acc = rng.integers(-(2**20), 2**20, (50, 7)).astype(np.int32)
     scales = 2.0 ** -rng.integers(12, 16, 7) if how is Requantization.POWER_OF_TWO else rng.uniform(1e-5, 1e-4, 7)
     for scale in (scales, float(scales[0])):
-        found = quant.requantize(acc, scale, how, zero=2)
+        found = quantizers.requantize(acc, scale, how, zero=2)
         exact = acc * np.asarray(scale) + 2
         assert np.abs(found - np.clip(exact, -128, 127)).max() <= 0.5 + 1e-3
 
@@ -324,15 +325,15 @@ def test_quant_requantize_refuses() -> None:
     acc = np.ones((2, 3), np.int32)
     for scale in (1.0, 3.0):
         with pytest.raises(OctosimError, match="scales below 1"):
-            quant.requantize(acc, scale, Requantization.GEMMLOWP)
+            quantizers.requantize(acc, scale, Requantization.GEMMLOWP)
     with pytest.raises(OctosimError, match="two roundings"):
-        quant.requantize(acc, 0.5, Requantization.GEMMLOWP, Rounding.FLOOR)
+        quantizers.requantize(acc, 0.5, Requantization.GEMMLOWP, Rounding.FLOOR)
     with pytest.raises(OctosimError, match="power-of-two"):
-        quant.requantize(acc, 0.3, Requantization.POWER_OF_TWO)
+        quantizers.requantize(acc, 0.3, Requantization.POWER_OF_TWO)
     with pytest.raises(OctosimError, match="must be in 0 .. 2"):
-        quant.requantize(acc, -0.3, Requantization.SINGLE_ROUNDING)
+        quantizers.requantize(acc, -0.3, Requantization.SINGLE_ROUNDING)
     with pytest.raises(OctosimError, match="pseudo-stochastic"):
-        quant.requantize(acc, 0.3, Requantization.SINGLE_ROUNDING, Rounding.PSEUDO_STOCHASTIC)
+        quantizers.requantize(acc, 0.3, Requantization.SINGLE_ROUNDING, Rounding.PSEUDO_STOCHASTIC)
     with pytest.raises(core.CoreError, match="columns"):
         core.requantize(acc, np.ones(3, np.int32), 1, add=np.ones(2, np.int32))
     with pytest.raises(core.CoreError, match="not a multiple of the 4 columns"):

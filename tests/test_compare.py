@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from octosim import compare, cost, costplot, footprint, hw, membench, methods, models
-from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU, Residual
-from octosim.nodes import Context
+from octosim import compare, cost, costplot, engine, graph, hw, membench, methods
+from octosim.engine import memory
+from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU, Residual
+from octosim.engine.nodes import Context
 
 SHAPE = (8, 8, 3)
 
@@ -26,49 +27,49 @@ STACK = (Conv2d(4, 3, pad=1), BatchNorm(), ReLU(), MaxPool(), Flatten(), Linear(
 
 
 def network(method, stack=STACK, shape=SHAPE):
-    return models.Network(stack, shape, methods.make(method, {}), None)
+    return engine.Network(stack, shape, methods.make(method, {}), None)
 
 
 def test_memory_by_hand():
     """conv 8x8x3 -> 8x8x4, batch normalization, ReLU, pooling to 4x4x4, a linear layer of 64 x 10; batch 2."""
     weights, others = 4 * 27 + 640, 4 + 10 + 8  # biases, gamma and beta
     x, y, pooled = 2 * 192, 2 * 256, 2 * 64
-    assert footprint.footprint(network("fp32"), 2) == {
+    assert memory.footprint(network("fp32"), 2) == {
         "weights": 4 * (weights + others), "gradients": 4 * 640, "optimizer": 4 * (weights + others),
         # the image, batch normalization's input, the linear layer's input; argmax; signs of ReLU's output
         "activations": 4 * (x + y + pooled) + pooled + y // 8,
         "workspace": 4 * (x + y),
         "peak": 8 * (weights + others) + 4 * 640 + 4 * (x + y + pooled) + pooled + y // 8 + 4 * (x + y),
     }  # fmt: skip
-    int8, lac = footprint.footprint(network("octo"), 2), 3 * (4 + 10)
+    int8, lac = memory.footprint(network("octo"), 2), 3 * (4 + 10)
     assert int8["weights"] == 5 * weights + 4 * (others + lac) and int8["gradients"] == 4 * 640
     assert int8["activations"] == x + pooled + y + pooled + y // 8
     assert int8["workspace"] == 4 * (x + y) + x
-    forward = footprint.footprint(network("octo"), 2, inference=True)
+    forward = memory.footprint(network("octo"), 2, inference=True)
     assert forward["peak"] == weights + 4 * (others + lac) + int8["workspace"]
 
 
 def test_a_residual_blocks_gradient_waits():
     """While the body's gradient goes back, the shortcut's copy is held: two tensors and the dX that is made."""
     block = Residual((Conv2d(4, 3, pad=1),))
-    found = footprint.footprint(network("fp32", (Conv2d(4, 3, pad=1), block, Flatten(), Linear(10))), 1)
+    found = memory.footprint(network("fp32", (Conv2d(4, 3, pad=1), block, Flatten(), Linear(10))), 1)
     assert found["workspace"] == 4 * 3 * 256
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", graph.MODELS)
 @pytest.mark.parametrize("method", ["octo", "fp32"])
 def test_memory_grows_with_the_batch_and_training_takes_more(model, method):
     shape = (32, 32, 3)
-    net = network(method, models.layers(model, 10, in_shape=shape), shape)
-    one, two, forward = (footprint.footprint(net, b, i)["peak"] for b, i in ((8, False), (16, False), (8, True)))
+    net = network(method, graph.layers(model, 10, in_shape=shape), shape)
+    one, two, forward = (memory.footprint(net, b, i)["peak"] for b, i in ((8, False), (16, False), (8, True)))
     assert forward < one < two
-    largest = footprint.largest_batch(net, 2**30)
-    assert footprint.footprint(net, largest)["peak"] <= 2**30 < footprint.footprint(net, largest + 1)["peak"]
-    assert footprint.largest_batch(net, 1000) == 0
+    largest = memory.largest_batch(net, 2**30)
+    assert memory.footprint(net, largest)["peak"] <= 2**30 < memory.footprint(net, largest + 1)["peak"]
+    assert memory.largest_batch(net, 1000) == 0
 
 
 def test_memory_of_parameters_is_what_a_network_holds():
-    net = models.Network(STACK, SHAPE, methods.make("octo", {}), 1)
+    net = engine.Network(STACK, SHAPE, methods.make("octo", {}), 1)
     images, labels = np.zeros((2, *SHAPE), np.uint8), np.zeros(2, np.int32)
     codes = {}
 
@@ -77,14 +78,14 @@ def test_memory_of_parameters_is_what_a_network_holds():
 
     net.gradients(images, labels, Context(True, 1, 1), tick)
     held = net.parameters().values()
-    found = footprint.footprint(net, 2)
+    found = memory.footprint(net, 2)
     assert found["gradients"] == max(g.nbytes for _, g in held)
     assert found["weights"] == sum(w.nbytes for w, _ in held) + sum(codes.values()) and len(codes) == 2
 
 
 def kept(stack, shape, method, batch):
     """Bytes that a network of a method keeps of a forward pass, measured and counted: statistics of channels apart."""
-    net = models.Network(stack, shape, methods.make(method, {}), 1)
+    net = engine.Network(stack, shape, methods.make(method, {}), 1)
     measured = []
 
     def tick(layer, pass_):
@@ -93,7 +94,7 @@ def kept(stack, shape, method, batch):
 
     images, labels = np.random.default_rng(1).integers(0, 256, (batch, *shape), np.uint8), np.zeros(batch, np.int32)
     net.gradients(images, labels, Context(True, 1, 1), tick)
-    found = footprint.footprint(net, batch)
+    found = memory.footprint(net, batch)
     of_weights = found["weights"] - sum(w.nbytes for n in net.nodes for w in n.params.values())
     return measured[0], found["activations"] + of_weights
 
@@ -102,7 +103,7 @@ def kept(stack, shape, method, batch):
 @pytest.mark.parametrize("method", ["octo", "fp32"])
 def test_memory_kept_is_what_a_network_keeps(model, method):
     shape = (32, 32, 3)
-    measured, counted = kept(models.layers(model, 10, in_shape=shape), shape, method, 8)
+    measured, counted = kept(graph.layers(model, 10, in_shape=shape), shape, method, 8)
     assert measured == pytest.approx(counted, rel=0.03)
 
 
@@ -120,13 +121,13 @@ def test_memory_kept_by_each_method(method):
 
 def test_a_network_without_weights_has_the_same_trace():
     for method in ("octo", "fp32"):
-        made = [models.Network(STACK, SHAPE, methods.make(method, {}), seed) for seed in (None, 3)]
-        assert models.trace(made[0], 5) == models.trace(made[1], 5)
+        made = [engine.Network(STACK, SHAPE, methods.make(method, {}), seed) for seed in (None, 3)]
+        assert engine.trace(made[0], 5) == engine.trace(made[1], 5)
 
 
 def sides(device, model="lenet5", batch=50):
     shape = (28, 28, 1)
-    traces = [models.trace(network(m, models.layers(model, 10, in_shape=shape), shape), batch) for m in ("octo", "fp32")]
+    traces = [engine.trace(network(m, graph.layers(model, 10, in_shape=shape), shape), batch) for m in ("octo", "fp32")]
     return compare.side_by_side(*(cost.predict(ops, device) for ops in traces), device)
 
 
@@ -179,13 +180,13 @@ def test_crossover():
 
 def test_a_thousand_points():
     """Networks x devices x batches, INT8 and float32; ten seconds are asked of the whole, so a tenth here is far from noise."""
-    nets = [network(m, models.layers(name, 10, in_shape=(32, 32, 3)), (32, 32, 3)) for name in ("vgg11", "resnet20")
+    nets = [network(m, graph.layers(name, 10, in_shape=(32, 32, 3)), (32, 32, 3)) for name in ("vgg11", "resnet20")
             for m in ("octo", "fp32")]  # fmt: skip
     devices = [hw.load(name) for name in ("pi4", "pi5", "jetson", "atlas")]
     before, points = time.perf_counter(), 0
     for net in nets:
         for batch in (1, 8, 32):
-            ops = models.trace(net, batch)
+            ops = engine.trace(net, batch)
             points += sum(compare.time_of(ops, device) > 0 for device in devices)
     assert points == 48 and time.perf_counter() - before < 48 / 1000 * 10 * 5  # five times: a busy machine
 

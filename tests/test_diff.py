@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from test_cli import octosim
 
-from octosim import accumulate, diff, observe, train
+from octosim import diff, train
+from octosim.engine import probes, registers
 from octosim.errors import OctosimError
 
 RUN = dict(model="lenet5", batch_size=20, steps=3)
@@ -28,18 +29,18 @@ def parting(tmp_path: Path, one: dict, other: dict, **options) -> dict:
 def first_layer_with_a_saturated_pair() -> tuple[str, str, int]:
     """In a run with exact sums: the first product of which a pair, data shifted to uint8, passes 16 bits; its sums' size."""
     run = train.Run(train.Config(**RUN))
-    observed = observe.watch(run.network, run.registers)
+    observed = probes.watch(run.network, run.registers)
     run.train_step()
     for (layer, pass_), (product, x_zero) in observed.products.items():
         x, w, dy = (observed.tensors.get((layer, pass_, name)) for name in ("x", "w", "dy"))
         g = product.geometry
         if pass_ == "forward":
-            a, b = accumulate.x_windows(g, x, x_zero).reshape(-1, product.shape[1]), w.reshape(g.filters, -1).T
+            a, b = registers.x_windows(g, x, x_zero).reshape(-1, product.shape[1]), w.reshape(g.filters, -1).T
         elif pass_ == "dX":
-            a = accumulate.dy_windows(g, dy).reshape(g.batch * g.height * g.width, -1)
+            a = registers.dy_windows(g, dy).reshape(g.batch * g.height * g.width, -1)
             b = w.reshape(g.w_shape).transpose(1, 2, 0, 3).reshape(-1, g.channels)
         else:
-            a, b = accumulate.x_windows(g, x, x_zero).reshape(-1, product.shape[1]).T, dy.reshape(-1, g.filters)
+            a, b = registers.x_windows(g, x, x_zero).reshape(-1, product.shape[1]).T, dy.reshape(-1, g.filters)
         a, b = a.astype(np.int32) + 128, b.astype(np.int32)
         for k in range(0, a.shape[1] - 1, 2):
             pairs = a[:, k, None] * b[k] + a[:, k + 1, None] * b[k + 1]

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from test_cli import octosim
 
-from octosim import accumulate, core, golden, nodes, quant, train
+from octosim import core, golden, train
+from octosim.engine import nodes, quantizers
+from octosim.engine.registers import InRegister, Registers
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS
 
@@ -128,15 +130,15 @@ def test_npz(model: str, accumulator: str, tmp_path: Path) -> None:
         assert {len(line) for line in lines} == {2 * v[name].itemsize}
         big = np.dtype(f">i{v[name].itemsize}")
         assert np.array_equal(np.frombuffer(bytes.fromhex("".join(lines)), big), v[name].ravel())
-    registers = accumulate.Registers(ACCUMULATORS[accumulator])
-    product = accumulate.InRegister("conv2", nodes.Convolution(g), registers)
+    registers = Registers(ACCUMULATORS[accumulator])
+    product = InRegister("conv2", nodes.Convolution(g), registers)
     assert np.array_equal(product.forward(v["x"], v["w"], x_zero=int(v["x_zero"])), v["forward"])
     assert np.array_equal(product.weight_grad(v["x"], v["dy"], x_zero=int(v["x_zero"])), v["dw"])
     assert np.array_equal(product.input_grad(v["dy"], v["w"]), v["dx"])
     low, high = core.value_range(v["x_real"])
-    again = quant.asymmetric(v["x_real"], low, high)
+    again = quantizers.asymmetric(v["x_real"], low, high)
     assert np.array_equal(again.q, v["x"]) and again.zero == v["x_zero"] and np.float32(again.scale) == v["x_scale"]
-    weights = quant.symmetric(v["param_w"], *core.value_range(v["param_w"]))
+    weights = quantizers.symmetric(v["param_w"], *core.value_range(v["param_w"]))
     assert np.array_equal(weights.q, v["w"]) and np.float32(weights.scale) == v["w_scale"]
     scale = np.float32(core.product_scale(float(v["w_scale"]), float(v["dy_scale"])))
     assert np.array_equal(v["dx_real"], v["dx"].astype(np.float32) * scale)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from octosim._moved import MOVED
+
 PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 
 # A row may import only from rows above it.
 ROWS = [
-    {"errors", "schema", "pool", "_core"},
+    {"errors", "schema", "_core"},
     {"files"},
     {"core", "numerics", "trace", "efficiency", "host"},
     {"rates"},
     {"hw"},
-    {"quant", "cost", "nodes", "onnx_trace"},
+    {"cost", "engine", "onnx_trace"},
     {"calibrate", "compare", "costplot"},
-    {"layers", "methods", "data", "accumulate"},
-    {"architectures", "optim", "loader"},
-    {"models"},
-    {"footprint", "recorded"},
-    {"observe"},
+    {"graph", "methods", "data"},
+    {"loader"},
     {"measure"},
     {"train", "peers"},
     {"membench", "stepclock"},
@@ -38,7 +38,7 @@ ROWS = [
 ]
 # numerics names the accumulators that core takes and that profiles state
 WITHIN_A_ROW = {("core", "numerics")}
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p not in (PACKAGE / "__init__.py", PACKAGE / "_moved.py"))
 
 
 def module_of(path: Path) -> str:
@@ -95,3 +95,16 @@ def test_what_is_not_loaded(code: str, unwanted: tuple[str, ...]) -> None:
     program = f"import atexit, sys\natexit.register({at_exit})\n{code}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr
+
+
+def test_old_names_still_import() -> None:
+    """As `import octosim.old` and `from octosim import old`, with every name that the modules in their places have."""
+    code = ""
+    for old, places in MOVED.items():
+        package, _, name = f"octosim.{old}".rpartition(".")
+        code += f"import {package}.{name}\nfrom {package} import {name} as again\nassert again is {package}.{name}\n"
+        for place in places:
+            names = [n for n in vars(importlib.import_module(f"octosim.{place}")) if not n.startswith("__")]
+            code += f"for n in {names}: getattr(again, n)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from octosim import core, methods, models, peers
-from octosim.layers import (
+from octosim import core, engine, graph, methods, peers
+from octosim.engine.layers import (
     MASK,
     BatchNorm,
     Conv2d,
@@ -21,18 +21,18 @@ from octosim.layers import (
     ReLU,
     Residual,
 )
-from octosim.nodes import Context, Node
+from octosim.engine.nodes import Context, Node
 
 torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
 
 # The images on which each model is judged: small where it allows, since its layers' sizes follow.
 IMAGES = {"mlp": (9, 9, 2), "vgg-small-7": (9, 8, 3), "resnet20": (9, 12, 3), "mobilenet": (17, 16, 3)}
-CHECKED = {name: (models.layers(name, 10, in_shape=shape), shape)
-           for name, shape in ((name, IMAGES.get(name, (28, 28, 1))) for name in models.MODELS)}  # fmt: skip
+CHECKED = {name: (graph.layers(name, 10, in_shape=shape), shape)
+           for name, shape in ((name, IMAGES.get(name, (28, 28, 1))) for name in graph.MODELS)}  # fmt: skip
 STACKS = {
     **CHECKED,
-    "alexnet, CIFAR-10": (models.layers("alexnet", 10, in_shape=(32, 32, 3)), (32, 32, 3)),
-    "lenet5, no batchnorm, colour": (models.layers("lenet5", 7, batchnorm=False), (32, 32, 3)),
+    "alexnet, CIFAR-10": (graph.layers("alexnet", 10, in_shape=(32, 32, 3)), (32, 32, 3)),
+    "lenet5, no batchnorm, colour": (graph.layers("lenet5", 7, batchnorm=False), (32, 32, 3)),
     "strides, overlapping windows": (
         (Conv2d(9, 3, stride=2, pad=1), ReLU(), MaxPool(3, 2), Conv2d(5, 1), BatchNorm(), ReLU(), Flatten(), Linear(4)),
         (17, 14, 3),
@@ -101,14 +101,14 @@ class Gated(torch.nn.Module):
         return x * passes
 
 
-def build(name: str, seed: int = 3) -> tuple[models.Network, object, np.ndarray, np.ndarray]:
+def build(name: str, seed: int = 3) -> tuple[engine.Network, object, np.ndarray, np.ndarray]:
     """A network, the same in PyTorch in float64, images and labels.
 
     Few images: among very many values two in one pooling window may be so near that float32 and float64 choose differently,
     which moves a gradient by more than rounding.
     """
     stack, shape = STACKS[name]
-    network = models.Network(stack, shape, methods.make("fp32", {}), seed)
+    network = engine.Network(stack, shape, methods.make("fp32", {}), seed)
     rng = np.random.default_rng(seed)
     for node in network.nodes:  # away from the special values 0 and 1
         for key in ("b", "gamma", "beta"):
@@ -134,7 +134,7 @@ def torch_input(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2) * float(np.float32(1 / 255)))
 
 
-def gradients(network: models.Network, model: object, images: np.ndarray, labels: np.ndarray, step: int) -> float:
+def gradients(network: engine.Network, model: object, images: np.ndarray, labels: np.ndarray, step: int) -> float:
     """network.gradients; the signs of its ReLUs go to PyTorch's."""
     named = {node.name: node for node in network.nodes}
 
@@ -183,7 +183,7 @@ def test_inference_uses_running_statistics(name: str) -> None:
 def test_inference_does_not_look_at_the_batch(method: str) -> None:
     """One image's logits are the same to the bit alone, among others, and among outliers."""
     stack, shape = STACKS["lenet5"]
-    network = models.Network(stack, shape, methods.make(method, {}), 0)
+    network = engine.Network(stack, shape, methods.make(method, {}), 0)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 200, (16, *shape), dtype=np.uint8)
     network.gradients(images, rng.integers(0, 10, 16).astype(np.int32), Context(True, 0, 1))
@@ -195,7 +195,7 @@ def test_inference_does_not_look_at_the_batch(method: str) -> None:
 
 def test_dropout_is_the_same_mask_in_both_passes() -> None:
     stack = (Flatten(), Dropout(0.25), Linear(3))
-    network = models.Network(stack, (20, 20, 5), methods.make("fp32", {}), 0)
+    network = engine.Network(stack, (20, 20, 5), methods.make("fp32", {}), 0)
     node = network.nodes[1]
     context = Context(True, 7, 11)
     x = np.ones((8, 2000), np.float32)

@@ -17,11 +17,13 @@ from hypothesis.extra.numpy import arrays
 from test_accumulated_training import PRODUCTS, Stop, operands, passes, stop_after_4
 from test_cli import octosim
 
-from octosim import accumulate, core, measure, methods, models, observe, quant, train
+from octosim import core, engine, measure, methods, train
+from octosim.engine import probes, quantizers
+from octosim.engine.nodes import Context, Convolution, FullProduct
+from octosim.engine.registers import Registers, exact_sums, multiply, x_windows
 from octosim.errors import OctosimError
 from octosim.methods.fp32 import Fp32
 from octosim.methods.octo import Octo
-from octosim.nodes import Context, Convolution, FullProduct
 from octosim.numerics import EXACT32
 
 RUN = dict(model="lenet5", batch_size=20, steps=3)
@@ -119,11 +121,11 @@ def test_a_sample_holds_sums_of_the_whole(product: Any, pass_: str, monkeypatch:
     three = dict(zip(("x", "w", "dy"), operands(product), strict=True))
     taken = {name: three[name] for name in PASSES[pass_]}
     whole = passes(product, *three.values(), -7)[pass_]
-    assert np.array_equal(accumulate.exact_sums(product, pass_, taken, -7), whole)
-    assert np.array_equal(accumulate.multiply(product, pass_, taken, -7), whole)
+    assert np.array_equal(exact_sums(product, pass_, taken, -7), whole)
+    assert np.array_equal(multiply(product, pass_, taken, -7), whole)
     monkeypatch.setattr(measure, "COUNTED", 1)
     monkeypatch.setattr(measure, "FILTERS", 2)
-    few = accumulate.exact_sums(*(lambda p, o: (p, pass_, o))(*measure._sample(product, pass_, taken, -7)), -7)
+    few = exact_sums(*(lambda p, o: (p, pass_, o))(*measure._sample(product, pass_, taken, -7)), -7)
     if pass_ != "dW":
         assert np.array_equal(few, whole[:1])
     else:
@@ -136,13 +138,13 @@ def test_an_image_too_large_for_exact_sums() -> None:
     product = Convolution(core.Conv(1, 400, 400, 1, 1, 1, 1))
     x = np.zeros(product.geometry.x_shape, np.int8)
     with pytest.raises(OctosimError, match="an image of 400 x 400 outputs is too large for exact sums in 32 bits"):
-        accumulate.exact_sums(product, "dW", {"x": x, "dy": x})
+        exact_sums(product, "dW", {"x": x, "dy": x})
 
 
 def test_exact_sums_beyond_32_bits() -> None:
     product = FullProduct(3 * EXACT32.safe_depth(128, 128) + 5, 2, 3)
     x, dy = (np.full((product.batch, n), 127, np.int8) for n in (2, 3))
-    assert (accumulate.exact_sums(product, "dW", {"x": x, "dy": dy}) == 127 * 127 * product.batch).all()
+    assert (exact_sums(product, "dW", {"x": x, "dy": dy}) == 127 * 127 * product.batch).all()
     assert 127 * 127 * product.batch > 2**32
 
 
@@ -198,7 +200,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and "was started with measure = 2, not 3" in done.stderr
 
 
-def twins(steps: int, **change: Any) -> tuple[train.Run, observe.Observed, train.Run, observe.Observed, dict[str, Any]]:
+def twins(steps: int, **change: Any) -> tuple[train.Run, probes.Observed, train.Run, probes.Observed, dict[str, Any]]:
     """An octo run and a float32 run that starts its last step from the same numbers, both observed in it; parameters before."""
     octo = train.Run(train.Config(**RUN | change))
     fp32 = train.Run(train.Config(**RUN | change | dict(method="fp32", parameters={})))
@@ -209,7 +211,7 @@ def twins(steps: int, **change: Any) -> tuple[train.Run, observe.Observed, train
     for name, tensor in fp32.tensors().items():
         tensor[...] = source[name]
     before = {n.name: {k: v.copy() for k, v in n.params.items()} for n in octo.network.nodes if n.layer.weighted}
-    seen = [observe.watch(run.network, run.registers) for run in (octo, fp32)]
+    seen = [probes.watch(run.network, run.registers) for run in (octo, fp32)]
     octo.train_step(), fp32.train_step()
     return octo, seen[0], fp32, seen[1], before
 
@@ -251,7 +253,7 @@ def test_local_and_operand_errors(model: str) -> None:
         tensors = {key[1:]: value for key, value in seen.tensors.items() if key[0] == name}
         product = seen.products[name, "forward"][0]
         g, x, dy = product.geometry, tensors["forward", "input"], tensors["dW", "gradient"]
-        windows = accumulate.x_windows(g, x.astype(np.float64), 0)
+        windows = x_windows(g, x.astype(np.float64), 0)
         dys = dy.reshape(g.y_shape).astype(np.float64)
         taps = w.reshape(g.filters, g.kernel_h, g.kernel_w, -1).astype(np.float64)
         depthwise = product.groups > 1
@@ -376,26 +378,26 @@ def replace_params(node, w):
     return replace(node, params=node.params | {"w": w})
 
 
-def rows_of(network: models.Network, run: train.Run) -> dict[tuple[str, str, str, str], dict[str, Any]]:
+def rows_of(network: engine.Network, run: train.Run) -> dict[tuple[str, str, str, str], dict[str, Any]]:
     """A measured pass of another network in the place of a run's."""
-    registers = accumulate.Registers(EXACT32)
+    registers = Registers(EXACT32)
     registers.install(network.nodes)
     context = Context(training=True, seed=0, step=1)
     batch = run.batch(1)
     meter = measure.Meter(run.layers, run.data.train_images.shape[1:], EXACT32)
     with meter.step(network, registers, batch, context, 0.0, lambda name, w, g: None):
         network.gradients(*batch, context)
-    assert not isinstance(network.method, observe._Watched) and registers.seen is None
+    assert not isinstance(network.method, probes._Watched) and registers.seen is None
     return {(r["layer"], r["pass"], r["role"], r["against"]): r for r in meter.finish(network)}
 
 
 def test_errors_of_a_tuple_and_float_products() -> None:
     run = train.Run(train.Config(**RUN))
-    network = models.Network(run.layers, run.data.train_images.shape[1:], Bifurcated(), 0)
-    seen = observe.watch(network, accumulate.Registers(EXACT32))
+    network = engine.Network(run.layers, run.data.train_images.shape[1:], Bifurcated(), 0)
+    seen = probes.watch(network, Registers(EXACT32))
     network.gradients(*run.batch(1), Context(training=True, seed=0, step=1))
     assert seen.meanings["conv2", "dy"].q.dtype == np.int8
-    rows = rows_of(models.Network(run.layers, run.data.train_images.shape[1:], Bifurcated(), 0), run)
+    rows = rows_of(engine.Network(run.layers, run.data.train_images.shape[1:], Bifurcated(), 0), run)
     assert rows["conv2", "dX", "error", "operand"]["used_codes"] > 9
     assert ("conv2", "dW", "error", "operand") not in rows  # dW took dY itself
     x = rows["conv2", "dW", "activation", "operand"]  # the codes' values, in float32
@@ -407,7 +409,7 @@ def test_errors_of_a_tuple_and_float_products() -> None:
 def test_integer_weights(known: bool) -> None:
     """With an exponent they have values, and products in float32 no error; without, only what needs no value is measured."""
     run = train.Run(train.Config(**RUN))
-    network = models.Network(run.layers, run.data.train_images.shape[1:], Codes(), 0)
+    network = engine.Network(run.layers, run.data.train_images.shape[1:], Codes(), 0)
     if not known:
         for node in network.nodes:
             node.state.pop("exponent", None)
@@ -428,12 +430,12 @@ def test_values_of_what_methods_pass_around() -> None:
 
     q = np.array([[-127, 0, 3]], np.int8)
     assert measure._real(IntTensor(q, -2)).tolist() == [[-31.75, 0, 0.75]]
-    assert measure._real(quant.QTensor(q, 0.5, 3)).tolist() == [[-65, -1.5, 0]]
-    assert measure._real(quant.QTensor(q, np.ones(3), 0)) is None and measure._real(q) is None  # type: ignore[arg-type]
-    other = quant.QTensor(q.copy(), 1.0, 0)
+    assert measure._real(quantizers.QTensor(q, 0.5, 3)).tolist() == [[-65, -1.5, 0]]
+    assert measure._real(quantizers.QTensor(q, np.ones(3), 0)) is None and measure._real(q) is None  # type: ignore[arg-type]
+    other = quantizers.QTensor(q.copy(), 1.0, 0)
     assert measure.meaning_of(q[:, 1:], [other, IntTensor(q, 4)]) == (16.0, 0)
     assert measure.meaning_of(q, [other]) is None
-    seen = observe.Observed()
+    seen = probes.Observed()
     seen.add("conv1", "forward", "input", IntTensor(q, -2))
     assert np.array_equal(seen.tensors["conv1", "forward", "input"], q)
 

@@ -11,11 +11,12 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import core, methods, models, quant
+from octosim import core, engine, graph, methods
+from octosim.engine import quantizers
+from octosim.engine.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
+from octosim.engine.nodes import ROLES, Context
 from octosim.errors import OctosimError
-from octosim.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
 from octosim.methods import octo
-from octosim.nodes import ROLES, Context
 
 F = np.float32
 TRAIN = Context(True, 5, 1)
@@ -56,9 +57,9 @@ def test_bad_parameters(name: str, parameters: dict, words: str) -> None:
 )
 def test_asymmetric_codes(low: float, high: float) -> None:
     x = np.linspace(low, high, 999).astype(F)
-    t = quant.asymmetric(x, low, high)
+    t = quantizers.asymmetric(x, low, high)
     assert t.q.dtype == np.int8 and t.q.min() >= -127 and -127 <= t.zero <= 127
-    assert quant.asymmetric(np.zeros(3, F), low, high).q.tolist() == [t.zero] * 3  # real 0 has its exact code
+    assert quantizers.asymmetric(np.zeros(3, F), low, high).q.tolist() == [t.zero] * 3  # real 0 has its exact code
     if high - low > 1e-30:
         real = t.scale * (t.q.astype(np.float64) - t.zero)
         assert np.abs(real - x).max() <= t.scale * 0.5001 + 1e-7
@@ -66,13 +67,13 @@ def test_asymmetric_codes(low: float, high: float) -> None:
 
 def test_symmetric_clips_before_it_scales() -> None:
     x = np.array([-3, -1, -0.5, 0, 0.25, 1, 9], F)
-    t = quant.symmetric(x, -1.0, 0.5)
+    t = quantizers.symmetric(x, -1.0, 0.5)
     assert t.scale == float(F(1 / 127)) and t.zero == 0
     assert t.q.tolist() == [-127, -127, -64, 0, 32, 64, 64]  # 0.5 / scale = 63.5 -> 64, 0.25 -> 31.75
 
 
 def test_tiny_tensors_become_zero_codes() -> None:
-    assert not quant.symmetric(np.full(5, 1e-44, F), -1e-44, 1e-44).q.any()
+    assert not quantizers.symmetric(np.full(5, 1e-44, F), -1e-44, 1e-44).q.any()
 
 
 # ---- Octo's three passes --------------------------------------------------
@@ -80,8 +81,8 @@ def test_tiny_tensors_become_zero_codes() -> None:
 
 def direct_forward(x, w, b, lac, kernel, pad, dropped):
     """Y, and the real values that the codes of x and w stand for."""
-    qx = quant.asymmetric(x, float(x.min()), float(x.max()))
-    qw = quant.symmetric(w, float(w.min()), float(w.max()))
+    qx = quantizers.asymmetric(x, float(x.min()), float(x.max()))
+    qw = quantizers.symmetric(w, float(w.min()), float(w.max()))
     codes = np.pad(qx.q.astype(np.int64), ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=qx.zero)
     weights = qw.q.astype(np.int64)
     zero = 0 if dropped else qx.zero
@@ -115,7 +116,7 @@ CASES = [
 def test_octo_convolution(case: dict, pad: int) -> None:
     stack = (Conv2d(4, 3, pad=pad), Conv2d(5, 3, pad=pad), Flatten(), Linear(3))
     method = methods.make("octo", case | dict(lac_samples=4, prc_percentile=90))
-    network = models.Network(stack, (8, 7, 2), method, 5)
+    network = engine.Network(stack, (8, 7, 2), method, 5)
     node = network.nodes[1]
     rng = np.random.default_rng(2)
     x = rng.normal(0.4, 1, (3, *node.in_shape)).astype(F)
@@ -190,7 +191,8 @@ def test_three_steps_with_a_compensation_a_sample_and_a_percentile() -> None:
     for seen in direct.three_steps("octo", parameters):
         node, x, w, dy, b = (seen[k] for k in ("node", "x", "w", "dy", "b"))
         lac = seen["lac_alpha"], seen["lac_mu"][:7], seen["lac_offset"][:7]
-        qx, qw = quant.asymmetric(x, float(x.min()), float(x.max())), quant.symmetric(w, float(w.min()), float(w.max()))
+        qx = quantizers.asymmetric(x, float(x.min()), float(x.max()))
+        qw = quantizers.symmetric(w, float(w.min()), float(w.max()))
         scale = F(qx.scale * qw.scale)
         term = np.rint(((b + (lac[0] * lac[1] + lac[2])) * F(1 / float(scale))).astype(F)).astype(np.int64)
         codes = qx.q.astype(np.int64) - qx.zero
@@ -260,7 +262,7 @@ def test_percentile_of_sparse_gradients_is_not_zero() -> None:
 
 
 def test_a_compensation_a_sample_in_inference_is_the_mean_of_those_used() -> None:
-    network = models.Network((Conv2d(2, 3), Flatten(), Linear(2)), (5, 5, 1), methods.make("octo", dict(lac="sample")), 1)
+    network = engine.Network((Conv2d(2, 3), Flatten(), Linear(2)), (5, 5, 1), methods.make("octo", dict(lac="sample")), 1)
     node, method = network.nodes[0], network.method
     p = node.params
     p["lac_mu"][:] = np.random.default_rng(0).normal(0, 1, p["lac_mu"].shape)
@@ -278,7 +280,7 @@ def test_a_compensation_a_sample_in_inference_is_the_mean_of_those_used() -> Non
 
 def test_more_samples_than_compensations_are_refused() -> None:
     method = methods.make("octo", dict(lac="sample", lac_samples=4))
-    network = models.Network((Flatten(), Linear(2)), (5, 5, 1), method, 1)
+    network = engine.Network((Flatten(), Linear(2)), (5, 5, 1), method, 1)
     network.check(4)
     for call in (lambda: network.check(5), lambda: network.forward(np.zeros((5, 5, 5, 1), F), TRAIN)):
         with pytest.raises(OctosimError, match="has numbers for 4 samples: --set lac_samples=5 for a batch of 5"):
@@ -294,7 +296,7 @@ def test_depthwise_is_a_convolution_with_diagonal_weights(name: str, parameters:
     """All passes of both layers, from the same numbers: codes, zero points and compensation are the same to the bit."""
     channels, batch = 6, 4
     stack = (Conv2d(channels, 1), DepthwiseConv2d(3, stride, 1)), (Conv2d(channels, 1), Conv2d(channels, 3, stride, 1))
-    made = [models.Network(layers, (9, 8, 2), methods.make(name, parameters), 5) for layers in stack]
+    made = [engine.Network(layers, (9, 8, 2), methods.make(name, parameters), 5) for layers in stack]
     own, dense = (network.nodes[1] for network in made)
     diagonal = np.arange(channels)
     dense.params["w"][:] = 0
@@ -326,7 +328,7 @@ def test_exact_zero_point_makes_a_true_convolution() -> None:
     """With exact zero points the result is the float convolution up to the codes' resolution; dropped ones are far off."""
     errors = {}
     for zero_point in ("exact", "dropped"):
-        network = models.Network(
+        network = engine.Network(
             (Flatten(), Linear(8)), (6, 6, 4), methods.make("octo", dict(lac="off", zero_point=zero_point)), 1
         )
         node = network.nodes[1]
@@ -339,7 +341,7 @@ def test_exact_zero_point_makes_a_true_convolution() -> None:
 
 
 def test_running_range_is_what_inference_uses() -> None:
-    network = models.Network((Flatten(), Linear(3)), (2, 2, 1), methods.make("octo", {}), 1)
+    network = engine.Network((Flatten(), Linear(3)), (2, 2, 1), methods.make("octo", {}), 1)
     node = network.nodes[1]
     first, second = np.array([[-1, 0, 1, 3]], F), np.array([[-2, 0, 1, 5]], F)
     network.method.forward(node, first, TRAIN)
@@ -352,7 +354,7 @@ def test_running_range_is_what_inference_uses() -> None:
 
 
 def test_sums_that_could_overflow_are_refused() -> None:
-    network = models.Network((Conv2d(2, 3, pad=1), Flatten(), Linear(2)), (100, 100, 1), methods.make("octo", {}), 0)
+    network = engine.Network((Conv2d(2, 3, pad=1), Flatten(), Linear(2)), (100, 100, 1), methods.make("octo", {}), 0)
     network.check(13)
     with pytest.raises(
         OctosimError, match=r"layer conv1, dW: a sum of 140000 int8 products could overflow .* 133144.*--batch-size"
@@ -362,7 +364,7 @@ def test_sums_that_could_overflow_are_refused() -> None:
 
 def test_stochastic_rounding_depends_on_the_step_only() -> None:
     method = methods.make("octo", {"rounding": "stochastic"})
-    network = models.Network((Flatten(), Linear(3)), (2, 2, 1), method, 1)
+    network = engine.Network((Flatten(), Linear(3)), (2, 2, 1), method, 1)
     dy = np.random.default_rng(0).normal(size=(50, 3)).astype(F)
     codes = [method.error(network.nodes[1], dy, Context(True, 1, step)).q.copy() for step in (1, 1, 2)]
     assert np.array_equal(codes[0], codes[1]) and not np.array_equal(codes[0], codes[2])
@@ -371,8 +373,8 @@ def test_stochastic_rounding_depends_on_the_step_only() -> None:
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_trace_counts_the_work(name: str) -> None:
     method = methods.make(name, {})
-    network = models.Network(models.layers("lenet5", 10, method.batchnorm), (28, 28, 1), method, 0)
-    ops = models.trace(network, 128)
+    network = engine.Network(graph.layers("lenet5", 10, method.batchnorm), (28, 28, 1), method, 0)
+    ops = engine.trace(network, 128)
     gemms = {(op.layer, op.pass_): op for op in ops if op.kind == "gemm"}
     assert gemms["conv1", "forward"].shape == (100352, 25, 6)  # the shapes of LeNet-5 at batch 128
     assert gemms["conv2", "forward"].shape == (12800, 150, 16)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import slow_passes as direct
 
-from octosim import core, methods, models
-from octosim.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU
+from octosim import core, engine, methods
+from octosim.engine.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU
+from octosim.engine.nodes import Context, Node
 from octosim.methods import banner
-from octosim.nodes import Context, Node
 
 F = np.float32
 D = np.float64
@@ -66,7 +66,7 @@ def range_batchnorm_grad(x: np.ndarray, dy: np.ndarray, gamma: np.ndarray, kept:
 
 
 def test_three_steps() -> None:
-    network = models.Network(STACK, (7, 7, 2), methods.make("banner", {}), 3)
+    network = engine.Network(STACK, (7, 7, 2), methods.make("banner", {}), 3)
     seen = direct.spied(network)
     pads, ranges = {"conv1": 1, "conv2": 0, "fc1": 0}, {}
     rng = np.random.default_rng(0)

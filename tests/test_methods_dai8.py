@@ -7,8 +7,8 @@ import pytest
 import slow_passes as direct
 
 from octosim import core, methods
+from octosim.engine.nodes import Context, Node
 from octosim.errors import OctosimError
-from octosim.nodes import Context, Node
 
 F = np.float32
 

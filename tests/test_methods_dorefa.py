@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from octosim import core, methods
+from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
 from octosim.methods import dorefa
-from octosim.nodes import Context
 
 F = np.float32
 

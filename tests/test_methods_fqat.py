@@ -11,11 +11,11 @@ import slow_passes as direct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octosim import core, methods, models
+from octosim import core, engine, methods
+from octosim.engine.layers import Add, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
+from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
-from octosim.layers import Add, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
 from octosim.methods import fqat
-from octosim.nodes import Context
 
 F, D = np.float32, np.float64
 STACK = (Conv2d(4, 3, pad=1), BatchNorm(), ReLU(), Conv2d(5, 3), BatchNorm(), Flatten(), Linear(6), ReLU(), Linear(3))
@@ -47,7 +47,7 @@ def clipped(y: np.ndarray, low: np.ndarray, high: np.ndarray, step: np.float32) 
 @pytest.mark.parametrize("variant", ["a", "b", "c"])
 def test_three_steps(variant: str, rounding: str) -> None:
     method = methods.make("fqat", {"variant": variant, "z": Z, "rounding": rounding})
-    network = models.Network(STACK, (7, 7, 2), method, 3)
+    network = engine.Network(STACK, (7, 7, 2), method, 3)
     seen = direct.spied(network)
     rng = np.random.default_rng(0)
     for node in network.nodes:
@@ -147,7 +147,7 @@ def test_folded_codes_are_exact(seed: int, exponent: int, bits: int) -> None:
 def test_inference_is_one_requantization(variant: str) -> None:
     """With the batch's statistics as running ones, inference in integers is training's result to a code of each rounding."""
     method = methods.make("fqat", {"variant": variant, "z": Z})
-    network = models.Network((Conv2d(6, 3, pad=1), BatchNorm(momentum=1.0), Flatten(), Linear(3)), (9, 9, 2), method, 3)
+    network = engine.Network((Conv2d(6, 3, pad=1), BatchNorm(momentum=1.0), Flatten(), Linear(3)), (9, 9, 2), method, 3)
     conv, bn = network.nodes[:2]
     rng = np.random.default_rng(0)
     bn.params["gamma"][:] = [1, -0.5, 2, 0, 1e-3, 0.7]  # negative, and none
@@ -172,7 +172,7 @@ def test_inference_is_one_requantization(variant: str) -> None:
 
 def test_no_range_is_taken_of_normalized_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only weights and dY are read for their range, in front of the last fully connected layer x too."""
-    network = models.Network(STACK, (7, 7, 2), methods.make("fqat", {}), 3)
+    network = engine.Network(STACK, (7, 7, 2), methods.make("fqat", {}), 3)
     read: list[int] = []
     monkeypatch.setattr(core, "value_range", lambda x, plain=core.value_range: (read.append(x.size), plain(x))[1])
     network.forward(network.input(np.zeros((4, 7, 7, 2), np.uint8)), Context(True, 0, 1))
@@ -185,7 +185,7 @@ def test_no_range_is_taken_of_normalized_activations(monkeypatch: pytest.MonkeyP
 )
 def test_bounds_hold(layer: object, factor: float) -> None:
     flat = () if isinstance(layer, Flatten | GlobalAvgPool) else (Flatten(),)
-    network = models.Network((layer, *flat, Linear(3)), (4, 4, 3), methods.make("fqat", {}), 3)
+    network = engine.Network((layer, *flat, Linear(3)), (4, 4, 3), methods.make("fqat", {}), 3)
     node, context = network.nodes[0], Context(True, 0, 1)
     x = np.random.default_rng(0).uniform(-2, 2, (50, 4, 4, 3)).astype(F)
     y = network.passes[0].forward(node, fqat.ranged(x.copy(), 2.0), network.method, context)
@@ -194,7 +194,7 @@ def test_bounds_hold(layer: object, factor: float) -> None:
 
 
 def test_the_bound_of_a_sum() -> None:
-    network = models.Network((Residual((ReLU(),)), Flatten(), Linear(3)), (4, 4, 3), methods.make("fqat", {}), 3)
+    network = engine.Network((Residual((ReLU(),)), Flatten(), Linear(3)), (4, 4, 3), methods.make("fqat", {}), 3)
     node = next(node for node in network.nodes if isinstance(node.layer, Add))
     a, b = (np.full((2, 4, 4, 3), value, F) for value in (2, -3))
     forward = network.passes[node.index].forward
@@ -207,7 +207,7 @@ def test_the_bound_of_a_sum() -> None:
 def test_a_normalization_behind_a_pooling(variant: str) -> None:
     """Float32 in inference, and near what training gives with the same statistics."""
     method = methods.make("fqat", {"variant": variant})
-    network = models.Network((MaxPool(), BatchNorm(momentum=1.0), Flatten(), Linear(3)), (8, 8, 3), method, 3)
+    network = engine.Network((MaxPool(), BatchNorm(momentum=1.0), Flatten(), Linear(3)), (8, 8, 3), method, 3)
     x = np.random.default_rng(0).normal(1, 2, (100, 4, 4, 3)).astype(F)
     forward, node = network.passes[1].forward, network.nodes[1]
     results = [np.array(forward(node, x, method, Context(training, 0, 1))) for training in (True, False)]
@@ -218,7 +218,7 @@ def test_a_normalization_behind_a_pooling(variant: str) -> None:
 def test_a_clip_that_fell_to_nothing() -> None:
     """c is kept above 0, and its gradient still moves it."""
     method = methods.make("fqat", {"variant": "c"})
-    network = models.Network((Conv2d(2, 1), BatchNorm(), Flatten(), Linear(2)), (4, 4, 1), method, 3)
+    network = engine.Network((Conv2d(2, 1), BatchNorm(), Flatten(), Linear(2)), (4, 4, 1), method, 3)
     network.nodes[1].params["clip"][:] = -3
     logits = network.forward(network.input(np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1)), Context(True, 0, 1))
     network.backward(np.random.default_rng(0).normal(0, 1, logits.shape).astype(F), Context(True, 0, 1))
@@ -229,7 +229,7 @@ def test_a_clip_that_fell_to_nothing() -> None:
 def test_a_scale_of_nothing(gamma: float) -> None:
     """No codes but 0, and no division by it."""
     method = methods.make("fqat", {})
-    network = models.Network((Conv2d(2, 1), BatchNorm(), Flatten(), Linear(2)), (4, 4, 1), method, 3)
+    network = engine.Network((Conv2d(2, 1), BatchNorm(), Flatten(), Linear(2)), (4, 4, 1), method, 3)
     network.nodes[1].params["gamma"][:] = gamma
     for training in (True, False):
         images = np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1)
@@ -240,7 +240,7 @@ def test_refused() -> None:
     for bad in (0.05, 101.0, float("nan")):
         with pytest.raises(OctosimError, match=r"fqat: z must be in 0.1 .. 100, not"):
             methods.make("fqat", {"z": bad})
-    network = models.Network((Flatten(), Linear(2), BatchNorm(), Linear(2)), (300, 300, 1), methods.make("fqat", {}), None)
+    network = engine.Network((Flatten(), Linear(2), BatchNorm(), Linear(2)), (300, 300, 1), methods.make("fqat", {}), None)
     with pytest.raises(OctosimError, match="fc1, forward: a sum of 90000 int8 products, with what its normalization adds"):
         network.check(1)
 
@@ -248,6 +248,6 @@ def test_refused() -> None:
 def test_trace_reads_activations_once() -> None:
     reads = {}
     for name in ("fqat", "hindsight"):
-        network = models.Network(STACK, (7, 7, 2), methods.make(name, {}), None)
-        reads[name] = {op.layer: op.reads for op in models.trace(network, 4) if op.name == "quantize x"}
+        network = engine.Network(STACK, (7, 7, 2), methods.make(name, {}), None)
+        reads[name] = {op.layer: op.reads for op in engine.trace(network, 4) if op.name == "quantize x"}
     assert all(2 * value == reads["hindsight"][layer] for layer, value in reads["fqat"].items()) and len(reads["fqat"]) == 4

@@ -9,9 +9,8 @@ import slow_passes as direct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octosim import core, methods, models, train
-from octosim.errors import OctosimError
-from octosim.layers import (
+from octosim import core, engine, methods, train
+from octosim.engine.layers import (
     Add,
     BatchNorm,
     Conv2d,
@@ -24,8 +23,9 @@ from octosim.layers import (
     ReLU,
     Residual,
 )
+from octosim.engine.nodes import Context, Node
+from octosim.errors import OctosimError
 from octosim.methods import jetfire
-from octosim.nodes import Context, Node
 
 F = np.float32
 STACK = (
@@ -66,7 +66,7 @@ def plain(node: Node, x: np.ndarray, context: Context) -> np.ndarray:
 @pytest.mark.parametrize("scales", ["float32", "float16"])
 def test_three_steps(scales: str) -> None:
     half = scales == "float16"
-    network = models.Network(STACK, (8, 8, 3), methods.make("jetfire", {"scales": scales}), 3)
+    network = engine.Network(STACK, (8, 8, 3), methods.make("jetfire", {"scales": scales}), 3)
     seen = direct.spied(network)
     rng = np.random.default_rng(0)
     checked = set()
@@ -167,7 +167,7 @@ def test_a_nan_has_no_code(bad: float) -> None:
 
 
 def test_average_pooling_gives_codes() -> None:
-    network = models.Network((GlobalAvgPool(), Linear(3)), (5, 5, 40), methods.make("jetfire", {}), 3)
+    network = engine.Network((GlobalAvgPool(), Linear(3)), (5, 5, 40), methods.make("jetfire", {}), 3)
     x = np.random.default_rng(0).normal(0, 1, (35, 5, 5, 40)).astype(F)
     y = network.passes[0].forward(network.nodes[0], x, network.method, Context(True, 0, 1))
     assert np.array_equal(y, real(core.avgpool(x), False))
@@ -191,14 +191,14 @@ def test_refused(change: dict, words: str) -> None:
 def test_layers_move_a_quarter_of_the_bytes() -> None:
     reads = []
     for name in ("jetfire", "fp32"):
-        ops = models.trace(models.Network(STACK, (8, 8, 3), methods.make(name, {}), None), 4)
+        ops = engine.trace(engine.Network(STACK, (8, 8, 3), methods.make(name, {}), None), 4)
         reads.append({(op.layer, op.pass_): op.reads for op in ops if op.layer in ("add1", "pool1")})
     assert len(reads[0]) == 4 and {key: 4 * value for key, value in reads[0].items()} == pytest.approx(reads[1], abs=3)
 
 
 def test_a_convolutions_windows_are_priced() -> None:
     """Rows x columns of the windows' matrix, once to cut it and once to add its gradient up; a linear layer has none."""
-    network = models.Network((Conv2d(4, 3), Conv2d(5, 3), Flatten(), Linear(3)), (8, 8, 2), methods.make("jetfire", {}), None)
-    ops = {(op.layer, op.name): op.shape[0] for op in models.trace(network, 4)}
+    network = engine.Network((Conv2d(4, 3), Conv2d(5, 3), Flatten(), Linear(3)), (8, 8, 2), methods.make("jetfire", {}), None)
+    ops = {(op.layer, op.name): op.shape[0] for op in engine.trace(network, 4)}
     assert ops["conv2", "windows to blocks"] == ops["conv2", "add windows"] == 4 * 4 * 4 * 3 * 3 * 4
     assert ("fc1", "windows to blocks") not in ops and ("conv1", "add windows") not in ops

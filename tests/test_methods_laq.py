@@ -9,11 +9,12 @@ import direct
 import numpy as np
 import pytest
 
-from octosim import core, methods, optim, train
+from octosim import core, methods, train
+from octosim.engine import optimizers
+from octosim.engine.layers import Linear
+from octosim.engine.nodes import Context, Node
 from octosim.errors import OctosimError
-from octosim.layers import Linear
 from octosim.methods import laq
-from octosim.nodes import Context, Node
 
 F = np.float32
 ISAS = [name for name, supported in core.isas().items() if supported]
@@ -109,7 +110,7 @@ def test_three_steps(name: str, optimizer: str, bits: int, ternary: str) -> None
     parameters = {"weight_bits": bits, "ternary": ternary} | ({"period": 1, "blend": 0.7} if name == "blaq" else {})
     network, images, labels = direct.network_and_batch(name, parameters)
     network.method = direct.Recorder(network.method)
-    made = optim.make(optimizer, 0.02)
+    made = optimizers.make(optimizer, 0.02)
     slots = {
         f"{n.name}.{k}": {s: np.zeros_like(v) for s in made.slots} for n in network.nodes for k, v in n.params.items()
     }
@@ -133,7 +134,7 @@ def test_three_steps(name: str, optimizer: str, bits: int, ternary: str) -> None
             return loss
 
         context, method = Context(True, 3, step, epoch=step), network.method.method
-        update = optim.Update(made, method, context, 0.02, made.corrections(step), network.nodes, slots)
+        update = optimizers.Update(made, method, context, 0.02, made.corrections(step), network.nodes, slots)
         method.step(network.nodes, gradients, update, context)
         assert len(seen) == (2 if name == "blaq" else 1)
         for node in weighted:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_codes import mu_product
 
-from octosim import core, methods, models, train
+from octosim import core, engine, methods, train
+from octosim.engine.layers import DepthwiseConv2d, Flatten, Linear
+from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
-from octosim.layers import DepthwiseConv2d, Flatten, Linear
 from octosim.methods import logbtq
-from octosim.nodes import Context
 from octosim.numerics import MuLaw
 
 F = np.float32
@@ -126,7 +126,7 @@ def test_three_steps(accumulator: str, headroom: int, block: int) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise(stride: int) -> None:
-    network = models.Network(
+    network = engine.Network(
         (DepthwiseConv2d(3, stride, 1), Flatten(), Linear(2)), (7, 6, 3), methods.make("logbtq", {"accumulator": "blocked"}), 1
     )
     node, how = network.nodes[0], MuLaw(group=32)

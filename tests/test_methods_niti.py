@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import slow_passes as direct
 
-from octosim import core, methods, models, train
+from octosim import core, engine, methods, train
+from octosim.engine.layers import Add, Conv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
+from octosim.engine.nodes import Context, Node
 from octosim.errors import OctosimError
-from octosim.layers import Add, Conv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
 from octosim.methods import niti
 from octosim.methods.niti import IntTensor
-from octosim.nodes import Context, Node
 from octosim.numerics import Rounding
 
 STACK = (Conv2d(4, 3, pad=1), ReLU(), MaxPool(), Conv2d(5, 3), Dropout(), Flatten(), Linear(3))
@@ -95,7 +95,7 @@ def direct_step(params, exponents, images, labels, mask, mu):
 
 @pytest.mark.parametrize("mu", [5, 3, 7])
 def test_three_steps(mu: int) -> None:
-    network = models.Network(STACK, (8, 8, 2), methods.make("niti", {"mu": mu}), 3)
+    network = engine.Network(STACK, (8, 8, 2), methods.make("niti", {"mu": mu}), 3)
     weighted = [node for node in network.nodes if node.layer.weighted]
     assert [list(node.params) for node in weighted] == [["w"]] * 3
     rng = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def test_both_traps() -> None:
 
 
 def test_initial_weights() -> None:
-    network = models.Network((Conv2d(64, 3), Flatten(), Linear(10)), (8, 8, 3), methods.make("niti", {}), 1)
+    network = engine.Network((Conv2d(64, 3), Flatten(), Linear(10)), (8, 8, 3), methods.make("niti", {}), 1)
     node = network.nodes[0]
     w, exponent = node.params["w"], int(node.state["exponent"][0])
     limit = math.sqrt(6 / (9 * (3 + 64)))
@@ -188,7 +188,7 @@ def test_pooling_averages_and_sums() -> None:
         exact = a * 2.0**ea + b * 2.0**eb
         assert abs(made.q[0] * 2.0**made.exponent - exact) <= 2.0 ** (made.exponent - 1)
     block = Residual((Conv2d(3, 3, pad=1), ReLU(), Conv2d(3, 3, pad=1)))
-    network = models.Network((Conv2d(3, 1), ReLU(), block, ReLU(), GlobalAvgPool(), Linear(3)), (6, 6, 2), method, 0)
+    network = engine.Network((Conv2d(3, 1), ReLU(), block, ReLU(), GlobalAvgPool(), Linear(3)), (6, 6, 2), method, 0)
     assert any(isinstance(node.layer, Add) for node in network.nodes)
     images = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 2), dtype=np.uint8)
     network.gradients(images, np.zeros(4, np.int32), Context(True, 0, 1))
@@ -223,7 +223,7 @@ class Spy(np.ndarray):
 def test_a_step_has_no_floating_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every array that NumPy or the core takes or gives in a step is of integers; the record's loss is the one exception."""
     method = methods.make("niti", {})
-    network = models.Network(STACK, (8, 8, 2), method, 0)
+    network = engine.Network(STACK, (8, 8, 2), method, 0)
     weighted = [node for node in network.nodes if node.layer.weighted]
     for node in weighted:
         node.params["w"] = node.params["w"].view(Spy)
@@ -298,9 +298,9 @@ def test_dropout_rates(rate: float, doublings: int | None) -> None:
     stack = (Dropout(rate), Flatten(), Linear(3))
     if doublings is None:
         with pytest.raises(OctosimError, match="layer dropout1: niti takes dropout rates 1 - 2"):
-            models.Network(stack, (20, 20, 1), methods.make("niti", {}), 0)
+            engine.Network(stack, (20, 20, 1), methods.make("niti", {}), 0)
         return
-    network = models.Network(stack, (20, 20, 1), methods.make("niti", {}), 0)
+    network = engine.Network(stack, (20, 20, 1), methods.make("niti", {}), 0)
     x = IntTensor(np.full((9, 20, 20, 1), 7, np.int8), 0)
     y = network.passes[0].forward(network.nodes[0], x, network.method, Context(True, 0, 1))
     assert y.exponent == doublings and (y.q == 7).mean() == pytest.approx(1 - rate, abs=0.03)

@@ -11,11 +11,12 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import core, data, methods, models, optim
+from octosim import core, data, engine, methods
+from octosim.engine import optimizers
+from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU
+from octosim.engine.nodes import Context, Node
 from octosim.errors import OctosimError
-from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU
 from octosim.methods import octo_reference
-from octosim.nodes import Context, Node
 
 F = np.float32
 
@@ -129,7 +130,7 @@ def test_three_steps(lac: str, prc: str, rounding: str) -> None:
 def test_depthwise_convolution() -> None:
     stack = (Conv2d(6, 1), DepthwiseConv2d(3, 2, 1))
     method = methods.make("octo-reference", {"rounding": "half-even", "lac": "off", "prc": "off"})
-    node = models.Network(stack, (9, 8, 2), method, 5).nodes[1]
+    node = engine.Network(stack, (9, 8, 2), method, 5).nodes[1]
     rng = np.random.default_rng(0)
     x, dy = (rng.normal(0.3, 1, (4, *shape)).astype(F) for shape in (node.in_shape, node.out_shape))
     w, stream = node.params["w"], (0, 0, 0)
@@ -180,7 +181,7 @@ def test_dropout_is_not_inverted() -> None:
 
 
 def test_inference_takes_compensations_in_turn() -> None:
-    network = models.Network((Conv2d(2, 3), Flatten(), Linear(2)), (5, 5, 1), methods.make("octo-reference", {}), 1)
+    network = engine.Network((Conv2d(2, 3), Flatten(), Linear(2)), (5, 5, 1), methods.make("octo-reference", {}), 1)
     node, method = network.nodes[0], network.method
     node.params["lac_mu"][:] = np.random.default_rng(0).normal(0, 1, node.params["lac_mu"].shape)
     x = np.random.default_rng(1).uniform(0, 1, (3, 5, 5, 1)).astype(F)
@@ -198,7 +199,7 @@ def test_inference_takes_compensations_in_turn() -> None:
 
 def test_more_samples_than_places_are_refused() -> None:
     stack = (Conv2d(2, 3), Flatten(), Linear(2))
-    network = models.Network(stack, (5, 5, 1), methods.make("octo-reference", {"lac_samples": 4}), 1)
+    network = engine.Network(stack, (5, 5, 1), methods.make("octo-reference", {"lac_samples": 4}), 1)
     network.check(4)
     for call in (lambda: network.check(5),
                  lambda: network.forward(np.zeros((5, 5, 5, 1), F), Context(True, 1, 1))):  # fmt: skip
@@ -220,7 +221,7 @@ def test_bad_parameters(parameters: dict, words: str) -> None:
 
 
 def test_metrics_are_what_the_demo_adds_to_its_loss() -> None:
-    network = models.Network((Conv2d(2, 3), Flatten(), Linear(2)), (5, 5, 1), methods.make("octo-reference", {}), 1)
+    network = engine.Network((Conv2d(2, 3), Flatten(), Linear(2)), (5, 5, 1), methods.make("octo-reference", {}), 1)
     p = network.nodes[0].params
     expected = 0.05 * sum((p[key].astype(float) ** 2).sum() for key in ("lac_mu", "lac_offset"))
     assert network.method.metrics(network.nodes)["lac_penalty"] == pytest.approx(expected, rel=1e-6)
@@ -234,16 +235,16 @@ def test_the_curve_of_the_demo_in_float64() -> None:
     part, batch = data.load("fashion-mnist-5k"), 16
     stack = (Conv2d(4, 5, deviation=0.1), BatchNorm(), ReLU(), MaxPool(), Flatten(), Linear(12), ReLU(), Linear(10))
     method = methods.make("octo-reference", {"rounding": "half-even", "lac_samples": batch})
-    network = models.Network(stack, (14, 14, 1), method, 2)
+    network = engine.Network(stack, (14, 14, 1), method, 2)
     chosen = np.random.default_rng(0).integers(0, len(part.train_labels), (50, batch))
     batches = [(part.train_images[rows, ::2, ::2], part.train_labels[rows].astype(np.int32)) for rows in chosen]
     theirs = octo_demo.losses(network.nodes, batches)
-    optimizer = optim.make("adam", None)
+    optimizer = optimizers.make("adam", None)
     slots = {f"{n.name}.{k}": {s: np.zeros_like(v) for s in "mv"} for n in network.nodes for k, v in n.params.items()}
     ours = []
     for step, (images, labels) in enumerate(batches, 1):
         context = Context(True, 2, step)
         ours.append(float(network.gradients(images, labels, context)[0]))
-        optim.Update(optimizer, method, context, 1e-3, optimizer.corrections(step), network.nodes, slots).all()
+        optimizers.Update(optimizer, method, context, 1e-3, optimizer.corrections(step), network.nodes, slots).all()
     assert theirs[-1] < 0.8 * theirs[0]
     assert np.abs(np.subtract(ours, theirs)).max() < 1e-3

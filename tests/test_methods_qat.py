@@ -6,10 +6,10 @@ import direct
 import numpy as np
 import pytest
 
-from octosim import methods, models
+from octosim import engine, methods
+from octosim.engine.layers import Conv2d, Flatten, Linear
+from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
-from octosim.layers import Conv2d, Flatten, Linear
-from octosim.nodes import Context
 
 F = np.float32
 
@@ -59,7 +59,7 @@ def test_three_steps(weights: str) -> None:
 
 
 def test_range_is_an_average_and_clips() -> None:
-    network = models.Network((Flatten(), Linear(3)), (2, 2, 1), methods.make("qat", {"smoothing": 0.75}), 1)
+    network = engine.Network((Flatten(), Linear(3)), (2, 2, 1), methods.make("qat", {"smoothing": 0.75}), 1)
     node = network.nodes[1]
     first, second = np.array([[-1, 0, 1, 3]], F), np.array([[-5, 0, 1, 7]], F)
     network.method.forward(node, first, Context(True, 0, 1))
@@ -74,7 +74,7 @@ def test_range_is_an_average_and_clips() -> None:
 
 
 def test_delay_leaves_activations_alone() -> None:
-    network = models.Network((Flatten(), Linear(3)), (2, 2, 1), methods.make("qat", {"delay": 2}), 1)
+    network = engine.Network((Flatten(), Linear(3)), (2, 2, 1), methods.make("qat", {"delay": 2}), 1)
     node = network.nodes[1]
     x = np.random.default_rng(0).normal(size=(4, 4)).astype(F)
     qw, scale = weight_codes(node.params["w"], False)
@@ -86,7 +86,7 @@ def test_delay_leaves_activations_alone() -> None:
 
 
 def test_channels_of_zeros() -> None:
-    network = models.Network((Conv2d(3, 3), Flatten(), Linear(2)), (4, 4, 1), methods.make("qat", {"weights": "channel"}), 1)
+    network = engine.Network((Conv2d(3, 3), Flatten(), Linear(2)), (4, 4, 1), methods.make("qat", {"weights": "channel"}), 1)
     node = network.nodes[0]
     node.params["w"][1] = 0
     y = network.method.forward(node, np.ones((2, 4, 4, 1), F), Context(True, 0, 1))
@@ -97,6 +97,6 @@ def test_refusals() -> None:
     for parameters in ({"smoothing": 1}, {"smoothing": float("nan")}, {"delay": -1}, {"weights": "row"}):
         with pytest.raises(OctosimError, match=r"smoothing|delay|weights"):
             methods.make("qat", parameters)
-    network = models.Network((Flatten(), Linear(2)), (400, 400, 1), methods.make("qat", {}), 0)
+    network = engine.Network((Flatten(), Linear(2)), (400, 400, 1), methods.make("qat", {}), 0)
     with pytest.raises(OctosimError, match="layer fc1, forward: a sum of 160000 int8 products could overflow"):
         network.check(1)

@@ -7,9 +7,9 @@ import pytest
 import slow_passes as direct
 
 from octosim import core, methods
+from octosim.engine.nodes import Context, Node
 from octosim.errors import OctosimError
 from octosim.methods import ui8
-from octosim.nodes import Context, Node
 
 F = np.float32
 

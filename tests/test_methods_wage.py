@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import slow_passes as direct
 
-from octosim import core, methods, models, train
+from octosim import core, engine, methods, train
+from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU
+from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
-from octosim.layers import Conv2d, Flatten, Linear, ReLU
 from octosim.methods import wage
-from octosim.nodes import Context
 
 F = np.float32
 STACK = (Conv2d(4, 3, pad=1), ReLU(), Conv2d(5, 3), Flatten(), Linear(3))
@@ -67,7 +67,7 @@ def direct_step(
 
 @pytest.mark.parametrize("rate", [8.0, 1.0])
 def test_three_steps(rate: float) -> None:
-    network = models.Network(STACK, (7, 7, 2), methods.make("wage", {"rate": rate}), 3)
+    network = engine.Network(STACK, (7, 7, 2), methods.make("wage", {"rate": rate}), 3)
     weighted = [node for node in network.nodes if node.layer.weighted]
     assert all(set(np.unique(node.params["w"])) == {-64, 0, 64} for node in weighted)
     ws = [node.params["w"] / 128 for node in weighted]

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from narrow import few_images, narrow
 
-from octosim import core, cost, data, hw, methods, models, train
-from octosim.errors import OctosimError
-from octosim.layers import (
+from octosim import core, cost, data, engine, graph, hw, methods, train
+from octosim.engine.layers import (
     Add,
     BatchNorm,
     Conv2d,
@@ -29,20 +28,21 @@ from octosim.layers import (
     ReLU,
     Residual,
 )
-from octosim.nodes import Context
+from octosim.engine.nodes import Context
+from octosim.errors import OctosimError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ((28, 28, 1), (32, 32, 3))
-FORMS = [(name, shape) for name in models.MODELS for shape in SHAPES]
+FORMS = [(name, shape) for name in graph.MODELS for shape in SHAPES]
 
 
-def network(model: str, shape: tuple[int, ...] = (28, 28, 1), method: str = "fp32", **options) -> models.Network:
+def network(model: str, shape: tuple[int, ...] = (28, 28, 1), method: str = "fp32", **options) -> engine.Network:
     made = methods.make(method, {})
-    stack = models.layers(model, 10, in_shape=shape, **{"batchnorm": made.batchnorm, **options})
-    return models.Network(stack, shape, made, 0)
+    stack = graph.layers(model, 10, in_shape=shape, **{"batchnorm": made.batchnorm, **options})
+    return engine.Network(stack, shape, made, 0)
 
 
-def parameters(made: models.Network) -> dict[str, np.ndarray]:
+def parameters(made: engine.Network) -> dict[str, np.ndarray]:
     return {f"{node.name}.{key}": w for node in made.nodes for key, w in node.params.items()}
 
 
@@ -54,16 +54,16 @@ def test_the_documents_table() -> None:
     rows = {}
     for line in (ROOT / "docs/models.md").read_text().splitlines():
         cells = [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
-        if cells and cells[0] in models.MODELS:
+        if cells and cells[0] in graph.MODELS:
             rows[cells[0]] = [int(cell.replace(",", "")) for cell in cells[-4:]]
-    for name in models.MODELS:
+    for name in graph.MODELS:
         found = []
         for shape in SHAPES:
             made = network(name, shape)
             found.append(sum(w.size for w in parameters(made).values()))
-            found.append(sum(op.macs for op in models.trace(made, 1) if op.pass_ == "forward"))
+            found.append(sum(op.macs for op in engine.trace(made, 1) if op.pass_ == "forward"))
         assert rows[name] == found, name
-    assert list(rows) == list(models.MODELS)
+    assert list(rows) == list(graph.MODELS)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_published_sizes(model: str, shape: tuple[int, ...], count: float, sides
 
 @pytest.mark.parametrize(("model", "shape"), FORMS, ids=str)
 def test_every_convolution_is_normalized(model: str, shape: tuple[int, ...]) -> None:
-    made = models.nodes(models.layers(model, 10, in_shape=shape), shape)
+    made = engine.nodes(graph.layers(model, 10, in_shape=shape), shape)
     for node in made:
         if isinstance(node.layer, Conv2d | DepthwiseConv2d):
             assert isinstance(made[node.index + 1].layer, BatchNorm)
     assert made[-1].out_shape == (10,)
-    bare = models.nodes(models.layers(model, 10, batchnorm=False, in_shape=shape), shape)
+    bare = engine.nodes(graph.layers(model, 10, batchnorm=False, in_shape=shape), shape)
     assert [n.layer for n in bare] == [n.layer for n in made if not isinstance(n.layer, BatchNorm)]
 
 
@@ -100,7 +100,7 @@ def test_every_convolution_is_normalized(model: str, shape: tuple[int, ...]) -> 
 def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None:
     """Products counted another way: outputs times weights of an output; the weight gradient does as many."""
     made = network(model, shape, method)
-    ops = models.trace(made, 3)
+    ops = engine.trace(made, 3)
     gemms = {(op.layer, op.pass_): op for op in ops if op.kind == "gemm"}
     weighted = [node for node in made.nodes if node.layer.weighted]
     for node in weighted:
@@ -116,16 +116,16 @@ def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None
 
 @pytest.mark.parametrize(
     ("model", "method", "full"),
-    [(model, method, False) for model in models.MODELS for method in methods.METHODS]
-    + [(model, method, True) for model in models.MODELS for method in ("octo", "fp32")],
+    [(model, method, False) for model in graph.MODELS for method in methods.METHODS]
+    + [(model, method, True) for model in graph.MODELS for method in ("octo", "fp32")],
 )
 def test_gradients_of_colour_images_on_every_instruction_set(
     model: str, method: str, full: bool, each_isa: list[tuple[str, int]]
 ) -> None:
     """The forms for CIFAR-10, which no packaged data set has; the digests of whole steps are in test_train."""
     one = methods.make(method, {})
-    stack = models.layers(model, 10, one.batchnorm, (32, 32, 3))
-    made = models.Network(stack if full else narrow(stack), (32, 32, 3), one, 0)
+    stack = graph.layers(model, 10, one.batchnorm, (32, 32, 3))
+    made = engine.Network(stack if full else narrow(stack), (32, 32, 3), one, 0)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), np.array([3], np.int32)
     before = [(node.state, {key: value.copy() for key, value in node.state.items()}) for node in made.nodes]
@@ -146,7 +146,7 @@ def test_gradients_of_colour_images_on_every_instruction_set(
 def test_gradients_that_meet_are_in_the_trace() -> None:
     """Nine blocks: the sum at the first one's input is a pass of its own, the others' are made where the additions before them
     undo their ReLU; the last addition's gradient comes from one layer."""
-    ops = models.trace(network("resnet20"), 4)
+    ops = engine.trace(network("resnet20"), 4)
     size = 4 * 28 * 28 * 16
     assert [(op.layer, op.shape) for op in ops if op.name == "sum of gradients"] == [("conv2", (size,))]
     additions = [op for op in ops if op.name == "add, ReLU" and op.pass_ == "dX"]
@@ -157,7 +157,7 @@ def test_gradients_that_meet_are_in_the_trace() -> None:
 def test_sums_of_a_depthwise_convolution_are_short() -> None:
     """Its weight gradient sums pixels, not pixels times channels: 133,144 at most."""
     stack = (DepthwiseConv2d(), Flatten(), Linear(2))
-    made = models.Network(stack, (100, 100, 8), methods.make("octo", {}), 0)
+    made = engine.Network(stack, (100, 100, 8), methods.make("octo", {}), 0)
     made.check(13)
     with pytest.raises(OctosimError, match="layer dw1, dW: a sum of 140000 int8 products"):
         made.check(14)
@@ -176,7 +176,7 @@ def test_residual_blocks_become_nodes() -> None:
         GlobalAvgPool(),
         Linear(3),
     )
-    made = models.nodes(stack, (8, 8, 2))
+    made = engine.nodes(stack, (8, 8, 2))
     assert [(n.name, n.inputs) for n in made] == [
         ("conv1", (-1,)), ("relu1", (0,)), ("conv2", (1,)), ("relu2", (2,)), ("conv3", (3,)), ("conv4", (1,)), ("bn1", (5,)),
         ("add1", (4, 6)), ("relu3", (7,)), ("relu4", (8,)), ("conv5", (9,)), ("add2", (10, 9)), ("add3", (11, 8)),
@@ -191,7 +191,7 @@ def test_residual_blocks_become_nodes() -> None:
 def test_layers_do_not_write_over_what_another_needs(hidden: tuple) -> None:
     """The shortcut's tensor survives a ReLU of the body, also one behind layers whose output is their input's memory."""
     stack = (Flatten(), Linear(6), Residual((*hidden, ReLU(), Linear(6))), Linear(3))
-    made = models.Network(stack, (2, 2, 1), methods.make("fp32", {}), 0)
+    made = engine.Network(stack, (2, 2, 1), methods.make("fp32", {}), 0)
     x = np.random.default_rng(0).normal(size=(5, 2, 2, 1)).astype(np.float32)
     before = x.copy()
     made.forward(x, Context(False, 0, 0))
@@ -205,9 +205,9 @@ def test_layers_do_not_write_over_what_another_needs(hidden: tuple) -> None:
 def test_shapes_that_cannot_be_added() -> None:
     stack = (Conv2d(4, 3), Residual((Conv2d(8, 3, pad=1),)))
     with pytest.raises(OctosimError, match=r"layer 2 \(add1\): the body makes \(6, 6, 8\), the shortcut \(6, 6, 4\)"):
-        models.nodes(stack, (8, 8, 1))
+        engine.nodes(stack, (8, 8, 1))
     with pytest.raises(OctosimError, match=r"layer 2, body layer 1 \(conv2\): a conv 9x9 cannot take"):
-        models.nodes((Conv2d(4, 3), Residual((Conv2d(4, 9),))), (8, 8, 1))
+        engine.nodes((Conv2d(4, 3), Residual((Conv2d(4, 9),))), (8, 8, 1))
 
 
 DIFFERENTIATED = {
@@ -242,9 +242,9 @@ BLOCKS: dict[str, tuple[Item, ...]] = {
 def test_passes_done_together_change_no_bit(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every gradient, state and the loss of two steps, with and without fused passes and shared gradients."""
     stack = (*CONV_BN, ReLU(), *BLOCKS[name], *BLOCKS[name], Flatten(), Linear(4))
-    fused = models.Network(stack, (6, 6, 3), methods.make(method, {}), 2)
-    monkeypatch.setattr(models.Network, "_fuse", lambda self: None)
-    plain = models.Network(stack, (6, 6, 3), methods.make(method, {}), 2)
+    fused = engine.Network(stack, (6, 6, 3), methods.make(method, {}), 2)
+    monkeypatch.setattr(engine.Network, "_fuse", lambda self: None)
+    plain = engine.Network(stack, (6, 6, 3), methods.make(method, {}), 2)
     assert any(node.fused for node in fused.nodes) and not any(node.fused for node in plain.nodes)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (7, 6, 6, 3), dtype=np.uint8), rng.integers(0, 4, 7).astype(np.int32)
@@ -260,7 +260,7 @@ def test_passes_done_together_change_no_bit(name: str, method: str, monkeypatch:
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_gradients_are_finite_differences(name: str) -> None:
     """Along each tensor's own gradient g the loss changes by |g| a unit: (L(w + h g/|g|) - L(w - h g/|g|)) / 2h."""
-    made = models.Network(DIFFERENTIATED[name], (11, 10, 3), methods.make("fp32", {}), 2)
+    made = engine.Network(DIFFERENTIATED[name], (11, 10, 3), methods.make("fp32", {}), 2)
     rng = np.random.default_rng(0)
     for key, w in parameters(made).items():  # away from 0 and 1, where one normalization takes away what another does
         if not key.endswith(".w"):
@@ -309,15 +309,15 @@ def test_the_documents_example(file: Callable[[str], str]) -> None:
         (Conv2d(32, 3, 2, 1), BatchNorm(), ReLU(), Conv2d(32, 3, 1, 1), BatchNorm()), (Conv2d(32, 1, 2), BatchNorm())
     )
     expected = (Conv2d(16, 3, 1, 1), BatchNorm(), ReLU(), block, ReLU(), GlobalAvgPool(), Linear(10))
-    assert models.layers(file(EXAMPLE), 10) == expected
-    assert models.layers(file(EXAMPLE), 10, batchnorm=False)[2].body == (block.body[0], ReLU(), block.body[3])
+    assert graph.layers(file(EXAMPLE), 10) == expected
+    assert graph.layers(file(EXAMPLE), 10, batchnorm=False)[2].body == (block.body[0], ReLU(), block.body[3])
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", graph.MODELS)
 def test_a_manifest_holds_every_model(model: str) -> None:
     """What a manifest stores makes the same layers again."""
-    stack = models.layers(model, 10, in_shape=(32, 32, 3))
-    assert models.parse("manifest:", json.loads(json.dumps(models.describe(stack)))) == stack
+    stack = graph.layers(model, 10, in_shape=(32, 32, 3))
+    assert graph.parse("manifest:", json.loads(json.dumps(graph.describe(stack)))) == stack
 
 
 CONV = "[[layers]]\nkind = 'conv'\nfilters = 4\nkernel = 3\n"
@@ -369,13 +369,13 @@ def test_bad_model_files(content: str, words: str, file: Callable[[str], str], t
 
 def test_no_model_file(tmp_path: Path) -> None:
     with pytest.raises(OctosimError, match="there is no such model file"):
-        models.find(str(tmp_path / "none.toml"))
+        graph.find(str(tmp_path / "none.toml"))
     with pytest.raises(OctosimError, match="cannot be read"):
         (tmp_path / "folder.toml").mkdir()
-        models.find(str(tmp_path / "folder.toml"))
+        graph.find(str(tmp_path / "folder.toml"))
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
     with pytest.raises(OctosimError, match="is not valid TOML"):
-        models.find(str(tmp_path / "bytes.toml"))
+        graph.find(str(tmp_path / "bytes.toml"))
 
 
 @pytest.mark.parametrize("after", ["gone", "changed"])
@@ -417,8 +417,8 @@ def test_a_broken_manifest_of_a_model_file(file: Callable[[str], str], tmp_path:
 
 
 def test_file_kinds_are_all_layers() -> None:
-    from octosim import architectures
+    from octosim.graph import model_file
 
-    made = {cls for cls in architectures.KINDS.values()}
+    made = {cls for cls in model_file.KINDS.values()}
     assert made == {BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual}
     assert Add not in made

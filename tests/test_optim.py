@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import core, methods, optim, train
+from octosim import core, methods, train
+from octosim.engine import optimizers
+from octosim.engine.nodes import Context
+from octosim.engine.schedules import Schedule, check_schedule, rate
 from octosim.errors import OctosimError
-from octosim.nodes import Context
-from octosim.optim import Schedule
 
 F = np.float32
 
@@ -25,13 +26,13 @@ schedules = st.one_of(
 
 
 def rates(schedule: Schedule, steps: int, steps_per_epoch: int = 10, lr: float = 0.1) -> list[float]:
-    return [optim.rate(lr, schedule, step, steps, steps_per_epoch) for step in range(1, steps + 1)]
+    return [rate(lr, schedule, step, steps, steps_per_epoch) for step in range(1, steps + 1)]
 
 
 @given(schedule=schedules, more=st.integers(1, 300), steps_per_epoch=st.integers(1, 60))
 def test_bounds_and_direction(schedule: Schedule, more: int, steps_per_epoch: int) -> None:
     """In (0, lr]; rising to the end of the warm-up, then never rising; the last warm-up step and the next join."""
-    optim.check_schedule(schedule)
+    check_schedule(schedule)
     warmup = schedule.warmup
     got = rates(schedule, warmup + more, steps_per_epoch)
     assert all(0 < rate <= 0.1 for rate in got)
@@ -94,11 +95,11 @@ def test_step_changes_after_its_milestones(milestones: tuple[float, ...], change
 )
 def test_refused(schedule: Schedule, words: str) -> None:
     with pytest.raises(OctosimError) as caught:
-        optim.check_schedule(schedule)
+        check_schedule(schedule)
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_weight_decay_and_rate_reach_the_weights_only(name: str) -> None:
     """One step with decay moves exactly the weights elsewhere than one without; a warm-up's half rate half as far."""
     same = dict(model="lenet5", method="fp32", optimizer=name, batch_size=50, schedule="constant")
@@ -127,10 +128,10 @@ def test_decay_is_in_the_gradient() -> None:
     assert np.array_equal(w, before - np.float32(0.125) * (g + np.float32(0.5) * before))
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_newton_is_the_update_taken_apart(name: str) -> None:
     rng = np.random.default_rng(0)
-    optimizer = optim.make(name, 0.01, 0.1)
+    optimizer = optimizers.make(name, 0.01, 0.1)
     w, slots = rng.normal(size=50).astype(F), {slot: np.zeros(50, F) for slot in optimizer.slots}
     for step in (1, 2, 3):
         g = rng.normal(size=50).astype(F)
@@ -149,17 +150,17 @@ def test_an_update_in_pieces_is_the_update(method: str, size: int, monkeypatch: 
     expected = train.Run(train.Config(model="lenet5", method=method, batch_size=20))
     run = train.Run(train.Config(model="lenet5", method=method, batch_size=20))
     expected.train_step()
-    monkeypatch.setattr(optim, "MADE", size)
+    monkeypatch.setattr(optimizers, "MADE", size)
     run.train_step()
     assert run.digest() == expected.digest()
 
 
-@pytest.mark.parametrize("optimizer", optim.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_ranges_that_an_update_finds(method: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every parameter that the optimizer moved; none, or a true one, of one that a method moved."""
     cls = methods.METHODS[method]
-    monkeypatch.setattr(optim, "MADE", 1000)
+    monkeypatch.setattr(optimizers, "MADE", 1000)
     same = {} if "optimizer" in cls.unused else {"optimizer": optimizer}
     run = train.Run(train.Config(model="lenet5", method=method, batch_size=20, batchnorm=cls.batchnorm, **same))
     for _ in range(3):

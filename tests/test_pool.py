@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octosim import methods, models
-from octosim.nodes import Context
-from octosim.pool import PAGE, SMALL, Pool
+from octosim import engine, graph, methods
+from octosim.core.memory import PAGE, SMALL, Pool
+from octosim.engine.nodes import Context
 
 
 def test_a_block_is_free_when_its_last_view_is_gone() -> None:
@@ -69,7 +69,7 @@ def test_no_two_arrays_share_memory(wanted: list[tuple[int, bool]]) -> None:
 def test_a_step_takes_no_more_memory_than_the_one_before(method: str) -> None:
     """The third step finds every block that it needs, and nothing is in use after it."""
     made = methods.make(method, {})
-    network = models.Network(models.layers("lenet5", 10, made.batchnorm), (28, 28, 1), made, 0)
+    network = engine.Network(graph.layers("lenet5", 10, made.batchnorm), (28, 28, 1), made, 0)
     images, labels = np.zeros((60, 28, 28, 1), np.uint8), np.zeros(60, np.int32)
     images[:, ::3] = np.arange(60, dtype=np.uint8)[:, None, None, None]
     held = []

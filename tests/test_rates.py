@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import compare, core, cost, hostbench, hw, methods, models, rates
+from octosim import compare, core, cost, engine, graph, hostbench, hw, methods, rates
+from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, MaxPool, ReLU
 from octosim.errors import OctosimError
-from octosim.layers import BatchNorm, Conv2d, DepthwiseConv2d, MaxPool, ReLU
 from octosim.trace import Op
 
 ROW = {"threads": 1, "us_per_call": 2.0, "ps_per_mac": 10.0, "ps_per_left": 100.0, "ps_per_right": 50.0, "ps_per_result": 20.0}
@@ -159,23 +159,23 @@ def test_no_layer_of_the_models_is_measured():
     """A layer: geometry of its input, kernel, stride, padding, outputs; of fully connected ones inputs and outputs."""
 
     def layers(stack, shape):
-        return {(node.in_shape, node.layer) for node in models.nodes(stack, shape) if node.layer.weighted
+        return {(node.in_shape, node.layer) for node in engine.nodes(stack, shape) if node.layer.weighted
                 and node.out_shape != (10,)}  # fmt: skip
 
     own = set().union(*(layers(probe.layers, probe.images) for probe in hostbench.PROBES))
-    for model in models.MODELS:
+    for model in graph.MODELS:
         for shape in ((28, 28, 1), (32, 32, 3)):
-            assert not own & layers(models.layers(model, 10, in_shape=shape), shape)
+            assert not own & layers(graph.layers(model, 10, in_shape=shape), shape)
 
 
 def test_probes_have_every_pass_that_is_a_layers_own():
     """What `_in_steps` corrects: every layer's own pass of the models, but dropout, which no probe has."""
     ops = [op for probe in hostbench.PROBES for method in hostbench.METHODS
-           for op in models.trace(models.Network(probe.layers, probe.images, methods.make(method, {}), None), 2)]  # fmt: skip
+           for op in engine.trace(engine.Network(probe.layers, probe.images, methods.make(method, {}), None), 2)]  # fmt: skip
     alone = {op.name for op in ops if op.kind != "gemm"}
-    for model in models.MODELS:
-        net = models.Network(models.layers(model, 10, in_shape=(32, 32, 3)), (32, 32, 3), methods.make("octo", {}), None)
-        assert {op.name for op in models.trace(net, 2) if op.kind != "gemm"} - {"dropout"} <= alone
+    for model in graph.MODELS:
+        net = engine.Network(graph.layers(model, 10, in_shape=(32, 32, 3)), (32, 32, 3), methods.make("octo", {}), None)
+        assert {op.name for op in engine.trace(net, 2) if op.kind != "gemm"} - {"dropout"} <= alone
 
 
 def test_calibration_prices_every_model(device):
@@ -184,11 +184,11 @@ def test_calibration_prices_every_model(device):
         (kind, dtype, pass_) for kind in ("convolution", "linear", "depthwise") for dtype in ("int8", "float32")
         for pass_ in ("forward", "dX", "dW")}  # fmt: skip
     names = {row.name for row in device.rates.passes}
-    for model in models.MODELS:
+    for model in graph.MODELS:
         shape = (32, 32, 3)
         for method in ("octo", "fp32"):
-            net = models.Network(models.layers(model, 10, in_shape=shape), shape, methods.make(method, {}), None)
-            ops = models.trace(net, 4)
+            net = engine.Network(graph.layers(model, 10, in_shape=shape), shape, methods.make(method, {}), None)
+            ops = engine.trace(net, 4)
             assert {op.name for op in ops if op.kind != "gemm"} <= names  # every pass was measured itself
             costs = cost.predict(ops, device, 1)
             assert all(c.time_s == pytest.approx(c.compute_s + c.memory_s + c.overhead_s) and c.time_s > 0 for c in costs)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_cli import octosim
 from test_report import EVIL, bench, make_bench, make_run, report, with_accuracy
 
-from octosim import cost, hw, methods, models, train
+from octosim import cost, engine, graph, hw, methods, train
 from octosim.errors import OctosimError
 from octosim.report import overview, spread, write_report
 
@@ -164,8 +164,8 @@ def test_front(points):
 
 @pytest.mark.parametrize("method", sorted(methods.METHODS))
 def test_every_method_has_a_price(method):
-    made = models.Network(models.layers("lenet5", 10, False, (28, 28, 1)), (28, 28, 1), methods.make(method, {}), None)
-    assert cost.total(cost.predict(models.trace(made, 10), hw.load("pi4")), hw.load("pi4"))["time_s"] > 0
+    made = engine.Network(graph.layers("lenet5", 10, False, (28, 28, 1)), (28, 28, 1), methods.make(method, {}), None)
+    assert cost.total(cost.predict(engine.trace(made, 10), hw.load("pi4")), hw.load("pi4"))["time_s"] > 0
 
 
 # ---- Markdown and pictures --------------------------------------------------

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from octosim import core, measure, methods, stepclock, train
 from octosim.core import call
+from octosim.core.memory import Pool
 from octosim.errors import OctosimError
 from octosim.numerics import Rounding
-from octosim.pool import Pool
 
 F = np.float32
 

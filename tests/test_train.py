@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from narrow import few_images, narrow
 
-from octosim import core, data, loader, methods, models, train
+from octosim import core, data, graph, loader, methods, train
+from octosim.engine.layers import Stack
 from octosim.errors import OctosimError
 
 ISAS = [name for name, supported in core.isas().items() if supported]
@@ -56,7 +57,7 @@ SETTINGS = [(isa, 1 + number % 3) for number, isa in enumerate(ISAS)] + [(ISAS[-
 """Every instruction set; one to three threads: three are more than this machine has cores, and a divisor of nothing."""
 
 
-def digests_of(config: train.Config, stack: models.Stack | None = None) -> list[tuple[str, tuple[float, ...]]]:
+def digests_of(config: train.Config, stack: Stack | None = None) -> list[tuple[str, tuple[float, ...]]]:
     """Digest and losses of the whole run with each of SETTINGS, every second time with steps that are recorded."""
     made = []
     for isa, threads in dict.fromkeys(SETTINGS):
@@ -71,17 +72,17 @@ def digests_of(config: train.Config, stack: models.Stack | None = None) -> list[
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", graph.MODELS)
 def test_digest_of_every_method(model: str, method: str, restore_core: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model's graph, narrowed: three steps have the same bits everywhere."""
     monkeypatch.setattr(data, "load", few_images)
     batchnorm = methods.METHODS[method].batchnorm
     config = train.Config(model=model, method=method, batch_size=3, steps=3, batchnorm=batchnorm)
-    assert len(set(digests_of(config, narrow(models.layers(model, 10, batchnorm))))) == 1
+    assert len(set(digests_of(config, narrow(graph.layers(model, 10, batchnorm))))) == 1
 
 
 @pytest.mark.parametrize("method", ["octo", "fp32", "niti"])
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", graph.MODELS)
 def test_digest_of_every_model(model: str, method: str, restore_core: None) -> None:
     """The models as they are, whose products take the kernels' other paths."""
     batch_size, steps = SIZES.get(model, (50, 3))

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from octosim import cost, hw, methods, models
+from octosim import cost, engine, graph, hw, methods
 from octosim.trace import Op
 
 NETWORKS = ("resnet20", "vgg11")
@@ -86,8 +86,8 @@ the stream.
 def products(model: str) -> list[Op]:
     """The forward products of a network for one 32 x 32 colour image, those of one shape once."""
     shape = (32, 32, 3)
-    network = models.Network(models.layers(model, 10, in_shape=shape), shape, methods.make("octo", {}), None)
-    ops = [op for op in models.trace(network, 1) if op.kind == "gemm" and op.pass_ == "forward"]
+    network = engine.Network(graph.layers(model, 10, in_shape=shape), shape, methods.make("octo", {}), None)
+    ops = [op for op in engine.trace(network, 1) if op.kind == "gemm" and op.pass_ == "forward"]
     return list({op.shape: op for op in ops}.values())
 
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, quant
-from octosim.methods import passes
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import Array, Context, Convolution, Node
+from octosim.methods import float32
 from octosim.methods.logbtq import Logbtq
-from octosim.nodes import Array, Context, Convolution, Node
 from octosim.numerics import ACCUMULATORS, MuLaw
 from octosim.train import Config, Run
 
@@ -70,9 +71,9 @@ def overflow(run: Run, images: Array) -> dict[str, dict[str, float]]:
         node = next(node for node in run.network.nodes if node.name == name)
         product, w = node.layer.product(node, len(x)), node.params["w"]
         m, k, n = product.shape
-        rows = passes.windows(product.geometry, x).reshape(m, k) if isinstance(product, Convolution) else x
+        rows = float32.windows(product.geometry, x).reshape(m, k) if isinstance(product, Convolution) else x
         columns = np.ascontiguousarray(w.reshape(n, k).T)
-        a, b = (quant.symmetric(t, -u, u).q for t, u in ((rows, method.activation_bound), (columns, method.weight_bound)))
+        a, b = (quantizers.symmetric(t, -u, u).q for t, u in ((rows, method.activation_bound), (columns, method.weight_bound)))
         needed = core.gemm_counted(a, b, ACCUMULATORS["acc32"])[1]
         ma, _ = core.encode_mu8(np.ascontiguousarray(rows), method.activation_bound)
         mb, _ = core.encode_mu8(columns, method.weight_bound)

@@ -18,7 +18,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from octosim import bench, compare, core, data, hostbench, hw, methods, models
+from octosim import bench, compare, core, data, engine, graph, hostbench, hw, methods
 from octosim.errors import OctosimError
 from octosim.train import Config, write_atomic
 
@@ -59,7 +59,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             found[key] = min(row, found.get(key, row), key=lambda one: one["time_s"])
         except (ValueError, KeyError, TypeError):
             raise SystemExit(f"{path}: line {number} is no measured step") from None
-    places = {"threads": sorted({row["threads"] for row in found.values()}), "data": DATA, "model": list(models.MODELS),
+    places = {"threads": sorted({row["threads"] for row in found.values()}), "data": DATA, "model": list(graph.MODELS),
               "method": ("octo", "fp32")}  # fmt: skip
     return sorted(found.values(), key=lambda row: [places[key].index(row[key]) for key in places])
 
@@ -67,9 +67,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def predict(row: dict[str, Any], device: hw.Device) -> float:
     """Seconds of a step."""
     source = data.SOURCES[row["data"]]
-    stack = models.layers(row["model"], len(source.classes), in_shape=source.shape)
-    network = models.Network(stack, source.shape, methods.make(row["method"], {}), None)
-    return compare.time_of(models.trace(network, row["batch"]), device, row["threads"])
+    stack = graph.layers(row["model"], len(source.classes), in_shape=source.shape)
+    network = engine.Network(stack, source.shape, methods.make(row["method"], {}), None)
+    return compare.time_of(engine.trace(network, row["batch"]), device, row["threads"])
 
 
 def page(rows: list[dict[str, Any]], device: hw.Device) -> tuple[str, str]:
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     timing = commands.add_parser("measure", help="time steps")
-    timing.add_argument("--models", nargs="*", default=list(models.MODELS), choices=list(models.MODELS))
+    timing.add_argument("--models", nargs="*", default=list(graph.MODELS), choices=list(graph.MODELS))
     timing.add_argument("--data", nargs="*", default=list(DATA), choices=DATA)
     timing.add_argument("--threads", nargs="*", type=int, default=[1])
     timing.add_argument("--seconds", type=float, default=1.0)

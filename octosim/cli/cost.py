@@ -176,7 +176,9 @@ def _onnx(asked: Asked) -> Source:
 
 
 def _own(asked: Asked) -> Source:
-    from octosim import footprint, methods, models
+    from octosim import graph, methods
+    from octosim.engine import Network, trace
+    from octosim.engine.memory import footprint, largest_batch
 
     if asked.lenient:
         raise OctosimError("--lenient is for ONNX files; octosim's own networks have no unknown operators")
@@ -191,7 +193,7 @@ def _own(asked: Asked) -> Source:
         raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
     shape = (height, width, channels)
     made = methods.make(method, asked.parameters)
-    network = models.Network(models.layers(asked.model, 10, in_shape=shape), shape, made, None)
+    network = Network(graph.layers(asked.model, 10, in_shape=shape), shape, made, None)
     traces: dict[int, list[Any]] = {}
 
     def check(batch: int) -> None:
@@ -201,14 +203,14 @@ def _own(asked: Asked) -> Source:
     def ops(device: Any, batch: int) -> list[Any]:
         if batch not in traces:
             check(batch)
-            every = models.trace(network, batch)
+            every = trace(network, batch)
             traces[batch] = [op for op in every if not asked.inference or op.pass_ == "forward" and op.layer != "loss"]
         return traces[batch]
 
     return Source(
         method, "float32" if method == "fp32" else "int8", ops, lambda batch: batch or 100,
-        lambda batch: footprint.footprint(network, batch, asked.inference),
-        lambda capacity: footprint.largest_batch(network, capacity, asked.inference), check,
+        lambda batch: footprint(network, batch, asked.inference),
+        lambda capacity: largest_batch(network, capacity, asked.inference), check,
     )  # fmt: skip
 
 

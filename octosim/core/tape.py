@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from octosim.core.call import POINTERS, Array, CoreError, Scalar, ffi, here, lib, ok
-from octosim.pool import Lease
+from octosim.core.memory import Lease
 
 CLOCKS = {time.perf_counter: time.CLOCK_MONOTONIC, time.thread_time: time.CLOCK_THREAD_CPUTIME_ID}
 """The clocks of C that Python's are."""
@@ -63,7 +63,7 @@ class Tape:
         self._arguments.clear()
 
     def mark(self, *key: str) -> None:
-        """Says what the calls since the last mark belong to; may be given as `models.Tick`."""
+        """Says what the calls since the last mark belong to; may be given as `network.Tick`."""
         self.marks.append((len(self.names), key))
 
     def keep(self, array: Array | Scalar) -> None:

@@ -10,6 +10,7 @@ import types
 import typing
 from typing import Any
 
+from octosim.engine.nodes import Method
 from octosim.errors import OctosimError, suggest
 from octosim.methods.banner import Banner
 from octosim.methods.blaq import Blaq
@@ -27,7 +28,6 @@ from octosim.methods.octo_reference import OctoReference
 from octosim.methods.qat import Qat
 from octosim.methods.ui8 import Ui8
 from octosim.methods.wage import Wage
-from octosim.nodes import Method
 
 METHODS: dict[str, type[Method]] = {
     cls.name: cls

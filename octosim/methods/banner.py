@@ -19,11 +19,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from octosim import core, quant
-from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Kept, Method, Node
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.quantizers import LARGEST_CODE, QTensor
+from octosim.methods import float32, int8
 from octosim.numerics import Rounding
-from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
@@ -40,13 +41,13 @@ def coded(x: Array) -> Array:
     """x as 255 codes between its least and its largest value represent it, nearest."""
     low, high = core.value_range(x)
     step = float(np.float32((high - low) / (2 * LARGEST_CODE)))
-    q = core.quantize(x - np.float32(low), quant.reciprocal(step), zero=-LARGEST_CODE)
+    q = core.quantize(x - np.float32(low), quantizers.reciprocal(step), zero=-LARGEST_CODE)
     return core.dequantize(q, step, zero=-LARGEST_CODE) + np.float32(low)
 
 
 def coded_gradient(dy: Array, random: core.Stream) -> Array:
     """dY as symmetric stochastic codes represent it."""
-    t = quant.symmetric(dy, *core.value_range(dy), rounding=Rounding.STOCHASTIC, random=random)
+    t = quantizers.symmetric(dy, *core.value_range(dy), rounding=Rounding.STOCHASTIC, random=random)
     return core.dequantize(t.q, t.scale)
 
 
@@ -166,14 +167,14 @@ class Banner(Method):
         return float(running[0]), float(running[1])
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        qx = quant.asymmetric(x, *self._range(node, x, context), out=node.buffer(x.shape, np.int8))
+        qx = quantizers.asymmetric(x, *self._range(node, x, context), out=node.buffer(x.shape, np.int8))
         return int8.forward(node, qx, int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> tuple[QTensor, Array]:
         """Bifurcation: stochastic 8-bit codes for dX, dY itself for dW."""
         low, high = core.value_range(dy)
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
-        return quant.symmetric(dy, low, high, rounding=Rounding.STOCHASTIC, random=random, out=out), dy
+        return quantizers.symmetric(dy, low, high, rounding=Rounding.STOCHASTIC, random=random, out=out), dy
 
     def weight_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> None:
         """dW from the values that the codes of x represent and dY, in float32."""
@@ -188,13 +189,13 @@ class Banner(Method):
         return int8.input_grad(node, error[0])
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, _, y = passes.sizes(node, batch)
+        x, _, y = float32.sizes(node, batch)
         ops = [op for op in int8.trace(node, batch) if op.pass_ != "dW"]
         return [
             *ops[:4],
-            passes.elementwise(node, "dW", "dequantize x", x, x, 4 * x),
-            passes.gemm(node, batch, "dW"),
-            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            passes.elementwise(node, "dX", "quantize dY", y, 8 * y, y),
+            float32.elementwise(node, "dW", "dequantize x", x, x, 4 * x),
+            float32.gemm(node, batch, "dW"),
+            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            float32.elementwise(node, "dX", "quantize dY", y, 8 * y, y),
             *ops[4:],
         ]

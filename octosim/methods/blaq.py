@@ -23,9 +23,9 @@ from typing import ClassVar
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Context, Gradients, Node, Update
 from octosim.errors import OctosimError
 from octosim.methods.laq import Laq
-from octosim.nodes import Array, Context, Gradients, Node, Update
 
 F = np.float32
 

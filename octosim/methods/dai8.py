@@ -18,12 +18,13 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from octosim import core, quant
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.methods import float32, int8
 from octosim.numerics import Rounding
-from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 TENSOR, CHANNELS = range(2)  # roles in the Philox streams
@@ -92,9 +93,9 @@ class Dai8(Method):
         rounding, largest = Rounding(self.rounding), max(-low, high)
         one, many = (node.buffer(dy.shape, np.int8) for _ in range(2))
         random = context.random(node.tensor(TENSOR))
-        tensor = quant.symmetric(dy, -largest, largest, rounding=rounding, random=random, out=one)
+        tensor = quantizers.symmetric(dy, -largest, largest, rounding=rounding, random=random, out=one)
         scales = self._limits(node, dy, largest) / np.float32(LARGEST_CODE)
-        inverses = np.array([quant.reciprocal(float(scale)) for scale in scales], np.float32)
+        inverses = np.array([quantizers.reciprocal(float(scale)) for scale in scales], np.float32)
         scaled = core.affine(dy, inverses, np.zeros_like(inverses), out=node.buffer(dy.shape, np.float32))
         random = context.random(node.tensor(CHANNELS))
         return _Error(tensor, core.quantize(scaled, 1.0, rounding=rounding, random=random, out=many), scales)
@@ -113,6 +114,6 @@ class Dai8(Method):
 
     def trace(self, node: Node, batch: int) -> list[Op]:
         ops = int8.trace(node, batch)
-        _, _, y = passes.sizes(node, batch)
+        _, _, y = float32.sizes(node, batch)
         # statistics, then codes
-        return [*ops, passes.elementwise(node, "dW", "quantize dY per channel", y, 12 * y, y)]
+        return [*ops, float32.elementwise(node, "dW", "quantize dY per channel", y, 12 * y, y)]

@@ -18,9 +18,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Context, Kept, Method, Node
 from octosim.errors import OctosimError
-from octosim.methods import passes
-from octosim.nodes import Array, Context, Kept, Method, Node
+from octosim.methods import float32
 from octosim.trace import Op
 
 F = np.float32
@@ -45,7 +45,7 @@ def weights(w: Array, bits: int) -> tuple[Array, Array | None]:
     1 bit: sign(w) E|w|.  More: 2 quantize_k(tanh(w) / (2 max |tanh w|) + 1/2) - 1.
     """
     if bits == 1:
-        mean = F(passes.total(np.abs(w)) / w.size)
+        mean = F(float32.total(np.abs(w)) / w.size)
         return np.where(w < 0, -mean, mean).astype(F), None
     t = tanh(w)
     largest = np.abs(t).max()
@@ -117,7 +117,7 @@ class Dorefa(Method):
             inside = (x >= 0) & (x <= 1)
             x = steps(np.clip(x, F(0), F(1)), activation_bits)
         node.saved.update(x=x, w=w, slope=slope, inside=inside)
-        return passes.forward(node, x, w)
+        return float32.forward(node, x, w)
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         gradient_bits = self._bits(node)[2]
@@ -127,12 +127,12 @@ class Dorefa(Method):
         return gradients(dy, gradient_bits, context.random(node.tensor(ERROR)))
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        passes.weight_grad(node, node.saved["x"], error)
+        float32.weight_grad(node, node.saved["x"], error)
         if node.saved["slope"] is not None:
             node.grads["w"] *= node.saved["slope"]
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
-        dx = passes.input_grad(node, error, node.saved["w"])
+        dx = float32.input_grad(node, error, node.saved["w"])
         if node.saved["inside"] is not None:
             dx *= node.saved["inside"]
         return dx
@@ -145,21 +145,21 @@ class Dorefa(Method):
         return Kept(given=not own, own=own, weights=slopes * node.params["w"].nbytes)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = passes.sizes(node, batch)
+        x, w, y = float32.sizes(node, batch)
         weight_bits, activation_bits, gradient_bits = self._bits(node)
         ops = [
-            passes.gemm(node, batch, "forward"),
-            passes.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dW"),
-            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dX"),
+            float32.gemm(node, batch, "forward"),
+            float32.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dW"),
+            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dX"),
         ]
         if weight_bits < 32:  # the weights' maximum, or mean, comes before their codes
-            ops.insert(0, passes.elementwise(node, "forward", "quantize w", w, 8 * w, 8 * w))
-            ops.append(passes.elementwise(node, "dW", "slope", w, 8 * w, 4 * w))
+            ops.insert(0, float32.elementwise(node, "forward", "quantize w", w, 8 * w, 8 * w))
+            ops.append(float32.elementwise(node, "dW", "slope", w, 8 * w, 4 * w))
         if activation_bits < 32:
-            ops.insert(0, passes.elementwise(node, "forward", "quantize x", x, 4 * x, 5 * x))
-            ops.append(passes.elementwise(node, "dX", "straight through", x, 5 * x, 4 * x))
+            ops.insert(0, float32.elementwise(node, "forward", "quantize x", x, 4 * x, 5 * x))
+            ops.append(float32.elementwise(node, "dX", "straight through", x, 5 * x, 4 * x))
         if gradient_bits < 32:
-            ops.append(passes.elementwise(node, "dW", "quantize dY", y, 8 * y, 4 * y))
+            ops.append(float32.elementwise(node, "dW", "quantize dY", y, 8 * y, 4 * y))
         return ops

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from octosim.methods import passes
-from octosim.nodes import ROLES, Array, Context, Kept, Method, Node
+from octosim.engine.nodes import ROLES, Array, Context, Kept, Method, Node
+from octosim.methods import float32
 from octosim.trace import Op
 
 
@@ -28,26 +28,26 @@ class Fp32(Method):
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         node.saved["x"] = x
-        return passes.forward(node, x, node.params["w"])
+        return float32.forward(node, x, node.params["w"])
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         return dy
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        passes.weight_grad(node, node.saved["x"], error)
+        float32.weight_grad(node, node.saved["x"], error)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
-        return passes.input_grad(node, error, node.params["w"])
+        return float32.input_grad(node, error, node.params["w"])
 
     def kept(self, node: Node, batch: int) -> Kept:
         return Kept(given=True)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        y = passes.sizes(node, batch)[2]
+        y = float32.sizes(node, batch)[2]
         return [
-            passes.gemm(node, batch, "forward"),
-            passes.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dW"),
-            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dX"),
+            float32.gemm(node, batch, "forward"),
+            float32.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dW"),
+            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dX"),
         ]

@@ -28,12 +28,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from octosim import core, quant
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Kept, Method, Node
+from octosim.methods import float32, int8
 from octosim.numerics import Requantization, Rounding
-from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
@@ -82,7 +83,7 @@ def affine_codes(acc: Array, scale: Array, shift: Array) -> Array:
     step = np.where(moves, np.minimum(np.abs(scale), 2.0**30), CONSTANT)
     limit = np.clip(np.where(moves, shift, np.clip(shift, -LARGEST_CODE, LARGEST_CODE)) / step, -LARGEST_ADD, LARGEST_ADD)
     how, add = Requantization.SINGLE_ROUNDING, np.rint(limit).astype(np.int32)
-    return quant.requantize(acc * sign, step, how, add=add, low=-LARGEST_CODE, high=LARGEST_CODE)
+    return quantizers.requantize(acc * sign, step, how, add=add, low=-LARGEST_CODE, high=LARGEST_CODE)
 
 
 class ClippingBatchNorm:
@@ -105,7 +106,7 @@ class ClippingBatchNorm:
     def _finish(self, node: Node, q: Array, low: Array, high: Array, bound: float) -> Array:
         """The values of codes that are clipped at the channels' ends."""
         step = float(F(bound / LARGEST_CODE))
-        ends = [np.rint(end * F(quant.reciprocal(step))).astype(np.int8) for end in (low, high)]
+        ends = [np.rint(end * F(quantizers.reciprocal(step))).astype(np.int8) for end in (low, high)]
         np.clip(q, *ends, out=q)
         return ranged(core.dequantize(q, step, out=node.buffer(q.shape, F)), step * LARGEST_CODE)
 
@@ -127,7 +128,7 @@ class ClippingBatchNorm:
             step = F(method.z / LARGEST_CODE)
             normal = core.quantize(core.affine(plain, inv_std, -mean * inv_std, out=out), float(F(1) / step))
             y = core.affine(core.dequantize(normal, float(step), out=out), p["gamma"], p["beta"], out=out)
-        inverse = quant.reciprocal(float(F(bound / LARGEST_CODE)))
+        inverse = quantizers.reciprocal(float(F(bound / LARGEST_CODE)))
         return self._finish(node, core.quantize(y, inverse), low, high, bound)
 
     def _folded(self, node: Node, sums: Array, scale: float, method: Fqat, bound: float) -> Array:
@@ -150,7 +151,7 @@ class ClippingBatchNorm:
 
     def input_grad(self, node: Node, dy: Array, method: Fqat, context: Context) -> Array:
         if method.variant == "c":
-            node.grads["clip"] = np.array([passes.total(dy * node.saved["side"])], F)
+            node.grads["clip"] = np.array([float32.total(dy * node.saved["side"])], F)
         dy *= node.saved["inside"]
         dx: Array = node.layer.input_grad(node, dy, method, context)
         return dx
@@ -163,8 +164,8 @@ class ClippingBatchNorm:
         size = batch * math.prod(node.in_shape)
         channels = node.in_shape[-1]
         return [
-            passes.elementwise(node, "forward", "clipping batchnorm", size, 8 * size, 5 * size, channels=channels),
-            passes.elementwise(node, "dX", "clipping batchnorm", size, 17 * size, 4 * size, channels=channels),
+            float32.elementwise(node, "forward", "clipping batchnorm", size, 8 * size, 5 * size, channels=channels),
+            float32.elementwise(node, "dX", "clipping batchnorm", size, 17 * size, 4 * size, channels=channels),
         ]
 
 
@@ -250,7 +251,7 @@ class Fqat(Method):
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
-        return quant.symmetric(dy, *core.value_range(dy), rounding=Rounding(self.rounding), random=random, out=out)
+        return quantizers.symmetric(dy, *core.value_range(dy), rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         int8.weight_grad(node, error)

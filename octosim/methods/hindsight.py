@@ -16,12 +16,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from octosim import core, quant
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
-from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
-from octosim.quant import QTensor
 from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
@@ -70,7 +71,7 @@ class Hindsight(Method):
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         low, high = self._range(node.state["dy_range"], dy, context)
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
-        return quant.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
+        return quantizers.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         int8.weight_grad(node, error)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from octosim import core, quant
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import ROLES, Array, Context, Node
+from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import passes
-from octosim.nodes import ROLES, Array, Context, Node
+from octosim.methods import float32
 from octosim.numerics import EXACT32
-from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
@@ -38,22 +39,22 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) ->
 
 def trace(node: Node, batch: int, dy_reads: int = 2, x_reads: int = 2) -> list[Op]:
     """All passes of a layer whose float32 operands are quantized before the products; how often dY and X are read for it."""
-    x, w, y = passes.sizes(node, batch)
+    x, w, y = float32.sizes(node, batch)
     wide, wide_x = node.out_shape[-1], node.in_shape[-1]
     ops = [
         # range, then codes: a quantizer reads its tensor twice
-        passes.elementwise(node, "forward", "quantize x", x, 4 * x_reads * x, x),
-        passes.elementwise(node, "forward", "quantize w, range known", w, 4 * w, w),
-        passes.gemm(node, batch, "forward", "int8"),
-        passes.elementwise(node, "dW", "quantize dY", y, 4 * dy_reads * y, y),
-        passes.gemm(node, batch, "dW", "int8"),
-        passes.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
-        passes.gemm(node, batch, "dX", "int8"),
+        float32.elementwise(node, "forward", "quantize x", x, 4 * x_reads * x, x),
+        float32.elementwise(node, "forward", "quantize w, range known", w, 4 * w, w),
+        float32.gemm(node, batch, "forward", "int8"),
+        float32.elementwise(node, "dW", "quantize dY", y, 4 * dy_reads * y, y),
+        float32.gemm(node, batch, "dW", "int8"),
+        float32.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
+        float32.gemm(node, batch, "dX", "int8"),
     ]
     if not node.lazy_y:
-        ops.insert(3, passes.elementwise(node, "forward", "dequantize, bias", y, 4 * y, 4 * y, channels=wide))
+        ops.insert(3, float32.elementwise(node, "forward", "dequantize, bias", y, 4 * y, 4 * y, channels=wide))
     if not node.lazy_dx:
-        ops.append(passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
+        ops.append(float32.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
     return ops
 
 
@@ -78,7 +79,7 @@ def weights(node: Node) -> QTensor:
 
 def symmetric(node: Node, x: Array, low: core.Number, high: core.Number) -> QTensor:
     """Codes of a layer's tensor within a range, nearest, in memory of the network."""
-    return quant.symmetric(x, low, high, out=node.buffer(x.shape, np.int8))
+    return quantizers.symmetric(x, low, high, out=node.buffer(x.shape, np.int8))
 
 
 # ---- the passes: codes in, float32 out; the backward ones are for symmetric codes ------------------------

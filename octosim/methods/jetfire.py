@@ -27,8 +27,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
-from octosim.methods import passes
-from octosim.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.methods import float32
 from octosim.trace import Op
 
 SIDE = 32  # of a block; a sum of 32 products of codes in +-127 has 20 bits, and is exact in float32 too
@@ -142,7 +142,7 @@ class Jetfire(Method):
         if shape.groups > 1:
             x_real, w_real = self.coded(node, x), qw.real().reshape(w.shape)
             node.saved.update(x=x_real, w=w_real)
-            return self.coded(node, passes.forward(node, x_real, w_real))
+            return self.coded(node, float32.forward(node, x_real, w_real))
         m, k, n = shape.shape
         codes = node.buffer((m, k), np.int8)
         if shape.kernel != (0, 0):
@@ -165,13 +165,13 @@ class Jetfire(Method):
             node.grads["w"] = product(error.transposed, x.transposed, node.buffer((rows, cols), F)).reshape(w.shape)
             node.grads["b"] = core.column_sums(dy, out=node.buffer(node.params["b"].shape, F))
         else:
-            passes.weight_grad(node, x, dy.reshape(len(x), *node.out_shape))
+            float32.weight_grad(node, x, dy.reshape(len(x), *node.out_shape))
 
     def input_grad(self, node: Node, error: Blocks, context: Context) -> Array:
         batch, w = error.q.shape[0] // math.prod(node.out_shape[:-1]), node.saved["w"]
         shape, size = node.layer.product(node, batch), (batch, *node.in_shape)
         if shape.groups > 1:
-            dx = passes.input_grad(node, error.real().reshape(batch, *node.out_shape), w)
+            dx = float32.input_grad(node, error.real().reshape(batch, *node.out_shape), w)
         elif shape.kernel != (0, 0):
             dx = core.conv_input_grad_blocks(shape.geometry, error.q, error.scales, w.q, w.scales, out=node.buffer(size, F))
         else:
@@ -187,21 +187,21 @@ class Jetfire(Method):
         return Kept(own=_coded_bytes(m, k), weights=_coded_bytes(n, k))
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = passes.sizes(node, batch)
+        x, w, y = float32.sizes(node, batch)
         wide, wide_x, shape = node.out_shape[-1], node.in_shape[-1], node.layer.product(node, batch)
         dtype = "float32" if shape.groups > 1 else "int8"
         # range, then codes: a quantizer reads its tensor twice; x and dY are codes already
         ops = [
-            passes.elementwise(node, "forward", "quantize w", w, 8 * w, w),
-            passes.gemm(node, batch, "forward", dtype),
-            passes.elementwise(node, "forward", "bias, quantize y", y, 8 * y, y, channels=wide),
-            passes.gemm(node, batch, "dW", dtype),
-            passes.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
-            passes.gemm(node, batch, "dX", dtype),
-            passes.elementwise(node, "dX", "quantize dX", x, 8 * x, x, channels=wide_x),
+            float32.elementwise(node, "forward", "quantize w", w, 8 * w, w),
+            float32.gemm(node, batch, "forward", dtype),
+            float32.elementwise(node, "forward", "bias, quantize y", y, 8 * y, y, channels=wide),
+            float32.gemm(node, batch, "dW", dtype),
+            float32.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
+            float32.gemm(node, batch, "dX", dtype),
+            float32.elementwise(node, "dX", "quantize dX", x, 8 * x, x, channels=wide_x),
         ]
         if shape.kernel != (0, 0):
             m, k, _ = shape.shape
-            ops.insert(1, passes.elementwise(node, "forward", "windows to blocks", m * k, 2 * m * k, m * k))
-            ops.insert(-1, passes.elementwise(node, "dX", "add windows", m * k, 4 * m * k, 4 * x))
+            ops.insert(1, float32.elementwise(node, "forward", "windows to blocks", m * k, 2 * m * k, m * k))
+            ops.insert(-1, float32.elementwise(node, "dX", "add windows", m * k, 4 * m * k, 4 * x))
         return ops

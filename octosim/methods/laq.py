@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Context, Gradients, Kept, Method, Node, Update
 from octosim.errors import OctosimError
-from octosim.methods import passes
-from octosim.nodes import Array, Context, Gradients, Kept, Method, Node, Update
+from octosim.methods import float32
 from octosim.trace import Op
 
 F = np.float32
@@ -37,7 +37,7 @@ def levels(bits: int) -> int:
 
 def binary(w: Array, d: Array) -> tuple[Array, float]:
     """1 bit: beta = sign(w), alpha = ||D w||_1 / ||D||_1."""
-    return np.where(w < 0, -1, 1).astype(np.int8), passes.total(d * np.abs(w)) / passes.total(d)
+    return np.where(w < 0, -1, 1).astype(np.int8), float32.total(d * np.abs(w)) / float32.total(d)
 
 
 def ternary_exact(w: Array, d: Array) -> tuple[Array, float]:
@@ -68,8 +68,8 @@ def iterated(w: Array, d: Array, n: int, codes: Array) -> tuple[Array, float]:
     for _ in range(ROUNDS):
         beta = codes.astype(F) / F(n)
         weighted = d * beta
-        below = passes.total(weighted * beta)
-        before, alpha = alpha, abs(passes.total(weighted * w) / below) if below > 0 else float(np.abs(w).max())
+        below = float32.total(weighted * beta)
+        before, alpha = alpha, abs(float32.total(weighted * w) / below) if below > 0 else float(np.abs(w).max())
         if alpha == 0:
             return np.zeros(w.shape, np.int8), 0.0
         codes = np.rint(np.clip(w / F(alpha), F(-1), F(1)) * F(n)).astype(np.int8)
@@ -162,29 +162,29 @@ class Laq(Method):
         w = node.buffer(codes.shape, np.float32)
         np.multiply(codes, alpha / F(levels(self.weight_bits)), out=w)
         node.saved.update(x=x, w=w)
-        return passes.forward(node, x, w)
+        return float32.forward(node, x, w)
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         return dy
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        passes.weight_grad(node, node.saved["x"], error)
+        float32.weight_grad(node, node.saved["x"], error)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
-        return passes.input_grad(node, error, node.saved["w"])
+        return float32.input_grad(node, error, node.saved["w"])
 
     def kept(self, node: Node, batch: int) -> Kept:
         return Kept(given=True, weights=node.params["w"].nbytes)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        _, w, y = passes.sizes(node, batch)
+        _, w, y = float32.sizes(node, batch)
         rounds = 1 if self.weight_bits == 1 else 2  # of the fit: about as many as it takes from the codes of the step before
         return [
-            passes.elementwise(node, "forward", "dequantize w", w, w, 4 * w),
-            passes.gemm(node, batch, "forward"),
-            passes.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dW"),
-            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dX"),
-            passes.elementwise(node, "update", "quantize w", w, 9 * w * rounds, w * rounds),
+            float32.elementwise(node, "forward", "dequantize w", w, w, 4 * w),
+            float32.gemm(node, batch, "forward"),
+            float32.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dW"),
+            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dX"),
+            float32.elementwise(node, "update", "quantize w", w, 9 * w * rounds, w * rounds),
         ]

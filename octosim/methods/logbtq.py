@@ -24,9 +24,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Context, Kept, Method, Node
 from octosim.errors import OctosimError
-from octosim.methods import passes
-from octosim.nodes import Array, Context, Kept, Method, Node
+from octosim.methods import float32
 from octosim.numerics import MuLaw
 from octosim.trace import Op
 
@@ -128,7 +128,7 @@ class Logbtq(Method):
             x_real = core.decode_mu8(qx, self.activation_bound, out=node.buffer(x.shape, np.float32))
             w_real = core.decode_mu8(qw, self.weight_bound, out=node.buffer(w.shape, np.float32))
         if self.accumulator == "exact":
-            y, saturated, encodings = passes.forward(node, x_real, w_real), 0, 0
+            y, saturated, encodings = float32.forward(node, x_real, w_real), 0, 0
         else:
             codes, saturated, encodings = self._sums(node, qx, qw)
             bound = self.weight_bound * self.activation_bound * 2.0**self.headroom
@@ -146,14 +146,14 @@ class Logbtq(Method):
         (m, k, n), groups = product.shape, product.groups
         encodings = m * n * groups * -(-k // how.group) * (2 if how.encode_products else 1)
         if product.groups > 1:
-            rows, taps = passes.windows(product.geometry, qx), qw.reshape(groups, -1)
+            rows, taps = float32.windows(product.geometry, qx), qw.reshape(groups, -1)
             made = [
                 core.gemm_mu8(np.ascontiguousarray(rows[:, :, c]), np.ascontiguousarray(taps[c][:, None]), how)
                 for c in range(groups)
             ]
             codes, saturated = np.concatenate([part[0] for part in made], axis=1), sum(part[1] for part in made)
         else:
-            rows = passes.windows(product.geometry, qx).reshape(m, k) if product.kernel != (0, 0) else qx
+            rows = float32.windows(product.geometry, qx).reshape(m, k) if product.kernel != (0, 0) else qx
             codes, saturated = core.gemm_mu8(rows, np.ascontiguousarray(qw.reshape(n, k).T), how)
         return codes.reshape(batch, *node.out_shape), saturated, encodings
 
@@ -172,7 +172,7 @@ class Logbtq(Method):
         return dy
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        passes.weight_grad(node, node.saved["x_real"], error)
+        float32.weight_grad(node, node.saved["x_real"], error)
         w, g = node.params["w"], node.grads["w"]
         g *= np.abs(w) <= F(self.weight_bound)
         if self.barrier:
@@ -180,7 +180,7 @@ class Logbtq(Method):
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         x = node.saved["x"]
-        dx = passes.input_grad(node, error, node.saved["w_real"])
+        dx = float32.input_grad(node, error, node.saved["w_real"])
         dx *= np.abs(x) <= F(self.activation_bound)
         if self.barrier:
             dx += pull(x, self.activation_bound, self.tightness(context.epoch), self.barrier)
@@ -191,15 +191,15 @@ class Logbtq(Method):
         return Kept(given=True, own=4 * batch * math.prod(node.in_shape), weights=node.params["w"].nbytes)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = passes.sizes(node, batch)
+        x, w, y = float32.sizes(node, batch)
         return [
-            passes.elementwise(node, "forward", "encode x", x, 5 * x, 5 * x),
-            passes.elementwise(node, "forward", "encode w", w, 5 * w, 5 * w),
-            passes.gemm(node, batch, "forward", "int8"),
-            passes.elementwise(node, "forward", "decode", y, y, 4 * y, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dW"),
-            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            passes.elementwise(node, "dW", "barrier", w, 8 * w, 4 * w),
-            passes.gemm(node, batch, "dX"),
-            passes.elementwise(node, "dX", "barrier", x, 8 * x, 4 * x),
+            float32.elementwise(node, "forward", "encode x", x, 5 * x, 5 * x),
+            float32.elementwise(node, "forward", "encode w", w, 5 * w, 5 * w),
+            float32.gemm(node, batch, "forward", "int8"),
+            float32.elementwise(node, "forward", "decode", y, y, 4 * y, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dW"),
+            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            float32.elementwise(node, "dW", "barrier", w, 8 * w, 4 * w),
+            float32.gemm(node, batch, "dX"),
+            float32.elementwise(node, "dX", "barrier", x, 8 * x, 4 * x),
         ]

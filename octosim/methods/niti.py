@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
-from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Kept, Method, Node
+from octosim.methods import float32, int8
 from octosim.numerics import Rounding
-from octosim.quant import LARGEST_CODE
 from octosim.trace import Op
 
 BITS = 7  # of a code's magnitude
@@ -329,11 +329,11 @@ class Niti(Method):
         return Kept(given=True)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = passes.sizes(node, batch)
-        forward, dw, dx = (passes.gemm(node, batch, pass_, "int8") for pass_ in ("forward", "dW", "dX"))
+        x, w, y = float32.sizes(node, batch)
+        forward, dw, dx = (float32.gemm(node, batch, pass_, "int8") for pass_ in ("forward", "dW", "dX"))
 
         def shift(pass_: str, size: int) -> Op:
             # the range, then the codes: sums are read twice
-            return passes.elementwise(node, pass_, "shift to codes", size, 8 * size, size, dtype="int8")
+            return float32.elementwise(node, pass_, "shift to codes", size, 8 * size, size, dtype="int8")
 
         return [forward, shift("forward", y), dw, shift("dW", w), dx, shift("dX", x)]

@@ -20,12 +20,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from octosim import core, quant
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Method, Node
+from octosim.methods import float32, int8
 from octosim.numerics import Rounding
-from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 MU, OFFSET, ERROR = range(3)  # roles in the Philox streams
@@ -44,7 +45,7 @@ def percentile(x: Array, percent: float) -> float:
     if not count:
         return 0.0
     rank = count - max(1, math.ceil(count * percent / 100)) + 1  # from the largest
-    codes = core.quantize(sizes, quant.reciprocal(float(core.value_range(sizes).high) / LARGEST_CODE))
+    codes = core.quantize(sizes, quantizers.reciprocal(float(core.value_range(sizes).high) / LARGEST_CODE))
     low, high = 0, LARGEST_CODE  # the largest code that `rank` codes reach
     while low < high:
         middle = (low + high + 1) // 2
@@ -179,7 +180,7 @@ class Octo(Method):
         batch = x.shape[0]
         codes = node.buffer(x.shape, np.int8)
         found = int8.running_range(node, x, context)
-        qx = quant.asymmetric(x, found.low, found.high, out=codes)
+        qx = quantizers.asymmetric(x, found.low, found.high, out=codes)
         qw = int8.weights(node)
         node.saved.update(x=qx, w=qw)
         acc = node.buffer((batch, *node.out_shape), np.int32)
@@ -203,7 +204,7 @@ class Octo(Method):
         share = self.prc_ratio if self.prc == "ratio" else 1.0
         out = node.buffer(dy.shape, np.int8)
         random = context.random(node.tensor(ERROR))
-        return quant.symmetric(dy, low, high, share=share, rounding=Rounding(self.rounding), random=random, out=out)
+        return quantizers.symmetric(dy, low, high, share=share, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         qx, sums = node.saved["x"], core.column_sums(error.q)
@@ -228,7 +229,7 @@ class Octo(Method):
         return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), core.product_scale(qw.s, error.s))
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = passes.sizes(node, batch)
+        x, w, y = float32.sizes(node, batch)
         wide, wide_x = node.out_shape[-1], node.in_shape[-1]
         lac = sum(node.params[name].size for name in COMPENSATION) if self.lac != "off" else 0
         # percentile: magnitudes, their range and codes, and the codes nine times: about five more tensors' bytes
@@ -237,16 +238,16 @@ class Octo(Method):
         of_x, of_dy = "quantize x" + known * node.x_known, "PRC, quantize dY" + known * node.dy_known
         ops = [
             # range, unless it is known, then codes
-            passes.elementwise(node, "forward", of_x, x, (4 if node.x_known else 8) * x, x),
-            passes.elementwise(node, "forward", "quantize w, range known", w, 4 * w, w),
-            passes.gemm(node, batch, "forward", "int8"),
-            passes.elementwise(node, "dW", of_dy, y, 4 * reads * y, y),
-            passes.gemm(node, batch, "dW", "int8"),
-            passes.elementwise(node, "dW", "bias, LAC gradients", y, sums * y, 4 * lac, channels=wide),
-            passes.gemm(node, batch, "dX", "int8"),
+            float32.elementwise(node, "forward", of_x, x, (4 if node.x_known else 8) * x, x),
+            float32.elementwise(node, "forward", "quantize w, range known", w, 4 * w, w),
+            float32.gemm(node, batch, "forward", "int8"),
+            float32.elementwise(node, "dW", of_dy, y, 4 * reads * y, y),
+            float32.gemm(node, batch, "dW", "int8"),
+            float32.elementwise(node, "dW", "bias, LAC gradients", y, sums * y, 4 * lac, channels=wide),
+            float32.gemm(node, batch, "dX", "int8"),
         ]
         if not node.lazy_y or self.lac in ("feature", "sample"):
-            ops.insert(3, passes.elementwise(node, "forward", "dequantize, LAC", y, 4 * (y + lac), 4 * y, channels=wide))
+            ops.insert(3, float32.elementwise(node, "forward", "dequantize, LAC", y, 4 * (y + lac), 4 * y, channels=wide))
         if not node.lazy_dx:
-            ops.append(passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
+            ops.append(float32.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
         return ops

@@ -24,10 +24,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Context, Kept, Method, Node, Product
 from octosim.errors import OctosimError
-from octosim.methods import int8, octo, passes
+from octosim.methods import float32, int8, octo
 from octosim.methods.fp32 import Fp32
-from octosim.nodes import Array, Context, Kept, Method, Node, Product
 from octosim.trace import Op
 
 MU, OFFSET, X, W = range(4)  # roles in the Philox streams
@@ -235,7 +235,7 @@ class OctoReference(Method):
     def metrics(self, nodes: list[Node]) -> dict[str, Any]:
         """The compensation's part of the demo's loss, after the epoch's last step."""
         added = [node.params[name] for node in nodes if "lac_mu" in node.params for name in octo.COMPENSATION[1:]]
-        return {"lac_penalty": self.lac_decay / 2 * sum(passes.total(v * v) for v in added)} if added else {}
+        return {"lac_penalty": self.lac_decay / 2 * sum(float32.total(v * v) for v in added)} if added else {}
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         p, batch = node.params, len(x)
@@ -289,21 +289,21 @@ class OctoReference(Method):
     def trace(self, node: Node, batch: int) -> list[Op]:
         if not self._quantized(node):
             return LINEAR.trace(node, batch)
-        x, w, y = passes.sizes(node, batch)
+        x, w, y = float32.sizes(node, batch)
         wide, wide_x = node.out_shape[-1], node.in_shape[-1]
         lac = sum(node.params[name].size for name in octo.COMPENSATION if name in node.params)
         return [
             # range, then codes of two bytes: a quantizer reads its tensor twice, in the backward passes again
-            passes.elementwise(node, "forward", "quantize x", x, 8 * x, 2 * x),
-            passes.elementwise(node, "forward", "quantize w", w, 8 * w, 2 * w),
-            passes.gemm(node, batch, "forward", "int16"),
-            passes.elementwise(node, "forward", "dequantize, LAC", y, 4 * (y + lac), 4 * y, channels=wide),
-            passes.elementwise(node, "dW", "PRC, quantize x", x, 8 * x, 2 * x),
-            passes.elementwise(node, "dW", "PRC, quantize dY", y, 8 * y, 2 * y),
-            passes.gemm(node, batch, "dW", "int16"),
-            passes.elementwise(node, "dW", "dequantize dW", w, 4 * w, 4 * w),
-            passes.elementwise(node, "dW", "bias, LAC gradients", y, 8 * y if lac else 4 * y, 4 * lac, channels=wide),
-            passes.elementwise(node, "dX", "PRC, quantize w", w, 8 * w, 2 * w),
-            passes.gemm(node, batch, "dX", "int16"),
-            passes.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x),
+            float32.elementwise(node, "forward", "quantize x", x, 8 * x, 2 * x),
+            float32.elementwise(node, "forward", "quantize w", w, 8 * w, 2 * w),
+            float32.gemm(node, batch, "forward", "int16"),
+            float32.elementwise(node, "forward", "dequantize, LAC", y, 4 * (y + lac), 4 * y, channels=wide),
+            float32.elementwise(node, "dW", "PRC, quantize x", x, 8 * x, 2 * x),
+            float32.elementwise(node, "dW", "PRC, quantize dY", y, 8 * y, 2 * y),
+            float32.gemm(node, batch, "dW", "int16"),
+            float32.elementwise(node, "dW", "dequantize dW", w, 4 * w, 4 * w),
+            float32.elementwise(node, "dW", "bias, LAC gradients", y, 8 * y if lac else 4 * y, 4 * lac, channels=wide),
+            float32.elementwise(node, "dX", "PRC, quantize w", w, 8 * w, 2 * w),
+            float32.gemm(node, batch, "dX", "int16"),
+            float32.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x),
         ]

@@ -8,8 +8,8 @@ initial value and the gradient outside the range are not fixed by what is known 
 Differs from the paper in: codes are int8 in +-127 (paper: uint8 on 256 levels); weights are symmetric, per tensor or per
 channel (paper: affine, with a zero point); the forward pass computes the integer products themselves, where the paper's
 training simulates them in floating point; sums become float32 and the next layer's quantizer makes codes of them, so that the
-multiplier M of section 2.2 is not used (it is `quant.requantize`); batch normalization is not folded into the weights; biases
-are rounded in the forward pass, with the scale of that step.
+multiplier M of section 2.2 is not used (it is `quantizers.requantize`); batch normalization is not folded into the weights;
+biases are rounded in the forward pass, with the scale of that step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from octosim import core, quant
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import passes
-from octosim.nodes import Array, Context, Kept, Method, Node
+from octosim.methods import float32
 from octosim.numerics import EXACT32
-from octosim.quant import LARGEST_CODE, QTensor
 from octosim.trace import Op
 
 LARGEST_BIAS = 2**30  # in units of the sums' scale; leaves room for the products
@@ -87,7 +88,7 @@ class Qat(Method):
         low, high = node.range_of("w")
         codes = node.buffer(w.shape, np.int8)
         if self.weights == "tensor":
-            whole = quant.symmetric(w, low, high, out=codes)
+            whole = quantizers.symmetric(w, low, high, out=codes)
             return whole.q, np.array([whole.scale], np.float32)
         rows = w.reshape(len(w), -1)
         scale = np.abs(rows).max(axis=1) / np.float32(LARGEST_CODE)
@@ -102,8 +103,8 @@ class Qat(Method):
         low, high = self._range(node, x, context)
         if context.training and int(context.step) <= self.delay:
             node.saved.update(x=x, w=real, inside=None)
-            return passes.forward(node, x, real)
-        qx = quant.asymmetric(x, low, high, out=node.buffer(x.shape, np.int8))
+            return float32.forward(node, x, real)
+        qx = quantizers.asymmetric(x, low, high, out=node.buffer(x.shape, np.int8))
         if context.training:
             x_real = core.dequantize(qx.q, qx.scale, zero=qx.zero, out=node.buffer(x.shape, np.float32))
             node.saved.update(x=x_real, w=real, inside=self._inside(node, x, qx))
@@ -136,10 +137,10 @@ class Qat(Method):
         return dy
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        passes.weight_grad(node, node.saved["x"], error)
+        float32.weight_grad(node, node.saved["x"], error)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
-        dx = passes.input_grad(node, error, node.saved["w"])
+        dx = float32.input_grad(node, error, node.saved["w"])
         if node.saved["inside"] is not None:
             dx *= node.saved["inside"]
         return dx
@@ -149,15 +150,15 @@ class Qat(Method):
         return Kept(own=5 * batch * math.prod(node.in_shape), weights=node.params["w"].nbytes)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = passes.sizes(node, batch)
+        x, w, y = float32.sizes(node, batch)
         return [
             # range, then codes, and the real values that the backward pass needs
-            passes.elementwise(node, "forward", "quantize x", x, 9 * x, 6 * x),
-            passes.elementwise(node, "forward", "quantize w, range known", w, 5 * w, 5 * w),
-            passes.gemm(node, batch, "forward", "int8"),
-            passes.elementwise(node, "forward", "dequantize", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dW"),
-            passes.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            passes.gemm(node, batch, "dX"),
-            passes.elementwise(node, "dX", "straight through", x, 5 * x, 4 * x),
+            float32.elementwise(node, "forward", "quantize x", x, 9 * x, 6 * x),
+            float32.elementwise(node, "forward", "quantize w, range known", w, 5 * w, 5 * w),
+            float32.gemm(node, batch, "forward", "int8"),
+            float32.elementwise(node, "forward", "dequantize", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dW"),
+            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
+            float32.gemm(node, batch, "dX"),
+            float32.elementwise(node, "dX", "straight through", x, 5 * x, 4 * x),
         ]

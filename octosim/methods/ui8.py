@@ -18,12 +18,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from octosim import core, quant
+from octosim import core
+from octosim.engine import quantizers
+from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
-from octosim.nodes import Array, Context, Method, Node
 from octosim.numerics import Rounding
-from octosim.quant import QTensor
 from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
@@ -95,7 +96,7 @@ class Ui8(Method):
             out = node.buffer(dy.shape, np.int8)
             random = context.random(node.tensor(ERROR))
             limit = share * largest
-            return quant.symmetric(dy, -limit, limit, rounding=Rounding.STOCHASTIC, random=random, out=out)
+            return quantizers.symmetric(dy, -limit, limit, rounding=Rounding.STOCHASTIC, random=random, out=out)
 
         if (int(context.step) - 1) % self.period == 0:
             shares = [i / self.grid for i in range(self.grid, 0, -1)]

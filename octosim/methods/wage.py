@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
-from octosim.methods import int8, passes
-from octosim.nodes import Array, Context, Kept, Method, Node
-from octosim.quant import QTensor
+from octosim.methods import float32, int8
 from octosim.trace import Op
 
 UNIT = 2.0**-7  # sigma(8): the step of 8-bit values
@@ -160,11 +160,11 @@ class Wage(Method):
         return Kept(own=2 * batch * math.prod(node.in_shape), weights=node.params["w"].size)
 
     def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = passes.sizes(node, batch)
-        forward, dw, dx = (passes.gemm(node, batch, pass_, "int8") for pass_ in ("forward", "dW", "dX"))
+        x, w, y = float32.sizes(node, batch)
+        forward, dw, dx = (float32.gemm(node, batch, pass_, "int8") for pass_ in ("forward", "dW", "dX"))
 
         def op(pass_: str, what: str, size: int, reads: int, writes: int) -> Op:
-            return passes.elementwise(node, pass_, what, size, reads * size, writes * size)
+            return float32.elementwise(node, pass_, what, size, reads * size, writes * size)
 
         return [
             op("forward", "quantize x", x, 4, 2),

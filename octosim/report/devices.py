@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octosim import compare, cost, data, footprint, hw, methods, models
+from octosim import compare, cost, data, engine, graph, hw, methods
+from octosim.engine import memory
 from octosim.errors import OctosimError
 from octosim.report.states import learned
 from octosim.report.tables import DASH, Cell, Group, Table, milliseconds, significant
@@ -30,13 +31,13 @@ class Price:
         return None if self.step["energy_j"] is None else self.step["energy_j"] * self.steps
 
 
-def _network(decides: dict[str, Any]) -> models.Network:
+def _network(decides: dict[str, Any]) -> engine.Network:
     """The network that a manifest describes, without weights."""
     shape = next((row["shape"] for row in data.available() if row["name"] == decides["data"]["name"]), None)
     if shape is None:
         raise OctosimError(f"the shape of data set {decides['data']['name']} is not known")
     method = methods.make(decides["method"]["name"], decides["method"]["parameters"])
-    return models.Network(models.parse("manifest.json:", decides.get("layers")), tuple(shape), method, None)
+    return engine.Network(graph.parse("manifest.json:", decides.get("layers")), tuple(shape), method, None)
 
 
 def prices(groups: Sequence[Group], devices: Sequence[hw.Device]) -> tuple[list[Price], list[str]]:
@@ -50,9 +51,9 @@ def prices(groups: Sequence[Group], devices: Sequence[hw.Device]) -> tuple[list[
             if not isinstance(batch, int) or batch < 1:
                 raise OctosimError(f"field decides.batch_size is {batch!r}, expected a whole number above 0")
             network = _network(decides)
-            ops = models.trace(network, batch)
+            ops = engine.trace(network, batch)
             slots = 2 if (decides.get("optimizer") or {}).get("name") == "adam" else 1
-            peak = footprint.footprint(network, batch, slots=slots)["peak"]
+            peak = memory.footprint(network, batch, slots=slots)["peak"]
         except OctosimError as error:
             notes.append(f"{group.label}: no cost predicted: {error}.")
             continue

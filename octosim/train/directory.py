@@ -23,7 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
-from octosim import core, footprint, methods, models, optim
+from octosim import core, engine, graph, methods
+from octosim.engine import optimizers
+from octosim.engine.memory import footprint
 from octosim.errors import OctosimError
 from octosim.files import environment, write_atomic
 from octosim.train.config import Config
@@ -42,12 +44,12 @@ def parameter_counts(run: Run) -> dict[str, int]:
 
 
 def memory(run: Run) -> dict[str, dict[str, int]]:
-    """Bytes of a step by what they hold, with the run's method and with fp32, as `footprint.footprint` has them."""
+    """Bytes of a step by what they hold, with the run's method and with fp32, as `footprint` has them."""
     batch, slots, networks = run.config.batch_size, len(run.optimizer.slots), {run.config.method: run.network}
     if "fp32" not in networks:
-        plain = models.Network(run.layers, run.data.train_images.shape[1:], methods.make("fp32", {}), None)
+        plain = engine.Network(run.layers, run.data.train_images.shape[1:], methods.make("fp32", {}), None)
         networks = {"fp32": plain} | networks
-    return {name: footprint.footprint(network, batch, slots=slots) for name, network in networks.items()}
+    return {name: footprint(network, batch, slots=slots) for name, network in networks.items()}
 
 
 def decides(run: Run) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def decides(run: Run) -> dict[str, Any]:
         "octosim": octosim.__version__,
         "model": c.model,
         "batchnorm": c.batchnorm,
-        "layers": models.describe(run.layers),
+        "layers": graph.describe(run.layers),
         "data": {
             "name": d.name,
             "sha256": d.sha256,
@@ -69,7 +71,7 @@ def decides(run: Run) -> dict[str, Any]:
             "accumulator": c.accumulator if run.method.bits["accumulator"] == "int32" else run.method.bits["accumulator"],
             "float": "float32" if run.method.values == "float32" else "none",
         },
-        "optimizer": None if "optimizer" in run.method.unused else optim.describe(run.optimizer, run.schedule),
+        "optimizer": None if "optimizer" in run.method.unused else optimizers.describe(run.optimizer, run.schedule),
         "augment": c.augment,
         "label_smoothing": c.label_smoothing,
         "batch_size": c.batch_size,
@@ -118,10 +120,10 @@ def read_config(folder: Path) -> Config:
 
 def rebuild(folder: Path, config: Config) -> Run:
     """The run of a directory before its first step."""
-    if not models.is_file(config.model):
+    if not graph.is_file(config.model):
         return Run(config)
     stored = read_manifest(folder).get("decides", {}).get("layers")
-    return Run(config, models.parse(f"{folder / 'manifest.json'}:", stored))
+    return Run(config, graph.parse(f"{folder / 'manifest.json'}:", stored))
 
 
 def read_digest(folder: Path) -> str | None:

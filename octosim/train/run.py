@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from octosim import accumulate, core, data, loader, measure, methods, models, optim
+from octosim import core, data, engine, graph, loader, measure, methods
+from octosim.engine import network, optimizers, schedules
+from octosim.engine import registers as accumulators
+from octosim.engine.layers import Stack
+from octosim.engine.nodes import Array, Context, Node
+from octosim.engine.replay import RecordedSteps, Replay
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context, Node
 from octosim.numerics import EXACT32
-from octosim.recorded import RecordedSteps, Replay
 from octosim.train.config import EPOCHS, Config
 
 Batch = tuple[Array, Array]
@@ -27,7 +30,7 @@ class Run:
     allows it; the bits are the same.
     """
 
-    def __init__(self, config: Config, layers: models.Stack | None = None, dataset: data.Dataset | None = None):
+    def __init__(self, config: Config, layers: Stack | None = None, dataset: data.Dataset | None = None):
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
         dataset: config.data, where it is loaded already."""
         for name in ("batch_size", "epochs", "steps", "eval_every", "count_overflow", "measure"):
@@ -43,12 +46,12 @@ class Run:
         for name in self.method.unused:
             if getattr(config, name) != getattr(Config(), name):
                 raise OctosimError(f"--{name.replace('_', '-')} has no meaning for method {config.method}, see docs/methods.md")
-        self.optimizer = optim.make(config.optimizer, config.lr, config.weight_decay)
-        self.schedule = optim.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
-        optim.check_schedule(self.schedule)
+        self.optimizer = optimizers.make(config.optimizer, config.lr, config.weight_decay)
+        self.schedule = schedules.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
+        schedules.check_schedule(self.schedule)
         loader.check_augmentation(config.augment)
         if layers is None:
-            models.find(config.model)  # an unknown model is told before the data is read
+            graph.find(config.model)  # an unknown model is told before the data is read
         self.data = dataset or data.load(config.data)
         images = len(self.data.train_labels)
         if config.batch_size > images:
@@ -64,9 +67,9 @@ class Run:
         if config.warmup >= self.steps:
             raise OctosimError(f"--warmup must be less than the run's {self.steps} steps, not {config.warmup}")
         in_shape = self.data.train_images.shape[1:]
-        self.layers = layers or models.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
-        self.network = models.Network(self.layers, in_shape, self.method, config.seed)
-        self.registers = accumulate.Registers(accumulate.find(config.accumulator))
+        self.layers = layers or graph.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
+        self.network = engine.Network(self.layers, in_shape, self.method, config.seed)
+        self.registers = accumulators.Registers(accumulators.find(config.accumulator))
         self._check_registers()
         self.registers.install(self.network.nodes)
         self.overflow: list[dict[str, Any]] = []
@@ -93,9 +96,9 @@ class Run:
             self.network.check(batch)
         if register == EXACT32 and not self.config.count_overflow:
             return
-        if not any(op.kind == "gemm" and op.dtype == "int8" for op in models.trace(self.network, batch)):
+        if not any(op.kind == "gemm" and op.dtype == "int8" for op in engine.trace(self.network, batch)):
             raise OctosimError(f"{chosen} is for methods with int8 products, which {self.config.method} does not have")
-        accumulate.check(self.network.nodes, batch, register)
+        accumulators.check(self.network.nodes, batch, register)
 
     def order(self, epoch: int) -> Array:
         """The training images' order in an epoch (from 0)."""
@@ -113,7 +116,7 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step (from 1)."""
-        return optim.rate(self.optimizer.lr, self.schedule, step, self.steps, self.steps_per_epoch)
+        return schedules.rate(self.optimizer.lr, self.schedule, step, self.steps, self.steps_per_epoch)
 
     @property
     def epoch(self) -> int:
@@ -121,7 +124,7 @@ class Run:
         return (self.step - 1) // self.steps_per_epoch + 1
 
     def train_step(
-        self, tick: models.Tick | None = None, batch: Batch | None = None, replay: Replay = core.Tape.replay
+        self, tick: network.Tick | None = None, batch: Batch | None = None, replay: Replay = core.Tape.replay
     ) -> float:
         """Takes the next step and returns its loss.  self.overflow is then what happened in its accumulators, self.measures its
         errors, where they were counted and measured.
@@ -146,7 +149,7 @@ class Run:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
         self.overflow = [
             {"step": self.step, "layer": layer, "pass": pass_, "accumulator": self.registers.accumulator.name}
-            | accumulate.as_record(count)
+            | accumulators.as_record(count)
             for layer, pass_, count in self.registers.counts
         ]
         return loss
@@ -160,7 +163,7 @@ class Run:
         return self.records and self.method.recordable and plain and images == self.config.batch_size
 
     def _make(
-        self, images: Array, labels: Array, context: Context, numbers: optim.Numbers, tick: models.Tick | None
+        self, images: Array, labels: Array, context: Context, numbers: optimizers.Numbers, tick: network.Tick | None
     ) -> core.Number:
         """Forward and backward passes and the update, as the method has them; the loss."""
 
@@ -170,8 +173,8 @@ class Run:
             return loss
 
         nodes, (lr, *corrections) = self.network.nodes, numbers
-        update = optim.Update(self.optimizer, self.method, context, lr, tuple(corrections), nodes, self.slots)
-        with np.errstate(over="ignore", invalid="ignore"):  # as models.QUIET
+        update = optimizers.Update(self.optimizer, self.method, context, lr, tuple(corrections), nodes, self.slots)
+        with np.errstate(over="ignore", invalid="ignore"):  # as network.QUIET
             return self.method.step(nodes, gradients, update, context)
 
     @contextmanager

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
 from octosim.errors import OctosimError, suggest
-from octosim.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, Overflow
 
 LONGEST = 2**22  # products in a sum: octo_gemm_s8_accumulate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from octosim import core
-from octosim.nodes import Array, Node
+from octosim.engine.nodes import Array, Node
 from octosim.trace import DTYPE_BYTES, Op
 
 

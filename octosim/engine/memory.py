@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from octosim.layers import Add, BatchNorm, Dropout, Flatten, ReLU
-from octosim.models import Network
-from octosim.nodes import Kept
+from octosim.engine import Network
+from octosim.engine.layers import Add, BatchNorm, Dropout, Flatten, ReLU
+from octosim.engine.nodes import Kept
 from octosim.trace import DTYPE_BYTES
 
 FLOAT = 4  # bytes of float32

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from octosim import core
-from octosim.accumulate import Registers
-from octosim.models import Network
-from octosim.nodes import Array, Context, Method, Node, Product
+from octosim.engine import Network
+from octosim.engine.nodes import Array, Context, Method, Node, Product
+from octosim.engine.registers import Registers
 
 Key = tuple[str, str, str]
 """Layer, pass, tensor.  forward: input (real), x and w (the product's operands), sums, output (real).  dW: gradient (real), x,
@@ -24,19 +24,19 @@ class Observer(Protocol):
         """A tensor of a pass (see Key): an array, or codes with their meaning where a method has such between layers."""
 
     def means(self, layer: str, operand: str, value: Any) -> None:
-        """Codes with their meaning (`quant.QTensor` or the like) that a method keeps: after its forward pass, before "output",
-        and after it made the error of a layer."""
+        """Codes with their meaning (`quantizers.QTensor` or the like) that a method keeps: after its forward pass, before
+        "output", and after it made the error of a layer."""
 
     def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
-        """accumulate.Seen."""
+        """registers.Seen."""
 
 
 @dataclass
 class Observed:
     """What was seen since `clear`, in the order in which it was made.
 
-    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), its `quant.QTensor`, where the
-    method has one.
+    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), its `quantizers.QTensor`, where
+    the method has one.
     """
 
     tensors: dict[Key, Array] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Observed:
             self.meanings[layer, operand] = value
 
     def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
-        """accumulate.Seen."""
+        """registers.Seen."""
         self.products[layer, pass_] = product, x_zero
         for tensor, values in (operands | {"sums": sums}).items():
             self.add(layer, pass_, tensor, values)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from octosim import core
-from octosim.models import Network, Tick
-from octosim.nodes import Array, Context
+from octosim.engine import Network
+from octosim.engine.network import Tick
+from octosim.engine.nodes import Array, Context
 
 Make = Callable[[Array, Array, Context, tuple[core.Number, ...], Tick | None], core.Number]
 """Makes a step: images, labels, context, the optimizer's numbers and what is told of each pass; returns the loss."""

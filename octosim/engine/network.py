@@ -1,24 +1,21 @@
-"""Networks with numbers: what runs them.  Their data, names and graphs are in `architectures`."""
+"""Networks with numbers: the flat list of nodes that layers become, and what runs it.  Networks as data are in `graph`."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any
 
 import numpy as np
 
 from octosim import core
-from octosim.architectures import MODELS, Stack, describe, find, is_file, layers, nodes, parse
+from octosim.core.memory import Pool
+from octosim.engine.layers import Add, BatchNorm, Flatten, Item, Layer, ReLU, Residual, Stack
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.errors import OctosimError
-from octosim.layers import Add, BatchNorm, Flatten, ReLU
-from octosim.nodes import Array, Context, Method, Node
-from octosim.pool import Pool
 from octosim.trace import DTYPE_BYTES, Op
-
-__all__ = ["MODELS", "Network", "Stack", "Tick", "describe", "find", "is_file", "layers", "nodes", "parse", "trace"]
 
 QUIET = np.errstate(over="ignore", invalid="ignore")
 """A method's NumPy need not warn of infinities and NaNs: they are found, and told with the layer's name."""
@@ -259,3 +256,54 @@ def trace(network: Network, batch: int) -> list[Op]:
     reads, writes = (each * count for each in network.method.update_bytes)
     ops.append(Op("optimizer", "update", "update", "optimizer", (count,), values, reads, writes, groups=tensors))
     return ops
+
+
+# ---- the graph --------------------------------------------------
+
+
+def _expand(stack: Sequence[Item], source: int, where: str, place: Callable[[Layer, tuple[int, ...], str], int]) -> int:
+    """Places layers and blocks behind a node; returns the last one.  A function of `nodes` that calls itself would be a cycle,
+    and keep the nodes and all their memory."""
+    for number, item in enumerate(stack, 1):
+        here = f"{where}layer {number}"
+        if isinstance(item, Residual):
+            body = _expand(item.body, source, f"{here}, body ", place)
+            shortcut = _expand(item.shortcut, source, f"{here}, shortcut ", place)
+            source = place(Add(), (body, shortcut), here)
+        else:
+            source = place(item, (source,), here)
+    return source
+
+
+def nodes(stack: Sequence[Item], in_shape: tuple[int, ...]) -> list[Node]:
+    """Layers with their names ("conv1", "bn1" ...), inputs and shapes, without numbers yet; inputs stand before their users.
+
+    A residual block becomes its body, its shortcut and an `Add` of the two.
+    """
+    made: list[Node] = []
+    count: Counter[str] = Counter()
+
+    def place(layer: Layer, inputs: tuple[int, ...], where: str) -> int:
+        count[layer.stem] += 1
+        name = f"{layer.stem}{count[layer.stem]}"
+        shapes = [made[i].out_shape if i >= 0 else in_shape for i in inputs]
+        try:
+            out_shape = layer.out_shape(*shapes)
+        except OctosimError as error:
+            raise OctosimError(f"{where} ({name}): {error}") from None
+        made.append(Node(name, len(made), layer, shapes[0], out_shape, inputs))
+        return made[-1].index
+
+    _expand(stack, -1, "", place)
+    weighted = [node for node in made if node.layer.weighted]
+    for node in weighted[:1] + weighted[-1:]:
+        node.edge = True
+    uses = Counter(i for node in made for i in node.inputs)
+    for node in made:
+        source = node.inputs[0]
+        while source >= 0 and uses[source] == 1 and made[source].layer.aliases:
+            source = made[source].inputs[0]
+        node.in_place = source >= 0 and uses[source] == 1
+        if isinstance(node.layer, BatchNorm) and node.inputs[0] >= 0 and uses[node.inputs[0]] == 1:
+            made[node.inputs[0]].normalized = True
+    return made

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from octosim import core
+from octosim.engine.nodes import Array, Context, Convolution, Depthwise, FullProduct, Kept, Method, Node, Product
 from octosim.errors import OctosimError
-from octosim.nodes import Array, Context, Convolution, Depthwise, FullProduct, Kept, Method, Node, Product
 from octosim.trace import Op
 
 LONGEST_WINDOW = 24576
@@ -460,3 +460,4 @@ class Residual:
 
 Layer = Conv2d | DepthwiseConv2d | Linear | Flatten | BatchNorm | ReLU | MaxPool | GlobalAvgPool | Dropout | Add
 Item = Layer | Residual
+Stack = tuple[Item, ...]

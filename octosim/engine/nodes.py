@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from octosim import core
-from octosim.pool import Pool
+from octosim.core.memory import Pool
 from octosim.trace import Op
 
 Array = np.ndarray[Any, Any]
@@ -175,7 +175,7 @@ class Depthwise:
 
 
 class Product(Protocol):
-    """What Convolution, FullProduct and Depthwise have in common, and what stands in for them (accumulate.InRegister)."""
+    """What Convolution, FullProduct and Depthwise have in common, and what stands in for them (registers.InRegister)."""
 
     @property
     def geometry(self) -> core.Conv: ...

@@ -1,0 +1,52 @@
+"""Where modules went: an old name still imports what is at its new place."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+MOVED: dict[str, tuple[str, ...]] = {
+    "accumulate": ("engine.registers",),
+    "architectures": ("graph.zoo", "graph.model_file", "engine.network"),
+    "footprint": ("engine.memory",),
+    "layers": ("engine.layers",),
+    "methods.passes": ("methods.float32",),
+    "models": ("engine.network", "engine.layers", "graph"),
+    "nodes": ("engine.nodes",),
+    "observe": ("engine.probes",),
+    "optim": ("engine.optimizers", "engine.schedules"),
+    "pool": ("core.memory",),
+    "quant": ("engine.quantizers",),
+    "recorded": ("engine.replay",),
+}
+"""Old name -> new names, all below octosim.  An old module that became one is that one; of several, the first that has a name
+gives it."""
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the modules of MOVED by their old names."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name.removeprefix("octosim.") in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        places = [importlib.import_module(f"octosim.{new}") for new in MOVED[old.removeprefix("octosim.")]]
+        if len(places) == 1:
+            sys.modules[old] = places[0]
+            return
+
+        def find(name: str) -> Any:
+            for place in places:
+                if hasattr(place, name):
+                    return getattr(place, name)
+            raise AttributeError(f"module '{old}' has no attribute '{name}'")
+
+        vars(module)["__getattr__"] = find

@@ -1,0 +1,5 @@
+"""Running networks: layers, their products in registers, optimizers, recorded steps, and what is seen of all that."""
+
+from octosim.engine.network import Network, nodes, trace
+
+__all__ = ["Network", "nodes", "trace"]

@@ -1,0 +1,146 @@
+"""Networks as data: the table of models."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from octosim.engine.layers import (
+    BatchNorm,
+    Conv2d,
+    DepthwiseConv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Item,
+    Linear,
+    MaxPool,
+    ReLU,
+    Residual,
+    Stack,
+)
+from octosim.engine.network import nodes
+from octosim.errors import OctosimError, suggest
+from octosim.graph.model_file import is_file, read_file
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network's layers; `small`: their form for images of less than 32 pixels a side, where that is another."""
+
+    layers: Stack
+    small: Stack | None = None
+
+
+# ---- the models; batch normalization after each convolution for every method alike: methods are compared on one network
+
+
+def _conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> Stack:
+    return Conv2d(filters, kernel, stride, pad), BatchNorm(), ReLU()
+
+
+def _separable(filters: int, stride: int) -> Stack:
+    """MobileNet's block: a depthwise 3x3 and a pointwise 1x1 convolution."""
+    return DepthwiseConv2d(3, stride, 1), BatchNorm(), ReLU(), *_conv(filters, 1, pad=0)
+
+
+def _basic_block(filters: int, stride: int, projects: bool) -> Stack:
+    """ResNet's block of two convolutions.  The shortcut is the identity or, where the shape changes, a 1x1 convolution."""
+    body = (*_conv(filters, 3, stride), Conv2d(filters, 3, pad=1), BatchNorm())
+    return Residual(body, (Conv2d(filters, 1, stride), BatchNorm()) if projects else ()), ReLU()
+
+
+def _classifier(*units: int) -> Stack:
+    """Octo's demo: fully connected layers with dropout 0.5 after each but the last, which has a unit a class."""
+    hidden = [layer for size in units for layer in (Linear(size), ReLU(), Dropout(0.5))]
+    return Flatten(), *hidden, Linear()
+
+
+MODELS: dict[str, Model] = {
+    # Octo's demo (kimihe/Octo): 30 filters 5x5, pooling, 100 units; weights N(0, 0.01^2)
+    "simplecnn": Model((
+        Conv2d(30, 5, deviation=0.01), BatchNorm(), ReLU(), MaxPool(),
+        Flatten(), Linear(100, deviation=0.01), ReLU(), Linear(deviation=0.01),
+    )),
+    # LeCun et al. 1998 with ReLU and max pooling; padding 2 keeps 28 x 28 in the first convolution
+    "lenet5": Model((
+        *_conv(6, 5, pad=2), MaxPool(), *_conv(16, 5, pad=0), MaxPool(),
+        Flatten(), Linear(120), ReLU(), Linear(84), ReLU(), Linear(),
+    )),
+    "mlp": Model((Flatten(), Linear(256), ReLU(), Linear(128), ReLU(), Linear())),
+    # Octo's demo: one form for CIFAR-10, one for MNIST and Fashion-MNIST
+    "alexnet": Model(
+        (*_conv(64), MaxPool(), *_conv(192), MaxPool(), *_conv(384), *_conv(256), *_conv(256), MaxPool(),
+         *_classifier(4096, 4096)),
+        small=(*_conv(96, 11), MaxPool(), *_conv(256, 5), MaxPool(), *_conv(384), *_conv(384), *_conv(256), MaxPool(),
+               *_classifier(4096, 4096)),
+    ),
+    # Octo's demo: one pooling, no padding; the first fully connected layer's size follows from the images'
+    "vgg11": Model((
+        *_conv(64, pad=0), *_conv(128, pad=0), *_conv(256, pad=0), *_conv(256, pad=0), MaxPool(),
+        *_conv(512, pad=0), *_conv(512, pad=0), *_conv(512, pad=0), *_conv(512, pad=0), *_classifier(4096, 1000),
+    )),
+    # WAGE and NITI: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-1024FC-10
+    "vgg-small-7": Model((
+        *_conv(128), *_conv(128), MaxPool(), *_conv(256), *_conv(256), MaxPool(), *_conv(512), *_conv(512), MaxPool(),
+        Flatten(), Linear(1024), ReLU(), Linear(),
+    )),
+    # He et al. 2016, section 4.2, n = 3, with projection shortcuts (their option B) where the shape changes
+    "resnet20": Model((
+        *_conv(16),
+        *_basic_block(16, 1, False), *_basic_block(16, 1, False), *_basic_block(16, 1, False),
+        *_basic_block(32, 2, True), *_basic_block(32, 1, False), *_basic_block(32, 1, False),
+        *_basic_block(64, 2, True), *_basic_block(64, 1, False), *_basic_block(64, 1, False),
+        GlobalAvgPool(), Linear(),
+    )),
+    # Howard et al. 2017, table 1, width 0.5; the first convolution has stride 1, for images of 32 x 32
+    "mobilenet": Model((
+        *_conv(16), *_separable(32, 1), *_separable(64, 2), *_separable(64, 1), *_separable(128, 2), *_separable(128, 1),
+        *_separable(256, 2), *_separable(256, 1), *_separable(256, 1), *_separable(256, 1), *_separable(256, 1),
+        *_separable(256, 1), *_separable(512, 2), *_separable(512, 1), GlobalAvgPool(), Linear(),
+    )),
+}  # fmt: skip
+
+
+def find(model: str) -> Model:
+    """A model by name or from its file; OctosimError where there is none."""
+    if is_file(model):
+        return Model(read_file(Path(model)))
+    if model not in MODELS:
+        raise OctosimError(f"unknown model '{model}'" + suggest(model, MODELS))
+    return MODELS[model]
+
+
+def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int, ...] = (28, 28, 1)) -> Stack:
+    """The layers of a model (a name or a file) for so many classes and such images; OctosimError where they do not fit."""
+    found = find(model)
+    stack = found.small if found.small is not None and min(in_shape[:2]) < 32 else found.layers
+
+    def sized(stack: Stack) -> Stack:
+        made: list[Item] = []
+        for item in stack:
+            if isinstance(item, Residual):
+                item = Residual(sized(item.body), sized(item.shortcut))
+            elif isinstance(item, Linear) and item.units is None:
+                item = dataclasses.replace(item, units=classes)
+            if batchnorm or not isinstance(item, BatchNorm):
+                made.append(item)
+        return tuple(made)
+
+    stack = sized(stack)
+    if is_file(model):
+        _check_shapes(model, stack, in_shape, classes)
+    return stack
+
+
+def _check_shapes(model: str, stack: Stack, in_shape: tuple[int, ...], classes: int) -> None:
+    try:
+        made = nodes(stack, in_shape)
+    except OctosimError as error:
+        raise OctosimError(f"{model}: {error}") from None
+    if made[-1].out_shape != (classes,):
+        raise OctosimError(
+            f"{model}: layer {len(stack)}, the last, makes {made[-1].out_shape} of an image {in_shape}, expected one value for "
+            f"each of {classes} classes: a linear layer without 'units'"
+        )
