@@ -6,6 +6,7 @@ import difflib
 import re
 import reprlib
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,26 +48,35 @@ def _describe(root: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"field {field} is {given}, expected {_expected(root, loc)}"
     if kind == "value_error":
         return f"field {field} {limits['error']}" if field else str(limits["error"])
+    return f"field {field} is {given}, expected {wanted(problem)}"
+
+
+def wanted(problem: Mapping[str, Any]) -> str:
+    """What pydantic expected, in plain words, as "a whole number"; problem: one of a ValidationError's `errors()`."""
+    kind, limits = problem["type"], problem.get("ctx", {})
     if kind == "string_pattern_mismatch":
-        wanted = "words, not blanks" if limits["pattern"] == r"\S" else "lower-case letters, digits and hyphens"
-    else:
-        wanted = {
-            "greater_than": "a number greater than {gt:g}",
-            "greater_than_equal": "a number of at least {ge:g}",
-            "less_than_equal": "a number of at most {le:g}",
-            "finite_number": "a finite number",
-            "float_type": "a number",
-            "int_type": "a whole number",
-            "string_type": "text",
-            "string_too_short": "text that is not empty",
-            "bool_type": "true or false",
-            "literal_error": "{expected}",
-            "tuple_type": "a list",
-            "list_type": "a list",
-            "dict_type": "a table",
-            "too_short": "at least {min_length}",
-        }.get(kind, problem["msg"]).format(**limits)
-    return f"field {field} is {given}, expected {wanted}"
+        return "words, not blanks" if limits["pattern"] == r"\S" else "lower-case letters, digits and hyphens"
+    return {
+        "greater_than": "a number greater than {gt:g}",
+        "greater_than_equal": "a number of at least {ge:g}",
+        "less_than_equal": "a number of at most {le:g}",
+        "finite_number": "a finite number",
+        "float_type": "a number",
+        "float_parsing": "a number",
+        "int_type": "a whole number",
+        "int_parsing": "a whole number",
+        "int_parsing_size": "a whole number of fewer digits",
+        "int_from_float": "a whole number",
+        "string_type": "text",
+        "string_too_short": "text that is not empty",
+        "bool_type": "true or false",
+        "bool_parsing": "true or false",
+        "literal_error": "{expected}",
+        "tuple_type": "a list",
+        "list_type": "a list",
+        "dict_type": "a table",
+        "too_short": "at least {min_length}",
+    }.get(kind, str(problem["msg"]).replace("{", "{{").replace("}", "}}")).format(**limits)
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

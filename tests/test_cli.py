@@ -216,7 +216,7 @@ def test_bench_and_report(run: Path, tmp_path: Path) -> None:
 
     page = tmp_path / "page.html"
     done = octosim("report", str(run), str(record_file), "-o", str(page))
-    assert done.returncode == 0 and "1 runs, 1 benches" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 run, 1 bench" in done.stdout, done.stderr
     assert "lenet5" in page.read_text()
 
 

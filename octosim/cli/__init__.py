@@ -1,51 +1,153 @@
-"""The command line.  Bad input ends with one sentence and exit code 2; Ctrl-C leaves a run that resumes."""
+"""The command line.  Bad input ends with one sentence and exit code 2; Ctrl-C leaves a run that resumes.
+
+This module imports little, so that Ctrl-C ends `octosim` quietly from the first moment on.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Annotated
 
-import typer
+TYPE_CHECKING = False  # not of typing, whose import takes as long as all else here
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, NoReturn
 
-import octosim
-from octosim.cli import audit, benching, catalogue, cost, profiles, studying, training
-from octosim.errors import OctosimError
-
-app = typer.Typer(
-    name="octosim",
-    help="Bit-exact simulation, cost prediction and profiling of INT8 training.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-for _command in (
-    training.train, training.verify, training.diff, training.golden, audit.audit, cost.cost, benching.bench, studying.study,
-    studying.report,
-):  # fmt: skip
-    app.command()(_command)
-app.add_typer(profiles.profiles_app, name="profiles")
-app.add_typer(catalogue.data_app, name="data")
-app.add_typer(catalogue.methods_app, name="methods")
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as a shell reports it."""
+READER_GONE = 141
+"""Exit code where the reader of standard output has ended (`| head`): 128 + SIGPIPE."""
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        print(f"octosim {octosim.__version__}")
-        raise typer.Exit
+class _Output:
+    """Standard output or error.  Only a failure of standard output ends the command, and only quietly or with a sentence."""
+
+    def __init__(self, stream: Any, required: bool) -> None:
+        self._stream, self._required = stream, required
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except (OSError, ValueError) as error:  # ValueError: closed
+            self._fail(error)
+            return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Sends the rest to nowhere, so that the interpreter's last flush succeeds."""
+        from octosim.errors import OctosimError
+
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):
+            pass
+        if isinstance(error, BrokenPipeError) and self._required:
+            raise SystemExit(READER_GONE)
+        if self._required:
+            raise OctosimError(f"standard output cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
-    pass
+def _open_streams() -> None:
+    """Standard streams that are closed (`>&-`, daemons) lead nowhere; no file of a command may take their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open to the end
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a locale without a name's characters
+        setattr(sys, name, _Output(stream, required=name == "stdout"))
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    if sys.stderr.isatty():
+        os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
+    os._exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: nothing is in progress that has to end well while a module is imported, and not every module can be stopped."""
+    outer = frame
+    while outer is not None:
+        if outer.f_code.co_filename.startswith("<frozen importlib"):
+            _leave(number, frame)
+        outer = outer.f_back
+    raise KeyboardInterrupt
+
+
+def _usage(error: Any) -> str:
+    """A mistake in the command line in one sentence; empty where the help has been printed instead."""
+    from pydantic import ValidationError
+
+    from octosim.schema import wanted
+
+    cause, parameter = error.__cause__, getattr(error, "param", None)
+    if isinstance(cause, ValidationError) and parameter is not None:
+        problem: Any = cause.errors()[0]
+        option = parameter.opts[-1] if parameter.param_type_name == "option" else parameter.human_readable_name
+        text = f"{option} must be {wanted(problem)}, not '{problem['input']}'"
+    else:
+        text = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{text}; see {context.command_path} --help" if text and context else text
+
+
+def _run() -> int:
+    from octosim.errors import OctosimError
+
+    sentence = ""
+    try:
+        from octosim.cli.app import app
+
+        code = app(prog_name="octosim", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OctosimError as error:
+        sentence = str(error)
+    except MemoryError as error:
+        sentence = f"not enough memory{': ' * bool(str(error))}{error}"
+    except Exception as error:
+        if type(error).__name__ == "Abort":  # how older versions of typer tell of Ctrl-C
+            return INTERRUPTED
+        if not hasattr(error, "format_message"):  # not a usage error of typer's parser
+            raise
+        sentence = _usage(error)
+    if sentence:
+        from octosim.cli.terminal import sentence_text
+
+        sys.stderr.write(f"octosim: {sentence_text(sentence)}\n")
+    try:
+        sys.stdout.flush()
+    except OctosimError:
+        pass  # the first sentence is said already
+    return 2
 
 
 def main() -> None:
     """The console script."""
-    try:
-        app()
-    except OctosimError as error:
-        sys.stdout.flush()
-        print(f"octosim: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell's `&` has it ignored
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+    _open_streams()
+    code = _run()
+    if ours:
+        signal.signal(signal.SIGINT, _leave)
+    sys.exit(code)

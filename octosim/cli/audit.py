@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, Threads, out_console, print_json, progress_bar, use_threads
+from octosim.cli.terminal import AsJson, Threads, out_console, print_json, progress_bar, say, use_threads
 
 
 def audit(
@@ -60,10 +60,9 @@ def _show(rows: list[dict[str, Any]], step: int) -> None:
             _bits(row["worst_bound"]), _bits(row["largest_sum"]), str(row["sums"]), str(row["differ"]),
             str(row["largest_difference"]), _number(row["scaled_differ"]), _number(row["scaled_largest_difference"]), verdict,
         )  # fmt: skip
-    out_console.print(table, highlight=False)
+    out_console.print(table)
     wrong, unproven = sum(row["differ"] > 0 for row in rows), sum(not row["proven"] for row in rows)
-    out_console.print(
+    say(
         f"of {len(rows)} products, float32 is not proven exact for {unproven}, and wrong in {wrong}; scaled: with the run's "
-        "own scales instead of powers of two, to the nearest sum",
-        highlight=False,
+        "own scales instead of powers of two, to the nearest sum"
     )

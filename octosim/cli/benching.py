@@ -15,11 +15,13 @@ from octosim.cli.terminal import (
     Threads,
     command_line,
     count_text,
-    err_console,
+    hint,
     out_console,
     parameters,
+    plural,
     print_json,
     progress_bar,
+    say,
     time_text,
     use_threads,
 )
@@ -109,7 +111,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
         return
     env, limits = record["environment"], record["limits"]
     products = [peer for peer in against if peer in kernelbench.PRODUCTS]
-    table = Table(title=f"int8 matrix products: {env['cpu']}, {env['isa']}, {env['threads']} threads")
+    table = Table(title=f"int8 matrix products: {env['cpu']}, {env['isa']}, {plural(env['threads'], 'thread')}")
     for column in (
         "shape",
         "pass",
@@ -128,7 +130,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
             f"{100 * row['of_peak']:.0f} %", f"{100 * row['of_roof']:.0f} %",
             *(_peer_cell(row, peer) for peer in products),
         )  # fmt: skip
-    out_console.print(table, highlight=False)
+    out_console.print(table)
     side = record["isas"][0]["cube"]
     for title, columns, rows in (
         (
@@ -163,16 +165,16 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
             table.add_column(column, justify="right" if i else "left")
         for cells in rows:
             table.add_row(*cells)
-        out_console.print(table, highlight=False)
-    print(f"register peak {limits['peak_ops_s'] / 1e9:.0f} GOPS, STREAM triad {limits['triad_bytes_s'] / 1e9:.1f} GB/s")
+        out_console.print(table)
+    say(f"register peak {limits['peak_ops_s'] / 1e9:.0f} GOPS, STREAM triad {limits['triad_bytes_s'] / 1e9:.1f} GB/s")
     if "ratio" in record:
         worst = min((row for row in record["rows"] if "ratio" in row), key=lambda row: row["ratio"])
-        print(
+        say(
             f"geometric mean against the faster peer: {record['ratio']:.2f} times as fast; "
             f"least {worst['ratio']:.2f} ({worst['shape']} {worst['pass']})"
         )
     for sentence in kernelbench.wrong_peers(record):
-        print(sentence)
+        say(sentence)
 
 
 def _peer_cell(row: dict[str, Any], peer: str) -> str:
@@ -219,8 +221,8 @@ def _show_bench(record: dict[str, Any]) -> None:
             "step", "", count_text(total["macs"]), count_text(total["bytes"]), time_text(total["predicted_time_s"]), "",
             time_text(total["time_s"]), f"{time_text(total['p25_s'])} .. {time_text(total['p75_s'])}",
         )  # fmt: skip
-        out_console.print(table, highlight=False)
-    table = Table(title=f"whole step here: {env['cpu']}, {env['isa']}, {env['threads']} threads")
+        out_console.print(table)
+    table = Table(title=f"whole step here: {env['cpu']}, {env['isa']}, {plural(env['threads'], 'thread')}")
     for column in ("what", "median", "against " + record["method"]):
         table.add_column(column, justify="left" if column == "what" else "right")
     own = record["total"]["time_s"]
@@ -233,32 +235,29 @@ def _show_bench(record: dict[str, Any]) -> None:
         )
     for peer in record.get("against", {}).values():
         table.add_row(peer["what"], time_text(peer["time_s"]), f"{peer['ratio']:.2f}")
-    out_console.print(table, highlight=False)
+    out_console.print(table)
     for name, part in parts:
         said = ", ".join(f"{what.replace('_', ' ')} {time_text(seconds)}" for what, seconds in part["parts"].items())
-        out_console.print(f"{name}: {said}", highlight=False)
+        say(f"{name}: {said}")
     if "limit" in record:
         limit = record["limit"]
-        out_console.print(
+        say(
             f"limit: the int8 products at the register peak of {2 * limit['peak_mac_s'] / 1e9:.0f} GOPS take "
-            f"{time_text(limit['time_s'])}, {100 * limit['share']:.0f} % of the step", highlight=False
+            f"{time_text(limit['time_s'])}, {100 * limit['share']:.0f} % of the step"
         )  # fmt: skip
     if "memory" in record:
         _show_memory(record["method"], record["memory"])
     if "fp32" in record:
         ratio = record["fp32"]["total"]["predicted_time_s"] / record["total"]["predicted_time_s"]
-        out_console.print(f"predicted on {record['device']['title']}: {record['method']} is {ratio:.2f} times as fast as fp32; "
-                          f"training there is {record['device']['training']}", highlight=False)  # fmt: skip
+        say(f"predicted on {record['device']['title']}: {record['method']} is {ratio:.2f} times as fast as fp32; "
+            f"training there is {record['device']['training']}")  # fmt: skip
     if record["device"]["here"]:
         errors = ", ".join(f"{100 * part['total']['error']:+.0f} % ({name})" for name, part in parts)
-        out_console.print(f"this machine is {record['device']['name']}: the prediction is off by {errors}", highlight=False)
+        say(f"this machine is {record['device']['name']}: the prediction is off by {errors}")
         if not record["device"]["calibrated"]:
-            out_console.print("octosim profiles calibrate -o this-machine.toml measures its kernels for a nearer one")
+            say("octosim profiles calibrate -o this-machine.toml measures its kernels for a nearer one")
     if record["unstable"]:
-        err_console.print(
-            f"unstable: the middle half of {', '.join(record['unstable'])} is wide; is another job running? try --seconds 10",
-            highlight=False,
-        )
+        hint(f"unstable: the middle half of {', '.join(record['unstable'])} is wide; is another job running? try --seconds 10")
 
 
 def _show_memory(method: str, memory: dict[str, dict[str, Any]]) -> None:
@@ -270,7 +269,7 @@ def _show_memory(method: str, memory: dict[str, dict[str, Any]]) -> None:
         share = f"{found['peak_bytes'] / memory['torch']['peak_bytes']:.2f}" if "torch" in memory else ""
         own = [f"{found[key] / 1e6:.1f}" if key in found else "" for key in columns]
         table.add_row("PyTorch FP32" if name == "torch" else f"octosim {name}", f"{found['peak_bytes'] / 1e6:.1f}", share, *own)
-    out_console.print(table, highlight=False)
+    out_console.print(table)
     if "fp32" in memory and method != "fp32":
         ratio = memory[method]["kept"] / memory["fp32"]["kept"]
-        out_console.print(f"kept for the backward pass: {ratio:.2f} of fp32's", highlight=False)
+        say(f"kept for the backward pass: {ratio:.2f} of fp32's")

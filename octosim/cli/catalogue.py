@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, err_console, out_console, print_json
+from octosim.cli.terminal import AsJson, err_console, out_console, print_json, print_text, say
 
 methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch.")
@@ -32,12 +32,12 @@ def methods_list(ctx: typer.Context, json_: AsJson = False) -> None:
     table = Table("method", "what it does", "paper")
     for row in rows:
         table.add_row(row["name"], row["summary"], row["paper"])
-    out_console.print(table, highlight=False)
+    out_console.print(table)
     roles = list(rows[0]["bits"])
     table = Table("method", *roles, title="types; names of parameters are their bits")
     for row in rows:
         table.add_row(row["name"], *(row["bits"][role] for role in roles))
-    out_console.print(table, highlight=False)
+    out_console.print(table)
 
 
 @methods_app.command("show")
@@ -49,14 +49,14 @@ def methods_show(name: Annotated[str, typer.Argument(help="A method.")], json_: 
     if json_:
         print_json(about)
         return
-    print(f"{about['name']}: {about['summary']} ({about['paper']})\n\n{about['doc']}\n")
+    print_text(f"{about['name']}: {about['summary']} ({about['paper']})\n\n{about['doc']}\n")
     for role, kind in about["bits"].items():
-        print(f"{role + ':':<15}{kind}")
+        say(f"{role + ':':<15}{kind}")
     table = Table("parameter", "default", "values", "meaning")
     for key, parameter in about["parameters"].items():
         table.add_row(key, str(parameter["default"]), parameter["values"], parameter["doc"])
     if about["parameters"]:
-        out_console.print(table, highlight=False)
+        out_console.print(table)
 
 
 @data_app.command("list")
@@ -71,7 +71,7 @@ def data_list(json_: AsJson = False) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    out_console.print(table, highlight=False)
+    out_console.print(table)
 
 
 @data_app.command("fetch")
@@ -79,4 +79,4 @@ def data_fetch(name: Annotated[str, typer.Argument(help="mnist, fashion-mnist ..
     """Download a data set, by checksum, into the cache.  Example: octosim data fetch mnist"""
     from octosim import data
 
-    out_console.print(str(data.fetch(name, progress=err_console.is_terminal)), highlight=False)
+    say(data.fetch(name, progress=err_console.is_terminal))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, count_text, out_console, parameters, print_json, time_text
+from octosim.cli.terminal import AsJson, count_text, out_console, parameters, print_json, say, time_text
 from octosim.errors import OctosimError
 
 LARGEST = 1024
@@ -129,7 +129,7 @@ def cost(
     _show_points(_title(asked, first, sizes), records)
     for name, batch_from in crossing.items():
         text = f"from batch {batch_from} on" if batch_from else f"at no batch up to {_most(first)}"
-        out_console.print(f"{name}: INT8 pays {text}", highlight=False)
+        say(f"{name}: INT8 pays {text}")
 
 
 def _batch_sizes(text: str | None) -> list[int | None]:
@@ -308,7 +308,7 @@ def _show_layers(record: dict[str, Any], costs: list[Any], device: Any, asked: A
     for c in costs:
         macs = count_text(c.op.macs) if c.op.macs else ""
         table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, count_text(c.op.bytes), time_text(c.time_s), c.bound)
-    out_console.print(table, highlight=False)
+    out_console.print(table)
     total = record["total"]
     energy = "no energy figure in the profile" if total["energy_j"] is None else f"at most {_energy(total)}"
     lines = [
@@ -323,7 +323,7 @@ def _show_layers(record: dict[str, Any], costs: list[Any], device: Any, asked: A
         lines.append(f"float32: {time_text(record['float32']['time_s'])}; {gain}{record['reason']}")
     lines += [record["advice"]] if record.get("advice") else []
     for line in [*lines, *record["notes"]]:
-        out_console.print(line, highlight=False)
+        say(line)
 
 
 def _show_points(title: str, records: list[dict[str, Any]]) -> None:
@@ -351,7 +351,7 @@ def _show_points(title: str, records: list[dict[str, Any]]) -> None:
             ratio = f"{total['time_s'] / records[0]['total']['time_s']:.2f}"
             peak = _bytes(total["peak_bytes"])
             table.add_row(record["device"], batch, time_text(total["time_s"]), _interval(total), ratio, _energy(total), peak)
-    out_console.print(table, highlight=False)
+    out_console.print(table)
     several = len({record["batch_size"] for record in records}) > 1
     lines = []
     for record in records:
@@ -362,4 +362,4 @@ def _show_points(title: str, records: list[dict[str, Any]]) -> None:
     status = {record["device"]: record["total"]["training"] for record in records}
     untrained = [f"{name}: training is {text}" for name, text in status.items() if not text.startswith("supported")]
     for line in dict.fromkeys([*lines, *notes, *untrained]):
-        out_console.print(line, highlight=False)
+        say(line)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, command_line, err_console, out_console, print_json, progress_bar
+from octosim.cli.terminal import AsJson, command_line, hint, out_console, print_json, print_text, progress_bar, say, shell_word
 from octosim.errors import OctosimError
 
 profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema, calibrate.")
@@ -54,7 +54,7 @@ def profiles_list(json_: AsJson = False) -> None:
             rates = [_rate(e[f"{dtype}_gmac_s"]) for dtype in hw.DTYPES]
             table.add_row(name, e["name"], *rates, bandwidth, accumulator, trains)
             name = bandwidth = ""
-    out_console.print(table, highlight=False)
+    out_console.print(table)
 
 
 def _rate(value: float | None) -> str:
@@ -83,7 +83,7 @@ def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) 
     from octosim import hw
 
     device = hw.check(file)
-    out_console.print(f"{file}: a good profile of {device.title}", highlight=False)
+    say(f"{file}: a good profile of {device.title}")
 
 
 @profiles_app.command("calibrate")
@@ -139,12 +139,11 @@ def profiles_calibrate(
         print_json({path: f.model_dump() | {"report": found.report[path]} for path, f in found.factors.items()})
         return
     if not out:
-        print(text)
+        print_text(text)
     for path, r in found.report.items():
-        err_console.print(
+        hint(
             f"{path}: {r['measurements']} measurements; median error {100 * r['uncalibrated']:.1f} % before, "
-            f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit",
-            highlight=False,
+            f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit"
         )
 
 
@@ -162,9 +161,9 @@ def _calibrate_host(out: Path | None, as_json: bool) -> None:
     if out:
         write_atomic(out, text.encode())
     elif not as_json:
-        print(text)
+        print_text(text)
     if as_json:
         print_json(device.model_dump(mode="json", exclude_none=True, by_alias=True))
     elif out and device.rates:
-        err_console.print(f"{out}: {device.title}, products within {100 * device.rates.spread:.0f} % (one standard deviation); "
-                          f"try octosim bench --profile {out}", highlight=False)  # fmt: skip
+        hint(f"{out}: {device.title}, products within {100 * device.rates.spread:.0f} % (one standard deviation); "
+             f"try octosim bench --profile {shell_word(out)}")  # fmt: skip

@@ -8,7 +8,19 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, command_line, err_console, out_console, print_json, progress_bar
+from octosim.cli.terminal import (
+    AsJson,
+    command_line,
+    err_console,
+    hint,
+    out_console,
+    plural,
+    print_json,
+    print_text,
+    progress_bar,
+    say,
+    shell_word,
+)  # fmt: skip
 from octosim.errors import OctosimError
 
 
@@ -66,7 +78,7 @@ def study(
         if json_:
             print_json({"out": str(folder), "rows": [row.name for row in plan]})
         else:
-            print("\n".join(row.name for row in plan))
+            print_text("\n".join(row.name for row in plan))
         return
     told: set[str] = set()
     with Live(console=err_console, auto_refresh=False, transient=True) as live:
@@ -78,7 +90,7 @@ def study(
             for state in states:
                 if state.state in ("finished", "broken") and state.name not in told:
                     told.add(state.name)
-                    err_console.print(f"{state.name}: {state.state}", highlight=False)
+                    hint(f"{state.name}: {state.state}")
 
         train_all: Any
         if cluster:
@@ -96,14 +108,14 @@ def study(
     if json_:
         print_json({"out": str(folder), "rows": [vars(state) for state in states]})
     else:
-        out_console.print(_study_table(read.title or path.stem, states), highlight=False)
-        out_console.print(f"records: {folder / 'records.csv'}; page: octosim report {folder}", highlight=False)
+        out_console.print(_study_table(read.title or path.stem, states))
+        say(f"records: {folder / 'records.csv'}; page: octosim report {shell_word(folder)}")
     for state in states:
         if state.state == "broken":
-            err_console.print(f"{state.name} is broken: {state.reason}", highlight=False, markup=False)
+            hint(f"{state.name} is broken: {state.reason}")
     found = {state.state for state in states}
     if "interrupted" in found or "waiting" in found:
-        err_console.print("interrupted; the same command continues", highlight=False)
+        hint("interrupted; the same command continues")
         raise typer.Exit(130)
     raise typer.Exit(1 if "broken" in found else 0)
 
@@ -155,5 +167,5 @@ def report(
         print_json(result)
         return
     for path, reason in result["skipped"]:
-        err_console.print(f"left out {path}: {reason}", highlight=False)
-    out_console.print(f"{out}: {result['runs']} runs, {result['benches']} benches", highlight=False)
+        hint(f"left out {path}: {reason}")
+    say(f"{out}: {plural(result['runs'], 'run')}, {plural(result['benches'], 'bench', 'benches')}")

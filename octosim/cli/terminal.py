@@ -1,8 +1,14 @@
-"""What the commands share: consoles, options, and numbers for people."""
+"""What the commands share: consoles, options, and numbers for people.
+
+All output goes through `out_console`, `err_console`, `say` and `hint`.  They print names, paths and titles as they are: rich's
+markup is off, and what a terminal would obey is shown as an escape.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import sys
 from typing import Annotated, Any, Optional
@@ -10,12 +16,74 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from octosim.errors import OctosimError
 
-# Where there is no terminal to fit (a file, a pipe), tables keep their full width.
-out_console = Console(width=None if sys.stdout.isatty() else 160)
-err_console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+PIPE_WIDTH = 160
+"""Columns of tables where there is no terminal to fit (a file, a pipe) and COLUMNS is not set."""
+LONGEST = 2000
+"""Characters of a sentence; the middle of a longer one is left out."""
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Control characters, line ends and marks that turn the direction of writing; and what stands for bytes that are not UTF-8."""
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else match[0].encode("unicode_escape").decode()
+
+
+def plain(value: object) -> str:
+    """Text on one line that no terminal takes for a command: control characters as \\n, \\x1b, other bytes as \\xff."""
+    return _CONTROL.sub(_escape, str(value))
+
+
+def sentence_text(sentence: str) -> str:
+    """An error's sentence as it is printed: on one line, of at most LONGEST characters."""
+    text = plain(" ".join(sentence.split()))
+    half = LONGEST // 2 - 3
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def shell_word(value: object) -> str:
+    """A path as a word that can be typed into a shell."""
+    text = str(value)
+    if plain(text) == text:
+        return shlex.quote(text)
+    return "$'" + _CONTROL.sub(_shell_bytes, re.sub(r"[\\']", r"\\\g<0>", text)) + "'"
+
+
+def _shell_bytes(match: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(match[0]))
+
+
+class _PlainConsole(Console):
+    """Strings are text: no markup, no emoji codes, no highlighting, no control characters."""
+
+    def __init__(self, stderr: bool) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        terminal = stream is not None and stream.isatty()
+        width = None if terminal or os.environ.get("COLUMNS") else PIPE_WIDTH
+        super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text), **options)
+
+
+out_console = _PlainConsole(stderr=False)
+err_console = _PlainConsole(stderr=True)
+
+
+def say(text: object) -> None:
+    """Prints a line to standard output, never broken."""
+    out_console.print(str(text), soft_wrap=True)
+
+
+def hint(text: object) -> None:
+    """Prints a line to standard error, never broken."""
+    err_console.print(str(text), soft_wrap=True)
+
 
 Threads = Annotated[Optional[int], typer.Option(help="Threads of the kernels; all cores if not given.")]  # noqa: UP045
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -31,7 +99,17 @@ def command_line() -> str:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
+    print_text(json.dumps(value, indent=2))
+
+
+def print_text(text: str) -> None:
+    """Prints lines as they are, such as a file's."""
+    sys.stdout.write(text + "\n")
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """A count and its noun: 1 step, 2 steps, 0 benches."""
+    return f"{count} {noun if count == 1 else nouns or noun + 's'}"
 
 
 def time_text(value: float | None) -> str:
@@ -54,7 +132,7 @@ def count_text(value: float) -> str:
 
 def progress_bar() -> Progress:
     """A progress bar on standard error, off when that is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=err_console, disable=not err_console.is_terminal, transient=True)
 
 

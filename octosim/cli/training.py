@@ -15,11 +15,14 @@ from octosim.cli.terminal import (
     AsJson,
     Threads,
     command_line,
-    err_console,
+    hint,
     out_console,
     parameters,
+    plural,
     print_json,
     progress_bar,
+    say,
+    shell_word,
     use_threads,
 )
 from octosim.errors import OctosimError
@@ -42,7 +45,7 @@ def _follow(bar: Progress, task: TaskID, quiet: bool) -> Any:
         bar.update(task, completed=p.step, total=p.steps, description=f"epoch {p.epoch}, loss {p.loss:.4f}{accuracy}")
         if p.test_accuracy is not None and p.test_accuracy != shown[0] and not quiet:
             shown[0] = p.test_accuracy
-            bar.console.print(f"epoch {p.epoch}, step {p.step}: loss {p.loss:.4f}{accuracy}", highlight=False)
+            hint(f"epoch {p.epoch}, step {p.step}: loss {p.loss:.4f}{accuracy}")
 
     return follow
 
@@ -142,20 +145,18 @@ def train(
     if resume:
         _refuse_changes(ctx, folder, config, trainer.read_config(folder))
         if trainer.read_digest(folder):
-            err_console.print(f"{folder} is finished already", highlight=False)
+            hint(f"{folder} is finished already")
             _summary(folder, json_)
             return
         run = trainer.reopen(folder)
-        err_console.print(f"resuming {folder} after step {run.step}", highlight=False)
+        hint(f"resuming {folder} after step {run.step}")
     else:
         run = trainer.create(config, folder, command_line())
     with progress_bar() as bar:
         task = bar.add_task("starting", total=run.steps, completed=run.step)
         finished = trainer.train(run, folder, _follow(bar, task, json_), checkpoint_every, prefetch)
     if not finished:
-        err_console.print(
-            f"interrupted after step {run.step}; continue with: octosim train --resume --out {folder}", highlight=False
-        )
+        hint(f"interrupted after step {run.step}; continue with: octosim train --resume --out {shell_word(folder)}")
         raise typer.Exit(130)
     _summary(folder, json_)
 
@@ -202,15 +203,16 @@ def _summary(folder: Path, as_json: bool) -> None:
         return
     if result["parameters"]:
         kinds = ", ".join(f"{name} {count:,}" for name, count in result["parameters"].items())
-        print(f"{sum(result['parameters'].values()):,} parameters: {kinds}")
+        say(f"{sum(result['parameters'].values()):,} parameters: {kinds}")
     if result["memory"]:
         table = Table("", *next(iter(result["memory"].values())), title="memory of a step, MB")
         for name, parts in result["memory"].items():
             table.add_row(name, *(f"{held / 1e6:.2f}" for held in parts.values()))
-        out_console.print(table, highlight=False)
-    print(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {last['step']} steps")
-    print(f"sha256:{result['digest']}")
-    print(f"run: {folder}")
+        out_console.print(table)
+    after = plural(last["step"], "step")
+    say(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {after}")
+    say(f"sha256:{result['digest']}")
+    say(f"run: {folder}")
 
 
 def verify(
@@ -231,10 +233,10 @@ def verify(
     if json_:
         print_json(vars(verdict))
     elif verdict.equal:
-        out_console.print(f"equal: sha256:{verdict.replayed}", highlight=False)
+        say(f"equal: sha256:{verdict.replayed}")
     else:
         where = "the records agree" if verdict.first_step is None else f"the records part at step {verdict.first_step}"
-        out_console.print(f"different: recorded {verdict.recorded}, replayed {verdict.replayed}; {where}", highlight=False)
+        say(f"different: recorded {verdict.recorded}, replayed {verdict.replayed}; {where}")
     raise typer.Exit(0 if verdict.equal else 1)
 
 
@@ -262,7 +264,7 @@ def diff(
     if json_:
         print_json(result)
     elif result["equal"]:
-        out_console.print(f"no difference in {result['compared_steps']} steps", highlight=False)
+        say(f"no difference in {plural(result['compared_steps'], 'step')}")
     else:
         _show_diff(result)
     raise typer.Exit(0 if result["equal"] else 1)
@@ -272,7 +274,7 @@ def _show_diff(result: dict[str, Any]) -> None:
     where = f"step {result['step']}, {result['layer']}, {result['pass']}: {result['tensor']}"
     if result["values"] is not None:
         where += f" at {result['index']} is {result['values'][0]} and {result['values'][1]}"
-    out_console.print(f"the runs part at {where}", highlight=False, markup=False)
+    say(f"the runs part at {where}")
     table = Table(title=f"tensors of step {result['step']} that differ")
     for column in ("layer", "pass", "tensor", "dtype"):
         table.add_column(column)
@@ -289,9 +291,9 @@ def _show_diff(result: dict[str, Any]) -> None:
         sqnr = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
         classes = ", ".join(f"{n}: {count}" for n, count in (row["off_by"] or {}).items() if n != "0")
         table.add_row(*cells, f"{100 * row['differ'] / row['elements']:.2f} %", f"{row['largest']:.3g}", sqnr, classes)
-    out_console.print(table, highlight=False)
+    out_console.print(table)
     if len(shown) < len(rows):
-        out_console.print(f"and {len(rows) - len(shown)} tensors after the update (--json has them)", highlight=False)
+        say(f"and {len(rows) - len(shown)} tensors after the update (--json has them)")
 
 
 def golden(
@@ -318,6 +320,6 @@ def golden(
         print_json(rows)
         return
     for row in rows:
-        out_console.print(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}", highlight=False)
+        say(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}")
     checker = Path(rows[0]["checker"])
-    out_console.print(f"to check: cc {checker} -o {checker.stem} && ./{checker.stem}", highlight=False)
+    say(f"to check: cc {shell_word(checker)} -o {shell_word(checker.stem)} && ./{shell_word(checker.stem)}")

@@ -1,0 +1,40 @@
+"""The commands of `octosim`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import octosim
+from octosim.cli import audit, benching, catalogue, cost, profiles, studying, training
+from octosim.cli.terminal import say
+
+app = typer.Typer(
+    name="octosim",
+    help="Bit-exact simulation, cost prediction and profiling of INT8 training.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for _command in (
+    training.train, training.verify, training.diff, training.golden, audit.audit, cost.cost, benching.bench, studying.study,
+    studying.report,
+):  # fmt: skip
+    app.command()(_command)
+app.add_typer(profiles.profiles_app, name="profiles")
+app.add_typer(catalogue.data_app, name="data")
+app.add_typer(catalogue.methods_app, name="methods")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"octosim {octosim.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
