@@ -13,10 +13,9 @@ from typing import Any
 MOVED: dict[str, tuple[str, ...]] = {
     "accumulate": ("engine.registers",),
     "architectures": ("graph.zoo", "graph.model_file", "engine.network"),
-    "footprint": ("engine.memory",),
     "layers": ("engine.layers",),
     "methods.passes": ("methods.float32",),
-    "models": ("engine.network", "engine.layers", "graph"),
+    "models": ("engine.network", "engine.layers", "graph", "engine.plan"),
     "nodes": ("engine.nodes",),
     "observe": ("engine.probes",),
     "optim": ("engine.optimizers", "engine.schedules"),

@@ -15,7 +15,8 @@ from typing import Any
 
 import pyperf
 
-from octosim import core, cost, engine, hostbench, hw, membench, peers
+from octosim import core, cost, hostbench, hw, membench, peers
+from octosim.engine import plan
 from octosim.errors import OctosimError
 from octosim.files import environment
 from octosim.stepclock import LR, Clock, Key, stepper
@@ -78,7 +79,7 @@ def _rows(costs: list[cost.OpCost], clock: Clock) -> list[dict[str, Any]]:
 def _part(run: Run, device: hw.Device, here: bool, clock: Clock, totals: list[float]) -> dict[str, Any]:
     """Prediction and measurement of one contestant.  here: whether the device is this machine."""
     threads = core.threads() if here or device.rates else None
-    costs = cost.predict(engine.trace(run.network, run.config.batch_size), device, threads)
+    costs = cost.predict(plan.trace(run.network, run.config.batch_size), device, threads)
     spread = _spread(totals)
     predicted = sum(c.time_s for c in costs)
     return {
@@ -163,7 +164,7 @@ def step_bench(
             "torch": _peer(peer_totals, record["total"]["time_s"], "FP32", ""),
             "torch-bfloat16": _peer(peer_totals, record["total"]["time_s"], "autocast to bfloat16", "bfloat16 "),
         }
-    int8 = [op for op in engine.trace(runs[0].network, config.batch_size) if op.kind == "gemm" and op.dtype == "int8"]
+    int8 = [op for op in plan.trace(runs[0].network, config.batch_size) if op.kind == "gemm" and op.dtype == "int8"]
     if int8:
         peak = hostbench.peak_mac_s()
         least = sum(op.macs for op in int8) / peak

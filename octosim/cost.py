@@ -63,6 +63,9 @@ written and read besides the tensor itself."""
 WINOGRAD_CODES = 2
 """Bytes of a transformed int8 code: the rows of the input's transform sum to 10 in magnitude, 127 x 10^2 needs 16 bits."""
 
+UNPRICED_SPREAD = 0.7
+"""Of an operation that a calibration did not measure: within a factor of two, two times in three."""
+
 PADDING = 2  # times that a convolution wider than 1x1 also moves its input: a copy with the border, written and read
 
 CACHE_SHARE = 0.5
@@ -119,7 +122,11 @@ def _measured(op: Op, device: Device, threads: int | None) -> OpCost:
     compute, memory, overhead = rates.time_of(op, device.rates, threads or device.engines[0].units.value)
     slowest = max(range(3), key=lambda i: (compute, memory, overhead)[i])
     used = op.dtype if op.dtype in ("int8", "float32") else "float32"
-    return OpCost(op, compute + memory + overhead, compute, memory, overhead, BOUNDS[slowest], used, "", device.rates.spread)
+    note, spread = "", device.rates.spread
+    if not rates.priced(op, device.rates):
+        note = f"{device.name} has no measured time of {op.function.removeprefix('octo_') or op.name}: priced by bandwidth"
+        spread = math.hypot(spread, UNPRICED_SPREAD)
+    return OpCost(op, compute + memory + overhead, compute, memory, overhead, BOUNDS[slowest], used, note, spread)
 
 
 def total(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None) -> dict[str, Any]:

@@ -46,14 +46,16 @@ class ProductRate(Frozen):
 
 
 class PassRate(Frozen):
-    """Times of one pass over memory at some numbers of elements, ascending; us_per_call comes on top for each call.
+    """Times of one function of octosim's core over memory at some numbers of elements, ascending.
 
-    channels: length of the innermost axis, 0 where it does not matter.
+    name: of the function.  moved: bytes that it reads and writes for each element, 0 where unknown.  pass, channels,
+    us_per_call: of earlier profiles, whose names are no functions: they price nothing.
     """
 
     name: Text
-    pass_: Literal["forward", "dX", "dW", "update"] = Field(alias="pass")
     threads: Annotated[int, Field(ge=1)]
+    moved: Cost = 0.0
+    pass_: Literal["forward", "dX", "dW", "update"] | None = Field(default=None, alias="pass")
     channels: Annotated[int, Field(ge=0)] = 0
     us_per_call: Cost = 0.0
     elements: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=2)]
@@ -95,7 +97,7 @@ def features(op: Op) -> tuple[float, float, float, float, float]:
     if kind == "convolution" and op.pass_ == "dX":
         (height, width), stride = op.kernel, op.stride
         channels = n // (height * width)
-        pixels = op.writes / DTYPE_BYTES["int32"] / channels
+        pixels = math.prod(op.geometry[:3]) if op.geometry else op.writes / DTYPE_BYTES["int32"] / channels
         taps = (width - 1) // stride + 1
         seen = math.sqrt(m * stride**2 / pixels)  # lines of dY for each of X, of square images
         if seen > LINES_CUT or op.dtype != "int8" and k * taps % BLOCK_OF_SUMS:
@@ -145,17 +147,25 @@ def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
 def pass_time(op: Op, passes: Sequence[PassRate], levels: Sequence[Bandwidth], threads: int) -> tuple[float, float, float]:
     """(0, memory, overhead) in seconds of a pass over memory, by measurements with so many threads."""
     measured = [r for r in passes if r.threads == threads]
-    named = [r for r in measured if r.name == op.name]
-    found = sorted((r for r in named if r.pass_ == op.pass_), key=lambda r: r.channels) or named[:1]
+    row = next((r for r in measured if r.name == op.function), None)
     overhead = min(r.us[0] for r in measured) * 1e-6
-    if found:
-        by_width = [interpolate(r.elements, r.us, op.elements) for r in found]
-        widths = [max(1, r.channels) for r in found]
-        time = (by_width[0] if len(found) == 1 else between(widths, by_width, op.channels or widths[-1])) * 1e-6
-        overhead = min(found[0].us[0] * 1e-6, time)
-        return 0.0, time - overhead, overhead + calls(op) * found[0].us_per_call * 1e-6
-    moved = max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4))
-    return 0.0, moved / bandwidth(levels, threads, moved), overhead
+    if row is None:
+        moved = max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4))
+        return 0.0, moved / bandwidth(levels, threads, moved), overhead
+    each = max(1, op.elements // calls(op))
+    time = interpolate(row.elements, row.us, each) * calls(op) * 1e-6
+    if row.moved:
+        time *= op.bytes / max(1, op.elements) / row.moved
+    overhead = min(row.us[0] * calls(op) * 1e-6, time)
+    return 0.0, time - overhead, overhead
+
+
+def priced(op: Op, rates: Rates) -> bool:
+    """Whether there is a measurement behind an operation's price."""
+    if op.kind == "gemm":
+        dtype = "int8" if op.dtype == "int8" else "float32"
+        return any(r.dtype == dtype and r.kind == kind_of(op) for r in rates.products)
+    return any(r.name == op.function for r in rates.passes)
 
 
 def calls(op: Op) -> int:

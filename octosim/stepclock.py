@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 from octosim import core
-from octosim.engine.nodes import Array, Product
+from octosim.engine.nodes import Array
 from octosim.train import Run
 
 Key = tuple[str, str]
@@ -17,93 +15,87 @@ Key = tuple[str, str]
 
 
 PRODUCTS: Key = ("products", "all")
-PRODUCT_CALLS = ("octo_gemm", "octo_conv", "octo_depthwise")
 
 
-def _keys(tape: core.Tape) -> list[tuple[Key, bool]]:
-    """What each call of a tape belongs to, and whether it is a product: one in the midst of an update is its layer's dW."""
-    found: list[tuple[Key, bool]] = []
-    first, layer = 0, ""
-    for end, key in tape.marks:
-        for name in tape.names[first:end]:
-            product = name.startswith(PRODUCT_CALLS)
-            found.append(((layer, "dW") if product and key[1] == "update" else key, product))
-        first = end
-        layer = layer if key[1] == "update" else key[0]
-    return found
+def _is_product(function: str) -> bool:
+    return function in core.COSTS and core.COSTS[function].product is not None
 
 
-class Clock:
-    """Collects the time of each layer's passes: as `network.Tick` of steps that Python makes, as `replay.Replay` of recorded
-    ones.  read: the clock, time.perf_counter or time.thread_time.
+class Clock(core.Probe):
+    """Collects the time of each layer's passes, call by call.  read: the clock, time.perf_counter or time.thread_time.
 
     parts: seconds of all forward and backward passes and updates; of products, and what is around them in the passes; of
-    making the batch; and of a recorded step "python", what is spent neither in its calls nor for the batch.  What comes before
-    the first layer's pass is counted with that pass, too.
+    making the batch; and of a recorded step "python", what is spent neither in its calls of C nor for the batch.  In a step
+    that Python makes, what it does before a call is counted with it.
     """
 
     def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:
         self.values: dict[Key, list[float]] = {}
         self.read = read
-        self.last = 0.0
         self.step: dict[Key, float] = {}
         self.parts: dict[str, list[float]] = {}
-        self._begun = self._batch = 0.0
-        self._replayed: tuple[core.Tape, Array, float] | None = None  # with what came before it
-        self._tape: core.Tape | None = None
-        self._keys: list[tuple[Key, bool]] = []  # of its calls
+        self._begun = self._batch = self._last = 0.0
+        self._replayed: tuple[core.Tape, Array] | None = None
 
     def begin(self) -> None:
         """At the beginning of a step."""
-        self._begun = self.last = self.read()
+        self._begun = self._last = self.read()
 
     def has_batch(self) -> None:
         """When the batch is there."""
-        self._batch = self.read() - self._begun
-
-    def __call__(self, layer: str, pass_: str) -> None:
-        now = self.read()
-        self.add((layer, pass_), now - self.last)
-        self.last = self.read()
+        self._last = self.read()
+        self._batch = self._last - self._begun
 
     def add(self, key: Key, seconds: float) -> None:
         self.step[key] = self.step.get(key, 0.0) + seconds
 
+    def call(self, name: str, number: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+        """Makes a call of a step that Python makes."""
+        before = self.read()
+        status = function(*arguments)
+        now = self.read()
+        self.add(cast(Key, core.here.key), now - self._last)
+        if _is_product(name):
+            self.add(PRODUCTS, now - before)
+        self._last = now
+        return status
+
+    def python(self, name: str, function: Callable[[], None]) -> None:
+        """Makes a segment of Python."""
+        function()
+        now = self.read()
+        self.add(cast(Key, core.here.key), now - self._last)
+        self._last = now
+
     def replay(self, tape: core.Tape) -> None:
-        before = self.read() - self._begun
+        """Makes a recorded step."""
         seconds = tape.replay(core.CLOCKS[self.read])
         assert seconds is not None
-        self._replayed = tape, seconds, before
-
-    def _add_calls(self, tape: core.Tape, seconds: Array, before: float) -> None:
-        if self._tape is not tape:
-            self._tape, self._keys = tape, _keys(tape)
-        for _, key in tape.marks:  # some have no calls
-            self.add(key, 0.0)
-        self.add(self._keys[0][0], before)  # as in other steps: its images come with it
-        for (key, product), spent in zip(self._keys, seconds.tolist(), strict=True):
-            self.add(key, spent)
-            if product:
-                self.add(PRODUCTS, spent)
+        self._replayed = tape, seconds
 
     def end(self) -> float:
         """At the end of a step: its time."""
         took = self.read() - self._begun
         python = None
         if self._replayed:
-            python = took - self._batch - float(self._replayed[1].sum())
-            self._add_calls(*self._replayed)
+            tape, seconds = self._replayed
+            in_c = 0.0
+            for call, spent in zip(tape.calls, seconds.tolist(), strict=True):
+                self.add(cast(Key, call.key), spent)
+                in_c += 0.0 if call.function.startswith("python:") else spent
+                if _is_product(call.function):
+                    self.add(PRODUCTS, spent)
+            python = took - self._batch - in_c
             self._replayed = None
-        products = self.step.pop(PRODUCTS, None)
+        products = self.step.pop(PRODUCTS, 0.0)
         passes = {"forward": 0.0, "backward": 0.0, "update": 0.0}
-        for (layer, pass_), seconds in self.step.items():
-            self.values.setdefault((layer, pass_), []).append(seconds)
-            passes["backward" if pass_ in ("dX", "dW") else pass_] += seconds
-        if products is not None:  # of a method whose products are not its layers' there is no time
-            passes |= {"products": products, "around_products": passes["forward"] + passes["backward"] - products}
+        for (layer, pass_), seconds_ in self.step.items():
+            self.values.setdefault((layer, pass_), []).append(seconds_)
+            passes["backward" if pass_ in ("dX", "dW") else pass_] += seconds_
+        passes |= {"products": products, "around_products": passes["forward"] + passes["backward"] - products}
         passes |= {"batch": self._batch} | ({"python": python} if python is not None else {})
-        for name, seconds in passes.items():
-            self.parts.setdefault(name, []).append(seconds)
+        for name, value in passes.items():
+            self.parts.setdefault(name, []).append(value)
         self.step.clear()
         return took
 
@@ -116,36 +108,6 @@ LR = 1e-6
 """For many steps on few batches: weights that hardly move cannot diverge."""
 
 
-@dataclass
-class _Timed:
-    """A layer's product on the clock."""
-
-    layer: str
-    product: Product
-    clock: Clock
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.product, name)
-        if name not in ("forward", "input_grad", "weight_grad", "weight_grad_rows"):
-            return value
-
-        def call(*operands: Array, **named: Any) -> Array:
-            before = self.clock.read()
-            made: Array = value(*operands, **named)
-            took = self.clock.read() - before
-            self.clock.add(PRODUCTS, took)
-            if name == "weight_grad_rows":  # in the midst of the update
-                self.clock.add((self.layer, "dW"), took)
-                self.clock.last += took
-            return made
-
-        return call
-
-
-def _timed_product(layer: str, clock: Clock, product: Product) -> Product:
-    return cast(Product, _Timed(layer, product, clock))
-
-
 def stepper(run: Run, clock: Clock, totals: list[float]) -> Callable[[], None]:
     """One step of a run, its parts put on the clock; the run wraps around its epochs."""
 
@@ -155,10 +117,8 @@ def stepper(run: Run, clock: Clock, totals: list[float]) -> Callable[[], None]:
         clock.begin()
         batch = run.batch(run.step + 1)
         clock.has_batch()
-        run.train_step(clock, batch, clock.replay)
+        run.train_step(batch, clock)
         totals.append(clock.end())
 
     run.records = True
-    for node in run.network.nodes:
-        node.through = partial(_timed_product, node.name, clock)
     return step

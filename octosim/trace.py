@@ -43,6 +43,8 @@ class Op:
     algorithm: one of ALGORITHMS.
     channels: length of the innermost axis of an elementwise operation, 0 where it does not matter.
     groups of an update: tensors that are updated one by one.
+    function: of octosim's core, which makes it; "" where other software does.
+    geometry: of a convolution: batch, height, width, channels, filters, kernel height and width, stride, padding.
     """
 
     layer: str
@@ -59,6 +61,8 @@ class Op:
     weights: int = 0
     algorithm: str = "direct"
     channels: int = 0
+    function: str = ""
+    geometry: tuple[int, ...] = ()
 
     @property
     def macs(self) -> int:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octosim import core, engine, graph, methods
-from octosim.engine import quantizers
+from octosim.engine import plan, quantizers
 from octosim.engine.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
 from octosim.engine.nodes import ROLES, Context
 from octosim.errors import OctosimError
@@ -372,9 +372,9 @@ def test_stochastic_rounding_depends_on_the_step_only() -> None:
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_trace_counts_the_work(name: str) -> None:
-    method = methods.make(name, {})
+    method = methods.make(name, {"lac_samples": 128} if name == "octo-reference" else {})
     network = engine.Network(graph.layers("lenet5", 10, method.batchnorm), (28, 28, 1), method, 0)
-    ops = engine.trace(network, 128)
+    ops = plan.trace(network, 128)
     gemms = {(op.layer, op.pass_): op for op in ops if op.kind == "gemm"}
     assert gemms["conv1", "forward"].shape == (100352, 25, 6)  # the shapes of LeNet-5 at batch 128
     assert gemms["conv2", "forward"].shape == (12800, 150, 16)
@@ -382,16 +382,17 @@ def test_trace_counts_the_work(name: str) -> None:
     assert gemms["conv2", "dW"].shape == (16, 12800, 150)
     assert ("conv1", "dX") not in gemms
     passes = dict.fromkeys(("octo", "niti", "ui8", "dai8", "wage", "hindsight", "jetfire", "fqat"), ("forward", "dW", "dX"))
-    passes |= {"qat": ("forward",), "logbtq": ("forward",), "banner": ("forward", "dX")}
+    passes |= {"qat": ("forward",), "banner": ("forward", "dX")}
+    passes |= {"octo-reference": ("forward", "dW", "dX")}  # 9-bit codes are two of 8 bits, where they are larger
     codes = passes.get(name, ())  # those whose operands are 8-bit
     for (layer, pass_), op in gemms.items():
-        nine_bits = name == "octo-reference" and layer.startswith("conv")
-        assert op.dtype == ("int8" if pass_ in codes else "int16" if nine_bits else "float32")
-    assert {(op.layer, op.pass_) for op in ops} >= {
+        float32 = pass_ not in codes or name == "octo-reference" and layer.startswith("fc")
+        assert op.dtype == ("float32" if float32 else "int8")
+    assert name == "niti" or {(op.layer, op.pass_) for op in ops} >= {  # much of niti is NumPy, which no plan sees
         *([("bn1", "forward"), ("bn1", "dX")] if method.batchnorm else []),
         *([] if network.nodes[2].fused else [("relu1", "forward")]),
         ("pool1", "dX"),
         ("loss", "forward"),
         ("optimizer", "update"),
     }
-    assert all(op.reads > 0 and op.writes >= 0 for op in ops)
+    assert all(op.bytes > 0 for op in ops)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octosim import core, engine, methods
+from octosim.engine import plan
 from octosim.engine.layers import Add, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
 from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
@@ -249,5 +250,5 @@ def test_trace_reads_activations_once() -> None:
     reads = {}
     for name in ("fqat", "hindsight"):
         network = engine.Network(STACK, (7, 7, 2), methods.make(name, {}), None)
-        reads[name] = {op.layer: op.reads for op in engine.trace(network, 4) if op.name == "quantize x"}
-    assert all(2 * value == reads["hindsight"][layer] for layer, value in reads["fqat"].items()) and len(reads["fqat"]) == 4
+        reads[name] = {op.layer: op.reads for op in plan.trace(network, 4) if op.name == "range" and op.pass_ == "forward"}
+    assert len(reads["hindsight"]) == 4 and set(reads["fqat"]) == {"fc2"}, "which has no normalization in front"

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octosim import core, engine, methods, train
+from octosim.engine import plan
 from octosim.engine.layers import (
     Add,
     BatchNorm,
@@ -188,17 +189,18 @@ def test_refused(change: dict, words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_layers_move_a_quarter_of_the_bytes() -> None:
-    reads = []
-    for name in ("jetfire", "fp32"):
-        ops = engine.trace(engine.Network(STACK, (8, 8, 3), methods.make(name, {}), None), 4)
-        reads.append({(op.layer, op.pass_): op.reads for op in ops if op.layer in ("add1", "pool1")})
-    assert len(reads[0]) == 4 and {key: 4 * value for key, value in reads[0].items()} == pytest.approx(reads[1], abs=3)
+def test_layers_values_become_codes() -> None:
+    """Each pass of a layer without a product is followed by one that rounds to blocks; an addition's gradient is codes."""
+    ops = plan.trace(plan.dry(STACK, (8, 8, 3), methods.make("jetfire", {})), 4)
+    rounded = {(op.layer, op.pass_) for op in ops if op.function == "octo_quantize_blocks_s8"}
+    known = {key for key in rounded if key[0] in ("add1", "pool1")}
+    assert known == {("add1", "forward"), ("pool1", "forward"), ("pool1", "dX")}
 
 
 def test_a_convolutions_windows_are_priced() -> None:
     """Rows x columns of the windows' matrix, once to cut it and once to add its gradient up; a linear layer has none."""
     network = engine.Network((Conv2d(4, 3), Conv2d(5, 3), Flatten(), Linear(3)), (8, 8, 2), methods.make("jetfire", {}), None)
-    ops = {(op.layer, op.name): op.shape[0] for op in engine.trace(network, 4)}
-    assert ops["conv2", "windows to blocks"] == ops["conv2", "add windows"] == 4 * 4 * 4 * 3 * 3 * 4
-    assert ("fc1", "windows to blocks") not in ops and ("conv1", "add windows") not in ops
+    ops = {(op.layer, op.function): op for op in plan.trace(network, 4)}
+    assert ops["conv2", "octo_quantize_windows_s8"].shape == (4 * 4 * 4 * 3 * 3 * 4,)
+    assert ops["conv2", "octo_conv_input_grad_blocks_s8"].macs == ops["conv2", "octo_gemm_blocks_s8"].macs
+    assert ("fc1", "octo_quantize_windows_s8") not in ops and ("conv1", "octo_conv_input_grad_blocks_s8") not in ops

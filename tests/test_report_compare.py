@@ -13,6 +13,7 @@ from test_cli import octosim
 from test_report import EVIL, bench, make_bench, make_run, report, with_accuracy
 
 from octosim import cost, engine, graph, hw, methods, train
+from octosim.engine import plan
 from octosim.errors import OctosimError
 from octosim.report import overview, spread, write_report
 
@@ -165,7 +166,7 @@ def test_front(points):
 @pytest.mark.parametrize("method", sorted(methods.METHODS))
 def test_every_method_has_a_price(method):
     made = engine.Network(graph.layers("lenet5", 10, False, (28, 28, 1)), (28, 28, 1), methods.make(method, {}), None)
-    assert cost.total(cost.predict(engine.trace(made, 10), hw.load("pi4")), hw.load("pi4"))["time_s"] > 0
+    assert cost.total(cost.predict(plan.trace(made, 10), hw.load("pi4")), hw.load("pi4"))["time_s"] > 0
 
 
 # ---- Markdown and pictures --------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -72,16 +73,16 @@ def test_a_number_of_the_wrong_type_is_refused() -> None:
 def test_a_failing_call_ends_the_replay() -> None:
     x, y, tape = np.ones(100, F), np.zeros(100, F), core.Tape()
     with tape.recording():
+        core.at("first")
         core.copy(x, out=y)
-        tape.mark("first")
+        core.at("second")
         core.value_range(x)
-        tape.mark("second")
         core.copy(y, out=x)
     x[5], y[:] = np.nan, 3
     with pytest.raises(core.Failed) as failed:
         tape.replay()
     assert failed.value.at == 1 and isinstance(failed.value.error, core.NotFiniteError)
-    assert tape.key(0) == ("first",) and tape.key(1) == ("second",) and tape.key(2) is None
+    assert [tape.key(at) for at in range(3)] == [("first",), ("second",), ("second",)]
     assert np.isnan(y[5]) and np.isnan(x[5]), "the first call was made, the third was not"
 
 
@@ -275,3 +276,51 @@ def test_a_run_goes_with_its_last_reference() -> None:
         assert [ref() for ref in gone] == [None] * 3
     finally:
         gc.enable()
+
+
+# ---- segments of Python --------------------------------------------------
+
+
+def test_a_segment_of_python_is_made_again_in_its_place() -> None:
+    x, y, tape = np.zeros(50, F), np.zeros(50, F), core.Tape()
+    seen: list[float] = []
+
+    def double() -> None:
+        seen.append(float(core.value_range(x).high))
+        np.multiply(x, 2, out=x)
+
+    with tape.recording():
+        core.add(x, x, out=x)
+        core.python("double", double, [x], [x])
+        core.copy(x, out=y)
+    assert tape.names == ["octo_add", "python:double", "octo_copy_f32"]
+    assert [(o.name, o.access) for o in tape.calls[1].operands] == [("reads", "r"), ("writes", "w")]
+    for value in (1, 5):
+        x[:] = value
+        seconds = tape.replay(core.CLOCKS[time.perf_counter])
+        assert seconds is not None and (seconds > 0).all() and (y == 4 * value).all() and seen[-1] == 2 * value
+    with pytest.raises(core.Failed) as failed:
+        x[:] = np.nan
+        tape.replay()
+    assert failed.value.at == 1
+
+
+def test_a_dry_tape_makes_nothing() -> None:
+    x, tape = np.ones(50, F), core.Tape(dry=True)
+    with tape.recording():
+        core.add(x, x, out=x)
+        core.python("one", lambda: x.fill(7), [], [x])
+    assert tape.names == ["octo_add", "python:one"] and (x == 1).all()
+
+
+@pytest.mark.parametrize("name", ["acc16", "acc32-wrap", "exact32"])
+def test_a_register_is_kept_on_the_clock(name: str) -> None:
+    digests = set()
+    for timed in (False, True):
+        run = train.Run(train.Config(model="mlp", batch_size=20, accumulator=name))
+        step = stepclock.stepper(run, stepclock.Clock(), []) if timed else run.train_step
+        run.records = False
+        for _ in range(3):
+            step()
+        digests.add(run.digest())
+    assert len(digests) == 1

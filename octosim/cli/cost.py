@@ -177,8 +177,7 @@ def _onnx(asked: Asked) -> Source:
 
 def _own(asked: Asked) -> Source:
     from octosim import graph, methods
-    from octosim.engine import Network, trace
-    from octosim.engine.memory import footprint, largest_batch
+    from octosim.engine import plan
 
     if asked.lenient:
         raise OctosimError("--lenient is for ONNX files; octosim's own networks have no unknown operators")
@@ -193,24 +192,23 @@ def _own(asked: Asked) -> Source:
         raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
     shape = (height, width, channels)
     made = methods.make(method, asked.parameters)
-    network = Network(graph.layers(asked.model, 10, in_shape=shape), shape, made, None)
-    traces: dict[int, list[Any]] = {}
+    network = plan.dry(graph.layers(asked.model, 10, in_shape=shape), shape, made)
+    plans: dict[int, plan.Plan] = {}
 
     def check(batch: int) -> None:
         if not asked.inference:  # the sums that grow with the batch are those of dW
             network.check(batch)
 
-    def ops(device: Any, batch: int) -> list[Any]:
-        if batch not in traces:
+    def planned(batch: int) -> plan.Plan:
+        if batch not in plans:
             check(batch)
-            every = trace(network, batch)
-            traces[batch] = [op for op in every if not asked.inference or op.pass_ == "forward" and op.layer != "loss"]
-        return traces[batch]
+            plans[batch] = plan.plan_like(network, batch, training=not asked.inference)
+        return plans[batch]
 
     return Source(
-        method, "float32" if method == "fp32" else "int8", ops, lambda batch: batch or 100,
-        lambda batch: footprint(network, batch, asked.inference),
-        lambda capacity: largest_batch(network, capacity, asked.inference), check,
+        method, "float32" if method == "fp32" else "int8", lambda device, batch: plan.ops(planned(batch)),
+        lambda batch: batch or 100, lambda batch: plan.memory(planned(batch)),
+        lambda capacity: plan.largest_batch(network, capacity, not asked.inference), check,
     )  # fmt: skip
 
 

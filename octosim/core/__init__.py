@@ -14,6 +14,10 @@ from octosim.core.blocks import (
     round_to_blocks,
 )
 from octosim.core.call import (
+    CHANGES,
+    COSTS,
+    READS,
+    WRITES,
     CoreError,
     NotFiniteError,
     Number,
@@ -21,13 +25,17 @@ from octosim.core.call import (
     Scalar,
     Stream,
     Whole,
+    at,
+    here,
     isa,
     isas,
+    python,
     scalar,
     set_isa,
     set_threads,
     step_number,
     threads,
+    unrecorded,
 )
 from octosim.core.codes import (
     Codes,
@@ -101,18 +109,19 @@ from octosim.core.products import (
     gemm_counted,
     gemm_mu8,
 )
-from octosim.core.tape import CLOCKS, Failed, Tape
+from octosim.core.tape import CLOCKS, NO_PROBE, Call, Failed, Operand, Probe, Tape
 
 __all__ = [
-    "ALWAYS_SAFE", "CLOCKS", "Codes", "Conv", "CoreError", "Failed", "NotFiniteError", "Number", "Pair", "Pool", "Range",
-    "RowSums", "Scalar", "Stream", "Sums", "Tape", "Values", "Whole", "adam", "add", "affine", "asymmetric_codes",
-    "avgpool", "avgpool_backward", "batchnorm_backward", "batchnorm_forward", "batchnorm_inference", "column_sums",
-    "conv_forward", "conv_input_grad", "conv_input_grad_blocks", "conv_weight_grad", "copy", "decode_mu8",
-    "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad", "dequantize", "dequantize_blocks",
-    "dequantize_rows", "dequantize_sums", "dropout", "encode_mu8", "exp", "follow_range", "gemm", "gemm_blocks",
-    "gemm_counted", "gemm_mu8", "images", "isa", "isas", "join_ranges", "lac_backward", "lac_fold", "log", "maxpool",
-    "maxpool_backward", "memory_of", "moments", "normal", "peak", "philox", "product_scale", "quantize",
+    "ALWAYS_SAFE", "CHANGES", "CLOCKS", "COSTS", "Call", "Codes", "Conv", "CoreError", "Failed", "NO_PROBE",
+    "NotFiniteError", "Number", "Operand", "Pair", "Pool", "Probe", "READS", "Range", "RowSums", "Scalar", "Stream",
+    "Sums", "Tape", "Values", "WRITES", "Whole", "adam", "add", "affine", "asymmetric_codes", "at", "avgpool",
+    "avgpool_backward", "batchnorm_backward", "batchnorm_forward", "batchnorm_inference", "column_sums", "conv_forward",
+    "conv_input_grad", "conv_input_grad_blocks", "conv_weight_grad", "copy", "decode_mu8", "depthwise_forward",
+    "depthwise_input_grad", "depthwise_weight_grad", "dequantize", "dequantize_blocks", "dequantize_rows",
+    "dequantize_sums", "dropout", "encode_mu8", "exp", "follow_range", "gemm", "gemm_blocks", "gemm_counted",
+    "gemm_mu8", "here", "images", "isa", "isas", "join_ranges", "lac_backward", "lac_fold", "log", "maxpool",
+    "maxpool_backward", "memory_of", "moments", "normal", "peak", "philox", "product_scale", "python", "quantize",
     "quantize_blocks", "quantize_windows", "relu", "relu_backward", "requantize", "requantize_float", "round_to_blocks",
     "row_sums", "scalar", "set_isa", "set_threads", "sgd", "sign_bytes", "softmax_cross_entropy", "step_number",
-    "stream_triad", "sum_range", "symmetric_codes", "threads", "value_range", "values", "zero_term",
+    "stream_triad", "sum_range", "symmetric_codes", "threads", "unrecorded", "value_range", "values", "zero_term",
 ]  # fmt: skip

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from octosim.core.call import F32, S8, Array, CoreError, Stream, ffi, lib, ok, output, pointer
-from octosim.core.products import Conv, conv_struct
+from octosim.core.call import F32, S8, Array, CoreError, Product, Stream, costs, ffi, lib, ok, output, pointer
+from octosim.core.products import Conv, conv_cost, conv_struct
 
 
 def _scales_shape(rows: int, cols: int) -> tuple[int, int]:
@@ -42,6 +42,9 @@ def quantize_blocks(
     px = _matrix("x", x, F32)
     out, q = output("out", out, S8, x.shape)
     return out, _quantize(px, x.shape, half, random, q, ffi.NULL)
+
+
+costs("octo_quantize_blocks_s8", x=2)
 
 
 def round_to_blocks(
@@ -100,6 +103,14 @@ def gemm_blocks(a: Array, a_scales: Array, b: Array, b_scales: Array, *, out: Ar
     return out
 
 
+def _gemm_cost(arguments: tuple[Any, ...]) -> Product:
+    m, n, k = arguments[2:5]
+    return Product((m, k, n))
+
+
+costs("octo_gemm_blocks_s8", product=_gemm_cost, weights="b")
+
+
 def conv_input_grad_blocks(
     g: Conv, dy: Array, dy_scales: Array, w: Array, w_scales: Array, *, out: Array | None = None
 ) -> Array:
@@ -115,3 +126,6 @@ def conv_input_grad_blocks(
     out, pdx = output("out", out, F32, g.x_shape)
     ok(lib.octo_conv_input_grad_blocks_s8(conv_struct(g), pdy, scales, pw, scales_w, pdx))
     return out
+
+
+costs("octo_conv_input_grad_blocks_s8", product=conv_cost("dX"), weights="w")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -39,23 +40,57 @@ class NotFiniteError(CoreError):
 # ---- calls --------------------------------------------------
 
 
-class Recorder(Protocol):
-    """What `tape.Tape` does while it records."""
+READS, WRITES, CHANGES = "r", "w", "rw"
+"""What a call does with the memory of an operand."""
 
-    def keep(self, array: Array | Scalar) -> None:
-        """An array or a number whose memory a call is about to be given, by a pointer of its own or inside a struct."""
+
+class Recorder(Protocol):
+    """What is told of the calling thread's calls.  may_read: whether numbers that the core makes may be read meanwhile."""
+
+    may_read: bool
+
+    def operand(self, name: str, array: Array, access: str) -> None:
+        """An array whose memory the next call is about to be given, by a pointer of its own or inside a struct."""
+
+    def keep(self, number: Scalar) -> None:
+        """A number whose memory the next call is about to be given inside a struct."""
 
     def call(self, name: str, number: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
-        """Makes a call and records it."""
+        """Makes a call, or does not; its status."""
+
+    def python(self, name: str, function: Callable[[], None]) -> None:
+        """Makes a segment of Python, whose operands were told, or does not."""
 
 
 class _Here(threading.local):
-    """What belongs to the calling thread.  recorder: the tape that records its calls, if one does."""
+    """What belongs to the calling thread.  recorder: what is told of its calls; key: what they belong to, see `at`."""
 
     recorder: Recorder | None = None
+    key: tuple[str, ...] = ()
 
 
 here = _Here()
+
+
+def at(*key: str) -> None:
+    """Says what this thread's calls belong to from now on: layer and pass."""
+    here.key = key
+
+
+def python(name: str, function: Callable[[], None], reads: Iterable[Array], writes: Iterable[Array] = ()) -> None:
+    """Makes a segment of a step in Python, as a call with these operands: a replay of a recorded step makes it again.
+
+    function: changes nothing but the arrays `writes` and numbers in C memory, and finds in `reads` and such numbers what
+    differs from step to step.  The arrays stay the same ones.
+    """
+    if here.recorder is None:
+        function()
+        return
+    for array in reads:
+        here.recorder.operand("reads", array, READS)
+    for array in writes:
+        here.recorder.operand("writes", array, WRITES)
+    here.recorder.python(name, function)
 
 
 def _recordable(name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:
@@ -102,19 +137,26 @@ POINTERS = {kind: ffi.typeof(name) for kind, name in C_TYPES.items()}
 _from_buffer = ffi.from_buffer
 
 
-def address(array: Array, writable: bool = False) -> Any:
+def address(array: Array, access: str = READS, name: str = "") -> Any:
     """The pointer of a C-contiguous array; ValueError where it is not, or is to be written and is read-only."""
     if here.recorder is not None:
-        here.recorder.keep(array)
-    return _from_buffer(POINTERS[array.dtype], array, writable)
+        here.recorder.operand(name, array, access)
+    return _from_buffer(POINTERS[array.dtype], array, access is not READS)
 
 
-def pointer(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...] | None = None, writable: bool = False) -> Any:
+def pointer(
+    name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...] | None = None, writable: bool = False,
+    access: str | None = None,
+) -> Any:  # fmt: skip
     """The pointer of an array, after its checks.  A step makes thousands: what is right is found out with the least of Python,
-    and what is wrong is told after a second look."""
+    and what is wrong is told after a second look.
+
+    writable: the call changes what the array holds.  access: one of READS, WRITES and CHANGES, instead.
+    """
+    access = access or (CHANGES if writable else READS)
     if type(array) is np.ndarray and array.dtype is dtype and (shape is None or array.shape == shape):
         try:
-            return address(array, writable)
+            return address(array, access, name)
         except ValueError:  # not C-contiguous, or read-only
             pass
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
@@ -124,17 +166,66 @@ def pointer(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...
         raise CoreError(f"{name} must have shape {shape}, not {array.shape}")
     if not array.flags.c_contiguous:
         raise CoreError(f"{name} must be C-contiguous")
-    if writable and not array.flags.writeable:
+    if access is not READS and not array.flags.writeable:
         raise CoreError(f"{name} is read-only")
-    return address(array, writable)
+    return address(array, access, name)
 
 
 def output(name: str, array: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, Any]:
     """An output, made where none is given, and its pointer."""
     if array is None:
         array = np.empty(shape, dtype)
-        return array, address(array)
-    return array, pointer(name, array, dtype, shape, True)
+        return array, address(array, WRITES, name)
+    return array, pointer(name, array, dtype, shape, access=WRITES)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Calls that this thread makes inside are made now and once: what they find is the same in every step."""
+    before, here.recorder = here.recorder, None
+    try:
+        yield
+    finally:
+        here.recorder = before
+
+
+# ---- costs --------------------------------------------------
+
+
+class Product(NamedTuple):
+    """A matrix product that a call makes.  groups, geometry: see `trace.Op`; kernel: (0, 0) where it is no convolution."""
+
+    shape: tuple[int, int, int]
+    groups: int = 1
+    geometry: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a C function's call costs beyond reading and writing each of its operands once.
+
+    again: how often it reads an operand, by the operand's name, where that is not once.  product: the matrix product, of the
+    call's arguments.  weights: the operand that holds parameters in a product.  update: whether it is an optimizer's step.
+    """
+
+    again: Mapping[str, int]
+    product: Callable[[tuple[Any, ...]], Product] | None = None
+    weights: str | None = None
+    update: bool = False
+
+
+COSTS: dict[str, Cost] = {}
+"""By the name of the C function; one that is not here reads and writes each operand once."""
+
+
+def costs(
+    *functions: str, product: Callable[[tuple[Any, ...]], Product] | None = None, weights: str | None = None,
+    update: bool = False, **again: int,
+) -> None:  # fmt: skip
+    """States the cost of C functions, beside their wrapper: see `Cost`."""
+    for name in functions:
+        assert hasattr(_core.lib, name), name
+        COSTS[name] = Cost(again, product, weights, update)
 
 
 # ---- numbers that the core makes and takes --------------------------------------------------
@@ -154,7 +245,7 @@ class Scalar:
         self.at, self.memory = at, memory
 
     def _read(self) -> Any:
-        if here.recorder is not None:
+        if here.recorder is not None and not here.recorder.may_read:
             raise CoreError("a number that the core makes was read while a step was recorded")
         return self.at[0]
 

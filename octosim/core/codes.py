@@ -383,7 +383,8 @@ def images(x: Array, scale: float, shift: float, *, out: Array | None = None) ->
 
 def copy(x: Array, *, out: Array) -> Array:
     """float32 x in other memory."""
-    ok(lib.octo_copy_f32(x.size, pointer("x", x, F32), pointer("out", out, F32, x.shape, True)))
+    out, p = output("out", out, F32, x.shape)
+    ok(lib.octo_copy_f32(x.size, pointer("x", x, F32), p))
     return out
 
 

@@ -17,6 +17,7 @@ from octosim.core.call import (
     Range,
     Scalar,
     Stream,
+    costs,
     ffi,
     lib,
     ok,
@@ -161,6 +162,9 @@ def softmax_cross_entropy(
     return Scalar(loss), dlogits, Scalar(correct)
 
 
+costs("octo_softmax_cross_entropy_f32", logits=2)
+
+
 # ---- optimizers and Octo's compensation --------------------------------------------------
 
 
@@ -190,6 +194,9 @@ def adam(
     found = found or Range()
     ok(lib.octo_adam_f32(rows, cols, pw, gradient, pm, pv, lr, b1, b2, eps, c1, c2, decay, found.at))
     return found
+
+
+costs("octo_sgd_f32", "octo_adam_f32", update=True)
 
 
 def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:

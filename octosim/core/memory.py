@@ -30,7 +30,7 @@ class Lease(np.ndarray[Any, Any]):
 
     def __del__(self) -> None:
         if self._pool is not None:
-            self._pool._free[len(self._block)].append(self._block)
+            self._pool.take_back(self._block)
 
     def pin(self) -> mmap.mmap:
         """The block, which stays where it is from now on."""
@@ -64,12 +64,24 @@ class Pool:
                 block = self._free[self._sizes[i]].pop()
                 break
         block = block or self._new(-(-size // PAGE) * PAGE)
-        lease = Lease(shape, kind, block)
+        return self.lease(shape, kind, block).view(np.ndarray)
+
+    def lease(self, shape: tuple[int, ...], dtype: np.dtype[Any], block: mmap.mmap) -> Lease:
+        """The first array in a block, which comes back when the array is gone."""
+        lease = Lease(shape, dtype, block)
         lease._pool, lease._block = self, block
-        return lease.view(np.ndarray)
+        return lease
+
+    def take_back(self, block: mmap.mmap) -> None:
+        """A block whose last array is gone."""
+        self._free[len(block)].append(block)
+
+    def reserve(self, size: int) -> mmap.mmap:
+        """New memory of so many bytes."""
+        return mmap.mmap(-1, size)
 
     def _new(self, size: int) -> mmap.mmap:
-        block = mmap.mmap(-1, size)
+        block = self.reserve(size)
         if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
             block.madvise(mmap.MADV_HUGEPAGE)
         if size not in self._free:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from octosim.core.call import F32, S8, U8, Array, CoreError, Range, ffi, lib, ok, output, pointer
+from octosim.core.call import F32, READS, S8, U8, WRITES, Array, CoreError, Range, costs, ffi, lib, ok, output, pointer
 from octosim.core.codes import Pair, Sums, Values, tensor
 from octosim.core.layers import matrix
 
@@ -18,8 +18,8 @@ def sign_bytes(count: int) -> int:
     return -(-count // 8)
 
 
-def _signs(signs: Array | None, count: int) -> Any:
-    return ffi.NULL if signs is None else pointer("signs", signs, U8, (sign_bytes(count),))
+def _signs(signs: Array | None, count: int, access: str = WRITES) -> Any:
+    return ffi.NULL if signs is None else pointer("signs", signs, U8, (sign_bytes(count),), access=access)
 
 
 def _range(wanted: bool) -> tuple[Range | None, Any]:
@@ -55,12 +55,15 @@ def batchnorm_forward(
     out, p = output("out", out, F32, x.shape)
     (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
     given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
-    running = [pointer(n, v, F32, (cols,)) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
-    kept = ffi.NULL if codes is None else pointer("codes", codes, S8, x.shape)
+    running = [pointer(n, v, F32, (cols,), True) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
+    kept = ffi.NULL if codes is None else output("codes", codes, S8, x.shape)[1]
     found, pr = _range(find_range)
     ok(lib.octo_batchnorm_forward(rows, cols, x_tensor, *given, eps, momentum, *running, pm, ps, relu, p, kept,
                                   _signs(signs, out.size), pr))  # fmt: skip
     return out, mean, inv_std, found
+
+
+costs("octo_batchnorm_forward", x=2)
 
 
 def batchnorm_inference(
@@ -107,8 +110,11 @@ def batchnorm_backward(
     columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
     of_x = (ffi.NULL, pointer("x", x, S8)) if x.dtype == S8 else (pointer("x", x, F32), ffi.NULL)
     found, pr = _range(find_range)
-    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, _signs(signs, x.size), *columns, p, pg, pb, pr))
+    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, _signs(signs, x.size, READS), *columns, p, pg, pb, pr))
     return out, dgamma, dbeta, found
+
+
+costs("octo_batchnorm_backward", x=2, dy=2, signs=2)
 
 
 def relu(
@@ -144,5 +150,5 @@ def relu_backward(signs: Array, dy: Values | Pair, *, out: Array | None = None) 
     a, b = (dy.a, dy.b) if isinstance(dy, Pair) else (dy, None)
     pa, pb, (rows, cols) = tensor("dy", a), ffi.NULL if b is None else tensor("dy", b, a.shape), _matrix(a)
     out, p = output("out", out, F32, a.shape)
-    ok(lib.octo_relu_backward(rows, cols, _signs(signs, out.size), pa, pb, p))
+    ok(lib.octo_relu_backward(rows, cols, _signs(signs, out.size, READS), pa, pb, p))
     return out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,13 +12,17 @@ import numpy as np
 from octosim.core.call import (
     C_TYPES,
     F32,
+    READS,
     S8,
     S32,
     U8,
+    WRITES,
     Array,
     CoreError,
+    Product,
     Whole,
     address,
+    costs,
     ffi,
     here,
     lib,
@@ -55,16 +60,16 @@ class _Product(NamedTuple):
 
     def arguments(self) -> tuple[Any, ...]:
         """The C call's, from transpose_a to ldb."""
-        a, b = _address(self.a), _address(self.b)
+        a, b = _address("a", self.a), _address("b", self.b)
         return self.transpose_a, self.transpose_b, self.m, self.n, self.k, a, self.lda, b, self.ldb
 
 
-def _address(x: Array) -> Any:
+def _address(name: str, x: Array) -> Any:
     """The pointer of an array whose rows may lie apart."""
     if x.flags.c_contiguous:
-        return address(x)
+        return address(x, READS, name)
     if here.recorder is not None:
-        here.recorder.keep(x)
+        here.recorder.operand(name, x, READS)
     return ffi.cast(C_TYPES[x.dtype].replace("[]", " *"), x.ctypes.data)
 
 
@@ -125,7 +130,7 @@ def _small_exact(a: Array, b: Array, transpose_a: bool, transpose_b: bool, out: 
         out = np.empty((m, n), result)
     elif out.dtype != result or out.shape != (m, n) or not (out.flags.c_contiguous and out.flags.writeable):
         return None
-    pa, pb, c = address(a), address(b), address(out)
+    pa, pb, c = address(a, READS, "a"), address(b, READS, "b"), address(out, WRITES, "out")
     ok(product(transpose_a, transpose_b, m, n, k, pa, m if transpose_a else k, pb, k if transpose_b else n, c, n))
     return out
 
@@ -199,6 +204,14 @@ def _accumulated(p: _Product, how: Accumulator, threads: int | None, out: Array 
     return out
 
 
+def _gemm_cost(arguments: tuple[Any, ...]) -> Product:
+    m, n, k = arguments[2:5]
+    return Product((m, k, n))
+
+
+costs("octo_gemm_s8", "octo_gemm_f32", "octo_gemm_s8_accumulate", product=_gemm_cost, weights="b")
+
+
 def gemm_counted(
     a: Array,
     b: Array,
@@ -242,6 +255,9 @@ def gemm_mu8(a: Array, b: Array, how: MuLaw, *, threads: int | None = None, out:
     with threads_for_a_call(threads):
         ok(lib.octo_gemm_mu8(m, n, k, pa, pb, _mu_struct(how), c, saturated))
     return out, int(saturated[0])
+
+
+costs("octo_gemm_mu8", product=lambda arguments: Product((arguments[0], arguments[2], arguments[1])), weights="b")
 
 
 @dataclass(frozen=True)
@@ -306,6 +322,27 @@ def _pass(
     zero = () if x_zero is None or kind != S8 else (x_zero,)
     ok(calls[kind != S8](conv_struct(g), pa, *zero, pb, made))
     return out
+
+
+def conv_cost(pass_: str, groups: bool = False) -> Callable[[tuple[Any, ...]], Product]:
+    """The product that a pass of a convolution makes, of its call's arguments; groups: one for each channel."""
+
+    def product(arguments: tuple[Any, ...]) -> Product:
+        c = arguments[0]
+        g = Conv(c.batch, c.height, c.width, c.channels, c.filters, c.kernel_h, c.kernel_w, c.stride_h, c.pad_h)
+        m, taps = g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w
+        k, n = (taps, 1) if groups else (taps * g.channels, g.filters)
+        shape = {"forward": (m, k, n), "dX": (m, n, k), "dW": (n, m, k)}[pass_]
+        return Product(shape, g.channels if groups else 1, astuple(g))
+
+    return product
+
+
+for _of, _grouped in (("conv", False), ("depthwise", True)):
+    for _dtype in ("s8", "f32"):
+        costs(f"octo_{_of}_forward_{_dtype}", product=conv_cost("forward", _grouped), weights="w")
+        costs(f"octo_{_of}_input_grad_{_dtype}", product=conv_cost("dX", _grouped), weights="w")
+        costs(f"octo_{_of}_weight_grad_{_dtype}", product=conv_cost("dW", _grouped))
 
 
 def conv_forward(g: Conv, x: Array, w: Array, *, x_zero: Whole = 0, out: Array | None = None) -> Array:

@@ -2,8 +2,7 @@
 
 It is what a CUDA graph is to a GPU: between two calls Python costs microseconds, which in a small network is a third of a step.
 What may differ from step to step lies in memory whose place does not: tensors in blocks that the tape holds, numbers in
-`call.Scalar`s.  What Python itself does to data while a step is recorded is not on the tape; a method says whether it does
-(`nodes.Method.recordable`), and tests compare recorded runs with others for every method that says so.
+`call.Scalar`s.  What Python itself does to data is on the tape where it is declared as a segment (`call.python`).
 """
 
 from __future__ import annotations
@@ -11,15 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from octosim.core.call import POINTERS, Array, CoreError, Scalar, ffi, here, lib, ok
+from octosim.core.call import COSTS, POINTERS, Array, CoreError, Product, Recorder, Scalar, ffi, here, lib, ok
 from octosim.core.memory import Lease
 
 CLOCKS = {time.perf_counter: time.CLOCK_MONOTONIC, time.thread_time: time.CLOCK_THREAD_CPUTIME_ID}
 """The clocks of C that Python's are."""
+_READ = {number: read for read, number in CLOCKS.items()}
 
 _INDIRECT = {ffi.typeof("float *"): ("float", "double"), ffi.typeof("float[2]"): ("float", "double"),
              ffi.typeof("int32_t *"): ("int", "int32_t"), ffi.typeof("uint32_t *"): ("uint32_t",)}  # fmt: skip
@@ -34,51 +34,93 @@ class Failed(Exception):
         self.at, self.error = at, error
 
 
-class Tape:
-    """names: the C function of each call.  marks: (calls recorded until then, key), in their order, see `mark`."""
+class Operand(NamedTuple):
+    """An array that a call takes.  access: READS, WRITES or CHANGES of `call`."""
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.marks: list[tuple[int, Any]] = []
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    access: str
+    elements: int
+    nbytes: int
+
+
+class Call(NamedTuple):
+    """A call of a step.  function: of C, or "python:" and the name of a segment.  product: the matrix product that it makes, if
+    it makes one.  key: see `call.at`."""
+
+    function: str
+    operands: tuple[Operand, ...]
+    product: Product | None
+    key: tuple[str, ...]
+
+
+class Tape:
+    """calls: what was recorded, in its order.
+
+    dry: nothing is executed and no memory of an operand is touched; such a tape cannot be replayed.
+    """
+
+    def __init__(self, dry: bool = False) -> None:
+        self.dry = self.may_read = dry
+        self.calls: list[Call] = []
         self._arguments: list[tuple[Any, ...]] = []
+        self._operands: list[Operand] = []
         self._kept: list[Any] = []
         self._held: dict[int, Any] = {}
         self._calls: Any = None
+        self._probe: Recorder
+        self._segments: list[tuple[int, Callable[[], None]]] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The function of each call."""
+        return [each.function for each in self.calls]
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Calls into C that this thread makes inside are made and recorded."""
-        if here.recorder is not None:
+        """Calls that this thread makes inside are made, by the probe that is told of them if there is one, and recorded."""
+        probe = here.recorder
+        if isinstance(probe, Tape):
             raise CoreError("a step is being recorded already")
-        here.recorder = self
+        here.recorder, self._probe = self, probe or NO_PROBE
         try:
             yield
         finally:
-            here.recorder = None
-        self._calls = ffi.new("octo_call[]", len(self.names))
+            here.recorder = probe
+        if self.dry:
+            return
+        self._calls = ffi.new("octo_call[]", len(self._arguments))
         for each, (number, indirect, values) in zip(self._calls, self._arguments, strict=True):
             each.function, each.indirect = number, indirect
             for argument, (field, value) in zip(each.args, values, strict=False):
                 setattr(argument, field, value)
         self._arguments.clear()
 
-    def mark(self, *key: str) -> None:
-        """Says what the calls since the last mark belong to; may be given as `network.Tick`."""
-        self.marks.append((len(self.names), key))
-
-    def keep(self, array: Array | Scalar) -> None:
+    def operand(self, name: str, array: Array, access: str) -> None:
         """Holds memory that a call is about to be given: of an array of a pool its block, whose other arrays come and go while
         the step is recorded."""
-        if isinstance(array, Scalar):
-            self._kept.append(array)
-            return
-        while isinstance(array.base, np.ndarray):
-            array = array.base
-        held = array.pin() if isinstance(array, Lease) else array
-        self._held[id(held)] = held
+        root = array
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        if not self.dry:
+            held = root.pin() if isinstance(root, Lease) else root
+            self._held[id(held)] = held
+        elif not isinstance(root, Lease):
+            self.outside(root)
+        self._operands.append(Operand(name, array.shape, array.dtype, access, array.size, array.nbytes))
+
+    def outside(self, array: Array) -> None:
+        """An operand of a dry tape that is not a pool's."""
+
+    def keep(self, number: Scalar) -> None:
+        self._kept.append(number)
 
     def call(self, name: str, number: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """Makes a call and records it."""
+        self._note(name, arguments)
+        if self.dry:
+            return 0
         indirect, values = 0, []
         for i, (kind, argument) in enumerate(zip(ffi.typeof(function).args, arguments, strict=True)):
             if isinstance(argument, Scalar):
@@ -91,13 +133,30 @@ class Tape:
                 values.append(("p", self._pointed_to(argument)))
             else:
                 values.append(("d", float(argument)) if kind.cname in ("float", "double") else ("i", int(argument)))
-        self.names.append(name)
         self._arguments.append((number, indirect, tuple(values)))
         here.recorder = None  # so that numbers can be read
         try:
-            return function(*arguments)
+            return self._probe.call(name, number, function, arguments)
         finally:
             here.recorder = self
+
+    def python(self, name: str, function: Callable[[], None]) -> None:
+        """Makes a segment of Python and records it."""
+        self._segments.append((len(self.calls), function))
+        self._note(f"python:{name}", ())
+        if self.dry:
+            return
+        here.recorder = None
+        try:
+            self._probe.python(name, function)
+        finally:
+            here.recorder = self
+
+    def _note(self, function: str, arguments: tuple[Any, ...]) -> None:
+        cost = COSTS.get(function)
+        product = cost.product(arguments) if cost and cost.product else None
+        self.calls.append(Call(function, tuple(self._operands), product, here.key))
+        self._operands.clear()
 
     def _pointed_to(self, at: Any, memory: Any = None) -> Any:
         """void * of a pointer, whose memory is held: that of arrays by `keep`."""
@@ -107,18 +166,72 @@ class Tape:
 
     def replay(self, clock: int | None = None) -> Array | None:
         """Makes the calls again; raises Failed.  clock: one of C's to measure by; returns the seconds of each call then."""
-        seconds = None if clock is None else np.empty(len(self.names))
-        at = ffi.new("int64_t *")
-        status = lib.octo_replay(
-            len(self.names), self._calls, clock or 0, ffi.NULL if seconds is None else ffi.from_buffer("double[]", seconds), at
-        )
+        seconds = None if clock is None else np.empty(len(self.calls))
+        first = made = 0  # calls, and those of C, that are done
+        for at, segment in (*self._segments, (len(self.calls), None)):
+            if at > first:
+                self._replay_c(first, made, at - first, clock, seconds)
+            if segment is not None:
+                read = _READ.get(clock or 0, time.perf_counter)
+                before = read()
+                try:
+                    segment()
+                except CoreError as error:
+                    raise Failed(at, error) from None
+                if seconds is not None:
+                    seconds[at] = read() - before
+            made, first = made + at - first, at + 1
+        return seconds
+
+    def _replay_c(self, first: int, made: int, count: int, clock: int | None, seconds: Array | None) -> None:
+        """So many calls of C from the call `first` on, which is number `made` of C's."""
+        at, spent = ffi.new("int64_t *"), ffi.NULL
+        if seconds is not None:
+            spent = ffi.from_buffer("double[]", seconds[first : first + count])
+        status = lib.octo_replay(count, self._calls + made, clock or 0, spent, at)
         if status:
             try:
                 ok(status)
             except CoreError as error:
-                raise Failed(int(at[0]), error) from None
-        return seconds
+                raise Failed(first + int(at[0]), error) from None
 
     def key(self, at: int) -> Any:
         """What a call belongs to."""
-        return next((key for end, key in self.marks if at < end), None)
+        return self.calls[at].key
+
+
+class Probe:
+    """What is told of a thread's calls and makes them: here nothing but that.  Of a recorded step, which C makes, `replay`."""
+
+    may_read = True
+
+    def operand(self, name: str, array: Array, access: str) -> None:
+        """call.Recorder."""
+
+    def keep(self, number: Scalar) -> None:
+        """call.Recorder."""
+
+    def call(self, name: str, number: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+        """Makes a call."""
+        return function(*arguments)
+
+    def python(self, name: str, function: Callable[[], None]) -> None:
+        """Makes a segment of Python."""
+        function()
+
+    def replay(self, tape: Tape) -> None:
+        """Makes the calls of a tape."""
+        tape.replay()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Is told of the calls that this thread makes inside."""
+        before = here.recorder
+        here.recorder = None if self is NO_PROBE else self
+        try:
+            yield
+        finally:
+            here.recorder = before
+
+
+NO_PROBE = Probe()

@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Convolution, Depthwise, FullProduct, Kept, Method, Node, Product
+from octosim.engine.nodes import Array, Context, Convolution, Depthwise, FullProduct, Method, Node, Product
 from octosim.errors import OctosimError
-from octosim.trace import Op
 
 LONGEST_WINDOW = 24576
 """Largest kernel x kernel x channels (and x filters) of a convolution: OCTO_MAX_DEPTH of cext/kernels.h."""
@@ -29,13 +28,6 @@ WEIGHT, MASK = 14, 15  # roles in the Philox streams; methods have the lower one
 
 def _elements(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
-
-
-def _pass_over(node: Node, batch: int, pass_: str, name: str, reads: int, writes: int) -> Op:
-    """A float32 elementwise pass; reads and writes in tensors of the input's size."""
-    size = batch * _elements(node.in_shape)
-    channels = node.in_shape[-1]
-    return Op(node.name, pass_, "elementwise", name, (size,), "float32", 4 * reads * size, 4 * writes * size, channels=channels)
 
 
 def _windows(title: str, in_shape: tuple[int, ...], kernel: int, stride: int, pad: int) -> tuple[int, int]:
@@ -62,9 +54,6 @@ class Unweighted:
 
     def weight_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> core.Values:
         return dy
-
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        return Kept()
 
 
 class Weighted:
@@ -100,12 +89,6 @@ class Weighted:
 
     def input_grad(self, node: Node, error: Any, method: Method, context: Context) -> Array:
         return method.input_grad(node, error, context)
-
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        return method.kept(node, batch)
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        return method.trace(node, batch)
 
 
 @dataclass(frozen=True)
@@ -208,9 +191,6 @@ class Flatten(Unweighted):
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         return dy.reshape(dy.shape[0], *node.in_shape)
 
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        return []
-
 
 @dataclass(frozen=True)
 class BatchNorm(Unweighted):
@@ -261,24 +241,6 @@ class BatchNorm(Unweighted):
         node.grads.update(gamma=dgamma, beta=dbeta)
         return dx
 
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        """Its input, or where the method is compact codes; the signs of a ReLU that it does."""
-        size = batch * _elements(node.in_shape)
-        signs = -(-size // 8) if node.fused else 0
-        return Kept(own=size + signs) if method.compact else Kept(given=True, own=signs)
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        name = "batchnorm" + ", ReLU" * node.fused + ", int8 kept" * method.compact
-        size = batch * _elements(node.in_shape)
-        kept = 1 if method.compact else 4  # bytes of an element that the backward pass reads twice
-        bits = -(-size // 8) if node.fused else 0
-        forward = 8 * size, (5 if method.compact else 4) * size + bits
-        backward = (8 + 2 * kept) * size + 2 * bits, 4 * size
-        return [
-            Op(node.name, pass_, "elementwise", name, (size,), "float32", *moved, channels=node.in_shape[-1])
-            for pass_, moved in (("forward", forward), ("dX", backward))
-        ]
-
 
 @dataclass(frozen=True)
 class ReLU(Unweighted):
@@ -300,18 +262,6 @@ class ReLU(Unweighted):
 
     def input_grad(self, node: Node, dy: Any, method: Method, context: Context) -> Any:
         return dy if node.fused else core.relu_backward(node.saved["signs"], dy, out=dy)
-
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        return Kept(own=0 if node.fused else -(-batch * _elements(node.out_shape) // 8))
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        if node.fused:
-            return []
-        size = batch * _elements(node.in_shape)
-        return [
-            Op(node.name, "forward", "elementwise", "relu", (size,), "float32", 4 * size, 4 * size + size // 8),
-            Op(node.name, "dX", "elementwise", "relu", (size,), "float32", 4 * size + size // 8, 4 * size),
-        ]
 
 
 @dataclass(frozen=True)
@@ -341,17 +291,6 @@ class MaxPool(Unweighted):
         g = self._geometry(node, dy.shape[0])
         return core.maxpool_backward(g, dy, node.saved["argmax"], out=node.buffer(g.x_shape, np.float32))
 
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        """A byte an output: which of the window was the largest."""
-        return Kept(own=batch * _elements(node.out_shape))
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
-        return [
-            Op(node.name, "forward", "elementwise", "max pool", (x,), "float32", 4 * x, 5 * y, channels=node.in_shape[-1]),
-            Op(node.name, "dX", "elementwise", "max pool", (x,), "float32", 5 * y, 4 * x, channels=node.in_shape[-1]),
-        ]
-
 
 @dataclass(frozen=True)
 class Dropout(Unweighted):
@@ -375,9 +314,6 @@ class Dropout(Unweighted):
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         return core.dropout(dy, self.rate, context.random(node.tensor(MASK)), out=dy)
 
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        return [_pass_over(node, batch, "forward", "dropout", 1, 1), _pass_over(node, batch, "dX", "dropout", 1, 1)]
-
 
 @dataclass(frozen=True)
 class GlobalAvgPool(Unweighted):
@@ -396,13 +332,6 @@ class GlobalAvgPool(Unweighted):
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         dx = node.buffer((dy.shape[0], *node.in_shape), np.float32)
         return core.avgpool_backward(dy, *node.in_shape[:2], out=dx)
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        x, y = (batch * _elements(shape) for shape in (node.in_shape, node.out_shape))
-        return [
-            Op(node.name, "forward", "elementwise", "average pool", (x,), "float32", 4 * x, 4 * y, channels=node.in_shape[-1]),
-            Op(node.name, "dX", "elementwise", "average pool", (x,), "float32", 4 * y, 4 * x, channels=node.in_shape[-1]),
-        ]
 
 
 @dataclass(frozen=True)
@@ -429,22 +358,6 @@ class Add(Unweighted):
         assert not isinstance(dy, core.Pair)
         copy = dy if node.dy_shared else node.buffer(dy.shape, np.float32)
         return dy, dy if copy is dy else core.copy(dy, out=copy)
-
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        """The signs of a ReLU that it does."""
-        return Kept(own=-(-batch * _elements(node.in_shape) // 8) if node.fused else 0)
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        size = batch * _elements(node.in_shape)
-        bits = -(-size // 8) if node.fused else 0
-        name = "add" + ", ReLU" * node.fused
-        ops = [Op(node.name, "forward", "elementwise", name, (size,), "float32", 8 * size, 4 * size + bits)]
-        if node.fused:
-            read = (8 if node.joins else 4) * size + bits
-            ops.append(Op(node.name, "dX", "elementwise", name, (size,), "float32", read, 4 * size))
-        if not node.dy_shared:
-            ops.append(_pass_over(node, batch, "dX", "copy", 1, 1))
-        return ops
 
 
 @dataclass(frozen=True)

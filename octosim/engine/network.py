@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import UnionType
@@ -15,13 +14,9 @@ from octosim.core.memory import Pool
 from octosim.engine.layers import Add, BatchNorm, Flatten, Item, Layer, ReLU, Residual, Stack
 from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.errors import OctosimError
-from octosim.trace import DTYPE_BYTES, Op
 
 QUIET = np.errstate(over="ignore", invalid="ignore")
 """A method's NumPy need not warn of infinities and NaNs: they are found, and told with the layer's name."""
-
-Tick = Callable[[str, str], None]
-"""Called after a layer's pass with the layer's name and the pass; `bench` reads its clock there."""
 
 
 class Network:
@@ -35,6 +30,7 @@ class Network:
 
     def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int | None):
         """seed None: a network without weights, to be priced and not trained; their memory is reserved and never touched."""
+        self.stack = stack
         self.nodes = nodes(stack, in_shape)
         self.method = method
         self.seed = seed or 0
@@ -107,16 +103,18 @@ class Network:
 
     def input(self, images: Array) -> Any:
         """The method's input of uint8 images (batch, height, width, channels)."""
+        core.at(self.nodes[0].name, "forward")
         return self.method.input(images, self.pool.empty(images.shape, np.float32))
 
     @QUIET
-    def forward(self, x: Any, context: Context, tick: Tick | None = None, check: bool = False) -> Any:
+    def forward(self, x: Any, context: Context, check: bool = False) -> Any:
         """The logits (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
         with its name."""
         values = {-1: x}
         ranges: dict[int, core.Range | None] = {}
         for node in self.nodes:
             given = tuple(values[i] for i in node.inputs)
+            core.at(node.name, "forward")
             node.x_range = ranges.get(node.inputs[0])
             try:
                 x = self.passes[node.index].forward(node, given if len(given) > 1 else given[0], self.method, context)
@@ -135,25 +133,21 @@ class Network:
                     values.pop(i, None)
             if not context.training:
                 node.saved.clear()
-            if tick:
-                tick(node.name, "forward")
         return x
 
     @QUIET
-    def backward(
-        self, dy: Any, context: Context, tick: Tick | None = None, done: Callable[[Node], None] | None = None
-    ) -> None:
+    def backward(self, dy: Any, context: Context, done: Callable[[Node], None] | None = None) -> None:
         """Fills every node's grads from dL/dlogits, which is overwritten; done: see `nodes.Gradients`."""
         sums = {len(self.nodes) - 1: dy}
         for node in reversed(self.nodes):
             if not self._trained[node.index]:
                 continue
+            core.at(node.name, "dW" if node.layer.weighted else "dX")
             try:
                 dy = self.passes[node.index].weight_grad(node, sums.pop(node.index), self.method, context)
-                if tick and node.layer.weighted:
-                    tick(node.name, "dW")
                 node.dy_range = None
                 if self._passes_on(node):
+                    core.at(node.name, "dX")
                     dx = self.passes[node.index].input_grad(node, dy, self.method, context)
                     if not node.lazy_dx:
                         dx = core.values(dx)
@@ -162,16 +156,12 @@ class Network:
                             sums[i] = self._meet(self.nodes[i], sums[i], part) if i in sums else part
                             self.nodes[i].dy_range = node.found if self._users[i] == 1 else None
                     node.found = None
-                    if tick:
-                        tick(node.name, "dX")
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, backward: {error}") from None
             node.saved.clear()
             if done:
                 done(node)
                 node.grads.clear()
-                if tick:
-                    tick("optimizer", "update")
             else:
                 node.grads = {key: core.values(g) for key, g in node.grads.items()}
 
@@ -184,7 +174,6 @@ class Network:
         images: Array,
         labels: Array,
         context: Context,
-        tick: Tick | None = None,
         smoothing: float = 0.0,
         done: Callable[[Node], None] | None = None,
     ) -> tuple[core.Number, core.Whole]:
@@ -192,15 +181,14 @@ class Network:
 
         smoothing: of the labels, see `core.softmax_cross_entropy`.  done: see `nodes.Gradients`.
         """
-        logits = self.forward(self.input(images), context, tick)
+        logits = self.forward(self.input(images), context)
+        core.at("loss", "forward")
         try:
             loss, dlogits, correct = self.method.loss(logits, labels, smoothing=smoothing)
         except core.NotFiniteError:
             self.forward(self.input(images), context, check=True)  # once more, to name the first layer; it raises
             raise
-        if tick:
-            tick("loss", "forward")
-        self.backward(dlogits, context, tick, done)
+        self.backward(dlogits, context, done)
         return loss, correct
 
     def evaluate(self, images: Array, labels: Array, batch_size: int = 500) -> tuple[float, float]:
@@ -228,34 +216,6 @@ class Network:
     def tensors(self) -> dict[str, Array]:
         """Every tensor that decides what the network computes: parameters and running statistics."""
         return {f"{n.name}.{k}": v for n in self.nodes for k, v in (*n.params.items(), *n.state.items())}
-
-
-def trace(network: Network, batch: int) -> list[Op]:
-    """The operations of one training step: forward, gradients and update, in the order of the layers.
-
-    Gradients that nobody needs, as that of the first trained layer's input, are not in it.
-    """
-    values = network.method.values
-    wide = DTYPE_BYTES[values]
-    pixels = batch * math.prod(network.nodes[0].in_shape)
-    ops = [Op(network.nodes[0].name, "forward", "elementwise", "images", (pixels,), values, pixels, wide * pixels)]
-    last_user = {i: node.index for node in network.nodes for i in node.inputs}
-    for node in network.nodes:
-        made = network.passes[node.index].trace(node, network.method, batch)
-        ops += [op for op in made if op.pass_ != "dX" or network._passes_on(node)]
-        for i in node.inputs:
-            if network._needs_gradient(i) and last_user[i] != node.index and not network.nodes[i].joins:
-                size = batch * math.prod(network.nodes[i].out_shape)
-                reads, writes = 2 * wide * size, wide * size
-                ops.append(Op(node.name, "dX", "elementwise", "sum of gradients", (size,), values, reads, writes))
-    classes = network.nodes[-1].out_shape[0]
-    size = batch * classes
-    ops.append(Op("loss", "forward", "elementwise", "softmax cross-entropy", (size,), values, 2 * wide * size, wide * size))
-    sizes = [v.size for node in network.nodes for key, v in node.params.items() if key not in node.still]
-    count, tensors = sum(sizes), len(sizes)
-    reads, writes = (each * count for each in network.method.update_bytes)
-    ops.append(Op("optimizer", "update", "update", "optimizer", (count,), values, reads, writes, groups=tensors))
-    return ops
 
 
 # ---- the graph --------------------------------------------------

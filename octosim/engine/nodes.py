@@ -6,7 +6,6 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -15,7 +14,6 @@ import numpy as np
 
 from octosim import core
 from octosim.core.memory import Pool
-from octosim.trace import Op
 
 Array = np.ndarray[Any, Any]
 
@@ -282,20 +280,6 @@ class Node:
         return self.pool.empty(shape, dtype)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What a layer keeps of the forward pass for its backward pass; statistics of channels apart.
-
-    given, made: the tensor that it was given, that it made: values which other layers may keep too.
-    own: bytes of other tensors.  weights: bytes of what was made of the weights.
-    """
-
-    given: bool = False
-    made: bool = False
-    own: int = 0
-    weights: int = 0
-
-
 ROLES = ("weights", "activations", "gradients", "errors", "update", "accumulator", "normalization")
 """The tensors of a training step whose types a method's `bits` names; gradients are dL/dW, errors dL/dY."""
 
@@ -340,11 +324,10 @@ class Method(Protocol):
                changed in place, in `core.Scalar`s and in Context.random: it can be recorded and made again (`core.Tape`).
     batchnorm: whether it can train batch normalization.
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
-    values:    what the values between layers are made of, for the trace; update_bytes: what an update reads and writes of
-               each parameter (SGD with momentum: weight, gradient, velocity; weight, velocity).
+    values:    what the values between layers are made of, for the manifest.
     layers:    its own passes of layers without a matrix product, by the layer's stem ("relu", "bn" ...): objects with `init`,
-               `forward`, `weight_grad`, `input_grad` and `trace`, as `layers.Unweighted` has them, which find the geometry in
-               node.layer; and `kept`, where they do not keep what node.layer does.
+               `forward`, `weight_grad` and `input_grad`, as `layers.Unweighted` has them, which find the geometry in
+               node.layer.
     """
 
     name: ClassVar[str]
@@ -356,7 +339,6 @@ class Method(Protocol):
     batchnorm: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ()
     values: ClassVar[str] = "float32"
-    update_bytes: ClassVar[tuple[int, int]] = (12, 8)
     layers: ClassVar[Mapping[str, Any]] = {}
 
     def input(self, images: Array, out: Array) -> Any:
@@ -402,10 +384,3 @@ class Method(Protocol):
 
     def input_grad(self, node: Node, error: Any, context: Context) -> Any:
         """dX, values or `core.Sums`."""
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        """What a weighted layer keeps: here int8 codes of its input and its weights."""
-        return Kept(own=batch * math.prod(node.in_shape), weights=node.params["w"].size)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        """The operations of a weighted layer in all passes."""

@@ -104,6 +104,7 @@ class Update:
     slots: dict[str, dict[str, Array]]
 
     def node(self, node: Node) -> None:
+        core.at("optimizer", "update")
         node.known.clear()
         for key in node.params:
             if key in node.still:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from octosim import core
 from octosim.engine import Network
-from octosim.engine.network import Tick
 from octosim.engine.nodes import Array, Context
 
-Make = Callable[[Array, Array, Context, tuple[core.Number, ...], Tick | None], core.Number]
-"""Makes a step: images, labels, context, the optimizer's numbers and what is told of each pass; returns the loss."""
-Replay = Callable[[core.Tape], Any]
-"""Makes the calls of a tape again, as core.Tape.replay does."""
+Make = Callable[[Array, Array, Context, tuple[core.Number, ...]], core.Number]
+"""Makes a step: images, labels, context and the optimizer's numbers; returns the loss."""
 
 
 class RecordedSteps:
@@ -32,42 +28,38 @@ class RecordedSteps:
         self._begun = False
 
     def take(
-        self, make: Make, images: Array, labels: Array, context: Context, numbers: tuple[float, ...], tick: Tick | None,
-        replay: Replay,
+        self, make: Make, images: Array, labels: Array, context: Context, numbers: tuple[float, ...],
+        watch: core.Probe,
     ) -> float:  # fmt: skip
-        """Makes a step; returns its loss.  make, tick: where Python makes it; replay: makes a recorded one.
+        """Makes a step; returns its loss.  make: where Python makes it.  watch: is told of the calls.
 
         NotFiniteError names the layer, and the pass or the tensor.
         """
         if not self._begun:
             self._begun = True
-            return float(make(images, labels, context, numbers, tick))
+            with watch.watching():
+                return float(make(images, labels, context, numbers))
         if self.tape is None:
-            self._record(make, images, labels, context, numbers, tick)
+            self._record(make, images, labels, context, numbers, watch)
         else:
-            self._again(self.tape, images, labels, context, numbers, replay)
+            self._again(self.tape, images, labels, context, numbers, watch)
         return float(self._loss)
 
     def _record(
-        self, make: Make, images: Array, labels: Array, context: Context, numbers: tuple[float, ...], tick: Tick | None
+        self, make: Make, images: Array, labels: Array, context: Context, numbers: tuple[float, ...], watch: core.Probe
     ) -> None:
         tape = core.Tape()
         self._images, self._labels = images.copy(), labels.copy()
         self._step = core.step_number(int(context.step))
         self._numbers = tuple(core.scalar(number) for number in numbers)
 
-        def both(layer: str, pass_: str) -> None:
-            tape.mark(layer, pass_)
-            if tick:
-                tick(layer, pass_)
-
         again = Context(training=True, seed=context.seed, step=self._step, steps=context.steps, epoch=context.epoch)
-        with tape.recording():
-            self._loss = make(self._images, self._labels, again, self._numbers, both)
+        with watch.watching(), tape.recording():
+            self._loss = make(self._images, self._labels, again, self._numbers)
         self.tape = tape
 
     def _again(
-        self, tape: core.Tape, images: Array, labels: Array, context: Context, numbers: tuple[float, ...], replay: Replay
+        self, tape: core.Tape, images: Array, labels: Array, context: Context, numbers: tuple[float, ...], watch: core.Probe
     ) -> None:
         np.copyto(self._images, images)
         np.copyto(self._labels, labels)
@@ -75,7 +67,7 @@ class RecordedSteps:
         for held, number in zip(self._numbers, numbers, strict=True):
             held.at[0] = number
         try:
-            replay(tape)
+            watch.replay(tape)
         except core.Failed as failed:
             raise self._explained(tape, failed, context) from None
 

@@ -21,11 +21,10 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
-from octosim.methods import float32, int8
+from octosim.methods import int8
 from octosim.numerics import Rounding
-from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
 CHUNKS = 16  # of a batch, whose ranges are averaged
@@ -53,7 +52,8 @@ def coded_gradient(dy: Array, random: core.Stream) -> Array:
 
 def _factor(count: int) -> np.float32:
     """Deviation / expected range of so many values; ln from the core, which gives the same bits everywhere."""
-    ln = float(core.log(np.array([max(count, 2)], np.float32))[0])
+    with core.unrecorded():
+        ln = float(core.log(np.array([max(count, 2)], np.float32))[0])
     return np.float32(SPREAD / math.sqrt(2 * ln))
 
 
@@ -117,17 +117,6 @@ class RangeBatchNorm:
             np.put_along_axis(parts, index, np.take_along_axis(parts, index, 1) + change, 1)
         return dx
 
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        """What it made of its input: less the mean."""
-        return Kept(own=4 * batch * math.prod(node.in_shape))
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        size = batch * math.prod(node.in_shape)
-        return [
-            Op(node.name, "forward", "elementwise", "range batchnorm", (size,), "float32", 8 * size, 4 * size),
-            Op(node.name, "dX", "elementwise", "range batchnorm", (size,), "float32", 16 * size, 5 * size),
-        ]
-
 
 @dataclass(frozen=True)
 class Banner(Method):
@@ -187,15 +176,3 @@ class Banner(Method):
 
     def input_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> core.Sums:
         return int8.input_grad(node, error[0])
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        x, _, y = float32.sizes(node, batch)
-        ops = [op for op in int8.trace(node, batch) if op.pass_ != "dW"]
-        return [
-            *ops[:4],
-            float32.elementwise(node, "dW", "dequantize x", x, x, 4 * x),
-            float32.gemm(node, batch, "dW"),
-            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            float32.elementwise(node, "dX", "quantize dY", y, 8 * y, y),
-            *ops[4:],
-        ]

@@ -23,9 +23,8 @@ from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import float32, int8
+from octosim.methods import int8
 from octosim.numerics import Rounding
-from octosim.trace import Op
 
 TENSOR, CHANNELS = range(2)  # roles in the Philox streams
 
@@ -111,9 +110,3 @@ class Dai8(Method):
 
     def input_grad(self, node: Node, error: _Error, context: Context) -> core.Sums:
         return int8.input_grad(node, error.tensor)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        ops = int8.trace(node, batch)
-        _, _, y = float32.sizes(node, batch)
-        # statistics, then codes
-        return [*ops, float32.elementwise(node, "dW", "quantize dY per channel", y, 12 * y, y)]

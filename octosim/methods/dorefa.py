@@ -11,17 +11,15 @@ no use is made of the codes' few bits: the products are in float32.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.errors import OctosimError
 from octosim.methods import float32
-from octosim.trace import Op
 
 F = np.float32
 ERROR = 0  # role in the Philox streams
@@ -136,30 +134,3 @@ class Dorefa(Method):
         if node.saved["inside"] is not None:
             dx *= node.saved["inside"]
         return dx
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        """Quantized values in float32; of weights their slope too, of the input a byte: whether it was not clipped."""
-        weight_bits, activation_bits, _ = self._bits(node)
-        own = 5 * batch * math.prod(node.in_shape) if activation_bits < 32 else 0
-        slopes = 0 if weight_bits == 32 else 2 if weight_bits > 1 else 1
-        return Kept(given=not own, own=own, weights=slopes * node.params["w"].nbytes)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = float32.sizes(node, batch)
-        weight_bits, activation_bits, gradient_bits = self._bits(node)
-        ops = [
-            float32.gemm(node, batch, "forward"),
-            float32.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dW"),
-            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dX"),
-        ]
-        if weight_bits < 32:  # the weights' maximum, or mean, comes before their codes
-            ops.insert(0, float32.elementwise(node, "forward", "quantize w", w, 8 * w, 8 * w))
-            ops.append(float32.elementwise(node, "dW", "slope", w, 8 * w, 4 * w))
-        if activation_bits < 32:
-            ops.insert(0, float32.elementwise(node, "forward", "quantize x", x, 4 * x, 5 * x))
-            ops.append(float32.elementwise(node, "dX", "straight through", x, 5 * x, 4 * x))
-        if gradient_bits < 32:
-            ops.append(float32.elementwise(node, "dW", "quantize dY", y, 8 * y, 4 * y))
-        return ops

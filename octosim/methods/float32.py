@@ -6,7 +6,6 @@ import numpy as np
 
 from octosim import core
 from octosim.engine.nodes import Array, Node
-from octosim.trace import DTYPE_BYTES, Op
 
 
 def forward(node: Node, x: Array, w: Array) -> Array:
@@ -40,31 +39,3 @@ def total(x: Array) -> float:
     """The sum in float64, one after the other: NumPy's sums, unlike its running sums, may differ from machine to machine."""
     flat, size = x.ravel(), 1 << 16
     return sum(float(np.cumsum(flat[i : i + size], dtype=np.float64)[-1]) for i in range(0, flat.size, size))
-
-
-def sizes(node: Node, batch: int) -> tuple[int, int, int]:
-    """Elements of X, W and Y."""
-    x, y = (batch * int(np.prod(shape)) for shape in (node.in_shape, node.out_shape))
-    return x, node.params["w"].size, y
-
-
-def gemm(node: Node, batch: int, pass_: str, dtype: str = "float32") -> Op:
-    """The matrix product of a pass with operands of a type and sums of 32 bits."""
-    product = node.layer.product(node, batch)
-    (m, k, n), (x, w, y), size = product.shape, sizes(node, batch), DTYPE_BYTES[dtype]
-    shape, reads, writes = {
-        "forward": ((m, k, n), x + w, y),
-        "dW": ((n, m, k), x + y, w),
-        "dX": ((m, n, k), y + w, x),
-    }[pass_]
-    return Op(
-        node.name, pass_, "gemm", node.layer.title, shape, dtype, size * reads, 4 * writes,
-        groups=product.groups, kernel=product.kernel, stride=product.stride, weights=0 if pass_ == "dW" else size * w,
-    )  # fmt: skip
-
-
-def elementwise(
-    node: Node, pass_: str, name: str, size: int, reads: int, writes: int, *, dtype: str = "float32", channels: int = 0
-) -> Op:
-    """A pass over `size` elements that reads and writes so many bytes.  channels: where it has a number for each, how many."""
-    return Op(node.name, pass_, "elementwise", name, (size,), dtype, reads, writes, channels=channels)

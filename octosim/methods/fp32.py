@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from octosim.engine.nodes import ROLES, Array, Context, Kept, Method, Node
+from octosim.engine.nodes import ROLES, Array, Context, Method, Node
 from octosim.methods import float32
-from octosim.trace import Op
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,3 @@ class Fp32(Method):
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         return float32.input_grad(node, error, node.params["w"])
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        return Kept(given=True)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        y = float32.sizes(node, batch)[2]
-        return [
-            float32.gemm(node, batch, "forward"),
-            float32.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dW"),
-            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dX"),
-        ]

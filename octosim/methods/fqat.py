@@ -21,7 +21,6 @@ float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -30,12 +29,11 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
 from octosim.methods import float32, int8
 from octosim.numerics import Requantization, Rounding
-from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
 F = np.float32
@@ -156,18 +154,6 @@ class ClippingBatchNorm:
         dx: Array = node.layer.input_grad(node, dy, method, context)
         return dx
 
-    def kept(self, node: Node, method: Fqat, batch: int) -> Kept:
-        """Its input, and where that was not clipped; in variant c on which side."""
-        return Kept(given=True, own=(2 if method.variant == "c" else 1) * batch * math.prod(node.in_shape))
-
-    def trace(self, node: Node, method: Fqat, batch: int) -> list[Op]:
-        size = batch * math.prod(node.in_shape)
-        channels = node.in_shape[-1]
-        return [
-            float32.elementwise(node, "forward", "clipping batchnorm", size, 8 * size, 5 * size, channels=channels),
-            float32.elementwise(node, "dX", "clipping batchnorm", size, 17 * size, 4 * size, channels=channels),
-        ]
-
 
 class _Through:
     """A layer whose output's bound follows from its inputs'; the layer's own passes otherwise."""
@@ -189,10 +175,6 @@ class _Through:
 
     def input_grad(self, node: Node, dy: Array, method: Fqat, context: Context) -> Any:
         return node.layer.input_grad(node, dy, method, context)
-
-    def trace(self, node: Node, method: Fqat, batch: int) -> list[Op]:
-        ops: list[Op] = node.layer.trace(node, method, batch)
-        return ops
 
 
 # ---- the method --------------------------------------------------
@@ -258,7 +240,3 @@ class Fqat(Method):
 
     def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
         return int8.input_grad(node, error)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        """Its input's codes are made without a range; where there is no normalization in front, that is one reading too few."""
-        return int8.trace(node, batch, x_reads=1)

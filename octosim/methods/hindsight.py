@@ -23,7 +23,6 @@ from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
 from octosim.numerics import Rounding
-from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
 
@@ -78,6 +77,3 @@ class Hindsight(Method):
 
     def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
         return int8.input_grad(node, error)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        return int8.trace(node, batch, dy_reads=1)

@@ -9,9 +9,7 @@ from octosim.engine import quantizers
 from octosim.engine.nodes import ROLES, Array, Context, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import float32
 from octosim.numerics import EXACT32
-from octosim.trace import Op
 
 RANGE_MOMENTUM = 0.1  # of the running activation range, as batch normalization's running statistics
 BITS = dict.fromkeys(ROLES, "float32") | {
@@ -35,27 +33,6 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) ->
                 f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
                 f"(safe up to {safe})" + ("; use a smaller --batch-size" if name == "dW" else "")
             )
-
-
-def trace(node: Node, batch: int, dy_reads: int = 2, x_reads: int = 2) -> list[Op]:
-    """All passes of a layer whose float32 operands are quantized before the products; how often dY and X are read for it."""
-    x, w, y = float32.sizes(node, batch)
-    wide, wide_x = node.out_shape[-1], node.in_shape[-1]
-    ops = [
-        # range, then codes: a quantizer reads its tensor twice
-        float32.elementwise(node, "forward", "quantize x", x, 4 * x_reads * x, x),
-        float32.elementwise(node, "forward", "quantize w, range known", w, 4 * w, w),
-        float32.gemm(node, batch, "forward", "int8"),
-        float32.elementwise(node, "dW", "quantize dY", y, 4 * dy_reads * y, y),
-        float32.gemm(node, batch, "dW", "int8"),
-        float32.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
-        float32.gemm(node, batch, "dX", "int8"),
-    ]
-    if not node.lazy_y:
-        ops.insert(3, float32.elementwise(node, "forward", "dequantize, bias", y, 4 * y, 4 * y, channels=wide))
-    if not node.lazy_dx:
-        ops.append(float32.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
-    return ops
 
 
 # ---- ranges and codes --------------------------------------------------
@@ -105,8 +82,10 @@ def weight_sums(node: Node, dy: QTensor, add: Array) -> core.Sums | core.RowSums
     if hasattr(product, "weight_grad_rows"):
 
         def make(rows: slice) -> core.Sums:
+            core.at(node.name, "dW")
             some = add[rows]
             acc = product.weight_grad_rows(x.q, dy.q, rows, out=node.buffer((len(some), *shape[1:]), np.int32))
+            core.at("optimizer", "update")
             return core.Sums(acc, some, scale, by_rows=True)
 
         return core.RowSums(make, shape)

@@ -18,7 +18,6 @@ batch normalization and pooling read and write codes as the paper's other layers
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,9 +26,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.methods import float32
-from octosim.trace import Op
 
 SIDE = 32  # of a block; a sum of 32 products of codes in +-127 has 20 bits, and is exact in float32 too
 F = np.float32
@@ -58,11 +56,6 @@ def cut(x: Array, scales: str = "float32", random: core.Stream | None = None, ou
     return Blocks(*core.quantize_blocks(x, half=scales == "float16", random=random, out=out))
 
 
-def _coded_bytes(rows: int, columns: int) -> int:
-    """Of a matrix's codes and the scales of its blocks."""
-    return rows * columns + 4 * -(-rows // SIDE) * -(-columns // SIDE)
-
-
 def product(a: Blocks, b: Blocks, out: Array | None = None) -> Array:
     """A B^T in float32: for each 32 indices of the sum, ((int32 sum) S_a) S_b is added, each operation rounded."""
     return core.gemm_blocks(a.q, a.scales, b.q, b.scales, out=out)
@@ -87,11 +80,6 @@ class _Coded:
         dx = node.layer.input_grad(node, dy, method, context)
         # the gradients of a sum's terms are dY's codes as they are
         return dx if isinstance(dx, tuple) else method.coded(node, dx, context.random(node.tensor(GRADIENT)))
-
-    def trace(self, node: Node, method: Jetfire, batch: int) -> list[Op]:
-        """The layer's own passes with a byte where they have four; the scales' share, 0.4 %, is left out."""
-        ops = node.layer.trace(node, method, batch)
-        return [dataclasses.replace(op, reads=op.reads // 4, writes=op.writes // 4) for op in ops]
 
 
 # ---- the method --------------------------------------------------
@@ -177,31 +165,3 @@ class Jetfire(Method):
         else:
             dx = product(error, w.transposed, node.buffer(size, F))
         return self.coded(node, dx, context.random(node.tensor(GRADIENT)))
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        """Codes of the weights and of the convolution's windows; of depthwise ones both operands in float32."""
-        product, w = node.layer.product(node, batch), node.params["w"]
-        if product.groups > 1:
-            return Kept(own=4 * batch * math.prod(node.in_shape), weights=w.nbytes)
-        m, k, n = product.shape
-        return Kept(own=_coded_bytes(m, k), weights=_coded_bytes(n, k))
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = float32.sizes(node, batch)
-        wide, wide_x, shape = node.out_shape[-1], node.in_shape[-1], node.layer.product(node, batch)
-        dtype = "float32" if shape.groups > 1 else "int8"
-        # range, then codes: a quantizer reads its tensor twice; x and dY are codes already
-        ops = [
-            float32.elementwise(node, "forward", "quantize w", w, 8 * w, w),
-            float32.gemm(node, batch, "forward", dtype),
-            float32.elementwise(node, "forward", "bias, quantize y", y, 8 * y, y, channels=wide),
-            float32.gemm(node, batch, "dW", dtype),
-            float32.elementwise(node, "dW", "bias gradient", y, y, 0, channels=wide),
-            float32.gemm(node, batch, "dX", dtype),
-            float32.elementwise(node, "dX", "quantize dX", x, 8 * x, x, channels=wide_x),
-        ]
-        if shape.kernel != (0, 0):
-            m, k, _ = shape.shape
-            ops.insert(1, float32.elementwise(node, "forward", "windows to blocks", m * k, 2 * m * k, m * k))
-            ops.insert(-1, float32.elementwise(node, "dX", "add windows", m * k, 4 * m * k, 4 * x))
-        return ops

@@ -19,10 +19,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Gradients, Kept, Method, Node, Update
+from octosim.engine.nodes import Array, Context, Gradients, Method, Node, Update
 from octosim.errors import OctosimError
 from octosim.methods import float32
-from octosim.trace import Op
 
 F = np.float32
 TOLERANCE = 1e-6  # of alpha, at which its iteration ends
@@ -172,19 +171,3 @@ class Laq(Method):
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         return float32.input_grad(node, error, node.saved["w"])
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        return Kept(given=True, weights=node.params["w"].nbytes)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        _, w, y = float32.sizes(node, batch)
-        rounds = 1 if self.weight_bits == 1 else 2  # of the fit: about as many as it takes from the codes of the step before
-        return [
-            float32.elementwise(node, "forward", "dequantize w", w, w, 4 * w),
-            float32.gemm(node, batch, "forward"),
-            float32.elementwise(node, "forward", "bias", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dW"),
-            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dX"),
-            float32.elementwise(node, "update", "quantize w", w, 9 * w * rounds, w * rounds),
-        ]

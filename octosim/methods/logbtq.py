@@ -17,18 +17,16 @@ The recorded loss is the task's, without the barrier.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.errors import OctosimError
 from octosim.methods import float32
 from octosim.numerics import MuLaw
-from octosim.trace import Op
 
 F = np.float32
 ENCODED, ENCODINGS, X_OUTSIDE, X_VALUES, W_OUTSIDE, W_VALUES = range(6)  # of the counts; ENCODED: saturated ones
@@ -185,21 +183,3 @@ class Logbtq(Method):
         if self.barrier:
             dx += pull(x, self.activation_bound, self.tightness(context.epoch), self.barrier)
         return dx
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        """The input, and in float32 what its codes and the weights' stand for."""
-        return Kept(given=True, own=4 * batch * math.prod(node.in_shape), weights=node.params["w"].nbytes)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = float32.sizes(node, batch)
-        return [
-            float32.elementwise(node, "forward", "encode x", x, 5 * x, 5 * x),
-            float32.elementwise(node, "forward", "encode w", w, 5 * w, 5 * w),
-            float32.gemm(node, batch, "forward", "int8"),
-            float32.elementwise(node, "forward", "decode", y, y, 4 * y, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dW"),
-            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            float32.elementwise(node, "dW", "barrier", w, 8 * w, 4 * w),
-            float32.gemm(node, batch, "dX"),
-            float32.elementwise(node, "dX", "barrier", x, 8 * x, 4 * x),
-        ]

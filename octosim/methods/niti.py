@@ -22,12 +22,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
-from octosim.methods import float32, int8
+from octosim.methods import int8
 from octosim.numerics import Rounding
-from octosim.trace import Op
 
 BITS = 7  # of a code's magnitude
 LOG2_E = 47274  # log2(e) 2^15, rounded up as the authors have it
@@ -115,11 +114,6 @@ class _IntLayer:
     def weight_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
         return dy
 
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        x, y = (batch * math.prod(shape) for shape in (node.in_shape, node.out_shape))
-        passes = zip(("forward", "dX"), self.traffic(x, y), strict=True)
-        return [Op(node.name, pass_, "elementwise", node.layer.stem, (x,), "int8", *moved) for pass_, moved in passes]
-
 
 class _ReLU(_IntLayer):
     def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
@@ -129,9 +123,6 @@ class _ReLU(_IntLayer):
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
         return IntTensor(np.multiply(dy.q, node.saved["y"] > 0, out=dy.q), dy.exponent)
-
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        return Kept(made=True)
 
 
 class _MaxPool(_IntLayer):
@@ -187,9 +178,6 @@ class _Dropout(_IntLayer):
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
         doublings = self._doublings(node)
         return IntTensor(np.multiply(dy.q, node.saved["kept"], out=dy.q), dy.exponent + doublings) if doublings else dy
-
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        return Kept(own=batch * math.prod(node.in_shape) if self._doublings(node) else 0)
 
 
 class _AveragePool(_IntLayer):
@@ -252,7 +240,6 @@ class Niti(Method):
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip
     values: ClassVar[str] = "int8"
-    update_bytes: ClassVar[tuple[int, int]] = (2, 1)
     layers: ClassVar[Mapping[str, Any]] = {
         "relu": _ReLU(), "pool": _MaxPool(), "dropout": _Dropout(), "avgpool": _AveragePool(), "add": _Add(),
     }  # fmt: skip
@@ -324,16 +311,3 @@ class Niti(Method):
     def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
         w = node.params[key]
         w[...] = np.clip(w.astype(np.int16) - node.grads[key], -LARGEST_CODE, LARGEST_CODE)
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        return Kept(given=True)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = float32.sizes(node, batch)
-        forward, dw, dx = (float32.gemm(node, batch, pass_, "int8") for pass_ in ("forward", "dW", "dX"))
-
-        def shift(pass_: str, size: int) -> Op:
-            # the range, then the codes: sums are read twice
-            return float32.elementwise(node, pass_, "shift to codes", size, 8 * size, size, dtype="int8")
-
-        return [forward, shift("forward", y), dw, shift("dW", w), dx, shift("dX", x)]

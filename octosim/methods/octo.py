@@ -25,9 +25,8 @@ from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import float32, int8
+from octosim.methods import int8
 from octosim.numerics import Rounding
-from octosim.trace import Op
 
 MU, OFFSET, ERROR = range(3)  # roles in the Philox streams
 COMPENSATION = ("lac_alpha", "lac_mu", "lac_offset")
@@ -227,27 +226,3 @@ class Octo(Method):
         acc = node.buffer((batch, *node.in_shape), np.int32)
         node.layer.product(node, batch).input_grad(error.q, qw.q, out=acc)
         return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), core.product_scale(qw.s, error.s))
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = float32.sizes(node, batch)
-        wide, wide_x = node.out_shape[-1], node.in_shape[-1]
-        lac = sum(node.params[name].size for name in COMPENSATION) if self.lac != "off" else 0
-        # percentile: magnitudes, their range and codes, and the codes nine times: about five more tensors' bytes
-        reads, sums = {"gauss": 2, "percentile": 6}.get(self.prc, 1) + (not node.dy_known), 2 if lac else 1
-        known = ", range known"
-        of_x, of_dy = "quantize x" + known * node.x_known, "PRC, quantize dY" + known * node.dy_known
-        ops = [
-            # range, unless it is known, then codes
-            float32.elementwise(node, "forward", of_x, x, (4 if node.x_known else 8) * x, x),
-            float32.elementwise(node, "forward", "quantize w, range known", w, 4 * w, w),
-            float32.gemm(node, batch, "forward", "int8"),
-            float32.elementwise(node, "dW", of_dy, y, 4 * reads * y, y),
-            float32.gemm(node, batch, "dW", "int8"),
-            float32.elementwise(node, "dW", "bias, LAC gradients", y, sums * y, 4 * lac, channels=wide),
-            float32.gemm(node, batch, "dX", "int8"),
-        ]
-        if not node.lazy_y or self.lac in ("feature", "sample"):
-            ops.insert(3, float32.elementwise(node, "forward", "dequantize, LAC", y, 4 * (y + lac), 4 * y, channels=wide))
-        if not node.lazy_dx:
-            ops.append(float32.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x))
-        return ops

@@ -24,11 +24,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Kept, Method, Node, Product
+from octosim.engine.nodes import Array, Context, Method, Node, Product
 from octosim.errors import OctosimError
 from octosim.methods import float32, int8, octo
 from octosim.methods.fp32 import Fp32
-from octosim.trace import Op
 
 MU, OFFSET, X, W = range(4)  # roles in the Philox streams
 LARGEST = 255  # code of the forward pass; of the backward pass 254.  More where a tensor's range excludes 0
@@ -140,13 +139,6 @@ class FeatureBatchNorm:
         node.grads.update(gamma=dgamma.reshape(shape), beta=dbeta.reshape(shape))
         return dx.reshape(dy.shape)
 
-    def kept(self, node: Node, method: Method, batch: int) -> Kept:
-        """Its input, and the statistics of each feature."""
-        return Kept(given=True, own=8 * node.params["gamma"].size)
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        return list(node.layer.trace(node, method, batch))
-
 
 class Dropout:
     """The demo's dropout multiplies by the mask in training and by the share kept in inference."""
@@ -167,9 +159,6 @@ class Dropout:
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         made: Array = node.layer.input_grad(node, dy, method, context) * self._keep(node)
         return made
-
-    def trace(self, node: Node, method: Method, batch: int) -> list[Op]:
-        return list(node.layer.trace(node, method, batch))
 
 
 @dataclass(frozen=True)
@@ -282,28 +271,3 @@ class OctoReference(Method):
         (qg, sg), (qw, sw) = node.saved["dy"], backward_codes(node.params["w"], self._ratio())
         product = _product(node, len(dy))
         return (exact_sums(product.input_grad, product.depths[1], qg, qw) * (sg * sw)).astype(np.float32)
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        return Kept(given=True)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        if not self._quantized(node):
-            return LINEAR.trace(node, batch)
-        x, w, y = float32.sizes(node, batch)
-        wide, wide_x = node.out_shape[-1], node.in_shape[-1]
-        lac = sum(node.params[name].size for name in octo.COMPENSATION if name in node.params)
-        return [
-            # range, then codes of two bytes: a quantizer reads its tensor twice, in the backward passes again
-            float32.elementwise(node, "forward", "quantize x", x, 8 * x, 2 * x),
-            float32.elementwise(node, "forward", "quantize w", w, 8 * w, 2 * w),
-            float32.gemm(node, batch, "forward", "int16"),
-            float32.elementwise(node, "forward", "dequantize, LAC", y, 4 * (y + lac), 4 * y, channels=wide),
-            float32.elementwise(node, "dW", "PRC, quantize x", x, 8 * x, 2 * x),
-            float32.elementwise(node, "dW", "PRC, quantize dY", y, 8 * y, 2 * y),
-            float32.gemm(node, batch, "dW", "int16"),
-            float32.elementwise(node, "dW", "dequantize dW", w, 4 * w, 4 * w),
-            float32.elementwise(node, "dW", "bias, LAC gradients", y, 8 * y if lac else 4 * y, 4 * lac, channels=wide),
-            float32.elementwise(node, "dX", "PRC, quantize w", w, 8 * w, 2 * w),
-            float32.gemm(node, batch, "dX", "int16"),
-            float32.elementwise(node, "dX", "dequantize dX", x, 4 * x, 4 * x, channels=wide_x),
-        ]

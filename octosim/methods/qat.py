@@ -14,7 +14,6 @@ biases are rounded in the forward pass, with the scale of that step.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,12 +21,11 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
 from octosim.methods import float32
 from octosim.numerics import EXACT32
-from octosim.trace import Op
 
 LARGEST_BIAS = 2**30  # in units of the sums' scale; leaves room for the products
 
@@ -144,21 +142,3 @@ class Qat(Method):
         if node.saved["inside"] is not None:
             dx *= node.saved["inside"]
         return dx
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        """In float32 what the codes stand for, and a byte an input: whether it lies in their range."""
-        return Kept(own=5 * batch * math.prod(node.in_shape), weights=node.params["w"].nbytes)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = float32.sizes(node, batch)
-        return [
-            # range, then codes, and the real values that the backward pass needs
-            float32.elementwise(node, "forward", "quantize x", x, 9 * x, 6 * x),
-            float32.elementwise(node, "forward", "quantize w, range known", w, 5 * w, 5 * w),
-            float32.gemm(node, batch, "forward", "int8"),
-            float32.elementwise(node, "forward", "dequantize", y, 4 * y, 4 * y, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dW"),
-            float32.elementwise(node, "dW", "bias gradient", y, 4 * y, 0, channels=node.out_shape[-1]),
-            float32.gemm(node, batch, "dX"),
-            float32.elementwise(node, "dX", "straight through", x, 5 * x, 4 * x),
-        ]

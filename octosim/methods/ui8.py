@@ -25,7 +25,6 @@ from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
 from octosim.numerics import Rounding
-from octosim.trace import Op
 
 ERROR = 0  # role in the Philox streams
 
@@ -116,6 +115,3 @@ class Ui8(Method):
             return rule(lr)
         exponent = np.float32(-self.alpha) * node.state["clip"][1:]
         return rule(lr * max(float(core.exp(exponent)[0]), self.beta))
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        return int8.trace(node, batch)

@@ -20,11 +20,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Kept, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
-from octosim.methods import float32, int8
-from octosim.trace import Op
+from octosim.methods import int8
 
 UNIT = 2.0**-7  # sigma(8): the step of 8-bit values
 LARGEST_WEIGHT = 64  # 0.5, the clip of 2-bit weights, as a code
@@ -79,7 +78,6 @@ class Wage(Method):
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip
-    update_bytes: ClassVar[tuple[int, int]] = (5, 1)
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 128:
@@ -154,25 +152,3 @@ class Wage(Method):
         done, steps = int(context.step) - 1, context.steps
         drops = (3 * done >= 2 * steps) + (6 * done >= 5 * steps) if steps else 0
         return self.rate * 0.125**drops
-
-    def kept(self, node: Node, batch: int) -> Kept:
-        """Codes, and a byte an input: whether it was not clipped."""
-        return Kept(own=2 * batch * math.prod(node.in_shape), weights=node.params["w"].size)
-
-    def trace(self, node: Node, batch: int) -> list[Op]:
-        x, w, y = float32.sizes(node, batch)
-        forward, dw, dx = (float32.gemm(node, batch, pass_, "int8") for pass_ in ("forward", "dW", "dX"))
-
-        def op(pass_: str, what: str, size: int, reads: int, writes: int) -> Op:
-            return float32.elementwise(node, pass_, what, size, reads * size, writes * size)
-
-        return [
-            op("forward", "quantize x", x, 4, 2),
-            op("forward", "2-bit weights", w, 1, 1),
-            forward,
-            op("forward", "dequantize", y, 4, 4),
-            op("dW", "quantize dY", y, 8, 1),
-            dw,
-            dx,
-            op("dX", "dequantize, clip", x, 5, 4),
-        ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octosim import compare, cost, data, engine, graph, hw, methods
-from octosim.engine import memory
+from octosim.engine import optimizers, plan
 from octosim.errors import OctosimError
 from octosim.report.states import learned
 from octosim.report.tables import DASH, Cell, Group, Table, milliseconds, significant
@@ -37,7 +37,7 @@ def _network(decides: dict[str, Any]) -> engine.Network:
     if shape is None:
         raise OctosimError(f"the shape of data set {decides['data']['name']} is not known")
     method = methods.make(decides["method"]["name"], decides["method"]["parameters"])
-    return engine.Network(graph.parse("manifest.json:", decides.get("layers")), tuple(shape), method, None)
+    return plan.dry(graph.parse("manifest.json:", decides.get("layers")), tuple(shape), method)
 
 
 def prices(groups: Sequence[Group], devices: Sequence[hw.Device]) -> tuple[list[Price], list[str]]:
@@ -51,9 +51,8 @@ def prices(groups: Sequence[Group], devices: Sequence[hw.Device]) -> tuple[list[
             if not isinstance(batch, int) or batch < 1:
                 raise OctosimError(f"field decides.batch_size is {batch!r}, expected a whole number above 0")
             network = _network(decides)
-            ops = engine.trace(network, batch)
-            slots = 2 if (decides.get("optimizer") or {}).get("name") == "adam" else 1
-            peak = memory.footprint(network, batch, slots=slots)["peak"]
+            step = plan.plan(network, batch, optimizers.make((decides.get("optimizer") or {}).get("name", "sgd"), None))
+            ops, peak = plan.ops(step), plan.memory(step)["peak"]
         except OctosimError as error:
             notes.append(f"{group.label}: no cost predicted: {error}.")
             continue

@@ -23,9 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
-from octosim import core, engine, graph, methods
-from octosim.engine import optimizers
-from octosim.engine.memory import footprint
+from octosim import core, graph, methods
+from octosim.engine import optimizers, plan
 from octosim.errors import OctosimError
 from octosim.files import environment, write_atomic
 from octosim.train.config import Config
@@ -44,12 +43,12 @@ def parameter_counts(run: Run) -> dict[str, int]:
 
 
 def memory(run: Run) -> dict[str, dict[str, int]]:
-    """Bytes of a step by what they hold, with the run's method and with fp32, as `footprint` has them."""
-    batch, slots, networks = run.config.batch_size, len(run.optimizer.slots), {run.config.method: run.network}
-    if "fp32" not in networks:
-        plain = engine.Network(run.layers, run.data.train_images.shape[1:], methods.make("fp32", {}), None)
-        networks = {"fp32": plain} | networks
-    return {name: footprint(network, batch, slots=slots) for name, network in networks.items()}
+    """Bytes of a step by what they hold, with the run's method and with fp32, as `plan.memory` has them."""
+    shape, used = run.data.train_images.shape[1:], {"fp32": methods.make("fp32", {}), run.config.method: run.method}
+    return {
+        name: plan.memory(plan.plan(plan.dry(run.layers, shape, method), run.config.batch_size, run.optimizer))
+        for name, method in used.items()
+    }
 
 
 def decides(run: Run) -> dict[str, Any]:

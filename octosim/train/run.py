@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from octosim import core, data, engine, graph, loader, measure, methods
-from octosim.engine import network, optimizers, schedules
+from octosim.engine import optimizers, plan, schedules
 from octosim.engine import registers as accumulators
 from octosim.engine.layers import Stack
 from octosim.engine.nodes import Array, Context, Node
-from octosim.engine.replay import RecordedSteps, Replay
+from octosim.engine.replay import RecordedSteps
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
 from octosim.train.config import EPOCHS, Config
@@ -96,7 +96,7 @@ class Run:
             self.network.check(batch)
         if register == EXACT32 and not self.config.count_overflow:
             return
-        if not any(op.kind == "gemm" and op.dtype == "int8" for op in engine.trace(self.network, batch)):
+        if not any(op.kind == "gemm" and op.dtype == "int8" for op in plan.trace(self.network, batch)):
             raise OctosimError(f"{chosen} is for methods with int8 products, which {self.config.method} does not have")
         accumulators.check(self.network.nodes, batch, register)
 
@@ -123,14 +123,12 @@ class Run:
         """The epoch (from 1) of the last step."""
         return (self.step - 1) // self.steps_per_epoch + 1
 
-    def train_step(
-        self, tick: network.Tick | None = None, batch: Batch | None = None, replay: Replay = core.Tape.replay
-    ) -> float:
+    def train_step(self, batch: Batch | None = None, watch: core.Probe = core.NO_PROBE) -> float:
         """Takes the next step and returns its loss.  self.overflow is then what happened in its accumulators, self.measures its
         errors, where they were counted and measured.
 
-        batch: what `self.batch` made for it before, if it did.  tick: called in steps that Python makes; replay: makes a
-        recorded one.  OctosimError names step and layer of the first NaN or infinity; the parameters are good for nothing then.
+        batch: what `self.batch` made for it before, if it did.  watch: is told of the step's calls.  OctosimError names the
+        step and layer of the first NaN or infinity; the parameters are good for nothing then.
         """
         self.step += 1
         images, labels = batch or self.batch(self.step)
@@ -141,10 +139,10 @@ class Run:
         self.measures = []
         try:
             if meter or not self._recordable(len(labels)):
-                with self._measured(meter, (images, labels), context, numbers):
-                    loss = float(self._make(images, labels, context, numbers, tick))
+                with self._measured(meter, (images, labels), context, numbers), watch.watching():
+                    loss = float(self._make(images, labels, context, numbers))
             else:
-                loss = self.recorded.take(self._make, images, labels, context, numbers, tick, replay)
+                loss = self.recorded.take(self._make, images, labels, context, numbers, watch)
         except core.NotFiniteError as error:
             raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
         self.overflow = [
@@ -162,13 +160,11 @@ class Run:
         plain &= self.network.method is self.method
         return self.records and self.method.recordable and plain and images == self.config.batch_size
 
-    def _make(
-        self, images: Array, labels: Array, context: Context, numbers: optimizers.Numbers, tick: network.Tick | None
-    ) -> core.Number:
+    def _make(self, images: Array, labels: Array, context: Context, numbers: optimizers.Numbers) -> core.Number:
         """Forward and backward passes and the update, as the method has them; the loss."""
 
         def gradients(done: Callable[[Node], None] | None = None) -> core.Number:
-            loss, _ = self.network.gradients(images, labels, context, tick, self.config.label_smoothing, done)
+            loss, _ = self.network.gradients(images, labels, context, self.config.label_smoothing, done)
             self.registers.counting = False  # a second pass of the same step is not counted again
             return loss
 

@@ -1,0 +1,328 @@
+"""The plan of a training step or an inference: its calls in their order and the memory that they work on.
+
+It is made dry: the network's own code runs and calls the core, which writes down each call and makes none.  So whatever a
+layer or a method does is planned, priced and counted as it is done, without tensors and weights: memory is reserved and never
+touched.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from octosim import core
+from octosim.core.memory import PAGE, SMALL, Lease, Pool
+from octosim.engine.layers import Stack
+from octosim.engine.network import Network
+from octosim.engine.nodes import Context, Method
+from octosim.engine.optimizers import Sgd, Update
+from octosim.trace import Op
+
+LEAST = 64
+"""A call that moves less than so small a part of what the largest of its layer's pass does is counted with it: scales, zero
+points, sums of a channel."""
+
+RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory of a step.  first, last: the calls, by number, before which it is taken and after which it is free again."""
+
+    nbytes: int
+    first: int
+    last: int
+
+
+class _Dry(core.Tape):
+    """A dry tape; of arrays that are no pool's the calls between which they are used."""
+
+    def __init__(self) -> None:
+        super().__init__(dry=True)
+        self.buffers: list[Buffer] = []
+        self.held = self.most = 0
+        self._seen: dict[int, Any] = {}
+
+    def outside(self, array: np.ndarray[Any, Any]) -> None:
+        if id(array) in self._seen:
+            return
+        number, size, first = id(array), array.nbytes, len(self.calls)
+
+        def gone(_: Any) -> None:
+            del self._seen[number]
+            self.take(-size)
+            self.buffers.append(Buffer(size, first, len(self.calls)))
+
+        self._seen[number] = weakref.ref(array, gone)
+        self.take(size)
+
+    def take(self, size: int) -> None:
+        """So many bytes are in use, or no longer."""
+        self.held += size
+        self.most = max(self.most, self.held)
+
+
+class _Reserved(Pool):
+    """A pool of addresses without memory behind them."""
+
+    def __init__(self, tape: _Dry) -> None:
+        super().__init__()
+        self._tape = tape
+        self._since: dict[int, tuple[int, int]] = {}  # by block: bytes and first call
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        kind = np.dtype(dtype)
+        size = kind.itemsize * math.prod(shape)
+        if size >= SMALL:
+            return super().empty(shape, dtype)
+        self._tape.take(size)
+        return self.lease(shape, kind, mmap.mmap(-1, max(1, size), flags=RESERVED)).view(np.ndarray)
+
+    def lease(self, shape: tuple[int, ...], dtype: np.dtype[Any], block: mmap.mmap) -> Lease:
+        self._since[id(block)] = dtype.itemsize * math.prod(shape), len(self._tape.calls)
+        return super().lease(shape, dtype, block)
+
+    def take_back(self, block: mmap.mmap) -> None:
+        size, first = self._since.pop(id(block))
+        self._tape.buffers.append(Buffer(size, first, len(self._tape.calls)))
+        if size < SMALL:
+            self._tape.take(-size)
+        else:
+            super().take_back(block)
+
+    def reserve(self, size: int) -> mmap.mmap:
+        self._tape.take(-(-size // PAGE) * PAGE)
+        return mmap.mmap(-1, size, flags=RESERVED)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step on so many images.
+
+    calls: in their order.  buffers: of values, in the order in which they are free again.  weights, slots: bytes of parameters
+    and other tensors that stay, and of the optimizer's.  gradients: bytes of the largest gradient of a parameter.
+    most: bytes of values that are there at once, in blocks that are used again and again, and of the core's own copies.
+    """
+
+    batch: int
+    calls: tuple[core.Call, ...]
+    buffers: tuple[Buffer, ...]
+    weights: int
+    slots: int
+    gradients: int
+    most: int
+
+
+def plan(network: Network, batch: int, optimizer: Any = None, training: bool = True) -> Plan:
+    """The plan of a step, or of an inference, on so many images.
+
+    network: without weights (seed None); its nodes are good for nothing else afterwards.  optimizer: SGD with momentum if not
+    given.
+    """
+    optimizer = optimizer or Sgd()
+    method, nodes = network.method, network.nodes
+    images = np.zeros((batch, *nodes[0].in_shape), np.uint8)
+    labels = np.zeros(batch, np.int32)
+    slots: dict[str, dict[str, Any]] = {
+        f"{node.name}.{key}": {slot: np.zeros(w.shape, np.float32) for slot in optimizer.slots}
+        for node in nodes for key, w in node.params.items()
+        if training and "optimizer" not in method.unused
+    }  # fmt: skip
+    tape = _Dry()
+    def step() -> None:
+        """As `train.Run` makes it."""
+        context = Context(training, seed=0, step=core.step_number(2) if method.recordable else 2, steps=0)
+        if not training:
+            network.forward(network.input(images), context)
+            return
+        numbers = tuple(core.scalar(1.0) if method.recordable else 1.0 for _ in range(1 + len(optimizer.corrections(1))))
+        update = Update(optimizer, method, context, numbers[0], numbers[1:], nodes, slots)
+
+        def gradients(done: Any = None) -> core.Number:
+            return network.gradients(images, labels, context, done=done)[0]
+
+        with np.errstate(all="ignore"):
+            method.step(nodes, gradients, update, context)
+
+    for node in nodes:  # a step after the first: its predecessor's update found the weights' ranges
+        node.ranges = {key: core.Range() for key in node.params}
+        node.known = set(node.params)
+    pool = network.pool = _Reserved(tape)
+    for node in nodes:
+        node.pool = pool
+    for held in (images, labels, *(v for node in nodes for v in (*node.params.values(), *node.state.values())),
+                 *(v for kept in slots.values() for v in kept.values())):  # fmt: skip
+        tape.outside(held)
+    tape.most = tape.held = 0
+    with tape.recording():
+        step()
+    held = [values for node in nodes for values in (*node.params.values(), *node.state.values())]
+    return Plan(
+        batch,
+        tuple(tape.calls),
+        tuple(tape.buffers),
+        sum(values.nbytes for values in held),
+        sum(v.nbytes for kept in slots.values() for v in kept.values()),
+        4 * max(w.size for node in nodes for w in node.params.values()) if training else 0,
+        tape.most + max(map(_padded, tape.calls)),
+    )
+
+
+def _padded(call: core.Call) -> int:
+    """Bytes of the copy with its padding that the core makes of a convolution's operand, once for all convolutions."""
+    if not call.product or not call.product.geometry or not call.product.geometry[-1]:
+        return 0
+    batch, height, width, channels, filters, _, _, _, pad = call.product.geometry
+    size = call.operands[0].dtype.itemsize
+    return batch * (height + 2 * pad) * (width + 2 * pad) * (filters if call.key[1] == "dX" else channels) * size
+
+
+def dry(stack: Stack, in_shape: tuple[int, ...], method: Method) -> Network:
+    """A network without weights, to be planned."""
+    with core.Tape(dry=True).recording(), np.errstate(all="ignore"):
+        return Network(stack, in_shape, method, None)
+
+
+# ---- price --------------------------------------------------
+
+
+def operation(call: core.Call) -> Op:
+    """A call as the cost model sees it."""
+    cost = core.COSTS.get(call.function)
+    again = cost.again if cost else {}
+    layer, pass_ = call.key
+    reads = sum(o.nbytes * again.get(o.name, 1) for o in call.operands if o.access != core.WRITES)
+    writes = sum(o.nbytes for o in call.operands if o.access != core.READS)
+    largest = max(call.operands, key=lambda o: o.elements)
+    floats = any(o.dtype == np.float32 for o in call.operands)
+    product = call.product
+    if cost and product:
+        kernel = (product.geometry[5], product.geometry[6]) if product.geometry else (0, 0)
+        held = 0 if pass_ == "dW" else sum(o.nbytes for o in call.operands if o.name == cost.weights)
+        first = next(o for o in call.operands if o.access == core.READS)
+        return Op(
+            layer, pass_, "gemm", _title(call.function, kernel), product.shape,
+            "float32" if first.dtype == np.float32 else "int8", reads, writes, groups=product.groups, kernel=kernel,
+            stride=product.geometry[7] if product.geometry else 1, weights=held, function=call.function,
+            geometry=product.geometry,
+        )  # fmt: skip
+    return Op(
+        layer, pass_, "update" if cost and cost.update else "elementwise", _title(call.function), (largest.elements,),
+        "float32" if floats else "int8", reads, writes, channels=largest.shape[-1] if largest.shape else 0,
+        function=call.function,
+    )  # fmt: skip
+
+
+def _title(function: str, kernel: tuple[int, ...] = ()) -> str:
+    """What a function does, for people."""
+    if kernel:
+        kind = "depthwise" if "depthwise" in function else "conv" if kernel[0] else "linear"
+        return kind + (f" {kernel[0]}x{kernel[1]}" if kernel[0] else "")
+    parts = function.removeprefix("octo_").removeprefix("python:").split("_")
+    return " ".join(part for part in parts if part not in ("f32", "s8", "s32"))
+
+
+def ops(step: Plan) -> list[Op]:
+    """The operations of a step in the order of the layers' passes; an optimizer's are one."""
+    found: list[Op] = []
+    updates: dict[str, int] = {}  # by function, the place in `found`
+    for op, _ in merged(step.calls):
+        if op.kind != "update" or op.function not in updates:
+            updates |= {op.function: len(found)} if op.kind == "update" else {}
+            found.append(op)
+            continue
+        at = updates[op.function]
+        one = _with(found[at], op)
+        found[at] = replace(one, shape=(one.shape[0] + op.shape[0],), groups=one.groups + 1)
+    return found
+
+
+def merged(calls: Sequence[core.Call]) -> list[tuple[Op, list[int]]]:
+    """The operations of calls, and the numbers of the calls that each is; calls on numbers alone are none.
+
+    A small call counts with the one before it, or behind it, of its layer's pass.
+    """
+    grouped: dict[tuple[str, ...], list[tuple[int, Op]]] = defaultdict(list)
+    for at, call in enumerate(calls):
+        if call.operands:
+            grouped[call.key].append((at, operation(call)))
+    found: list[tuple[Op, list[int]]] = []
+    for some in grouped.values():
+        least = max(op.bytes for _, op in some) / LEAST
+        first, ahead = len(found), list[tuple[int, Op]]()
+        for at, op in some:
+            if op.kind != "elementwise" or op.bytes >= least:
+                found.append((op, [at]))
+                for before, small in ahead:
+                    found[-1] = _with(found[-1][0], small), [before, *found[-1][1]]
+                ahead.clear()
+            elif len(found) > first:
+                found[-1] = _with(found[-1][0], op), [*found[-1][1], at]
+            else:
+                ahead.append((at, op))
+    return found
+
+
+def _with(op: Op, small: Op) -> Op:
+    return replace(op, reads=op.reads + small.reads, writes=op.writes + small.writes)
+
+
+def plan_like(network: Network, batch: int, optimizer: Any = None, training: bool = True) -> Plan:
+    """The plan of a step of a network like this one, which is left as it is."""
+    return plan(dry(network.stack, network.nodes[0].in_shape, network.method), batch, optimizer, training)
+
+
+def trace(network: Network, batch: int, training: bool = True) -> list[Op]:
+    """The operations of a step, or of an inference, of a network like this one."""
+    return ops(plan_like(network, batch, training=training))
+
+
+# ---- memory --------------------------------------------------
+
+
+def memory(step: Plan) -> dict[str, int]:
+    """Bytes by what they hold, and their sum "peak": weights, gradients, optimizer, activations, workspace.
+
+    activations: what the forward pass leaves for the backward pass.  gradients: the largest of a parameter; each is gone when
+    the parameter has moved.  workspace: what else there is at the moment when there is most.
+    """
+    loss = next((at for at, call in enumerate(step.calls) if call.key[0] == "loss"), -1)
+    activations = sum(buffer.nbytes for buffer in step.buffers if buffer.first <= loss < buffer.last)
+    rest = max(0, step.most - activations)
+    gradients = min(step.gradients, rest)
+    parts = {
+        "weights": step.weights,
+        "gradients": gradients,
+        "optimizer": step.slots,
+        "activations": activations,
+        "workspace": rest - gradients,
+    }
+    return parts | {"peak": sum(parts.values())}
+
+
+def largest_batch(network: Network, capacity: float, training: bool = True) -> int:
+    """The largest batch whose peak is at most `capacity` bytes; 0 where none is."""
+
+    def peak(batch: int) -> int:
+        return memory(plan_like(network, batch, training=training))["peak"]
+
+    if peak(1) > capacity:
+        return 0
+    fits, fails = 1, 2
+    while peak(fails) <= capacity:
+        fits, fails = fails, 2 * fails
+    while fails - fits > 1:
+        # every part is about proportional to the batch, or constant
+        low, high = peak(fits), peak(fails)
+        guess = fits + int((capacity - low) * (fails - fits) / (high - low))
+        for middle in (min(max(guess, fits + 1), fails - 1), guess + 1):
+            if fits < middle < fails:
+                fits, fails = (middle, fails) if peak(middle) <= capacity else (fits, middle)
+    return fits
