@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import json
 import logging
 import tempfile
 import time
@@ -73,7 +72,7 @@ def _remote(name: str, files: dict[str, bytes], threads: int, every: int, topic:
             run = train.reopen(folder)
             if run.step == 0:  # the manifest says where the run was made
                 content = train.read_manifest(folder) | {"environment": environment(core.isa(), core.threads())}
-                write_atomic(folder / "manifest.json", (json.dumps(content, indent=2) + "\n").encode())
+                train.write_manifest(folder, content)
             train.train(run, folder, tell, every)
             return {"files": pack(folder)}
         except OctosimError as error:
@@ -127,7 +126,7 @@ def train_all(
                 break
             state = states[row.name]
             try:
-                with study.locked(out / row.name):
+                with study.taken(out / row.name):
                     study.opened(out / row.name, row.config, command)
                     files = pack(out / row.name)
             except OctosimError as error:

@@ -1,29 +1,328 @@
-"""Files of every command: atomic writes, and what a record says about the machine."""
+"""Files of every command: atomic writes, JSON within limits, locks, and what a record says about the machine."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import platform
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from octosim.errors import OctosimError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+JSON_BYTES = 64 << 20  # of a JSON file
+LINE_BYTES = 4 << 20  # of a line of a JSON-lines file
+JSON_DEPTH = 100
+JSON_VALUES = 5_000_000
+FIFO_S = 5.0  # how long a write waits for the reader of a FIFO
+_ABANDONED_S = 86400.0  # a temporary file this old has no writer, where the file system knows no locks
+
+
+# ---- atomic writes --------------------------------------------------
+
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces a file as a whole; OctosimError where the disk is full or the folder is not writable."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replaces a file as a whole, durably; a symbolic link stays, and its target is replaced.
+
+    A character device or a FIFO is written to; a folder, a socket and a block device are refused.  OctosimError where the disk
+    is full, the folder is missing or not writable.  Temporary files that killed processes left in the folder are removed.
+    """
     try:
-        with open(temporary, "wb") as file:
+        target = _write_to_special(path, content)
+        if target is not None:
+            _replace(target, content)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise OctosimError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _write_to_special(path: Path, content: bytes) -> Path | None:
+    """Writes to what is no regular file; else the regular file, there or not, that `path` means."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return Path(os.path.realpath(path))
+    if stat.S_ISREG(mode) and not _is_descriptor(path):
+        return Path(os.path.realpath(path))
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a socket" if stat.S_ISSOCK(mode) else "a block device"
+        raise OSError(errno.EINVAL, f"it is {kind}")
+    with os.fdopen(_open_special(path, mode), "wb", buffering=0) as file:
+        os.set_blocking(file.fileno(), True)
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) or 0 :]
+    return None
+
+
+def _is_descriptor(path: Path) -> bool:
+    """Whether the path leads through /proc/PID/fd, as /dev/stdout does: a stream of this process, which a shell has open."""
+    place = os.path.abspath(path)
+    for _ in range(40):  # as many links as Linux follows
+        if re.fullmatch(r"/proc/(self|thread-self|\d+)(/task/\d+)?/fd|/dev/fd", os.path.dirname(place)):
+            return True
+        if not os.path.islink(place):
+            return False
+        place = os.path.normpath(os.path.join(os.path.dirname(place), os.readlink(place)))
+    return False
+
+
+def _open_special(path: Path, mode: int) -> int:
+    until = time.monotonic() + FIFO_S
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | (os.O_NONBLOCK if stat.S_ISFIFO(mode) else 0) | getattr(os, "O_NOCTTY", 0))
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > until:
+                raise
+        time.sleep(0.05)
+
+
+def _replace(target: Path, content: bytes) -> None:
+    sweep(target.parent, target.name)
+    # a name of its own for each process and thread, which leaves room where the target's name is as long as names may be
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.octosim.tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(fd, "wb") as file:
+            with contextlib.suppress(OSError):  # no locks on this file system: `sweep` goes by age
+                _try_lock(fd)
+            with contextlib.suppress(OSError, AttributeError):
+                os.fchmod(fd, stat.S_IMODE(os.stat(target).st_mode))
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.fsync(fd)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # writable, not readable
+    try:
+        os.fsync(fd)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # a file system without it
+            raise
+    finally:
+        os.close(fd)
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Removes the temporary files of `write_atomic` whose process is gone.  name: of a file, whose temporary files under the
+    names of earlier versions go too.  It tells of no error: it is housekeeping."""
+    earlier = re.compile(rf"\.{re.escape(name)}\.\d+\.tmp") if name else None
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            ours = entry.name.startswith(".") and entry.name.endswith(".octosim.tmp")
+            if ours or earlier and earlier.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    _remove_abandoned(entry)
+
+
+def _remove_abandoned(entry: os.DirEntry[str]) -> None:
+    if not entry.is_file(follow_symlinks=False):
+        return
+    if fcntl is None:
+        os.unlink(entry.path)  # which Windows refuses while the file is open
+        return
+    fd = os.open(entry.path, os.O_RDWR | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        _try_lock(fd)
+        if _same_file(fd, entry.path):
+            os.unlink(entry.path)
+    except BlockingIOError:
+        return  # its process lives
+    except OSError:
+        if time.time() - os.fstat(fd).st_mtime > _ABANDONED_S:
+            os.unlink(entry.path)
+    finally:
+        os.close(fd)
+
+
+# ---- locks --------------------------------------------------
+
+
+def _try_lock(fd: int, wait: bool = False) -> None:
+    """BlockingIOError where another open file holds the lock; another OSError where the file system has none."""
+    if fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return
+    import msvcrt
+
+    while True:
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+            return
+        except OSError as error:
+            if not wait:
+                raise BlockingIOError(errno.EWOULDBLOCK, "locked") from error
+        time.sleep(0.1)
+
+
+def _same_file(fd: int, path: str | Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str, wait: bool = False) -> Iterator[None]:
+    """Holds a lock file, which goes with the lock; the kernel drops the lock of a process that dies.
+
+    busy: the sentence where another process holds it.  wait: wait for that process.  NFS locks between machines; a file system
+    without locks (ENOLCK, ENOTSUP) is taken as it is.
+    """
+    try:
+        fd = _open_locked(path, wait)
+    except BlockingIOError:
+        raise OctosimError(busy) from None
+    except OSError as error:
         raise OctosimError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # while it is held: who waits for this file finds another inode there, and begins again
+        os.close(fd)
+
+
+def _open_locked(path: Path, wait: bool) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            try:
+                _try_lock(fd, wait)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                    raise
+                return fd
+            if _same_file(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # its holder removed it meanwhile
+
+
+# ---- reading --------------------------------------------------
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file to read; OSError for anything else, a FIFO or a device among them."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file")
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A regular file of at most `limit` bytes; OctosimError where it cannot be read or is larger."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise OctosimError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > limit:
+        raise OctosimError(f"{path} cannot be read: it is larger than {limit:,} bytes")
+    return content
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # an open one goes to the end
+
+
+def _nests_too_deep(content: bytes) -> bool:
+    depth = 0
+    for bracket in re.finditer(rb"[][{}]", _STRING.sub(b"", content)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > JSON_DEPTH:
+            return True
+    return False
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return content
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """The value of a JSON text in UTF-8; OctosimError, beginning with `where`, for what is not JSON, nests deeper than
+    JSON_DEPTH, has more than JSON_VALUES values, or has a field twice in an object.  NaN and Infinity are read as floats."""
+    opened = content.count(b"{") + content.count(b"[")
+    if opened + content.count(b",") > JSON_VALUES:
+        raise OctosimError(f"{where} cannot be read: its JSON has more than {JSON_VALUES:,} values")
+    if opened > JSON_DEPTH and _nests_too_deep(content):
+        raise OctosimError(f"{where} cannot be read: its JSON nests deeper than {JSON_DEPTH} levels")
+    try:
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_no_twins)
+    except (ValueError, RecursionError) as error:
+        raise OctosimError(f"{where} cannot be read: it is not JSON: {str(error).splitlines()[0]}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file of at most JSON_BYTES."""
+    return parse_json(read_bytes(path, JSON_BYTES), str(path))
+
+
+def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The objects of a JSON-lines file, one by one, each with the offset of its end; none where there is no file.
+
+    OctosimError at the first line that is longer than LINE_BYTES, without its end, or no JSON object.
+    """
+    try:
+        with open_regular(path) as file:
+            end = 0
+            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), start=1):
+                if len(line) > LINE_BYTES:
+                    raise OctosimError(f"{path}: line {number} is longer than {LINE_BYTES:,} bytes")
+                end += len(line)
+                try:
+                    row = parse_json(line, "it") if line.endswith(b"\n") else None
+                except OctosimError:
+                    row = None
+                if not isinstance(row, dict):
+                    raise OctosimError(f"{path}: line {number} is cut off or not JSON")
+                yield row, end
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OctosimError(f"{path} cannot be read: {error.strerror}") from None
+
+
+# ---- the machine --------------------------------------------------
 
 
 def environment(isa: str, threads: int) -> dict[str, Any]:

@@ -11,20 +11,18 @@ The records follow from the study alone: a study that was killed and started aga
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import itertools
 import json
 import multiprocessing
 import os
 import re
-import shutil
 import time
 import tomllib
 import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
@@ -36,7 +34,7 @@ from pydantic import BeforeValidator, Field, ValidationError, create_model
 import octosim
 from octosim import core, data, methods, train
 from octosim.errors import OctosimError, suggest
-from octosim.files import write_atomic
+from octosim.files import locked, read_lines, write_atomic
 from octosim.schema import Frozen, first_problem
 
 SHIPPED = Path(__file__).parent / "studies"
@@ -182,20 +180,15 @@ class State:
     reason: str = ""
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def taken(folder: Path) -> AbstractContextManager[None]:
     """Waits for a process that still works on the run: one that its killed study left, which ends at its next step."""
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return locked(folder.with_name(f".{folder.name}.lock"), f"{folder} is in use", wait=True)
 
 
 def opened(folder: Path, config: train.Config, command: str) -> train.Run:
     """The run at its last checkpoint, or a new one."""
     if (folder / "manifest.json").exists():
         return train.reopen(folder)
-    if folder.exists() and all(path.name.endswith(".tmp") for path in folder.iterdir()):
-        shutil.rmtree(folder)  # killed before the manifest was in place
     return train.create(config, folder, command)
 
 
@@ -213,7 +206,7 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
 
     try:
         core.set_threads(threads)
-        with locked(folder):
+        with taken(folder):
             if train.read_digest(folder) is None:
                 done = train.train(opened(folder, config, command), folder, tell, every)
                 pipe.send({"state": "finished" if done else "interrupted"})
@@ -234,13 +227,10 @@ _OVERFLOW = ("additions", "saturations", "wraps", "pair_saturations", "outputs",
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file, none where it does not exist."""
-    found = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            raise OctosimError(f"{path}: line {number} is cut off or not JSON; move the run away to train it again") from None
-    return found
+    try:
+        return [row for row, _ in read_lines(path)]
+    except OctosimError as error:
+        raise OctosimError(f"{error}; move the run away to train it again") from None
 
 
 def records(row: Row, folder: Path) -> list[dict[str, Any]]:
@@ -262,6 +252,7 @@ def records(row: Row, folder: Path) -> list[dict[str, Any]]:
         raise OctosimError(f"{folder}: its records cannot be read: {error!r}") from None
     if not made or made[-1]["step"] != kept[-1]["step"]:
         raise OctosimError(f"{folder / 'records.jsonl'} does not end with an evaluation; move the run away to train it again")
+    train.check(folder)
     return made
 
 

@@ -407,9 +407,18 @@ def test_bad_configurations_write_nothing(change: dict, words: str, tmp_path: Pa
 
 
 def test_existing_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OctosimError, match="exists already"):
         train.create(train.Config(**SHORT), tmp_path, "test")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".manifest.json.1.tmp"], [".manifest.json.0a1b2c3d.octosim.tmp", ".lock"]])
+def test_a_folder_that_a_kill_left_is_taken(left: list[str], tmp_path: Path) -> None:
+    for name in left:
+        (tmp_path / name).write_text("{")
+    train.create(train.Config(**SHORT), tmp_path, "test")
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -145,6 +144,7 @@ def train(
     if resume:
         _refuse_changes(ctx, folder, config, trainer.read_config(folder))
         if trainer.read_digest(folder):
+            trainer.check(folder)
             hint(f"{folder} is finished already")
             _summary(folder, json_)
             return
@@ -191,8 +191,7 @@ def _refuse_changes(ctx: typer.Context, folder: Path, asked: Any, stored: Any) -
 def _summary(folder: Path, as_json: bool) -> None:
     from octosim import train as trainer
 
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    last, made = records[-1], trainer.read_manifest(folder)
+    last, made = trainer.last_record(folder), trainer.read_manifest(folder)
     result = {
         "out": str(folder), "step": last["step"], "loss": last["loss"], "test_loss": last["test_loss"],
         "test_accuracy": last["test_accuracy"], "digest": trainer.read_digest(folder),
@@ -220,7 +219,9 @@ def verify(
     threads: Threads = None,
     json_: AsJson = False,
 ) -> None:
-    """Replay a run from its manifest and compare the digests: exit code 0 if every bit is the same, 1 if not.
+    """Replay a run from its manifest and compare every file: exit code 0 if every bit is the same, 1 if not.
+
+    Exit code 2 if a file is missing or cannot be read.
 
     Example: octosim verify runs/a
     """
@@ -236,7 +237,10 @@ def verify(
         say(f"equal: sha256:{verdict.replayed}")
     else:
         where = "the records agree" if verdict.first_step is None else f"the records part at step {verdict.first_step}"
+        where = where if verdict.replayed else "not replayed"
         say(f"different: recorded {verdict.recorded}, replayed {verdict.replayed}; {where}")
+        for line in verdict.differences:
+            say(f"  {line}")
     raise typer.Exit(0 if verdict.equal else 1)
 
 

@@ -3,8 +3,10 @@
 from octosim.train.config import EPOCHS, Config
 from octosim.train.directory import (
     FORMAT,
+    check,
     create,
     decides,
+    last_record,
     manifest,
     memory,
     parameter_counts,
@@ -14,6 +16,7 @@ from octosim.train.directory import (
     rebuild,
     reopen,
     save,
+    write_manifest,
 )
 from octosim.train.interrupt import Interrupt
 from octosim.train.loop import Progress, train
@@ -21,7 +24,7 @@ from octosim.train.run import Batch, Run
 from octosim.train.verification import Verdict, advance_before, replay, verify
 
 __all__ = [
-    "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before", "create", "decides",
-    "manifest", "memory", "parameter_counts", "read_config", "read_digest", "read_manifest", "rebuild", "reopen", "replay",
-    "save", "train", "verify",
+    "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before", "check", "create",
+    "decides", "last_record", "manifest", "memory", "parameter_counts", "read_config", "read_digest", "read_manifest",
+    "rebuild", "reopen", "replay", "save", "train", "verify", "write_manifest",
 ]  # fmt: skip

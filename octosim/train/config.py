@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import types
+import typing
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
 
 EPOCHS = 3  # where neither epochs nor steps are given
@@ -43,3 +47,44 @@ class Config:
     accumulator: str = EXACT32.name
     count_overflow: int | None = None
     measure: int | None = None
+
+
+_NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of the kind of a field of Config."""
+    if kind is Any:  # a method's parameter
+        return isinstance(value, bool) or _is(value, str | int | float)
+    if isinstance(kind, types.UnionType):
+        return any(_is(value, each) for each in typing.get_args(kind))
+    if kind is type(None):
+        return value is None
+    if kind is str:
+        return isinstance(value, str) and "\0" not in value and value == value.encode(errors="ignore").decode()
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind in (int, float):
+        number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        return number and (abs(value) < 2**64 if isinstance(value, int) else math.isfinite(value))
+    inner = typing.get_args(kind)[-1]
+    held = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+    return isinstance(value, typing.get_origin(kind)) and all(_is(each, inner) for each in held)
+
+
+def _name(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_name(each) for each in typing.get_args(kind))
+    return "null" if kind is type(None) else _NAMES[typing.get_origin(kind) or kind]
+
+
+def from_json(content: Any, where: str) -> Config:
+    """The Config whose fields a file holds; OctosimError, beginning with `where`, for other fields or kinds of values."""
+    kinds = typing.get_type_hints(Config)
+    known = {f.name for f in fields(Config)}
+    if not isinstance(content, dict) or set(content) != known:
+        raise OctosimError(f"{where}: 'config' must have exactly the fields {', '.join(sorted(known))}")
+    for name, value in content.items():
+        if not _is(value, kinds[name]):
+            raise OctosimError(f"{where}: config.{name} is {str(value)[:40]!r}, expected {_name(kinds[name])}")
+    return Config(**content)

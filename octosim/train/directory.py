@@ -1,20 +1,31 @@
 """The files of a run.
 
 A run directory holds
-    manifest.json          what decides the bits ("decides") and what does not ("environment"); how many numbers are trained
+    manifest.json          what decides the bits ("decides") and what does not ("environment"); how many numbers are trained;
+                           "sums" of its own fields
     records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy;
                            after an epoch also metrics, where the method has any
     overflow.jsonl         with count_overflow, an object a counted step, layer and pass: what happened in the accumulators
     measures.jsonl         with measure, an object a measured step, layer, pass, role and reference (measure.py)
     timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
-    checkpoint.safetensors parameters, running statistics, optimizer state and the step, replaced atomically
+    checkpoint.safetensors parameters, running statistics and optimizer state, replaced atomically; in its metadata the step,
+                           and sums of the tensors, of "decides" and of the records up to that step
     digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
+    .lock                  while a process works on the run
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from dataclasses import asdict, fields
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +36,20 @@ from safetensors.numpy import save as save_tensors
 import octosim
 from octosim import core, graph, methods
 from octosim.engine import optimizers, plan
+from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
-from octosim.files import environment, write_atomic
-from octosim.train.config import Config
-from octosim.train.run import Run
+from octosim.files import environment, locked, open_regular, parse_json, read_bytes, read_json, read_lines, write_atomic
+from octosim.train.config import Config, from_json
+from octosim.train.run import Run, digest_of
 
 FORMAT = 1
+CHECKPOINT_FORMAT = 2  # 1 had no sums
+LINES = ("records.jsonl", "overflow.jsonl", "measures.jsonl")
+"""The files that grow with the steps and are the same in each run of a manifest."""
+LOCK = ".lock"
+
+
+# ---- manifest --------------------------------------------------
 
 
 def parameter_counts(run: Run) -> dict[str, int]:
@@ -81,12 +100,18 @@ def decides(run: Run) -> dict[str, Any]:
 
 
 def manifest(run: Run, command: str) -> dict[str, Any]:
-    """The manifest of a run; `config` inside is what `Config` needs to make it again."""
+    """The manifest of a run; `config` inside is what `Config` needs to make it again, `data` what its images are."""
     return {
         "format": FORMAT,
         "kind": "run",
         "decides": decides(run),
         "config": asdict(run.config),
+        "data": {
+            "name": run.data.name,
+            "sha256": run.data.sha256,
+            "image_shape": list(run.data.train_images.shape[1:]),
+            "classes": list(run.data.classes),
+        },
         "parameters": parameter_counts(run),
         "memory": memory(run),
         "environment": environment(core.isa(), core.threads()),
@@ -94,113 +119,478 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
     }
 
 
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _sums(content: dict[str, Any]) -> dict[str, str]:
+    """A short sum of each field of a manifest, and of each field inside those that are objects."""
+    made: dict[str, str] = {}
+    for key, value in content.items():
+        inner = {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {}
+        made |= {name: _sha256(each)[:16] for name, each in (inner or {key: value}).items()}
+    return made
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Replaces the manifest, with sums of its fields."""
+    plain = json.loads(json.dumps({key: value for key, value in content.items() if key != "sums"}))
+    write_atomic(folder / "manifest.json", (json.dumps(plain | {"sums": _sums(plain)}, indent=2) + "\n").encode())
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run directory; OctosimError where there is none or it is not one of ours."""
     path = folder / "manifest.json"
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise OctosimError(f"{folder} is not a run directory: it has no manifest.json") from None
-    except (OSError, ValueError) as error:
-        raise OctosimError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict) or content.get("kind") != "run" or content.get("format") != FORMAT:
+    if not os.path.lexists(path):
+        raise OctosimError(f"{folder} is not a run directory: it has no manifest.json")
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("kind") != "run" or not _is_format(content.get("format"), FORMAT):
         raise OctosimError(f"{path} is not the manifest of a run in format {FORMAT}")
+    told = content.get("decides")
+    data = told.get("data") if isinstance(told, dict) else None
+    if not isinstance(data, dict) or not isinstance(data.get("sha256"), str):
+        raise OctosimError(f"{path}: field decides.data.sha256 is missing, expected the checksum of the run's data")
+    counts, held = content.get("parameters", {}), content.get("memory", {})
+    for name, value in (("parameters", [counts]), ("memory", list(held.values()) if isinstance(held, dict) else [held])):
+        for each in value:
+            if not isinstance(each, dict) or not all(isinstance(n, int) and 0 <= n < 2**63 for n in each.values()):
+                raise OctosimError(f"{path}: field {name} is {str(each)[:40]!r}, expected numbers by name")
     return content
+
+
+def _is_format(value: Any, expected: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == expected
+
+
+def changed_fields(content: dict[str, Any]) -> list[str]:
+    """The fields of a manifest whose sums are not those that were written with them; none without sums (octosim 0.1)."""
+    if "sums" not in content:
+        return []
+    written = content["sums"] if isinstance(content["sums"], dict) else {}
+    found = _sums({key: value for key, value in content.items() if key != "sums"})
+    return [name for name in {**found, **written} if found.get(name) != written.get(name)]
+
+
+def _refuse_changed(folder: Path, changed: list[str]) -> None:
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise OctosimError(f"{folder / 'manifest.json'}: field {changed[0]}{more} is not as it was written; the run is damaged")
 
 
 def read_config(folder: Path) -> Config:
     """The configuration of a run directory."""
-    content = read_manifest(folder).get("config")
-    known = {f.name for f in fields(Config)}
-    if not isinstance(content, dict) or set(content) != known:
-        raise OctosimError(f"{folder / 'manifest.json'}: 'config' must have exactly the fields {', '.join(sorted(known))}")
-    return Config(**content)
+    return from_json(read_manifest(folder).get("config"), str(folder / "manifest.json"))
 
 
-def rebuild(folder: Path, config: Config) -> Run:
-    """The run of a directory before its first step."""
-    if not graph.is_file(config.model):
+def rebuild(folder: Path, content: dict[str, Any]) -> Run:
+    """The run of a manifest before its first step."""
+    where = str(folder / "manifest.json")
+    config = from_json(content.get("config"), where)
+    _refuse_changed(folder, [name for name in changed_fields(content) if name.startswith("config") or name == "decides.layers"])
+    try:
+        if graph.is_file(config.model):
+            return Run(config, graph.parse(f"{where}:", content["decides"].get("layers")))
         return Run(config)
-    stored = read_manifest(folder).get("decides", {}).get("layers")
-    return Run(config, graph.parse(f"{folder / 'manifest.json'}:", stored))
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise OctosimError(f"{where} describes a run that cannot be built: {error!r}") from None
+
+
+def differing(recorded: Any, expected: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """(field, recorded, expected) of what differs between two values of JSON; 1, 1.0 and true are three values."""
+    if isinstance(recorded, dict) and isinstance(expected, dict):
+        for key in {**expected, **recorded}:
+            yield from differing(recorded.get(key, ABSENT), expected.get(key, ABSENT), f"{name}.{key}" if name else key)
+    elif isinstance(recorded, list) and isinstance(expected, list) and len(recorded) == len(expected):
+        for index, (one, other) in enumerate(zip(recorded, expected, strict=True)):
+            yield from differing(one, other, f"{name}[{index}]")
+    elif type(recorded) is not type(expected) or recorded != expected:
+        if not (isinstance(recorded, float) and isinstance(expected, float) and math.isnan(recorded) and math.isnan(expected)):
+            yield name, recorded, expected
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "missing"
+
+
+ABSENT = _Absent()
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+# ---- records --------------------------------------------------
+
+
+@dataclass
+class Part:
+    """The beginning of a .jsonl file: how much of it belongs to a checkpoint."""
+
+    lines: int = 0
+    size: int = 0  # bytes
+    hash: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, content: bytes) -> None:
+        """Takes whole lines."""
+        self.lines += content.count(b"\n")
+        self.size += len(content)
+        self.hash.update(content)
+
+    def told(self) -> dict[str, Any]:
+        return {"lines": self.lines, "bytes": self.size, "sha256": self.hash.hexdigest()}
+
+
+def part_of(path: Path, limit: int | None = None) -> Part:
+    """A file's first `limit` bytes, all if None; an empty part where there is no file."""
+    part = Part()
+    try:
+        with open_regular(path) as file:
+            while content := file.read(1 << 20 if limit is None else min(1 << 20, limit - part.size)):
+                part.add(content)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OctosimError(f"{path} cannot be read: {error.strerror}") from None
+    return part
+
+
+_NUMBER = (int, float)
+_RECORD: dict[str, Any] = {
+    "step": int, "epoch": int, "loss": float, "learning_rate": (*_NUMBER, type(None)), "test_loss": float,
+    "test_accuracy": float, "metrics": dict,
+}  # fmt: skip
+_NEEDED = ("step", "epoch", "loss", "learning_rate")
+
+
+def check_record(row: dict[str, Any], where: str) -> None:
+    """OctosimError where a line of records.jsonl has a field too few or many, or a value of another kind."""
+    for name in _NEEDED:
+        if name not in row:
+            raise OctosimError(f"{where}: field {name} is missing")
+    for name, value in row.items():
+        if name not in _RECORD or isinstance(value, bool) or not isinstance(value, _RECORD[name]):
+            raise OctosimError(f"{where}: field {name} is {str(value)[:40]!r}, which no record has")
+        if isinstance(value, float) and not math.isfinite(value) or name == "test_accuracy" and not 0 <= value <= 1:
+            raise OctosimError(f"{where}: field {name} is {value}")
+    if ("test_loss" in row) != ("test_accuracy" in row):
+        raise OctosimError(f"{where}: only one of test_loss and test_accuracy is there")
+
+
+def _steps_of(run: Run, name: str, last: int) -> list[int]:
+    """The steps up to `last` that have lines in a file."""
+    every = {"records.jsonl": 1, "overflow.jsonl": run.config.count_overflow, "measures.jsonl": run.config.measure}[name]
+    return list(range(every, last + 1, every)) if every else []
+
+
+def sound_part(path: Path, steps: list[int]) -> Part:
+    """The beginning of a file, which has the lines of these steps in order; OctosimError where it has not.
+
+    A step of overflow.jsonl and measures.jsonl has several lines: those of the first step, for the same layers and passes.
+    """
+    keys: dict[int, list[Any]] = {}  # of the lines of each step
+    rows, number, end = read_lines(path), 0, 0
+    while True:
+        try:
+            row, offset = next(rows)
+        except StopIteration:
+            break
+        except OctosimError:
+            if list(keys) == steps:
+                break  # a line that a kill cut off
+            raise
+        number += 1
+        where, step = f"{path}: line {number}", row.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise OctosimError(f"{where}: field step is {str(step)[:40]!r}, expected a whole number")
+        if not steps or step > steps[-1]:
+            break
+        belongs = [*list(keys)[-1:], *steps[len(keys) :][:1]]
+        if step not in belongs or path.name == "records.jsonl" and step in keys:
+            raise OctosimError(f"{where} is of step {step}, expected step {belongs[-1]}")
+        if path.name == "records.jsonl":
+            check_record(row, where)
+        keys.setdefault(step, []).append([row.get(name) for name in ("layer", "pass", "role", "against")])
+        end = offset
+    for step in steps:
+        if keys.get(step) is None or keys[step] != keys[steps[0]]:
+            raise OctosimError(f"{path}: the lines of step {step} are missing or not complete")
+    return part_of(path, end)
+
+
+# ---- checkpoint --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """about: the metadata, with sums from format 2 on."""
+
+    path: Path
+    format: int
+    step: int
+    test_accuracy: float | None
+    about: dict[str, Any]
+    tensors: dict[str, Array]
+
+
+def checkpoint_about(run: Run, decides: Any, parts: dict[str, Part], sums: bool) -> dict[str, Any]:
+    """What a checkpoint says of itself.  decides: of the manifest; sums: whether the manifest has sums."""
+    about = {
+        "format": CHECKPOINT_FORMAT,
+        "step": run.step,
+        "test_accuracy": run.test_accuracy,
+        "sha256": run.digest(),
+        "decides": _sha256(decides),
+        "manifest_sums": sums,
+        "records": {name: parts[name].told() for name in sorted(parts) if parts[name].size},
+    }
+    return about | {"sum": _sha256(about)}
+
+
+def save(run: Run, folder: Path, parts: dict[str, Part] | None = None) -> None:
+    """Replaces the checkpoint.  parts: the records up to the run's step, which are on disk; by default all that is there."""
+    content = read_manifest(folder)
+    if parts is None:
+        parts = {name: part_of(folder / name) for name in LINES}
+    about = checkpoint_about(run, content["decides"], parts, "sums" in content)
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in run.tensors().items()}
+    # one key: safetensors writes several in random order
+    saved = save_tensors(arrays, {"octosim": json.dumps(about, sort_keys=True)})
+    write_atomic(folder / "checkpoint.safetensors", saved)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint of a run directory, None where there is none; OctosimError where it cannot be read."""
+    path = folder / "checkpoint.safetensors"
+    if not os.path.lexists(path):
+        return None
+    try:
+        open_regular(path).close()
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise OctosimError(f"{path} cannot be read: {error}") from None
+    if "octosim" in metadata:
+        about = parse_json(metadata["octosim"].encode(errors="surrogatepass"), f"{path}: its metadata")
+    else:
+        about = _first_format(metadata)
+    if not isinstance(about, dict) or not _is_about(about):
+        raise OctosimError(f"{path} cannot be read: its metadata are not a checkpoint's, of format 1 or {CHECKPOINT_FORMAT}")
+    return Checkpoint(path, about["format"], about["step"], about["test_accuracy"], about, tensors)
+
+
+def _is_about(about: dict[str, Any]) -> bool:
+    step, accuracy = about.get("step"), about.get("test_accuracy", "")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        return False
+    if accuracy is not None and not (isinstance(accuracy, float) and 0 <= accuracy <= 1):
+        return False
+    told = about.get("format")
+    return _is_format(told, 1) or _is_format(told, CHECKPOINT_FORMAT) and _are_parts(about.get("records"))
+
+
+def _are_parts(value: Any) -> bool:
+    """Whether a value has the shape of the sums of records."""
+    if not isinstance(value, dict) or not set(value) <= set(LINES):
+        return False
+    counts = [part.get(name) if isinstance(part, dict) else None for part in value.values() for name in ("lines", "bytes")]
+    return all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+
+
+def _first_format(metadata: dict[str, str]) -> dict[str, Any]:
+    """The metadata of octosim 0.1's checkpoints, three strings."""
+    about: dict[str, Any] = {name: text for name, text in metadata.items()}
+    if about.get("format") == "1" and re.fullmatch(r"\d{1,10}", about.get("step", "")):
+        about |= {"format": 1, "step": int(about["step"])}
+        with contextlib.suppress(ValueError):
+            about["test_accuracy"] = float(about["test_accuracy"]) if about.get("test_accuracy") else None
+    return about
+
+
+def check_sums(saved: Checkpoint, content: dict[str, Any]) -> None:
+    """OctosimError where a checkpoint's tensors or metadata are not those that were saved, or belong to another manifest."""
+    if saved.format == 1:
+        return
+    about = saved.about
+    if about.get("sum") != _sha256({name: value for name, value in about.items() if name != "sum"}):
+        raise OctosimError(f"{saved.path}: its metadata are not as they were saved; the checkpoint is damaged")
+    if about.get("sha256") != digest_of(saved.tensors):
+        raise OctosimError(f"{saved.path}: its tensors are not as they were saved; the checkpoint is damaged")
+    if about.get("decides") != _sha256(content["decides"]):
+        raise OctosimError(f"{saved.path} is the checkpoint of another run than its manifest's")
+    if about.get("manifest_sums") and "sums" not in content:
+        raise OctosimError(f"{saved.path.with_name('manifest.json')}: field sums is missing; the run is damaged")
+
+
+def check_parts(run: Run, folder: Path, saved: Checkpoint | None) -> dict[str, Part]:
+    """The parts of the records that belong to a checkpoint; OctosimError where they are not what they were then."""
+    step = saved.step if saved else 0
+    if saved is None or saved.format == 1:
+        return {name: sound_part(folder / name, _steps_of(run, name, step)) for name in LINES}
+    return check_told_parts(folder, saved)
+
+
+def check_told_parts(folder: Path, saved: Checkpoint) -> dict[str, Part]:
+    """The parts of the records whose sums a checkpoint has; OctosimError where they are not what they were then."""
+    told, parts = saved.about["records"], {}
+    for name in LINES:
+        held = told.get(name, Part().told())
+        part = parts[name] = part_of(folder / name, held["bytes"])
+        if part.told() != held:
+            kind = "is missing or shorter than" if part.size < held["bytes"] else "differs from"
+            raise OctosimError(f"{folder / name} {kind} what it was at the checkpoint of step {saved.step}; the run is damaged")
+    if parts["records.jsonl"].lines != saved.step:
+        raise OctosimError(f"{folder / 'records.jsonl'}: the checkpoint of step {saved.step} was saved without all records")
+    return parts
+
+
+def _restore(run: Run, saved: Checkpoint) -> None:
+    if saved.step > run.steps:
+        raise OctosimError(f"{saved.path}: its step is {saved.step}, but the run has {run.steps}; the checkpoint is damaged")
+    target, tensors = run.tensors(), saved.tensors
+    for name in {**target, **tensors}:
+        if name not in target:
+            raise OctosimError(f"{saved.path}: tensor '{name}' is none of the run's")
+        if name not in tensors or tensors[name].shape != target[name].shape or tensors[name].dtype != target[name].dtype:
+            raise OctosimError(f"{saved.path}: tensor '{name}' is missing or has another shape than the run's manifest says")
+    for name, tensor in target.items():
+        tensor[...] = tensors[name]
+    run.step, run.test_accuracy = saved.step, saved.test_accuracy
+
+
+# ---- digest --------------------------------------------------
+
+
+def digest_text(digest: str, step: int) -> str:
+    return f"sha256:{digest}  step {step}\n"
+
+
+def read_end(folder: Path) -> tuple[str, int] | None:
+    """Digest and step in digest.txt, None where the run is not finished; OctosimError where the file is damaged."""
+    path = folder / "digest.txt"
+    if not os.path.lexists(path):
+        return None
+    text = read_bytes(path, 1000).decode(errors="replace")
+    match = re.fullmatch(r"sha256:([0-9a-f]{64})  step (\d{1,10})\n", text)
+    if match is None:
+        raise OctosimError(f"{path} cannot be read: it is not of the form 'sha256:DIGEST  step N'")
+    return match[1], int(match[2])
 
 
 def read_digest(folder: Path) -> str | None:
     """The digest of a finished run, None for one that is not."""
-    try:
-        return (folder / "digest.txt").read_text().split()[0].removeprefix("sha256:")
-    except (FileNotFoundError, IndexError):
-        return None
+    end = read_end(folder)
+    return end[0] if end else None
 
 
-def save(run: Run, folder: Path) -> None:
-    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in run.tensors().items()}
-    accuracy = "" if run.test_accuracy is None else repr(run.test_accuracy)
-    content = save_tensors(arrays, {"format": str(FORMAT), "step": str(run.step), "test_accuracy": accuracy})
-    write_atomic(folder / "checkpoint.safetensors", content)
+# ---- the whole --------------------------------------------------
 
 
-def _restore(run: Run, folder: Path) -> None:
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = file.metadata()
-            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        step, accuracy = int(about["step"]), about["test_accuracy"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise OctosimError(f"{path} cannot be read: {error}") from None
-    target = run.tensors()
-    for name, tensor in target.items():
-        if name not in saved or saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
-            raise OctosimError(f"{path}: tensor '{name}' is missing or has another shape than the run's manifest says")
-    for name, tensor in target.items():
-        tensor[...] = saved[name]
-    run.step = step
-    run.test_accuracy = float(accuracy) if accuracy else None
+def last_record(folder: Path) -> dict[str, Any]:
+    """The last record of a finished run; OctosimError where it has no evaluation."""
+    path, last = folder / "records.jsonl", deque(read_lines(folder / "records.jsonl"), maxlen=1)
+    row = last[0][0] if last else {}
+    check_record(row, str(path))
+    if "test_accuracy" not in row:
+        raise OctosimError(f"{path} does not end with an evaluation")
+    return row
 
 
-def _truncate(path: Path, key: str, last: int) -> None:
-    """Keeps the lines of a .jsonl file whose `key` is at most `last`; a line that a kill cut short goes too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)[key] <= last:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_atomic(path, "".join(kept).encode())
+def check(folder: Path) -> dict[str, Any]:
+    """The manifest of a run directory, whose files agree with each other; OctosimError names the first that does not.
+
+    No step is taken: `verify` tells whether the numbers are right.
+    """
+    content = read_manifest(folder)
+    from_json(content.get("config"), str(folder / "manifest.json"))
+    _refuse_changed(folder, changed_fields(content))
+    end, saved = read_end(folder), load_checkpoint(folder)
+    if saved:
+        check_sums(saved, content)
+    if end is None:
+        if saved and saved.format != 1:
+            check_told_parts(folder, saved)
+        return content
+    digest, step = end
+    if saved is None:
+        raise OctosimError(f"{folder / 'checkpoint.safetensors'} is missing, though digest.txt says that the run is finished")
+    if saved.step != step or digest_of(saved.tensors) != digest:
+        raise OctosimError(f"{folder / 'digest.txt'} is not the digest of the checkpoint beside it; the run is damaged")
+    if saved.format == 1:
+        sound_part(folder / "records.jsonl", list(range(1, step + 1)))
+        return content
+    for name, part in check_told_parts(folder, saved).items():
+        if os.path.exists(folder / name) and os.path.getsize(folder / name) != part.size:
+            raise OctosimError(f"{folder / name} goes on after the last step; the run is damaged")
+    return content
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """The lock of a run directory; OctosimError where another process has it."""
+    return locked(folder / LOCK, f"{folder}: another process works on this run; wait for its end, or stop it")
 
 
 def create(config: Config, folder: Path, command: str) -> Run:
-    """A new run directory; OctosimError where it exists or the configuration is refused (then nothing is written)."""
-    if folder.exists():
-        raise OctosimError(f"{folder} exists already: choose another --out, or continue that run with --resume")
+    """A new run directory; OctosimError where it exists or the configuration is refused (then nothing is written).
+
+    An empty folder is taken, and one that a process left which died before the manifest was in place.
+    """
+    _refuse_existing(folder)
     run = Run(config)
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OctosimError(f"cannot make {folder}: {error.strerror}") from None
-    write_atomic(folder / "manifest.json", (json.dumps(manifest(run, command), indent=2) + "\n").encode())
+    try:
+        with alone(folder):
+            _refuse_existing(folder)
+            sweep_run(folder)
+            write_manifest(folder, manifest(run, command))
+    except OctosimError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # as it was, where nothing is in it
+        raise
     return run
 
 
+def _is_leftover(name: str) -> bool:
+    return name == LOCK or name.startswith(".") and name.endswith(".tmp")
+
+
+def _refuse_existing(folder: Path) -> None:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError:
+        names = [folder.name]  # no folder, or a closed one
+    if not all(_is_leftover(name) for name in names):
+        raise OctosimError(f"{folder} exists already: choose another --out, or continue that run with --resume")
+
+
+def sweep_run(folder: Path) -> None:
+    """Removes what a kill in the middle of a write leaves.  Only with the run's lock."""
+    for left in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
 def reopen(folder: Path) -> Run:
-    """The run of a directory, at its last checkpoint, its records cut back to there."""
-    config, before = read_config(folder), read_manifest(folder)["decides"]
-    run = rebuild(folder, config)
-    now = decides(run)
-    for key in now:
-        if before.get(key) != json.loads(json.dumps(now[key])):
-            raise OctosimError(f"{folder}: '{key}' was {before.get(key)} and is {now[key]} now; the bits could not be the same")
-    for left in folder.glob(".*.tmp"):  # what a kill in the middle of a write leaves
-        left.unlink(missing_ok=True)
-    _restore(run, folder)
-    _truncate(folder / "records.jsonl", "step", run.step)
-    _truncate(folder / "overflow.jsonl", "step", run.step)
-    _truncate(folder / "measures.jsonl", "step", run.step)
-    _truncate(folder / "timing.jsonl", "epoch", run.step // run.steps_per_epoch)
+    """The run of a directory at its last checkpoint; OctosimError where the directory is damaged.  Changes no file."""
+    content = read_manifest(folder)
+    with alone(folder):
+        run = rebuild(folder, content)
+        now = plain(decides(run))
+        for key in {**now, **content["decides"]}:
+            before = content["decides"].get(key)
+            if any(differing(before, now.get(key), key)):
+                raise OctosimError(f"{folder}: '{key}' was {before} and is {now.get(key)} now; the bits could not be the same")
+        _refuse_changed(folder, changed_fields(content))
+        saved = load_checkpoint(folder)
+        if saved:
+            check_sums(saved, content)
+            _restore(run, saved)
+        check_parts(run, folder, saved)
     return run

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from octosim import loader, measure
 from octosim.errors import OctosimError
-from octosim.files import write_atomic
-from octosim.train.directory import save
+from octosim.files import parse_json, write_atomic
+from octosim.train import directory
 from octosim.train.interrupt import Interrupt
 from octosim.train.run import Run
 
@@ -29,6 +31,53 @@ class Progress:
     test_accuracy: float | None
 
 
+class Records:
+    """The .jsonl files of a run while it trains: appended to, and hashed as they grow.
+
+    parts: what is on disk and belongs to the run's steps; whatever lies behind is cut off.
+    """
+
+    def __init__(self, folder: Path, parts: dict[str, directory.Part], files: ExitStack):
+        self.parts = parts
+        self._folder, self._files = folder, files
+        self._open: dict[str, IO[bytes]] = {}
+        for name, part in parts.items():
+            with contextlib.suppress(FileNotFoundError):
+                if (folder / name).stat().st_size > part.size:
+                    os.truncate(folder / name, part.size)
+
+    def add(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        if not content:
+            return
+        if name not in self._open:
+            self._open[name] = self._files.enter_context(open(self._folder / name, "ab"))
+        self._open[name].write(content)
+        self.parts[name].add(content)
+
+    def sync(self) -> None:
+        """All rows are on disk: a checkpoint may follow."""
+        for file in self._open.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _begin(run: Run, folder: Path) -> dict[str, directory.Part]:
+    """The records' parts that belong to the run's step; OctosimError where the directory is at another."""
+    if directory.read_end(folder):
+        raise OctosimError(f"{folder} is finished already")
+    saved = directory.load_checkpoint(folder)
+    if (saved.step if saved else 0) != run.step:
+        raise OctosimError(
+            f"{folder} is at step {saved.step if saved else 0}, not {run.step}: another process worked on it; try again"
+        )
+    if saved:
+        directory.check_sums(saved, directory.read_manifest(folder))
+    parts = directory.check_parts(run, folder, saved)
+    directory.sweep_run(folder)
+    return parts
+
+
 def train(
     run: Run, folder: Path, progress: Callable[[Progress], None] | None = None, every: int = 100, prefetch: bool = False
 ) -> bool:
@@ -38,42 +87,65 @@ def train(
     (a checkpoint is written first).  A failing step (NaN, full disk) raises OctosimError; records and the last checkpoint stay
     good.
     """
+    try:
+        with directory.alone(folder), ExitStack() as files:
+            records = Records(folder, _begin(run, folder), files)
+            _cut_timing(folder / "timing.jsonl", run.step // run.steps_per_epoch)
+            if not _steps(run, folder, records, progress, every, prefetch):
+                return False
+            write_atomic(folder / "digest.txt", directory.digest_text(run.digest(), run.step).encode())
+    except OSError as error:
+        raise OctosimError(f"cannot write records in {folder}: {error.strerror}") from None
+    return True
+
+
+def _steps(
+    run: Run, folder: Path, records: Records, progress: Callable[[Progress], None] | None, every: int, prefetch: bool
+) -> bool:
+    """Takes the steps that are left; False where Ctrl-C or SIGTERM came before the last."""
     run.records = True
     if run.config.measure:
         run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
     started, epoch_step = time.perf_counter(), run.step
     left = range(run.step + 1, run.steps + 1)
     batches = loader.ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
-    try:
-        with Interrupt() as interrupt, open(folder / "records.jsonl", "a") as records, closing(batches):
-            for batch in batches:
-                record = run.advance(batch)
-                records.write(json.dumps(record) + "\n")
-                for name, rows in (("overflow.jsonl", run.overflow), ("measures.jsonl", run.measures)):
-                    if rows:
-                        with open(folder / name, "a") as file:
-                            file.writelines(json.dumps(row) + "\n" for row in rows)
-                if progress:
-                    progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
-                epoch_ends, stop = run.step % run.steps_per_epoch == 0, interrupt.asked
-                if epoch_ends or run.step % every == 0 or run.step == run.steps or stop:
-                    records.flush()
-                    os.fsync(records.fileno())
-                    save(run, folder)
-                if epoch_ends:
-                    now = time.perf_counter()
-                    _time_epoch(folder, record["epoch"], now - started, (run.step - epoch_step) * run.config.batch_size)
-                    started, epoch_step = now, run.step
-                if stop:
-                    break
-    except OSError as error:
-        raise OctosimError(f"cannot write records in {folder}: {error.strerror}") from None
-    if run.step < run.steps:
-        return False
-    write_atomic(folder / "digest.txt", f"sha256:{run.digest()}  step {run.step}\n".encode())
-    return True
+    with Interrupt() as interrupt, closing(batches):
+        for batch in batches:
+            record = run.advance(batch)
+            for name, rows in zip(directory.LINES, ([record], run.overflow, run.measures), strict=True):
+                records.add(name, rows)
+            if progress:
+                progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
+            epoch_ends, stop = run.step % run.steps_per_epoch == 0, interrupt.asked
+            if epoch_ends or run.step % every == 0 or run.step == run.steps or stop:
+                records.sync()
+                directory.save(run, folder, records.parts)
+            if epoch_ends:
+                now = time.perf_counter()
+                _time_epoch(folder, record["epoch"], now - started, (run.step - epoch_step) * run.config.batch_size)
+                started, epoch_step = now, run.step
+            if stop:
+                break
+    return run.step == run.steps
 
 
 def _time_epoch(folder: Path, epoch: int, wall_s: float, images: int) -> None:
     with open(folder / "timing.jsonl", "a") as file:
         file.write(json.dumps({"epoch": epoch, "wall_s": wall_s, "images_per_s": images / wall_s}) + "\n")
+
+
+def _cut_timing(path: Path, last: int) -> None:
+    """Keeps the epochs up to `last`, and no line that a kill cut short."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    kept = []
+    for line in lines:
+        with contextlib.suppress(OctosimError):
+            row = parse_json(line, path.name)
+            epoch = row.get("epoch") if isinstance(row, dict) else None
+            if line.endswith(b"\n") and isinstance(epoch, int) and epoch <= last:
+                kept.append(line)
+    if kept != lines:
+        write_atomic(path, b"".join(kept))

@@ -222,12 +222,14 @@ class Run:
         return {**self.network.tensors(), **slots}
 
     def digest(self) -> str:
-        """SHA-256 over names, dtypes, shapes and little-endian bytes of all tensors, in the order of their names."""
-        total = hashlib.sha256()
-        for name, tensor in sorted(self.tensors().items()):
-            total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-            total.update(tensor.tobytes())
-        return total.hexdigest()
+        """`digest_of` all tensors."""
+        return digest_of(self.tensors())
 
 
-# ---- run directories --------------------------------------------------
+def digest_of(tensors: dict[str, Array]) -> str:
+    """SHA-256 over names, dtypes, shapes and little-endian bytes of tensors, in the order of their names."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        total.update(tensor.tobytes())
+    return total.hexdigest()

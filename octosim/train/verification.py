@@ -1,45 +1,39 @@
-"""A finished run made again from its manifest, and compared."""
+"""A run made again from its manifest: for those who look into its steps, and to compare every file of it."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from octosim import measure
 from octosim.errors import OctosimError
-from octosim.train.directory import read_config, read_digest, read_manifest, rebuild
+from octosim.files import read_lines
+from octosim.train import directory
+from octosim.train.directory import differing, plain
 from octosim.train.loop import Progress
 from octosim.train.run import Run
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a replay found.  first_step: the first step whose record differs, None where all are equal."""
-
-    equal: bool
-    recorded: str
-    replayed: str
-    first_step: int | None
-
-
-def _losses(folder: Path) -> Iterator[tuple[int, float]]:
-    path = folder / "records.jsonl"
-    try:
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            yield record["step"], record["loss"]
-    except (OSError, ValueError, KeyError) as error:
-        raise OctosimError(f"{path} cannot be read: {error}") from None
+CLOSE = 2e-5
+"""measures.jsonl has six digits of what NumPy computes in float64, whose last bits belong to the machine."""
 
 
 def replay(folder: Path) -> Run:
-    """The run of a directory before its first step; OctosimError where its data are others now."""
-    checksum = read_manifest(folder)["decides"]["data"]["sha256"]
-    run = rebuild(folder, read_config(folder))
+    """The run of a directory before its first step; OctosimError where its files do not agree, or its data are others now."""
+    content = directory.check(folder)
+    run = directory.rebuild(folder, content)
+    _refuse_other_data(run, folder, content)
+    return run
+
+
+def _refuse_other_data(run: Run, folder: Path, content: dict[str, Any]) -> None:
+    checksum = content["decides"]["data"]["sha256"]
     if run.data.sha256 != checksum:
         raise OctosimError(f"{folder}: the run's data {run.data.name} had sha256 {checksum}, here it has {run.data.sha256}")
-    return run
 
 
 def advance_before(run: Run, step: int, progress: Callable[[int, int], None] | None = None) -> None:
@@ -53,20 +47,143 @@ def advance_before(run: Run, step: int, progress: Callable[[int, int], None] | N
             progress(run.step, step)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a replay found.
+
+    recorded, replayed: digests; replayed is empty where the manifest describes no run that could be replayed.  first_step: the
+    first step whose record differs, None where all are equal.  differences: a clause for each file and field that differs.
+    """
+
+    equal: bool
+    recorded: str
+    replayed: str
+    first_step: int | None
+    differences: tuple[str, ...] = ()
+
+
 def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:
-    """Replays a finished run from its manifest, in memory, and compares records and digest."""
-    read_config(folder)
-    recorded = read_digest(folder)
-    if recorded is None:
+    """Replays a finished run from its manifest, in memory, and compares every file.
+
+    OctosimError where the run is not finished, or a file is missing or cannot be read.
+    """
+    content = directory.read_manifest(folder)
+    end = directory.read_end(folder)
+    if end is None:
         raise OctosimError(f"{folder} has no digest.txt: the run is not finished (continue it with --resume)")
-    run = replay(folder)
-    first: int | None = None
-    expected = dict(_losses(folder))
+    saved = directory.load_checkpoint(folder)
+    if saved is None:
+        raise OctosimError(f"{folder / 'checkpoint.safetensors'} is missing")
+    for name in directory.LINES:
+        for _ in read_lines(folder / name):
+            pass
+    changed = [f"manifest.json: {name} is not as it was written" for name in directory.changed_fields(content)]
+    if saved.about.get("manifest_sums") and "sums" not in content:
+        changed.append("manifest.json: sums is missing")
+    recorded = end[0]
+    if any(line.startswith(("manifest.json: config", "manifest.json: decides.layers")) for line in changed):
+        return Verdict(False, recorded, "", None, tuple(changed))
+    run = directory.rebuild(folder, content)
+    decides = plain(directory.decides(run))
+    if decides["data"]["name"] == content["decides"]["data"].get("name") and not changed:
+        _refuse_other_data(run, folder, content)
+    parted = [
+        f"manifest.json: {name} is {_short(was)}, its config gives {_short(now)}"
+        for name, was, now in differing(content["decides"], decides, "decides")
+    ]
+    if parted:
+        return Verdict(False, recorded, "", None, (*changed, *parted))
+    found, first_step = _replay_and_compare(run, folder, progress)
+    found += _compare_checkpoint(run, folder, content, saved)
+    replayed = run.digest()
+    if end != (replayed, run.steps):
+        found.append(f"digest.txt: it says {recorded} at step {end[1]}, replayed {replayed} at step {run.steps}")
+    found = changed + found
+    return Verdict(not found, recorded, replayed, first_step, tuple(found))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _replay_and_compare(
+    run: Run, folder: Path, progress: Callable[[Progress], None] | None
+) -> tuple[list[str], int | None]:
+    """Takes all steps: the first difference of each file with lines, and the first step whose record differs."""
+    if run.config.measure:
+        run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
+    found: list[str] = []
+    lines = {name: _Lines(folder / name) for name in directory.LINES}
     while run.step < run.steps:
         record = run.advance()
-        if first is None and expected.get(run.step) != record["loss"]:
-            first = run.step
+        for name, rows in zip(directory.LINES, ([record], run.overflow, run.measures), strict=True):
+            for row in rows:
+                lines[name].compare(plain(row), run.step)
         if progress:
             progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
-    replayed = run.digest()
-    return Verdict(replayed == recorded and first is None, recorded, replayed, first)
+    for each in lines.values():
+        each.end()
+        found += each.found
+    return found, lines["records.jsonl"].parted
+
+
+class _Lines:
+    """The lines of a file beside those of the replay.  found: the first difference; parted: its step."""
+
+    def __init__(self, path: Path):
+        self.found: list[str] = []
+        self.parted: int | None = None
+        self._name = path.name
+        self._rows: Iterator[tuple[dict[str, Any], int]] = read_lines(path)
+        self._number = 0
+
+    def compare(self, expected: dict[str, Any], step: int) -> None:
+        if self.found:
+            return
+        self._number += 1
+        row = next(self._rows, None)
+        if row is None:
+            self._say(f"line {self._number} (step {step}) is missing", step)
+            return
+        for name, recorded, replayed in differing(row[0], expected, ""):
+            if self._name == "measures.jsonl" and _close(recorded, replayed):
+                continue
+            self._say(f"line {self._number} (step {step}): {name} is {_short(recorded)}, replayed {_short(replayed)}", step)
+            return
+
+    def end(self) -> None:
+        if not self.found and next(self._rows, None) is not None:
+            self._say(f"line {self._number + 1} is one more than the replay has", None)
+
+    def _say(self, what: str, step: int | None) -> None:
+        self.found, self.parted = [f"{self._name}: {what}"], step
+
+
+def _close(recorded: Any, replayed: Any) -> bool:
+    return isinstance(recorded, float) and isinstance(replayed, float) and math.isclose(recorded, replayed, rel_tol=CLOSE)
+
+
+def _compare_checkpoint(run: Run, folder: Path, content: dict[str, Any], saved: directory.Checkpoint) -> list[str]:
+    """What differs between a checkpoint and the replayed run after its last step."""
+    found = []
+    expected = run.tensors()
+    for name in {**expected, **saved.tensors}:
+        one, other = saved.tensors.get(name), expected.get(name)
+        if one is None or other is None:
+            found.append(f"tensor {name} is {'missing' if one is None else 'none of the run'}")
+        elif (one.dtype, one.shape) != (other.dtype, other.shape):
+            found.append(f"tensor {name} is {one.dtype} {one.shape}, replayed {other.dtype} {other.shape}")
+        elif one.tobytes() != np.ascontiguousarray(other).tobytes():
+            found.append(f"tensor {name} differs from the replayed one")
+    if saved.format == 1:
+        about: dict[str, Any] = {"format": 1, "step": run.step, "test_accuracy": run.test_accuracy}
+    else:
+        parts = {name: directory.part_of(folder / name) for name in directory.LINES}
+        about = directory.checkpoint_about(run, content["decides"], parts, "sums" in content)
+        # this sum covers the others: it tells of them where it alone differs
+        if any(name != "sum" for name, *_ in differing(saved.about, about, "")):
+            about["sum"] = saved.about.get("sum")
+    parted = differing(saved.about, about, "")
+    found += [f"its metadata's {name} is {_short(was)}, expected {_short(now)}" for name, was, now in parted]
+    return [f"checkpoint.safetensors: {line}" for line in found]
