@@ -380,10 +380,12 @@ static int weight_grad_slice(const octo_conv *g, const struct octo_rows *x, cons
     return OCTO_OK;
 }
 
+typedef __typeof__(*((struct octo_kernels *)NULL)->weight_grad_s8) weight_grad_kernel;
+
 /* The same by weight_grad_s8: all lines of channels c0 .. c1 - 1, or all channels of some lines, as many lines at a time as keep planes
  * and groups in the cache: 384 KiB of planes, but 768 pixels at least, so that adding a call's sums to dw costs little. */
-static int weight_grad_lines(const octo_conv *g, const struct octo_rows *x, const int8_t *dy, int32_t *dw, int64_t c0, int64_t c1,
-                             int64_t from, int64_t to) {
+static int weight_grad_lines(weight_grad_kernel *kernel, const octo_conv *g, const struct octo_rows *x, const int8_t *dy, int32_t *dw,
+                             int64_t c0, int64_t c1, int64_t from, int64_t to) {
     int64_t pixels = octo_max(x->y_stride, x->width * g->channels) / g->channels;
     int64_t some = octo_max(1, octo_min(4096 / x->width, octo_max(768 / x->width, 393216 / (pixels * (c1 - c0)))));
     if (from == to) memset(dw, 0, (size_t)(g->filters * x->segments * x->length) * 4);
@@ -391,27 +393,28 @@ static int weight_grad_lines(const octo_conv *g, const struct octo_rows *x, cons
         int64_t lines = octo_min(some, to - line);
         void *scratch = octo_scratch(OCTO_SLOT_LEFT, octo_grad_scratch(x, g->channels, c0, c1, line, lines));
         if (!scratch) return OCTO_ENOMEM;
-        octo_table.weight_grad_s8(x, g->channels, c0, c1, line, lines, g->filters, dy + line * x->width * g->filters, scratch, line > from, dw);
+        kernel(x, g->channels, c0, c1, line, lines, g->filters, dy + line * x->width * g->filters, scratch, line > from, dw);
     }
     return OCTO_OK;
 }
 
-/* Whether the lines of windows are long enough for groups of four, a third of their work wasted at most. */
-static int planar(const octo_conv *g, struct octo_rows *x) {
+/* The kernel by lines, where the instruction set has one and the lines of windows are long enough for groups of four, a third of their work wasted at most. */
+static weight_grad_kernel *planar(const octo_conv *g, struct octo_rows *x) {
     int64_t rows = g->batch * x->width * x->height;
-    if (x->x_stride != g->channels || !octo_table.weight_grad_s8) return 0;
+    weight_grad_kernel *kernel = octo_table.weight_grad_s8;
+    if (x->x_stride != g->channels || !kernel) return NULL;
     if (x->length == g->channels && x->segments == 1 && x->image_stride == x->width * x->height * g->channels && rows % 64 == 0)
         x->width = 64, x->height = rows / 64, x->y_stride = 64 * g->channels; /* no windows: any lines will do */
-    return (x->width + 3) / 4 * 4 * 3 <= x->width * 4;
+    return (x->width + 3) / 4 * 4 * 3 <= x->width * 4 ? kernel : NULL;
 }
 
 static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t *dy, int32_t *dw) {
     int64_t size = g->filters * x->segments * x->length, slices = octo_threads(), failed = 0;
-    int in_lines = planar(g, x);
+    weight_grad_kernel *in_lines = planar(g, x);
     int64_t lines = g->batch * octo_out_height(g) * octo_out_width(g) / x->width, units = (g->channels + 3) / 4;
     if (in_lines && size > 1 << 18 && units >= slices) {
         OCTO_PARALLEL(i, slices) {
-            if (weight_grad_lines(g, x, dy, dw, units * i / slices * 4, octo_min(units * (i + 1) / slices * 4, g->channels), 0, lines)) failed = 1;
+            if (weight_grad_lines(in_lines, g, x, dy, dw, units * i / slices * 4, octo_min(units * (i + 1) / slices * 4, g->channels), 0, lines)) failed = 1;
         }
         return packing_status(failed, "weight gradient");
     }
@@ -419,7 +422,7 @@ static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t 
     if (slices > 1 && !sums) return octo_fail(OCTO_ENOMEM, "out of memory for the threads' sums of a weight gradient");
     OCTO_PARALLEL(i, slices) {
         int32_t *out = i ? (int32_t *)sums + (i - 1) * size : dw;
-        if (in_lines ? weight_grad_lines(g, x, dy, out, 0, g->channels, lines * i / slices, lines * (i + 1) / slices)
+        if (in_lines ? weight_grad_lines(in_lines, g, x, dy, out, 0, g->channels, lines * i / slices, lines * (i + 1) / slices)
                      : weight_grad_slice(g, x, dy, out, i, slices)) failed = 1;
     }
     if (failed) return packing_status(failed, "weight gradient");

@@ -46,42 +46,69 @@ static double now(int clock) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 int octo_replay(int64_t count, const octo_call *calls, int clock, double *seconds, int64_t *at) {
+    uint64_t environment = octo_float_enter();
     double before = seconds ? now(clock) : 0;
-    for (int64_t i = 0; i < count; i++) {
-        int status = replayed[calls[i].function].call(calls + i);
-        if (status) {
-            *at = i;
-            return status;
-        }
+    int status = OCTO_OK;
+    for (int64_t i = 0; i < count && !status; i++) {
+        status = replayed[calls[i].function].call(calls + i);
+        if (status) *at = i;
         if (seconds) {
             double after = now(clock);
             seconds[i] = after - before, before = after;
         }
     }
-    return OCTO_OK;
+    octo_float_leave(environment);
+    return status;
 }
+%(entered)s
 """
+
+ENTERED = """static int entered_%(name)s(%(listed)s) {
+    uint64_t environment = octo_float_enter();
+    int status = %(name)s(%(names)s);
+    octo_float_leave(environment);
+    return status;
+}
+#define %(name)s entered_%(name)s"""
+"""A function as Python calls it: in the floating-point environment of the definition, whatever its host has set.  There its
+numbers become float32, too."""
+
+FUNCTION = re.compile(r"^int (octo_\w+)\(([^)]*)\);", re.MULTILINE)
+
+
+def in_double(listed: str) -> str:
+    """Parameters of type float as double."""
+    return re.sub(r"\bfloat (?=\w)", "double ", listed)
+
+
+def for_python(declared: str) -> str:
+    """The declarations of the functions that ENTERED defines."""
+    return FUNCTION.sub(lambda found: f"int {found[1]}({in_double(found[2])});", declared)
 
 
 def replay(declared: str) -> str:
-    """octo_replay and what it calls: for each function with a status, one that takes its arguments from an octo_call."""
-    calls, rows, most = [], [], int(re.search(r"OCTO_ARGUMENTS = (\d+)", declared)[1])
-    for name, listed in re.findall(r"^int (octo_\w+)\(([^)]*)\);", declared, re.MULTILINE):
-        if listed == "void" or name in ("octo_replay", "octo_function"):
+    """octo_replay and what it calls: for each function with a status, one that takes its arguments from an octo_call; and the
+    functions as Python calls them."""
+    calls, rows, entered, most = [], [], [], int(re.search(r"OCTO_ARGUMENTS = (\d+)", declared)[1])
+    for name, listed in FUNCTION.findall(declared):
+        if listed == "void" or name in ("octo_replay", "octo_function", "octo_use_threads"):
             continue
-        types = ["*" if "*" in each else each.split()[-2] for each in listed.split(",")]
+        parameters = [each.split() for each in listed.split(",")]
+        types = ["*" if "*" in "".join(words) else words[-2] for words in parameters]
         assert len(types) <= most, f"{name} has more parameters than an octo_call holds"
         taken = ", ".join(ARGUMENT[kind] % at for at, kind in enumerate(types))
         calls.append(f"static int call_{name}(const octo_call *c) {{ return {name}({taken}); }}")
         rows.append(f'    {{"{name}", call_{name}}},')
-    return REPLAY % {"calls": "\n".join(calls), "rows": "\n".join(rows)}
+        names = ", ".join(words[-1].lstrip("*") for words in parameters)
+        entered.append(ENTERED % {"name": name, "listed": in_double(listed), "names": names})
+    return REPLAY % {"calls": "\n".join(calls), "rows": "\n".join(rows), "entered": "\n".join(entered)}
 
 
 # -fno-math-errno lets sqrtf become an instruction; it changes no result.  setup.py adds OpenMP where the compiler has it.
 flags = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 
 ffi = FFI()
-ffi.cdef(declarations())
+ffi.cdef(for_python(declarations()))
 ffi.set_source(
     "octosim._core",
     replay(declarations()),

@@ -1,4 +1,5 @@
-/* Instruction sets, threads, errors, scratch memory.  The public functions themselves are in the files api_*.c. */
+/* Instruction sets, the floating-point environment, threads, errors, scratch memory.  The public functions themselves are in the
+ * files api_*.c. */
 #include "dispatch.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -6,11 +7,15 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 #if defined(OCTO_ARM_EXTENSIONS) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
-
-struct octo_kernels octo_table;
 
 static _Thread_local char error_text[256] = "no error";
 
@@ -62,12 +67,13 @@ static const struct {
 #endif
 };
 enum { ISAS = sizeof isas / sizeof isas[0] };
-static int active;
+static struct octo_kernels tables[ISAS]; /* one a row, complete before it is used */
+const struct octo_kernels *octo_active = tables;
 
 int octo_isa_count(void) { return ISAS; }
 const char *octo_isa_name(int row) { return row >= 0 && row < ISAS ? isas[row].name : ""; }
 int octo_isa_supported(int row) { return row >= 0 && row < ISAS && isas[row].supported(); }
-const char *octo_isa(void) { return isas[active].name; }
+const char *octo_isa(void) { return isas[&octo_table - tables].name; }
 
 int octo_isa_table(int row, struct octo_kernels *table) {
     OCTO_CHECK(row >= 0 && row < ISAS && isas[row].supported(), "instruction set %d is not here", row);
@@ -76,10 +82,7 @@ int octo_isa_table(int row, struct octo_kernels *table) {
     return OCTO_OK;
 }
 
-static void activate(int row) {
-    octo_isa_table(row, &octo_table);
-    active = row;
-}
+static void activate(int row) { __atomic_store_n(&octo_active, tables + row, __ATOMIC_RELEASE); }
 
 int octo_set_isa(const char *name) {
     for (int i = 0; i < ISAS; i++)
@@ -97,50 +100,122 @@ int octo_set_isa(const char *name) {
     return octo_fail(OCTO_EINVAL, "unknown instruction set '%.40s' (known here: %s)", name, known);
 }
 
+static void start_threads(void);
+
 __attribute__((constructor)) static void start(void) {
     int best = 0;
     for (int i = 0; i < ISAS; i++)
-        if (isas[i].supported()) best = i;
+        if (isas[i].supported()) octo_isa_table(i, tables + (best = i));
     activate(best);
+    start_threads();
+}
+
+/* ---- the floating-point environment ------------------------------------------------------------------------------------------ */
+
+#if defined(__x86_64__) /* MXCSR: all exceptions masked, to the nearest, no flush-to-zero, subnormal operands kept; bits 0 .. 5 are flags */
+enum { DEFINED = 0x1f80, CONTROL = 0xffc0 };
+static uint64_t get_control(void) { return _mm_getcsr(); }
+static void set_control(uint64_t value) { _mm_setcsr((unsigned)value); }
+#elif defined(__aarch64__) /* FPCR: nothing but its defaults */
+enum { DEFINED = 0 };
+#define CONTROL UINT64_MAX
+static uint64_t get_control(void) {
+    uint64_t value;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(value));
+    return value;
+}
+static void set_control(uint64_t value) { __asm__ volatile("msr fpcr, %0" : : "r"(value)); }
+#else
+enum { DEFINED = 0, CONTROL = 0 };
+static uint64_t get_control(void) { return 0; }
+static void set_control(uint64_t value) { (void)value; }
+#endif
+
+uint64_t octo_float_enter(void) {
+    uint64_t before = get_control();
+    if ((before & CONTROL) != DEFINED) set_control(DEFINED);
+    return before;
+}
+
+void octo_float_leave(uint64_t before) {
+    if ((before & CONTROL) != DEFINED) set_control(before);
 }
 
 /* ---- threads --------------------------------------------------------------------------------------------------------------- */
 
-static int threads; /* 0: not chosen yet */
+static int threads;                      /* 0: not chosen yet */
+static _Thread_local int threads_here;   /* the calling thread's own choice, 0: none */
+static int forked;                       /* this process was forked: OpenMP's threads are the parent's */
 
 int octo_max_threads(void) {
 #ifdef _OPENMP
-    return omp_get_max_threads();
+    return (int)octo_min(omp_get_max_threads(), omp_get_thread_limit());
 #else
     return 1;
 #endif
 }
 
-int octo_threads(void) { return threads ? threads : octo_max_threads(); }
+int octo_threads(void) {
+    int chosen = threads_here ? threads_here : __atomic_load_n(&threads, __ATOMIC_RELAXED);
+    return forked ? 1 : chosen ? chosen : octo_max_threads();
+}
+
+/* A count that was asked for, as this build has it. */
+static int available(int count) {
+#ifdef _OPENMP
+    return count;
+#else
+    return count ? 1 : 0;
+#endif
+}
 
 int octo_set_threads(int count) {
     OCTO_CHECK(count >= 1 && count <= 1024, "threads must be in 1 .. 1024, not %d", count);
-#ifdef _OPENMP
-    threads = count;
-#else
-    threads = 1;
-#endif
+    __atomic_store_n(&threads, available(count), __ATOMIC_RELAXED);
     return OCTO_OK;
+}
+
+int octo_use_threads(int count) {
+    int before = threads_here;
+    threads_here = available((int)octo_max(0, octo_min(1024, count)));
+    return before;
 }
 
 /* ---- scratch memory -------------------------------------------------------------------------------------------------------- */
 
+struct scratch {
+    void *memory;
+    int64_t bytes;
+};
+
+#ifndef _WIN32
+static pthread_key_t at_exit; /* of a thread: its scratch memory goes with it */
+
+static void free_scratch(void *buffers) {
+    for (int i = 0; i < OCTO_SLOTS; i++) free(((struct scratch *)buffers)[i].memory);
+}
+
+static void after_fork(void) { forked = 1; }
+
+static void start_threads(void) {
+    pthread_key_create(&at_exit, free_scratch);
+    pthread_atfork(NULL, NULL, after_fork);
+}
+#else
+static void start_threads(void) {}
+#endif
+
 void *octo_scratch(enum octo_slot slot, int64_t bytes) {
-    static _Thread_local struct {
-        void *memory;
-        int64_t bytes;
-    } buffers[OCTO_SLOTS];
+    static _Thread_local struct scratch buffers[OCTO_SLOTS];
     bytes = octo_max(bytes, 1); /* NULL means no memory, not nothing to hold */
     if (buffers[slot].bytes < bytes) {
         free(buffers[slot].memory);
         bytes = (bytes + 4095) / 4096 * 4096;
         buffers[slot].memory = aligned_alloc(64, (size_t)bytes);
         buffers[slot].bytes = buffers[slot].memory ? bytes : 0;
+#ifndef _WIN32
+        pthread_setspecific(at_exit, buffers);
+#endif
     }
     return buffers[slot].memory;
 }

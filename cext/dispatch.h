@@ -3,7 +3,10 @@
 #define OCTO_DISPATCH_H
 #include "kernels.h"
 
-extern struct octo_kernels octo_table;
+/* The active table of kernels.  octo_set_isa may exchange it at any time, so a call that asks it twice may meet two of them: kernels
+ * agree on every layout that goes from one to another. */
+extern const struct octo_kernels *octo_active;
+#define octo_table (*__atomic_load_n(&octo_active, __ATOMIC_ACQUIRE))
 
 /* Sets the calling thread's sentence and returns the status. */
 int octo_fail(int status, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -16,12 +19,15 @@ int octo_fail(int status, const char *format, ...) __attribute__((format(printf,
 enum octo_slot { OCTO_SLOT_KERNEL, OCTO_SLOT_PADDED, OCTO_SLOT_LEFT, OCTO_SLOT_RIGHT, OCTO_SLOT_SUMS, OCTO_SLOTS };
 void *octo_scratch(enum octo_slot slot, int64_t bytes);
 
-/* The body runs for index = 0 .. count - 1, on the threads that octo_set_threads chose. */
+/* The body runs for index = 0 .. count - 1, on the threads that octo_set_threads chose, each in the floating-point environment of
+ * octo_float_enter: a library that sets flush-to-zero before the threads start would leave it to them. */
 #ifdef _OPENMP
 #define OCTO_PRAGMA(text) _Pragma(#text)
-#define OCTO_PARALLEL(index, count)                                                                             \
-    OCTO_PRAGMA(omp parallel for schedule(static) num_threads(octo_threads()) if ((count) > 1 && octo_threads() > 1)) \
-    for (int64_t index = 0; index < (count); index++)
+#define OCTO_PARALLEL(index, count)                                                                     \
+    OCTO_PRAGMA(omp parallel num_threads(octo_threads()) if ((count) > 1 && octo_threads() > 1))        \
+    for (uint64_t float_ = octo_float_enter(), again_ = 1; again_; octo_float_leave(float_), again_ = 0) \
+        OCTO_PRAGMA(omp for schedule(static) nowait)                                                    \
+        for (int64_t index = 0; index < (count); index++)
 #else
 #define OCTO_PARALLEL(index, count) for (int64_t index = 0; index < (count); index++)
 #endif

@@ -5,7 +5,9 @@
  *   Matrices are row-major; images are NHWC (channel last); convolution weights are [filter][kernel_h][kernel_w][channel].
  *   Outputs never overlap inputs unless the function says "in place".
  *   Results do not depend on the instruction set or on the number of threads, to the bit.
- *   float32: every operation is rounded to float32 (no contraction into FMA), reductions as written in loops.inc.
+ *   float32: every operation is rounded to float32 (no contraction into FMA), reductions as written in loops.inc, in the
+ *   floating-point environment of octo_float_enter: who has set another calls it before (Python's calls do).
+ *   Threads may call at the same time.  A forked process computes with one thread.
  *   int32 sums are taken modulo 2^32; where the caller must exclude overflow the bound stands at the function. */
 #ifndef OCTOSIM_H
 #define OCTOSIM_H
@@ -27,6 +29,13 @@ int octo_set_isa(const char *name);
 int octo_max_threads(void);
 int octo_threads(void);
 int octo_set_threads(int threads);
+/* The calling thread's own count for its next calls, 0: that of octo_set_threads; returns what it was. */
+int octo_use_threads(int threads);
+
+/* Sets the calling thread's floating-point environment to the one that the results are defined in: rounded to the nearest, subnormal
+ * numbers neither flushed to zero nor taken as zero, no traps.  Returns the one before, for octo_float_leave. */
+uint64_t octo_float_enter(void);
+void octo_float_leave(uint64_t before);
 
 /* c[m][n] = sum over k of op(a)[m][k] * op(b)[k][n], op = transpose where the flag is set; lda, ldb, ldc count elements. */
 int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,

@@ -61,8 +61,8 @@ static int64_t peak_scalar(int64_t rounds) {
 
 int octo_peak_s8(int64_t rounds, int64_t *macs) {
     OCTO_CHECK(rounds >= 1 && rounds <= (int64_t)1 << 40, "peak: rounds must be in 1 .. 2^40");
-    int64_t each = 0;
-    OCTO_PARALLEL(i, octo_threads()) {
+    int64_t each = 0, threads = octo_threads();
+    OCTO_PARALLEL(i, threads) {
         int64_t done = 0;
 #if defined(__x86_64__)
         if (!strcmp(octo_isa(), "avx512vnni")) done = peak_avx512vnni(rounds);
@@ -71,7 +71,7 @@ int octo_peak_s8(int64_t rounds, int64_t *macs) {
         if (!done) done = peak_scalar(rounds);
         if (!i) each = done;
     }
-    *macs = each * octo_threads();
+    *macs = each * threads;
     return OCTO_OK;
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 import weakref
@@ -65,7 +66,7 @@ def test_numbers_cannot_be_read_while_recording() -> None:
 
 def test_a_number_of_the_wrong_type_is_refused() -> None:
     x, tape = np.ones(9, F), core.Tape()
-    refused = pytest.raises(core.CoreError, match="octo_quantize_s8: .* cannot stand for a parameter of type float")
+    refused = pytest.raises(core.CoreError, match="octo_quantize_s8: .* cannot stand for a parameter of type double")
     with refused, tape.recording():
         core.quantize(x, core.symmetric_codes(-1.0, 1.0).low)
 
@@ -129,7 +130,7 @@ def test_every_call_has_a_number() -> None:
     without = {name for name, number in numbers.items() if number < 0}
     assert sorted(n for n in numbers.values() if n >= 0) == list(range(len(names) - len(without)))
     assert {"octo_error", "octo_function", "octo_replay"} <= without
-    assert all("isa" in name or "threads" in name for name in without - {"octo_error", "octo_function", "octo_replay"})
+    assert all(re.search("isa|threads|float_", name) for name in without - {"octo_error", "octo_function", "octo_replay"})
     assert call.lib.octo_function(b"octo_nothing") == -1
 
 
@@ -168,7 +169,7 @@ def test_a_recorded_step_makes_one_call(method: str, monkeypatch: pytest.MonkeyP
     batch, made = run.batch(3), []
     replay = call.lib.octo_replay
     for name, function in list(vars(call.lib).items()):
-        if callable(function):
+        if callable(function) and "float_" not in name:
             monkeypatch.setattr(call.lib, name, lambda *a, name=name: pytest.fail(name))
     monkeypatch.setattr(call.lib, "octo_replay", lambda *a: made.append(a) or replay(*a))
     run.train_step(batch=batch)

@@ -314,6 +314,20 @@ def operand_types(x: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
     return (S8, S32) if isinstance(x, np.ndarray) and x.dtype == S8 else (F32, F32)
 
 
+# ---- the host's floating-point environment --------------------------------------------------
+
+
+@contextmanager
+def float_environment() -> Iterator[None]:
+    """NumPy and Python compute inside as the results are defined, whatever the process has set for this thread: rounded to the
+    nearest, subnormal numbers kept.  Calls into C need it not.  May decorate a function."""
+    before = lib.octo_float_enter()
+    try:
+        yield
+    finally:
+        lib.octo_float_leave(before)
+
+
 # ---- instruction sets and threads --------------------------------------------------
 
 
@@ -338,23 +352,29 @@ def threads() -> int:
     return int(lib.octo_threads())
 
 
-def set_threads(count: int) -> None:
-    """Uses `count` threads from now on (1 where the build has no OpenMP)."""
+def _check_threads(count: int) -> None:
     if not 1 <= count <= 1024:
         raise CoreError(f"threads must be in 1 .. 1024, not {count}")
+
+
+def set_threads(count: int) -> None:
+    """Uses `count` threads from now on (1 where the build has no OpenMP, or in a process that was forked)."""
+    _check_threads(count)
     ok(lib.octo_set_threads(count))
 
 
 @contextmanager
 def threads_for_a_call(count: int | None) -> Iterator[None]:
-    before = lib.octo_threads()
-    if count is not None:
-        set_threads(count)
+    """Uses `count` threads for what the calling thread calls inside."""
+    if count is None:
+        yield
+        return
+    _check_threads(count)
+    before = lib.octo_use_threads(count)
     try:
         yield
     finally:
-        if count is not None:
-            lib.octo_set_threads(before)
+        lib.octo_use_threads(before)
 
 
 if os.environ.get("OCTOSIM_ISA"):

@@ -19,6 +19,8 @@ SMALL = 1 << 16
 """Bytes below which malloc is asked: it keeps small blocks itself, without new pages at each use."""
 
 PAGE, HUGE = 1 << 12, 1 << 21
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""A forked process gets a copy: by default both would write to the same memory."""
 
 
 class Lease(np.ndarray[Any, Any]):
@@ -78,7 +80,7 @@ class Pool:
 
     def reserve(self, size: int) -> mmap.mmap:
         """New memory of so many bytes."""
-        return mmap.mmap(-1, size)
+        return mmap.mmap(-1, size, **PRIVATE)
 
     def _new(self, size: int) -> mmap.mmap:
         block = self.reserve(size)

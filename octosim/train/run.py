@@ -30,6 +30,7 @@ class Run:
     allows it; the bits are the same.
     """
 
+    @core.float_environment()
     def __init__(self, config: Config, layers: Stack | None = None, dataset: data.Dataset | None = None):
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
         dataset: config.data, where it is loaded already."""
@@ -123,6 +124,7 @@ class Run:
         """The epoch (from 1) of the last step."""
         return (self.step - 1) // self.steps_per_epoch + 1
 
+    @core.float_environment()
     def train_step(self, batch: Batch | None = None, watch: core.Probe = core.NO_PROBE) -> float:
         """Takes the next step and returns its loss.  self.overflow is then what happened in its accumulators, self.measures its
         errors, where they were counted and measured.
@@ -196,6 +198,7 @@ class Run:
         """Whether the step is one of every so many."""
         return every is not None and self.step % every == 0
 
+    @core.float_environment()
     def advance(self, batch: Batch | None = None) -> dict[str, Any]:
         """One step and, after an epoch's or the run's last and where asked for, the test set: the step's record."""
         loss = self.train_step(batch=batch)
