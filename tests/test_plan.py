@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from octosim import core, methods, train
 from octosim.engine import plan
+from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU, Unweighted
+from octosim.engine.nodes import Context, Method, Node
+from octosim.errors import OctosimError
+from octosim.train.config import from_json
+from octosim.train.directory import decides
 
 RECORDABLE = [name for name in methods.METHODS if methods.make(name, {}).recordable]
 
@@ -50,3 +57,73 @@ def test_reads_that_are_declared_twice_are_counted_twice() -> None:
     op = plan.operation(tape.calls[0])
     assert op.reads == 2 * x.nbytes + 4 * column.nbytes and op.writes == x.nbytes + 4 * column.nbytes
     assert (op.layer, op.pass_, op.shape, op.function) == ("bn1", "forward", (320,), "octo_batchnorm_forward")
+
+
+# ---- a layer that octosim does not have --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale(Unweighted):
+    """x times a number; here is all that there is of it."""
+
+    by: float = 2.0
+    stem: ClassVar[str] = "scale"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return in_shape
+
+    def _times(self, node: Node, x: Any) -> Any:
+        one = np.full(x.shape[-1], self.by, np.float32)
+        return core.affine(x, one, np.zeros_like(one), out=node.buffer(x.shape, np.float32))
+
+    def forward(self, node: Node, x: Any, method: Method, context: Context) -> Any:
+        return self._times(node, x)
+
+    def input_grad(self, node: Node, dy: Any, method: Method, context: Context) -> Any:
+        return self._times(node, dy)
+
+
+WITH_SCALE = (Conv2d(4, 3, 3), Scale(), ReLU(), Flatten(), Linear(10))
+
+
+@pytest.mark.parametrize("method", ["octo", "fp32"])
+def test_a_layer_from_outside_trains_and_is_priced(method: str) -> None:
+    run = train.Run(train.Config(method=method, batch_size=20, model="outside"), WITH_SCALE)
+    run.records = True
+    losses = [run.train_step() for _ in range(6)]
+    assert run.recorded.tape and losses[-1] != losses[0]
+    made = plan.plan(plan.dry(WITH_SCALE, (28, 28, 1), run.method), 20)
+    assert list(made.calls) == run.recorded.tape.calls
+    ops = [op for op in plan.ops(made) if op.layer == "scale1"]
+    assert [(op.pass_, op.function, op.elements) for op in ops] == [
+        ("forward", "octo_affine_f32", 20 * 9 * 9 * 4), ("dX", "octo_affine_f32", 20 * 9 * 9 * 4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["niti", "jetfire", "fqat"])
+def test_a_layer_that_a_method_does_not_cover(method: str) -> None:
+    message = f"layer scale1: method {method} does not cover layers of the kind 'scale'"
+    with pytest.raises(OctosimError, match=message):
+        train.Run(train.Config(method=method, batch_size=20, model="outside"), WITH_SCALE)
+    config = train.Config(method=method, batch_size=20, model="outside", float_layers=True)
+    if method == "niti":
+        with pytest.raises(OctosimError, match=f"{message}, and cannot have them in float32"):
+            train.Run(config, WITH_SCALE)
+        return
+    run = train.Run(config, WITH_SCALE)
+    run.train_step()
+    assert decides(run)["float_layers"] == ["scale1"]
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_what_a_method_covers_is_complete(method: str) -> None:
+    """Every layer that it has passes of its own for, and the products, are among those that it covers."""
+    made = methods.METHODS[method]
+    assert made.covers is None or {"conv", "dw", "fc", *made.layers} <= set(made.covers)
+    run = train.Run(train.Config(method=method, model="mlp", batch_size=20, batchnorm=made.batchnorm))
+    assert "float_layers" not in decides(run)
+
+
+def test_a_manifest_of_before_float_layers_is_read() -> None:
+    content = asdict(train.Config())
+    del content["float_layers"]
+    assert from_json(content, "manifest.json") == train.Config()

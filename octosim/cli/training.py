@@ -79,6 +79,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and stochastic rounding.")] = 0,
     batchnorm: Annotated[bool, typer.Option(help="Keep the model's batch normalization.")] = True,
+    float_layers: Annotated[
+        bool, typer.Option("--float-layers", help="Have layers that the method does not cover in float32, instead of refusing.")
+    ] = False,
     accumulator: Annotated[
         str, typer.Option(help="Register of the int8 products: exact32, sdot, vpdpbusd, maddubs, acc24, acc16-wrap ...")
     ] = "exact32",
@@ -136,6 +139,7 @@ def train(
         eval_every=eval_every,
         seed=seed,
         batchnorm=batchnorm,
+        float_layers=float_layers,
         accumulator=accumulator,
         count_overflow=count_overflow,
         measure=measure,

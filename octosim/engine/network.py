@@ -28,8 +28,11 @@ class Network:
     Values between layers are (batch, ...), float32 unless the method's are others, in memory of the network's pool.
     """
 
-    def __init__(self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int | None):
-        """seed None: a network without weights, to be priced and not trained; their memory is reserved and never touched."""
+    def __init__(
+        self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int | None, float_layers: bool = False
+    ):
+        """seed None: a network without weights, to be priced and not trained; their memory is reserved and never touched.
+        float_layers: layers that the method does not cover are in float32; otherwise they are refused, with OctosimError."""
         self.stack = stack
         self.nodes = nodes(stack, in_shape)
         self.method = method
@@ -37,6 +40,7 @@ class Network:
         self.pool = Pool()
         self.passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
         for node, layer in zip(self.nodes, self.passes, strict=True):
+            self._check_covered(node, float_layers)
             if isinstance(node.layer, BatchNorm) and not method.batchnorm:
                 raise OctosimError(f"layer {node.name}: method {method.name} has no batch normalization; use --no-batchnorm")
             node.pool = self.pool
@@ -48,6 +52,15 @@ class Network:
         self._trained: list[bool] = []
         for node in self.nodes:
             self._trained.append(bool(node.params) or any(self._needs_gradient(i) for i in node.inputs))
+
+    def _check_covered(self, node: Node, float_layers: bool) -> None:
+        if node.layer.stem == "bn" and not self.method.batchnorm or is_covered(self.method, node):
+            return
+        whole = f"layer {node.name}: method {self.method.name} does not cover layers of the kind '{node.layer.stem}'"
+        if node.layer.weighted or self.method.values != "float32":
+            raise OctosimError(f"{whole}, and cannot have them in float32")
+        if not float_layers:
+            raise OctosimError(f"{whole}; float_layers (--float-layers) has them in float32")
 
     def _fuse(self) -> None:
         """Marks what batch normalization and addition do in the same pass: the ReLU behind them, making float32 of the sums of
@@ -216,6 +229,11 @@ class Network:
     def tensors(self) -> dict[str, Array]:
         """Every tensor that decides what the network computes: parameters and running statistics."""
         return {f"{n.name}.{k}": v for n in self.nodes for k, v in (*n.params.items(), *n.state.items())}
+
+
+def is_covered(method: Method, node: Node) -> bool:
+    """Whether a method makes a layer's numbers, see `nodes.Method.covers`."""
+    return method.covers is None or node.layer.stem in method.covers
 
 
 # ---- the graph --------------------------------------------------

@@ -323,6 +323,8 @@ class Method(Protocol):
     recordable: a training step is calls of the core alone, which find what changes from step to step in tensors that are
                changed in place, in `core.Scalar`s and in Context.random: it can be recorded and made again (`core.Tape`).
     batchnorm: whether it can train batch normalization.
+    covers:    the layers, by stem ("conv", "relu" ...), whose numbers it knows how to make; None: all, those without a matrix
+               product in float32.  A network with another is refused, or has it in float32 where that is asked for.
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
     values:    what the values between layers are made of, for the manifest.
     layers:    its own passes of layers without a matrix product, by the layer's stem ("relu", "bn" ...): objects with `init`,
@@ -337,6 +339,7 @@ class Method(Protocol):
     compact: bool = False
     recordable: bool = False
     batchnorm: ClassVar[bool] = True
+    covers: ClassVar[tuple[str, ...] | None] = None
     unused: ClassVar[tuple[str, ...]] = ()
     values: ClassVar[str] = "float32"
     layers: ClassVar[Mapping[str, Any]] = {}

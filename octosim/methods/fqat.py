@@ -198,6 +198,7 @@ class Fqat(Method):
     summary: ClassVar[str] = "INT8 forward and backward, Clipping Batch Normalization, no range of an activation taken"
     paper: ClassVar[str] = "Luo, MSc thesis, PolyU 2021"
     bits: ClassVar[Mapping[str, str]] = int8.BITS | {"normalization": "float32; int32 in inference"}
+    covers: ClassVar[tuple[str, ...]] = ("conv", "dw", "fc", "flatten", "bn", "relu", "pool", "dropout", "avgpool", "add")
     layers: ClassVar[Mapping[str, Any]] = dict.fromkeys(
         ("relu", "pool", "flatten", "dropout", "avgpool", "add"), _Through()
     ) | {"bn": ClippingBatchNorm()}

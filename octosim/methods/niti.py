@@ -240,6 +240,7 @@ class Niti(Method):
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip
     values: ClassVar[str] = "int8"
+    covers: ClassVar[tuple[str, ...]] = ("conv", "dw", "fc", "flatten", "relu", "pool", "dropout", "avgpool", "add")
     layers: ClassVar[Mapping[str, Any]] = {
         "relu": _ReLU(), "pool": _MaxPool(), "dropout": _Dropout(), "avgpool": _AveragePool(), "add": _Add(),
     }  # fmt: skip

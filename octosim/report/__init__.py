@@ -120,6 +120,11 @@ def write_report(
     runs = _distinct_names(runs)
     groups, notes = group_runs(runs)
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + notes
+    notes += [
+        f"{run.name}: in float32, as the method does not cover them: {', '.join(run.decides['float_layers'])}."
+        for run in runs
+        if run.decides.get("float_layers")
+    ]
     figures = Figures(files=pictures is not None)
     priced, unpriced = prices(groups, devices)
     notes += unpriced

@@ -37,7 +37,7 @@ def _network(decides: dict[str, Any]) -> engine.Network:
     if shape is None:
         raise OctosimError(f"the shape of data set {decides['data']['name']} is not known")
     method = methods.make(decides["method"]["name"], decides["method"]["parameters"])
-    return plan.dry(graph.parse("manifest.json:", decides.get("layers")), tuple(shape), method)
+    return plan.dry(graph.parse("manifest.json:", decides.get("layers")), tuple(shape), method, float_layers=True)
 
 
 def prices(groups: Sequence[Group], devices: Sequence[hw.Device]) -> tuple[list[Price], list[str]]:

@@ -21,6 +21,7 @@ class Config:
     epochs, steps: the run's length; both given, the sooner end.  lr None: the optimizer's own.  weight_decay: of the parameters
     in optim.DECAYED.  schedule, milestones, gamma, warmup: see optim.Schedule.  augment: of loader.AUGMENTATIONS.
     label_smoothing: of the training loss; the test loss is without.  eval_every: also evaluate after every so many steps.
+    float_layers: layers that the method does not cover are in float32; without it they are refused.
     accumulator: the register of the int8 products, of numerics.ACCUMULATORS.  count_overflow: write what happens in it in every
     so many steps; decides no bit.  measure: write the errors of every so many steps against float32; decides no bit.
     """
@@ -44,6 +45,7 @@ class Config:
     eval_every: int | None = None
     seed: int = 0
     batchnorm: bool = True
+    float_layers: bool = False
     accumulator: str = EXACT32.name
     count_overflow: int | None = None
     measure: int | None = None
@@ -82,7 +84,7 @@ def from_json(content: Any, where: str) -> Config:
     """The Config whose fields a file holds; OctosimError, beginning with `where`, for other fields or kinds of values."""
     kinds = typing.get_type_hints(Config)
     known = {f.name for f in fields(Config)}
-    if not isinstance(content, dict) or set(content) != known:
+    if not isinstance(content, dict) or set(content) | {"float_layers"} != known:  # earlier runs have no float_layers
         raise OctosimError(f"{where}: 'config' must have exactly the fields {', '.join(sorted(known))}")
     for name, value in content.items():
         if not _is(value, kinds[name]):

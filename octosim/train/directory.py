@@ -36,6 +36,7 @@ from safetensors.numpy import save as save_tensors
 import octosim
 from octosim import core, graph, methods
 from octosim.engine import optimizers, plan
+from octosim.engine.network import is_covered
 from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
 from octosim.files import environment, locked, open_regular, parse_json, read_bytes, read_json, read_lines, write_atomic
@@ -63,9 +64,10 @@ def parameter_counts(run: Run) -> dict[str, int]:
 
 def memory(run: Run) -> dict[str, dict[str, int]]:
     """Bytes of a step by what they hold, with the run's method and with fp32, as `plan.memory` has them."""
-    shape, used = run.data.train_images.shape[1:], {"fp32": methods.make("fp32", {}), run.config.method: run.method}
+    shape, batch = run.data.train_images.shape[1:], run.config.batch_size
+    used = {"fp32": methods.make("fp32", {}), run.config.method: run.method}
     return {
-        name: plan.memory(plan.plan(plan.dry(run.layers, shape, method), run.config.batch_size, run.optimizer))
+        name: plan.memory(plan.plan(plan.dry(run.layers, shape, method, float_layers=True), batch, run.optimizer))
         for name, method in used.items()
     }
 
@@ -73,6 +75,7 @@ def memory(run: Run) -> dict[str, dict[str, int]]:
 def decides(run: Run) -> dict[str, Any]:
     """What a run's bits depend on."""
     c, d = run.config, run.data
+    in_float = [node.name for node in run.network.nodes if not is_covered(run.method, node)]
     return {
         "octosim": octosim.__version__,
         "model": c.model,
@@ -96,7 +99,7 @@ def decides(run: Run) -> dict[str, Any]:
         "epochs": run.epochs,
         "steps": c.steps,
         "seed": c.seed,
-    }
+    } | ({"float_layers": in_float} if in_float else {})
 
 
 def manifest(run: Run, command: str) -> dict[str, Any]:

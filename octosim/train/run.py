@@ -69,7 +69,7 @@ class Run:
             raise OctosimError(f"--warmup must be less than the run's {self.steps} steps, not {config.warmup}")
         in_shape = self.data.train_images.shape[1:]
         self.layers = layers or graph.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
-        self.network = engine.Network(self.layers, in_shape, self.method, config.seed)
+        self.network = engine.Network(self.layers, in_shape, self.method, config.seed, config.float_layers)
         self.registers = accumulators.Registers(accumulators.find(config.accumulator))
         self._check_registers()
         self.registers.install(self.network.nodes)
