@@ -4,7 +4,7 @@ VENV   ?= .venv
 # The full data sets, where they lie beside the checkout; tests that need them skip where they do not.
 export OCTOSIM_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: demo dev test bench lint clean
+.PHONY: demo dev test bench lint install-matrix clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/python tools/demo.py demo
@@ -20,6 +20,10 @@ bench: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# Wheels from the sdist with several compilers, setuptools, Pythons and processors; says what it skips.
+install-matrix:
+	$(PYTHON) tools/check_install.py
 
 .venv-demo/installed: pyproject.toml setup.py $(wildcard cext/*)
 	$(PYTHON) -m venv .venv-demo

@@ -22,19 +22,21 @@ NO_HEADERS = (
     "octosim needs the headers of Python {}.{}: Python.h cannot be compiled.  Install them (Debian and Ubuntu: apt install "
     "python3-dev; Fedora: dnf install python3-devel; Alpine: apk add python3-dev)."
 )
+OPENMP = ((("-fopenmp",), ("-fopenmp",)), (("-Xpreprocessor", "-fopenmp"), ("-lomp",)))
+"""Flags to compile and to link with, of which the first that work are taken; the second are for Apple's clang and a libomp."""
 
 
 class Build(build_ext):
     """Builds with OpenMP where the compiler compiles and links with it; one sentence where there is no compiler."""
 
-    def takes(self, *flags: str) -> bool:
+    def takes(self, *flags: str, link: tuple[str, ...] = ()) -> bool:
         """Whether the compiler makes a program with these flags.  What it raises where not differs between setuptools."""
         folder = tempfile.mkdtemp(dir=scratch)
         source = Path(folder, "probe.c")
         source.write_text(PROBE)
         try:
             objects = self.compiler.compile([str(source)], output_dir=folder, extra_preargs=list(flags))
-            self.compiler.link_executable(objects, os.path.join(folder, "probe"), extra_postargs=list(flags))
+            self.compiler.link_executable(objects, os.path.join(folder, "probe"), extra_postargs=list(link))
         except Exception as error:
             self.announce(f"octosim: {error}")
             return False
@@ -45,11 +47,11 @@ class Build(build_ext):
             sys.exit(NO_COMPILER.format(os.environ.get("CC") or sysconfig.get_config_var("CC")))
         if not self.takes("-DHEADERS"):
             sys.exit(NO_HEADERS.format(*sys.version_info))
-        if self.takes("-fopenmp"):
-            for extension in self.extensions:
-                extension.extra_compile_args.append("-fopenmp")
-                extension.extra_link_args.append("-fopenmp")
-        else:
+        flags, link = next((each for each in OPENMP if self.takes(*each[0], link=each[1])), ((), ()))
+        for extension in self.extensions:
+            extension.extra_compile_args += flags
+            extension.extra_link_args += link
+        if not flags:
             print("octosim: this compiler has no OpenMP (-fopenmp): the kernels will use one thread.")
         compile_one = self.compiler.compile
 

@@ -187,3 +187,82 @@ def copy_bandwidth(bytes_total: int | None) -> float:
         best = min(best, stop - start)
         if stop > end:
             return 2 * size / best
+
+
+# ---- what bounds and disturbs this process ----------------------------------------------------------------------------------
+
+# Bits of the Raspberry Pi's firmware: now, and (16 higher) since the start.
+_THROTTLED = ("under-voltage", "clock capped", "throttled", "soft temperature limit")
+
+
+def limits(root: Path) -> dict[str, Any]:
+    """What the control groups of this process allow: `cpus` (a quota in CPUs) and `memory_bytes`, each None where unlimited.
+
+    Versions 1 and 2 of cgroups; the least along the path from the process's group to the root.
+    """
+    cpus: list[float] = []
+    memory: list[int] = []
+    for folder in _groups(root, "cpu"):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if (allowed := _number(quota)) and (every := _number(period)):
+            cpus.append(allowed / every)
+    for folder in _groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            bytes_ = _number(_text(folder / name))
+            if bytes_ and bytes_ < 1 << 60:  # version 1 writes its page counter's largest value for "no limit"
+                memory.append(int(bytes_))
+    return {"cpus": min(cpus, default=None), "memory_bytes": min(memory, default=None)}
+
+
+def _groups(root: Path, controller: str) -> list[Path]:
+    """The folders of the process's group for a controller, from the group itself up to the root of the hierarchy."""
+    folders: list[Path] = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        # In a container the path may be that of the host, of which only the root is mounted.
+        parts = [part for part in path.split("/") if part and part != ".."]
+        folders += [top.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+    return folders
+
+
+def conditions(root: Path) -> dict[str, Any]:
+    """What a measurement depends on, where the system tells; what it does not tell is None.
+
+    clock_mhz: now, the least and the most of the CPUs.  temperature_c: of the hottest zone.  throttled: the firmware's flags on a
+    Raspberry Pi, the kernel's count on x86, empty where nothing was slowed.  load: running processes, mean of a minute.
+    """
+    frequencies = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
+    now = [khz / 1e3 for folder in frequencies if (khz := _number(_text(folder / "scaling_cur_freq")))]
+    now = now or [mhz for cpu in _cpuinfo(root) if (mhz := _number(cpu.get("cpu MHz", "")))]
+    most = [khz / 1e3 for folder in frequencies if (khz := _number(_text(folder / "cpuinfo_max_freq")))]
+    governors = sorted({_text(folder / "scaling_governor") for folder in frequencies} - {""})
+    zones = (root / "sys/class/thermal").glob("thermal_zone*/temp")
+    degrees = [value / 1e3 for zone in zones if (value := _number(_text(zone)))]
+    load = re.match(r"\d+\.\d+", _text(root / "proc/loadavg"))
+    return {
+        "clock_mhz": [min(now), max(now)] if now else None,
+        "clock_max_mhz": max(most, default=None),
+        "governor": ", ".join(governors) or None,
+        "temperature_c": max(degrees, default=None),
+        "throttled": _throttled(root),
+        "load": float(load[0]) if load else None,
+    }
+
+
+def _throttled(root: Path) -> list[str] | None:
+    firmware = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    if re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", firmware):
+        bits = int(firmware, 16)
+        now = [f"{name} now" for at, name in enumerate(_THROTTLED) if bits >> at & 1]
+        return now + [f"{name} since the start" for at, name in enumerate(_THROTTLED) if bits >> at + 16 & 1]
+    counts = [_text(path) for path in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")]
+    if not any(count.isdigit() for count in counts):
+        return None
+    total = max(int(count) for count in counts if count.isdigit())
+    return [f"slowed for heat {total} times since the start"] if total else []

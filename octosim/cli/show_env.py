@@ -1,0 +1,120 @@
+"""`octosim show-env`: what octosim detects on this machine, and why not where something is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import octosim
+from octosim.cli.terminal import AsJson, out_console, print_json
+
+REQUIRED = ("numpy", "cffi", "pandas", "matplotlib", "pydantic", "safetensors", "typer", "rich")
+OPTIONAL = {"torch": "peers", "onnx": "onnx", "onnxruntime": "peers", "apytypes": "peers", "distributed": "cluster"}
+"""Packages of the extras, and the extra that brings each."""
+VARIABLES = ("OCTOSIM_DATA", "OCTOSIM_ISA", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_PROC_BIND")
+
+
+def environment() -> dict[str, Any]:
+    """Everything that show-env prints, as plain data."""
+    from octosim import core, data, host
+
+    root = Path("/")
+    return {
+        "octosim": {"version": octosim.__version__, "where": str(Path(octosim.__file__).parent)},
+        "python": {"version": platform.python_version(), "where": sys.executable, "platform": platform.platform(terse=True)},
+        "packages": {name: _version(name) for name in (*REQUIRED, *OPTIONAL)},
+        "cpu": {
+            "title": host.title_of(root, platform.machine()),
+            "isas": core.isas(),
+            "isa": core.isa(),
+            "isa_from": "OCTOSIM_ISA" if os.environ.get("OCTOSIM_ISA") else "the fastest of this processor",
+        },
+        "threads": _threads(core),
+        "limits": host.limits(root),
+        "conditions": host.conditions(root),
+        "data": data.available(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _threads(core: Any) -> dict[str, Any]:
+    """Threads of the kernels, whether the build has OpenMP, and where the number comes from."""
+    count = core.threads()
+    core.set_threads(2)  # a build without OpenMP keeps 1
+    openmp = core.threads() == 2
+    core.set_threads(count)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not openmp:
+        source = "the core was built without OpenMP (docs/install.md)"
+    elif os.environ.get("OMP_NUM_THREADS"):
+        source = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"
+    else:
+        source = "the CPUs that this process may use"
+    return {"count": count, "from": source, "openmp": openmp, "cpus": os.cpu_count(), "cpus_usable": usable}
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, value, remark) for the table."""
+    cpu, threads, limits, now = found["cpu"], found["threads"], found["limits"], found["conditions"]
+    rows = [
+        ("octosim", found["octosim"]["version"], found["octosim"]["where"]),
+        ("Python", found["python"]["version"], found["python"]["where"]),
+        ("system", found["python"]["platform"], ""),
+        ("processor", cpu["title"], ""),
+    ]
+    for name, here in cpu["isas"].items():
+        remark = f"in use: {cpu['isa_from']}" if name == cpu["isa"] else ""
+        rows.append((f"instruction set {name}", "yes" if here else "no", remark if here else "this processor does not have it"))
+    rows.append(("threads", str(threads["count"]), threads["from"]))
+    rows.append(("CPUs", str(threads["cpus"]), f"usable by this process: {threads['cpus_usable']}"))
+    quota = limits["cpus"]
+    over = "less than the threads: pass --threads" if quota is not None and quota < threads["count"] else ""
+    rows.append(("CPU quota", "none" if quota is None else f"{quota:.3g} CPUs", over))
+    memory = limits["memory_bytes"]
+    rows.append(("memory limit", "none" if memory is None else f"{memory / 2**30:.3g} GiB", ""))
+    clock = now["clock_mhz"]
+    limit = f"at most {now['clock_max_mhz']:.0f} MHz" if now["clock_max_mhz"] else ""
+    rows.append(("clock", f"{clock[0]:.0f} .. {clock[1]:.0f} MHz" if clock else "not told", limit))
+    rows.append(("governor", now["governor"] or "not told", ""))
+    degrees = now["temperature_c"]
+    rows.append(("temperature", "not told" if degrees is None else f"{degrees:.0f} C", "the hottest zone"))
+    throttled = now["throttled"]
+    rows.append(("throttling", "not told" if throttled is None else ", ".join(throttled) or "none", ""))
+    load = now["load"]
+    rows.append(("load", "not told" if load is None else f"{load:.2f}", "running processes, mean of a minute"))
+    for name, version in found["packages"].items():
+        remedy = f"pip install 'octosim[{OPTIONAL[name]}]'" if name in OPTIONAL else f"pip install {name}"
+        rows.append((name, version or "no", "" if version else remedy))
+    for row in found["data"]:
+        here, _, remedy = row["found"].partition("; ")
+        rows.append((f"data set {row['name']}", here, remedy))
+    rows += [(name, value, "environment variable") for name, value in found["variables"].items()]
+    return rows
+
+
+def show_env(json_: AsJson = False) -> None:
+    """Show what octosim detects here: versions, instruction sets, threads, limits, clock, data sets, peers.
+
+    Example: octosim show-env
+    """
+    found = environment()
+    if json_:
+        print_json(found)
+        return
+    table = Table("what", "here", "remark")
+    for row in _rows(found):
+        table.add_row(*row)
+    out_console.print(table)
