@@ -234,8 +234,8 @@ def _groups(root: Path, controller: str) -> list[Path]:
 def conditions(root: Path) -> dict[str, Any]:
     """What a measurement depends on, where the system tells; what it does not tell is None.
 
-    clock_mhz: now, the least and the most of the CPUs.  temperature_c: of the hottest zone.  throttled: the firmware's flags on a
-    Raspberry Pi, the kernel's count on x86, empty where nothing was slowed.  load: running processes, mean of a minute.
+    clock_mhz: now, the least and the most of the CPUs.  temperature_c: of the hottest zone.  throttled: the firmware's flags on
+    a Raspberry Pi, the kernel's count on x86, empty where nothing was slowed.  load: running processes, mean of a minute.
     """
     frequencies = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
     now = [khz / 1e3 for folder in frequencies if (khz := _number(_text(folder / "scaling_cur_freq")))]

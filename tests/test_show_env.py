@@ -23,7 +23,8 @@ GROUPS = {
     ),
     "version 2, the parent's is less": (
         {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "50000 100000",
-         "sys/fs/cgroup/a/b/cpu.max": "300000 100000", "sys/fs/cgroup/a/b/memory.max": "1073741824", "sys/fs/cgroup/a/memory.max": "2147483648"},
+         "sys/fs/cgroup/a/b/cpu.max": "300000 100000", "sys/fs/cgroup/a/b/memory.max": "1073741824",
+         "sys/fs/cgroup/a/memory.max": "2147483648"},
         0.5,
         1 << 30,
     ),
