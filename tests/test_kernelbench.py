@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from octosim import core, hostbench, kernelbench
-from octosim.cli import app
+from octosim.cli.app import app
 from octosim.errors import OctosimError
 
 SMALL = {"fc": (32, 100, 20), "conv": (500, 25, 6)}
