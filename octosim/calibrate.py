@@ -7,8 +7,6 @@ an offset of its own, which stands for software version, cooling and clock and i
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from octosim import cost
 from octosim.efficiency import Factors
 from octosim.errors import OctosimError
 from octosim.hw import Device
+from octosim.textfile import read_csv
 from octosim.trace import DTYPE_BYTES, Op, with_winograd
 
 Array = cost.Array
@@ -67,39 +66,29 @@ class Measurement:
         return self.precision == "int8"
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, which may be compressed (.gz)."""
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file, or not a whole one"
-        raise OctosimError(f"{path}: cannot be read ({reason})") from None
-
-
 def measurements(path: Path) -> list[Measurement]:
     """Rows of a CSV with the columns network, precision, threads, value and, if there, device, unit, metric, backend.
 
     Of several metrics latency_min is taken; rows of GPU backends are left out.
     """
-    rows = read_csv(path)
-    needed = {"network", "precision", "threads", "value"}
-    if not rows or not needed <= set(rows[0]):
-        raise OctosimError(f"{path}: expected a CSV with the columns {', '.join(sorted(needed))}")
     units = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
     found = []
-    for number, row in enumerate(rows, 2):
+    for row in read_csv(path, ("network", "precision", "threads", "value")):
         if row.get("metric", "latency_min") != "latency_min" or not row.get("backend", "cpu").endswith("cpu"):
             continue
-        try:
-            value, threads, unit = float(row["value"]), int(row["threads"]), units[row.get("unit") or "ms"]
-        except (ValueError, KeyError, TypeError):
-            text = "expected numbers for value and threads, and a unit s, ms or us"
-            raise OctosimError(f"{path}, line {number}: {text}") from None
-        if not (value > 0 and math.isfinite(value) and threads >= 1):
-            raise OctosimError(f"{path}, line {number}: expected a time and a number of threads above zero")
-        found.append(Measurement(row.get("device", ""), row["network"], row["precision"], threads, value * unit, row))
+        value = row.number("value", float, "a time above zero", lambda v: 0 < v < math.inf)
+        threads = row.number("threads", int, "a number of threads above zero", lambda v: 1 <= v <= 1 << 20)
+        unit = row.get("unit") or "ms"
+        if unit not in units:
+            raise row.error(f"unit is '{unit[:60]}', expected s, ms or us")
+        found.append(Measurement(row.get("device"), row.cells["network"], row.cells["precision"], threads, value * units[unit],
+                                 row.cells))  # fmt: skip
     return found
+
+
+_SIZES = (
+    "in_c", "in_h", "in_w", "out_c", "out_h", "out_w", "kh", "kw", "sh", "groups", "macs", "weight_count", "int8_scale_term",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,20 +114,19 @@ def networks(layers: Path, summary: Path | None = None) -> dict[str, tuple[list[
     summary: columns network, activation_elements_sum (all layers and the input).
     """
     found: dict[str, list[Layer]] = {}
-    try:
-        for row in read_csv(layers):
-            number = {k: int(v) for k, v in row.items() if k not in ("network", "layer", "type")}
-            found.setdefault(row["network"], []).append(
-                Layer(
-                    row["layer"], row["type"],
-                    (number["in_c"], number["in_h"], number["in_w"]), (number["out_c"], number["out_h"], number["out_w"]),
-                    (number["kh"], number["kw"]), number["sh"], max(1, number["groups"]), number["macs"],
-                    number["weight_count"], number["int8_scale_term"] > 100,
-                )
-            )  # fmt: skip
-        produced = {row["network"]: int(row["activation_elements_sum"]) for row in read_csv(summary)} if summary else {}
-    except (KeyError, ValueError) as error:
-        raise OctosimError(f"{layers}: not a table of layers ({error})") from None
+    for row in read_csv(layers, ("network", "layer", "type", *_SIZES)):
+        n = {k: row.number(k, int, "a whole number", lambda v: 0 <= v < 1 << 60) for k in _SIZES}
+        found.setdefault(row.cells["network"], []).append(
+            Layer(
+                row.cells["layer"], row.cells["type"],
+                (n["in_c"], n["in_h"], n["in_w"]), (n["out_c"], n["out_h"], n["out_w"]), (n["kh"], n["kw"]), n["sh"],
+                max(1, n["groups"]), n["macs"], n["weight_count"], n["int8_scale_term"] > 100,
+            )
+        )  # fmt: skip
+    produced = {}
+    for row in read_csv(summary, ("network", "activation_elements_sum")) if summary else ():
+        count = row.number("activation_elements_sum", int, "a whole number", lambda v: 0 <= v < 1 << 60)
+        produced[row.cells["network"]] = count
     other = {}
     for name, stack in found.items():
         known = sum(math.prod(layer.outputs) for layer in stack) + math.prod(stack[0].inputs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-import tomllib
 from typing import Annotated, Any
 
 import tomli_w
@@ -16,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from octosim.errors import OctosimError
 from octosim.schema import Frozen, Positive, Text
+from octosim.textfile import parse_toml
 
 PATHS = ("float32", "float16", "smlal", "sdot")
 """Arithmetic with factors: a float type, or the instruction (octosim.numerics.ACCUMULATORS) that int8 products run on."""
@@ -60,8 +60,8 @@ def shipped() -> dict[str, dict[str, Factors]]:
     """Device name -> arithmetic -> factors, as fitted; "pool" is the device that nobody measured."""
     file = importlib.resources.files("octosim") / "efficiency.toml"
     try:
-        return parse(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        return parse(parse_toml(file.read_text(encoding="utf-8"), file.name))
+    except (OSError, OctosimError, ValidationError) as error:
         raise OctosimError(f"octosim/efficiency.toml cannot be used, reinstall octosim ({error})") from None
 
 

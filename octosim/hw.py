@@ -11,7 +11,6 @@ import functools
 import importlib.resources
 import os
 import platform
-import tomllib
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +23,7 @@ from octosim.errors import OctosimError, suggest
 from octosim.numerics import ACCUMULATORS
 from octosim.rates import Rates
 from octosim.schema import Frozen, Positive, Text, first_problem
+from octosim.textfile import TOML_BYTES, parse_toml, read_text
 
 Dtype = Literal["int8", "float16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("int8", "float16", "float32")
@@ -354,7 +354,9 @@ def text_of(name_or_path: str) -> str:
     if name_or_path == "host":
         raise OctosimError("profile host is read from this machine and has no file")
     name = aliases().get(name_or_path, name_or_path)
-    return (_shipped()[name] if name in _shipped() else Path(name_or_path)).read_text(encoding="utf-8")
+    if name in _shipped():
+        return _shipped()[name].read_text(encoding="utf-8")
+    return read_text(Path(name_or_path), TOML_BYTES, "profile file")
 
 
 def names() -> list[str]:
@@ -369,16 +371,7 @@ def aliases() -> dict[str, str]:
 
 def check(path: str | Path) -> Device:
     """Validate one file and return its device; raises OctosimError with one sentence naming the file and the field."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise OctosimError(f"{path}: no such profile file") from None
-    except UnicodeDecodeError:
-        raise OctosimError(f"{path}: not a text file in UTF-8, expected a TOML profile") from None
-    except OSError as error:
-        raise OctosimError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse(text, str(path))
+    return parse(read_text(Path(path), TOML_BYTES, "profile file"), str(path))
 
 
 def json_schema() -> dict[str, Any]:
@@ -403,10 +396,7 @@ def _shipped_device(name: str) -> Device:
 
 def parse(text: str, where: str) -> Device:
     """The device of a profile's text; `where` begins the sentence of an error."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise OctosimError(f"{where}: not valid TOML: {error}") from None
+    data = parse_toml(text, where)
     try:
         return Device.model_validate(data)
     except ValidationError as error:

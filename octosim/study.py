@@ -14,11 +14,11 @@ import csv
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
 import time
-import tomllib
 import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +36,7 @@ from octosim import core, data, methods, train
 from octosim.errors import OctosimError, suggest
 from octosim.files import locked, read_lines, write_atomic
 from octosim.schema import Frozen, first_problem
+from octosim.textfile import TOML_BYTES, read_text, read_toml
 
 SHIPPED = Path(__file__).parent / "studies"
 FORMAT = 1
@@ -62,6 +63,10 @@ _Grid: Any = create_model(
     __base__=_settings("Grid", dict[str, list[_Scalar]], lambda kind: list.__class_getitem__(kind)),
     method=(Annotated[list[str], BeforeValidator(_all_methods)], None),
 )
+
+
+MOST_ROWS = 10_000
+"""Rows of a study: each is a run directory, and is built once before the first is trained."""
 
 
 class Study(Frozen):
@@ -98,14 +103,15 @@ def source(name: str) -> Path:
     return Path(name)
 
 
+def text(path: Path) -> str:
+    """The text of a study's file."""
+    return read_text(path, TOML_BYTES, "study")
+
+
 def read(path: Path) -> Study:
     """A study's file; OctosimError with the first thing that is wrong in it."""
     try:
-        return Study.model_validate(tomllib.loads(path.read_text()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise OctosimError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise OctosimError(f"{path} is not TOML: {error}") from None
+        return Study.model_validate(read_toml(path, "study"))
     except ValidationError as error:
         raise OctosimError(f"{path}: {first_problem(error, Study)}") from None
 
@@ -116,9 +122,13 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return rest | {f"method.{key}": value for key, value in settings.get("parameters", {}).items()}
 
 
+def _lists(grid: Any) -> dict[str, list[Any]]:
+    return _flat(grid.model_dump(exclude_unset=True))
+
+
 def _choices(grid: Any) -> Iterator[dict[str, Any]]:
     """Every combination of a grid's lists, flat; in the order of Config's fields, then parameters, the last fastest."""
-    lists = _flat(grid.model_dump(exclude_unset=True))
+    lists = _lists(grid)
     for values in itertools.product(*lists.values()):
         yield dict(zip(lists, values, strict=True))
 
@@ -131,6 +141,9 @@ def _config(flat: dict[str, Any]) -> train.Config:
 
 def rows(study: Study, path: Path) -> list[Row]:
     """The study's rows, none tried yet; OctosimError where two have one name."""
+    total = sum(math.prod(len(values) for values in _lists(grid).values()) for grid in study.grid)
+    if total > MOST_ROWS:
+        raise OctosimError(f"{path}: the grids have {total:,} rows, expected at most {MOST_ROWS:,}")
     base = _flat(study.base.model_dump(exclude_unset=True))
     flats = [base | choice for grid in study.grid for choice in _choices(grid)]
     if not flats:

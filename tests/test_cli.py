@@ -154,7 +154,7 @@ def test_a_model_file(tmp_path: Path) -> None:
     assert octosim("verify", str(folder)).returncode == 0
     assert "finished already" in octosim("train", "--resume", "--out", str(folder)).stderr
     done = octosim("cost", "--model", str(file))
-    assert done.returncode == 2 and done.stderr.count("\n") <= 2 and "there is no such model file" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") <= 2 and "no such model file" in done.stderr
 
 
 def test_training_in_the_arithmetic_of_a_profile(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 # A row may import only from rows above it.
 ROWS = [
     {"errors", "schema", "_core"},
-    {"files"},
+    {"files", "textfile"},
     {"core", "numerics", "trace", "efficiency", "host"},
     {"rates"},
     {"hw"},

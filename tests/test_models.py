@@ -335,7 +335,7 @@ HEAD = "[[layers]]\nkind = 'flatten'\n[[layers]]\nkind = 'linear'\n"
         ("layers = 3", "my.toml: expected a list of layers"),
         ("layers = []", "my.toml: expected a list of layers"),
         ("layers = [3]", "my.toml: layer 1: expected a table with the field 'kind', one of conv, depthwise"),
-        ("layers = [", "my.toml is not valid TOML"),
+        ("layers = [", "my.toml: not valid TOML"),
         ("title = 'x'\n" + CONV, "my.toml: unknown field 'title', expected [[layers]] only"),
         ("[[layers]]\nfilters = 3", "my.toml: layer 1: expected a table with the field 'kind'"),
         ("[[layers]]\nkind = 'cnv'", "my.toml: layer 1: field 'kind' is 'cnv', no kind of layer; did you mean 'conv'?"),
@@ -372,13 +372,13 @@ def test_bad_model_files(content: str, words: str, file: Callable[[str], str], t
 
 
 def test_no_model_file(tmp_path: Path) -> None:
-    with pytest.raises(OctosimError, match="there is no such model file"):
+    with pytest.raises(OctosimError, match="no such model file"):
         graph.find(str(tmp_path / "none.toml"))
     with pytest.raises(OctosimError, match="cannot be read"):
         (tmp_path / "folder.toml").mkdir()
         graph.find(str(tmp_path / "folder.toml"))
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
-    with pytest.raises(OctosimError, match="is not valid TOML"):
+    with pytest.raises(OctosimError, match="not a text file in UTF-8"):
         graph.find(str(tmp_path / "bytes.toml"))
 
 

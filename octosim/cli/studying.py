@@ -104,7 +104,7 @@ def study(
                 studier.in_processes,
                 jobs=jobs, threads=threads or max(1, cores // jobs), command=command_line(), every=checkpoint_every,
             )  # fmt: skip
-        states = studier.run(read, plan, folder, path.read_text(), train_all, show)
+        states = studier.run(read, plan, folder, studier.text(path), train_all, show)
     if json_:
         print_json({"out": str(folder), "rows": [vars(state) for state in states]})
     else:

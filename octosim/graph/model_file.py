@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from octosim.engine.layers import (
     Stack,
 )
 from octosim.errors import OctosimError, suggest
+from octosim.textfile import read_toml
 
 
 def is_file(model: str) -> bool:
@@ -115,14 +115,7 @@ def parse(where: str, given: Any, empty: bool = False) -> Stack:
 
 
 def read_file(path: Path) -> Stack:
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise OctosimError(f"{path}: there is no such model file") from None
-    except OSError as error:
-        raise OctosimError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OctosimError(f"{path} is not valid TOML: {error}") from None
+    content = read_toml(path, "model file")
     for key in content:
         if key != "layers":
             raise OctosimError(f"{path}: unknown field '{key}', expected [[layers]] only")
