@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from octosim import core
@@ -60,9 +60,9 @@ class Clock(core.Probe):
         self._last = now
         return status
 
-    def python(self, name: str, function: Callable[[], None]) -> None:
+    def python(self, name: str, function: Callable[..., None], arrays: Sequence[Array]) -> None:
         """Makes a segment of Python."""
-        function()
+        function(*arrays)
         now = self.read()
         self.add(cast(Key, core.here.key), now - self._last)
         self._last = now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -58,8 +58,8 @@ class Recorder(Protocol):
     def call(self, name: str, number: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """Makes a call, or does not; its status."""
 
-    def python(self, name: str, function: Callable[[], None]) -> None:
-        """Makes a segment of Python, whose operands were told, or does not."""
+    def python(self, name: str, function: Callable[..., None], arrays: Sequence[Array]) -> None:
+        """Makes a segment of Python, whose operands were told, of these arrays, or does not."""
 
 
 class _Here(threading.local):
@@ -77,20 +77,20 @@ def at(*key: str) -> None:
     here.key = key
 
 
-def python(name: str, function: Callable[[], None], reads: Iterable[Array], writes: Iterable[Array] = ()) -> None:
+def python(name: str, function: Callable[..., None], reads: Sequence[Array], writes: Sequence[Array] = ()) -> None:
     """Makes a segment of a step in Python, as a call with these operands: a replay of a recorded step makes it again.
 
-    function: changes nothing but the arrays `writes` and numbers in C memory, and finds in `reads` and such numbers what
-    differs from step to step.  The arrays stay the same ones.
+    function: takes all of `reads`, then all of `writes`.  Besides these it may hold on to arrays that last as long as the
+    network and to numbers in C memory, of which it finds what differs from step to step; never to memory of a pool.
     """
     if here.recorder is None:
-        function()
+        function(*reads, *writes)
         return
     for array in reads:
         here.recorder.operand("reads", array, READS)
     for array in writes:
         here.recorder.operand("writes", array, WRITES)
-    here.recorder.python(name, function)
+    here.recorder.python(name, function, (*reads, *writes))
 
 
 def _recordable(name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:

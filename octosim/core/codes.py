@@ -112,17 +112,18 @@ class Codes:
 _CODES = ffi.typeof("octo_codes *")
 
 
-def _codes() -> tuple[Any, Codes]:
+def new_codes() -> tuple[Any, Codes]:
+    """octo_codes * of any content, and its numbers."""
     made = ffi.new(_CODES)
     return made, Codes(*(Scalar(ffi.addressof(made[0], name), made) for name in ("scale", "inverse", "zero", "lo", "hi")))
 
 
-def symmetric_codes(low: Number, high: Number, share: float = 1.0) -> Codes:
+def symmetric_codes(low: Number, high: Number, share: float = 1.0, *, out: Codes | None = None) -> Codes:
     """Zero point 0 and scale = max(|low|, |high|) / 127, of share times a range, whose ends are the codes' ends too.
 
     Jacob et al. 2018, section 2.1, with a symmetric range; octosim.h says how it is rounded.
     """
-    made, codes = _codes()
+    made, codes = new_codes() if out is None else (out.scale.memory, out)
     ok(lib.octo_symmetric_codes(low, high, share, made))
     return codes
 
@@ -130,7 +131,7 @@ def symmetric_codes(low: Number, high: Number, share: float = 1.0) -> Codes:
 def asymmetric_codes(low: Number, high: Number) -> Codes:
     """scale = (high - low) / 254, zero = round(-127 - low / scale), of a range widened to contain 0: real 0 has an exact code,
     as zero padding needs (Jacob et al. 2018, section 2.1)."""
-    made, codes = _codes()
+    made, codes = new_codes()
     ok(lib.octo_asymmetric_codes(low, high, made))
     return codes
 

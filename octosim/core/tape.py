@@ -8,8 +8,9 @@ What may differ from step to step lies in memory whose place does not: tensors i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,15 +141,16 @@ class Tape:
         finally:
             here.recorder = self
 
-    def python(self, name: str, function: Callable[[], None]) -> None:
+    def python(self, name: str, function: Callable[..., None], arrays: Sequence[Array]) -> None:
         """Makes a segment of Python and records it."""
-        self._segments.append((len(self.calls), function))
+        at = len(self.calls)
         self._note(f"python:{name}", ())
         if self.dry:
             return
+        self._segments.append((at, partial(function, *map(_lasting, arrays))))
         here.recorder = None
         try:
-            self._probe.python(name, function)
+            self._probe.python(name, function, arrays)
         finally:
             here.recorder = self
 
@@ -200,6 +202,17 @@ class Tape:
         return self.calls[at].key
 
 
+def _lasting(array: Array) -> Array:
+    """The same values in the same memory; of a pool's block without keeping the block from being used again."""
+    root = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    if not isinstance(root, Lease):
+        return array
+    offset = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    return np.ndarray(array.shape, array.dtype, root.pin(), offset, array.strides)
+
+
 class Probe:
     """What is told of a thread's calls and makes them: here nothing but that.  Of a recorded step, which C makes, `replay`."""
 
@@ -215,9 +228,9 @@ class Probe:
         """Makes a call."""
         return function(*arguments)
 
-    def python(self, name: str, function: Callable[[], None]) -> None:
+    def python(self, name: str, function: Callable[..., None], arrays: Sequence[Array]) -> None:
         """Makes a segment of Python."""
-        function()
+        function(*arrays)
 
     def replay(self, tape: Tape) -> None:
         """Makes the calls of a tape."""

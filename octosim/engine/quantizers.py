@@ -59,7 +59,14 @@ def symmetric(
 ) -> QTensor:
     """Codes of clip(x, share low, share high) as `core.symmetric_codes` says.  rounding, random: see `core.quantize`."""
     # the clip's ends, rounded to the nearest codes: clip, then round, is round, then clip to the rounded limits
-    codes = core.symmetric_codes(low, high, share)
+    return of_codes(x, core.symmetric_codes(low, high, share), rounding=rounding, random=random, out=out)
+
+
+def of_codes(
+    x: Array, codes: core.Codes, *, rounding: Rounding = Rounding.HALF_EVEN, random: core.Stream | None = None,
+    out: Array | None = None,
+) -> QTensor:  # fmt: skip
+    """Codes of x that `core.symmetric_codes` found."""
     q = core.quantize(x, codes.inverse, low=codes.low, high=codes.high, rounding=rounding, random=random, out=out)
     return QTensor(q, codes.scale, 0)
 

@@ -46,6 +46,7 @@ class Blaq(Laq):
     name: ClassVar[str] = "blaq"
     summary: ClassVar[str] = "loss-aware quantization with a trial step and a backtrack"
     paper: ClassVar[str] = "Ma et al., AAAI 2024"
+    recordable = False  # its steps are of two kinds
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +57,10 @@ class Blaq(Laq):
 
     def _blended(self, first: Array, trial: Array) -> Array:
         return F(self.blend) * first + F(1 - self.blend) * trial
+
+    def _quantized(self, node: Node, before: Array, d: Array) -> None:
+        node.known.discard("w")
+        self._settle(before, d, node.params["w"], *(node.state[key] for key in ("codes", "alpha", "sign", "counts")))
 
     def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> core.Number:
         """The two-stage step in every `period`-th epoch, else `laq`'s."""
@@ -71,7 +76,7 @@ class Blaq(Laq):
             direction, d, moments[node.name] = update.newton(node, node.grads["w"])
             before[node.name], curvature[node.name] = w.copy(), d
             w -= F(float(update.lr)) * direction / d
-            self._settle(node, before[node.name], d)
+            self._quantized(node, before[node.name], d)
         gradients()
         trial = {}
         for node in weighted:
@@ -92,5 +97,5 @@ class Blaq(Laq):
             direction, d, after = new[node.name]
             node.params["w"][:] = before[node.name] - F(float(update.lr)) * direction / d
             update.set_slots(node, after)
-            self._settle(node, before[node.name], d)
+            self._quantized(node, before[node.name], d)
         return loss

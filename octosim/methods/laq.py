@@ -14,6 +14,7 @@ float32; the models' own losses and initial weights are used (paper: square hing
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -77,6 +78,12 @@ def iterated(w: Array, d: Array, n: int, codes: Array) -> tuple[Array, float]:
     return codes, alpha
 
 
+def _curvature(update: Update, node: Node, w: Array, g: Array, before: Array, d: Array) -> None:
+    """The weights as they are and the optimizer's curvature, as arrays."""
+    before[:] = w
+    d[:] = update.newton(node, g)[1]
+
+
 @dataclass(frozen=True)
 class Laq(Method):
     """Parameters of the method.
@@ -100,6 +107,8 @@ class Laq(Method):
         "accumulator": "float32",
         "normalization": "float32",
     }
+
+    recordable = True
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (1, 2, 3, 4, 8):
@@ -127,22 +136,29 @@ class Laq(Method):
         """One pass and the optimizer's update; then the new weights are quantized, with this step's curvature."""
         loss = gradients()
         weighted = [node for node in nodes if node.layer.weighted]
-        before = [(node.params["w"].copy(), update.newton(node, node.grads["w"])[1]) for node in weighted]
+        before = []
+        for node in weighted:
+            w, g = node.params["w"], node.grads["w"]
+            held, d = node.buffer(w.shape, F), node.buffer(w.shape, F)
+            core.at(node.name, "update")
+            core.python("curvature", partial(_curvature, update, node), [w, g], [held, d])
+            before.append((held, d))
         update.all()
-        for node, (w, d) in zip(weighted, before, strict=True):
-            self._settle(node, w, d)
+        for node, (held, d) in zip(weighted, before, strict=True):
+            core.at(node.name, "update")
+            node.known.discard("w")
+            state = [node.state[key] for key in ("codes", "alpha", "sign", "counts")]
+            core.python("quantize w", self._settle, [held, d], [node.params["w"], *state])
         return loss
 
-    def _settle(self, node: Node, before: Array, d: Array) -> None:
+    def _settle(self, before: Array, d: Array, w: Array, codes: Array, alpha: Array, sign: Array, counts: Array) -> None:
         """Clips and quantizes the new weights; counts the updates that turned back and the weights that changed level."""
-        w, state = node.params["w"], node.state
-        node.known.discard("w")
         np.clip(w, F(-1), F(1), out=w)
-        sign = np.sign(w - before).astype(np.int8)
-        codes, alpha = self.fit(w, d, state["codes"])
-        state["counts"] += (1, np.count_nonzero(sign * state["sign"] < 0), np.count_nonzero(codes != state["codes"]))
-        state["codes"][:], state["alpha"][0] = codes, alpha
-        np.copyto(state["sign"], sign, where=sign != 0)
+        turned = np.sign(w - before).astype(np.int8)
+        fitted, of_all = self.fit(w, d, codes)
+        counts += (1, np.count_nonzero(turned * sign < 0), np.count_nonzero(fitted != codes))
+        codes[:], alpha[0] = fitted, of_all
+        np.copyto(sign, turned, where=turned != 0)
 
     def metrics(self, nodes: list[Node]) -> dict[str, Any]:
         """By layer, per weight: updates against the one before, and changes of level."""
@@ -157,11 +173,14 @@ class Laq(Method):
         return {"steps": steps, **found}
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
-        codes, alpha = node.state["codes"], node.state["alpha"][0]
+        codes, alpha = node.state["codes"], node.state["alpha"]
         w = node.buffer(codes.shape, np.float32)
-        np.multiply(codes, alpha / F(levels(self.weight_bits)), out=w)
+        core.python("dequantize w", self._real, [codes, alpha], [w])
         node.saved.update(x=x, w=w)
         return float32.forward(node, x, w)
+
+    def _real(self, codes: Array, alpha: Array, w: Array) -> None:
+        np.multiply(codes, alpha[0] / F(levels(self.weight_bits)), out=w)
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         return dy

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -70,17 +71,30 @@ def sample_compensation(node: Node, batch: int) -> tuple[Array, Array, Array]:
     """alpha, mu and offset for each sample of a training batch, all of shape (batch, feature)."""
     alpha, mu, offset = (node.params[name] for name in COMPENSATION)
     refuse_samples(batch, len(mu))
-    used = node.state["lac_places"]
-    used[0] = max(used[0], batch)
-    return np.ascontiguousarray(np.broadcast_to(alpha, (batch, *alpha.shape))), mu[:batch], offset[:batch]
+    every = node.buffer((batch, *alpha.shape), np.float32)
+
+    def repeat(alpha: Array, every: Array, used: Array) -> None:
+        used[0] = max(used[0], batch)
+        np.copyto(every, alpha)
+
+    core.python("repeat alpha", repeat, [alpha], [every, node.state["lac_places"]])
+    return every, mu[:batch], offset[:batch]
 
 
 def sample_gradients(node: Node, dy: Array, lac: tuple[Array, Array, Array], decay: float) -> dict[str, Array]:
     """Gradients of `sample_compensation`'s parameters for float32 dY; samples that the batch lacks have the decay's alone."""
-    d_alpha, d_mu, d_offset = core.lac_backward(dy, lac, decay)
-    rest = (np.float32(decay) * node.params[name][len(dy) :] for name in COMPENSATION[1:])
+    d_alpha, *made = core.lac_backward(dy, lac, decay)
     sums = core.column_sums(d_alpha, d_alpha[0].size).reshape(d_alpha.shape[1:])
-    return dict(zip(COMPENSATION, (sums, *map(np.concatenate, zip((d_mu, d_offset), rest, strict=True))), strict=True))
+    grads, batch = {COMPENSATION[0]: sums}, len(dy)
+
+    def extend(some: Array, values: Array, every: Array) -> None:
+        every[:batch] = some
+        np.multiply(np.float32(decay), values[batch:], out=every[batch:])
+
+    for name, some in zip(COMPENSATION[1:], made, strict=True):
+        grads[name] = node.buffer(node.params[name].shape, np.float32)
+        core.python("extend gradient", extend, [some, node.params[name]], [grads[name]])
+    return grads
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,7 @@ class Octo(Method):
     summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping"
     paper: ClassVar[str] = "Zhou et al., USENIX ATC 2021"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
+    recordable = True
 
     def __post_init__(self) -> None:
         if not 0 < self.prc_ratio <= 1:
@@ -130,10 +145,6 @@ class Octo(Method):
             raise OctosimError(f"octo: lac_decay must not be negative, not {self.lac_decay}")
         if not self.lac_samples >= 1:
             raise OctosimError(f"octo: lac_samples must be at least 1, not {self.lac_samples}")
-
-    @property
-    def recordable(self) -> bool:  # type: ignore[override]
-        return self.prc in ("ratio", "off") and self.lac != "sample"
 
     @property
     def compact(self) -> bool:  # type: ignore[override]
@@ -192,18 +203,24 @@ class Octo(Method):
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         found = node.dy_range or core.value_range(dy)
-        low: core.Number = found.low
-        high: core.Number = found.high
+        out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
+        if self.prc in ("gauss", "percentile"):
+            _, codes = core.new_codes()
+            core.python("limits of dY", partial(self._limit, found, codes), [dy])
+        else:
+            codes = core.symmetric_codes(found.low, found.high, self.prc_ratio if self.prc == "ratio" else 1.0)
+        return quantizers.of_codes(dy, codes, rounding=Rounding(self.rounding), random=random, out=out)
+
+    def _limit(self, found: core.Range, codes: core.Codes, dy: Array) -> None:
+        """Codes of dY clipped where its deviation or a percentile says, within the range found."""
         if self.prc == "gauss":
             mean, deviation = core.moments(dy)
-            low, high = max(float(low), mean - self.prc_z * deviation), min(float(high), mean + self.prc_z * deviation)
-        elif self.prc == "percentile":
+            ends = mean - self.prc_z * deviation, mean + self.prc_z * deviation
+        else:
             limit = percentile(dy, self.prc_percentile)
-            low, high = max(float(low), -limit), min(float(high), limit)
-        share = self.prc_ratio if self.prc == "ratio" else 1.0
-        out = node.buffer(dy.shape, np.int8)
-        random = context.random(node.tensor(ERROR))
-        return quantizers.symmetric(dy, low, high, share=share, rounding=Rounding(self.rounding), random=random, out=out)
+            ends = -limit, limit
+        low, high = found
+        core.symmetric_codes(max(low, ends[0]), min(high, ends[1]), out=codes)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         qx, sums = node.saved["x"], core.column_sums(error.q)
