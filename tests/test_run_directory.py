@@ -8,6 +8,9 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from narrow import few_images
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from octosim import data, train
+from octosim import audit, data, diff, golden, train
 from octosim.errors import OctosimError
 
 NET = """
@@ -258,3 +261,224 @@ def test_equal_runs_have_equal_checkpoints(whole: Path, half: Path, tmp_path: Pa
         assert (again / name).read_bytes() == (whole / name).read_bytes()
         assert name == "checkpoint.safetensors" or (resumed / name).read_bytes() == (whole / name).read_bytes()
     assert train.verify(resumed).equal
+
+
+# ---- damage --------------------------------------------------
+
+JUNK: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2 - 1],
+    "byte >= 0x80": lambda content: b"\x80" + content,
+    "inner byte >= 0x80": lambda content: content[:50] + b"\xff" + content[51:],
+    "deep": lambda content: b"[" * 100_000 + b"\n" + content,
+    "deep object": lambda content: b'{"a":' * 100_000 + b"\n",
+    "NaN": lambda content: b"NaN\n" + content,
+    "list": lambda content: b"[]\n",
+    "number": lambda content: b"1" * 5000 + b"\n",
+    "null": lambda content: b"null\n",
+    "zeros": lambda content: bytes(len(content)),
+}
+FILES = ("manifest.json", "records.jsonl", "overflow.jsonl", "measures.jsonl", "checkpoint.safetensors", "digest.txt")
+
+
+def refused(command: Callable[[], Any], name: str) -> None:
+    with pytest.raises(OctosimError) as caught:
+        command()
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_are_refused(name: str, junk: str, whole: Path, half: Path, tmp_path: Path) -> None:
+    """By name, by each command, the run finished or not; and no file is changed by it."""
+    for source in (whole, half):
+        folder = tmp_path / source.parent.name
+        shutil.copytree(source, folder)
+        path = folder / name
+        if not path.exists():
+            continue  # half's digest.txt
+        path.write_bytes(JUNK[junk](path.read_bytes()))
+        before = {each: each.read_bytes() for each in folder.iterdir()}
+        refused(lambda folder=folder: train.check(folder), name)
+        refused(lambda folder=folder: audit.audit(folder, 1), name)
+        refused(lambda folder=folder: diff.diff(whole, folder), name)
+        refused(lambda folder=folder: golden.golden(folder, 1, None, tmp_path / "golden"), name)
+        if source == half:
+            refused(lambda folder=folder: train.reopen(folder), name)
+        else:
+            assert name in named(lambda folder=folder: train.verify(folder))
+        assert before == {each: each.read_bytes() for each in folder.iterdir()}
+    assert not (tmp_path / "golden").exists()
+
+
+def without_sums(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """As an earlier octosim's manifest, whose fields nothing but the reader checks."""
+    content = json.loads(path.read_text())
+    del content["sums"]
+    path.write_text(json.dumps(edit(content) or content))
+
+
+VALUES = [
+    None, True, -1, 2**70, 1.5, 4.0, 1e308, "x", "50", "", "a\0b", "\ud800", "a/b.toml", [], ["x"], [1.0], [[]], {}, {"x": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(train.Config)])
+def test_values_of_config(field: str, half: Path, tmp_path: Path) -> None:
+    """Refused with a sentence, or the run goes on to the right bits: the field decides none of them, or is as it was."""
+    for number, value in enumerate(VALUES):
+        folder = tmp_path / str(number)
+        shutil.copytree(half, folder)
+
+        def edit(content: dict[str, Any], value: Any = value) -> None:
+            content["config"][field] = value
+
+        without_sums(folder / "manifest.json", edit)
+        try:
+            run = train.reopen(folder)
+        except OctosimError as error:
+            assert "\n" not in str(error).replace(str(value), "")
+        else:
+            assert run.step == 2 and (field in ("lr", "gamma", "eval_every", "count_overflow", "measure", "epochs"))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content.pop("decides") and None,
+        lambda content: content.update(decides=[1]),
+        lambda content: content.update(decides={}),
+        lambda content: content["decides"].update(data=[]),
+        lambda content: content["decides"]["data"].update(sha256=3),
+        lambda content: content["decides"].update(layers=3),
+        lambda content: content["decides"]["layers"][0].update(filters="x"),
+        lambda content: content["decides"]["layers"][0].update(filters=10**30),
+        lambda content: content["decides"]["layers"][0].update(kind=["x"]),
+        lambda content: content["decides"]["layers"].append(7),
+        lambda content: content["decides"].update(more=1),
+        lambda content: content.update(config=[]),
+        lambda content: content["config"].update(more=1),
+        lambda content: content["config"].pop("seed") and None,
+        lambda content: content.update(format=True),
+        lambda content: content.update(format="1"),
+        lambda content: content.update(kind=["run"]),
+        lambda content: content.update(parameters=[3]),
+        lambda content: content.update(memory={"octo": {"peak": "x"}}),
+        lambda content: [content],
+    ],
+)
+def test_shapes_of_the_manifest(edit: Callable[[dict[str, Any]], Any], half: Path, tmp_path: Path) -> None:
+    shutil.copytree(half, tmp_path / "run")
+    without_sums(tmp_path / "run/manifest.json", edit)
+    with pytest.raises(OctosimError) as caught:
+        train.reopen(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [-5, 0, 1, 3, 5, 999_999, 2**70, True, 2.0, "2", None])
+def test_the_checkpoint_of_another_step(step: Any, half: Path, tmp_path: Path) -> None:
+    """With its sum made right again, too: the records do not go with it."""
+    for name, right in (("plain", False), ("summed", True)):
+        folder = tmp_path / name
+        shutil.copytree(half, folder)
+        metadata, tensors = read(folder / "checkpoint.safetensors")
+        about = json.loads(metadata["octosim"]) | {"step": step}
+        if right:
+            about.pop("sum")
+            about["sum"] = train.directory._sha256(about)
+        (folder / "checkpoint.safetensors").write_bytes(save(tensors, {"octosim": json.dumps(about)}))
+        before = {each: each.read_bytes() for each in folder.iterdir()}
+        with pytest.raises(OctosimError):
+            train.reopen(folder)
+        assert before == {each: each.read_bytes() for each in folder.iterdir()}, "nothing is lost"
+
+
+def test_the_checkpoint_of_another_run(half: Path, whole: Path, tmp_path: Path) -> None:
+    other = finish(tmp_path / "other", seed=1, model=str(whole.parent / "net.toml"))
+    folder = tmp_path / "run"
+    shutil.copytree(half, folder)
+    shutil.copy(other / "checkpoint.safetensors", folder)
+    with pytest.raises(OctosimError, match="is the checkpoint of another run"):
+        train.reopen(folder)
+
+
+# ---- one writer at a time --------------------------------------------------
+
+
+def test_a_second_writer_is_told(half: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(half, folder)
+    told = []
+
+    def second(progress: train.Progress) -> None:
+        for attempt in (lambda: train.reopen(folder), lambda: train.train(late, folder)):
+            with pytest.raises(OctosimError, match="another process works on this run"):
+                attempt()
+            told.append(progress.step)
+
+    late, run = train.reopen(folder), train.reopen(folder)
+    assert train.train(run, folder, second)
+    assert len(told) == 4 and train.verify(folder).equal
+    with pytest.raises(OctosimError, match="is finished already"):
+        train.train(late, folder)
+    assert train.verify(folder).equal
+
+
+def test_a_run_that_another_process_took_further(half: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(half, folder)
+    late = train.reopen(folder)
+
+    def stop(progress: train.Progress) -> None:
+        if progress.step == 4:
+            raise InterruptedError
+
+    with pytest.raises(OctosimError):
+        train.train(train.reopen(folder), folder, stop, every=3)
+    with pytest.raises(OctosimError, match="is at step 3, not 2: another process worked on it"):
+        train.train(late, folder)
+    assert train.train(train.reopen(folder), folder) and train.verify(folder).equal
+
+
+@pytest.mark.parametrize("tries", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_three_processes_on_one_run(tries: int, tmp_path: Path) -> None:
+    """One trains, two resume it at any moment: each ends well or with a sentence, and nothing is lost."""
+    line = [sys.executable, "-m", "octosim.cli", "train", "--threads", "1", "--out"]
+    shape = ["--model", "mlp", "--batch-size", "20", "--steps", "300", "--checkpoint-every", "7"]
+    moments, pipes = random.Random(5), dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for number in range(tries):
+        folder = tmp_path / str(number)
+        processes = [subprocess.Popen([*line, str(folder), *shape], **pipes)]
+        while not (folder / "manifest.json").exists():
+            assert processes[0].poll() is None
+            time.sleep(0.01)
+        for _ in range(2):
+            time.sleep(moments.uniform(0, 1))
+            processes.append(subprocess.Popen([*line, str(folder), "--resume"], **pipes))
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            told = process.returncode == 2 and errors.splitlines()[-1].startswith("octosim: ")
+            assert "Traceback" not in errors and (process.returncode == 0 or told), errors
+        done = subprocess.run([*line, str(folder), "--resume"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        steps = [json.loads(text)["step"] for text in (folder / "records.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, 301))
+        train.check(folder)
+        assert len({(tmp_path / str(i) / "digest.txt").read_text() for i in range(number + 1)}) == 1
+
+
+# ---- faults --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "stride"),
+    [("kill", 17), ("full", 29)]
+    + [pytest.param(fault, 1, marks=pytest.mark.slow) for fault in ("kill", "eio", "enospc", "full", "erofs")],
+)
+def test_each_file_operation(fault: str, stride: int, tmp_path: Path) -> None:
+    """Killed or failing at every one: the next command finishes the run to the same files."""
+    script = Path(__file__).with_name("run_faults.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), fault, str(stride)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["tries"] * stride > 150 and result["wrong"] == [] and result["left"] == [], done.stderr

@@ -575,8 +575,8 @@ def _refuse_existing(folder: Path) -> None:
 
 def sweep_run(folder: Path) -> None:
     """Removes what a kill in the middle of a write leaves.  Only with the run's lock."""
-    for left in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it is housekeeping
+        for left in folder.glob(".*.tmp"):
             left.unlink()
 
 
