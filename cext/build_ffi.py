@@ -27,8 +27,9 @@ REPLAY = """
 #include <time.h>
 #include "octosim.h"
 #define NUMBER(at, type, held, field) (c->indirect >> (at) & 1 ? (type)*(const held *)c->args[at].p : (type)c->args[at].field)
-#define F(at) NUMBER(at, float, float, d)
-#define D(at) NUMBER(at, double, float, d)
+#define REAL(at, type) (c->indirect >> (16 + (at)) & 1 ? (type)*(const double *)c->args[at].p : NUMBER(at, type, float, d))
+#define F(at) REAL(at, float)
+#define D(at) REAL(at, double)
 #define I(at) NUMBER(at, int, int32_t, i)
 #define U(at) NUMBER(at, uint32_t, uint32_t, i)
 %(calls)s

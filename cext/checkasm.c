@@ -206,6 +206,7 @@ static int64_t rows(int64_t cols) { return benching ? 2000 : 1 + below(cols < 20
 
 #include "checks_layers.inc"
 #include "checks_codes.inc"
+#include "checks_methods.inc"
 #include "checks_public.inc"
 
 /* ---- the list ---------------------------------------------------------------------------------------------------------------------------- */

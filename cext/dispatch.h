@@ -47,6 +47,14 @@ int octo_window_rows(const octo_conv *g, const void *x, int fill, int element, s
 /* out[c] = sum over blocks, in double and ascending order, of partial[block][c]. */
 void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out);
 
+/* A sum of finite doubles that is rounded once, whatever their order (Shewchuk 1997): parts that do not overlap, the smallest first. */
+typedef struct {
+    double parts[64]; /* a double's exponents span 2,098 bits, which 40 parts of 53 bits hold */
+    int count;
+} octo_sum;
+void octo_sum_add(octo_sum *sum, double x);
+double octo_sum_total(const octo_sum *sum);
+
 /* Rows of a block of a column sum, part of its definition: about 64 to a lane; a multiple of 8. */
 static inline int64_t octo_block_rows(int64_t cols) { return 64 * (cols <= 16 ? 512 / cols : cols <= 128 ? 16 : cols < 512 ? 4 : 1); }
 

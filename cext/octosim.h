@@ -253,9 +253,79 @@ int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const floa
 int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, const float *mu, const float *offset, float decay,
                           float *dalpha, float *dmu, float *doffset);
 
+/* ---- few levels, masks, barriers: values of training methods ---- */
+
+/* inside: 1 where low <= x <= high, else 0; y = x inside, in place allowed; y = a b, in place of either. */
+int octo_within_f32(int64_t n, const float *x, float low, float high, uint8_t *inside);
+int octo_mask_f32(int64_t n, const float *x, const uint8_t *inside, float *y);
+int octo_multiply_f32(int64_t n, const float *a, const float *b, float *y);
+/* y = round(v levels) / levels, half to even, of v = x clipped to [0, 1]; inside: where it was not clipped.  1 <= levels <= 255.
+ * OCTO_EFINITE, here and below, where x (w) holds a NaN or an infinity. */
+int octo_levels_f32(int64_t n, const float *x, int levels, float *y, uint8_t *inside);
+/* q = 2 round(v levels) / levels - 1 of v = t / (2 max |t|) + 1/2, t = tanh(w) = (1 - e^-2|w|) / (1 + e^-2|w|) with w's sign; slope =
+ * (1 - t t) / max |t|.  Where all t are 0, q = 0 and slope = 1. */
+int octo_level_weights_f32(int64_t n, const float *w, int levels, float *q, float *slope);
+/* q = -m where w < 0, else m = mean |w|: the sum in double, 65536 elements one after the other, then their sums. */
+int octo_binary_weights_f32(int64_t n, const float *w, float *q);
+/* Of each sample: y = twice (round(v levels) / levels - 1/2), twice = 2 max |x|, v = x / twice + 1/2 + u / levels clipped to [0, 1], u =
+ * (word i >> 8) / 2^24 - 1/2 of the stream; zeros where all are 0. */
+int octo_level_errors_f32(int64_t samples, int64_t size, const float *x, int levels, uint64_t seed, uint32_t step, uint32_t tensor,
+                          float *y);
+/* sum of x side in double, 65536 products one after the other, then their sums. */
+int octo_signed_sum_f32(int64_t n, const float *x, const int8_t *side, float *sum);
+/* g = g where |x| <= bound, else g 0; then, unless weight is 0, g += weight sign(x) s, s = -1 / (tight z) for z = |x| - bound <=
+ * -1 / tight^2, otherwise tight. */
+int octo_barrier_f32(int64_t n, const float *x, float bound, float tight, float weight, float *g);
+/* total += counts */
+int octo_add_counts(int64_t n, const int64_t *counts, int64_t *total);
+/* The means of the images' least and largest values: sums rounded once, divided in double, rounded. */
+int octo_image_range(int64_t images, int64_t size, const float *x, float *range);
+/* running = keep running + (1 - keep) latest; with from_zero, running values that are all 0 become the latest. */
+int octo_average_f32(int64_t n, float keep, const float *latest, int from_zero, float *running);
+/* range = running, then running = keep running + (1 - keep) (low, high); where it is zeros, both become the latter. */
+int octo_earlier_range(float low, float high, float keep, float *running, float *range);
+/* range = -m, m of the larger magnitude m. */
+int octo_mirror_range(float low, float high, float *range);
+
+/* ---- integers alone: int8 codes q 2^exponent ---- */
+
+int octo_copy_s8(int64_t n, const int8_t *x, int8_t *y);
+int octo_images_s8(int64_t n, const uint8_t *x, int shift, int8_t *y); /* x >> shift, 1 <= shift <= 7 */
+int octo_add_exponents(int a, int b, int32_t *sum);
+int octo_power_of_two(int exponent, float *value); /* of -120 .. 120; beyond, of the nearer end */
+/* Codes of sums: divided by 2^s and rounded (OCTO_HALF_AWAY, OCTO_PSEUDO_STOCHASTIC ...), kept within +-127; s is the least that leaves
+ * the largest magnitude `bits` bits, 0 if it has no more; result = exponent + s. */
+int octo_narrow_s32(int64_t n, const int32_t *acc, int bits, int rounding, int exponent, int8_t *q, int32_t *result);
+/* a 2^exponent_a + b 2^exponent_b: in units of the lower exponent in acc, then narrowed to 7 bits, half away.  What is lower by more
+ * than 22 is nothing. */
+int octo_align_s8(int64_t n, const int8_t *a, int exponent_a, const int8_t *b, int exponent_b, int32_t *acc, int8_t *q, int32_t *result);
+int octo_relu_s8(int64_t n, const int8_t *x, int8_t *y); /* max(x, 0); in place allowed */
+int octo_relu_backward_s8(int64_t n, const int8_t *y, const int8_t *dy, int8_t *dx); /* dy where y > 0, else 0; in place allowed */
+/* x where word i is below 2^(32 - doublings), else 0; 1 .. 16 doublings; in place allowed.  The same call is the backward pass. */
+int octo_dropout_s8(int64_t n, const int8_t *x, int doublings, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *y);
+/* As octo_maxpool_f32; dx are sums, to be narrowed where windows overlap. */
+int octo_maxpool_s8(const octo_pool *g, const int8_t *x, int8_t *y, uint8_t *argmax);
+int octo_maxpool_backward_s8(const octo_pool *g, const int8_t *dy, const uint8_t *argmax, int32_t *dx);
+int octo_pixel_sums_s8(int64_t images, int64_t pixels, int64_t cols, const int8_t *x, int32_t *sums); /* over an image's pixels */
+int octo_spread_s8(int64_t images, int64_t pixels, int64_t cols, const int8_t *dy, int8_t *dx); /* dx[image][pixel] = dy[image] */
+/* The gradient of softmax cross-entropy of logits q 2^exponent: floor(2^11 p / sum p), at the label less the row's sum, then divided
+ * by 2^4, pseudo-stochastic, within +-127.  p: see softmax_s8 in integers.inc. */
+int octo_softmax_s8(int64_t rows, int64_t cols, const int8_t *q, int exponent, const int32_t *labels, int8_t *dlogits);
+/* loss = half the mean over rows of the squared distance to the label's unit vector: squares in double, their sum rounded once; dlogits =
+ * logits - that vector, may be NULL; correct: rows whose first largest logit is the label's.  OCTO_EFINITE as above. */
+int octo_squared_error(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, double *loss, float *dlogits,
+                       int64_t *correct);
+int octo_subtract_s8(int64_t n, const int8_t *g, int limit, int8_t *w); /* w = w - g within +-limit, in place */
+int octo_ternary_s8(int64_t n, const int8_t *x, int limit, int8_t *y);  /* (x > limit) - (x < -limit) */
+/* 1 / (least 2^round(log2 m)) of a range's larger magnitude m, 0 up to 1e-30; mantissas from sqrt(1/2) on go up. */
+int octo_direction_scale(float low, float high, float least, float *inverse);
+/* w = w - sign(g) n within +-limit, in place; n = |g| rate / 2^round(log2 max |g|), rounded to 15 bits of a fraction (half to even), then
+ * stochastically to integers by word i >> 17 of the stream.  0 < rate <= 128. */
+int octo_walk_s8(int64_t n, const int32_t *g, double rate, int limit, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *w);
+
 /* A call of one of the functions above, to be made again.  function: its number, by octo_function.  args: in its order; where bit i of
  * `indirect` is set args[i].p points to the number: a float for a parameter of type float or double, an int32_t or a uint32_t for one
- * of that type. */
+ * of that type; where bit 16 + i is set too, a double for a parameter of type float or double. */
 enum { OCTO_ARGUMENTS = 16 };
 typedef union {
     int64_t i;

@@ -9,7 +9,6 @@ import pytest
 from octosim import core, methods
 from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
-from octosim.methods import dorefa
 
 F = np.float32
 
@@ -22,6 +21,10 @@ def near_steps(made, expected, k, scale) -> bool:
     """Equal, but for values that lie between two steps to within float32's resolution and may go either way."""
     off = np.abs(np.asarray(made, np.float64) - expected) > 1e-6 * scale
     return bool(off.mean() < 0.005 and np.abs(made - expected).max() <= 1.001 * scale * 2 / (2**k - 1))
+
+
+def weights(w: np.ndarray, bits: int) -> np.ndarray:
+    return core.binary_weights(w) if bits == 1 else core.level_weights(w, 2**bits - 1)[0]
 
 
 @pytest.mark.parametrize("edges", ["float", "quantized"])
@@ -43,7 +46,7 @@ def test_three_steps(kw: int, ka: int, kg: int, edges: str) -> None:
             slope = (1 - t * t) / np.abs(t).max()
         if ka < 32 and not plain:
             x_q, inside = quantize_k(np.clip(x.astype(float), 0, 1), ka), (x >= 0) & (x <= 1)
-        made_w, made_x, error = dorefa.weights(w, kw)[0] if kw < 32 and not plain else w, seen["saved"]["x"], seen["error"]
+        made_w, made_x, error = weights(w, kw) if kw < 32 and not plain else w, seen["saved"]["x"], seen["error"]
         assert near_steps(made_w, w_q, min(kw, 8), 1.0) and near_steps(made_x, x_q, min(ka, 8), 1.0)
         assert direct.close(seen["y"], direct.forward(made_x, made_w) + seen["b"])
         if kg < 32 and not plain:
@@ -66,22 +69,22 @@ def test_three_steps(kw: int, ka: int, kg: int, edges: str) -> None:
 
 
 def test_tanh() -> None:
+    """Of weights of 8 bits: a level is 2/255 of the largest."""
     x = np.concatenate([np.linspace(-50, 50, 9999), [0, 1e-8, -1e-8, 1e30]]).astype(F)
-    assert np.abs(dorefa.tanh(x) - np.tanh(x.astype(float))).max() < 3e-7
-    assert np.signbit(dorefa.tanh(np.array([-0.0], F)))[0]
+    assert np.abs(weights(x, 8) - np.tanh(x.astype(float))).max() <= 1.001 / 255
 
 
 def test_gradients_are_right_on_average_and_keyed_by_the_step() -> None:
     dy = np.random.default_rng(0).normal(size=(40, 30)).astype(F) * 1e-4
-    made = [dorefa.gradients(dy, 2, (1, step, 0)) for step in range(1, 301)]
-    assert not np.array_equal(made[0], made[1]) and np.array_equal(made[0], dorefa.gradients(dy, 2, (1, 1, 0)))
+    made = [core.level_errors(dy, 3, (1, step, 0)) for step in range(1, 301)]
+    assert not np.array_equal(made[0], made[1]) and np.array_equal(made[0], core.level_errors(dy, 3, (1, 1, 0)))
     assert len(np.unique(made[0][0])) <= 4
     assert np.abs(np.mean(made, axis=0) - dy).max() < 0.15 * np.abs(dy).max()
 
 
 def test_zeros_stay_zeros() -> None:
-    assert not dorefa.weights(np.zeros((2, 3), F), 4)[0].any() and not dorefa.weights(np.zeros((2, 3), F), 1)[0].any()
-    assert not dorefa.gradients(np.zeros((2, 3), F), 4, (0, 1, 0)).any()
+    zeros = np.zeros((2, 3), F)
+    assert not weights(zeros, 4).any() and not weights(zeros, 1).any() and not core.level_errors(zeros, 15, (0, 1, 0)).any()
 
 
 def test_a_nan_is_told() -> None:

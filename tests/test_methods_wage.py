@@ -84,8 +84,8 @@ def test_three_steps(rate: float) -> None:
         found = network.forward(network.input(images), context)
         assert np.array_equal(found, logits)
         loss, dlogits, correct = network.method.loss(found, labels)
-        assert loss == pytest.approx(0.5 * ((logits - np.eye(3)[labels]) ** 2).sum(1).mean())
-        assert correct == (logits.argmax(1) == labels).sum()
+        assert float(loss) == pytest.approx(0.5 * ((logits - np.eye(3)[labels]) ** 2).sum(1).mean())
+        assert int(correct) == (logits.argmax(1) == labels).sum()
         network.backward(dlogits, context)
         for node, w in zip(weighted, ws, strict=True):
             network.method.update(node, "w", 0.0, lambda lr: pytest.fail("no optimizer"), context)
@@ -100,20 +100,24 @@ def test_shift_is_the_nearest_power_of_two() -> None:
 
 def test_two_bits() -> None:
     k = np.arange(-64, 65, dtype=np.int8)
-    assert np.array_equal(wage.ternary(k) / 2, q(c(k / 128, 2), 2))
+    assert np.array_equal(core.ternary_codes(k, wage.TERNARY) / 2, q(c(k / 128, 2), 2))
 
 
 def test_steps_are_right_on_average() -> None:
+    def walked(g: np.ndarray, rate: float) -> np.ndarray:
+        w = np.zeros(g.shape, np.int8)
+        core.walk_codes(w, g, rate, 64, (0, 1, 2))
+        return -w
+
     g = np.repeat(np.array([1000, -300, 7, 0], np.int32), 20_000)
-    made = wage.steps(g, 2.0, (0, 1, 2)).reshape(4, -1)
-    assert made.mean(1) == pytest.approx(2 * np.array([1000, -300, 7, 0]) / 1024, abs=0.02)
-    assert not wage.steps(np.zeros(5, np.int32), 8.0, (0, 1, 2)).any()
+    assert walked(g, 2.0).reshape(4, -1).mean(1) == pytest.approx(2 * np.array([1000, -300, 7, 0]) / 1024, abs=0.02)
+    assert not walked(np.zeros(5, np.int32), 8.0).any()
 
 
 def test_rate_falls_with_the_run() -> None:
     method = methods.make("wage", {})
-    assert [method._rate(Context(True, 0, step, 6)) for step in range(1, 7)] == [8, 8, 8, 8, 1, 0.125]
-    assert method._rate(Context(True, 0, 100)) == 8
+    assert [method.phase(Context(True, 0, step, 6)) for step in range(1, 7)] == [8, 8, 8, 8, 1, 0.125]
+    assert method.phase(Context(True, 0, 100)) == 8
 
 
 @pytest.mark.parametrize(

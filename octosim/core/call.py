@@ -120,8 +120,9 @@ def _library() -> SimpleNamespace:
 lib = _library()
 _ERRORS = {lib.OCTO_EFINITE: NotFiniteError}
 C_TYPES = {np.dtype(k): f"{v}[]" for k, v in {
-    "int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "uint32": "uint32_t", "float32": "float"}.items()}  # fmt: skip
-F32, S8, S32, U8, U32 = (np.dtype(t) for t in ("float32", "int8", "int32", "uint8", "uint32"))
+    "int8": "int8_t", "uint8": "uint8_t", "int32": "int32_t", "uint32": "uint32_t", "int64": "int64_t",
+    "float32": "float"}.items()}  # fmt: skip
+F32, S8, S32, S64, U8, U32 = (np.dtype(t) for t in ("float32", "int8", "int32", "int64", "uint8", "uint32"))
 
 
 def ok(status: int) -> None:
@@ -235,7 +236,7 @@ class Scalar:
     """A number in C memory, which stands wherever a call takes one: Python need not know it, so a recorded step can be made
     again with other values.  float(), int() read it; CoreError while a tape records: it would be the recorded step's value.
 
-    at: float *, int32_t * or uint32_t *, which keeps the memory alive.
+    at: float *, double *, int32_t * or uint32_t *, which keeps the memory alive.
     """
 
     __slots__ = ("at", "memory")
@@ -243,6 +244,11 @@ class Scalar:
     def __init__(self, at: Any, memory: Any = None) -> None:
         """memory: what `at` points into, where that is not its own."""
         self.at, self.memory = at, memory
+
+    @classmethod
+    def zero(cls) -> Scalar:
+        """A float32 0 of its own."""
+        return cls(ffi.new("float *"))
 
     def _read(self) -> Any:
         if here.recorder is not None and not here.recorder.may_read:
@@ -273,6 +279,11 @@ def scalar(value: Number) -> Scalar:
     return value if isinstance(value, Scalar) else Scalar(ffi.new("float *", value))
 
 
+def number64(value: float) -> Scalar:
+    """A float64 number in C memory."""
+    return Scalar(ffi.new("double *", value))
+
+
 def step_number(value: int) -> Scalar:
     """A step's number in C memory, as the Philox streams take it."""
     return Scalar(ffi.new("uint32_t *", value))
@@ -288,6 +299,14 @@ class Range:
 
     def __init__(self, low: float = 0.0, high: float = 0.0) -> None:
         self.at = ffi.new(_PAIR, (low, high))
+
+    @classmethod
+    def of(cls, values: Array) -> Range:
+        """The range that float32 (2,) values are, in their memory."""
+        made = cls.__new__(cls)
+        pointer("values", values, F32, (2,))
+        made.at = ffi.from_buffer(_PAIR, values)
+        return made
 
     @property
     def low(self) -> Scalar:

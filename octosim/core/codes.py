@@ -13,6 +13,7 @@ from octosim.core.call import (
     F32,
     S8,
     S32,
+    S64,
     U8,
     U32,
     Array,
@@ -152,6 +153,11 @@ def zero_term(sums: Array, zero: Whole) -> Array:
 
 _ROUNDINGS = {rounding: getattr(lib, f"OCTO_{rounding.name}") for rounding in Rounding}
 NO_RANDOM = (0, 0, 0)
+
+
+def rounding_code(rounding: Rounding) -> int:
+    """The core's number of a rounding."""
+    return int(_ROUNDINGS[rounding])
 
 
 def _stream(rounding: Rounding, random: Stream | None) -> Stream:
@@ -398,14 +404,20 @@ def _mu_float(mu: int) -> tuple[Any, Any]:
     return ffi.new("float[128]", mu_thresholds(mu)), ffi.new("float[128]", mu_levels(mu))
 
 
-def encode_mu8(x: Array, bound: float, *, mu: int = 255, out: Array | None = None) -> tuple[Array, int]:
-    """Mu-law codes (uint8) of float32 values within +-bound, and how many values lay outside and got the largest code."""
+def encode_mu8(
+    x: Array, bound: float, *, mu: int = 255, out: Array | None = None, count: Array | None = None
+) -> tuple[Array, Array]:
+    """Mu-law codes (uint8) of float32 values within +-bound, and how many values lay outside and got the largest code.
+
+    count: int64 memory whose first element gets that number.
+    """
     if not 0 < bound < np.inf:
         raise CoreError(f"mu-law codes need a bound above 0, not {bound}")
     out, q = output("out", out, U8, x.shape)
-    clipped = ffi.new("int64_t *")
+    count = np.empty(1, np.int64) if count is None else count[:1]
+    clipped = pointer("count", count, S64, (1,), True)
     ok(lib.octo_encode_mu8(x.size, pointer("x", x, F32), 1.0 / bound, _mu_float(mu)[0], q, clipped))
-    return out, int(clipped[0])
+    return out, count
 
 
 def decode_mu8(q: Array, bound: float, *, mu: int = 255, out: Array | None = None) -> Array:

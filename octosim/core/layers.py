@@ -115,7 +115,8 @@ class Pool:
 
 
 @lru_cache(maxsize=1024)
-def _pool(g: Pool) -> Any:
+def pool_struct(g: Pool) -> Any:
+    """octo_pool * of a geometry."""
     return ffi.new("octo_pool *", (g.batch, g.height, g.width, g.channels, g.kernel, g.stride))
 
 
@@ -123,14 +124,15 @@ def maxpool(g: Pool, x: Array, *, out: Array | None = None, argmax: Array | None
     """The largest of each window, and its position in the window (uint8, the first of equals)."""
     out, p = output("out", out, F32, g.y_shape)
     argmax, where = output("argmax", argmax, U8, g.y_shape)
-    ok(lib.octo_maxpool_f32(_pool(g), pointer("x", x, F32, g.x_shape), p, where))
+    ok(lib.octo_maxpool_f32(pool_struct(g), pointer("x", x, F32, g.x_shape), p, where))
     return out, argmax
 
 
 def maxpool_backward(g: Pool, dy: Array, argmax: Array, *, out: Array | None = None) -> Array:
     """dx of `maxpool`: dy added to each window's largest."""
     out, p = output("out", out, F32, g.x_shape)
-    ok(lib.octo_maxpool_backward_f32(_pool(g), pointer("dy", dy, F32, g.y_shape), pointer("argmax", argmax, U8, g.y_shape), p))
+    pd, where = pointer("dy", dy, F32, g.y_shape), pointer("argmax", argmax, U8, g.y_shape)
+    ok(lib.octo_maxpool_backward_f32(pool_struct(g), pd, where, p))
     return out
 
 

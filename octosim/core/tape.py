@@ -22,7 +22,9 @@ CLOCKS = {time.perf_counter: time.CLOCK_MONOTONIC, time.thread_time: time.CLOCK_
 """The clocks of C that Python's are."""
 _READ = {number: read for read, number in CLOCKS.items()}
 
-_INDIRECT = {ffi.typeof("float *"): ("float", "double"), ffi.typeof("float[2]"): ("float", "double"),
+_DOUBLE = ffi.typeof("double *")
+_INDIRECT = {_DOUBLE: ("float", "double"),
+             ffi.typeof("float *"): ("float", "double"), ffi.typeof("float[2]"): ("float", "double"),
              ffi.typeof("int32_t *"): ("int", "int32_t"), ffi.typeof("uint32_t *"): ("uint32_t",)}  # fmt: skip
 """What parameters the number behind a pointer can stand for, as octosim.h says of octo_call."""
 
@@ -127,7 +129,7 @@ class Tape:
             if isinstance(argument, Scalar):
                 if kind.cname not in _INDIRECT.get(ffi.typeof(argument.at), ()):
                     raise CoreError(f"{name}: {argument} cannot stand for a parameter of type {kind.cname}")
-                indirect |= 1 << i
+                indirect |= (0x10001 if ffi.typeof(argument.at) is _DOUBLE else 1) << i
                 argument = self._pointed_to(argument.at, argument.memory)
                 values.append(("p", argument))
             elif kind.kind == "pointer":

@@ -180,7 +180,7 @@ class Network:
 
     def _meet(self, node: Node, a: Any, b: Any) -> Any:
         """The sum of two gradients of a node's output, which may overwrite a."""
-        return core.Pair(a, b) if node.joins else self.method.meet(a, b)
+        return core.Pair(a, b) if node.joins else self.method.meet(node, a, b)
 
     def gradients(
         self,

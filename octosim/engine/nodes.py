@@ -6,7 +6,7 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -22,6 +22,8 @@ class Context:
     """What a pass needs to know beyond its operands.  `step` counts from 1 and, with the seed, keys all randomness.
 
     steps: how many the run has, for methods with a schedule of their own; 0 where there is no run.  epoch: from 1.
+    recorded: of a step that is recorded, and made again as others: the step's number, for what is the same in all of a phase
+    (`Method.phase`).
     """
 
     training: bool
@@ -29,6 +31,12 @@ class Context:
     step: core.Whole
     steps: int = 0
     epoch: int = 1
+    recorded: int | None = None
+
+    @property
+    def number(self) -> int:
+        """The step's number, for decisions that hold for all steps of a phase."""
+        return int(self.step) if self.recorded is None else self.recorded
 
     def random(self, tensor: int) -> core.Stream:
         """The Philox stream of a tensor in this step."""
@@ -321,7 +329,8 @@ class Method(Protocol):
     compact:   what layers without a matrix product keep for the backward pass is 8 bits an element or less: batch normalization
                keeps codes of the normalized values, see `core.batchnorm_forward`.
     recordable: a training step is calls of the core alone, which find what changes from step to step in tensors that are
-               changed in place, in `core.Scalar`s and in Context.random: it can be recorded and made again (`core.Tape`).
+               changed in place, in `core.Scalar`s and in Context.random: it can be recorded and made again (`core.Tape`),
+               within a phase of the run (`phase`).
     batchnorm: whether it can train batch normalization.
     covers:    the layers, by stem ("conv", "relu" ...), whose numbers it knows how to make; None: all, those without a matrix
                product in float32.  A network with another is refused, or has it in float32 where that is asked for.
@@ -354,9 +363,13 @@ class Method(Protocol):
         """Mean loss, dL/dlogits unless not asked for, and how many images are classified correctly."""
         return core.softmax_cross_entropy(logits, labels, smoothing=smoothing, gradient=gradient)
 
-    def meet(self, a: Any, b: Any) -> Any:
-        """The sum of two gradients of one tensor, which may overwrite a."""
+    def meet(self, node: Node, a: Any, b: Any) -> Any:
+        """The sum of two gradients of a layer's output, which may overwrite a."""
         return core.add(a, b, out=a)[0]
+
+    def phase(self, context: Context) -> Hashable:
+        """Steps of the same phase, one after the other, make the same calls; None: calls of its own, which are not recorded."""
+        return 0
 
     def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> core.Number:
         """One training step; returns its loss."""

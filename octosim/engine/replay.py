@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
@@ -16,7 +17,7 @@ Make = Callable[[Array, Array, Context, tuple[core.Number, ...]], core.Number]
 
 class RecordedSteps:
     """Steps on batches of one size, of a method that is recordable.  Python makes the first, which finds the ranges of the
-    weights for the next; the second is recorded, and C makes all others.
+    weights for the next; the second is recorded, and so is the first of each later phase (`Method.phase`); C makes all others.
 
     images, labels, step, numbers: where the recorded step finds its batch, its number in the random streams, and the learning
     rate and what else of the optimizer changes.
@@ -26,6 +27,7 @@ class RecordedSteps:
         self.tape: core.Tape | None = None
         self._network = network
         self._begun = False
+        self._phase: Hashable = None
 
     def take(
         self, make: Make, images: Array, labels: Array, context: Context, numbers: tuple[float, ...],
@@ -35,12 +37,15 @@ class RecordedSteps:
 
         NotFiniteError names the layer, and the pass or the tensor.
         """
-        if not self._begun:
+        phase = self._network.method.phase(context)
+        if not self._begun or phase is None:
             self._begun = True
             with watch.watching():
                 return float(make(images, labels, context, numbers))
-        if self.tape is None:
+        if self.tape is None or phase != self._phase:
+            self.tape = None  # its memory goes before there is another
             self._record(make, images, labels, context, numbers, watch)
+            self._phase = phase
         else:
             self._again(self.tape, images, labels, context, numbers, watch)
         return float(self._loss)
@@ -51,9 +56,9 @@ class RecordedSteps:
         tape = core.Tape()
         self._images, self._labels = images.copy(), labels.copy()
         self._step = core.step_number(int(context.step))
-        self._numbers = tuple(core.scalar(number) for number in numbers)
+        self._numbers = tuple(core.number64(number) for number in numbers)
 
-        again = Context(training=True, seed=context.seed, step=self._step, steps=context.steps, epoch=context.epoch)
+        again = dataclasses.replace(context, step=self._step, recorded=int(context.step))
         with watch.watching(), tape.recording():
             self._loss = make(self._images, self._labels, again, self._numbers)
         self.tape = tape

@@ -25,42 +25,6 @@ F = np.float32
 ERROR = 0  # role in the Philox streams
 
 
-def steps(x: Array, bits: int) -> Array:
-    """quantize_k of values in [0, 1]: round(x (2^k - 1)) / (2^k - 1)."""
-    n = F(2**bits - 1)
-    return np.rint(x * n) / n
-
-
-def tanh(x: Array) -> Array:
-    """float32 (1 - e^-2|x|) / (1 + e^-2|x|) with x's sign."""
-    e = core.exp(np.maximum(F(-2) * np.abs(x), F(-80)))
-    return np.copysign((F(1) - e) / (F(1) + e), x)
-
-
-def weights(w: Array, bits: int) -> tuple[Array, Array | None]:
-    """Quantized weights and, unless it is 1, their derivative.
-
-    1 bit: sign(w) E|w|.  More: 2 quantize_k(tanh(w) / (2 max |tanh w|) + 1/2) - 1.
-    """
-    if bits == 1:
-        mean = F(float32.total(np.abs(w)) / w.size)
-        return np.where(w < 0, -mean, mean).astype(F), None
-    t = tanh(w)
-    largest = np.abs(t).max()
-    if not largest:
-        return np.zeros_like(w), None
-    return F(2) * steps(t / (F(2) * largest) + F(0.5), bits) - F(1), (F(1) - t * t) / largest
-
-
-def gradients(dy: Array, bits: int, random: core.Stream) -> Array:
-    """f_k of each sample: 2 max|g| (quantize_k(g / (2 max|g|) + 1/2 + U(-1/2, 1/2) / (2^k - 1)) - 1/2), clipped to +-max|g|."""
-    largest = np.abs(dy.reshape(len(dy), -1)).max(axis=1).reshape(-1, *[1] * (dy.ndim - 1))
-    twice = F(2) * np.where(largest > 0, largest, F(1))  # a sample of zeros stays one: see the last line
-    noise = (core.philox(dy.size, *random) >> np.uint32(8)).astype(F) / F(2**24) - F(0.5)
-    shifted = dy / twice + F(0.5) + noise.reshape(dy.shape) / F(2**bits - 1)
-    return twice * (steps(np.clip(shifted, F(0), F(1)), bits) - F(0.5)) * (largest > 0)
-
-
 @dataclass(frozen=True)
 class Dorefa(Method):
     """Parameters of the method; 32 bits is float32.
@@ -87,6 +51,8 @@ class Dorefa(Method):
         "normalization": "float32",
     }
 
+    recordable = True
+
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "gradient_bits"):
             value = getattr(self, name)
@@ -105,32 +71,35 @@ class Dorefa(Method):
         return (32, 32, 32) if plain else (self.weight_bits, self.activation_bits, self.gradient_bits)
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
+        """Values of few levels: of w, 1 bit, sign(w) E|w|; more, 2 quantize_k(tanh(w) / (2 max |tanh w|) + 1/2) - 1; of x,
+        quantize_k(clip(x, 0, 1)), quantize_k(v) = round(v (2^k - 1)) / (2^k - 1)."""
         weight_bits, activation_bits, _ = self._bits(node)
         w, slope, inside = node.params["w"], None, None
         if weight_bits < 32:
-            core.value_range(w)  # a NaN is told here: comparisons would hide it
-            w, slope = weights(w, weight_bits)
+            quantized = node.buffer(w.shape, F)
+            if weight_bits == 1:
+                w = core.binary_weights(w, out=quantized)
+            else:
+                w, slope = core.level_weights(w, 2**weight_bits - 1, out=quantized, slope=node.buffer(w.shape, F))
         if activation_bits < 32:
-            core.value_range(x)
-            inside = (x >= 0) & (x <= 1)
-            x = steps(np.clip(x, F(0), F(1)), activation_bits)
+            memory = node.buffer(x.shape, F), node.buffer(x.shape, np.uint8)
+            x, inside = core.levels(x, 2**activation_bits - 1, out=memory[0], inside=memory[1])
         node.saved.update(x=x, w=w, slope=slope, inside=inside)
         return float32.forward(node, x, w)
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
+        """f_k of each sample: 2 max|g| (quantize_k(g / (2 max|g|) + 1/2 + U(-1/2, 1/2) / (2^k - 1)) - 1/2), within +-max|g|."""
         gradient_bits = self._bits(node)[2]
         if gradient_bits == 32:
             return dy
-        core.value_range(dy)
-        return gradients(dy, gradient_bits, context.random(node.tensor(ERROR)))
+        random = context.random(node.tensor(ERROR))
+        return core.level_errors(dy, 2**gradient_bits - 1, random, out=node.buffer(dy.shape, F))
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
         float32.weight_grad(node, node.saved["x"], error)
         if node.saved["slope"] is not None:
-            node.grads["w"] *= node.saved["slope"]
+            core.multiply(node.grads["w"], node.saved["slope"], out=node.grads["w"])
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         dx = float32.input_grad(node, error, node.saved["w"])
-        if node.saved["inside"] is not None:
-            dx *= node.saved["inside"]
-        return dx
+        return dx if node.saved["inside"] is None else core.mask(dx, node.saved["inside"], out=dx)

@@ -42,6 +42,7 @@ class Hindsight(Method):
     summary: ClassVar[str] = "INT8 forward and backward with the ranges of earlier iterations"
     paper: ClassVar[str] = "Fournarakis and Nagel, arXiv 2105.04246"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
+    recordable = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:
@@ -53,24 +54,21 @@ class Hindsight(Method):
     def init(self, node: Node, seed: int) -> None:
         node.state.update(x_range=np.zeros(2, np.float32), dy_range=np.zeros(2, np.float32))
 
-    def _range(self, kept: Array, tensor: Array, context: Context) -> tuple[float, float]:
+    def _range(self, kept: Array, tensor: Array, context: Context) -> core.Range:
         """The range known before this tensor, which training then lets in; the first tensor's own."""
-        before = kept.copy()
+        used = core.Range.of(kept)
         if context.training:
-            own = np.array([*core.value_range(tensor)], np.float32)
-            keep = np.float32(self.momentum)
-            kept[:] = keep * kept + (np.float32(1) - keep) * own if kept.any() else own
-        used = before if before.any() else kept
-        return float(used[0]), float(used[1])
+            used = core.earlier_range(kept, core.value_range(tensor), self.momentum)
+        return used
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        qx = int8.symmetric(node, x, *self._range(node.state["x_range"], x, context))
-        return int8.forward(node, qx, int8.weights(node))
+        found = self._range(node.state["x_range"], x, context)
+        return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
-        low, high = self._range(node.state["dy_range"], dy, context)
+        found = self._range(node.state["dy_range"], dy, context)
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
-        return quantizers.symmetric(dy, low, high, rounding=Rounding(self.rounding), random=random, out=out)
+        return quantizers.symmetric(dy, found.low, found.high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         int8.weight_grad(node, error)

@@ -28,28 +28,8 @@ from octosim.errors import OctosimError
 from octosim.methods import float32
 from octosim.numerics import MuLaw
 
-F = np.float32
 ENCODED, ENCODINGS, X_OUTSIDE, X_VALUES, W_OUTSIDE, W_VALUES = range(6)  # of the counts; ENCODED: saturated ones
 COUNTS = {"accumulator": (ENCODED, ENCODINGS), "activations": (X_OUTSIDE, X_VALUES), "weights": (W_OUTSIDE, W_VALUES)}
-
-
-def psi(z: Array, t: float) -> Array:
-    """The log-barrier extension, float32."""
-    tight, edge = F(t), F(1) / (F(t) * F(t))
-    inside = -core.log(np.ascontiguousarray(np.maximum(-z, edge))) / tight
-    outside = tight * z - core.log(np.array([edge]))[0] / tight + F(1) / tight
-    return np.where(z <= -edge, inside, outside)
-
-
-def slope(z: Array, t: float) -> Array:
-    """dpsi/dz: -1 / (t z) for z <= -1/t^2, otherwise t."""
-    tight, edge = F(t), F(1) / (F(t) * F(t))
-    return np.where(z <= -edge, F(1) / (tight * np.maximum(-z, edge)), tight)
-
-
-def pull(x: Array, bound: float, t: float, weight: float) -> Array:
-    """The gradient of weight mean psi_t(|x| - bound): zero where x is."""
-    return F(weight / x.size) * np.sign(x) * slope(np.abs(x) - F(bound), t)
 
 
 @dataclass(frozen=True)
@@ -110,6 +90,13 @@ class Logbtq(Method):
             t *= self.growth
         return min(t, self.t_max)
 
+    @property
+    def recordable(self) -> bool:  # type: ignore[override]
+        return self.accumulator == "exact"
+
+    def phase(self, context: Context) -> float:
+        return self.tightness(context.epoch)
+
     def check(self, node: Node, batch: int) -> None:
         pass
 
@@ -120,21 +107,22 @@ class Logbtq(Method):
         w = node.params["w"]
         for tensor in (x, w):
             core.value_range(tensor)  # a NaN is told here: it has no code
-        qx, x_outside = core.encode_mu8(x, self.activation_bound, out=node.buffer(x.shape, np.uint8))
-        qw, w_outside = core.encode_mu8(w, self.weight_bound, out=node.buffer(w.shape, np.uint8))
+        counts = np.array([0, 0, 0, x.size, 0, w.size], np.int64)
+        qx = core.encode_mu8(x, self.activation_bound, out=node.buffer(x.shape, np.uint8), count=counts[X_OUTSIDE:])[0]
+        qw = core.encode_mu8(w, self.weight_bound, out=node.buffer(w.shape, np.uint8), count=counts[W_OUTSIDE:])[0]
         if context.training or self.accumulator == "exact":
             x_real = core.decode_mu8(qx, self.activation_bound, out=node.buffer(x.shape, np.float32))
             w_real = core.decode_mu8(qw, self.weight_bound, out=node.buffer(w.shape, np.float32))
         if self.accumulator == "exact":
-            y, saturated, encodings = float32.forward(node, x_real, w_real), 0, 0
+            y = float32.forward(node, x_real, w_real)
         else:
-            codes, saturated, encodings = self._sums(node, qx, qw)
+            codes, counts[ENCODED], counts[ENCODINGS] = self._sums(node, qx, qw)
             bound = self.weight_bound * self.activation_bound * 2.0**self.headroom
             y = core.decode_mu8(codes, bound, out=node.buffer(codes.shape, np.float32))
             y += node.params["b"]
         if context.training:
             node.saved.update(x=x, x_real=x_real, w_real=w_real)
-            node.state["counts"] += (saturated, encodings, x_outside, x.size, w_outside, w.size)
+            core.add_counts(counts, node.state["counts"])
         return y
 
     def _sums(self, node: Node, qx: Array, qw: Array) -> tuple[Array, int, int]:
@@ -171,15 +159,13 @@ class Logbtq(Method):
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
         float32.weight_grad(node, node.saved["x_real"], error)
-        w, g = node.params["w"], node.grads["w"]
-        g *= np.abs(w) <= F(self.weight_bound)
-        if self.barrier:
-            g += pull(w, self.weight_bound, self.tightness(context.epoch), self.barrier)
+        self._barrier(node.grads["w"], node.params["w"], self.weight_bound, context)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
-        x = node.saved["x"]
         dx = float32.input_grad(node, error, node.saved["w_real"])
-        dx *= np.abs(x) <= F(self.activation_bound)
-        if self.barrier:
-            dx += pull(x, self.activation_bound, self.tightness(context.epoch), self.barrier)
+        self._barrier(dx, node.saved["x"], self.activation_bound, context)
         return dx
+
+    def _barrier(self, g: Array, x: Array, bound: float, context: Context) -> None:
+        """g, 0 where x was clipped, plus the gradient of barrier mean psi_t(|x| - bound), which is 0 where x is."""
+        core.barrier(g, x, bound, self.tightness(context.epoch), self.barrier / x.size)

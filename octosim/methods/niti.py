@@ -29,9 +29,6 @@ from octosim.methods import int8
 from octosim.numerics import Rounding
 
 BITS = 7  # of a code's magnitude
-LOG2_E = 47274  # log2(e) 2^15, rounded up as the authors have it
-RANGE = 10  # logits more than so many powers of two below the largest get no probability
-LEAST_EXPONENT = -20  # of logits in the loss: codes are shifted to it; 2^41 is the largest term then
 WEIGHT, MASK = 0, 15  # roles in the Philox streams
 
 
@@ -40,7 +37,7 @@ class IntTensor:
     """int8 codes in +-127 with one exponent: value = q 2^exponent."""
 
     q: Array
-    exponent: int
+    exponent: core.Whole
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,52 +47,21 @@ class IntTensor:
         return IntTensor(self.q.reshape(*shape), self.exponent)
 
 
-def narrow(acc: Array, bits: int, rounding: Rounding, out: Array | None = None) -> tuple[Array, int]:
-    """Codes of int32 sums, shifted right until the largest has so many bits, and the shift; small sums stay as they are.
+def rounded(acc: Array, exponent: core.Whole, out: Array | None = None) -> IntTensor:
+    """RoundShift: the tensor of int32 sums with that exponent, to 7 bits, half away from zero.
 
     The width is max|acc|'s bit length: with ceil(log2 max|acc|), 128 would have 7 bits and become the code -128.
     """
-    low, high = core.sum_range(acc)
-    shift = max(0, max(-low, high).bit_length() - bits)
-    return core.requantize(acc, 1, shift, rounding=rounding, low=-LARGEST_CODE, high=LARGEST_CODE, out=out), shift
+    return IntTensor(*core.narrow(acc, BITS, Rounding.HALF_AWAY, exponent, out=out))
 
 
-def rounded(acc: Array, exponent: int, out: Array | None = None) -> IntTensor:
-    """RoundShift: the tensor of int32 sums with that exponent, to 7 bits, half away from zero."""
-    q, shift = narrow(acc, BITS, Rounding.HALF_AWAY, out)
-    return IntTensor(q, exponent + shift)
-
-
-def aligned_sum(a: IntTensor, b: IntTensor) -> IntTensor:
+def aligned_sum(node: Node, a: IntTensor, b: IntTensor) -> IntTensor:
     """a + b, exact in int32 before it is shifted back; b is nothing where it is below 2^-22 codes of a, and reversed.
 
     Ours: the paper's networks add no tensors.
     """
-    high, low = (a, b) if a.exponent >= b.exponent else (b, a)
-    distance = high.exponent - low.exponent
-    if distance > 22:
-        return IntTensor(high.q.copy(), high.exponent)
-    return rounded((high.q.astype(np.int32) << distance) + low.q, low.exponent)
-
-
-def loss_gradient(logits: IntTensor, labels: Array) -> Array:
-    """int8 dL/dlogits of softmax cross-entropy, in integers: 2^11 (p - t), then 4 bits less.
-
-    Logits far from 0 (exponent > -7) take powers of two of x log2(e), the largest's being 2^10; near 0, exp(x) is
-    1 + x + x^2 / 2, times 2^(1 - 2 exponent).
-    """
-    q, e = logits.q.astype(np.int64), logits.exponent
-    if e > -BITS:
-        # differences above 2^10 decide everything, so a larger exponent than 20 changes nothing
-        s = (q * LOG2_E << min(e, 20)) >> 15 if e >= 0 else (q * LOG2_E) >> (15 - e)
-        p = (1 << np.maximum(s - (s.max(1, keepdims=True) - RANGE), 0)) - 1
-    else:
-        if e < LEAST_EXPONENT:
-            q, e = q >> min(LEAST_EXPONENT - e, 63), LEAST_EXPONENT
-        p = (1 << (1 - 2 * e)) + (q << (1 - e)) + q * q
-    grad = (p << 11) // p.sum(1, keepdims=True)
-    grad[np.arange(len(labels)), labels] -= grad.sum(1)
-    return core.requantize(grad.astype(np.int32), 1, 4, rounding=Rounding.PSEUDO_STOCHASTIC, low=-LARGEST_CODE)
+    acc, out = node.buffer(a.shape, np.int32), node.buffer(a.shape, np.int8)
+    return IntTensor(*core.align(a.q, a.exponent, b.q, b.exponent, acc=acc, out=out))
 
 
 # ---- layers without a matrix product --------------------------------------------------
@@ -115,45 +81,37 @@ class _IntLayer:
         return dy
 
 
+
 class _ReLU(_IntLayer):
     def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
         out = x.q if node.in_place else node.buffer(x.shape, np.int8)
-        node.saved["y"] = np.maximum(x.q, np.int8(0), out=out)
+        node.saved["y"] = core.relu_codes(x.q, out=out)
         return IntTensor(out, x.exponent)
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
-        return IntTensor(np.multiply(dy.q, node.saved["y"] > 0, out=dy.q), dy.exponent)
+        return IntTensor(core.relu_codes_backward(node.saved["y"], dy.q, out=dy.q), dy.exponent)
+
 
 
 class _MaxPool(_IntLayer):
     def traffic(self, x: int, y: int) -> tuple[tuple[int, int], tuple[int, int]]:
         return (x, 2 * y), (2 * y, x)
 
-    def _taps(self, node: Node, image: Array) -> list[Array]:
-        """Views of an image tensor, one for each position in the window, in the order of an argmax."""
-        kernel, stride = node.layer.kernel, node.layer.stride
-        height, width = ((side - 1) * stride + 1 for side in node.out_shape[:2])
-        return [image[:, i : i + height : stride, j : j + width : stride] for i in range(kernel) for j in range(kernel)]
+    def _geometry(self, node: Node, batch: int) -> core.Pool:
+        height, width, channels = node.in_shape
+        return core.Pool(batch, height, width, channels, node.layer.kernel, node.layer.stride)
 
     def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
-        first, *rest = self._taps(node, x.q)
-        y, argmax = (node.buffer(first.shape, t) for t in (np.int8, np.uint8))
-        y[...], argmax[...] = first, 0
-        node.saved["argmax"] = argmax
-        for number, tap in enumerate(rest, 1):
-            np.copyto(argmax, np.uint8(number), where=tap > y)
-            np.maximum(y, tap, out=y)
+        g = self._geometry(node, len(x.q))
+        y, argmax = (node.buffer(g.y_shape, t) for t in (np.int8, np.uint8))
+        _, node.saved["argmax"] = core.maxpool_codes(g, x.q, out=y, argmax=argmax)
         return IntTensor(y, x.exponent)
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
-        """dy at each window's largest; windows that overlap need sums, which are shifted back as those of products."""
-        argmax, shape = node.saved["argmax"], (dy.shape[0], *node.in_shape)
-        overlap = node.layer.stride < node.layer.kernel
-        dx = node.buffer(shape, np.int32 if overlap else np.int8)
-        dx.fill(0)
-        for number, tap in enumerate(self._taps(node, dx)):
-            tap += dy.q * (argmax == number)
-        return rounded(dx, dy.exponent, node.buffer(shape, np.int8)) if overlap else IntTensor(dx, dy.exponent)
+        """dy at each window's largest; windows that overlap make sums, which are shifted back as those of products are."""
+        g = self._geometry(node, len(dy.q))
+        sums = core.maxpool_codes_backward(g, dy.q, node.saved["argmax"], out=node.buffer(g.x_shape, np.int32))
+        return rounded(sums, dy.exponent, node.buffer(g.x_shape, np.int8))
 
 
 class _Dropout(_IntLayer):
@@ -170,14 +128,16 @@ class _Dropout(_IntLayer):
         doublings = self._doublings(node)
         if not context.training or not doublings:
             return x
-        words = core.philox(x.q.size, *context.random(node.tensor(MASK)))
-        node.saved["kept"] = (words >> np.uint32(32 - doublings) == 0).reshape(x.shape)
-        y = np.multiply(x.q, node.saved["kept"], out=node.buffer(x.shape, np.int8))
-        return IntTensor(y, x.exponent + doublings)
+        y = core.dropout_codes(x.q, doublings, context.random(node.tensor(MASK)), out=node.buffer(x.shape, np.int8))
+        return IntTensor(y, core.add_exponents(x.exponent, doublings))
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
         doublings = self._doublings(node)
-        return IntTensor(np.multiply(dy.q, node.saved["kept"], out=dy.q), dy.exponent + doublings) if doublings else dy
+        if not doublings:
+            return dy
+        q = core.dropout_codes(dy.q, doublings, context.random(node.tensor(MASK)), out=dy.q)
+        return IntTensor(q, core.add_exponents(dy.exponent, doublings))
+
 
 
 class _AveragePool(_IntLayer):
@@ -190,12 +150,11 @@ class _AveragePool(_IntLayer):
         return math.prod(node.in_shape[:2]).bit_length() - 1
 
     def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
-        return rounded(x.q.sum((1, 2), dtype=np.int32), x.exponent - self._halvings(node))
+        return rounded(core.pixel_sums(x.q), core.add_exponents(x.exponent, -self._halvings(node)))
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
-        dx = node.buffer((dy.shape[0], *node.in_shape), np.int8)
-        dx[...] = dy.q[:, None, None]
-        return IntTensor(dx, dy.exponent - self._halvings(node))
+        dx = core.spread(dy.q, *node.in_shape[:2], out=node.buffer((dy.shape[0], *node.in_shape), np.int8))
+        return IntTensor(dx, core.add_exponents(dy.exponent, -self._halvings(node)))
 
 
 class _Add(_IntLayer):
@@ -203,10 +162,10 @@ class _Add(_IntLayer):
         return (2 * x, y), (y, x)
 
     def forward(self, node: Node, x: tuple[IntTensor, IntTensor], method: Method, context: Context) -> IntTensor:
-        return aligned_sum(*x)
+        return aligned_sum(node, *x)
 
     def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> tuple[IntTensor, IntTensor]:
-        return dy, IntTensor(dy.q.copy(), dy.exponent)
+        return dy, IntTensor(core.copy_codes(dy.q, out=node.buffer(dy.shape, np.int8)), dy.exponent)
 
 
 # ---- the method --------------------------------------------------
@@ -239,6 +198,7 @@ class Niti(Method):
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip
+    recordable = True
     values: ClassVar[str] = "int8"
     covers: ClassVar[tuple[str, ...]] = ("conv", "dw", "fc", "flatten", "relu", "pool", "dropout", "avgpool", "add")
     layers: ClassVar[Mapping[str, Any]] = {
@@ -266,14 +226,18 @@ class Niti(Method):
         node.state["exponent"] = np.array([exponent - (mantissa == 0.5) - BITS], np.int32)
 
     def input(self, images: Array, out: Array) -> IntTensor:
-        return IntTensor((images >> np.uint8(1)).view(np.int8), -BITS)
+        return IntTensor(core.images_as_codes(images, 1), -BITS)
 
     def forward(self, node: Node, x: IntTensor, context: Context) -> IntTensor:
         shape = (x.shape[0], *node.out_shape)
         acc = node.buffer(shape, np.int32)
         node.layer.product(node, x.shape[0]).forward(x.q, node.params["w"], out=acc)
         node.saved["x"] = x
-        return rounded(acc, x.exponent + int(node.state["exponent"][0]), node.buffer(shape, np.int8))
+        return rounded(acc, self._exponent(node, x), node.buffer(shape, np.int8))
+
+    def _exponent(self, node: Node, x: IntTensor) -> core.Whole:
+        """Of products with the weights."""
+        return core.add_exponents(x.exponent, int(node.state["exponent"][0]))
 
     def error(self, node: Node, dy: IntTensor, context: Context) -> IntTensor:
         return dy
@@ -284,10 +248,11 @@ class Niti(Method):
         acc = node.buffer(shape, np.int32)
         node.layer.product(node, error.shape[0]).weight_grad(node.saved["x"].q, error.q, out=acc)
         out = node.buffer(shape, np.int8)
-        node.grads["w"], _ = narrow(acc, self._mu(context), Rounding.PSEUDO_STOCHASTIC, out)
+        node.grads["w"], _ = core.narrow(acc, self.phase(context), Rounding.PSEUDO_STOCHASTIC, out=out)
 
-    def _mu(self, context: Context) -> int:
-        done, steps = int(context.step) - 1, context.steps
+    def phase(self, context: Context) -> int:
+        """The bits of the weight gradient's codes."""
+        done, steps = context.number - 1, context.steps
         drops = (2 * done >= steps) + (4 * done >= 3 * steps) if steps and self.schedule == "paper" else 0
         return max(1, self.mu - drops)
 
@@ -295,20 +260,24 @@ class Niti(Method):
         shape = (error.shape[0], *node.in_shape)
         acc = node.buffer(shape, np.int32)
         node.layer.product(node, error.shape[0]).input_grad(error.q, node.params["w"], out=acc)
-        return rounded(acc, error.exponent + int(node.state["exponent"][0]), node.buffer(shape, np.int8))
+        return rounded(acc, self._exponent(node, error), node.buffer(shape, np.int8))
 
     def loss(
         self, logits: IntTensor, labels: Array, *, smoothing: float = 0.0, gradient: bool = True
-    ) -> tuple[float, IntTensor | None, int]:
-        """The gradient in integers; the loss and the count are for the record only, from the logits' real values."""
-        dlogits = IntTensor(loss_gradient(logits, labels), 0) if gradient else None
-        real = core.dequantize(logits.q, math.ldexp(1.0, min(max(logits.exponent, -120), 120)))
-        value, _, correct = core.softmax_cross_entropy(real, labels, gradient=False)
-        return float(value), dlogits, int(correct)
+    ) -> tuple[core.Number, IntTensor | None, core.Whole]:
+        """The gradient in integers, 2^11 (p - t), then 4 bits less; the loss and the count are for the record only, from the
+        logits' real values.
 
-    def meet(self, a: IntTensor, b: IntTensor) -> IntTensor:
-        return aligned_sum(a, b)
+        Logits far from 0 (exponent > -7) take powers of two of x log2(e), the largest's being 2^10; near 0, exp(x) is
+        1 + x + x^2 / 2, times 2^(1 - 2 exponent).
+        """
+        dlogits = IntTensor(core.softmax_codes_gradient(logits.q, logits.exponent, labels), 0) if gradient else None
+        real = core.dequantize(logits.q, core.power_of_two(logits.exponent))
+        value, _, correct = core.softmax_cross_entropy(real, labels, gradient=False)
+        return value, dlogits, correct
+
+    def meet(self, node: Node, a: IntTensor, b: IntTensor) -> IntTensor:
+        return aligned_sum(node, a, b)
 
     def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
-        w = node.params[key]
-        w[...] = np.clip(w.astype(np.int16) - node.grads[key], -LARGEST_CODE, LARGEST_CODE)
+        core.subtract_codes(node.params[key], node.grads[key], LARGEST_CODE)

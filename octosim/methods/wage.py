@@ -27,6 +27,7 @@ from octosim.methods import int8
 
 UNIT = 2.0**-7  # sigma(8): the step of 8-bit values
 LARGEST_WEIGHT = 64  # 0.5, the clip of 2-bit weights, as a code
+TERNARY = 32  # a quarter
 WEIGHT, UPDATE = range(2)  # roles in the Philox streams
 
 
@@ -34,23 +35,6 @@ def shift(largest: float) -> float:
     """2^round(log2 largest); a mantissa of at least sqrt(1/2) is nearer to the power above."""
     mantissa, exponent = math.frexp(largest)
     return math.ldexp(1.0, exponent if mantissa >= math.sqrt(0.5) else exponent - 1)
-
-
-def ternary(k: Array) -> Array:
-    """2-bit weights in halves, Q(C(w, 2)): ties, at a quarter, go to 0."""
-    return (k > 32).astype(np.int8) - (k < -32)
-
-
-def steps(g: Array, lr: float, random: core.Stream) -> Array:
-    """The update in codes, of int32 sums g: round(lr g / Shift(max|g|), 16 bits), stochastically rounded to integers."""
-    low, high = core.sum_range(g)
-    largest = max(-low, high)
-    if not largest:
-        return np.zeros(g.shape, np.int32)
-    fixed = np.rint(np.abs(g).astype(np.float64) * (lr / shift(largest) * 2**15)).astype(np.int64)
-    chance = (core.philox(g.size, *random) >> np.uint32(17)).reshape(g.shape)
-    n = (fixed >> 15) + (chance < (fixed & 32767))
-    return (np.sign(g) * n).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -78,6 +62,7 @@ class Wage(Method):
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip
+    recordable = True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 128:
@@ -103,11 +88,13 @@ class Wage(Method):
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         core.value_range(x)  # refuses a NaN
         codes = core.quantize(x, 1 / UNIT, out=node.buffer(x.shape, np.int8))
+        k = node.params["w"]
+        w = core.ternary_codes(k, TERNARY, out=node.buffer(k.shape, np.int8))  # 2 bits, in halves: a tie, at 1/4, goes to 0
         if context.training:
-            inside = np.abs(x) <= np.float32(1 - UNIT)
-            node.saved.update(x=QTensor(codes, UNIT, 0), inside=inside, w=ternary(node.params["w"]))
+            inside = core.within(x, UNIT - 1, 1 - UNIT, out=node.buffer(x.shape, np.uint8))
+            node.saved.update(x=QTensor(codes, UNIT, 0), inside=inside, w=w)
         acc = node.buffer((len(x), *node.out_shape), np.int32)
-        node.layer.product(node, len(x)).forward(codes, ternary(node.params["w"]), out=acc)
+        node.layer.product(node, len(x)).forward(codes, w, out=acc)
         return self._real(node, acc)
 
     def _real(self, node: Node, acc: Array) -> Array:
@@ -117,9 +104,7 @@ class Wage(Method):
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         """Codes of dY / Shift(max|dY|): its direction only."""
-        low, high = core.value_range(dy)
-        largest = max(-low, high)
-        inverse = 1 / (UNIT * shift(largest)) if largest > 1e-30 else 0.0
+        inverse = core.direction_scale(core.value_range(dy), UNIT)
         return core.quantize(dy, inverse, out=node.buffer(dy.shape, np.int8))
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
@@ -131,24 +116,21 @@ class Wage(Method):
         acc = node.buffer((len(error), *node.in_shape), np.int32)
         node.layer.product(node, len(error)).input_grad(error, node.saved["w"], out=acc)
         dx = self._real(node, acc)
-        return np.multiply(dx, node.saved["inside"], out=dx)
+        return core.mask(dx, node.saved["inside"], out=dx)
 
-    def loss(self, logits: Array, labels: Array, *, smoothing: float = 0.0, gradient: bool = True) -> tuple[float, Any, int]:
+    def loss(
+        self, logits: Array, labels: Array, *, smoothing: float = 0.0, gradient: bool = True
+    ) -> tuple[core.Number, Any, core.Whole]:
         """Half the sum of squared differences to one-hot targets, its mean over images; the gradient is not divided."""
-        core.value_range(logits)
-        difference = logits.copy()
-        difference[np.arange(len(labels)), labels] -= np.float32(1)
-        squares = (difference.astype(np.float64) ** 2).ravel().tolist()
-        correct = int((logits.argmax(1) == labels).sum())
-        # fsum is exact, so it does not depend on an order
-        return 0.5 * math.fsum(squares) / len(labels), difference if gradient else None, correct
+        return core.squared_error(logits, labels, gradient=gradient)
 
-    def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
-        k = node.params[key]
-        change = steps(node.grads[key], self._rate(context), context.random(node.tensor(UPDATE)))
-        k[...] = np.clip(k - change, -LARGEST_WEIGHT, LARGEST_WEIGHT)
-
-    def _rate(self, context: Context) -> float:
-        done, steps = int(context.step) - 1, context.steps
+    def phase(self, context: Context) -> float:
+        """The learning rate."""
+        done, steps = context.number - 1, context.steps
         drops = (3 * done >= 2 * steps) + (6 * done >= 5 * steps) if steps else 0
         return self.rate * 0.125**drops
+
+    def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
+        """Moves codes by round(rate g / Shift(max|g|), 16 bits) of int32 sums g, stochastically rounded to integers."""
+        random = context.random(node.tensor(UPDATE))
+        core.walk_codes(node.params[key], node.grads[key], self.phase(context), LARGEST_WEIGHT, random)
