@@ -15,9 +15,9 @@ from test_accumulated_training import PRODUCTS, operands, slow_passes
 from test_cli import octosim
 from test_diff import started
 
-from octosim import audit
 from octosim.engine.nodes import FullProduct
 from octosim.errors import OctosimError
+from octosim.evidence import audit
 from octosim.numerics import ACCUMULATORS
 
 PASSES = {"forward": ("x", "w"), "dX": ("dy", "w"), "dW": ("x", "dy")}

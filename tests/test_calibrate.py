@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from test_cli import octosim
 
-from octosim import calibrate, cost, efficiency, hw
+from octosim import cost, hardware
+from octosim.cost import fit
 from octosim.errors import OctosimError
+from octosim.hardware import efficiency
 from octosim.trace import Op, with_winograd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,13 +52,13 @@ def random_network(rng):
 
 
 def samples(truth, count=30, noise=0.0, offset=0.0, campaign="a", seed=0):
-    rng, device, found = np.random.default_rng(seed), hw.load("pi4"), []
+    rng, device, found = np.random.default_rng(seed), hardware.load("pi4"), []
     for i in range(count):
         ops = random_network(rng)
         for threads in (1, 4):
             prepared = cost.prepare(ops, device, threads)
             time = cost.times(prepared, np.tile(truth, (len(ops), 1)))[0].sum()
-            found.append(calibrate.Sample(f"n{i}", campaign, prepared, time * np.exp(offset + noise * rng.standard_normal())))
+            found.append(fit.Sample(f"n{i}", campaign, prepared, time * np.exp(offset + noise * rng.standard_normal())))
     return found
 
 
@@ -67,48 +69,48 @@ def truth():
 
 
 def test_the_fit_predicts_networks_it_has_not_seen(truth):
-    fitted = calibrate.fit(samples(truth, noise=0.05), "float32", prior=cost.vector(efficiency.shipped()["pool"]["float32"]))
+    fitted = fit.fit(samples(truth, noise=0.05), "float32", prior=cost.vector(efficiency.shipped()["pool"]["float32"]))
     fresh = samples(truth, seed=1)
-    error = calibrate.log_times(fresh, fitted.factors) - np.log([s.time_s for s in fresh])
-    assert calibrate.median_error(error) < 0.06
+    error = fit.log_times(fresh, fitted.factors) - np.log([s.time_s for s in fresh])
+    assert fit.median_error(error) < 0.06
 
 
 def test_one_wild_measurement_does_not_move_the_fit(truth):
     some = samples(truth, noise=0.02)
-    wild = [calibrate.Sample(s.network, s.campaign, s.ops, s.time_s * (8 if i < 2 else 1)) for i, s in enumerate(some)]
+    wild = [fit.Sample(s.network, s.campaign, s.ops, s.time_s * (8 if i < 2 else 1)) for i, s in enumerate(some)]
     prior = cost.vector(efficiency.shipped()["pool"]["float32"])
     fresh = samples(truth, seed=1)
-    one, two = (calibrate.log_times(fresh, calibrate.fit(x, "float32", prior=prior).factors) for x in (some, wild))
+    one, two = (fit.log_times(fresh, fit.fit(x, "float32", prior=prior).factors) for x in (some, wild))
     assert np.abs(one - two).max() < 0.1
 
 
 def test_a_campaign_that_is_slow_as_a_whole_is_an_offset(truth):
     some = samples(truth, 15) + samples(truth, 15, campaign="b", offset=0.4, seed=2)
-    fitted = calibrate.fit(some, "float32", campaigns=True)
+    fitted = fit.fit(some, "float32", campaigns=True)
     assert fitted.campaigns["b"] - fitted.campaigns["a"] == pytest.approx(0.4, abs=0.1)
 
 
 def test_leave_one_out_leaves_every_thread_count_of_a_network_out(truth):
     some = samples(truth, 6)
     prior = cost.vector(efficiency.shipped()["pool"]["float32"])
-    found = calibrate.leave_one_out(some, "float32", {}, prior)
+    found = fit.leave_one_out(some, "float32", {}, prior)
     assert found.shape == (12,) and np.isfinite(found).all()
-    alone = calibrate.leave_one_out(some[:2], "float32", {}, prior)  # no other network: the prior
-    assert alone == pytest.approx(calibrate.log_times(some[:2], {"float32": prior}))
+    alone = fit.leave_one_out(some[:2], "float32", {}, prior)  # no other network: the prior
+    assert alone == pytest.approx(fit.log_times(some[:2], {"float32": prior}))
 
 
 def test_nothing_to_fit():
     with pytest.raises(OctosimError, match="no measurements"):
-        calibrate.fit([], "float32")
+        fit.fit([], "float32")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def test_layers(tables):
-    stack, other = calibrate.networks(tables / "layers.csv", tables / "summary.csv")["tiny"]
+    stack, other = fit.networks(tables / "layers.csv", tables / "summary.csv")["tiny"]
     assert other == 200_000 - 3 * 1024 - (32 * 1024 + 32 * 256 + 64 * 256 + 64 + 10)
-    ops = calibrate.layer_ops(stack, other, "float32", False)
+    ops = fit.layer_ops(stack, other, "float32", False)
     named = {op.layer: op for op in ops}
     assert [cost.kind_of(named[n]) for n in ("c1", "dw", "c2", "p1", "fc")] == [
         "conv", "depthwise", "conv3x3", "elementwise", "linear"]  # fmt: skip
@@ -118,8 +120,8 @@ def test_layers(tables):
 
 
 def test_layers_in_int8(tables):
-    stack, _ = calibrate.networks(tables / "layers.csv")["tiny"]
-    ops = calibrate.layer_ops(stack, 0, "float16", True)
+    stack, _ = fit.networks(tables / "layers.csv")["tiny"]
+    ops = fit.layer_ops(stack, 0, "float16", True)
     names = [(op.layer, op.name) for op in ops if op.kind == "elementwise"]
     # codes go from c1 to dw to c2; c2's output is float again
     assert names == [("c1", "quantize"), ("c1", "requantize"), ("dw", "requantize"), ("c2", "requantize"), ("p1", "pool"),
@@ -129,7 +131,7 @@ def test_layers_in_int8(tables):
 
 
 def test_attention():
-    ops = calibrate.attention_ops("a", 145, 768, 12, "float32")
+    ops = fit.attention_ops("a", 145, 768, 12, "float32")
     assert sum(op.macs for op in ops) == 4 * 145 * 768**2 + 2 * 145 * 145 * 768
     assert sum(op.weights for op in ops) == 4 * 4 * 768**2
 
@@ -138,7 +140,7 @@ def test_measurements(tmp_path):
     path = tmp_path / "m.csv"
     path.write_text("network,precision,threads,value,unit,metric,backend\na,fp32,1,2,ms,latency_min,ncnn-cpu\n"
                     "a,fp32,1,9,ms,latency_max,ncnn-cpu\na,fp32,1,1,ms,latency_min,ncnn-vulkan-gpu0\nb,int8,4,0.5,s,latency_min,ncnn-cpu\n")
-    found = calibrate.measurements(path)
+    found = fit.measurements(path)
     assert [(m.network, m.threads, m.time_s, m.is_int8) for m in found] == [("a", 1, 0.002, False), ("b", 4, 0.5, True)]
 
 
@@ -151,13 +153,13 @@ def test_measurements(tmp_path):
 def test_measurements_that_are_none(tmp_path, text, message):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(OctosimError, match=message):
-        calibrate.measurements(tmp_path / "m.csv")
+        fit.measurements(tmp_path / "m.csv")
 
 
 def test_files_that_are_none(tmp_path):
     (tmp_path / "b.csv.gz").write_bytes(b"no gzip")
     (tmp_path / "l.csv").write_text("network,layer\na,b\n")
-    for path, read in (("x.csv", calibrate.measurements), ("b.csv.gz", calibrate.measurements), ("l.csv", calibrate.networks)):
+    for path, read in (("x.csv", fit.measurements), ("b.csv.gz", fit.measurements), ("l.csv", fit.networks)):
         with pytest.raises(OctosimError, match="cannot be read|no such CSV file|no column"):
             read(tmp_path / path)
 
@@ -167,12 +169,12 @@ def test_files_that_are_none(tmp_path):
 
 def write_measurements(tables, factor):
     """Times of the tiny network on a Pi 4 that is slower than the model by a factor."""
-    stack, other = calibrate.networks(tables / "layers.csv", tables / "summary.csv")["tiny"]
+    stack, other = fit.networks(tables / "layers.csv", tables / "summary.csv")["tiny"]
     lines = ["network,precision,threads,value,unit,device"]
     for precision in ("fp32", "int8"):
         for threads in (1, 2, 4):
-            ops = calibrate.layer_ops(stack, other, "float32", precision == "int8")
-            time = sum(c.time_s for c in cost.predict(ops, hw.load("pi4"), threads)) * factor
+            ops = fit.layer_ops(stack, other, "float32", precision == "int8")
+            time = sum(c.time_s for c in cost.predict(ops, hardware.load("pi4"), threads)) * factor
             lines.append(f"tiny,{precision},{threads},{1000 * time},ms,board")
     (tables / "m.csv").write_text("\n".join(lines) + "\n")
 
@@ -184,11 +186,11 @@ def test_calibrate_command(tables):
     done = octosim(*arguments, "-o", "mine.toml", folder=tables)
     assert done.returncode == 0, done.stderr
     assert "float32: 3 measurements; median error" in done.stderr and "smlal" in done.stderr
-    mine = hw.load(tables / "mine.toml")
+    mine = hardware.load(tables / "mine.toml")
     assert set(mine.calibration) == {"float32", "smlal"} and mine.name == "raspberry-pi-4"
-    stack, other = calibrate.networks(tables / "layers.csv", tables / "summary.csv")["tiny"]
-    ops = calibrate.layer_ops(stack, other, "float32", False)
-    before, after = (sum(c.time_s for c in cost.predict(ops, d)) for d in (hw.load("pi4"), mine))
+    stack, other = fit.networks(tables / "layers.csv", tables / "summary.csv")["tiny"]
+    ops = fit.layer_ops(stack, other, "float32", False)
+    before, after = (sum(c.time_s for c in cost.predict(ops, d)) for d in (hardware.load("pi4"), mine))
     assert after / before == pytest.approx(1.4, rel=0.1)
     printed = octosim(*arguments, folder=tables)
     assert "[calibration.float32]" in printed.stdout and "source = " in printed.stdout
@@ -230,7 +232,7 @@ def of_chip(found, chip, key, int8):
     ratios = [r[key] for r in found["predictions"]
               if r["chip"] == chip and r["role"] == "pool" and "Zero" not in r["name"] and "A55" not in r["name"]
               and (r["path"] in ("smlal", "sdot")) == int8]
-    return calibrate.median_error(np.array(ratios))
+    return fit.median_error(np.array(ratios))
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from octosim import graph, hw, methods
+from octosim import graph, hardware, methods
 from octosim.engine.nodes import ROLES
 
 COMMANDS = [
@@ -78,7 +78,7 @@ def test_verify_finds_another_digest(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout.startswith("different")
 
 
-@pytest.mark.parametrize("name", [n for n in hw.names() if hw.load(n).training.status != "forward-only"])
+@pytest.mark.parametrize("name", [n for n in hardware.names() if hardware.load(n).training.status != "forward-only"])
 @pytest.mark.parametrize("method", ["octo", "fp32"])
 def test_cost(name: str, method: str) -> None:
     done = octosim("cost", "--profile", name, *LENET, "--method", method, "--json")
@@ -101,7 +101,7 @@ def test_cost_takes_parameters_of_the_method() -> None:
     assert kept[1] > 1.5 * kept[0]
 
 
-@pytest.mark.parametrize("name", [n for n in hw.names() if hw.load(n).training.status == "forward-only"])
+@pytest.mark.parametrize("name", [n for n in hardware.names() if hardware.load(n).training.status == "forward-only"])
 def test_cost_of_a_device_that_cannot_train(name: str) -> None:
     done = octosim("cost", "--profile", name, *LENET)
     assert done.returncode == 2 and "no engine has trains = true" in done.stderr
@@ -232,13 +232,13 @@ def test_bench_table_and_peer() -> None:
 
 def test_profiles() -> None:
     rows = json.loads(octosim("profiles", "list", "--json").stdout)
-    assert {row["name"] for row in rows} == set(hw.names())
+    assert {row["name"] for row in rows} == set(hardware.names())
     assert json.loads(octosim("profiles", "show", "jetson").stdout)["name"] == "jetson-xavier-nx"
     listed = octosim("profiles", "list").stdout
     assert "raspberry-pi-5" in listed and "xeon-gold-6455b" in listed and "acc32-wrap" in listed
     nano = next(row for row in rows if row["name"] == "jetson-nano")
     assert nano["engines"][0]["int8_gmac_s"] is None and nano["engines"][0]["float32_gmac_s"] == pytest.approx(118, rel=0.01)
-    assert json.loads(octosim("profiles", "schema").stdout) == hw.json_schema()
+    assert json.loads(octosim("profiles", "schema").stdout) == hardware.json_schema()
 
 
 def test_data_list() -> None:

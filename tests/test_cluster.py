@@ -16,8 +16,9 @@ import pytest
 from test_cli import octosim
 from test_study import LONG, file, rows_of, same_records
 
-from octosim import cluster, train
+from octosim import train
 from octosim.errors import OctosimError
+from octosim.study import cluster
 
 distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
 

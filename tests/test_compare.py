@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from octosim import compare, core, cost, costplot, engine, graph, hw, membench, methods
+from octosim import core, cost, engine, graph, hardware, methods
+from octosim.bench import memory
+from octosim.cost import compare, plots
 from octosim.engine import plan
 from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU, Residual
 from octosim.engine.nodes import Context
@@ -85,7 +87,7 @@ class Watch(core.Probe):
 
     def call(self, name, number, function, arguments):
         if core.here.key[0] == "loss":
-            self.kept = membench.kept_bytes(self.net)
+            self.kept = memory.kept_bytes(self.net)
         return function(*arguments)
 
 
@@ -135,16 +137,16 @@ def sides(device, model="lenet5", batch=50):
 
 
 def test_reasons():
-    nano, pi5 = sides(hw.load("jetson-nano")), sides(hw.load("pi5"), "vgg11")
+    nano, pi5 = sides(hardware.load("jetson-nano")), sides(hardware.load("pi5"), "vgg11")
     assert "no INT8 units" in nano["reason"] and not nano["pays"] and nano["gain"] < 1
     assert pi5["pays"] and pi5["gain"] > 2 and "times as fast" in pi5["reason"]
-    assert sides(hw.load("jetson"))["reason"].endswith(("takes", "saves", "gain", "fast"))
-    slow = sides(hw.load("raspberry-pi-3b-plus"), "vgg11", 4)
+    assert sides(hardware.load("jetson"))["reason"].endswith(("takes", "saves", "gain", "fast"))
+    slow = sides(hardware.load("raspberry-pi-3b-plus"), "vgg11", 4)
     assert not slow["pays"] and ("no faster" in slow["reason"] or "more than that saves" in slow["reason"])
 
 
 def test_fit_and_advice():
-    device = hw.load("raspberry-pi-zero-2-w")  # 0.5 GiB, of which 0.8
+    device = hardware.load("raspberry-pi-zero-2-w")  # 0.5 GiB, of which 0.8
     capacity = compare.capacity_bytes(device)
     assert capacity == 0.8 * 0.5 * 2**30
     largest = {"INT8": lambda c: 7, "FP32": lambda c: 0}
@@ -158,7 +160,7 @@ def test_fit_and_advice():
 
 def test_crossover():
     """10 us of quantizing at any batch, a product of 2 us an image in float32 and 1 in INT8: 1.05 (10 + b) = 2 b at 11.05."""
-    toy = hw.Device.model_validate({
+    toy = hardware.Device.model_validate({
         "name": "toy", "title": "toy", "overhead_us": {"value": 0, "kind": "estimate", "source": "test"},
         "training": {"status": "supported", "note": "toy"},
         "engines": [{"name": "cpu", "accumulator": "exact32", "trains": True,
@@ -185,7 +187,7 @@ def test_a_thousand_points():
     """Networks x devices x batches, INT8 and float32; ten seconds are asked of the whole, so a tenth here is far from noise."""
     nets = [network(m, graph.layers(name, 10, in_shape=(32, 32, 3)), (32, 32, 3)) for name in ("vgg11", "resnet20")
             for m in ("octo", "fp32")]  # fmt: skip
-    devices = [hw.load(name) for name in ("pi4", "pi5", "jetson", "atlas")]
+    devices = [hardware.load(name) for name in ("pi4", "pi5", "jetson", "atlas")]
     before, points = time.perf_counter(), 0
     for net in nets:
         for batch in (1, 8, 32):
@@ -239,9 +241,9 @@ def test_command_refuses(more, message):
 
 
 def test_roofs():
-    pi = hw.load("pi4")
-    assert costplot.roofs(pi)["float32"] == (pytest.approx(24e9), pytest.approx(0.6 * 12.8e9))
-    assert costplot.roofs(pi, 1)["int8"] == (pytest.approx(12e9), pytest.approx(5e9))
+    pi = hardware.load("pi4")
+    assert plots.roofs(pi)["float32"] == (pytest.approx(24e9), pytest.approx(0.6 * 12.8e9))
+    assert plots.roofs(pi, 1)["int8"] == (pytest.approx(12e9), pytest.approx(5e9))
 
 
 def test_a_device_without_float32():

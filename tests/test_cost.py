@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import cost, efficiency, hw
+from octosim import cost, hardware
 from octosim.errors import OctosimError
+from octosim.hardware.efficiency import PATHS, Factors, parse, shipped, toml
 from octosim.trace import DTYPE_BYTES, PASSES, Op, with_winograd
 
 
@@ -29,7 +30,7 @@ def engine(name="cpu", trains=True, macs=None, efficiency=0.5, **more):
 
 
 def device(engines=None, overhead_us=1, bandwidth=4, **more):
-    return hw.Device.model_validate({
+    return hardware.Device.model_validate({
         "name": "toy", "title": "A toy", "overhead_us": fig(overhead_us), "engines": engines or [engine()],
         "training": {"status": "hypothetical", "note": "a toy"},
         "memory": {"bandwidth_sustained_gb_s": fig(bandwidth)}, **more})
@@ -65,7 +66,7 @@ def test_float32_by_hand():
 
 
 def test_real_profile_by_hand():
-    (one,) = cost.predict([gemm(1000, 1000, 1000)], hw.load("jetson"))
+    (one,) = cost.predict([gemm(1000, 1000, 1000)], hardware.load("jetson"))
     assert one.compute_s == pytest.approx(1e9 / (48 * 1.1e9 * 128 * 0.45))
     assert one.memory_s == pytest.approx(6e6 / 46e9)
     assert one.time_s == pytest.approx(10e-6 + one.compute_s)
@@ -73,8 +74,8 @@ def test_real_profile_by_hand():
 
 def test_factors_by_hand():
     """A product on the Pi 4's four cores: the equations of docs/cost-model.md, with the shipped factors."""
-    (pi,) = cost.predict([gemm(1000, 1000, 1000, "float32")], hw.load("pi4"))
-    f = efficiency.shipped()["raspberry-pi-4"]["float32"]
+    (pi,) = cost.predict([gemm(1000, 1000, 1000, "float32")], hardware.load("pi4"))
+    f = shipped()["raspberry-pi-4"]["float32"]
     cores = 4 / (1 + 3 * f.serial)
     compute = 1e9 / (1.5e9 * 4 * cores * f.pointwise * 1000 / (1000 + f.k_half) * 125**2 / (4 * math.ceil(125**2 / 4)))
     bandwidth = max(5e9, min(20e9, 0.6 * 12.8e9)) * f.bandwidth
@@ -160,7 +161,7 @@ def test_no_engine_for_a_type():
 
 # --- CPU cores with factors -------------------------------------------------------------------------------------------
 
-FACTORS = efficiency.Factors(
+FACTORS = Factors(
     conv3x3=0.5, conv=0.5, pointwise=0.8, depthwise=0.25, linear=0.5, elementwise=4.0, bandwidth=1.0, cache=8.0, k_half=10.0,
     serial=0.1, in_order=0.8, exposed=0.5, overhead_us=1.0, fork_us=5.0, spread=0.2, source="test")
 
@@ -169,7 +170,7 @@ def cpu(core="Cortex-A72", cache_kib=1024, peak=None, **factors):
     toy = device([engine(macs={"int8": 8, "float32": 4}, accumulator="smlal", core=core) | {"units": fig(4)}], bandwidth=4,
                  caches=[{"name": "L2", "shared_by": "4 cores", "size_kib": fig(cache_kib)}])
     made = FACTORS.model_copy(update=factors)
-    memory = toy.memory.model_copy(update={"bandwidth_peak_gb_s": hw.Figure(**fig(peak)) if peak else None})
+    memory = toy.memory.model_copy(update={"bandwidth_peak_gb_s": hardware.Figure(**fig(peak)) if peak else None})
     return toy.model_copy(update={"calibration": {"float32": made, "smlal": made}, "memory": memory})
 
 
@@ -300,10 +301,10 @@ def test_intervals():
 
 
 def test_shipped_factors():
-    found = efficiency.shipped()
-    assert set(found["pool"]) == set(efficiency.PATHS)
-    assert set(found) - {"pool"} <= set(hw.names())
-    assert efficiency.parse(tomllib.loads(efficiency.toml(found))) == found
+    found = shipped()
+    assert set(found["pool"]) == set(PATHS)
+    assert set(found) - {"pool"} <= set(hardware.names())
+    assert parse(tomllib.loads(toml(found))) == found
     for rows in found.values():
         for path, f in rows.items():
             assert 0.05 <= f.spread < 0.6 and 0.5 < f.in_order < 1.5 and 0.3 < f.bandwidth < 2, path
@@ -311,8 +312,8 @@ def test_shipped_factors():
 
 
 def test_whose_factors():
-    pi4, host = hw.load("pi4"), hw.load("jetson")
-    found = efficiency.shipped()
+    pi4, host = hardware.load("pi4"), hardware.load("jetson")
+    found = shipped()
     assert cost.factors_of(pi4, pi4.engines[0], "int8") == found["raspberry-pi-4"]["smlal"]
     assert cost.factors_of(pi4.model_copy(update={"name": "other"}), pi4.engines[0], "int8") == found["pool"]["smlal"]
     assert cost.factors_of(pi4.model_copy(update={"calibration": {"smlal": FACTORS}}), pi4.engines[0], "int8") == FACTORS
@@ -353,11 +354,11 @@ def test_no_operations_cost_nothing():
 
 
 def test_cost_json_is_json_in_the_documented_shape():
-    costs = cost.predict([gemm(), pointwise(pass_="dX")], hw.load("pi4"))
-    found = cost.cost_json(costs, hw.load("pi4"), peak_bytes=7)
+    costs = cost.predict([gemm(), pointwise(pass_="dX")], hardware.load("pi4"))
+    found = cost.cost_json(costs, hardware.load("pi4"), peak_bytes=7)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["device"] == "raspberry-pi-4" and found["notes"] == []
-    assert found["total"] == cost.total(costs, hw.load("pi4"), 7)
+    assert found["total"] == cost.total(costs, hardware.load("pi4"), 7)
     assert [(row["layer"], row["pass"], row["kind"]) for row in found["layers"]] == [
         ("conv1", "forward", "gemm"), ("relu1", "dX", "elementwise")]
     for row, one in zip(found["layers"], costs, strict=True):
@@ -416,11 +417,11 @@ def test_times_add_up_and_bind(op):
     assert parts[one.bound] == max(parts.values())
 
 
-@pytest.mark.parametrize("name", [n for n in hw.names() if hw.load(n).training.status != "forward-only"])
+@pytest.mark.parametrize("name", [n for n in hardware.names() if hardware.load(n).training.status != "forward-only"])
 def test_every_profile_that_trains_prices_every_pass(name):
     ops = [gemm(dtype=d, pass_=p) for d in ("int8", "float32") for p in PASSES[:3]] + [
         pointwise(pass_=p) for p in PASSES]
-    toy = hw.load(name)
+    toy = hardware.load(name)
     costs = cost.predict(ops, toy)
     assert len(costs) == len(ops) and all(0 < c.time_s < 10 for c in costs)
     assert all(c.dtype_used == c.op.dtype or f"{name} has no int8 units" in c.note for c in costs)

@@ -20,15 +20,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from octosim import data
+from octosim.data import sets
 from octosim.errors import OctosimError
 
 PART = "fashion-mnist-5k"
-PACKAGED = data._places(PART)[0][1]
+PACKAGED = sets._places(PART)[0][1]
 FULL = [name for name, source in data.SOURCES.items() if source.url]
 # per channel, of the training images in [0, 1]: the normalization constants in common use, to four digits
 MEANS = {"mnist": [0.1307], "fashion-mnist": [0.2860], "cifar10": [0.4914, 0.4822, 0.4465]}
@@ -42,7 +44,7 @@ SHA256 = {  # of Dataset.sha256: a change would refuse the replay of every run b
 
 def full_set(name: str) -> data.Dataset:
     folder = os.environ.get("OCTOSIM_DATA")
-    found = data._find(name)
+    found = sets._find(name)
     if not folder or found is None or found[0] != "OCTOSIM_DATA":
         pytest.skip(f"no {name} in OCTOSIM_DATA ({folder or 'not set'})")
     return data.load(name)
@@ -67,13 +69,13 @@ def test_licence_and_origin_are_beside_the_packaged_part() -> None:
 
 def test_packaged_files_have_no_time_stamp_or_name() -> None:
     """Bytes 3 (flags) and 4 to 8 (time) of a gzip header: the same input gives the same file."""
-    for file in data.FILES:
+    for file in sets.FILES:
         assert (PACKAGED / file).read_bytes()[3:8] == bytes(5)
 
 
 def test_aliases() -> None:
     for alias, name in data.ALIASES.items():
-        assert data._resolve(alias) == (name, data.SOURCES[name])
+        assert sets.resolve(alias) == (name, data.SOURCES[name])
     assert not set(data.ALIASES) & set(data.SOURCES)
 
 
@@ -121,8 +123,8 @@ def part_tool() -> object:
 def test_the_tool_makes_the_packaged_part(tmp_path: Path) -> None:
     full_set("fashion-mnist")
     part_tool().make(Path(os.environ["OCTOSIM_DATA"]) / "fashion-mnist", tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(data.FILES)
-    for file in data.FILES:  # unpacked: another zlib may pack differently
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(sets.FILES)
+    for file in sets.FILES:  # unpacked: another zlib may pack differently
         made, packaged = ((folder / file).read_bytes() for folder in (tmp_path / "out", PACKAGED))
         assert gzip.decompress(made) == gzip.decompress(packaged)
 
@@ -145,10 +147,10 @@ def test_unknown_name() -> None:
         assert all(name in str(caught.value) for name in data.SOURCES)
 
 
-@pytest.mark.parametrize(("name", "folder"), [("mnist", "mnist"), ("fmnist", "fashion-mnist"), ("cifar10", data.BATCH_FOLDER)])
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "mnist"), ("fmnist", "fashion-mnist"), ("cifar10", sets.BATCH_FOLDER)])
 def test_missing_set(name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTOSIM_DATA", str(tmp_path / "given"))
-    monkeypatch.setattr(data, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(sets, "cache", lambda: tmp_path / "cache")
     with pytest.raises(OctosimError) as caught:
         data.load(name)
     own = data.ALIASES.get(name, name)
@@ -165,7 +167,7 @@ def test_missing_set(name: str, folder: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_damaged_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_places", lambda name: [("package", tmp_path)])
+    monkeypatch.setattr(sets, "_places", lambda name: [("package", tmp_path)])
     with pytest.raises(OctosimError, match="no train-images-idx3-ubyte.gz, .*installation of octosim is damaged"):
         data.load(PART)
 
@@ -177,15 +179,15 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(PACKAGED, folder)
     source = data.SOURCES[PART]
     monkeypatch.setitem(
-        data.SOURCES, "mnist", data.Source("copy", data.DIGITS, 5000, 1000, "-", source.sha256, "http://localhost/")
+        data.SOURCES, "mnist", data.Source("copy", sets.DIGITS, 5000, 1000, "-", source.sha256, "http://localhost/")
     )
     monkeypatch.setenv("OCTOSIM_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(sets, "cache", lambda: tmp_path / "cache")
     assert data.load("mnist").sha256 == data.load(PART).sha256
     return folder
 
 
-@pytest.mark.parametrize("file", data.FILES)
+@pytest.mark.parametrize("file", sets.FILES)
 @pytest.mark.parametrize("damage", ["truncated", "changed", "empty", "missing", "folder"])
 def test_damaged_files(copy: Path, file: str, damage: str) -> None:
     path = copy / file
@@ -200,17 +202,17 @@ def test_damaged_files(copy: Path, file: str, damage: str) -> None:
         data.load("mnist")
     assert file in str(caught.value)
     if damage in ("truncated", "changed", "empty"):
-        assert "expected" in str(caught.value) and data.SOURCES["mnist"].sha256[data.FILES.index(file)] in str(caught.value)
+        assert "expected" in str(caught.value) and data.SOURCES["mnist"].sha256[sets.FILES.index(file)] in str(caught.value)
 
 
 def test_an_incomplete_folder_is_passed_over_and_a_wrong_file_is_not(copy: Path) -> None:
-    shutil.copytree(copy, data._cache() / "mnist")
-    assert data._find("mnist") == ("OCTOSIM_DATA", copy)
-    (copy / data.FILES[3]).write_bytes(b"")
+    shutil.copytree(copy, sets.cache() / "mnist")
+    assert sets._find("mnist") == ("OCTOSIM_DATA", copy)
+    (copy / sets.FILES[3]).write_bytes(b"")
     with pytest.raises(OctosimError, match=str(copy)):
         data.load("mnist")
-    (copy / data.FILES[3]).unlink()
-    assert data._find("mnist") == ("cache", data._cache() / "mnist")
+    (copy / sets.FILES[3]).unlink()
+    assert sets._find("mnist") == ("cache", sets.cache() / "mnist")
     assert len(data.load("mnist").test_labels) == 1000
 
 
@@ -233,22 +235,22 @@ def idx(array: np.ndarray) -> bytes:
 )
 def test_bad_idx(content: bytes, words: str) -> None:
     with pytest.raises(OctosimError) as caught:
-        data.parse_idx(Path("some-file"), content)
+        sets.parse_idx(Path("some-file"), content)
     assert str(caught.value).startswith("some-file") and words in str(caught.value)
 
 
 @given(shape=st.lists(st.integers(0, 6), min_size=1, max_size=4), seed=st.integers(0, 1000))
 def test_idx_round_trip(shape: list[int], seed: int) -> None:
     array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    assert np.array_equal(data.parse_idx(Path("x"), idx(array)), array)
+    assert np.array_equal(sets.parse_idx(Path("x"), idx(array)), array)
 
 
 def replace(copy: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: bytes) -> None:
     """Another content with its right checksum."""
     (copy / file).write_bytes(content)
     digests = list(data.SOURCES["mnist"].sha256)
-    digests[data.FILES.index(file)] = hashlib.sha256(content).hexdigest()
-    source = data.Source("copy", data.DIGITS, 5000, 1000, "-", tuple(digests), "http://localhost/")
+    digests[sets.FILES.index(file)] = hashlib.sha256(content).hexdigest()
+    source = data.Source("copy", sets.DIGITS, 5000, 1000, "-", tuple(digests), "http://localhost/")
     monkeypatch.setitem(data.SOURCES, "mnist", source)
 
 
@@ -265,14 +267,14 @@ def replace(copy: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: byt
 def test_files_that_do_not_fit(
     copy: Path, monkeypatch: pytest.MonkeyPatch, file: int, array: np.ndarray, words: str
 ) -> None:
-    replace(copy, monkeypatch, data.FILES[file], gzip.compress(idx(array)))
+    replace(copy, monkeypatch, sets.FILES[file], gzip.compress(idx(array)))
     with pytest.raises(OctosimError) as caught:
         data.load("mnist")
-    assert str(caught.value) == f"{copy / data.FILES[file]}: {words}"
+    assert str(caught.value) == f"{copy / sets.FILES[file]}: {words}"
 
 
 def test_broken_gzip(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace(copy, monkeypatch, data.FILES[0], (copy / data.FILES[0]).read_bytes()[:-100])
+    replace(copy, monkeypatch, sets.FILES[0], (copy / sets.FILES[0]).read_bytes()[:-100])
     with pytest.raises(OctosimError, match="train-images-idx3-ubyte.gz cannot be unpacked"):
         data.load("mnist")
 
@@ -333,7 +335,7 @@ def test_the_batches_made_here_are_what_numpy_reads() -> None:
 
 def test_parse_batch() -> None:
     content, images, labels = batch()
-    got_images, got_labels = data.parse_batch(Path("x"), content)
+    got_images, got_labels = sets.parse_batch(Path("x"), content)
     assert np.array_equal(got_images, images) and np.array_equal(got_labels, labels)
     assert got_images.dtype == got_labels.dtype == np.uint8
 
@@ -352,7 +354,7 @@ def test_malicious_pickle_is_refused(protocol: int, tmp_path: Path) -> None:
     for malice in (Touches(os.mkdir, str(mark)), Touches(eval, f"open({str(mark)!r}, 'w')"), Touches(np.fromfile, str(mark))):
         for content in (malice, {b"data": malice, b"labels": []}):
             with pytest.raises(OctosimError, match=r"some-file is not a CIFAR-10 batch: it asks for .*; refused"):
-                data.parse_batch(Path("some-file"), pickle.dumps(content, protocol))
+                sets.parse_batch(Path("some-file"), pickle.dumps(content, protocol))
     assert not mark.exists()
     pickle.loads(pickle.dumps(Touches(os.mkdir, str(mark)), protocol))
     assert mark.exists(), "the malice above has to be real"
@@ -362,7 +364,7 @@ def test_a_pickle_cannot_change_numpy() -> None:
     """dtype('i4', copy=False) is one object for the whole process; its __setstate__ would turn its byte order round."""
     shared = py2(_Python2("numpy", "dtype")) + py2((b"i4", 0, 0)) + b"R" + py2((3, b">", None, None, None, -1, -1, 0)) + b"b"
     with pytest.raises(OctosimError, match="'data' are not uint8 rows"):
-        data.parse_batch(Path("x"), b"\x80\x02" + shared + b".")
+        sets.parse_batch(Path("x"), b"\x80\x02" + shared + b".")
     assert np.dtype("i4").byteorder == "=" and np.array([1], "i4").tobytes()[0] == 1
 
 
@@ -385,7 +387,7 @@ def test_a_pickle_cannot_change_numpy() -> None:
 )
 def test_bad_batch(content: bytes, words: str) -> None:
     with pytest.raises(OctosimError) as caught:
-        data.parse_batch(Path("some-file"), content)
+        sets.parse_batch(Path("some-file"), content)
     assert str(caught.value).startswith("some-file") and words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -396,7 +398,7 @@ SMALL = batch(1)[0]
 def test_any_changed_byte_gives_a_batch_or_a_sentence(at: int, value: int, cut: bool) -> None:
     content = SMALL[:at] + bytes([value]) + (b"" if cut else SMALL[at + 1 :])
     try:
-        images, labels = data.parse_batch(Path("x"), content)
+        images, labels = sets.parse_batch(Path("x"), content)
     except OctosimError:
         return
     assert images.shape[1:] == (32, 32, 3) and labels.dtype == np.uint8
@@ -405,31 +407,31 @@ def test_any_changed_byte_gives_a_batch_or_a_sentence(at: int, value: int, cut: 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A CIFAR-10 of 5 x 4 + 4 images, in a folder of OCTOSIM_DATA; returns that folder."""
-    folder = tmp_path / "given" / data.BATCH_FOLDER
+    folder = tmp_path / "given" / sets.BATCH_FOLDER
     folder.mkdir(parents=True)
     contents = [batch(4, seed)[0] for seed in range(6)]
-    for file, content in zip(data.BATCHES, contents, strict=True):
+    for file, content in zip(sets.BATCHES, contents, strict=True):
         (folder / file).write_bytes(content)
     digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
     archive = ("cifar-10-python.tar.gz", "0" * 64)
-    source = data.Source("small", data.THINGS, 20, 4, "-", digests, "http://localhost/", (32, 32, 3), data.BATCHES, archive)
+    source = data.Source("small", sets.THINGS, 20, 4, "-", digests, "http://localhost/", (32, 32, 3), sets.BATCHES, archive)
     monkeypatch.setitem(data.SOURCES, "cifar10", source)
     monkeypatch.setenv("OCTOSIM_DATA", str(tmp_path / "given"))
-    monkeypatch.setattr(data, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(sets, "cache", lambda: tmp_path / "cache")
     return folder
 
 
-def pack(folder: Path, archive: Path, files: tuple[str, ...] = data.BATCHES) -> None:
+def pack(folder: Path, archive: Path, files: tuple[str, ...] = sets.BATCHES) -> None:
     """Into a .tar.gz or .tar.xz; last file first, as nothing says what order an archive has."""
     archive.parent.mkdir(exist_ok=True)
     with tarfile.open(archive, f"w:{archive.suffix[1:]}") as out:
         for file in reversed(files):
-            out.add(folder / file, f"{data.BATCH_FOLDER}/{file}")
+            out.add(folder / file, f"{sets.BATCH_FOLDER}/{file}")
 
 
 def test_cifar_folder(cifar: Path) -> None:
     d = data.load("cifar-10")
-    assert d.name == "cifar10" and d.classes == data.THINGS
+    assert d.name == "cifar10" and d.classes == sets.THINGS
     assert not any(a.flags.writeable for a in (d.train_images, d.train_labels, d.test_images, d.test_labels))
     assert np.array_equal(d.train_images, np.concatenate([batch(4, seed)[1] for seed in range(5)]))
     assert np.array_equal(d.train_labels, np.concatenate([batch(4, seed)[2] for seed in range(5)]))
@@ -445,7 +447,7 @@ def test_cifar_archive(cifar: Path, tmp_path: Path, place: str) -> None:
     shutil.rmtree(cifar)
     before = sorted(tmp_path.rglob("*"))
     d = data.load("cifar10")
-    assert data._find("cifar10")[1] == tmp_path / place
+    assert sets._find("cifar10")[1] == tmp_path / place
     assert d.sha256 == from_folder.sha256 and np.array_equal(d.train_images, from_folder.train_images)
     assert np.array_equal(d.test_labels, from_folder.test_labels)
     assert sorted(tmp_path.rglob("*")) == before, "nothing is unpacked to disk"
@@ -458,7 +460,7 @@ def test_damaged_archive(cifar: Path, tmp_path: Path, damage: str, suffix: str) 
     archive = tmp_path / "given" / name
     words = "cannot be unpacked"
     if damage == "a file less":
-        pack(cifar, archive, data.BATCHES[:-1])
+        pack(cifar, archive, sets.BATCHES[:-1])
         words = "has no cifar-10-batches-py/test_batch"
     elif damage == "changed":
         (cifar / "data_batch_3").write_bytes(batch(4, 99)[0])
@@ -517,9 +519,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{listener.server_port}/"
     source = data.SOURCES[PART]
-    monkeypatch.setitem(data.SOURCES, "mnist", data.Source("copy", data.DIGITS, 5000, 1000, "-", source.sha256, url))
+    monkeypatch.setitem(data.SOURCES, "mnist", data.Source("copy", sets.DIGITS, 5000, 1000, "-", source.sha256, url))
     monkeypatch.delenv("OCTOSIM_DATA", raising=False)
-    monkeypatch.setattr(data, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(sets, "cache", lambda: tmp_path / "cache")
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     yield served
@@ -529,14 +531,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_fetch(server: Path) -> None:
     folder = data.fetch("mnist")
-    assert sorted(p.name for p in folder.iterdir()) == sorted(data.FILES)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(sets.FILES)
     assert data.load("mnist").sha256 == data.load(PART).sha256
     assert next(row for row in data.available() if row["name"] == "mnist")["found"] == "cache"
     asked.clear()
     assert data.fetch("mnist") == folder and not asked, "what is there is not downloaded again"
-    (folder / data.FILES[2]).write_bytes(b"broken")
+    (folder / sets.FILES[2]).write_bytes(b"broken")
     data.fetch("mnist")
-    assert asked and all(path.endswith(data.FILES[2]) for path in asked), "what is broken is"
+    assert asked and all(path.endswith(sets.FILES[2]) for path in asked), "what is broken is"
     assert len(data.load("mnist").test_images) == 1000
 
 
@@ -548,8 +550,8 @@ def test_fetch_archive(server: Path, cifar: Path, monkeypatch: pytest.MonkeyPatc
     source = dataclasses.replace(data.SOURCES["cifar10"], url=url, archive=(name, digest))
     monkeypatch.setitem(data.SOURCES, "cifar10", source)
     shutil.rmtree(cifar)
-    assert data.fetch("cifar-10") == data._cache() / name
-    assert data._find("cifar10") == ("cache", data._cache() / name) and len(data.load("cifar10").test_labels) == 4
+    assert data.fetch("cifar-10") == sets.cache() / name
+    assert sets._find("cifar10") == ("cache", sets.cache() / name) and len(data.load("cifar10").test_labels) == 4
 
 
 def test_fetch_without_a_connection(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,7 +561,7 @@ def test_fetch_without_a_connection(server: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(data.SOURCES, "mnist", dataclasses.replace(data.SOURCES["mnist"], url=url))
     with pytest.raises(OctosimError) as caught:
         data.fetch("mnist")
-    assert str(caught.value) == f"could not fetch {url}{data.FILES[0]}: Connection refused"
+    assert str(caught.value) == f"could not fetch {url}{sets.FILES[0]}: Connection refused"
 
 
 def test_fetch_that_is_cut_off(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,7 +574,7 @@ def test_fetch_that_is_cut_off(server: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OctosimError, match="could not fetch http://127.0.0.1.*train-images-idx3-ubyte.gz: .") as caught:
         data.fetch("mnist")
     assert "\n" not in str(caught.value)
-    assert not [path for path in data._cache().rglob("*") if path.is_file()]
+    assert not [path for path in sets.cache().rglob("*") if path.is_file()]
 
 
 def test_fetch_of_the_packaged_part() -> None:
@@ -585,8 +587,8 @@ def test_every_failed_fetch_is_one_line(error: Exception, monkeypatch: pytest.Mo
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(data, "_cache", lambda: tmp_path)
-    monkeypatch.setattr(data.pooch, "retrieve", fails)
+    monkeypatch.setattr(sets, "cache", lambda: tmp_path)
+    monkeypatch.setattr(pooch, "retrieve", fails)
     with pytest.raises(OctosimError, match=r"could not fetch https://\S+train-images-idx3-ubyte.gz: \w") as caught:
         data.fetch("mnist")
     assert "\n" not in str(caught.value)
@@ -594,7 +596,7 @@ def test_every_failed_fetch_is_one_line(error: Exception, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_fetch_that_fails_leaves_nothing_half_written(server: Path, damage: str) -> None:
-    path = server / data.FILES[0]
+    path = server / sets.FILES[0]
     if damage == "changed":
         path.write_bytes(path.read_bytes()[:-1])
     else:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from test_cli import octosim
 
-from octosim import diff, train
+from octosim import train
 from octosim.engine import probes, registers
 from octosim.errors import OctosimError
+from octosim.evidence import diff
 
 RUN = dict(model="lenet5", batch_size=20, steps=3)
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from test_cli import octosim
 
-from octosim import core, golden, train
+from octosim import core, train
 from octosim.engine import nodes, quantizers
 from octosim.engine.registers import InRegister, Registers
 from octosim.errors import OctosimError
+from octosim.evidence import golden
 from octosim.numerics import ACCUMULATORS
 
 CC = shutil.which("cc")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from octosim import cli, hw
+from octosim import cli, hardware
 from octosim.cli import terminal
 
 NAMES = {
@@ -78,7 +78,7 @@ def test_files_and_titles_of_any_name(
     monkeypatch.chdir(tmp_path)
     title = name.encode("utf-8", "replace").decode()
     profile = Path(f"{name[:100]}.toml")
-    device = hw.load("pi4").model_dump(mode="json", exclude_none=True) | {"title": title}
+    device = hardware.load("pi4").model_dump(mode="json", exclude_none=True) | {"title": title}
     profile.parent.mkdir(parents=True, exist_ok=True)
     profile.write_text(tomli_w.dumps(device), encoding="utf-8")
     code, said = call(capsys, monkeypatch, "profiles", "check", profile)

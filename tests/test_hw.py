@@ -13,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from octosim import cost, host, hw, schema
+from octosim import cost, hardware, schema
 from octosim.errors import OctosimError
+from octosim.hardware import detect
+from octosim.hardware import device as device_file
+from octosim.hardware.device import PEAK_TOLERANCE
 from octosim.numerics import ACCUMULATORS
 from octosim.trace import Op
 
-FOLDER = Path(hw.__file__).resolve().parent.parent / "hwprofiles"
+FOLDER = Path(hardware.__file__).resolve().parents[2] / "hwprofiles"
 FILES = sorted(FOLDER.glob("*.toml"), key=lambda f: f.stem)
 UNITS = ("_ghz", "_us", "_gb_s", "_gib", "_kib", "_w", "_gmac_s", "_pj_per_byte", "_bytes")
 UNITLESS = {"units", "int8", "float16", "float32", "m", "n"}  # counts, and entries of a table that carries the unit
@@ -81,13 +84,13 @@ def test_the_wanted_profiles_are_there():
             "jetson-agx-orin", "atlas-200dk", "raspberry-pi-3b-plus", "raspberry-pi-zero-2-w", "raspberry-pi-4",
             "raspberry-pi-5", "rk3588", "rk3588-npu", "coral-edge-tpu", "hailo-8", "kendryte-k210", "xeon-gold-6455b",
             "ryzen-9-6900hx"} <= {f.stem for f in FILES}
-    assert hw.names() == [*(f.stem for f in FILES), "host"]
+    assert hardware.names() == [*(f.stem for f in FILES), "host"]
 
 
 @each_profile
 def test_shipped_profile_is_valid_and_named_like_its_file(file):
-    assert hw.check(file).name == file.stem
-    assert hw.load(file.stem) == hw.check(file)
+    assert hardware.check(file).name == file.stem
+    assert hardware.load(file.stem) == hardware.check(file)
 
 
 @each_profile
@@ -101,7 +104,7 @@ def test_every_number_has_a_source_and_a_unit(file):
         assert figure["source"].strip() and figure["kind"] in ("datasheet", "measured", "derived", "estimate"), path
         key = path[-2]
         assert key in UNITLESS or key.endswith(UNITS), f"{key} has no unit"
-        if key in hw.DTYPES:
+        if key in hardware.DTYPES:
             assert path[-3] in TABLES_OF_DTYPES
 
 
@@ -121,20 +124,20 @@ def test_every_number_has_a_source_and_a_unit(file):
     ("hailo-8", "dataflow", "int8", 13000), ("kendryte-k210", "kpu", "int8", 230),
     ("xeon-gold-6455b", "avx512-vnni", "int8", 24057), ("ryzen-9-6900hx", "avx2", "float32", 528.9)])
 def test_units_times_clock_times_macs_is_the_known_peak(name, engine, dtype, gmac_s):
-    found = next(e for e in hw.load(name).engines if e.name == engine)
+    found = next(e for e in hardware.load(name).engines if e.name == engine)
     assert found.peak_mac_s(dtype) / 1e9 == pytest.approx(gmac_s, rel=0.005)
 
 
 @each_profile
 def test_published_peaks_agree_with_derived_ones(file):
-    for engine in hw.check(file).engines:
+    for engine in hardware.check(file).engines:
         published = engine.published_peak_gmac_s.given() if engine.published_peak_gmac_s else {}
         for dtype, gmac_s in published.items():
-            assert engine.peak_mac_s(dtype) / 1e9 == pytest.approx(gmac_s, rel=hw.PEAK_TOLERANCE)
+            assert engine.peak_mac_s(dtype) / 1e9 == pytest.approx(gmac_s, rel=PEAK_TOLERANCE)
 
 
 def test_dtypes_that_a_chip_lacks_are_absent():
-    (pi4,) = hw.load("pi4").engines
+    (pi4,) = hardware.load("pi4").engines
     assert pi4.peak_mac_s("float16") == 0 == pi4.rate_mac_s("float16")
 
 
@@ -154,7 +157,7 @@ def sourced(value):
 @each_profile
 def test_sources_say_enough(file):
     """A number nobody published says why it is this one; the rest name a document, a repository or a measurement."""
-    for entry in sourced(hw.check(file).model_dump()):
+    for entry in sourced(hardware.check(file).model_dump()):
         source = entry["source"]
         assert len(source) >= (20 if entry["kind"] == "estimate" else 8), source
         if entry["kind"] != "estimate":
@@ -163,7 +166,7 @@ def test_sources_say_enough(file):
 
 @each_profile
 def test_numerics_are_those_of_an_int8_engine(file):
-    device = hw.check(file)
+    device = hardware.check(file)
     accumulator = device.numerics.accumulator
     if accumulator:
         assert accumulator.value in ACCUMULATORS
@@ -174,13 +177,13 @@ def test_numerics_are_those_of_an_int8_engine(file):
 
 def test_every_trainable_int8_chip_states_its_accumulator_but_the_atlas():
     """Huawei does not publish what the cube does on overflow."""
-    trainable = {f.stem for f in FILES if any(e.trains and e.peak_mac_s("int8") for e in hw.check(f).engines)}
-    assert {name for name in trainable if not hw.load(name).numerics.accumulator} == {"atlas-200dk"}
+    trainable = {f.stem for f in FILES if any(e.trains and e.peak_mac_s("int8") for e in hardware.check(f).engines)}
+    assert {name for name in trainable if not hardware.load(name).numerics.accumulator} == {"atlas-200dk"}
 
 
 @each_profile
 def test_what_a_chip_cannot_do(file):
-    device = hw.check(file)
+    device = hardware.check(file)
     assert (device.training.status == "forward-only") == (file.stem in FORWARD_ONLY)
     assert (file.stem in FORWARD_ONLY) == (not any(engine.trains for engine in device.engines))
     assert (file.stem in INT8_LESS) == (not any(engine.peak_mac_s("int8") for engine in device.engines))
@@ -194,7 +197,7 @@ def product(dtype, pass_="forward"):
 @pytest.mark.parametrize("name", sorted(INT8_LESS))
 def test_a_chip_without_int8_gains_nothing_from_int8(name):
     for pass_ in ("forward", "dX", "dW"):
-        int8, float32 = cost.predict([product("int8", pass_), product("float32", pass_)], hw.load(name))
+        int8, float32 = cost.predict([product("int8", pass_), product("float32", pass_)], hardware.load(name))
         assert int8.dtype_used == "float32" and int8.compute_s == float32.compute_s
         assert "no int8 units" in int8.note
 
@@ -202,7 +205,7 @@ def test_a_chip_without_int8_gains_nothing_from_int8(name):
 @each_profile
 def test_every_profile_prices_a_forward_product(file):
     """... and says so where it assumes an efficiency or knows no bandwidth."""
-    device = hw.check(file)
+    device = hardware.check(file)
     (one,) = cost.predict([product("int8")], device)
     assert 0 < one.time_s < 1
     notes = cost.cost_json([one], device)["notes"]
@@ -213,35 +216,35 @@ def test_every_profile_prices_a_forward_product(file):
 
 
 def test_the_assumed_efficiency_is_the_median_of_the_known_ones():
-    engines = [engine for f in FILES for engine in hw.check(f).engines if engine.efficiency("int8")]
+    engines = [engine for f in FILES for engine in hardware.check(f).engines if engine.efficiency("int8")]
     known = [e.efficiency("int8") for e in engines if e.gemm_efficiency.int8.kind != "estimate"]
     assert len(known) > 10 and statistics.median(known) == pytest.approx(cost.ASSUMED_EFFICIENCY, abs=0.02)
 
 
 def test_aliases_resolve_and_are_unique():
-    every = [alias for f in FILES for alias in hw.check(f).aliases]
+    every = [alias for f in FILES for alias in hardware.check(f).aliases]
     assert len(set(every)) == len(every)
-    assert not set(every) & set(hw.names())
+    assert not set(every) & set(hardware.names())
     wanted = {"jetson": "jetson-xavier-nx", "xavier-nx": "jetson-xavier-nx", "atlas": "atlas-200dk",
               "pi3": "raspberry-pi-3b-plus", "pi4": "raspberry-pi-4", "pi5": "raspberry-pi-5",
               "tx2": "jetson-tx2", "x86-server": "xeon-gold-6455b", "x86-laptop": "ryzen-9-6900hx"}
-    assert wanted.items() <= hw.aliases().items()
-    for alias, name in hw.aliases().items():
-        assert hw.load(alias).name == name
+    assert wanted.items() <= hardware.aliases().items()
+    for alias, name in hardware.aliases().items():
+        assert hardware.load(alias).name == name
 
 
 def test_atlas_says_that_training_is_hypothetical():
-    assert hw.load("atlas").training_note.startswith("hypothetical: No documented way to train")
-    assert hw.load("jetson").training_note.startswith("supported: ")
+    assert hardware.load("atlas").training_note.startswith("hypothetical: No documented way to train")
+    assert hardware.load("jetson").training_note.startswith("supported: ")
 
 
 def test_device_is_frozen():
     with pytest.raises(ValidationError):
-        hw.load("pi4").name = "pi3"
+        hardware.load("pi4").name = "pi3"
 
 
 def test_json_schema_is_json_and_names_the_fields():
-    schema = hw.json_schema()
+    schema = hardware.json_schema()
     assert json.loads(json.dumps(schema)) == schema
     assert {"name", "engines", "memory"} <= set(schema["properties"])
     assert schema["$defs"]["Figure"]["required"] == ["value", "kind", "source"]
@@ -252,10 +255,10 @@ def test_json_schema_is_json_and_names_the_fields():
 def test_package_data_comes_first(tmp_path, monkeypatch):
     (tmp_path / "hwprofiles").mkdir()
     (tmp_path / "hwprofiles" / "toy.toml").write_text(GOOD, encoding="utf-8")
-    monkeypatch.setattr(hw.importlib.resources, "files", lambda package: tmp_path)
-    assert hw.names() == ["toy", "host"]
-    hw._shipped_device.cache_clear()
-    assert hw.load("toy").title == "A toy"
+    monkeypatch.setattr(device_file.importlib.resources, "files", lambda package: tmp_path)
+    assert hardware.names() == ["toy", "host"]
+    device_file._shipped_device.cache_clear()
+    assert hardware.load("toy").title == "A toy"
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -263,8 +266,8 @@ def test_package_data_comes_first(tmp_path, monkeypatch):
 
 def test_good_file_loads_by_path(tmp_path):
     path = write(tmp_path, GOOD)
-    assert hw.load(path) == hw.load(str(path)) == hw.check(path)
-    assert hw.load(path).busy_w is None
+    assert hardware.load(path) == hardware.load(str(path)) == hardware.check(path)
+    assert hardware.load(path).busy_w is None
 
 
 NUMERICS = '[numerics]\n{} = {{ value = "{}", kind = "datasheet", source = "sheet" }}\n[memory]'
@@ -323,7 +326,7 @@ def test_bad_profile_gives_one_sentence(case, tmp_path):
     assert GOOD.count(old) >= 1, "the case does not change the file"
     path = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(OctosimError) as caught:
-        hw.load(path)
+        hardware.load(path)
     sentence = str(caught.value)
     assert sentence.startswith(f"{path}: ")
     assert "\n" not in sentence and len(sentence) < 300 + len(str(path))
@@ -339,22 +342,22 @@ def test_published_peak_may_differ_by_three_percent(gmac_s, good, tmp_path):
     published = SHEET.replace("1.0", str(gmac_s))  # 2 units x 1 GHz x 8 MAC/clock = 16 GMAC/s
     path = write(tmp_path, GOOD.replace("[memory]", f"[engines.published_peak_gmac_s]\nint8 = {published}\n[memory]"))
     if good:
-        assert hw.check(path).engines[0].published_peak_gmac_s.int8.value == gmac_s
+        assert hardware.check(path).engines[0].published_peak_gmac_s.int8.value == gmac_s
     else:
         with pytest.raises(OctosimError, match="is 16 GMAC/s"):
-            hw.check(path)
+            hardware.check(path)
 
 
 def test_numerics_and_energy_load(tmp_path):
     text = GOOD.replace("[memory]", NUMERICS.format("accumulator", "sdot")) + f"[energy]\npj_per_mac.int8 = {SHEET}\n"
-    device = hw.check(write(tmp_path, text))
+    device = hardware.check(write(tmp_path, text))
     assert device.numerics.accumulator.value == "sdot" and device.numerics.rounding is None
     assert device.energy.pj_per_mac.given() == {"int8": 1.0} and device.energy.pj_per_byte is None
 
 
 def test_unknown_efficiency_and_bandwidth(tmp_path):
     text = GOOD[:GOOD.index("[engines.gemm_efficiency]")]
-    device = hw.check(write(tmp_path, text))
+    device = hardware.check(write(tmp_path, text))
     (engine,) = device.engines
     assert engine.efficiency("int8") is None and engine.rate_mac_s("int8") == 0 and engine.rate_mac_s("int8", 0.25) == 4e9
     assert device.bandwidth_b_s == float("inf")
@@ -368,28 +371,28 @@ def test_unknown_efficiency_and_bandwidth(tmp_path):
 def test_two_engines_of_one_name(tmp_path):
     engine = GOOD[GOOD.index("[[engines]]"):GOOD.index("[memory]")]
     with pytest.raises(OctosimError, match="field engines needs a different name for each engine"):
-        hw.check(write(tmp_path, GOOD.replace("[memory]", engine + "[memory]")))
+        hardware.check(write(tmp_path, GOOD.replace("[memory]", engine + "[memory]")))
 
 
 def test_no_engine(tmp_path):
     engine = GOOD[GOOD.index("[[engines]]"):GOOD.index("[memory]")]
     with pytest.raises(OctosimError, match="field engines is missing, expected"):
-        hw.check(write(tmp_path, GOOD.replace(engine, "")))
+        hardware.check(write(tmp_path, GOOD.replace(engine, "")))
     with pytest.raises(OctosimError, match="field engines is empty, expected at least one engine"):
-        hw.check(write(tmp_path, "engines = []\n" + GOOD.replace(engine, "")))
+        hardware.check(write(tmp_path, "engines = []\n" + GOOD.replace(engine, "")))
 
 
 def test_several_problems_are_counted(tmp_path):
     text = GOOD.replace("trains = true\n", "").replace("value = 4,", "value = -4,").replace("title", "titel")
     with pytest.raises(OctosimError, match=r"unknown field titel, did you mean title\? \(and 2 more\)$"):
-        hw.check(write(tmp_path, text))
+        hardware.check(write(tmp_path, text))
 
 
 @pytest.mark.parametrize("name, guess", [("jetsn", "jetson"), ("pi-4", "pi4"), ("atlas-200", "atlas-200dk"),
                                          ("JETSON", None), ("", None), ("hots", "host")])
 def test_unknown_name(name, guess):
     with pytest.raises(OctosimError) as caught:
-        hw.load(name)
+        hardware.load(name)
     sentence = str(caught.value)
     assert repr(name) in sentence and "\n" not in sentence
     assert (f"did you mean '{guess}'?" if guess else "jetson") in sentence
@@ -397,12 +400,12 @@ def test_unknown_name(name, guess):
 
 def test_unreadable_files(tmp_path):
     with pytest.raises(OctosimError, match="no such profile file"):
-        hw.load(tmp_path / "absent.toml")
+        hardware.load(tmp_path / "absent.toml")
     with pytest.raises(OctosimError, match="cannot be read"):
-        hw.load(tmp_path)
+        hardware.load(tmp_path)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(OctosimError, match="UTF-8"):
-        hw.load(tmp_path / "binary.toml")
+        hardware.load(tmp_path / "binary.toml")
 
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
@@ -429,9 +432,9 @@ def test_any_mutation_is_accepted_or_explained(data):
     else:
         del node[key]
     try:
-        hw.Device.model_validate(profile)
+        hardware.Device.model_validate(profile)
     except ValidationError as error:
-        sentence = schema.first_problem(error, hw.Device)
+        sentence = schema.first_problem(error, hardware.Device)
         assert sentence and "\n" not in sentence and len(sentence) < 300
 
 
@@ -439,8 +442,8 @@ def test_any_mutation_is_accepted_or_explained(data):
 
 
 def test_host_here():
-    device = hw.host()
-    assert device is hw.load("host"), "measured once a process"
+    device = hardware.host()
+    assert device is hardware.load("host"), "measured once a process"
     assert device.name == "host" and device.training.status == "supported" and device.busy_w is None
     (engine,) = device.engines
     assert 0 < engine.rate_mac_s("float32") < engine.peak_mac_s("float32")
@@ -482,7 +485,7 @@ def x86(flags: str, vendor: str = "GenuineIntel", family: str = "6", cpus: int =
     ("riscv64", "processor : 0\nisa : rv64imafdc\n", "maddubs", 16, 8, "estimate"),
     ("aarch64", "", "smlal", 8, 4, "estimate")])
 def test_instruction_sets(tmp_path, machine, cpuinfo, accumulator, int8, float32, kind):
-    device = hw.read_host(tree(tmp_path, {"proc/cpuinfo": cpuinfo}), machine)
+    device = hardware.read_host(tree(tmp_path, {"proc/cpuinfo": cpuinfo}), machine)
     (engine,) = device.engines
     assert engine.accumulator == accumulator == device.numerics.accumulator.value
     assert engine.macs_per_clock.given() == {"int8": int8, "float32": float32}
@@ -491,7 +494,7 @@ def test_instruction_sets(tmp_path, machine, cpuinfo, accumulator, int8, float32
 
 
 def test_host_reads_a_raspberry_pi(tmp_path):
-    device = hw.read_host(tree(tmp_path, {
+    device = hardware.read_host(tree(tmp_path, {
         "proc/cpuinfo": arm("fp asimd crc32", "0xd08"),
         "proc/meminfo": "MemTotal:        3884356 kB\nMemFree: 1 kB\n",
         "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
@@ -529,14 +532,14 @@ def test_which_profile_is_this_machine(tmp_path, said, name):
     if "cpu" in said:
         files["proc/cpuinfo"] = f"processor\t: 0\nmodel name\t: {said['cpu']}\n"
     root = tree(tmp_path, files)
-    assert [n for n in hw.names()[:-1] if hw.is_here(hw.load(n), root, "aarch64")] == ([name] if name else [])
-    here = hw.read_host(root, "aarch64")
-    assert hw.is_here(here, root, "aarch64")
-    assert not hw.is_here(here.model_copy(update={"title": "another machine"}), root, "aarch64")
+    assert [n for n in hardware.names()[:-1] if hardware.is_here(hardware.load(n), root, "aarch64")] == ([name] if name else [])
+    here = hardware.read_host(root, "aarch64")
+    assert hardware.is_here(here, root, "aarch64")
+    assert not hardware.is_here(here.model_copy(update={"title": "another machine"}), root, "aarch64")
 
 
 def test_host_counts_cores_not_threads(tmp_path):
-    device = hw.read_host(tree(tmp_path, {"proc/cpuinfo": x86("avx2", cpus=4, cores=2)}), "x86_64")
+    device = hardware.read_host(tree(tmp_path, {"proc/cpuinfo": x86("avx2", cpus=4, cores=2)}), "x86_64")
     assert device.engines[0].units.value == 2
     assert device.engines[0].clock_ghz.value == pytest.approx(2.0035)
     assert device.title == "A CPU"
@@ -544,7 +547,7 @@ def test_host_counts_cores_not_threads(tmp_path):
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64", "riscv64", ""])
 def test_host_with_every_file_missing(tmp_path, machine):
-    device = hw.read_host(tmp_path, machine)
+    device = hardware.read_host(tmp_path, machine)
     assert device.engines[0].clock_ghz.kind == "estimate"
     assert device.engines[0].units.value >= 1
     assert device.memory.capacity_gib is None and device.caches == ()
@@ -555,7 +558,7 @@ def test_host_with_junk_in_every_file(tmp_path, junk):
     index = "sys/devices/system/cpu/cpu0/cache/index0/"
     files = ["proc/cpuinfo", "proc/meminfo", "proc/device-tree/model", index + "type", index + "level", index + "size",
              "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"]
-    device = hw.read_host(tree(tmp_path, dict.fromkeys(files, junk)), "aarch64")
+    device = hardware.read_host(tree(tmp_path, dict.fromkeys(files, junk)), "aarch64")
     assert device.engines[0].peak_mac_s("int8") > 0
     assert device.engines[0].clock_ghz.kind == "estimate"
 
@@ -569,6 +572,6 @@ def test_copy_bandwidth_counts_reads_and_writes(monkeypatch):
         nonlocal now
         now += next(durations)
 
-    monkeypatch.setattr(host.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(host.np, "copyto", copy)
-    assert host.copy_bandwidth(16 << 20) == pytest.approx(2 * (1 << 20) / 0.01)
+    monkeypatch.setattr(detect.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(detect.np, "copyto", copy)
+    assert detect.copy_bandwidth(16 << 20) == pytest.approx(2 * (1 << 20) / 0.01)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from octosim import core, engine, graph, methods, peers
+from octosim import core, engine, graph, methods
+from octosim.bench import peers
 from octosim.engine.layers import (
     MASK,
     BatchNorm,

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import core, loader
+from octosim import core
+from octosim.data.batches import AHEAD, AUGMENT, AUGMENTATIONS, ahead, check_augmentation, crop_flip
 from octosim.errors import OctosimError
 
 
@@ -19,7 +20,7 @@ def slow_crop_flip(images: np.ndarray, seed: int, step: int) -> np.ndarray:
     """Pixel by pixel, with Python integers: where each pixel of the result lies in the source, or black outside it."""
     batch, height, width, channels = images.shape
     out = np.zeros_like(images)
-    for i, word in enumerate(core.philox(batch, seed, step, loader.AUGMENT).tolist()):
+    for i, word in enumerate(core.philox(batch, seed, step, AUGMENT).tolist()):
         choice = word * 162 // 2**32
         row, column, mirrored = choice // 18, choice // 2 % 9, choice % 2
         for y in range(height):
@@ -38,7 +39,7 @@ def slow_crop_flip(images: np.ndarray, seed: int, step: int) -> np.ndarray:
 def test_crop_flip_against_the_slow_definition(shape: tuple[int, ...], seed: int, step: int) -> None:
     images = np.random.default_rng(seed).integers(1, 256, shape, dtype=np.uint8)
     images.flags.writeable = False
-    got = loader.crop_flip(images, seed, step)
+    got = crop_flip(images, seed, step)
     assert got.dtype == np.uint8 and got.flags.c_contiguous
     assert np.array_equal(got, slow_crop_flip(images, seed, step))
 
@@ -48,9 +49,9 @@ def test_every_choice_is_as_likely() -> None:
     count = 162 * 200
     images = np.zeros((count, 17, 17, 1), np.uint8)
     images[:, 8, 7] = 255
-    y, x = np.divmod(loader.crop_flip(images, 3, 1).reshape(count, -1).argmax(1), 17)
+    y, x = np.divmod(crop_flip(images, 3, 1).reshape(count, -1).argmax(1), 17)
     assert set(y) == set(range(4, 13)) and set(x) == set(range(3, 14))
-    choice = (core.philox(count, 3, 1, loader.AUGMENT).astype(np.uint64) * 162) >> 32
+    choice = (core.philox(count, 3, 1, AUGMENT).astype(np.uint64) * 162) >> 32
     seen = np.bincount(choice.astype(int), minlength=162)
     assert ((seen - 200) ** 2 / 200).sum() < 240  # exceeded by about one seed in 20,000; this one is fixed
     assert 0.48 < (choice % 2).mean() < 0.52
@@ -62,16 +63,16 @@ def test_augmentation_depends_on_seed_and_step_and_on_no_thread_count(each_isa: 
     for isa, threads in each_isa:
         core.set_isa(isa)
         core.set_threads(threads)
-        made.add(loader.crop_flip(images, 0, 1).tobytes())
+        made.add(crop_flip(images, 0, 1).tobytes())
     assert len(made) == 1
-    made |= {loader.crop_flip(images, seed, step).tobytes() for seed, step in ((0, 2), (1, 1))}
+    made |= {crop_flip(images, seed, step).tobytes() for seed, step in ((0, 2), (1, 1))}
     assert len(made) == 3
-    assert loader.AUGMENTATIONS["none"](images, 0, 1) is images
+    assert AUGMENTATIONS["none"](images, 0, 1) is images
 
 
 def test_unknown_augmentation() -> None:
     with pytest.raises(OctosimError, match="unknown augmentation 'crop'; did you mean 'crop-flip'"):
-        loader.check_augmentation("crop")
+        check_augmentation("crop")
 
 
 def test_augmenting_is_fast() -> None:
@@ -80,7 +81,7 @@ def test_augmenting_is_fast() -> None:
     times = []
     for step in range(1, 60):
         before = time.perf_counter()
-        loader.crop_flip(images, 0, step)
+        crop_flip(images, 0, step)
         times.append(time.perf_counter() - before)
     assert min(times) < 2e-3
 
@@ -95,7 +96,7 @@ def threads() -> int:
 @given(first=st.integers(1, 50), count=st.integers(0, 20))
 def test_ahead_gives_what_make_gives_in_order(first: int, count: int) -> None:
     steps = range(first, first + count)
-    assert list(loader.ahead(lambda step: step * step, steps)) == [step * step for step in steps]
+    assert list(ahead(lambda step: step * step, steps)) == [step * step for step in steps]
     assert threads() == 0
 
 
@@ -106,13 +107,13 @@ def test_ahead_is_bounded_and_in_another_thread() -> None:
         made.append((step, threading.current_thread().name))
         return step
 
-    with closing(loader.ahead(make, range(1, 100))) as batches:
+    with closing(ahead(make, range(1, 100))) as batches:
         for step in (1, 2, 3):
             assert next(batches) == step
             time.sleep(0.05)
-            assert [number for number, _ in made] == list(range(1, step + loader.AHEAD + 1))
+            assert [number for number, _ in made] == list(range(1, step + AHEAD + 1))
     assert all(name.startswith("octosim-batches") for _, name in made)
-    assert threads() == 0 and len(made) == 3 + loader.AHEAD
+    assert threads() == 0 and len(made) == 3 + AHEAD
 
 
 def test_an_error_is_raised_where_its_batch_is_asked_for() -> None:
@@ -121,7 +122,7 @@ def test_an_error_is_raised_where_its_batch_is_asked_for() -> None:
             raise OctosimError("no image")
         return step
 
-    batches = loader.ahead(make, range(1, 10))
+    batches = ahead(make, range(1, 10))
     assert [next(batches), next(batches)] == [1, 2]
     with pytest.raises(OctosimError, match="no image"):
         next(batches)
@@ -130,14 +131,14 @@ def test_an_error_is_raised_where_its_batch_is_asked_for() -> None:
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_closing_ends_the_thread(taken: int) -> None:
-    with closing(loader.ahead(lambda step: time.sleep(0.01), range(1, 1000))) as batches:
+    with closing(ahead(lambda step: time.sleep(0.01), range(1, 1000))) as batches:
         for _ in range(taken):
             next(batches)
     assert threads() == 0
 
 
 def test_an_exception_of_the_caller_ends_the_thread() -> None:
-    with pytest.raises(KeyboardInterrupt), closing(loader.ahead(lambda step: step, range(1, 1000))) as batches:
+    with pytest.raises(KeyboardInterrupt), closing(ahead(lambda step: step, range(1, 1000))) as batches:
         next(batches)
         raise KeyboardInterrupt
     assert threads() == 0

@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from test_accumulated_training import PRODUCTS, Stop, operands, passes, stop_after_4
 from test_cli import octosim
 
-from octosim import core, engine, measure, methods, train
+from octosim import core, engine, methods, train
 from octosim.engine import probes, quantizers
 from octosim.engine.nodes import Context, Convolution, FullProduct
 from octosim.engine.registers import Registers, exact_sums, multiply, x_windows
@@ -25,6 +25,7 @@ from octosim.errors import OctosimError
 from octosim.methods.fp32 import Fp32
 from octosim.methods.octo import Octo
 from octosim.numerics import EXACT32
+from octosim.train import measure
 
 RUN = dict(model="lenet5", batch_size=20, steps=3)
 PASSES = {"forward": ("x", "w"), "dX": ("dy", "w"), "dW": ("x", "dy")}

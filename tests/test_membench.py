@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from octosim import membench
+from octosim.bench import memory
 from octosim.errors import OctosimError
 from octosim.train import Config
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def test_what_a_step_takes() -> None:
-    found = membench.measure(Config(model="simplecnn", batch_size=50), [], 1)
+    found = memory.measure(Config(model="simplecnn", batch_size=50), [], 1)
     assert list(found) == ["octo", "fp32"]
     for held in found.values():
         assert held["peak_bytes"] > held["weights"] > 1e6 and held["optimizer"] < held["weights"] < 1.1 * held["optimizer"]
@@ -28,7 +28,7 @@ def test_what_a_step_takes() -> None:
 
 def test_what_fails_is_told_in_a_sentence() -> None:
     with pytest.raises(OctosimError, match="measuring the memory of octo: .*unknown model 'lenet6'"):
-        membench.measure(Config(model="lenet6"), [], 1)
+        memory.measure(Config(model="lenet6"), [], 1)
 
 
 def test_command_line() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from narrow import few_images, narrow
 
-from octosim import core, cost, data, engine, graph, hw, methods, train
+from octosim import core, cost, data, engine, graph, hardware, methods, train
 from octosim.engine import plan
 from octosim.engine.layers import (
     Add,
@@ -30,6 +30,7 @@ from octosim.engine.layers import (
     ReLU,
     Residual,
 )
+from octosim.engine.network import nodes
 from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
 
@@ -88,12 +89,12 @@ def test_published_sizes(model: str, shape: tuple[int, ...], count: float, sides
 
 @pytest.mark.parametrize(("model", "shape"), FORMS, ids=str)
 def test_every_convolution_is_normalized(model: str, shape: tuple[int, ...]) -> None:
-    made = engine.nodes(graph.layers(model, 10, in_shape=shape), shape)
+    made = nodes(graph.layers(model, 10, in_shape=shape), shape)
     for node in made:
         if isinstance(node.layer, Conv2d | DepthwiseConv2d):
             assert isinstance(made[node.index + 1].layer, BatchNorm)
     assert made[-1].out_shape == (10,)
-    bare = engine.nodes(graph.layers(model, 10, batchnorm=False, in_shape=shape), shape)
+    bare = nodes(graph.layers(model, 10, batchnorm=False, in_shape=shape), shape)
     assert [n.layer for n in bare] == [n.layer for n in made if not isinstance(n.layer, BatchNorm)]
 
 
@@ -114,8 +115,8 @@ def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None
         size = node.params["w"].size * (1 if method != "fp32" else 4)
         assert all(op.reads >= size for op in ops if op.layer == node.name and op.kind == "gemm" and op.pass_ == "forward")
     assert not any(macs_of.values())
-    costs = cost.predict(ops, hw.load("jetson"))
-    assert cost.total(costs, hw.load("jetson"))["time_s"] > 0
+    costs = cost.predict(ops, hardware.load("jetson"))
+    assert cost.total(costs, hardware.load("jetson"))["time_s"] > 0
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_residual_blocks_become_nodes() -> None:
         GlobalAvgPool(),
         Linear(3),
     )
-    made = engine.nodes(stack, (8, 8, 2))
+    made = nodes(stack, (8, 8, 2))
     assert [(n.name, n.inputs) for n in made] == [
         ("conv1", (-1,)), ("relu1", (0,)), ("conv2", (1,)), ("relu2", (2,)), ("conv3", (3,)), ("conv4", (1,)), ("bn1", (5,)),
         ("add1", (4, 6)), ("relu3", (7,)), ("relu4", (8,)), ("conv5", (9,)), ("add2", (10, 9)), ("add3", (11, 8)),
@@ -209,9 +210,9 @@ def test_layers_do_not_write_over_what_another_needs(hidden: tuple) -> None:
 def test_shapes_that_cannot_be_added() -> None:
     stack = (Conv2d(4, 3), Residual((Conv2d(8, 3, pad=1),)))
     with pytest.raises(OctosimError, match=r"layer 2 \(add1\): the body makes \(6, 6, 8\), the shortcut \(6, 6, 4\)"):
-        engine.nodes(stack, (8, 8, 1))
+        nodes(stack, (8, 8, 1))
     with pytest.raises(OctosimError, match=r"layer 2, body layer 1 \(conv2\): a conv 9x9 cannot take"):
-        engine.nodes((Conv2d(4, 3), Residual((Conv2d(4, 9),))), (8, 8, 1))
+        nodes((Conv2d(4, 3), Residual((Conv2d(4, 9),))), (8, 8, 1))
 
 
 DIFFERENTIATED = {

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from test_cli import octosim
 
-from octosim import cost, hw
+from octosim import cost, hardware
 from octosim.errors import OctosimError
 
 onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
 from onnx import TensorProto, helper  # noqa: E402
 
-from octosim import onnx_trace  # noqa: E402
+from octosim.cost import onnx as onnx_ops  # noqa: E402
 
 
 class Builder:
@@ -72,11 +72,11 @@ def one(tmp_path, op, *inputs, shape=("N", 8, 16, 16), **attributes):
     """The operations of a model of one node."""
     b = Builder()
     made = [b.weight(*i) if isinstance(i, tuple) else i for i in inputs]
-    return onnx_trace.ops(b.save(tmp_path / "one.onnx", b(op, *made, **attributes), shape))
+    return onnx_ops.ops(b.save(tmp_path / "one.onnx", b(op, *made, **attributes), shape))
 
 
 def test_inference(small):
-    ops = onnx_trace.ops(small, batch=4)
+    ops = onnx_ops.ops(small, batch=4)
     found = [(op.name, op.shape, op.groups, op.kernel, op.stride, cost.kind_of(op)) for op in ops]
     assert found == [
         ("conv 3x3", (4 * 256, 27, 16), 1, (3, 3), 2, "conv"),
@@ -94,21 +94,21 @@ def test_inference(small):
 
 
 def test_the_batch(small, tmp_path):
-    assert sum(op.macs for op in onnx_trace.ops(small, batch=8)) == 8 * sum(op.macs for op in onnx_trace.ops(small))
-    assert onnx_trace.batch_size(small, None) == 1 and onnx_trace.batch_size(small, 8) == 8
+    assert sum(op.macs for op in onnx_ops.ops(small, batch=8)) == 8 * sum(op.macs for op in onnx_ops.ops(small))
+    assert onnx_ops.batch_size(small, None) == 1 and onnx_ops.batch_size(small, 8) == 8
     b = Builder()
     fixed = b.save(tmp_path / "fixed.onnx", b("Relu", "x"), (2, 3, 8, 8))
-    assert onnx_trace.batch_size(fixed, None) == 2 == onnx_trace.batch_size(fixed, 2)
+    assert onnx_ops.batch_size(fixed, None) == 2 == onnx_ops.batch_size(fixed, 2)
     with pytest.raises(OctosimError, match="the batch of input x is fixed at 2; export the model with a symbolic one"):
-        onnx_trace.ops(fixed, batch=3)
+        onnx_ops.ops(fixed, batch=3)
     free = Builder()
     path = free.save(tmp_path / "free.onnx", free("Relu", "x"), ("N", 3, "H", 8))
     with pytest.raises(OctosimError, match=r"dimension 2 \(H\) of input x is symbolic; only the batch may be"):
-        onnx_trace.ops(path)
+        onnx_ops.ops(path)
 
 
 def test_training(small):
-    ops = onnx_trace.ops(small, batch=4, inference=False)
+    ops = onnx_ops.ops(small, batch=4, inference=False)
     by = {}
     for op in ops:
         by.setdefault((op.layer, op.pass_), []).append(op)
@@ -124,11 +124,11 @@ def test_training(small):
     assert (update.pass_, update.shape, update.reads) == ("update", (trained,), 12 * trained)
     macs = {p: sum(op.macs for op in ops if op.pass_ == p) for p in ("forward", "dW", "dX")}
     assert macs["forward"] == macs["dW"] and macs["dX"] == macs["forward"] - 4 * 256 * 27 * 16
-    assert cost.predict(ops, hw.load("pi4"))
+    assert cost.predict(ops, hardware.load("pi4"))
 
 
 def test_int8(small):
-    ops = onnx_trace.ops(small, dtype="int8")
+    ops = onnx_ops.ops(small, dtype="int8")
     products = [op for op in ops if op.kind == "gemm"]
     assert {op.dtype for op in products} == {"int8"} and products[0].weights == 16 * 27
     assert products[0].reads == 3 * 1024 + 16 * 27 and products[0].writes == 4 * 16 * 256
@@ -136,14 +136,14 @@ def test_int8(small):
     # the depthwise convolution takes conv's codes through the ReLU only where nobody else reads the float: here Add does
     assert names[:4] == [("Conv0", "quantize"), ("Conv0", "requantize"), ("Conv3", "quantize"), ("Conv3", "requantize")]
     assert ("Conv5", "quantize") not in names, "Conv3's only reader takes its codes"
-    training = onnx_trace.ops(small, dtype="int8", inference=False)
+    training = onnx_ops.ops(small, dtype="int8", inference=False)
     assert {"quantize dY", "dequantize"} <= {op.name for op in training}
     assert {op.dtype for op in training if op.kind == "gemm"} == {"int8"}
 
 
 def test_int8_throughout(small):
-    ops = onnx_trace.ops(small, dtype="int8", float_dtype="int8")
-    assert [op.name for op in ops] == [op.name for op in onnx_trace.ops(small)], "no passes of quantization"
+    ops = onnx_ops.ops(small, dtype="int8", float_dtype="int8")
+    assert [op.name for op in ops] == [op.name for op in onnx_ops.ops(small)], "no passes of quantization"
     assert {op.dtype for op in ops} == {"int8"} and ops[0].writes == 16 * 256
     found = json.loads(octosim("cost", "--model", str(small), "--profile", "jetson", "--inference", "--dtype", "int8",
                                "--json").stdout)
@@ -151,18 +151,18 @@ def test_int8_throughout(small):
 
 
 def test_float16(small):
-    ops = onnx_trace.ops(small, dtype="float16")
+    ops = onnx_ops.ops(small, dtype="float16")
     assert {op.dtype for op in ops} == {"float16"} and ops[0].weights == 2 * 16 * 27
 
 
 def test_winograd_in_inference_only(tmp_path):
     b = Builder()
     path = b.save(tmp_path / "w.onnx", b.conv("x", 32, 32, 3), (1, 32, 28, 28))
-    assert onnx_trace.ops(path)[0].algorithm == "winograd"
-    assert onnx_trace.ops(path, inference=False)[0].algorithm == "direct"
+    assert onnx_ops.ops(path)[0].algorithm == "winograd"
+    assert onnx_ops.ops(path, inference=False)[0].algorithm == "direct"
     b = Builder()
     wide = b("Conv", "x", b.weight(32, 32, 3, 3), pads=[2] * 4, dilations=[2, 2])
-    assert onnx_trace.ops(b.save(tmp_path / "d.onnx", wide, (1, 32, 28, 28)))[0].algorithm == "direct"
+    assert onnx_ops.ops(b.save(tmp_path / "d.onnx", wide, (1, 32, 28, 28)))[0].algorithm == "direct"
 
 
 @pytest.mark.parametrize("op, inputs, attributes, shape, macs", [
@@ -205,7 +205,7 @@ def test_shape_arithmetic_and_concat(tmp_path):
     rows = b("Concat", size, b.constant(-1), axis=0)
     flat = b("Reshape", b("Concat", "x", b("Relu", "x"), axis=1), rows)
     path = b.save(tmp_path / "c.onnx", b("Gemm", flat, b.weight(2 * 2048, 10)), ("N", 8, 16, 16))
-    ops = onnx_trace.ops(path, batch=2)
+    ops = onnx_ops.ops(path, batch=2)
     assert [op.name for op in ops] == ["relu", "concat", "linear"]
     assert ops[1].reads == ops[1].writes == 2 * 2 * 2048 * 4 and ops[2].shape == (2, 4096, 10)
 
@@ -214,14 +214,14 @@ def test_constants_cost_nothing(tmp_path):
     b = Builder()
     made = b("Mul", b("Relu", b.weight(10, 10)), b.weight(10, 10))
     path = b.save(tmp_path / "k.onnx", b("MatMul", "x", made), ("N", 10))
-    assert [op.name for op in onnx_trace.ops(path)] == ["linear"]
+    assert [op.name for op in onnx_ops.ops(path)] == ["linear"]
 
 
 def test_attention_trains_both_sides(tmp_path):
     b = Builder()
     q, k = b("MatMul", "x", b.weight(16, 16)), b("MatMul", "x", b.weight(16, 16))
     path = b.save(tmp_path / "a.onnx", b("MatMul", q, b("Transpose", k, perm=[0, 2, 1])), ("N", 8, 16))
-    ops = onnx_trace.ops(path, batch=2, inference=False)
+    ops = onnx_ops.ops(path, batch=2, inference=False)
     scores = [op for op in ops if op.name == "matmul"]
     assert {op.pass_ for op in scores} == {"forward", "dW", "dX"} and {op.macs for op in scores} == {2 * 8 * 8 * 16}
 
@@ -231,7 +231,7 @@ def test_quantized_operators(tmp_path):
     q = b("DynamicQuantizeLinear", "x", outputs=3)
     b.weights.append(helper.make_tensor("w8", TensorProto.INT8, [16, 4], bytes(64), raw=True))
     path = b.save(tmp_path / "q.onnx", b("Cast", b("MatMulInteger", q[0], "w8"), to=TensorProto.FLOAT), ("N", 16))
-    ops = onnx_trace.ops(path)
+    ops = onnx_ops.ops(path)
     assert [(op.name, op.dtype) for op in ops] == [("dynamicquantizelinear", "float32"), ("linear", "int8")]
     assert ops[1].weights == 64 and ops[1].reads == 16 + 64
 
@@ -247,48 +247,48 @@ def test_files_that_are_no_model(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(OctosimError, match=message):
-        onnx_trace.ops(path)
+        onnx_ops.ops(path)
 
 
 def test_a_file_cut_short(small):
     small.write_bytes(small.read_bytes()[:-200])
     with pytest.raises(OctosimError):
-        onnx_trace.ops(small)
+        onnx_ops.ops(small)
 
 
 def test_a_folder(tmp_path):
     with pytest.raises(OctosimError, match="cannot be read"):
-        onnx_trace.ops(tmp_path)
+        onnx_ops.ops(tmp_path)
 
 
 def test_unknown_operators(tmp_path):
     b = Builder()
     path = b.save(tmp_path / "u.onnx", b("Relu", b("Det", "x")), (2, 8, 8))
     with pytest.raises(OctosimError, match=r"operator Det \(node Det0\) has no price; --lenient counts it as memory traffic"):
-        onnx_trace.ops(path)
-    ops = onnx_trace.ops(path, lenient=True)
+        onnx_ops.ops(path)
+    ops = onnx_ops.ops(path, lenient=True)
     assert ops[0].layer == "Det0 (no price: traffic only)" and ops[0].reads == 4 * 128
     b = Builder()  # an operator whose shapes nobody knows
     path = b.save(tmp_path / "v.onnx", b("Relu", b("Magic", "x", domain="mine")), (2, 8, 8))
     with pytest.raises(OctosimError, match="operator Magic"):
-        onnx_trace.ops(path)
-    assert onnx_trace.ops(path, lenient=True)
+        onnx_ops.ops(path)
+    assert onnx_ops.ops(path, lenient=True)
 
 
 def test_graphs_that_do_not_fit_together(tmp_path):
     b = Builder()
     path = b.save(tmp_path / "g.onnx", b("Relu", "nobody"), (2, 8))
     with pytest.raises(OctosimError, match="reads 'nobody', which nothing before it makes"):
-        onnx_trace.ops(path)
+        onnx_ops.ops(path)
     b = Builder()
     path = b.save(tmp_path / "h.onnx", b("MatMul", "x", b.weight(9, 4)), (2, 8))
     with pytest.raises(OctosimError, match="cannot be inferred"):
-        onnx_trace.ops(path)
+        onnx_ops.ops(path)
 
 
 def test_without_the_extra(small):
     code = ("import sys; sys.modules['onnx'] = None\nfrom octosim import onnx_trace, errors\n"
-            f"try: onnx_trace.ops({str(small)!r})\nexcept errors.OctosimError as e: print(e)")
+            f"try: onnx_ops.ops({str(small)!r})\nexcept errors.OctosimError as e: print(e)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "reading ONNX models needs the package onnx: pip install 'octosim[onnx]'", done.stderr
 

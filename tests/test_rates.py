@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import compare, core, cost, engine, graph, hostbench, hw, methods, rates
+from octosim import core, cost, engine, graph, hardware, methods
+from octosim.bench import calibrate
+from octosim.cost import compare
 from octosim.engine import plan
 from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, MaxPool, ReLU
+from octosim.engine.network import nodes
 from octosim.errors import OctosimError
+from octosim.hardware import rates
 from octosim.trace import Op
 
 ROW = {"threads": 1, "us_per_call": 2.0, "ps_per_mac": 10.0, "ps_per_left": 100.0, "ps_per_right": 50.0, "ps_per_result": 20.0}
@@ -106,7 +110,7 @@ def test_unknown_passes_are_traffic_of_the_level_that_holds_it():
 
 def test_an_operation_without_a_measurement_is_told_and_widens_the_interval():
     """Of a calibrated profile with earlier names nothing has one."""
-    device = hw.load("pi4").model_copy(update={"rates": some()})
+    device = hardware.load("pi4").model_copy(update={"rates": some()})
     known, unknown = (cost.predict([elementwise(name, 1000)], device)[0] for name in ("relu", "softmax"))
     assert not known.note and unknown.note == f"{device.name} has no measured time of softmax: priced by bandwidth"
     assert unknown.spread > known.spread
@@ -124,13 +128,13 @@ def test_threads_between_one_and_all():
 @given(st.lists(st.floats(0, 5), min_size=3, max_size=3), st.integers(0, 10**6))
 def test_non_negative_least_squares_finds_what_made_the_data(costs, seed):
     a = np.random.default_rng(seed).uniform(0.5, 2, (12, 3))
-    found = hostbench.non_negative(a, a @ np.array(costs))
+    found = calibrate.non_negative(a, a @ np.array(costs))
     assert (found >= 0).all() and a @ found == pytest.approx(a @ np.array(costs), rel=1e-2, abs=1e-2)
 
 
 def test_non_negative_where_plain_least_squares_is_not():
     a = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]])
-    assert hostbench.non_negative(a, np.array([3.0, 2.0, 1.0])) == pytest.approx([2.0, 0.0], abs=1e-6)
+    assert calibrate.non_negative(a, np.array([3.0, 2.0, 1.0])) == pytest.approx([2.0, 0.0], abs=1e-6)
 
 
 def test_the_fit_does_not_follow_what_was_disturbed():
@@ -139,14 +143,14 @@ def test_the_fit_does_not_follow_what_was_disturbed():
     for i in range(20):
         took = (3 + 2 * (i + 1)) * (2 if i in (4, 11) else 1)
         rows.append(((1.0, float(i + 1), 0.0, 0.0, 0.0), took, took + 1))
-    costs, off = hostbench.fit(rows)
+    costs, off = calibrate.fit(rows)
     assert costs[:2] == pytest.approx([3, 2], rel=0.03) and costs[2:] == pytest.approx([0, 0, 0])
     assert np.median(np.abs(off)) < 0.01 and off.max() > 0.5
 
 
 PROBES = (
-    hostbench.Probe((8, 8, 2), 2, (Conv2d(4, 3, pad=1), BatchNorm(), ReLU(), MaxPool(), Conv2d(6, 3), *hostbench._dense(20))),
-    hostbench.Probe((8, 8, 1), 2, (Conv2d(8, 3, 2, 1), BatchNorm(), ReLU(), DepthwiseConv2d(), *hostbench._dense(30))),
+    calibrate.Probe((8, 8, 2), 2, (Conv2d(4, 3, pad=1), BatchNorm(), ReLU(), MaxPool(), Conv2d(6, 3), *calibrate._dense(20))),
+    calibrate.Probe((8, 8, 1), 2, (Conv2d(8, 3, 2, 1), BatchNorm(), ReLU(), DepthwiseConv2d(), *calibrate._dense(30))),
 )
 
 
@@ -155,19 +159,19 @@ def device():
     """A quick, coarse calibration of this machine."""
     before = core.threads()
     few = {"probes": PROBES, "rounds": 1, "threads": (1,)}
-    text = hostbench.toml(hostbench.calibrate(**few))
+    text = calibrate.toml(calibrate.calibrate(**few))
     assert core.threads() == before
-    return hostbench.load_check(text)
+    return calibrate.load_check(text)
 
 
 def test_no_layer_of_the_models_is_measured():
     """A layer: geometry of its input, kernel, stride, padding, outputs; of fully connected ones inputs and outputs."""
 
     def layers(stack, shape):
-        return {(node.in_shape, node.layer) for node in engine.nodes(stack, shape) if node.layer.weighted
+        return {(node.in_shape, node.layer) for node in nodes(stack, shape) if node.layer.weighted
                 and node.out_shape != (10,)}  # fmt: skip
 
-    own = set().union(*(layers(probe.layers, probe.images) for probe in hostbench.PROBES))
+    own = set().union(*(layers(probe.layers, probe.images) for probe in calibrate.PROBES))
     for model in graph.MODELS:
         for shape in ((28, 28, 1), (32, 32, 3)):
             assert not own & layers(graph.layers(model, 10, in_shape=shape), shape)
@@ -181,7 +185,7 @@ def functions(stack, shape, method):
 @pytest.mark.parametrize("method", ["octo", "fp32"])
 @pytest.mark.parametrize("model", graph.MODELS)
 def test_the_probes_call_every_function_of_the_models(model, method):
-    every = set().union(*(functions(probe.layers, probe.images, method) for probe in hostbench.PROBES))
+    every = set().union(*(functions(probe.layers, probe.images, method) for probe in calibrate.PROBES))
     assert functions(graph.layers(model, 10, in_shape=(32, 32, 3)), (32, 32, 3), method) - {"octo_dropout_f32"} <= every
 
 
@@ -215,17 +219,17 @@ def test_the_calibrated_profile_names_its_source_and_no_host(device):
 
 
 def test_toml_round_trip(device):
-    text = hostbench.toml(device.model_dump(exclude_none=True, by_alias=True, mode="json"))
-    assert hw.parse(text, "x") == device
+    text = calibrate.toml(device.model_dump(exclude_none=True, by_alias=True, mode="json"))
+    assert hardware.parse(text, "x") == device
 
 
 @pytest.mark.parametrize("change, message", [
     (("ps_per_mac = ", "ps_per_mac = -1"), "ps_per_mac"), (('kind = "linear"', 'kind = "lineal"'), "kind"),
     (('"main memory"', '""'), "level")])
 def test_bad_rates_are_named(device, change, message):
-    text = hostbench.toml(device.model_dump(exclude_none=True, by_alias=True, mode="json"))
+    text = calibrate.toml(device.model_dump(exclude_none=True, by_alias=True, mode="json"))
     with pytest.raises(OctosimError, match=f"bad.toml: field .*{message}"):
-        hw.parse(text.replace(*change, 1), "bad.toml")
+        hardware.parse(text.replace(*change, 1), "bad.toml")
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_cli import octosim
 from test_report import EVIL, bench, make_bench, make_run, report, with_accuracy
 
-from octosim import cost, engine, graph, hw, methods, train
+from octosim import cost, engine, graph, hardware, methods, train
 from octosim.engine import plan
 from octosim.errors import OctosimError
 from octosim.report import overview, spread, write_report
@@ -115,7 +115,7 @@ def test_devices_table_agrees_with_cost(study, tmp_path):
     """A row a configuration and device, with what `octosim cost` says of the same step."""
     _, page = report(tmp_path, study, profiles=["pi4", "jetson", "coral-edge-tpu"])
     rows = {(row["Configuration"], row["Device"]): row for row in page.rows("Configuration", 1)}
-    pi4 = hw.load("pi4")
+    pi4 = hardware.load("pi4")
     for method in ("octo", "fp32"):
         done = octosim("cost", "--profile", "pi4", "--model", "lenet5", "--batch-size", "50", "--method", method, "--json")
         total = json.loads(done.stdout)["total"]
@@ -166,7 +166,7 @@ def test_front(points):
 @pytest.mark.parametrize("method", sorted(methods.METHODS))
 def test_every_method_has_a_price(method):
     made = engine.Network(graph.layers("lenet5", 10, False, (28, 28, 1)), (28, 28, 1), methods.make(method, {}), None)
-    assert cost.total(cost.predict(plan.trace(made, 10), hw.load("pi4")), hw.load("pi4"))["time_s"] > 0
+    assert cost.total(cost.predict(plan.trace(made, 10), hardware.load("pi4")), hardware.load("pi4"))["time_s"] > 0
 
 
 # ---- Markdown and pictures --------------------------------------------------

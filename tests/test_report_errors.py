@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_report import EVIL, Page, make_run
 
-from octosim import measure, train
+from octosim import train
 from octosim.report import errors, write_report
+from octosim.train import measure
 
 ROW = '{"step": 1, "layer": "a", "pass": "dW", "role": "accumulator", "against": "exact", "elements": 4, %s}'
 

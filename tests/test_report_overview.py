@@ -7,7 +7,7 @@ import re
 import pytest
 from test_report import make_run
 
-from octosim import hw
+from octosim import hardware
 from octosim.report import overview, read, states, tables, write_report
 from octosim.report.devices import prices
 
@@ -64,7 +64,7 @@ def study(tmp_path):
 
 def task_of(folder, *profiles):
     groups, _ = tables.group_runs(runs_of(folder))
-    priced, _ = prices(groups, [hw.load(name) for name in profiles])
+    priced, _ = prices(groups, [hardware.load(name) for name in profiles])
     (task,) = overview.tasks(groups, priced)
     return task
 

@@ -21,8 +21,9 @@ from narrow import few_images
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from octosim import audit, data, diff, golden, train
+from octosim import data, train
 from octosim.errors import OctosimError
+from octosim.evidence import audit, diff, golden
 
 NET = """
 [[layers]]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from octosim import core, host
+from octosim import core
 from octosim.cli import show_env
 from octosim.cli.app import app
+from octosim.hardware import detect
 
 GROUPS = {
     "nothing": ({}, None, None),
@@ -67,11 +68,11 @@ def tree(folder: Path, files: dict[str, str]) -> Path:
 
 @pytest.mark.parametrize("files, cpus, memory", GROUPS.values(), ids=GROUPS)
 def test_limits_of_control_groups(files: dict[str, str], cpus: float | None, memory: int | None, tmp_path: Path) -> None:
-    assert host.limits(tree(tmp_path, files)) == {"cpus": cpus, "memory_bytes": memory}
+    assert detect.limits(tree(tmp_path, files)) == {"cpus": cpus, "memory_bytes": memory}
 
 
 def test_conditions_of_a_throttled_board(tmp_path: Path) -> None:
-    found = host.conditions(tree(tmp_path, PI))
+    found = detect.conditions(tree(tmp_path, PI))
     assert found["clock_mhz"] == [600, 1500] and found["clock_max_mhz"] == 1800 and found["governor"] == "ondemand"
     assert found["temperature_c"] == pytest.approx(84.1) and found["load"] == 0
     assert found["throttled"] == [
@@ -92,7 +93,7 @@ def test_conditions_of_a_throttled_board(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_throttling(files: dict[str, str], throttled: list[str] | None, tmp_path: Path) -> None:
-    found = host.conditions(tree(tmp_path, files))
+    found = detect.conditions(tree(tmp_path, files))
     assert found["throttled"] == throttled
     if not files:
         assert set(found.values()) == {None}
@@ -110,8 +111,8 @@ def test_show_env_says_what_is_and_why_not(monkeypatch: pytest.MonkeyPatch, tmp_
     assert found["packages"]["no-such-package"] is None and found["packages"]["numpy"]
     assert found["variables"]["OMP_NUM_THREADS"] == "3" and found["threads"]["from"] == "OMP_NUM_THREADS=3"
     assert {"limits", "conditions", "data", "octosim", "python"} <= set(found)
-    monkeypatch.setattr(host, "limits", lambda root: {"cpus": 0.5, "memory_bytes": 1 << 30})
-    monkeypatch.setattr(host, "conditions", lambda root: host_conditions)
+    monkeypatch.setattr(detect, "limits", lambda root: {"cpus": 0.5, "memory_bytes": 1 << 30})
+    monkeypatch.setattr(detect, "conditions", lambda root: host_conditions)
     host_conditions = {"clock_mhz": [600.0, 1500.0], "clock_max_mhz": 1800.0, "governor": "ondemand", "temperature_c": 84.1,
                        "throttled": ["throttled now"], "load": 1.0}  # fmt: skip
     shown = CliRunner().invoke(app, ["show-env"]).stdout

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octosim import cost, hw
+from octosim import cost, hardware
 from octosim.errors import OctosimError
+from octosim.hardware.device import _shipped
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
@@ -58,11 +59,11 @@ def test_an_engine_with_an_array():
 
 
 def test_tile_and_array_exclude_each_other():
-    toml = (hw._shipped()["atlas-200dk"]).read_text()
+    toml = (_shipped()["atlas-200dk"]).read_text()
     figure, after = "{ value = 1, kind = 'estimate', source = 'x' }", "[engines.published_peak_gmac_s]"
     text = toml.replace(after, f"[engines.array]\nrows = {figure}\ncolumns = {figure}\n\n{after}", 1)
     with pytest.raises(OctosimError, match="both a tile and an array"):
-        hw.parse(text, "x.toml")
+        hardware.parse(text, "x.toml")
 
 
 def test_inner_loops_of_assembly():

@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octosim import core, measure, methods, stepclock, train
+from octosim import core, methods, train
+from octosim.bench.clock import Clock, stepper
 from octosim.core import call
 from octosim.core.memory import Pool
 from octosim.errors import OctosimError
 from octosim.numerics import Rounding
+from octosim.train import measure
 
 F = np.float32
 
@@ -284,8 +286,8 @@ def test_the_clock_sees_the_same_passes(method: str) -> None:
     """Of a step that Python makes and of a recorded one; a layer's passes and the products add up."""
     seen = []
     for count in (2, 4):
-        run, clock, totals = train.Run(config({"method": method})), stepclock.Clock(), []
-        step = stepclock.stepper(run, clock, totals)
+        run, clock, totals = train.Run(config({"method": method})), Clock(), []
+        step = stepper(run, clock, totals)
         for _ in range(count):
             clock.forget()
             step()
@@ -351,7 +353,7 @@ def test_a_register_is_kept_on_the_clock(name: str) -> None:
     digests = set()
     for timed in (False, True):
         run = train.Run(train.Config(model="mlp", batch_size=20, accumulator=name))
-        step = stepclock.stepper(run, stepclock.Clock(), []) if timed else run.train_step
+        step = stepper(run, Clock(), []) if timed else run.train_step
         run.records = False
         for _ in range(3):
             step()

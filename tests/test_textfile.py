@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octosim import graph, hw, study
+from octosim import graph, hardware, study
 from octosim.errors import OctosimError
 from octosim.textfile import TOML_BYTES, parse_toml, read_csv, read_toml
 
@@ -55,7 +55,7 @@ BAD_TOML: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "words"), BAD_TOML.values(), ids=BAD_TOML)
-@pytest.mark.parametrize("read", [read_toml, hw.check, study.read, lambda path: graph.find(str(path))])
+@pytest.mark.parametrize("read", [read_toml, hardware.check, study.read, lambda path: graph.find(str(path))])
 def test_no_toml_is_one_sentence(read: Callable[[Path], Any], content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(content)
@@ -64,7 +64,7 @@ def test_no_toml_is_one_sentence(read: Callable[[Path], Any], content: bytes, wo
     assert str(path) in str(caught.value) and words in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [read_toml, hw.check, study.read, lambda path: graph.find(str(path))])
+@pytest.mark.parametrize("read", [read_toml, hardware.check, study.read, lambda path: graph.find(str(path))])
 def test_what_is_no_file(read: Callable[[Path], Any], tmp_path: Path) -> None:
     for name in ("none.toml", ".", "a\0b.toml", "x" * 300 + ".toml"):
         with pytest.raises(OctosimError):
@@ -110,7 +110,7 @@ def test_no_csv_is_one_sentence(text: str, words: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["nan", "inf", "-1", "0", "1e999", "", "x", '"1,5"', "0x10", "1" * 400])
 def test_cells_that_are_no_times(cell: str, tmp_path: Path) -> None:
-    from octosim.calibrate import measurements
+    from octosim.cost.fit import measurements
 
     path = tmp_path / "x.csv"
     path.write_text(f"network,precision,threads,value\nnet,int8,1,{cell}\n")

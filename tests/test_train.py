@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from narrow import few_images, narrow
 
-from octosim import core, data, graph, loader, methods, train
+from octosim import core, data, graph, methods, train
+from octosim.data import batches
 from octosim.engine.layers import Stack
 from octosim.errors import OctosimError
 
@@ -214,7 +215,7 @@ def test_batches_are_augmented_images_with_their_labels() -> None:
     for step in (1, 50, 51):
         (images, labels), (changed, same_labels) = plain.batch(step), augmented.batch(step)
         assert np.array_equal(labels, same_labels)
-        assert np.array_equal(changed, loader.crop_flip(images, 0, step)) and not np.array_equal(changed, images)
+        assert np.array_equal(changed, batches.crop_flip(images, 0, step)) and not np.array_equal(changed, images)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from octosim import cost, engine, graph, hw, methods
+from octosim import cost, engine, graph, hardware, methods
 from octosim.trace import Op
 
 NETWORKS = ("resnet20", "vgg11")
@@ -91,13 +91,13 @@ def products(model: str) -> list[Op]:
     return list({op.shape: op for op in ops}.values())
 
 
-def array_device(side: int) -> hw.Device:
+def array_device(side: int) -> hardware.Device:
     """A device with nothing but a systolic array: one clock a nanosecond, no overhead, no memory limit."""
 
     def figure(value: float) -> dict[str, object]:
         return {"value": value, "kind": "estimate", "source": "an array to compare with"}
 
-    return hw.Device.model_validate({
+    return hardware.Device.model_validate({
         "name": f"array-{side}", "title": f"systolic array {side} x {side}", "overhead_us": figure(0),
         "training": {"status": "forward-only", "note": "an array to compare with"},
         "engines": [{"name": "array", "accumulator": "exact32", "trains": False, "units": figure(1), "clock_ghz": figure(1),

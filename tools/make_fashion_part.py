@@ -1,4 +1,4 @@
-"""Makes octosim/datasets/fashion-mnist-5k from Debian's package dataset-fashion-mnist (MIT, Zalando).
+"""Makes octosim/data/datasets/fashion-mnist-5k from Debian's package dataset-fashion-mnist (MIT, Zalando).
 
 The part is the first 500 training and the first 100 test images of each of the ten classes, in their original order, as idx
 files compressed without a time stamp: the same input and the same zlib give the same bytes.
@@ -24,7 +24,7 @@ import numpy as np
 
 PACKAGE = "dataset-fashion-mnist"
 PARTS = {"train": 500, "t10k": 100}  # images of each class
-OUT = Path(__file__).resolve().parent.parent / "octosim/datasets/fashion-mnist-5k"
+OUT = Path(__file__).resolve().parent.parent / "octosim/data/datasets/fashion-mnist-5k"
 # SHA-256 of the unpacked idx files.  Debian's .gz differ from Zalando's in their headers; what is in them does not.
 CONTENT = {
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

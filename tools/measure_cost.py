@@ -11,7 +11,8 @@ import json
 import statistics
 import time
 
-from octosim import core, measure, train
+from octosim import core, train
+from octosim.train import measure
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model")

@@ -1,6 +1,6 @@
 """Fits the efficiency factors, and writes the page that says how far the cost model is off.
 
-    python tools/validate_cost.py --data MEASURED --write    # octosim/efficiency.toml and docs/validation.md
+    python tools/validate_cost.py --data MEASURED --write    # octosim/hardware/efficiency.toml and docs/validation.md
     python tools/validate_cost.py --data MEASURED --json     # the figures only
 
 MEASURED: a folder with ncnn_benchmark.csv.gz, ncnn_network_layers.csv and ncnn_network_summary.csv.
@@ -23,7 +23,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from octosim import calibrate, cost, efficiency, hw  # noqa: E402
+from octosim import cost, hardware  # noqa: E402
+from octosim.cost import fit  # noqa: E402
+from octosim.hardware import efficiency  # noqa: E402
 from octosim.trace import DTYPE_BYTES, WORK, Op  # noqa: E402
 
 SOURCE = "Tencent/ncnn@a4d2ea1 benchmark/README.md"
@@ -38,7 +40,7 @@ SWISH = ("efficientnet_b0", "efficientnetv2_b0")
 
 
 # The fit replaces these; the file that is being made must decide nothing.
-START = {path: calibrate.as_factors(calibrate.START, 0.3, "start of the fit") for path in efficiency.PATHS}
+START = {path: fit.as_factors(fit.START, 0.3, "start of the fit") for path in efficiency.PATHS}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Campaign:
     role: str
     path: str
     threads: int
-    samples: tuple[calibrate.Sample, ...]
+    samples: tuple[fit.Sample, ...]
 
     @property
     def label(self) -> str:
@@ -62,14 +64,14 @@ def figure(value: float) -> dict[str, Any]:
     return {"value": value, "kind": "derived", "source": "tools/ncnn_devices.toml"}
 
 
-def device_of(row: Mapping[str, Any], rates: Mapping[str, float]) -> hw.Device:
+def device_of(row: Mapping[str, Any], rates: Mapping[str, float]) -> hardware.Device:
     """The profile a row names, at the row's clock, or one made of the row."""
     if "profile" in row:
-        return hw.at_clock(hw.load(row["profile"]), row["clock_ghz"]).model_copy(update={"calibration": START})
+        return hardware.at_clock(hardware.load(row["profile"]), row["clock_ghz"]).model_copy(update={"calibration": START})
     int8 = "sdot" if "sdot" in rates else "smlal"
     macs = {"int8" if key == int8 else key: figure(value) for key, value in rates.items()}
     units = {"value": row.get("units", 4), "kind": "derived", "source": "tools/ncnn_devices.toml"}
-    return hw.Device.model_validate(
+    return hardware.Device.model_validate(
         {
             "name": "table", "title": row["name"], "training": {"status": "supported", "note": "a CPU"},
             "overhead_us": figure(5),
@@ -88,7 +90,7 @@ def network_ops(name: str, nets: Mapping[str, Any], float_dtype: str, int8: bool
     plain = name.removesuffix("_int8")
     normalized = NORMALIZED.get(plain, ())
     size = DTYPE_BYTES[float_dtype]
-    ops = calibrate.layer_ops(stack, max(0, other - sum(normalized)), float_dtype, int8, linear_bytes=2)
+    ops = fit.layer_ops(stack, max(0, other - sum(normalized)), float_dtype, int8, linear_bytes=2)
     if plain in SWISH:
         ops = [replace(op, shape=(op.shape[0] * WORK["Sigmoid"],)) if op.name == "other" else op for op in ops]
     for i, n in enumerate(normalized):
@@ -105,8 +107,8 @@ def network_ops(name: str, nets: Mapping[str, Any], float_dtype: str, int8: bool
 def campaigns(data: Path) -> list[Campaign]:
     """The rows of the table that tools/ncnn_devices.toml describes."""
     table = tomllib.loads((ROOT / "tools" / "ncnn_devices.toml").read_text())
-    nets = calibrate.networks(data / "ncnn_network_layers.csv", data / "ncnn_network_summary.csv")
-    rows = calibrate.measurements(data / "ncnn_benchmark.csv.gz")
+    nets = fit.networks(data / "ncnn_network_layers.csv", data / "ncnn_network_summary.csv")
+    rows = fit.measurements(data / "ncnn_benchmark.csv.gz")
     found = []
     for row in table["device"]:
         rates = table["cores"].get(row.get("core"), {})
@@ -122,7 +124,7 @@ def campaigns(data: Path) -> list[Campaign]:
                 some = {r.network: r for r in mine if r.threads == threads and r.is_int8 == (path == int8)}
                 name = f"{row['name']}/{threads}"
                 samples = tuple(
-                    calibrate.Sample(
+                    fit.Sample(
                         n.removesuffix("_int8"), name,
                         cost.prepare(network_ops(n, nets, real, path == int8), device, threads), r.time_s,
                     )
@@ -133,7 +135,7 @@ def campaigns(data: Path) -> list[Campaign]:
     return found
 
 
-def joined(some: Iterable[Campaign], fitted_only: bool = True) -> list[calibrate.Sample]:
+def joined(some: Iterable[Campaign], fitted_only: bool = True) -> list[fit.Sample]:
     return [s for c in some for s in c.samples if not (fitted_only and s.network in NOT_FITTED)]
 
 
@@ -142,32 +144,32 @@ def base(path: str) -> str:
     return {"smlal": "float32", "sdot": "float16"}.get(path, path)
 
 
-def pool(all_: Sequence[Campaign], keep: Any) -> dict[str, calibrate.Array]:
+def pool(all_: Sequence[Campaign], keep: Any) -> dict[str, fit.Array]:
     """Factors of all arithmetics from the pool's campaigns that `keep` admits."""
-    factors: dict[str, calibrate.Array] = {}
+    factors: dict[str, fit.Array] = {}
     for path in efficiency.PATHS:
         some = [c for c in all_ if c.role == "pool" and c.path == path and keep(c)]
-        factors = calibrate.fit(joined(some), path, factors, campaigns=True).factors
+        factors = fit.fit(joined(some), path, factors, campaigns=True).factors
     return factors
 
 
-def scores(predicted: calibrate.Array, measured: calibrate.Array) -> dict[str, float]:
+def scores(predicted: fit.Array, measured: fit.Array) -> dict[str, float]:
     """Median and mean of |predicted / measured - 1|, the median ratio, and the rank correlation (Spearman)."""
     ratio = predicted - measured
     order = [np.argsort(np.argsort(x)) for x in (predicted, measured)]
     return {
-        "median": calibrate.median_error(ratio),
+        "median": fit.median_error(ratio),
         "mean": float(np.mean(np.abs(np.expm1(ratio)))),
         "bias": math.exp(float(np.median(ratio))),
         "rank": float(np.corrcoef(*order)[0, 1]) if len(ratio) > 2 else math.nan,
     }
 
 
-def measured(samples: Sequence[calibrate.Sample]) -> calibrate.Array:
+def measured(samples: Sequence[fit.Sample]) -> fit.Array:
     return np.log([s.time_s for s in samples])
 
 
-def roofline(samples: Sequence[calibrate.Sample]) -> calibrate.Array:
+def roofline(samples: Sequence[fit.Sample]) -> fit.Array:
     """ln of the time of a plain roofline: peak rate, sustained bandwidth of main memory, nothing else."""
     found = []
     for s in samples:
@@ -189,22 +191,22 @@ def evaluate(all_: Sequence[Campaign], wanted: Iterable[str] | None = None) -> d
     cores = list(dict.fromkeys(c.core for c in asked))
     without_core = {core: pool(all_, lambda c, core=core: c.core != core) for core in cores}
     found: dict[str, Any] = {"campaigns": [], "predictions": []}
-    own: dict[tuple[str, str], dict[str, calibrate.Array]] = {}
+    own: dict[tuple[str, str], dict[str, fit.Array]] = {}
     for c in asked:
         samples = list(c.samples)
         y = measured(samples)
-        uncalibrated = calibrate.log_times(samples, without_chip[c.chip])
+        uncalibrated = fit.log_times(samples, without_chip[c.chip])
         row: dict[str, Any] = {"name": c.name, "path": c.path, "threads": c.threads, "role": c.role, "networks": len(samples)}
         row["roofline"] = scores(roofline(samples), y)
         row["uncalibrated"] = scores(uncalibrated, y)
-        row["uncalibrated_core"] = scores(calibrate.log_times(samples, without_core[c.core]), y)
+        row["uncalibrated_core"] = scores(fit.log_times(samples, without_core[c.core]), y)
         together = [d for d in all_ if d.name == c.name and d.path == c.path]
         key = (c.name, base(c.path))
         known = without_chip[c.chip] | own.get(key, {})
         prior = without_chip[c.chip][c.path]
         everything = joined(together, fitted_only=False)
         if c.threads == together[0].threads:
-            own_fit = calibrate.fit(joined(together), c.path, known, prior).factors[c.path]
+            own_fit = fit.fit(joined(together), c.path, known, prior).factors[c.path]
             own.setdefault(key, {})[c.path] = own_fit
             left = leave_networks_out(everything, c.path, known, prior)
         else:
@@ -223,15 +225,15 @@ def evaluate(all_: Sequence[Campaign], wanted: Iterable[str] | None = None) -> d
 
 
 def leave_networks_out(
-    samples: Sequence[calibrate.Sample], path: str, known: Mapping[str, calibrate.Array], prior: calibrate.Array
+    samples: Sequence[fit.Sample], path: str, known: Mapping[str, fit.Array], prior: fit.Array
 ) -> dict[tuple[str, str], float]:
     """(network, campaign) -> ln of the time predicted by a fit to the device's other networks."""
     found = {}
     for network in dict.fromkeys(s.network for s in samples):
         mine = [s for s in samples if s.network == network]
         others = [s for s in samples if s.network not in (network, *NOT_FITTED)]
-        factors = calibrate.fit(others, path, known, prior, steps=15).factors
-        for s, value in zip(mine, calibrate.log_times(mine, factors), strict=True):
+        factors = fit.fit(others, path, known, prior, steps=15).factors
+        for s, value in zip(mine, fit.log_times(mine, factors), strict=True):
             found[s.network, s.campaign] = float(value)
     return found
 
@@ -242,7 +244,7 @@ def spread_of(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 
 def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command: str) -> str:
-    """The text of octosim/efficiency.toml."""
+    """The text of octosim/hardware/efficiency.toml."""
     groups: dict[str, dict[str, efficiency.Factors]] = {"pool": {}}
     full = pool(all_, lambda c: True)
     table = tomllib.loads((ROOT / "tools" / "ncnn_devices.toml").read_text())
@@ -251,7 +253,7 @@ def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command:
         some = [c for c in all_ if c.role == "pool" and c.path == path]
         rows = [r for r in predictions if r["path"] == path and r["role"] == "pool"]
         text = f"{SOURCE}: {len(some)} campaigns on {len({c.chip for c in some})} chips; spread with the chip left out"
-        groups["pool"][path] = calibrate.as_factors(full[path], spread_of(rows, "uncalibrated"), text)
+        groups["pool"][path] = fit.as_factors(full[path], spread_of(rows, "uncalibrated"), text)
     for profile in dict.fromkeys(row["profile"] for row in table["device"] if "profile" in row):
         names = [row["name"] for row in table["device"] if row.get("profile") == profile and row.get("role", "pool") == "pool"]
         some = [c for c in all_ if c.name in names]
@@ -263,10 +265,10 @@ def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command:
             if not mine:
                 continue
             several = len(names) > 1
-            known = calibrate.fit(joined(mine), path, known, outside[path], campaigns=several).factors
+            known = fit.fit(joined(mine), path, known, outside[path], campaigns=several).factors
             rows = [r for r in predictions if r["path"] == path and r["name"] in names]
             text = f"{SOURCE}: {', '.join(c.label for c in mine)}; spread with the network left out"
-            groups.setdefault(profile, {})[path] = calibrate.as_factors(known[path], spread_of(rows, "calibrated"), text)
+            groups.setdefault(profile, {})[path] = fit.as_factors(known[path], spread_of(rows, "calibrated"), text)
     head = "# Efficiency factors of CPU cores (octosim/efficiency.py), fitted to measured times of whole networks."
     return f"{head}\n# Made by: {command}\n\n{efficiency.toml(groups)}"
 
@@ -284,10 +286,10 @@ XNNPACK = {
 
 def other_software(data: Path) -> list[dict[str, Any]]:
     """What the profiles and the shipped factors say of measurements with other software."""
-    nets = calibrate.networks(data / "ncnn_network_layers.csv", data / "ncnn_network_summary.csv")
+    nets = fit.networks(data / "ncnn_network_layers.csv", data / "ncnn_network_summary.csv")
     found = []
     for (profile, path), times in XNNPACK.items():
-        device = hw.load(profile)
+        device = hardware.load(profile)
         for network, ms in times.items():
             stack, other = nets[network]
             chain = [replace(layer, int8_output=True) for layer in stack]  # codes from end to end
@@ -297,7 +299,7 @@ def other_software(data: Path) -> list[dict[str, Any]]:
     return found
 
 
-def pairs(all_: Sequence[Campaign], one_chip: bool) -> list[tuple[Campaign, Campaign, calibrate.Array]]:
+def pairs(all_: Sequence[Campaign], one_chip: bool) -> list[tuple[Campaign, Campaign, fit.Array]]:
     """Campaigns with the same core, clock, arithmetic and threads, on one chip or on two, and ln(second / first) by network."""
     found = []
     for i, a in enumerate(all_):
@@ -309,11 +311,11 @@ def pairs(all_: Sequence[Campaign], one_chip: bool) -> list[tuple[Campaign, Camp
     return found
 
 
-def pair_lines(found: Iterable[tuple[Campaign, Campaign, calibrate.Array]]) -> list[str]:
+def pair_lines(found: Iterable[tuple[Campaign, Campaign, fit.Array]]) -> list[str]:
     lines = ["| campaign | against | median difference, % | second / first, median (least, most) |", "|---|---|---|---|"]
     for a, b, ratios in found:
         middle, least, most = np.exp([np.median(ratios), ratios.min(), ratios.max()])
-        lines.append(f"| {a.label} | {b.name} | {percent(calibrate.median_error(np.abs(ratios)))} | "
+        lines.append(f"| {a.label} | {b.name} | {percent(fit.median_error(np.abs(ratios)))} | "
                      f"{middle:.2f} ({least:.2f}, {most:.2f}) |")  # fmt: skip
     return lines
 
@@ -386,7 +388,7 @@ def summary_lines(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
             some = [r for r in predictions if (r["path"], r["role"]) == (path, role)]
             if some:
                 keys = ("uncalibrated", "calibrated")
-                errors = [percent(calibrate.median_error(np.array([r[key] for r in some]))) for key in keys]
+                errors = [percent(fit.median_error(np.array([r[key] for r in some]))) for key in keys]
                 lines.append(f"| {path} | {role} | {len(some)} | {' | '.join(errors)} |")
     return lines
 
@@ -413,7 +415,7 @@ def group_lines(predictions: Sequence[Mapping[str, Any]], key: str, names: Mappi
     order = sorted({(r[key], r["path"]) for r in predictions}, key=lambda x: (names.get(x[0], x[0]), x[1]))
     for value, path in order:
         some = [r for r in predictions if r[key] == value and r["path"] == path]
-        errors = [percent(calibrate.median_error(np.array([r[k] for r in some]))) for k in ("uncalibrated", "calibrated")]
+        errors = [percent(fit.median_error(np.array([r[k] for r in some]))) for k in ("uncalibrated", "calibrated")]
         lines.append(f"| {names.get(value, value)} | {path} | {len(some)} | {' | '.join(errors)} |")
     return lines
 
@@ -446,7 +448,7 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
     outside = [r for r in predictions if r["role"] == "held-out"]
     pooled = {path: f.spread for path, f in efficiency.shipped()["pool"].items()}
     titles = {"BCM2837": "Pi 3B+", "BCM2711": "Pi 4", "BCM2712": "Pi 5"}
-    both = {key: [percent(calibrate.median_error(np.array([r[key] for r in mine if (r["path"] in ("smlal", "sdot")) == i8])))
+    both = {key: [percent(fit.median_error(np.array([r[key] for r in mine if (r["path"] in ("smlal", "sdot")) == i8])))
                   for i8 in (False, True)] for key in ("uncalibrated", "calibrated")}  # fmt: skip
     int8_rows = [r for r in rows if r["role"] == "pool" and r["path"] in ("smlal", "sdot")]
     int8_kept = [r for r in kept if r["path"] in ("smlal", "sdot")]
@@ -457,7 +459,7 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         wrong = inversions(int8_kept, key)
         with_ssd += [sum(len(v) for pair, v in wrong.items() if "squeezenet_ssd" in pair), sum(map(len, wrong.values()))]
     software = other_software(data)
-    off = calibrate.median_error(np.array([math.log(r["time_s"] / r["measured_s"]) for r in software]))
+    off = fit.median_error(np.array([math.log(r["time_s"] / r["measured_s"]) for r in software]))
     hit = sum(r["time_low_s"] <= r["measured_s"] <= r["time_high_s"] for r in software)
     lines = [
         "# How far the cost model is off",
@@ -555,7 +557,7 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         "",
         "## Intervals",
         "",
-        "With the spread of the factors alone (`octosim/efficiency.toml`), exp(+-1.28 spread) around an uncalibrated",
+        "With the spread of the factors alone (`octosim/hardware/efficiency.toml`), exp(+-1.28 spread) around an uncalibrated",
         f"prediction holds {coverage(kept, 'uncalibrated', pooled)} % of the pool's measurements (80 by construction) and",
         f"{coverage(outside, 'uncalibrated', pooled)} % of those held out.",
         f"`octosim cost` adds a spread of {cost.SOFTWARE_SPREAD} for other software, and {cost.BACKWARD_SPREAD} for training's",
@@ -587,7 +589,7 @@ def main() -> None:
     found = evaluate(all_)
     if args.write:
         command = "python tools/validate_cost.py --data MEASURED --write"
-        (ROOT / "octosim" / "efficiency.toml").write_text(efficiency_file(all_, found, command))
+        (ROOT / "octosim" / "hardware" / "efficiency.toml").write_text(efficiency_file(all_, found, command))
         efficiency.shipped.cache_clear()
         (ROOT / "docs" / "validation.md").write_text(page(all_, found, args.data, command))
     if args.json:

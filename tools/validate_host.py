@@ -18,7 +18,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from octosim import bench, compare, core, data, engine, graph, hostbench, hw, methods
+from octosim import bench, core, data, engine, graph, hardware, methods
+from octosim.bench import calibrate
+from octosim.cost import compare
 from octosim.errors import OctosimError
 from octosim.train import Config, write_atomic
 
@@ -30,7 +32,7 @@ KEY = ("model", "data", "method", "batch", "threads")
 
 def measure(wanted: list[str], sets: list[str], threads: list[int], seconds: float, out: Path) -> None:
     """Adds a line to `out` for each step measured."""
-    device = hw.load("host")  # its prediction is not used
+    device = hardware.load("host")  # its prediction is not used
     for count in threads:
         core.set_threads(count)
         for name in sets:
@@ -38,7 +40,7 @@ def measure(wanted: list[str], sets: list[str], threads: list[int], seconds: flo
                 config = Config(model=model, data=name, method="octo", lr=1e-3, batch_size=BATCHES.get(model, 100))
                 try:
                     record = bench.step_bench(
-                        config, device, against=[], seconds=seconds, command="", clock=hostbench.clock_for(count)
+                        config, device, against=[], seconds=seconds, command="", clock=calibrate.clock_for(count)
                     )
                 except OctosimError as error:
                     raise SystemExit(f"{model} on {name}: {error}") from None
@@ -64,7 +66,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda row: [places[key].index(row[key]) for key in places])
 
 
-def predict(row: dict[str, Any], device: hw.Device) -> float:
+def predict(row: dict[str, Any], device: hardware.Device) -> float:
     """Seconds of a step."""
     source = data.SOURCES[row["data"]]
     stack = graph.layers(row["model"], len(source.classes), in_shape=source.shape)
@@ -72,7 +74,7 @@ def predict(row: dict[str, Any], device: hw.Device) -> float:
     return compare.time_of(engine.trace(network, row["batch"]), device, row["threads"])
 
 
-def page(rows: list[dict[str, Any]], device: hw.Device) -> tuple[str, str]:
+def page(rows: list[dict[str, Any]], device: hardware.Device) -> tuple[str, str]:
     """The page, and its median errors in a line."""
     assert device.rates is not None
     errors: dict[int, list[float]] = {}
@@ -111,7 +113,7 @@ def main() -> None:
     if args.command == "measure":
         measure(args.models, args.data, args.threads, args.seconds, args.out)
         return
-    device = hw.load(args.profile)
+    device = hardware.load(args.profile)
     if device.rates is None:
         raise SystemExit(f"{args.profile} has no measured rates; make it with octosim profiles calibrate")
     text, summary = page(read(args.measured), device)

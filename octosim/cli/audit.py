@@ -24,7 +24,7 @@ def audit(
 
     Example: octosim audit runs/a --step 100
     """
-    from octosim import audit as auditor
+    from octosim.evidence import audit as auditor
 
     use_threads(threads)
     with progress_bar() as shown:

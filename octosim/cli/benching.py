@@ -60,11 +60,11 @@ def bench(
     Example: octosim bench --kernels --against torch,onnxruntime --plot roofline.png
     """
     from octosim import bench as bencher
-    from octosim import hw, methods
+    from octosim import hardware, methods
     from octosim import train as trainer
     from octosim.files import write_atomic
 
-    device = hw.load(profile)
+    device = hardware.load(profile)
     use_threads(threads)
     if seconds is not None and not 0 < seconds <= 3600:
         raise OctosimError(f"--seconds must be in (0, 3600], not {seconds}")
@@ -93,24 +93,24 @@ def bench(
 
 
 def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: Path | None, as_json: bool) -> None:
-    from octosim import kernelbench
+    from octosim.bench.kernels import PRODUCTS, kernel_bench, plot_roofline, wrong_peers
     from octosim.files import write_atomic
 
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=100)
-        record = kernelbench.kernel_bench(
+        record = kernel_bench(
             against, seconds=seconds, command=command_line(),
             progress=lambda share: bar.update(task, completed=round(100 * share)),
         )  # fmt: skip
     if out:
         write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
     if plot:
-        kernelbench.plot_roofline(record, plot)
+        plot_roofline(record, plot)
     if as_json:
         print_json(record)
         return
     env, limits = record["environment"], record["limits"]
-    products = [peer for peer in against if peer in kernelbench.PRODUCTS]
+    products = [peer for peer in against if peer in PRODUCTS]
     table = Table(title=f"int8 matrix products: {env['cpu']}, {env['isa']}, {plural(env['threads'], 'thread')}")
     for column in (
         "shape",
@@ -173,7 +173,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
             f"geometric mean against the faster peer: {record['ratio']:.2f} times as fast; "
             f"least {worst['ratio']:.2f} ({worst['shape']} {worst['pass']})"
         )
-    for sentence in kernelbench.wrong_peers(record):
+    for sentence in wrong_peers(record):
         say(sentence)
 
 

@@ -86,17 +86,17 @@ def cost(
 
     Example: octosim cost --profile pi4 --model vgg11 --image 32x32x3 --batch-size 1,8,32,128 --compare jetson --plot bars.png
     """
-    from octosim import hw
+    from octosim import hardware
 
-    devices = [hw.load(name) for name in (profile, *(compare or "").split(",")) if name]
+    devices = [hardware.load(name) for name in (profile, *(compare or "").split(",")) if name]
     sizes = _batch_sizes(batch_size)
     dtype = SHORT_DTYPES.get(dtype or "", dtype)
-    if dtype is not None and dtype not in hw.DTYPES:
-        raise OctosimError(f"--dtype must be one of {', '.join((*hw.DTYPES, *SHORT_DTYPES))}, not '{dtype}'")
+    if dtype is not None and dtype not in hardware.DTYPES:
+        raise OctosimError(f"--dtype must be one of {', '.join((*hardware.DTYPES, *SHORT_DTYPES))}, not '{dtype}'")
     if clock_ghz is not None:
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
-        devices = [hw.at_clock(device, clock_ghz) for device in devices]
+        devices = [hardware.at_clock(device, clock_ghz) for device in devices]
     asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_))
     first = source(asked)
     other = _float32(asked, first)
@@ -107,16 +107,16 @@ def cost(
         _point(asked, first, other, device, first.batch(size), threads) for device in devices for size in sizes
     ]
     if roofline:
-        from octosim import costplot
+        from octosim.cost import plots
 
         batch = first.batch(sizes[0])
         runs = [first, other] if other and points[0][0]["gain"] is not None else [first]  # an accelerator may have no floats
         both = [s.ops(devices[0], batch) for s in runs]
-        costplot.roofline(devices[0], both, f"{model}, batch {batch}", roofline, threads)
+        plots.roofline(devices[0], both, f"{model}, batch {batch}", roofline, threads)
     if plot:
-        from octosim import costplot
+        from octosim.cost import plots
 
-        costplot.bars([record for record, _ in points], _title(asked, first, sizes), plot)
+        plots.bars([record for record, _ in points], _title(asked, first, sizes), plot)
     if not several:
         record, costs = points[0]
         print_json(record) if json_ else _show_layers(record, costs, devices[0], asked)
@@ -152,7 +152,7 @@ def source(asked: Asked) -> Source:
 
 def _onnx(asked: Asked) -> Source:
     from octosim import cost as model_of
-    from octosim import onnx_trace
+    from octosim.cost import onnx as onnx_ops
 
     if asked.method is not None:
         raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
@@ -168,11 +168,11 @@ def _onnx(asked: Asked) -> Source:
             # compilers for accelerators keep codes throughout; on CPUs the rest is in the narrowest float type there is
             halves = any("float16" in engine.macs_per_clock.given() for engine in device.engines)
             floats = ("float16" if halves else None) if model_of.path_of(device.engines[0], "int8") else "int8"
-        return onnx_trace.ops(
+        return onnx_ops.ops(
             path, batch=batch, dtype=kind, float_dtype=floats, inference=asked.inference, lenient=asked.lenient
         )
 
-    return Source(None, kind, ops, lambda batch: onnx_trace.batch_size(path, batch))
+    return Source(None, kind, ops, lambda batch: onnx_ops.batch_size(path, batch))
 
 
 def _own(asked: Asked) -> Source:
@@ -222,8 +222,8 @@ def _float32(asked: Asked, first: Source) -> Source | None:
 
 def _point(asked: Asked, first: Source, other: Source | None, device: Any, batch: int, threads: int | None) -> tuple[Any, Any]:
     """One network, device and batch: the record that --json prints, and the costs of the operations."""
-    from octosim import compare
     from octosim import cost as model_of
+    from octosim.cost.compare import fit, side_by_side
 
     costs = model_of.predict(first.ops(device, batch), device, threads)
     memory = first.memory(batch) if first.memory else None
@@ -238,15 +238,15 @@ def _point(asked: Asked, first: Source, other: Source | None, device: Any, batch
             wide = model_of.predict(other.ops(device, batch), device, threads)
         except OctosimError:  # an accelerator without float units
             wide = None
-        record |= compare.side_by_side(costs, wide, device)
+        record |= side_by_side(costs, wide, device)
         if memory and other.memory and first.largest and other.largest:
             peak = {"INT8": memory["peak"]} | ({"FP32": other.memory(batch)["peak"]} if wide else {})
             largest = {"INT8": first.largest, "FP32": other.largest}
             record["int8"]["peak_bytes"], record["float32"]["peak_bytes"] = peak["INT8"], peak.get("FP32")
-            record |= compare.fit(peak, {name: largest[name] for name in peak}, device)
+            record |= fit(peak, {name: largest[name] for name in peak}, device)
             record["fits"].setdefault("FP32", None)
     elif memory and first.largest:
-        record |= compare.fit({first.dtype: memory["peak"]}, {first.dtype: first.largest}, device)
+        record |= fit({first.dtype: memory["peak"]}, {first.dtype: first.largest}, device)
     return record, costs
 
 
@@ -263,12 +263,12 @@ def _most(first: Source) -> int:
 
 
 def _crossovers(first: Source, other: Source | None, devices: list[Any], threads: int | None) -> dict[str, int | None]:
-    from octosim import compare
+    from octosim.cost.compare import crossover
 
     if other is None or first.memory is None:  # an ONNX file's batch may be fixed
         return {}
     return {
-        d.name: compare.crossover(lambda b, d=d: first.ops(d, b), lambda b, d=d: other.ops(d, b), d, threads, _most(first))  # type: ignore[misc]
+        d.name: crossover(lambda b, d=d: first.ops(d, b), lambda b, d=d: other.ops(d, b), d, threads, _most(first))  # type: ignore[misc]
         for d in devices
         if any("float32" in engine.macs_per_clock.given() for engine in d.engines)
     }

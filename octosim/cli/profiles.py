@@ -17,10 +17,10 @@ profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, 
 @profiles_app.command("list")
 def profiles_list(json_: AsJson = False) -> None:
     """All profiles: peaks in GMAC/s (dense), sustained bandwidth in GB/s.  Example: octosim profiles list"""
-    from octosim import hw
+    from octosim import hardware
     from octosim.numerics import ACCUMULATORS
 
-    devices = [hw.load(name) for name in hw.names()]
+    devices = [hardware.load(name) for name in hardware.names()]
     rows: list[dict[str, Any]] = [
         {
             "name": d.name,
@@ -30,7 +30,7 @@ def profiles_list(json_: AsJson = False) -> None:
             "bandwidth_gb_s": d.memory.bandwidth_sustained_gb_s.value if d.memory.bandwidth_sustained_gb_s else None,
             "engines": [
                 {"name": e.name, "trains": e.trains, "accumulator": e.accumulator}
-                | {f"{dtype}_gmac_s": e.peak_mac_s(dtype) / 1e9 or None for dtype in hw.DTYPES}
+                | {f"{dtype}_gmac_s": e.peak_mac_s(dtype) / 1e9 or None for dtype in hardware.DTYPES}
                 for e in d.engines
             ],
         }
@@ -51,7 +51,7 @@ def profiles_list(json_: AsJson = False) -> None:
         for e in row["engines"]:
             accumulator = e["accumulator"] if e["accumulator"] in ACCUMULATORS else "-"
             trains = {"hypothetical": "hypothetically"}.get(row["training"], "yes") if e["trains"] else "no"
-            rates = [_rate(e[f"{dtype}_gmac_s"]) for dtype in hw.DTYPES]
+            rates = [_rate(e[f"{dtype}_gmac_s"]) for dtype in hardware.DTYPES]
             table.add_row(name, e["name"], *rates, bandwidth, accumulator, trains)
             name = bandwidth = ""
     out_console.print(table)
@@ -64,25 +64,25 @@ def _rate(value: float | None) -> str:
 @profiles_app.command("schema")
 def profiles_schema() -> None:
     """JSON Schema of a profile file.  Example: octosim profiles schema > profile.schema.json"""
-    from octosim import hw
+    from octosim import hardware
 
-    print_json(hw.json_schema())
+    print_json(hardware.json_schema())
 
 
 @profiles_app.command("show")
 def profiles_show(name: Annotated[str, typer.Argument(help="A profile's name or alias, or a .toml file.")]) -> None:
     """One profile as JSON, every number with its source.  Example: octosim profiles show jetson"""
-    from octosim import hw
+    from octosim import hardware
 
-    print_json(hw.load(name).model_dump(mode="json", exclude_none=True))
+    print_json(hardware.load(name).model_dump(mode="json", exclude_none=True))
 
 
 @profiles_app.command("check")
 def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) -> None:
     """Validate a profile.  Example: octosim profiles check my-board.toml"""
-    from octosim import hw
+    from octosim import hardware
 
-    device = hw.check(file)
+    device = hardware.check(file)
     say(f"{file}: a good profile of {device.title}")
 
 
@@ -123,18 +123,20 @@ def profiles_calibrate(
         raise OctosimError("--from needs --profile, the device that was measured")
     import tomli_w
 
-    from octosim import calibrate, efficiency, hw
+    from octosim import hardware
+    from octosim.cost import fit
+    from octosim.hardware import efficiency
 
-    rows = [row for row in calibrate.measurements(from_) if row.device.startswith(device)]
+    rows = [row for row in fit.measurements(from_) if row.device.startswith(device)]
     if not rows:
         raise OctosimError(f"{from_}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
-    found = calibrate.calibrate(hw.load(profile), rows, calibrate.networks(layers, summary) if layers else {}, from_.name)
+    found = fit.calibrate(hardware.load(profile), rows, fit.networks(layers, summary) if layers else {}, from_.name)
     text = tomli_w.dumps({"calibration": {path: efficiency.table(f) for path, f in found.factors.items()}})
     if out:
         from octosim.files import write_atomic
 
-        write_atomic(out, f"{hw.text_of(profile).rstrip()}\n\n{text}".encode())
-        hw.check(out)
+        write_atomic(out, f"{hardware.text_of(profile).rstrip()}\n\n{text}".encode())
+        hardware.check(out)
     if json_:
         print_json({path: f.model_dump() | {"report": found.report[path]} for path, f in found.factors.items()})
         return
@@ -148,16 +150,16 @@ def profiles_calibrate(
 
 
 def _calibrate_host(out: Path | None, as_json: bool) -> None:
-    from octosim import hostbench
+    from octosim.bench import calibrate
     from octosim.files import write_atomic
 
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=100)
-        data = hostbench.calibrate(
+        data = calibrate.calibrate(
             command=command_line(), progress=lambda share: bar.update(task, completed=round(100 * share))
         )
-    text = hostbench.toml(data)
-    device = hostbench.load_check(text)
+    text = calibrate.toml(data)
+    device = calibrate.load_check(text)
     if out:
         write_atomic(out, text.encode())
     elif not as_json:

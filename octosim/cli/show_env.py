@@ -22,7 +22,8 @@ VARIABLES = ("OCTOSIM_DATA", "OCTOSIM_ISA", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT
 
 def environment() -> dict[str, Any]:
     """Everything that show-env prints, as plain data."""
-    from octosim import core, data, host
+    from octosim import core, data
+    from octosim.hardware import detect
 
     root = Path("/")
     return {
@@ -30,14 +31,14 @@ def environment() -> dict[str, Any]:
         "python": {"version": platform.python_version(), "where": sys.executable, "platform": platform.platform(terse=True)},
         "packages": {name: _version(name) for name in (*REQUIRED, *OPTIONAL)},
         "cpu": {
-            "title": host.title_of(root, platform.machine()),
+            "title": detect.title_of(root, platform.machine()),
             "isas": core.isas(),
             "isa": core.isa(),
             "isa_from": "OCTOSIM_ISA" if os.environ.get("OCTOSIM_ISA") else "the fastest of this processor",
         },
         "threads": _threads(core),
-        "limits": host.limits(root),
-        "conditions": host.conditions(root),
+        "limits": detect.limits(root),
+        "conditions": detect.conditions(root),
         "data": data.available(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

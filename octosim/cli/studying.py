@@ -94,7 +94,7 @@ def study(
 
         train_all: Any
         if cluster:
-            from octosim.cluster import train_all as on_cluster
+            from octosim.study.cluster import train_all as on_cluster
 
             train_all = partial(
                 on_cluster, address=cluster, threads=threads or 1, command=command_line(), every=checkpoint_every

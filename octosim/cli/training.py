@@ -172,9 +172,9 @@ def _typed(ctx: typer.Context, option: str) -> bool:
 
 def _accumulator_of(profile: str, asked: str | None) -> str:
     """The accumulator that a profile states; asked: by --accumulator."""
-    from octosim import hw
+    from octosim import hardware
 
-    device = hw.load(profile)
+    device = hardware.load(profile)
     stated = device.numerics.accumulator
     if stated is None:
         raise OctosimError(f"profile {device.name} states no numerics.accumulator; choose one with --accumulator")
@@ -261,7 +261,7 @@ def diff(
 
     Example: octosim diff runs/vpdpbusd runs/maddubs
     """
-    from octosim import diff as differ
+    from octosim.evidence import diff as differ
 
     use_threads(threads)
     if steps is not None and steps < 1:
@@ -316,7 +316,7 @@ def golden(
 
     Example: octosim golden runs/a --step 10 --layer conv2
     """
-    from octosim import golden as maker
+    from octosim.evidence import golden as maker
 
     use_threads(threads)
     with progress_bar() as bar:

@@ -1,6 +1,6 @@
 """Running networks: layers, their products in registers, optimizers, recorded steps, and what is seen of all that."""
 
-from octosim.engine.network import Network, nodes
+from octosim.engine.network import Network
 from octosim.engine.plan import trace
 
-__all__ = ["Network", "nodes", "trace"]
+__all__ = ["Network", "trace"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import jinja2
 
-from octosim import hw
+from octosim import hardware
 from octosim.errors import OctosimError
 from octosim.files import write_atomic
 from octosim.report import errors, overview
@@ -107,7 +107,7 @@ def write_report(
     Raises OctosimError when nothing readable was found, for an unknown profile, or when a file cannot be written.
     """
     paths, out = [Path(path) for path in paths], Path(out)
-    devices = [hw.load(name) for name in profiles]
+    devices = [hardware.load(name) for name in profiles]
     if out.suffix == ".md" and pictures is None:
         pictures = out.with_name(f"{out.stem}-figures")
     found = read_all(paths)
@@ -233,7 +233,7 @@ def _fenced(text: str) -> str:
 
 def _render(page: dict[str, Any], markdown: bool) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=not markdown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octosim import compare, cost, data, engine, graph, hw, methods
+from octosim import cost, data, engine, graph, hardware, methods
+from octosim.cost import compare
 from octosim.engine import optimizers, plan
 from octosim.errors import OctosimError
 from octosim.report.states import learned
@@ -18,7 +19,7 @@ class Price:
     """A configuration on a device: seconds and joules of a step and of the whole training (energy None where unknown)."""
 
     group: Group
-    device: hw.Device
+    device: hardware.Device
     step: dict[str, Any]  # cost.total
     steps: int
 
@@ -40,7 +41,7 @@ def _network(decides: dict[str, Any]) -> engine.Network:
     return plan.dry(graph.parse("manifest.json:", decides.get("layers")), tuple(shape), method, float_layers=True)
 
 
-def prices(groups: Sequence[Group], devices: Sequence[hw.Device]) -> tuple[list[Price], list[str]]:
+def prices(groups: Sequence[Group], devices: Sequence[hardware.Device]) -> tuple[list[Price], list[str]]:
     """Every configuration on every device, and notes on what could not be priced."""
     made: list[Price] = []
     notes: list[str] = []
@@ -65,7 +66,7 @@ def prices(groups: Sequence[Group], devices: Sequence[hw.Device]) -> tuple[list[
     return made, notes
 
 
-def fits(peak: int, device: hw.Device) -> str:
+def fits(peak: int, device: hardware.Device) -> str:
     capacity = compare.capacity_bytes(device)
     return "unknown" if capacity is None else "yes" if peak <= capacity else "no"
 

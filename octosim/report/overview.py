@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from octosim.hw import Device
+from octosim.hardware import Device
 from octosim.report.devices import Price, fits
 from octosim.report.figures import COLOURS, Figure, Figures, Legend
 from octosim.report.spread import differences, families, interval, reference

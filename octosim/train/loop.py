@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from octosim import loader, measure
+from octosim.data.batches import ahead
 from octosim.errors import OctosimError
 from octosim.files import parse_json, write_atomic
-from octosim.train import directory
+from octosim.train import directory, measure
 from octosim.train.interrupt import Interrupt
 from octosim.train.run import Run
 
@@ -108,7 +108,7 @@ def _steps(
         run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
     started, epoch_step = time.perf_counter(), run.step
     left = range(run.step + 1, run.steps + 1)
-    batches = loader.ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
+    batches = ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
     with Interrupt() as interrupt, closing(batches):
         for batch in batches:
             record = run.advance(batch)

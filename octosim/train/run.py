@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, data, engine, graph, loader, measure, methods
+from octosim import core, data, engine, graph, methods
+from octosim.data import batches
 from octosim.engine import optimizers, plan, schedules
 from octosim.engine import registers as accumulators
 from octosim.engine.layers import Stack
@@ -17,6 +18,7 @@ from octosim.engine.nodes import Array, Context, Node
 from octosim.engine.replay import RecordedSteps
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
+from octosim.train import measure
 from octosim.train.config import EPOCHS, Config
 
 Batch = tuple[Array, Array]
@@ -50,7 +52,7 @@ class Run:
         self.optimizer = optimizers.make(config.optimizer, config.lr, config.weight_decay)
         self.schedule = schedules.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
         schedules.check_schedule(self.schedule)
-        loader.check_augmentation(config.augment)
+        batches.check_augmentation(config.augment)
         if layers is None:
             graph.find(config.model)  # an unknown model is told before the data is read
         self.data = dataset or data.load(config.data)
@@ -104,7 +106,7 @@ class Run:
     def order(self, epoch: int) -> Array:
         """The training images' order in an epoch (from 0)."""
         if self._order[0] != epoch:
-            self._order = (epoch, loader.order(len(self._train_labels), self.config.seed, epoch))
+            self._order = (epoch, batches.order(len(self._train_labels), self.config.seed, epoch))
         return self._order[1]
 
     def batch(self, step: int) -> Batch:
@@ -112,7 +114,7 @@ class Run:
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         size = self.config.batch_size
         chosen = self.order(epoch)[index * size : (index + 1) * size]
-        augment = loader.AUGMENTATIONS[self.config.augment]
+        augment = batches.AUGMENTATIONS[self.config.augment]
         return augment(self.data.train_images[chosen], self.config.seed, step), self._train_labels[chosen]
 
     def learning_rate(self, step: int) -> float:

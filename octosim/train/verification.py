@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from octosim import measure
 from octosim.errors import OctosimError
 from octosim.files import read_lines
-from octosim.train import directory
+from octosim.train import directory, measure
 from octosim.train.directory import differing, plain
 from octosim.train.loop import Progress
 from octosim.train.run import Run

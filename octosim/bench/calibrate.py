@@ -17,7 +17,8 @@ import numpy as np
 import tomli_w
 
 import octosim
-from octosim import core, host, hw, methods, rates
+from octosim import core, hardware, methods
+from octosim.bench.clock import LR
 from octosim.data import Dataset
 from octosim.engine import plan
 from octosim.engine.layers import (
@@ -33,7 +34,7 @@ from octosim.engine.layers import (
     Stack,
 )
 from octosim.errors import OctosimError
-from octosim.stepclock import LR
+from octosim.hardware import detect, rates
 from octosim.trace import Op
 from octosim.train import Config, Run
 
@@ -285,12 +286,12 @@ def calibrate(
     threads: Sequence[int] | None = None, command: str = "octosim profiles calibrate",
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A profile of this machine, as plain data for `hw.Device` and `toml`.  threads: 1 and all if not given.
+    """A profile of this machine, as plain data for `hardware.Device` and `toml`.  threads: 1 and all if not given.
 
     Everything is measured in `rounds` turns spread over the whole time.  Medians count, as in `octosim bench`, and of the
     rounds the fastest: other programs slow down some seconds, not all.
     """
-    data = host.read(Path("/"), platform.machine())
+    data = detect.read(Path("/"), platform.machine())
     cores = core.threads()
     counts = sorted(set(threads or (1, cores)))
     products: list[dict[str, Any]] = []
@@ -385,9 +386,9 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def load_check(text: str) -> hw.Device:
+def load_check(text: str) -> hardware.Device:
     """The device that a profile's text describes; OctosimError where it is not valid."""
-    device = hw.parse(text, "the calibrated profile")
+    device = hardware.parse(text, "the calibrated profile")
     if device.rates is None:
         raise OctosimError("the calibrated profile has no rates")
     return device

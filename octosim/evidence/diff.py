@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from octosim import measure, train
+from octosim import train
 from octosim.engine import probes
 from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
+from octosim.train import measure
 
 Tensors = dict[probes.Key, Array]
 

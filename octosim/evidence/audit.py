@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, measure, train
+from octosim import core, train
 from octosim.engine import registers
 from octosim.engine.nodes import Array, Product
 from octosim.engine.probes import watching
 from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
+from octosim.train import measure
 
 EXACT = 2**24  # float32's significand: 24 bits
 _DEPTHS = ("forward", "dX", "dW")  # the order of Product.depths

@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from octosim import host as host_reader
-from octosim.efficiency import Factors
 from octosim.errors import OctosimError, suggest
+from octosim.hardware import detect as host_reader
+from octosim.hardware.efficiency import Factors
+from octosim.hardware.rates import Rates
 from octosim.numerics import ACCUMULATORS
-from octosim.rates import Rates
 from octosim.schema import Frozen, Positive, Text, first_problem
 from octosim.textfile import TOML_BYTES, parse_toml, read_text
 
@@ -382,7 +382,7 @@ def json_schema() -> dict[str, Any]:
 def _shipped() -> dict[str, Traversable]:
     """Profile name -> file: package data of a wheel, else the folder beside the package in a checkout."""
     package = importlib.resources.files("octosim") / "hwprofiles"
-    folder: Traversable = package if package.is_dir() else Path(__file__).resolve().parent.parent / "hwprofiles"
+    folder: Traversable = package if package.is_dir() else Path(__file__).resolve().parents[2] / "hwprofiles"
     if not folder.is_dir():
         raise OctosimError(f"{folder}: the folder of hardware profiles is missing, reinstall octosim")
     return {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
@@ -424,5 +424,5 @@ def is_here(device: Device, root: Path = Path("/"), machine: str = platform.mach
 
 
 def read_host(root: Path, machine: str) -> Device:
-    """`host()` of a file tree (see octosim.host.read)."""
+    """`host()` of a file tree (see octosim.hardware.detect.read)."""
     return Device.model_validate(host_reader.read(root, machine))

@@ -11,7 +11,7 @@ import numpy as np
 
 from octosim import cost
 from octosim.errors import OctosimError
-from octosim.hw import Device
+from octosim.hardware import Device
 from octosim.trace import Op
 
 COLOURS = {"int8": "#0072B2", "float32": "#E69F00", "float16": "#009E73"}  # Okabe-Ito

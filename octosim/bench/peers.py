@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim.engine import Network, nodes
+from octosim.engine import Network
 from octosim.engine.layers import (
     Add,
     BatchNorm,
@@ -21,6 +21,7 @@ from octosim.engine.layers import (
     ReLU,
     Stack,
 )
+from octosim.engine.network import nodes
 from octosim.errors import OctosimError
 
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, hostbench, peers
+from octosim import core
+from octosim.bench import calibrate, peers
 from octosim.errors import OctosimError
 from octosim.files import environment
 from octosim.numerics import ACCUMULATORS, Requantization, Rounding
@@ -172,7 +173,7 @@ def peak_ops_s(at_least: float = 0.0, tries: int = 5) -> float:
     """
     best = 0.0
     for _ in range(tries):
-        best = max(best, 2 * hostbench.peak_mac_s())
+        best = max(best, 2 * calibrate.peak_mac_s())
         if best >= at_least:
             break
     return best

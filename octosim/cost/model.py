@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octosim import efficiency, rates
-from octosim.efficiency import Factors
 from octosim.errors import OctosimError
-from octosim.hw import DTYPES, Device, Dtype, Engine
+from octosim.hardware import DTYPES, Device, Dtype, Engine, efficiency, rates
+from octosim.hardware.efficiency import Factors
 from octosim.trace import DTYPE_BYTES, Op
 
 BOUNDS = ("compute", "memory", "overhead")

@@ -15,11 +15,13 @@ from typing import Any
 
 import pyperf
 
-from octosim import core, cost, hostbench, hw, membench, peers
+from octosim import core, cost, hardware
+from octosim.bench import calibrate, peers
+from octosim.bench.clock import LR, Clock, Key, stepper
+from octosim.bench.memory import measure
 from octosim.engine import plan
 from octosim.errors import OctosimError
 from octosim.files import environment
-from octosim.stepclock import LR, Clock, Key, stepper
 from octosim.train import Config, Run
 
 FORMAT = 1
@@ -76,7 +78,7 @@ def _rows(costs: list[cost.OpCost], clock: Clock) -> list[dict[str, Any]]:
     return rows
 
 
-def _part(run: Run, device: hw.Device, here: bool, clock: Clock, totals: list[float]) -> dict[str, Any]:
+def _part(run: Run, device: hardware.Device, here: bool, clock: Clock, totals: list[float]) -> dict[str, Any]:
     """Prediction and measurement of one contestant.  here: whether the device is this machine."""
     threads = core.threads() if here or device.rates else None
     costs = cost.predict(plan.trace(run.network, run.config.batch_size), device, threads)
@@ -100,7 +102,7 @@ def _part(run: Run, device: hw.Device, here: bool, clock: Clock, totals: list[fl
 
 def step_bench(
     config: Config,
-    device: hw.Device,
+    device: hardware.Device,
     *,
     against: list[str],
     seconds: float,
@@ -143,7 +145,7 @@ def step_bench(
             clock.forget()
 
     _take_turns(steps, forget, seconds, progress)
-    here = hw.is_here(device)
+    here = hardware.is_here(device)
     record: dict[str, Any] = {
         "format": FORMAT,
         "kind": "bench",
@@ -166,7 +168,7 @@ def step_bench(
         }
     int8 = [op for op in plan.trace(runs[0].network, config.batch_size) if op.kind == "gemm" and op.dtype == "int8"]
     if int8:
-        peak = hostbench.peak_mac_s()
+        peak = calibrate.peak_mac_s()
         least = sum(op.macs for op in int8) / peak
         record["limit"] = {"peak_mac_s": peak, "time_s": least, "share": least / record["total"]["time_s"]}
     record["unstable"] = [
@@ -175,7 +177,7 @@ def step_bench(
         if (s := _spread(values))["p75_s"] - s["p25_s"] > UNSTABLE * s["median_s"]
     ]
     if memory:
-        record["memory"] = membench.measure(config, against, core.threads())
+        record["memory"] = measure(config, against, core.threads())
     record["command"] = command
     if raw:
         _write_pyperf(raw, {config.method: totals[0], **({"fp32": totals[1]} if len(runs) > 1 else {}),

@@ -7,7 +7,7 @@ nobody measured, by arithmetic, and under [device.NAME] those of a device with m
 from __future__ import annotations
 
 import functools
-import importlib.resources
+from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
@@ -58,11 +58,11 @@ class Factors(Frozen):
 @functools.cache
 def shipped() -> dict[str, dict[str, Factors]]:
     """Device name -> arithmetic -> factors, as fitted; "pool" is the device that nobody measured."""
-    file = importlib.resources.files("octosim") / "efficiency.toml"
+    file = Path(__file__).with_name("efficiency.toml")
     try:
         return parse(parse_toml(file.read_text(encoding="utf-8"), file.name))
     except (OSError, OctosimError, ValidationError) as error:
-        raise OctosimError(f"octosim/efficiency.toml cannot be used, reinstall octosim ({error})") from None
+        raise OctosimError(f"octosim/hardware/efficiency.toml cannot be used, reinstall octosim ({error})") from None
 
 
 def parse(data: dict[str, Any]) -> dict[str, dict[str, Factors]]:

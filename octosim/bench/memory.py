@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, data, engine, graph, peers
+from octosim import core, data, engine, graph
+from octosim.bench import peers
 from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
 from octosim.train import Config, Run

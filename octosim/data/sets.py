@@ -1,18 +1,11 @@
-"""Data sets: files checked by SHA-256, from the package, from OCTOSIM_DATA or from the cache of `octosim data fetch`.
-
-MNIST and its kin are four idx files; CIFAR-10 is six pickles of Python 2, which are read without running any of them.
-"""
+"""Data sets: files checked by SHA-256, from the package, from OCTOSIM_DATA or from the cache of `octosim data fetch`."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.resources
-import io
 import lzma
 import os
-import pickle
-import struct
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -22,6 +15,8 @@ from typing import Any
 import numpy as np
 import pooch
 
+from octosim.data.cifar import parse_batch
+from octosim.data.idx import parse_idx
 from octosim.errors import OctosimError, suggest
 
 Array = np.ndarray[Any, Any]
@@ -110,11 +105,11 @@ class Dataset:
 # ---- where a set is --------------------------------------------------
 
 
-def _cache() -> Path:
+def cache() -> Path:
     return Path(pooch.os_cache("octosim"))
 
 
-def _resolve(name: str) -> tuple[str, Source]:
+def resolve(name: str) -> tuple[str, Source]:
     """The set's own name, for an alias too, and its source."""
     name = ALIASES.get(name, name)
     if name not in SOURCES:
@@ -126,8 +121,8 @@ def _places(name: str) -> list[tuple[str, Path]]:
     """(kind of place, folder or archive) that may hold a data set, in the order of search."""
     source = SOURCES[name]
     if source.url is None:
-        return [("package", Path(str(importlib.resources.files("octosim"))) / "datasets" / name)]
-    roots = [("cache", _cache())]
+        return [("package", Path(__file__).parent / "datasets" / name)]
+    roots = [("cache", cache())]
     if os.environ.get("OCTOSIM_DATA"):
         roots.insert(0, ("OCTOSIM_DATA", Path(os.environ["OCTOSIM_DATA"])))
     held = (name,) if source.archive is None else (BATCH_FOLDER, f"{BATCH_FOLDER}.tar.xz", source.archive[0])
@@ -151,74 +146,6 @@ def _lacks(path: Path, source: Source) -> str:
 def _find(name: str) -> tuple[str, Path] | None:
     """The first place that has all files of a data set."""
     return next(((place, path) for place, path in _places(name) if not _lacks(path, SOURCES[name])), None)
-
-
-# ---- what the files say --------------------------------------------------
-
-
-def parse_idx(path: Path, content: bytes) -> Array:
-    """The uint8 array of an idx file's bytes; OctosimError names the file where they are not one."""
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08" or not 1 <= content[3] <= 4:
-        raise OctosimError(
-            f"{path} is not an idx file of bytes: it starts with {content[:4].hex() or 'nothing'}, expected 000008 and 01 to 04"
-        )
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise OctosimError(f"{path} is truncated: its header ends after {len(content)} bytes, expected {start}")
-    shape = struct.unpack(f">{content[3]}I", content[4:start])
-    expected = int(np.prod(shape, dtype=object))
-    if len(content) - start != expected:
-        raise OctosimError(f"{path}: the header says {expected} bytes of data, the file has {len(content) - start}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-class _Stand:
-    """Stands for numpy's array and dtype in a pickle: keeps what it is given, does nothing.
-
-    The real ones are no safe choice: numpy.dtype's __setstate__ can change a dtype that the whole process shares.
-    """
-
-    state: Any = None
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Admits the three names of a CIFAR-10 batch, as stands; so a pickle can build containers, and call nothing."""
-
-    admitted = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.admitted:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs; refused")
-        return _Stand
-
-
-def parse_batch(path: Path, content: bytes) -> tuple[Array, Array]:
-    """Images uint8 (N, 32, 32, 3) and labels uint8 (N,) of a CIFAR-10 batch's bytes (protocol 2, from Python 2).
-
-    Raises OctosimError, naming the file, for anything else; a pickle that asks for other names than a batch's is refused.
-    Source: the layout on the data set's page, cs.toronto.edu/~kriz/cifar.html: a row is 1024 red, green, blue bytes.
-    """
-    try:
-        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a broken pickle may raise nearly anything
-        raise OctosimError(f"{path} is not a CIFAR-10 batch: {error or type(error).__name__}") from None
-    data, labels = (batch.get(b"data"), batch.get(b"labels")) if isinstance(batch, dict) else (None, None)
-    match data.state if isinstance(data, _Stand) else None:
-        # version, shape, dtype, whether columns come first, bytes: what numpy.ndarray.__reduce__ keeps
-        case (1, (int(rows), 3072), _Stand(arguments=(b"u1", *_)), False, bytes(pixels)) if len(pixels) == rows * 3072:
-            pass
-        case _:
-            raise OctosimError(f"{path}: its 'data' are not uint8 rows of 3072, as expected of a CIFAR-10 batch")
-    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 256 for label in labels):
-        raise OctosimError(f"{path}: its 'labels' are not a list of small integers, as expected of a CIFAR-10 batch")
-    images = np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), np.array(labels, np.uint8)
 
 
 # ---- reading --------------------------------------------------
@@ -300,7 +227,7 @@ def load(name: str) -> Dataset:
 
     Raises OctosimError for an unknown name, a set that is not there (with both remedies), a wrong checksum, a broken file.
     """
-    name, source = _resolve(name)
+    name, source = resolve(name)
     found = _find(name)
     if found is None:
         looked = "; ".join(f"{path}: {_lacks(path, source)}" for _, path in _places(name))
@@ -331,40 +258,3 @@ def available() -> list[dict[str, Any]]:
             "found": found[0] if found else "no; octosim data fetch " + name,
         })  # fmt: skip
     return rows
-
-
-# ---- fetching --------------------------------------------------
-
-
-def _why(error: BaseException) -> str:
-    """The root of a failed download in a few words; the chain above it is the HTTP library's inner life."""
-    if isinstance(error, ValueError) and "does not match the known hash" in str(error):
-        return "what came has not the expected sha256"
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.splitlines()[0]
-
-
-def fetch(name: str, progress: bool = False) -> Path:
-    """Downloads a data set into the cache, by checksum; returns its folder, or its archive where it is one.
-
-    A file that fails its checksum or a lost connection leaves nothing half-written, and raises OctosimError; what is there
-    already is not downloaded again.
-    """
-    name, source = _resolve(name)
-    if source.url is None:
-        raise OctosimError(f"data set {name} is in the package: there is nothing to fetch")
-    if source.archive is None:
-        folder, wanted = _cache() / name, list(zip(source.files, source.sha256, strict=True))
-    else:
-        folder, wanted = _cache(), [source.archive]
-    for file, digest in wanted:
-        try:
-            pooch.retrieve(
-                source.url + file, f"sha256:{digest}", fname=file, path=folder,
-                downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30),
-            )  # fmt: skip
-        except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: the checksum
-            raise OctosimError(f"could not fetch {source.url}{file}: {_why(error)}") from None
-    return folder if source.archive is None else folder / source.archive[0]

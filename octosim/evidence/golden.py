@@ -20,7 +20,7 @@ from octosim.errors import OctosimError, suggest
 from octosim.files import write_atomic
 from octosim.numerics import Accumulator, Rounding, fixed_point
 
-CHECKER = Path(__file__).parent / "templates" / "golden_check.c"
+CHECKER = Path(__file__).with_name("golden_check.c")
 SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums' name in both files
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from octosim import cost
 from octosim.cost import OpCost
-from octosim.hw import Device
+from octosim.hardware import Device
 from octosim.trace import Op
 
 PAYS = 1.05

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from octosim import cost
-from octosim.efficiency import Factors
 from octosim.errors import OctosimError
-from octosim.hw import Device
+from octosim.hardware import Device
+from octosim.hardware.efficiency import Factors
 from octosim.textfile import read_csv
 from octosim.trace import DTYPE_BYTES, Op, with_winograd
 
-Array = cost.Array
+Array = np.ndarray[Any, Any]
 
 PRIOR = {
     # (value, standard deviation of its logarithm): shares of a peak, then the order of published latencies
@@ -397,9 +397,9 @@ def _ops_of(
     dtype: Literal["float32", "float16"] = "float16" if narrow else "float32"
     path = int8_path if row.is_int8 else dtype
     if row.network.endswith(".onnx"):
-        from octosim import onnx_trace
+        from octosim.cost import onnx as onnx_ops
 
-        return onnx_trace.ops(Path(row.network), dtype="int8" if row.is_int8 else dtype), path
+        return onnx_ops.ops(Path(row.network), dtype="int8" if row.is_int8 else dtype), path
     if row.network not in nets:
         raise OctosimError(f"network {row.network!r} is neither in the table of layers nor the path of an .onnx file")
     stack, other = nets[row.network]

@@ -1,0 +1,30 @@
+"""What a step costs on a device: time, energy and memory from its operations."""
+
+from octosim.cost.model import (
+    ASSUMED_EFFICIENCY,
+    BACKWARD_SPREAD,
+    INTERVAL,
+    KINDS,
+    PADDING,
+    PARAMETERS,
+    SOFTWARE_SPREAD,
+    OpCost,
+    Prepared,
+    cost_json,
+    factors_of,
+    kind_of,
+    path_of,
+    predict,
+    prepare,
+    systolic_cycles,
+    systolic_folds,
+    times,
+    total,
+    vector,
+)
+
+__all__ = [
+    "ASSUMED_EFFICIENCY", "BACKWARD_SPREAD", "INTERVAL", "KINDS", "PADDING", "PARAMETERS", "SOFTWARE_SPREAD", "OpCost",
+    "Prepared", "cost_json", "factors_of", "kind_of", "path_of", "predict", "prepare", "systolic_cycles", "systolic_folds",
+    "times", "total", "vector",
+]  # fmt: skip

@@ -1,0 +1,6 @@
+"""Data sets: where they are found, what their files say, and the batches made of them."""
+
+from octosim.data.fetch import fetch
+from octosim.data.sets import ALIASES, SOURCES, Dataset, Source, available, load
+
+__all__ = ["ALIASES", "SOURCES", "Dataset", "Source", "available", "fetch", "load"]

@@ -1,0 +1,44 @@
+"""Downloads of data sets into the cache, by checksum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pooch
+
+from octosim.data import sets
+from octosim.errors import OctosimError
+
+
+def _why(error: BaseException) -> str:
+    """The root of a failed download in a few words; the chain above it is the HTTP library's inner life."""
+    if isinstance(error, ValueError) and "does not match the known hash" in str(error):
+        return "what came has not the expected sha256"
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+def fetch(name: str, progress: bool = False) -> Path:
+    """Downloads a data set into the cache, by checksum; returns its folder, or its archive where it is one.
+
+    A file that fails its checksum or a lost connection leaves nothing half-written, and raises OctosimError; what is there
+    already is not downloaded again.
+    """
+    name, source = sets.resolve(name)
+    if source.url is None:
+        raise OctosimError(f"data set {name} is in the package: there is nothing to fetch")
+    if source.archive is None:
+        folder, wanted = sets.cache() / name, list(zip(source.files, source.sha256, strict=True))
+    else:
+        folder, wanted = sets.cache(), [source.archive]
+    for file, digest in wanted:
+        try:
+            pooch.retrieve(
+                source.url + file, f"sha256:{digest}", fname=file, path=folder,
+                downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30),
+            )  # fmt: skip
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: the checksum
+            raise OctosimError(f"could not fetch {source.url}{file}: {_why(error)}") from None
+    return folder if source.archive is None else folder / source.archive[0]
