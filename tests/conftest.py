@@ -11,9 +11,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: threads beside them would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from octosim import core  # noqa: E402
+from kit.isas import ISAS  # noqa: E402
 
-ISAS = [name for name, supported in core.isas().items() if supported]
+from octosim import core  # noqa: E402
 
 
 @pytest.fixture(params=[(isa, threads) for isa in ISAS for threads in (1, 2)], ids=lambda p: f"{p[0]}-{p[1]}")
@@ -39,8 +39,8 @@ def each_isa() -> Iterator[list[tuple[str, int]]]:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """test_study.LONG, undisturbed."""
-    from test_cli import octosim
-    from test_study import LONG, file
+    from kit.cli import octosim
+    from kit.studies import LONG, file
 
     folder = tmp_path_factory.mktemp("long")
     done = octosim("study", str(file(folder, LONG)), "--jobs", "2", "--out", "whole", folder=folder)

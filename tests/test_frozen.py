@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ISAS
 from kit import costs, digests
+from kit.isas import ISAS
 
 from octosim import core
 from octosim.methods import METHODS

@@ -9,7 +9,7 @@ from octosim.errors import OctosimError
 
 
 class Rounding(Enum):
-    """How a real number becomes an integer; tests/test_codes.py has the truth table of each."""
+    """How a real number becomes an integer; tests/core/test_codes.py has the truth table of each."""
 
     HALF_EVEN = "half-even"  # to the nearest, ties to the even one (IEEE 754 roundTiesToEven)
     HALF_AWAY = "half-away"  # to the nearest, ties away from zero (C's round(); NITI's RoundShift)

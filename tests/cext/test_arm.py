@@ -1,0 +1,163 @@
+"""The Arm variants, executed: cross-compiled and run by qemu-aarch64 as processors that have more and more of the instructions.
+
+Needs the Debian packages qemu-user (or qemu-user-static), gcc-aarch64-linux-gnu and libc6-dev-arm64-cross.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kit.isas import ISAS
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(str(path) for path in (ROOT / "cext").glob("*.c"))
+# processor -> what dispatch must choose, by the features alone
+CPUS = {"cortex-a53": "neon", "cortex-a72": "neon", "cortex-a76": "dotprod", "max": "i8mm"}
+ROWS = ["ref", "neon", "dotprod", "i8mm"]
+GCC = "aarch64-linux-gnu-gcc"
+
+each_cpu = pytest.mark.parametrize("cpu", [cpu for cpu in CPUS if cpu != "cortex-a72"])  # one for each row
+
+
+def need(*programs: str) -> str:
+    """The path of the first of these programs that there is; otherwise the test is skipped."""
+    for program in programs:
+        if found := shutil.which(program):
+            return found
+    pytest.skip(f"{' or '.join(programs)} is not installed")
+
+
+def emulate(cpu: str, program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    qemu = need("qemu-aarch64", "qemu-aarch64-static")
+    command = [qemu, "-L", "/usr/aarch64-linux-gnu", "-cpu", cpu, str(program), *arguments]
+    environment = {"ASAN_OPTIONS": "detect_leaks=0", **os.environ}  # the leak check needs ptrace, which qemu has not
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def check(cpu: str, program: Path, *arguments: str) -> None:
+    """Runs checkasm as `cpu`: the right row chosen, this and the rows before it tested, the others left alone."""
+    done = emulate(cpu, program, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith(f"this CPU uses {CPUS[cpu]}")
+    assert [line.split()[0] for line in lines[1:-1]] == ROWS[: ROWS.index(CPUS[cpu]) + 1]
+    assert lines[-1].endswith(" 0 failed") and not lines[-1].startswith("checkasm: 0 ")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """compiled(flags ...): checkasm for Arm, built once for each set of flags."""
+    compiler, folder = need(GCC), tmp_path_factory.mktemp("arm")
+    probe = [compiler, "-x", "c", "-include", "stdio.h", "/dev/null", "-fsyntax-only"]
+    if subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip(f"{GCC} has no C library (package libc6-dev-arm64-cross)")
+
+    @functools.cache
+    def build(*flags: str) -> Path:
+        out = folder / f"checkasm{len(list(folder.iterdir()))}"
+        done = subprocess.run([compiler, *flags, *SOURCES, "-o", str(out)], capture_output=True, text=True)
+        assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+        return out
+
+    return build
+
+
+@pytest.mark.parametrize(("cpu", "flags"), [(cpu, "-O3 -fno-math-errno") for cpu in CPUS])
+def test_checkasm(cpu: str, flags: str, compiled: Callable[..., Path]) -> None:
+    """Every kernel that the processor can run equals ref; dispatch goes by the processor's features."""
+    check(cpu, compiled("-static", "-Wall", "-Wextra", *flags.split()), "--rounds", "16", "--seed", "6")
+
+
+def test_sanitizers(compiled: Callable[..., Path]) -> None:
+    """Reads and writes beyond operands, undefined behaviour; the largest processor runs every row."""
+    program = compiled("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover")
+    check("max", program, "--rounds", "8", "--seed", "7")
+
+
+def test_no_fused_multiply_add(compiled: Callable[..., Path]) -> None:
+    """AArch64 always has fused multiply-add and gcc uses it unless told otherwise: the sources tell, no flag is needed."""
+    library = compiled("-O3", "-shared", "-fPIC")
+    disassemble = [need("aarch64-linux-gnu-objdump"), "-d", str(library)]
+    listing = subprocess.run(disassemble, capture_output=True, text=True, check=True).stdout
+    assert "\tfmul\t" in listing
+    assert not [line for line in listing.splitlines() if any(f"\t{op}\t" in line for op in ("fmadd", "fmla", "fmsub", "fmls"))]
+
+
+TRAIN = """
+import sys
+from octosim import core, train
+core.set_threads(int(sys.argv[1]))
+run = train.Run(train.Config(model="lenet5", data="fashion-mnist-5k", method="octo", batch_size=32, seed=7))
+for _ in range(20):
+    loss = run.train_step()
+print(core.isa(), run.digest(), loss.hex())
+"""
+
+# With flush-to-zero and rounding toward zero set in FPCR, as a library in the same process may leave it.
+HOSTILE = "from octosim.core import call\ncall.lib.octo_float_leave(1 << 24 | 3 << 22)" + TRAIN
+
+# Wider and deeper than what the kernels pack at a time, and deeper than one job: checkasm's products are smaller.
+PRODUCTS = """
+import hashlib, sys
+import numpy as np
+from octosim import core
+core.set_threads(int(sys.argv[1]))
+total, random = hashlib.sha256(), np.random.default_rng(3)
+for m, k, n in ((5, 1000, 300), (100, 300, 900), (7, 24577, 40), (3, 60000, 20), (1, 130000, 1)):
+    for low in (-128, -127):
+        a = random.integers(low, 128, (m, k), np.int8)
+        b = random.integers(low, 128, (k, n), np.int8)
+        b[:, 0], a[0] = low, low
+        for ta in (False, True):
+            for tb in (False, True):
+                c = core.gemm(np.ascontiguousarray(a.T) if ta else a, np.ascontiguousarray(b.T) if tb else b,
+                              transpose_a=ta, transpose_b=tb)
+                total.update(c.tobytes())
+print(core.isa(), total.hexdigest())
+"""
+
+
+def outcome(command: list[str], program: str, threads: int, **environment: str) -> tuple[str, ...]:
+    """What the program prints: the instruction set that it used and its result."""
+    done = subprocess.run([*command, "-c", program, str(threads)], capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tuple(done.stdout.split())
+
+
+@functools.cache
+def native(program: str) -> tuple[str, ...]:
+    """The result on this machine, the same with each of its instruction sets and any number of threads."""
+    runs = {(name, n): outcome([sys.executable], program, n, OCTOSIM_ISA=name) for name in ISAS for n in (1, 2, 3)}
+    assert all(run[0] == name for (name, _), run in runs.items()) and len({run[1:] for run in runs.values()}) == 1, runs
+    return runs["ref", 1][1:]
+
+
+@functools.cache
+def arm_python() -> Path | str:
+    """A CPython for Arm with octosim in it, or why there is none."""
+    folder = ROOT / "build" / "arm64"
+    command = ["bash", str(ROOT / "tools" / "arm64_python.sh"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
+    if done.returncode == 77:
+        return done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "python"
+
+
+@each_cpu
+@pytest.mark.parametrize("program", [TRAIN, HOSTILE, PRODUCTS], ids=["lenet5-octo-20-steps", "hostile-fpcr", "large-products"])
+def test_same_result_under_arm_python(cpu: str, program: str) -> None:
+    """To the bit: the weights and optimizer state of LeNet-5 after 20 steps with Octo; products in several blocks."""
+    plain = TRAIN if program is HOSTILE else program
+    python = arm_python()
+    if isinstance(python, str):
+        pytest.skip(python)
+    threads = 2 if cpu == "max" else 1
+    assert outcome([str(python)], program, threads, QEMU_CPU=cpu, OCTOSIM_ISA="") == (CPUS[cpu], *native(plain))

@@ -1,0 +1,88 @@
+"""The C core on its own: bare compilers, checkasm, sanitizers, valgrind, symbols."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from octosim import core
+
+CEXT = Path(__file__).resolve().parents[2] / "cext"
+SOURCES = sorted(str(path) for path in CEXT.glob("*.c"))
+COMPILERS = list({os.path.realpath(shutil.which(name) or name): name for name in ("gcc", "cc", "clang")}.values())  # once each
+
+
+def build(out: Path, compiler: str, *flags: str) -> Path:
+    if not shutil.which(compiler):
+        pytest.skip(f"{compiler} is not installed")
+    done = subprocess.run([compiler, *flags, *SOURCES, "-o", str(out)], capture_output=True, text=True)
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    return out
+
+
+def check(program: Path, *arguments: str) -> str:
+    done = subprocess.run([str(program), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("checkasm: ") and last.endswith(" 0 failed") and not last.startswith("checkasm: 0 ")
+    return done.stdout
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_bare_compiler(compiler: str, tmp_path: Path) -> None:
+    """cc -O2 cext/*.c: no other flag, no library, no warning; every kernel of every instruction set equals ref."""
+    output = check(build(tmp_path / "checkasm", compiler, "-O2", "-Wall", "-Wextra"), "--rounds", "100", "--seed", "2")
+    for name, supported in core.isas().items():
+        assert (f"\n{name} " in output) == supported
+
+
+def test_with_threads_and_vectorizer(tmp_path: Path) -> None:
+    """The flags that the extension is built with."""
+    check(build(tmp_path / "checkasm", "cc", "-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno"), "--seed", "3")
+
+
+def test_sanitizers(tmp_path: Path) -> None:
+    program = build(tmp_path / "checkasm", "cc", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover")
+    check(program, "--rounds", "30", "--seed", "4")
+
+
+def test_valgrind(tmp_path: Path) -> None:
+    """Uninitialized reads; valgrind has no AVX-512, so this covers ref and AVX2."""
+    if not shutil.which("valgrind"):
+        pytest.skip("valgrind is not installed")
+    program = build(tmp_path / "checkasm", "cc", "-O1", "-g")
+    command = ["valgrind", "-q", "--error-exitcode=9", str(program), "--rounds", "12", "--seed", "5"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+def test_a_wrong_kernel_is_found(tmp_path: Path) -> None:
+    """The harness itself: with one constant of a variant changed, checkasm must fail and name kernel and element."""
+    for path in CEXT.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    source = tmp_path / "x86_avx2.c"
+    text = source.read_text()
+    assert "_mm256_madd_epi16(x, b1)" in text
+    source.write_text(text.replace("_mm256_madd_epi16(x, b1)", "_mm256_madd_epi16(x, b0)"))
+    if not core.isas().get("avx2"):
+        pytest.skip("this CPU has no AVX2")
+    program = tmp_path / "checkasm"
+    subprocess.run(["cc", "-O1", *map(str, sorted(tmp_path.glob("*.c"))), "-o", str(program)], check=True)
+    done = subprocess.run([str(program), "--isa", "avx2"], capture_output=True, text=True)
+    assert done.returncode == 1 and "avx2 gemm_s8: element" in done.stderr
+
+
+def test_every_symbol_is_ours(tmp_path: Path) -> None:
+    """A program that links the core must not meet a name like `threads` or `tile`."""
+    for source in SOURCES:
+        subprocess.run(["cc", "-O1", "-c", source, "-o", str(tmp_path / (Path(source).stem + ".o"))], check=True)
+    objects = [str(path) for path in tmp_path.glob("*.o")]
+    listing = subprocess.run(["nm", "-g", "--defined-only", *objects], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[2] for line in listing.splitlines() if len(line.split()) == 3}
+    assert len(names) > 50
+    assert {name for name in names if not name.startswith("octo_")} == {"main"}

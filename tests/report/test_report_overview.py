@@ -1,0 +1,183 @@
+"""The first screen: states of runs, sentences made from known records, ratios, what is cut off."""
+
+import json
+import math
+import re
+
+import pytest
+from kit.pages import make_run
+
+from octosim import hardware
+from octosim.report import overview, read, states, tables, write_report
+from octosim.report.devices import prices
+
+
+def runs_of(folder):
+    found = read.read_all([folder])
+    assert not found.skipped
+    return found.runs
+
+
+def set_accuracy(run, *values):
+    """Rewrites a run's last evaluations; one line a value."""
+    path = run / "records.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [{key: v for key, v in line.items() if not key.startswith("test_")} for line in lines]
+    for line, value in zip(lines[-len(values) :], values, strict=True):
+        line["test_accuracy"] = value
+        line["test_loss"] = 1.0
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def set_classes(run, units, images):
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["decides"]["layers"] = [{"kind": "Flatten"}, {"kind": "Linear", "units": units}]
+    manifest["decides"]["method"]["parameters"] = {}
+    manifest["decides"]["data"]["test_images"] = images
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """fp32 at 80 %, good within 0.1 points of it, worse 2 points below, stuck at chance twice in three, gone by divergence."""
+    folder = tmp_path / "study"
+    accuracies = {
+        "fp32": (0.80, 0.81, 0.79), "octo": (0.801, 0.809, 0.79), "niti": (0.78, 0.791, 0.77), "dorefa": (0.1, 0.69, 0.1),
+    }  # fmt: skip
+    folder_names: list[str] = []
+    for method, values in accuracies.items():
+        for seed, value in enumerate(values):
+            run = make_run(folder / f"{method}-{seed}", seed=seed, method=method, digest="0123456789abcdef"[len(folder_names)])
+            folder_names.append(run.name)
+            set_accuracy(run, value)
+            set_classes(run, 10, 1000)
+    gone = make_run(folder / "gone", method="wage", digest="")
+    set_classes(gone, 10, 1000)
+    rows = [{"name": name.name, "state": "finished", "reason": ""} for name in folder.iterdir() if name.name != "gone"]
+    reason = "step 18, layer conv2, forward: a value is NaN or infinite; a smaller --lr may help"
+    rows.append({"name": "gone", "state": "broken", "reason": reason})
+    content = {"format": 1, "kind": "study", "title": "Which [holds]?", "about": "Asked\nhere.", "rows": rows}
+    (folder / "study.json").write_text(json.dumps(content))
+    return folder
+
+
+def task_of(folder, *profiles):
+    groups, _ = tables.group_runs(runs_of(folder))
+    priced, _ = prices(groups, [hardware.load(name) for name in profiles])
+    (task,) = overview.tasks(groups, priced)
+    return task
+
+
+def test_states(study):
+    kinds = {run.name: states.state_of(run) for run in runs_of(study)}
+    assert kinds["fp32-0"].kind == "finished" and kinds["dorefa-1"].kind == "finished"
+    assert kinds["dorefa-0"].kind == kinds["dorefa-2"].kind == "at chance"
+    assert kinds["gone"].kind == "diverged" and kinds["gone"].detail.endswith("layer conv2")
+
+
+@pytest.mark.parametrize("units, images, accuracy, kind", [
+    (10, 10_000, 0.105, "at chance"), (10, 10_000, 0.112, "finished"), (2, 100, 0.6, "at chance"), (2, 10_000, 0.6, "finished"),
+    (100, 1000, 0.015, "at chance"), (100, 1000, 0.03, "finished"),
+])  # fmt: skip
+def test_chance_depends_on_classes_and_images(tmp_path, units, images, accuracy, kind):
+    run = make_run(tmp_path / "runs" / "a")
+    set_accuracy(run, accuracy)
+    set_classes(run, units, images)
+    assert states.state_of(runs_of(tmp_path / "runs")[0]).kind == kind
+
+
+@pytest.mark.parametrize("reason, kind", [
+    ("its process ended with exit code -9", "broken"), ("step 4, layer fc1, dW: a value is NaN or infinite", "diverged"),
+    ("", "unfinished"),
+])  # fmt: skip
+def test_state_of_what_did_not_finish(tmp_path, reason, kind):
+    folder = tmp_path / "study"
+    make_run(folder / "a", digest="")
+    rows = [{"name": "a", "state": "broken", "reason": reason}]
+    (folder / "study.json").write_text(json.dumps({"format": 1, "kind": "study", "rows": rows}))
+    assert states.state_of(runs_of(folder)[0]).kind == kind
+
+
+def test_sentences_are_true_of_known_records(study):
+    task = task_of(study)
+    assert [group.label for group in task.groups] == ["fp32", "octo", "niti", "dorefa", "wage"]
+    accuracy, failures = overview.sentences([task])
+    assert "the reference fp32 reaches 80.00 % (3 seeds)" in accuracy
+    assert "no difference shown for octo" in accuracy and "below it niti (1.97 points)" in accuracy
+    assert "too few seeds to say of dorefa (-12.00)" in accuracy  # its only seed that learned, against fp32's same seed
+    assert re.fullmatch(r"dorefa stayed at chance in 2 of 3 runs; wage diverged \(step \d+, layer conv2\)\.", failures)
+
+
+def test_failures_of_nothing(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path / "runs" / str(seed), seed=seed, digest=str(seed))
+    assert overview.failures_sentence([task_of(tmp_path / "runs")]) == "All 2 runs finished, above chance."
+
+
+def test_table_has_no_cost_of_a_training_that_did_not_end(study):
+    task = task_of(study, "pi4")
+    table = overview.task_table(task)
+    heads = table.heads
+    row = {cells[0].text: dict(zip(heads, (cell.text for cell in cells), strict=True)) for cells in table.rows}
+    joules = next(head for head in heads if head.endswith(": J"))
+    assert row["wage"][joules] == tables.DASH and row["wage"]["Accuracy"] == tables.DASH
+    assert row["wage"]["State"].startswith("diverged") and row["dorefa"]["State"] == "2 of 3 at chance"
+    assert row["dorefa"]["Seeds"] == "1 of 3" and float(row["octo"][joules].replace(",", "")) > 0
+    assert sum(columns for _, columns in table.bands) == len(table.columns)
+
+
+def test_ratio_of_independent_predictions(study):
+    task = task_of(study, "pi4")
+    by = task.prices["raspberry-pi-4"]
+    base, octo = by[id(task.groups[0])], by[id(task.groups[1])]
+    found = overview.ratio(octo, base)
+    assert found.value == pytest.approx(octo.step["time_s"] / base.step["time_s"])
+    width = math.hypot(*(math.log(p.step["time_high_s"] / p.step["time_s"]) for p in (octo, base)))
+    assert math.log(found.high / found.value) == pytest.approx(width)
+    assert overview.Ratio(0.5, 0.3, 0.9).told == "faster" and overview.Ratio(0.9, 0.7, 1.1).told == "cannot be told"
+
+
+def test_useful_range_leaves_out_what_is_far_off():
+    low, high = overview.useful_range([81.0, 81.5, 82.0, 82.2, 82.4, 83.0, 10.0])
+    assert 80 < low < 81 and 83 < high < 84
+    low, high = overview.useful_range([50.0, 60.0])
+    assert low < 50 and high > 60
+
+
+@pytest.mark.parametrize("wanted", [[1.0, 1.0, 1.0], [5.0, 0.0, 5.0, 5.01], [0.5], [9.9, 9.95, 10.0]])
+def test_labels_do_not_overlap(wanted):
+    places = overview._apart(wanted, 1.0, 0.0, 10.0)
+    ordered = sorted(places)
+    assert all(b - a >= 1.0 - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(0 <= place <= 10 for place in places)
+    assert sorted(range(len(wanted)), key=lambda i: wanted[i]) == sorted(range(len(wanted)), key=lambda i: places[i])
+
+
+def test_constant_columns_go_into_the_caption():
+    cell = tables.Cell
+    table = tables.Table("Two.", (("A", "text"), ("B", "text"), ("C", "number")),
+                         [[cell("x"), cell("same"), cell("1", 1)], [cell("x"), cell("same"), cell("1", 1)]])  # fmt: skip
+    slim = tables.without_constants(table)
+    assert [title for title, _ in slim.columns] == ["A", "C"] and slim.caption == "Two. The same in all rows: B: same."
+    assert [[c.text for c in row] for row in slim.rows] == [["x", "1"], ["x", "1"]]
+
+
+def test_page_opens_with_the_study_and_its_answer(study, tmp_path):
+    for name in ("page.html", "page.md"):
+        write_report([study], tmp_path / name, command="c", profiles=["pi4", "jetson"], pictures=tmp_path / "figs")
+        text = (tmp_path / name).read_text()
+        plain = re.sub(r"\\(.)", r"\1", text) if name.endswith(".md") else text
+        assert "Which [holds]?" in plain and "Asked here." in plain
+        order = ("Which [holds]?", "the reference fp32 reaches", "Accuracy against time", "Over seeds")
+        places = [plain.index(part) for part in order]
+        assert places == sorted(places)
+    names = {path.name for path in (tmp_path / "figs").iterdir()}
+    assert any(name.startswith("accuracy-against-time") for name in names) and any("training-loss" in name for name in names)
+    assert len({name.lower() for name in names}) == len(names)
+
+
+def test_damaged_study_file_is_skipped(study, tmp_path):
+    (study / "study.json").write_text('{"format": 1, "kind": "study", "rows": [{"name": 3}]}')
+    found = read.read_all([study])
+    assert len(found.runs) == 13 and [path for path, _ in found.skipped] == [str(study / "study.json")]
