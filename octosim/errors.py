@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_WORDS = 20
+"""Known words that a hint lists."""
+
 
 class OctosimError(Exception):
     """Bad input: one clear sentence naming the file, the field and what was expected.
@@ -13,8 +16,25 @@ class OctosimError(Exception):
     """
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean "X"?' where a known word is near, else ' (known: ...)'; to be added to an error's sentence."""
+def suggest(word: str, known: Iterable[str], listing: str = "") -> str:
+    """A hint to be added to an error's sentence: "; did you mean 'X'?" where a known word is near, else the known words.
+
+    Case and punctuation do not count, and a part of a word is near (16: acc16).  listing: the command that prints all known
+    words; it is named in place of more than MOST_WORDS.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, 1)
-    return f"; did you mean '{near[0]}'?" if near else f" (known: {', '.join(names)})"
+    letters = {name: _letters(name) for name in names}
+    wanted = _letters(word[:100])
+    near = [name for name in names if letters[name] == wanted]
+    near = near or difflib.get_close_matches(word[:100].casefold(), names, 1)
+    near = near or [name for name in names if letters[name] in difflib.get_close_matches(wanted, letters.values(), 1)]
+    near = near or sorted((name for name in names if len(wanted) > 1 and wanted in letters[name]), key=len)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    if listing and len(names) > MOST_WORDS:
+        return f"; {listing} prints the {len(names)} known names"
+    return f" (known: {', '.join(names)})"
+
+
+def _letters(word: str) -> str:
+    return "".join(filter(str.isalnum, word.casefold()))

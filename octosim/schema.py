@@ -30,6 +30,9 @@ def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
     problems = extras + [
         p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)
     ]
+    unknown = [_dotted(p["loc"]) for p in extras]
+    if len(problems) == len(unknown) > 1:
+        return f"unknown fields {', '.join(unknown[:6])}" + (f" and {len(unknown) - 6} more" if len(unknown) > 6 else "")
     more = len(problems) - 1
     return _describe(root, dict(problems[0])) + (f" (and {more} more)" if more else "")
 

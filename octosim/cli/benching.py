@@ -13,6 +13,7 @@ from octosim.cli.terminal import (
     MODEL,
     AsJson,
     Threads,
+    check_output,
     command_line,
     count_text,
     hint,
@@ -64,6 +65,9 @@ def bench(
     from octosim import train as trainer
     from octosim.files import write_atomic
 
+    check_output("--out", out)
+    check_output("--pyperf", pyperf)
+    check_output("--plot", plot, ".png", ".svg")
     device = hardware.load(profile)
     use_threads(threads)
     if seconds is not None and not 0 < seconds <= 3600:

@@ -21,12 +21,15 @@ def methods_list(ctx: typer.Context, json_: AsJson = False) -> None:
 
     Example: octosim methods show octo
     """
-    if ctx.invoked_subcommand is not None:
-        return
+    if ctx.invoked_subcommand is None:
+        _list_methods(json_)
+
+
+def _list_methods(as_json: bool) -> None:
     from octosim import methods
 
     rows = [methods.about(name) for name in methods.METHODS]
-    if json_:
+    if as_json:
         print_json([{key: value for key, value in row.items() if key not in ("doc", "parameters")} for row in rows])
         return
     table = Table("method", "what it does", "paper")
@@ -38,6 +41,12 @@ def methods_list(ctx: typer.Context, json_: AsJson = False) -> None:
     for row in rows:
         table.add_row(row["name"], *(row["bits"][role] for role in roles))
     out_console.print(table)
+
+
+@methods_app.command("list", hidden=True)
+def methods_list_too(json_: AsJson = False) -> None:
+    """The same as `octosim methods`."""
+    _list_methods(json_)
 
 
 @methods_app.command("show")

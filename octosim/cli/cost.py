@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, count_text, out_console, parameters, print_json, say, time_text
+from octosim.cli.terminal import AsJson, check_output, count_text, out_console, parameters, print_json, say, time_text
 from octosim.errors import OctosimError
 
 LARGEST = 1024
 """The largest batch at which the crossover is looked for."""
+
+LARGEST_IMAGE = 1 << 14
+"""Of height, width and channels of an input."""
 
 SHORT_DTYPES = {"fp16": "float16", "fp32": "float32"}
 
@@ -30,6 +33,7 @@ class Asked:
     image: str | None
     lenient: bool
     parameters: dict[str, Any] = field(default_factory=dict)
+    batchnorm: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,16 @@ def cost(
         Optional[str],  # noqa: UP045
         typer.Option(help="Images a step, or several: 1,8,32; 100 if not given, of an ONNX file its own or 1."),
     ] = None,
-    method: Annotated[Optional[str], typer.Option(help="Training method: octo, fp32; not for ONNX files.")] = None,  # noqa: UP045
+    method: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Training method, octo if not given; `octosim methods` lists them; not for ONNX files."),
+    ] = None,
     set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
     dtype: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Arithmetic of the products: int8, float16 or fp16, float32 or fp32 (of ONNX files if not given)."),
     ] = None,
+    batchnorm: Annotated[bool, typer.Option(help="Keep the network's batch normalization; not for ONNX files.")] = True,
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass only.")] = False,
     threads: Annotated[Optional[int], typer.Option(help="Cores that work at once; all if not given.")] = None,  # noqa: UP045
     clock_ghz: Annotated[Optional[float], typer.Option(help="Of the first engine, in place of the profile's.")] = None,  # noqa: UP045
@@ -88,6 +96,8 @@ def cost(
     """
     from octosim import hardware
 
+    check_output("--plot", plot, ".png", ".svg")
+    check_output("--roofline", roofline, ".png", ".svg")
     devices = [hardware.load(name) for name in (profile, *(compare or "").split(",")) if name]
     sizes = _batch_sizes(batch_size)
     dtype = SHORT_DTYPES.get(dtype or "", dtype)
@@ -97,7 +107,7 @@ def cost(
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
         devices = [hardware.at_clock(device, clock_ghz) for device in devices]
-    asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_))
+    asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm)
     first = source(asked)
     other = _float32(asked, first)
     several = compare is not None or len(sizes) > 1
@@ -158,6 +168,8 @@ def _onnx(asked: Asked) -> Source:
         raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
     if asked.image is not None:
         raise OctosimError("--image is for octosim's own networks; an ONNX file has the size of its inputs")
+    if not asked.batchnorm:
+        raise OctosimError("--no-batchnorm is for octosim's own networks; export the ONNX file without it")
     if asked.parameters:
         raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
     path, kind = Path(asked.model), asked.dtype or "float32"
@@ -191,8 +203,10 @@ def _own(asked: Asked) -> Source:
     except ValueError:
         raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
     shape = (height, width, channels)
+    if not all(1 <= size <= LARGEST_IMAGE for size in shape):
+        raise OctosimError(f"--image takes sizes in 1 .. {LARGEST_IMAGE}, not {asked.image}")
     made = methods.make(method, asked.parameters)
-    network = plan.dry(graph.layers(asked.model, 10, in_shape=shape), shape, made)
+    network = plan.dry(graph.layers(asked.model, 10, asked.batchnorm, in_shape=shape), shape, made)
     plans: dict[int, plan.Plan] = {}
 
     def check(batch: int) -> None:
@@ -217,7 +231,7 @@ def _float32(asked: Asked, first: Source) -> Source | None:
     if first.dtype != "int8":
         return None
     method = None if first.method is None else "fp32"
-    return source(Asked(asked.model, method, "float32", asked.inference, asked.image, asked.lenient))
+    return source(replace(asked, method=method, dtype="float32", parameters={}))
 
 
 def _point(asked: Asked, first: Source, other: Source | None, device: Any, batch: int, threads: int | None) -> tuple[Any, Any]:

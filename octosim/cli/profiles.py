@@ -8,7 +8,18 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, command_line, hint, out_console, print_json, print_text, progress_bar, say, shell_word
+from octosim.cli.terminal import (
+    AsJson,
+    check_output,
+    command_line,
+    hint,
+    out_console,
+    print_json,
+    print_text,
+    progress_bar,
+    say,
+    shell_word,
+)
 from octosim.errors import OctosimError
 
 profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema, calibrate.")
@@ -114,6 +125,7 @@ def profiles_calibrate(
 
     Example: octosim profiles calibrate --from measured.csv --profile pi4 -o my-pi4.toml
     """
+    check_output("--out", out)
     if from_ is None:
         if profile or layers or summary or device:
             raise OctosimError("--profile, --layers, --summary and --device go with --from; else this machine is measured")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from octosim.cli.terminal import (
     AsJson,
+    check_output,
     command_line,
     err_console,
     hint,
@@ -162,6 +163,8 @@ def report(
     """
     from octosim import report as reporter
 
+    special = out.exists() and not (out.is_file() or out.is_dir())  # /dev/stdout has no such name
+    check_output("--out", out, *(() if special else (".html", ".htm", ".md")))
     result = reporter.write_report(paths, out, command_line(), profile, figures)
     if json_:
         print_json(result)

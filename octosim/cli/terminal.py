@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -130,6 +131,27 @@ def count_text(value: float) -> str:
     return f"{value:.3g}"
 
 
+def check_output(option: str, path: Path | None, *suffixes: str) -> None:
+    """Refuses, before the work, a file that could not be written after it.  suffixes: those that the writer knows."""
+    if path is None:
+        return
+    try:
+        if os.path.isdir(path):
+            raise OctosimError(f"{option} {path} is a folder, expected a file's name")
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise OctosimError(f"{option} {path}: the name must end in {' or '.join(suffixes)}")
+        if not os.path.exists(path):
+            path = path.parent
+            if not os.path.isdir(path):
+                raise OctosimError(f"{option}: there is no folder {path} to write in")
+        elif path.is_file():
+            path = Path(os.path.realpath(path)).parent  # files are replaced as a whole
+        if not os.access(path, os.W_OK):
+            raise OctosimError(f"{option}: {path} is not writable")
+    except (OSError, ValueError) as error:
+        raise OctosimError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
 def progress_bar() -> Progress:
     """A progress bar on standard error, off when that is no terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -141,6 +163,9 @@ def use_threads(threads: int | None) -> None:
         from octosim import core
 
         core.set_threads(threads)
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if threads > usable:
+            hint(f"--threads {threads}: this process may use {plural(usable, 'processor')}; more threads wait for each other")
 
 
 def parameters(settings: list[str], **named: str | None) -> dict[str, Any]:

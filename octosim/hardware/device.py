@@ -338,7 +338,8 @@ def load(name_or_path: str | Path) -> Device:
         return _shipped_device(text)
     if text in aliases():
         return _shipped_device(aliases()[text])
-    raise OctosimError(f"unknown profile '{text}', and no path of a .toml file{suggest(text, [*names(), *aliases()])}")
+    hint = suggest(text, [*names(), *aliases()], "octosim profiles list")
+    raise OctosimError(f"unknown profile '{text}', and no path of a .toml file{hint}")
 
 
 def at_clock(device: Device, ghz: float) -> Device:

@@ -59,7 +59,8 @@ def _find(name: str) -> type[Any]:
 
 def _kinds(cls: type[Any]) -> dict[str, Any]:
     """The types of a method's parameters."""
-    return {k: v for k, v in typing.get_type_hints(cls).items() if typing.get_origin(v) is not typing.ClassVar}
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def make(name: str, parameters: dict[str, Any]) -> Method:
@@ -68,7 +69,7 @@ def make(name: str, parameters: dict[str, Any]) -> Method:
     kinds = _kinds(cls)
     for key in parameters:
         if key not in kinds:
-            raise OctosimError(f"method {name} has no parameter '{key}'" + suggest(key, kinds))
+            raise OctosimError(f"method {name} has no parameter '{key}'" + (suggest(key, kinds) if kinds else "; it has none"))
     method: Method = cls(**{k: _convert(name, k, v, kinds[k]) for k, v in parameters.items()})
     return method
 

@@ -113,8 +113,9 @@ def write_report(
     found = read_all(paths)
     runs, benches, skipped = found.runs, found.benches, found.skipped
     if not runs and not benches:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped) or "no path was given"
-        raise OctosimError(f"Nothing to report on ({reasons}).")
+        told = [f"{path}: {reason.removeprefix(f'{Path(path).name}: ')}" for path, reason in skipped]
+        reasons = "; ".join(told) or "no path was given"
+        raise OctosimError(f"nothing to report on: {reasons}")
     if out.resolve() in {bench.path.resolve() for bench in benches}:
         raise OctosimError(f"{out} is one of the files to report on; choose another name for the page.")
     runs = _distinct_names(runs)

@@ -274,7 +274,7 @@ BAD = [
     (("golden", "nowhere"), "nowhere is not a run directory"),
     (("audit", "nowhere"), "nowhere is not a run directory"),
     (("study", "roundings"), "'roundings' is neither a .toml file nor a study of the package; did you mean 'rounding'?"),
-    (("study", "nowhere.toml"), "nowhere.toml cannot be read: No such file or directory"),
+    (("study", "nowhere.toml"), "nowhere.toml: no such study"),
     (("study", "rounding", "--jobs", "0"), "--jobs must be at least 1, not 0"),
     (("diff", "a", "b", "--steps", "0"), "--steps must be at least 1, not 0"),
     (("cost", "--profile", "jetsn"), "unknown profile 'jetsn', and no path of a .toml file; did you mean 'jetson'?"),

@@ -191,3 +191,79 @@ def test_ctrl_c_that_the_shell_ignores_stays_ignored() -> None:
     after = "import atexit, signal; atexit.register(lambda: print(signal.getsignal(signal.SIGINT)))"
     done = subprocess.run([sys.executable, "-c", f"{before}\n{after}\n{code}"], capture_output=True, text=True)
     assert str(signal.SIG_IGN) in done.stdout
+
+
+# ---- mistakes --------------------------------------------------
+
+MISTAKES = [
+    (("train", "--data", "CIFAR10"), "did you mean 'cifar10'?"),
+    (("train", "--data", "Fashion_MNIST"), "did you mean 'fashion-mnist'?"),
+    (("train", "--model", "LeNet-5"), "did you mean 'lenet5'?"),
+    (("train", "--method", "OCTO"), "did you mean 'octo'?"),
+    (("train", "--accumulator", "16"), "did you mean 'acc16'?"),
+    (("train", "--set", "foo=1"), "no parameter 'foo' (known: keep, lac,"),
+    (("train", "--method", "fp32", "--lac", "channel"), "no parameter 'lac'; it has none"),
+    (("train", "--epochs", "1.5"), "--epochs must be a whole number, not '1.5'; see octosim train --help"),
+    (("train", "--lr", "fast"), "--lr must be a number, not 'fast'"),
+    (("train", "--steps"), "--steps"),
+    (("cost", "--profile", "nothing"), "octosim profiles list prints the"),
+    (("cost", "--profile", "rpi4b"), "did you mean"),
+    (("cost", "--image", "0x28x1"), "--image takes sizes in 1 .. 16384"),
+    (("cost", "--image", "28x28x99999999999"), "--image takes sizes in 1 .. 16384"),
+    (("report", "nothere"), "nothing to report on: nothere: no such file or folder"),
+    (("report", "x.json", "-o", "x.pdf"), "--out x.pdf: the name must end in .html or .htm or .md"),
+    (("report", "x.json", "-o", "none/x.md"), "there is no folder none to write in"),
+    (("report", "x.json", "-o", "."), "is a folder"),
+    (("cost", "--compare", "pi5", "--plot", "bars.gif"), "--plot bars.gif: the name must end in .png or .svg"),
+    (("cost", "--roofline", "roof"), "--roofline roof: the name must end in .png or .svg"),
+    (("bench", "--out", "none/x.json"), "there is no folder none to write in"),
+    (("bench", "--pyperf", "none/x.json"), "there is no folder none to write in"),
+    (("bench", "--kernels", "--plot", "x.bmp"), "must end in .png or .svg"),
+    (("bench", "--out", "/proc/x.json"), "/proc"),
+    (("profiles", "calibrate", "-o", "none/x.toml"), "there is no folder none to write in"),
+    (("profiles", "check", "wrong.toml"), "unknown fields a, b, c"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, tuple) else "")
+def test_mistakes_are_one_helpful_sentence(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tomli_w
+
+    monkeypatch.chdir(tmp_path)
+    device = hardware.load("pi4").model_dump(mode="json", exclude_none=True) | dict.fromkeys("abc", 1)
+    Path("wrong.toml").write_text(tomli_w.dumps(device))
+    monkeypatch.setattr(sys, "argv", ["octosim", *arguments])
+    started = time.perf_counter()
+    assert cli._run() == 2
+    said = capsys.readouterr()
+    assert words in said.err and said.err.count("\n") == 1 and not said.out, said.err
+    assert time.perf_counter() - started < 30  # before any measurement
+
+
+def test_lists_have_a_name_of_their_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(capsys, monkeypatch, "methods", "list") == call(capsys, monkeypatch, "methods")
+
+
+def test_the_batch_normalization_of_a_predicted_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("cost", "--model", "vgg11", "--image", "32x32x3", "--method", "niti")
+    code, said = call(capsys, monkeypatch, *arguments)
+    assert code == 2 and "--no-batchnorm" in said
+    code, said = call(capsys, monkeypatch, *arguments, "--no-batchnorm")
+    assert code == 0 and "niti" in said
+
+
+def test_more_threads_than_processors_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from octosim import core
+
+    threads = core.threads()
+    try:
+        code, said = call(capsys, monkeypatch, "verify", tmp_path / "none", "--threads", "1000")
+    finally:
+        core.set_threads(threads)
+    assert code == 2 and "--threads1000:thisprocessmayuse" in said

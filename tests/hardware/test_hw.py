@@ -395,7 +395,7 @@ def test_unknown_name(name, guess):
         hardware.load(name)
     sentence = str(caught.value)
     assert repr(name) in sentence and "\n" not in sentence
-    assert (f"did you mean '{guess}'?" if guess else "jetson") in sentence
+    assert (f"did you mean '{guess}'?" if guess else "octosim profiles list") in sentence
 
 
 def test_unreadable_files(tmp_path):

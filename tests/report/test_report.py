@@ -426,7 +426,7 @@ def test_nothing_to_report_on(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     for paths in ([], [empty], [tmp_path / "nowhere"], [empty, tmp_path / "nowhere"]):
-        with pytest.raises(OctosimError, match="Nothing to report on") as raised:
+        with pytest.raises(OctosimError, match="nothing to report on") as raised:
             write_report(paths, tmp_path / "out.html")
         assert all(str(path) in str(raised.value) for path in paths)
     assert not (tmp_path / "out.html").exists()
