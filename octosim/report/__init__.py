@@ -26,7 +26,7 @@ from octosim import hardware
 from octosim.errors import OctosimError
 from octosim.files import write_atomic
 from octosim.report import errors, overview
-from octosim.report.devices import devices_table, prices
+from octosim.report.devices import StepOf, devices_table, prices
 from octosim.report.figures import Bar, Figure, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
 from octosim.report.read import Bench, Run, printable, read_all
 from octosim.report.spread import differences_table, same_bits_table
@@ -94,7 +94,12 @@ def _bench_section(figures: Figures, index: int, bench: Bench) -> dict[str, Any]
 
 
 def write_report(
-    paths: list[Path], out: Path, command: str | None = None, profiles: Sequence[str] = (), pictures: Path | None = None
+    paths: list[Path],
+    out: Path,
+    command: str | None = None,
+    profiles: Sequence[str] = (),
+    pictures: Path | None = None,
+    step_of: StepOf | None = None,
 ) -> dict[str, Any]:
     """Write one self-contained HTML page, or with `out` ending in .md Markdown, about the runs and bench files at `paths`.
 
@@ -102,12 +107,15 @@ def write_report(
     out:      the page; replaced atomically.
     command:  the command that remakes the page, shown on it; made from the arguments when None.
     profiles: devices for which the runs' time, energy and memory are predicted.
+    step_of:  makes the operations that are priced on them: `octosim.train.step_of`.
     pictures: folder for the figures as SVG and PNG files; of Markdown, which links them, OUT-figures when None.
     Returns {"runs": int, "benches": int, "skipped": [(path, reason), ...]}.
     Raises OctosimError when nothing readable was found, for an unknown profile, or when a file cannot be written.
     """
     paths, out = [Path(path) for path in paths], Path(out)
     devices = [hardware.load(name) for name in profiles]
+    if devices and step_of is None:
+        raise OctosimError("write_report with profiles needs step_of=octosim.train.step_of, which makes what is priced")
     if out.suffix == ".md" and pictures is None:
         pictures = out.with_name(f"{out.stem}-figures")
     found = read_all(paths)
@@ -127,7 +135,7 @@ def write_report(
         if run.decides.get("float_layers")
     ]
     figures = Figures(files=pictures is not None)
-    priced, unpriced = prices(groups, devices)
+    priced, unpriced = prices(groups, devices, step_of) if step_of else ([], [])
     notes += unpriced
     compared = overview.tasks(groups, priced)
     first = [{"table": overview.task_table(task), "figures": overview.scatters(figures, task)} for task in compared]

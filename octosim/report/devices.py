@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octosim import cost, data, engine, graph, hardware, methods
+from octosim import cost, hardware
 from octosim.cost import compare
-from octosim.engine import optimizers, plan
 from octosim.errors import OctosimError
 from octosim.report.states import learned
 from octosim.report.tables import DASH, Cell, Group, Table, milliseconds, significant
+from octosim.trace import Op
+
+StepOf = Callable[[dict[str, Any]], tuple[list[Op], int]]
+"""The operations of a step and the most bytes that it needs, of a manifest's `decides`: `octosim.train.step_of`.  A report
+computes nothing itself, so its caller brings it."""
 
 
 @dataclass(frozen=True)
@@ -32,28 +36,14 @@ class Price:
         return None if self.step["energy_j"] is None else self.step["energy_j"] * self.steps
 
 
-def _network(decides: dict[str, Any]) -> engine.Network:
-    """The network that a manifest describes, without weights."""
-    shape = next((row["shape"] for row in data.available() if row["name"] == decides["data"]["name"]), None)
-    if shape is None:
-        raise OctosimError(f"the shape of data set {decides['data']['name']} is not known")
-    method = methods.make(decides["method"]["name"], decides["method"]["parameters"])
-    return plan.dry(graph.parse("manifest.json:", decides.get("layers")), tuple(shape), method, float_layers=True)
-
-
-def prices(groups: Sequence[Group], devices: Sequence[hardware.Device]) -> tuple[list[Price], list[str]]:
+def prices(groups: Sequence[Group], devices: Sequence[hardware.Device], step_of: StepOf) -> tuple[list[Price], list[str]]:
     """Every configuration on every device, and notes on what could not be priced."""
     made: list[Price] = []
     notes: list[str] = []
     for group in groups:
-        decides, records = group.runs[0].decides, max((run.records for run in group.runs), key=len)
-        batch = decides.get("batch_size")
+        records = max((run.records for run in group.runs), key=len)
         try:
-            if not isinstance(batch, int) or batch < 1:
-                raise OctosimError(f"field decides.batch_size is {batch!r}, expected a whole number above 0")
-            network = _network(decides)
-            step = plan.plan(network, batch, optimizers.make((decides.get("optimizer") or {}).get("name", "sgd"), None))
-            ops, peak = plan.ops(step), plan.memory(step)["peak"]
+            ops, peak = step_of(group.runs[0].decides)
         except OctosimError as error:
             notes.append(f"{group.label}: no cost predicted: {error}.")
             continue

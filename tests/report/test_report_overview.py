@@ -7,7 +7,7 @@ import re
 import pytest
 from kit.pages import make_run
 
-from octosim import hardware
+from octosim import hardware, train
 from octosim.report import overview, read, states, tables, write_report
 from octosim.report.devices import prices
 
@@ -64,7 +64,7 @@ def study(tmp_path):
 
 def task_of(folder, *profiles):
     groups, _ = tables.group_runs(runs_of(folder))
-    priced, _ = prices(groups, [hardware.load(name) for name in profiles])
+    priced, _ = prices(groups, [hardware.load(name) for name in profiles], train.step_of)
     (task,) = overview.tasks(groups, priced)
     return task
 
@@ -165,7 +165,8 @@ def test_constant_columns_go_into_the_caption():
 
 def test_page_opens_with_the_study_and_its_answer(study, tmp_path):
     for name in ("page.html", "page.md"):
-        write_report([study], tmp_path / name, command="c", profiles=["pi4", "jetson"], pictures=tmp_path / "figs")
+        write_report([study], tmp_path / name, command="c", profiles=["pi4", "jetson"], pictures=tmp_path / "figs",
+                     step_of=train.step_of)
         text = (tmp_path / name).read_text()
         plain = re.sub(r"\\(.)", r"\1", text) if name.endswith(".md") else text
         assert "Which [holds]?" in plain and "Asked here." in plain
