@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, err_console, out_console, print_json, print_text, say
+from octosim.cli.terminal import AsJson, err_console, hint, out_console, print_json, print_text, say
 
 methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch.")
@@ -84,8 +84,16 @@ def data_list(json_: AsJson = False) -> None:
 
 
 @data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(help="mnist, fashion-mnist ...")]) -> None:
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="mnist, fashion-mnist ...")],
+    force: Annotated[bool, typer.Option("--force", help="Also where OCTOSIM_DATA has the set already.")] = False,
+) -> None:
     """Download a data set, by checksum, into the cache.  Example: octosim data fetch mnist"""
     from octosim import data
 
+    given = None if force else data.find_given(name)
+    if given is not None:
+        hint(f"{name} is in OCTOSIM_DATA already; --force downloads it into the cache")
+        say(given)
+        return
     say(data.fetch(name, progress=err_console.is_terminal))

@@ -33,6 +33,7 @@ def fetch(name: str, progress: bool = False) -> Path:
         folder, wanted = sets.cache() / name, list(zip(source.files, source.sha256, strict=True))
     else:
         folder, wanted = sets.cache(), [source.archive]
+    pooch.get_logger().setLevel("WARNING")
     for file, digest in wanted:
         try:
             pooch.retrieve(

@@ -35,7 +35,8 @@ class Source:
 
     sha256: of files, in their order.  url: of the folder to download from; None: the set is in the package.
     shape: (height, width, channels) of an image.  archive: (name, SHA-256) of the one download that holds all files;
-    None: they are downloaded one by one.
+    None: they are downloaded one by one.  unpacked: SHA-256 of the files without .gz, which other programs leave unpacked.
+    folders: other programs' names of the folder that holds the files.
     """
 
     title: str
@@ -48,6 +49,8 @@ class Source:
     shape: tuple[int, int, int] = (28, 28, 1)
     files: tuple[str, ...] = FILES
     archive: tuple[str, str] | None = None
+    unpacked: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 SOURCES = {
@@ -65,6 +68,13 @@ SOURCES = {
          "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
          "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        unpacked=(
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+        folders=("FashionMNIST/raw",),
     ),
     "mnist": Source(
         "MNIST (LeCun et al. 1998)", DIGITS, 60000, 10000, "CC BY-SA 3.0, commonly given",
@@ -73,6 +83,13 @@ SOURCES = {
          "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
          "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        unpacked=(
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+        folders=("MNIST/raw",),
     ),
     "cifar10": Source(
         "CIFAR-10 (Krizhevsky 2009)", THINGS, 50000, 10000, "none stated",
@@ -106,7 +123,11 @@ class Dataset:
 
 
 def cache() -> Path:
-    return Path(pooch.os_cache("octosim"))
+    """The folder of `octosim data fetch`; OctosimError for a user without a home directory."""
+    try:
+        return Path(pooch.os_cache("octosim"))
+    except RuntimeError:
+        raise OctosimError("this user has no home directory for downloads; set XDG_CACHE_HOME or OCTOSIM_DATA") from None
 
 
 def resolve(name: str) -> tuple[str, Source]:
@@ -122,10 +143,14 @@ def _places(name: str) -> list[tuple[str, Path]]:
     source = SOURCES[name]
     if source.url is None:
         return [("package", Path(__file__).parent / "datasets" / name)]
-    roots = [("cache", cache())]
+    roots = []
     if os.environ.get("OCTOSIM_DATA"):
-        roots.insert(0, ("OCTOSIM_DATA", Path(os.environ["OCTOSIM_DATA"])))
-    held = (name,) if source.archive is None else (BATCH_FOLDER, f"{BATCH_FOLDER}.tar.xz", source.archive[0])
+        roots.append(("OCTOSIM_DATA", Path(os.environ["OCTOSIM_DATA"])))
+    try:
+        roots.append(("cache", cache()))
+    except OctosimError:  # no home directory: OCTOSIM_DATA suffices
+        pass
+    held = (name, *source.folders) if source.archive is None else (BATCH_FOLDER, f"{BATCH_FOLDER}.tar.xz", source.archive[0])
     return [(place, root / what) for place, root in roots for what in held]
 
 
@@ -139,8 +164,15 @@ def _lacks(path: Path, source: Source) -> str:
         return "" if os.path.isfile(path) else "no such file"
     if not os.path.isdir(path):
         return "no such folder"
-    missing = [file for file in source.files if not os.path.exists(path / file)]
+    missing = [file for file in source.files if not os.path.exists(_file(path, file, source))]
     return "no " + ", ".join(missing) if missing else ""
+
+
+def _file(path: Path, file: str, source: Source) -> Path:
+    """A file of a folder under the name that it has there: as downloaded, unpacked, or with the dot of some mirrors."""
+    plain = file.removesuffix(".gz")
+    names = [file, plain, plain.replace("-idx", ".idx")] if source.unpacked else [file]
+    return next((path / name for name in names if os.path.exists(path / name)), path / file)
 
 
 def _find(name: str) -> tuple[str, Path] | None:
@@ -172,15 +204,19 @@ def _contents(path: Path, source: Source) -> list[bytes]:
             raise OctosimError(f"{path} has no {BATCH_FOLDER}/{missing[0]}")
     else:
         for file in source.files:
+            place = _file(path, file, source)
             try:
-                found[file] = (path / file).read_bytes()
+                found[file] = place.read_bytes()
             except OSError as error:
-                raise OctosimError(f"{path / file} cannot be read: {error.strerror}") from None
-    for file, digest in zip(source.files, source.sha256, strict=True):
+                raise OctosimError(f"{place} cannot be read: {error.strerror}") from None
+    for number, (file, digest) in enumerate(zip(source.files, source.sha256, strict=True)):
+        place = path / file if _is_archive(path) else _file(path, file, source)
+        if place.name != file and not _is_archive(path):
+            digest = source.unpacked[number]
         sha256 = hashlib.sha256(found[file]).hexdigest()
         if sha256 != digest:
             size = len(found[file])
-            raise OctosimError(f"{path / file} ({size} bytes) has sha256 {sha256}, expected {digest}: truncated or changed?")
+            raise OctosimError(f"{place} ({size} bytes) has sha256 {sha256}, expected {digest}: truncated or changed?")
     return [found[file] for file in source.files]
 
 
@@ -197,7 +233,7 @@ def _read_idx(path: Path, source: Source) -> tuple[Array, Array, Array, Array]:
     arrays = []
     for file, packed in zip(source.files, _contents(path, source), strict=True):
         try:
-            content = gzip.decompress(packed)
+            content = gzip.decompress(packed) if packed.startswith(b"\x1f\x8b") else packed
         except (OSError, EOFError, zlib.error) as error:
             raise OctosimError(f"{path / file} cannot be unpacked: {error}") from None
         array = parse_idx(path / file, content)
@@ -230,16 +266,23 @@ def load(name: str) -> Dataset:
     name, source = resolve(name)
     found = _find(name)
     if found is None:
-        looked = "; ".join(f"{path}: {_lacks(path, source)}" for _, path in _places(name))
+        looked = "OCTOSIM_DATA is not set, and this user has no home directory"
+        looked = "; ".join(f"{path}: {_lacks(path, source)}" for _, path in _places(name)) or looked
         remedy = "the installation of octosim is damaged"
         if source.url is not None:
-            folder = name if source.archive is None else BATCH_FOLDER
-            remedy = f"run 'octosim data fetch {name}', or set OCTOSIM_DATA to a folder that holds {folder}/"
+            folder = " or ".join(f"{f}/" for f in ((name, *source.folders) if source.archive is None else (BATCH_FOLDER,)))
+            remedy = f"run 'octosim data fetch {name}', or set OCTOSIM_DATA to a folder that holds {folder}"
         raise OctosimError(f"data set {name} is not here (looked in {looked}): {remedy}")
     read = _read_idx if source.archive is None else _read_batches
     train_images, train_labels, test_images, test_labels = read(found[1], source)
     total = hashlib.sha256("".join(source.sha256).encode()).hexdigest()
     return Dataset(name, train_images, train_labels, test_images, test_labels, source.classes, total)
+
+
+def find_given(name: str) -> Path | None:
+    """Where OCTOSIM_DATA has a data set; None where it has not."""
+    found = _find(resolve(name)[0])
+    return found[1] if found and found[0] == "OCTOSIM_DATA" else None
 
 
 def available() -> list[dict[str, Any]]:
