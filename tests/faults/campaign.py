@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import ctypes
 import errno
+import importlib
 import json
 import os
 import random
@@ -574,8 +575,8 @@ def main() -> int:
     asked = parser.parse_args()
     _with_shim()
     del os.environ["LD_PRELOAD"]  # the processes of a study are not this campaign's
-    import octosim.cli.app  # noqa: F401 - imported once, for all children
-    import octosim.report  # noqa: F401
+    for name in ("cli.app", "evidence.audit", "report", "study", "train"):  # imported once, for all children
+        importlib.import_module(f"octosim.{name}")
 
     place = Path(tempfile.mkdtemp(prefix="faults")).resolve()
     REFERENCE = place / "reference"
