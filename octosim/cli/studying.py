@@ -165,7 +165,12 @@ def report(
 
     special = out.exists() and not (out.is_file() or out.is_dir())  # /dev/stdout has no such name
     check_output("--out", out, *(() if special else (".html", ".htm", ".md")))
-    result = reporter.write_report(paths, out, command_line(), profile, figures)
+    if profile:
+        from octosim.train import step_of
+
+        result = reporter.write_report(paths, out, command_line(), profile, figures, step_of)
+    else:
+        result = reporter.write_report(paths, out, command_line(), pictures=figures)
     if json_:
         print_json(result)
         return

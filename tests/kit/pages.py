@@ -6,6 +6,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+from octosim import train
 from octosim.report import write_report
 
 EVIL = "<script>alert(1)</script>&\"'$x^2$"
@@ -153,7 +154,7 @@ def make_bench(path: Path, data=None) -> Path:
 
 def report(tmp_path, *paths, **options):
     out = tmp_path / "report.html"
-    counts = write_report(list(paths), out, **options)
+    counts = write_report(list(paths), out, step_of=train.step_of, **options)
     return counts, Page(out.read_text(encoding="utf-8"))
 
 
