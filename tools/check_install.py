@@ -24,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("test_imports.py", "test_install.py", "test_hw.py", "test_data.py")
-"""Tests that are run from the unpacked sdist against the installed wheel: a minute, no data set, no peer."""
+TESTS = ("test_imports.py", "test_install.py", "test_data.py", "test_cext.py")
+"""Tests that are run from the unpacked sdist against the installed wheel, less SLOW: a minute, no data set, no peer."""
+SLOW = "not valgrind and not sanitizers and not with_threads"
 
 
 class Skipped(Exception):
@@ -105,7 +106,7 @@ def sdist(bench: Bench) -> str:
     if len(tests) != len(TESTS):
         raise SystemExit(f"the sdist has not all of {TESTS}")
     # Safe path: the package that is tested is the installed one, not the one in the folder.
-    command = [bin_ / "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", bench.source, *tests]
+    command = [bin_ / "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", bench.source, "-k", SLOW, *tests]
     said = run(*command, cwd=bench.source, PYTHONSAFEPATH="1")
     return said.strip().splitlines()[-1]
 
