@@ -117,5 +117,6 @@ ffi.set_source(
     depends=[f"cext/{name}" for name in HEADERS],
     include_dirs=["cext"],
     extra_compile_args=flags,
+    extra_link_args=["-pthread"],  # before glibc 2.34 pthread_atfork is in a library of its own
     py_limited_api=True,
 )
