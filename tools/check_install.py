@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ("test_imports.py", "test_install.py", "test_data.py", "test_cext.py")
 """Tests that are run from the unpacked sdist against the installed wheel, less SLOW: a minute, no data set, no peer."""
+SAFE = {"PYTHONSAFEPATH": "1"}  # the package that runs is the installed one, not one in the current folder
 SLOW = "not valgrind and not sanitizers and not with_threads"
 
 
@@ -35,7 +36,7 @@ class Skipped(Exception):
 
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
     """Standard output; SystemExit with the end of what was printed where it fails."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | environment)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | SAFE | environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{(done.stdout + done.stderr)[-4000:]}")
     return done.stdout
@@ -105,9 +106,8 @@ def sdist(bench: Bench) -> str:
     tests = [path for name in TESTS for path in sorted((bench.source / "tests").rglob(name))]
     if len(tests) != len(TESTS):
         raise SystemExit(f"the sdist has not all of {TESTS}")
-    # Safe path: the package that is tested is the installed one, not the one in the folder.
     command = [bin_ / "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", bench.source, "-k", SLOW, *tests]
-    said = run(*command, cwd=bench.source, PYTHONSAFEPATH="1")
+    said = run(*command, cwd=bench.source)
     return said.strip().splitlines()[-1]
 
 
