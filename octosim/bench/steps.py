@@ -22,6 +22,7 @@ from octosim.bench.memory import measure
 from octosim.engine import plan
 from octosim.errors import OctosimError
 from octosim.files import environment
+from octosim.hardware import state
 from octosim.train import Config, Run
 
 FORMAT = 1
@@ -144,7 +145,9 @@ def step_bench(
         for clock in clocks:
             clock.forget()
 
+    before = state.read()
     _take_turns(steps, forget, seconds, progress)
+    after = state.read()
     here = hardware.is_here(device)
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -171,6 +174,7 @@ def step_bench(
         peak = calibrate.peak_mac_s()
         least = sum(op.macs for op in int8) / peak
         record["limit"] = {"peak_mac_s": peak, "time_s": least, "share": least / record["total"]["time_s"]}
+    record["state"] = {"before": before, "after": after, "slowed": state.slowed(before, after)}
     record["unstable"] = [
         name
         for name, values in (("int8" if config.method != "fp32" else "fp32", totals[0]), *peer_totals.items())

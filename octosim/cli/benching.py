@@ -260,6 +260,8 @@ def _show_bench(record: dict[str, Any]) -> None:
         say(f"this machine is {record['device']['name']}: the prediction is off by {errors}")
         if not record["device"]["calibrated"]:
             say("octosim profiles calibrate -o this-machine.toml measures its kernels for a nearer one")
+    if record["state"]["slowed"]:
+        hint(f"slowed down: {', '.join(record['state']['slowed'])}; a cool machine with a good supply is faster")
     if record["unstable"]:
         hint(f"unstable: the middle half of {', '.join(record['unstable'])} is wide; is another job running? try --seconds 10")
 

@@ -157,7 +157,7 @@ def _batch_sizes(text: str | None) -> list[int | None]:
 
 def source(asked: Asked) -> Source:
     """The network that the options name."""
-    return _onnx(asked) if asked.model.endswith(".onnx") else _own(asked)
+    return _onnx(asked) if asked.model.casefold().endswith(".onnx") else _own(asked)
 
 
 def _onnx(asked: Asked) -> Source:

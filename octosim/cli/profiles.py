@@ -159,6 +159,9 @@ def profiles_calibrate(
             f"{path}: {r['measurements']} measurements; median error {100 * r['uncalibrated']:.1f} % before, "
             f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit"
         )
+        if r["left_out"] > r["uncalibrated"] or r["fitted"] > r["uncalibrated"]:
+            hint(f"{path}: on networks left out of the fit these factors predict worse than those before; keep the profile "
+                 "as it is, unless the measurements are of your board")  # fmt: skip
 
 
 def _calibrate_host(out: Path | None, as_json: bool) -> None:

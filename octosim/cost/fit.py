@@ -396,7 +396,7 @@ def _ops_of(
     narrow = "float16" in has and (row.is_int8 or "16" in row.precision)  # int8 networks hold float layers too
     dtype: Literal["float32", "float16"] = "float16" if narrow else "float32"
     path = int8_path if row.is_int8 else dtype
-    if row.network.endswith(".onnx"):
+    if row.network.casefold().endswith(".onnx"):
         from octosim.cost import onnx as onnx_ops
 
         return onnx_ops.ops(Path(row.network), dtype="int8" if row.is_int8 else dtype), path

@@ -105,6 +105,8 @@ MODELS: dict[str, Model] = {
 
 def find(model: str) -> Model:
     """A model by name or from its file; OctosimError where there is none."""
+    if model.casefold().endswith(".onnx"):
+        raise OctosimError(f"{model} is an ONNX file, which octosim cost prices; networks to train are names or model files")
     if is_file(model):
         return Model(read_file(Path(model)))
     if model not in MODELS:

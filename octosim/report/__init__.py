@@ -28,7 +28,7 @@ from octosim.files import write_atomic
 from octosim.report import errors, overview
 from octosim.report.devices import StepOf, devices_table, prices
 from octosim.report.figures import Bar, Figure, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
-from octosim.report.read import Bench, Run, printable, read_all
+from octosim.report.read import Bench, Run, lookup, printable, read_all
 from octosim.report.spread import differences_table, same_bits_table
 from octosim.report.tables import (
     Table,
@@ -136,7 +136,7 @@ def write_report(
     ]
     figures = Figures(files=pictures is not None)
     priced, unpriced = prices(groups, devices, step_of) if step_of else ([], [])
-    notes += unpriced
+    notes += unpriced + [f"{bench.name}: {text}" for bench in benches for text in _slowed(bench)]
     compared = overview.tasks(groups, priced)
     first = [{"table": overview.task_table(task), "figures": overview.scatters(figures, task)} for task in compared]
     drawn = [(task.title, curves(figures, task.title, task.groups)) for task in compared]
@@ -183,6 +183,14 @@ def write_report(
 
 def _slim(table: Table | None) -> Table | None:
     return without_constants(table) if table else None
+
+
+def _slowed(bench: Bench) -> list[str]:
+    """Says where the machine was slowed down while it measured."""
+    words = lookup(bench.data, "state.slowed")
+    if not isinstance(words, list) or not words:
+        return []
+    return [f"The machine that measured was slowed down: {printable(', '.join(map(str, words)))}."]
 
 
 def _passport(source: Run | Bench) -> dict[str, Any]:

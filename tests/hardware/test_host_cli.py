@@ -201,6 +201,8 @@ MISTAKES = [
     (("train", "--model", "LeNet-5"), "did you mean 'lenet5'?"),
     (("train", "--method", "OCTO"), "did you mean 'octo'?"),
     (("train", "--accumulator", "16"), "did you mean 'acc16'?"),
+    (("train", "--model", "net.ONNX"), "net.ONNX is an ONNX file, which octosim cost prices"),
+    (("cost", "--model", "net.ONNX"), "net.ONNX: no such file"),
     (("train", "--set", "foo=1"), "no parameter 'foo' (known: keep, lac,"),
     (("train", "--method", "fp32", "--lac", "channel"), "no parameter 'lac'; it has none"),
     (("train", "--epochs", "1.5"), "--epochs must be a whole number, not '1.5'; see octosim train --help"),
