@@ -340,7 +340,7 @@ def test_values_of_config(field: str, half: Path, tmp_path: Path) -> None:
         except OctosimError as error:
             assert "\n" not in str(error).replace(str(value), "")
         else:
-            assert run.step == 2 and (field in ("lr", "gamma", "eval_every", "count_overflow", "measure", "epochs"))
+            assert run.step == 2 and (field in ("lr", "gamma", "eval_every", "count_overflow", "measure", "epochs", "float_layers"))
 
 
 @pytest.mark.parametrize(
