@@ -278,18 +278,26 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def parse_json(content: bytes, where: str) -> Any:
-    """The value of a JSON text in UTF-8; OctosimError, beginning with `where`, for what is not JSON, nests deeper than
-    JSON_DEPTH, has more than JSON_VALUES values, or has a field twice in an object.  NaN and Infinity are read as floats."""
+def json_value(content: bytes) -> Any:
+    """The value of a JSON text in UTF-8; ValueError for what is not JSON, nests deeper than JSON_DEPTH, has more than
+    JSON_VALUES values, or has a field twice in an object.  NaN and Infinity are read as floats."""
     opened = content.count(b"{") + content.count(b"[")
     if opened + content.count(b",") > JSON_VALUES:
-        raise OctosimError(f"{where} cannot be read: its JSON has more than {JSON_VALUES:,} values")
+        raise ValueError(f"its JSON has more than {JSON_VALUES:,} values")
     if opened > JSON_DEPTH and _nests_too_deep(content):
-        raise OctosimError(f"{where} cannot be read: its JSON nests deeper than {JSON_DEPTH} levels")
+        raise ValueError(f"its JSON nests deeper than {JSON_DEPTH} levels")
     try:
         return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_no_twins)
     except (ValueError, RecursionError) as error:
-        raise OctosimError(f"{where} cannot be read: it is not JSON: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"it is not JSON: {str(error).splitlines()[0]}") from None
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """`json_value`, with OctosimError, beginning with `where`."""
+    try:
+        return json_value(content)
+    except ValueError as error:
+        raise OctosimError(f"{where} cannot be read: {error}") from None
 
 
 def read_json(path: Path) -> Any:

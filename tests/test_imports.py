@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 # A row may import only from rows above it.
 ROWS = [
     {"errors", "schema", "files", "textfile", "trace", "_core"},
+    {"integrity"},
     {"numerics"},
     {"core", "hardware"},
     {"data"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -13,6 +12,8 @@ from typing import Any
 import pandas as pd
 
 from octosim.errors import OctosimError
+from octosim.files import JSON_BYTES, LINE_BYTES, json_value, open_regular
+from octosim.integrity import check_told
 
 FORMAT = 1
 
@@ -138,11 +139,15 @@ def printable(value: Any) -> Any:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        value = printable(json.loads(path.read_bytes()))
+        with open_regular(path) as file:
+            content = file.read(JSON_BYTES + 1)
+        if len(content) > JSON_BYTES:
+            raise OctosimError(f"{path.name} is larger than {JSON_BYTES:,} bytes")
+        value = printable(json_value(content))
     except OSError as error:
         raise OctosimError(f"{path.name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise OctosimError(f"{path.name} is not valid JSON: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise OctosimError(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise OctosimError(f"{path.name}: expected a JSON object")
     return value
@@ -180,22 +185,28 @@ def _check_header(where: str, value: dict[str, Any], kind: str) -> None:
 
 def read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file.  Only its last line may be cut off (a run that was killed); that is noted."""
+    rows: list[dict[str, Any]] = []
     try:
-        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+        with open_regular(path) as file:
+            number = 0
+            for line in iter(lambda: file.readline(LINE_BYTES + 1), b""):
+                if not line.strip():
+                    continue
+                number += 1
+                if len(line) > LINE_BYTES:
+                    raise OctosimError(f"{path.name}: line {number} is longer than {LINE_BYTES:,} bytes")
+                try:
+                    row = json_value(line)
+                except ValueError as error:
+                    if not file.read(1):
+                        notes.append(f"{path.name}: line {number} (the last) is cut off; the {number - 1} before it are used.")
+                        break
+                    raise OctosimError(f"{path.name}: line {number} is not valid JSON") from error
+                if not isinstance(row, dict):
+                    raise OctosimError(f"{path.name}: line {number}: expected an object")
+                rows.append(row)
     except OSError as error:
         raise OctosimError(f"{path.name} cannot be read: {error.strerror}") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                notes.append(f"{path.name}: line {number} (the last) is cut off; the {number - 1} before it are used.")
-                break
-            raise OctosimError(f"{path.name}: line {number} is not valid JSON") from error
-        if not isinstance(row, dict):
-            raise OctosimError(f"{path.name}: line {number}: expected an object")
-        rows.append(row)
     return rows
 
 
@@ -236,7 +247,8 @@ def _finite(value: float | None) -> float:
 
 def _read_digest(path: Path, last_step: int | None, notes: list[str]) -> str | None:
     try:
-        text = path.read_text("utf-8", "replace")
+        with open_regular(path) as file:
+            text = file.read(1000).decode("utf-8", "replace")
     except OSError:
         return None
     match = re.fullmatch(r"(sha256:[0-9a-f]{8,64})\s+step\s+(\d{1,18})\s*", text)
@@ -252,6 +264,7 @@ def _read_run(path: Path) -> Run:
     manifest = _load(path / "manifest.json")
     _check_header("manifest.json", manifest, "run")
     check("manifest.json", manifest, _MANIFEST_FIELDS)
+    check_told(path, json_value((path / "manifest.json").read_bytes()))
     notes: list[str] = []
     records = _read_records(path / "records.jsonl", notes)
     timing = []

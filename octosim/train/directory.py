@@ -17,7 +17,6 @@ A run directory holds
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -25,7 +24,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +33,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
-from octosim import core, graph, methods
+from octosim import core, graph, integrity, methods
 from octosim.engine import optimizers, plan
 from octosim.engine.network import is_covered
 from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
 from octosim.files import environment, locked, open_regular, parse_json, read_bytes, read_json, read_lines, write_atomic
+from octosim.integrity import (
+    LINES,
+    Part,
+    are_parts,
+    changed_fields,
+    check_about,
+    field_sums,
+    is_format,
+    part_of,
+    refuse_changed,
+    sha256_of,
+)
 from octosim.train.config import Config, from_json
 from octosim.train.run import Run, digest_of
 
 FORMAT = 1
 CHECKPOINT_FORMAT = 2  # 1 had no sums
-LINES = ("records.jsonl", "overflow.jsonl", "measures.jsonl")
-"""The files that grow with the steps and are the same in each run of a manifest."""
 LOCK = ".lock"
 
 
@@ -122,23 +131,10 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
     }
 
 
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _sums(content: dict[str, Any]) -> dict[str, str]:
-    """A short sum of each field of a manifest, and of each field inside those that are objects."""
-    made: dict[str, str] = {}
-    for key, value in content.items():
-        inner = {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {}
-        made |= {name: _sha256(each)[:16] for name, each in (inner or {key: value}).items()}
-    return made
-
-
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Replaces the manifest, with sums of its fields."""
     plain = json.loads(json.dumps({key: value for key, value in content.items() if key != "sums"}))
-    write_atomic(folder / "manifest.json", (json.dumps(plain | {"sums": _sums(plain)}, indent=2) + "\n").encode())
+    write_atomic(folder / "manifest.json", (json.dumps(plain | {"sums": field_sums(plain)}, indent=2) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -147,7 +143,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise OctosimError(f"{folder} is not a run directory: it has no manifest.json")
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("kind") != "run" or not _is_format(content.get("format"), FORMAT):
+    if not isinstance(content, dict) or content.get("kind") != "run" or not is_format(content.get("format"), FORMAT):
         raise OctosimError(f"{path} is not the manifest of a run in format {FORMAT}")
     told = content.get("decides")
     data = told.get("data") if isinstance(told, dict) else None
@@ -161,25 +157,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _is_format(value: Any, expected: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value == expected
-
-
-def changed_fields(content: dict[str, Any]) -> list[str]:
-    """The fields of a manifest whose sums are not those that were written with them; none without sums (octosim 0.1)."""
-    if "sums" not in content:
-        return []
-    written = content["sums"] if isinstance(content["sums"], dict) else {}
-    found = _sums({key: value for key, value in content.items() if key != "sums"})
-    return [name for name in {**found, **written} if found.get(name) != written.get(name)]
-
-
-def _refuse_changed(folder: Path, changed: list[str]) -> None:
-    if changed:
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise OctosimError(f"{folder / 'manifest.json'}: field {changed[0]}{more} is not as it was written; the run is damaged")
-
-
 def read_config(folder: Path) -> Config:
     """The configuration of a run directory."""
     return from_json(read_manifest(folder).get("config"), str(folder / "manifest.json"))
@@ -189,7 +166,7 @@ def rebuild(folder: Path, content: dict[str, Any]) -> Run:
     """The run of a manifest before its first step."""
     where = str(folder / "manifest.json")
     config = from_json(content.get("config"), where)
-    _refuse_changed(folder, [name for name in changed_fields(content) if name.startswith("config") or name == "decides.layers"])
+    refuse_changed(folder, [name for name in changed_fields(content) if name.startswith("config") or name == "decides.layers"])
     try:
         if graph.is_file(config.model):
             return Run(config, graph.parse(f"{where}:", content["decides"].get("layers")))
@@ -225,38 +202,6 @@ def plain(value: Any) -> Any:
 
 
 # ---- records --------------------------------------------------
-
-
-@dataclass
-class Part:
-    """The beginning of a .jsonl file: how much of it belongs to a checkpoint."""
-
-    lines: int = 0
-    size: int = 0  # bytes
-    hash: Any = field(default_factory=hashlib.sha256)
-
-    def add(self, content: bytes) -> None:
-        """Takes whole lines."""
-        self.lines += content.count(b"\n")
-        self.size += len(content)
-        self.hash.update(content)
-
-    def told(self) -> dict[str, Any]:
-        return {"lines": self.lines, "bytes": self.size, "sha256": self.hash.hexdigest()}
-
-
-def part_of(path: Path, limit: int | None = None) -> Part:
-    """A file's first `limit` bytes, all if None; an empty part where there is no file."""
-    part = Part()
-    try:
-        with open_regular(path) as file:
-            while content := file.read(1 << 20 if limit is None else min(1 << 20, limit - part.size)):
-                part.add(content)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise OctosimError(f"{path} cannot be read: {error.strerror}") from None
-    return part
 
 
 _NUMBER = (int, float)
@@ -344,11 +289,11 @@ def checkpoint_about(run: Run, decides: Any, parts: dict[str, Part], sums: bool)
         "step": run.step,
         "test_accuracy": run.test_accuracy,
         "sha256": run.digest(),
-        "decides": _sha256(decides),
+        "decides": sha256_of(decides),
         "manifest_sums": sums,
         "records": {name: parts[name].told() for name in sorted(parts) if parts[name].size},
     }
-    return about | {"sum": _sha256(about)}
+    return about | {"sum": sha256_of(about)}
 
 
 def save(run: Run, folder: Path, parts: dict[str, Part] | None = None) -> None:
@@ -391,15 +336,7 @@ def _is_about(about: dict[str, Any]) -> bool:
     if accuracy is not None and not (isinstance(accuracy, float) and 0 <= accuracy <= 1):
         return False
     told = about.get("format")
-    return _is_format(told, 1) or _is_format(told, CHECKPOINT_FORMAT) and _are_parts(about.get("records"))
-
-
-def _are_parts(value: Any) -> bool:
-    """Whether a value has the shape of the sums of records."""
-    if not isinstance(value, dict) or not set(value) <= set(LINES):
-        return False
-    counts = [part.get(name) if isinstance(part, dict) else None for part in value.values() for name in ("lines", "bytes")]
-    return all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+    return is_format(told, 1) or is_format(told, CHECKPOINT_FORMAT) and are_parts(about.get("records"))
 
 
 def _first_format(metadata: dict[str, str]) -> dict[str, Any]:
@@ -416,15 +353,9 @@ def check_sums(saved: Checkpoint, content: dict[str, Any]) -> None:
     """OctosimError where a checkpoint's tensors or metadata are not those that were saved, or belong to another manifest."""
     if saved.format == 1:
         return
-    about = saved.about
-    if about.get("sum") != _sha256({name: value for name, value in about.items() if name != "sum"}):
-        raise OctosimError(f"{saved.path}: its metadata are not as they were saved; the checkpoint is damaged")
-    if about.get("sha256") != digest_of(saved.tensors):
+    check_about(saved.path, saved.about, content)
+    if saved.about.get("sha256") != digest_of(saved.tensors):
         raise OctosimError(f"{saved.path}: its tensors are not as they were saved; the checkpoint is damaged")
-    if about.get("decides") != _sha256(content["decides"]):
-        raise OctosimError(f"{saved.path} is the checkpoint of another run than its manifest's")
-    if about.get("manifest_sums") and "sums" not in content:
-        raise OctosimError(f"{saved.path.with_name('manifest.json')}: field sums is missing; the run is damaged")
 
 
 def check_parts(run: Run, folder: Path, saved: Checkpoint | None) -> dict[str, Part]:
@@ -432,21 +363,7 @@ def check_parts(run: Run, folder: Path, saved: Checkpoint | None) -> dict[str, P
     step = saved.step if saved else 0
     if saved is None or saved.format == 1:
         return {name: sound_part(folder / name, _steps_of(run, name, step)) for name in LINES}
-    return check_told_parts(folder, saved)
-
-
-def check_told_parts(folder: Path, saved: Checkpoint) -> dict[str, Part]:
-    """The parts of the records whose sums a checkpoint has; OctosimError where they are not what they were then."""
-    told, parts = saved.about["records"], {}
-    for name in LINES:
-        held = told.get(name, Part().told())
-        part = parts[name] = part_of(folder / name, held["bytes"])
-        if part.told() != held:
-            kind = "is missing or shorter than" if part.size < held["bytes"] else "differs from"
-            raise OctosimError(f"{folder / name} {kind} what it was at the checkpoint of step {saved.step}; the run is damaged")
-    if parts["records.jsonl"].lines != saved.step:
-        raise OctosimError(f"{folder / 'records.jsonl'}: the checkpoint of step {saved.step} was saved without all records")
-    return parts
+    return integrity.check_parts(folder, saved.about)
 
 
 def _restore(run: Run, saved: Checkpoint) -> None:
@@ -508,13 +425,13 @@ def check(folder: Path) -> dict[str, Any]:
     """
     content = read_manifest(folder)
     from_json(content.get("config"), str(folder / "manifest.json"))
-    _refuse_changed(folder, changed_fields(content))
+    refuse_changed(folder, changed_fields(content))
     end, saved = read_end(folder), load_checkpoint(folder)
     if saved:
         check_sums(saved, content)
     if end is None:
         if saved and saved.format != 1:
-            check_told_parts(folder, saved)
+            integrity.check_parts(folder, saved.about)
         return content
     digest, step = end
     if saved is None:
@@ -524,7 +441,7 @@ def check(folder: Path) -> dict[str, Any]:
     if saved.format == 1:
         sound_part(folder / "records.jsonl", list(range(1, step + 1)))
         return content
-    for name, part in check_told_parts(folder, saved).items():
+    for name, part in integrity.check_parts(folder, saved.about).items():
         if os.path.exists(folder / name) and os.path.getsize(folder / name) != part.size:
             raise OctosimError(f"{folder / name} goes on after the last step; the run is damaged")
     return content
@@ -590,7 +507,7 @@ def reopen(folder: Path) -> Run:
             before = content["decides"].get(key)
             if any(differing(before, now.get(key), key)):
                 raise OctosimError(f"{folder}: '{key}' was {before} and is {now.get(key)} now; the bits could not be the same")
-        _refuse_changed(folder, changed_fields(content))
+        refuse_changed(folder, changed_fields(content))
         saved = load_checkpoint(folder)
         if saved:
             check_sums(saved, content)

@@ -15,6 +15,7 @@ from typing import IO, Any
 from octosim.data.batches import ahead
 from octosim.errors import OctosimError
 from octosim.files import parse_json, write_atomic
+from octosim.integrity import LINES, Part
 from octosim.train import directory, measure
 from octosim.train.interrupt import Interrupt
 from octosim.train.run import Run
@@ -37,7 +38,7 @@ class Records:
     parts: what is on disk and belongs to the run's steps; whatever lies behind is cut off.
     """
 
-    def __init__(self, folder: Path, parts: dict[str, directory.Part], files: ExitStack):
+    def __init__(self, folder: Path, parts: dict[str, Part], files: ExitStack):
         self.parts = parts
         self._folder, self._files = folder, files
         self._open: dict[str, IO[bytes]] = {}
@@ -62,7 +63,7 @@ class Records:
             os.fsync(file.fileno())
 
 
-def _begin(run: Run, folder: Path) -> dict[str, directory.Part]:
+def _begin(run: Run, folder: Path) -> dict[str, Part]:
     """The records' parts that belong to the run's step; OctosimError where the directory is at another."""
     if directory.read_end(folder):
         raise OctosimError(f"{folder} is finished already")
@@ -112,7 +113,7 @@ def _steps(
     with Interrupt() as interrupt, closing(batches):
         for batch in batches:
             record = run.advance(batch)
-            for name, rows in zip(directory.LINES, ([record], run.overflow, run.measures), strict=True):
+            for name, rows in zip(LINES, ([record], run.overflow, run.measures), strict=True):
                 records.add(name, rows)
             if progress:
                 progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))

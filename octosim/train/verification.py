@@ -12,6 +12,7 @@ import numpy as np
 
 from octosim.errors import OctosimError
 from octosim.files import read_lines
+from octosim.integrity import LINES, changed_fields, part_of
 from octosim.train import directory, measure
 from octosim.train.directory import differing, plain
 from octosim.train.loop import Progress
@@ -73,10 +74,10 @@ def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> 
     saved = directory.load_checkpoint(folder)
     if saved is None:
         raise OctosimError(f"{folder / 'checkpoint.safetensors'} is missing")
-    for name in directory.LINES:
+    for name in LINES:
         for _ in read_lines(folder / name):
             pass
-    changed = [f"manifest.json: {name} is not as it was written" for name in directory.changed_fields(content)]
+    changed = [f"manifest.json: {name} is not as it was written" for name in changed_fields(content)]
     if saved.about.get("manifest_sums") and "sums" not in content:
         changed.append("manifest.json: sums is missing")
     recorded = end[0]
@@ -113,10 +114,10 @@ def _replay_and_compare(
     if run.config.measure:
         run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
     found: list[str] = []
-    lines = {name: _Lines(folder / name) for name in directory.LINES}
+    lines = {name: _Lines(folder / name) for name in LINES}
     while run.step < run.steps:
         record = run.advance()
-        for name, rows in zip(directory.LINES, ([record], run.overflow, run.measures), strict=True):
+        for name, rows in zip(LINES, ([record], run.overflow, run.measures), strict=True):
             for row in rows:
                 lines[name].compare(plain(row), run.step)
         if progress:
@@ -178,7 +179,7 @@ def _compare_checkpoint(run: Run, folder: Path, content: dict[str, Any], saved: 
     if saved.format == 1:
         about: dict[str, Any] = {"format": 1, "step": run.step, "test_accuracy": run.test_accuracy}
     else:
-        parts = {name: directory.part_of(folder / name) for name in directory.LINES}
+        parts = {name: part_of(folder / name) for name in LINES}
         about = directory.checkpoint_about(run, content["decides"], parts, "sums" in content)
         # this sum covers the others: it tells of them where it alone differs
         if any(name != "sum" for name, *_ in differing(saved.about, about, "")):

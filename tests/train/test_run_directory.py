@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from safetensors.numpy import save
 from octosim import data, train
 from octosim.errors import OctosimError
 from octosim.evidence import audit, diff, golden
+from octosim.integrity import sha256_of
+from octosim.report.read import read_all
 
 NET = """
 [[layers]]
@@ -340,7 +343,8 @@ def test_values_of_config(field: str, half: Path, tmp_path: Path) -> None:
         except OctosimError as error:
             assert "\n" not in str(error).replace(str(value), "")
         else:
-            assert run.step == 2 and (field in ("lr", "gamma", "eval_every", "count_overflow", "measure", "epochs", "float_layers"))
+            decides_nothing = ("lr", "gamma", "eval_every", "count_overflow", "measure", "epochs", "float_layers")
+            assert run.step == 2 and field in decides_nothing
 
 
 @pytest.mark.parametrize(
@@ -386,7 +390,7 @@ def test_the_checkpoint_of_another_step(step: Any, half: Path, tmp_path: Path) -
         about = json.loads(metadata["octosim"]) | {"step": step}
         if right:
             about.pop("sum")
-            about["sum"] = train.directory._sha256(about)
+            about["sum"] = sha256_of(about)
         (folder / "checkpoint.safetensors").write_bytes(save(tensors, {"octosim": json.dumps(about)}))
         before = {each: each.read_bytes() for each in folder.iterdir()}
         with pytest.raises(OctosimError):
@@ -483,3 +487,35 @@ def test_each_file_operation(fault: str, stride: int, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["tries"] * stride > 150 and result["wrong"] == [] and result["left"] == [], done.stderr
+
+
+# ---- report --------------------------------------------------
+
+
+FORGERIES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "accuracy": ("records.jsonl", lambda content: re.sub(rb'"test_accuracy": [0-9.]+', b'"test_accuracy": 0.99', content)),
+    "overflow": ("overflow.jsonl", lambda content: content.replace(b'"saturations": 0', b'"saturations": 9')),
+    "seed": ("manifest.json", lambda content: content.replace(b'"seed": 0', b'"seed": 7')),
+    "processor": ("manifest.json", lambda content: content.replace(b'"isa": "', b'"isa": "x')),
+    "digest": ("digest.txt", lambda content: content.replace(b"sha256:", b"sha256:0")[:-1]),
+    "metadata": ("checkpoint.safetensors", lambda content: content.replace(b'\\"step\\": 4', b'\\"step\\": 5')),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_report_leaves_a_forged_run_out_and_says_so(forgery: str, whole: Path, tmp_path: Path) -> None:
+    name, change = FORGERIES[forgery]
+    shutil.copytree(whole, tmp_path / "forged")
+    shutil.copytree(whole, tmp_path / "sound")
+    path = tmp_path / "forged" / name
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    assert path.read_bytes() != before
+    found = read_all([tmp_path / "forged", tmp_path / "sound"])
+    assert [run.name for run in found.runs] == ["sound"]
+    assert [Path(place).name for place, _ in found.skipped] == ["forged"] and name in found.skipped[0][1]
+
+
+def test_sums_need_no_core() -> None:
+    code = "import octosim.integrity, sys; print([m for m in ('numpy', 'octosim.core', 'octosim.train') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
