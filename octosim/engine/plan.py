@@ -313,16 +313,24 @@ def largest_batch(network: Network, capacity: float, training: bool = True) -> i
     def peak(batch: int) -> int:
         return memory(plan_like(network, batch, training=training))["peak"]
 
-    if peak(1) > capacity:
-        return 0
-    fits, fails = 1, 2
-    while peak(fails) <= capacity:
-        fits, fails = fails, 2 * fails
+    small, double = 8, 16
+    low, high = peak(small), peak(double)
+    each = (high - low) / (double - small)  # every part is about proportional to the batch, or constant
+    guess = max(0, small + int((capacity - low) / each))
+    if not network.method.recordable:  # its NumPy is executed, with as much memory as the batch takes
+        return guess
+    fits, fails = 0, guess + 1
+    if guess and peak(guess) <= capacity:
+        fits, step = guess, 1 + guess // 64
+        while peak(fails := fits + step) <= capacity:
+            fits, step = fails, 2 * step
+    else:
+        fails, step = max(1, guess), 1 + guess // 64
+        while fails > 1 and peak(fits := max(1, fails - step)) > capacity:
+            fails, step = fits, 2 * step
+        if fails == 1:
+            return 0
     while fails - fits > 1:
-        # every part is about proportional to the batch, or constant
-        low, high = peak(fits), peak(fails)
-        guess = fits + int((capacity - low) * (fails - fits) / (high - low))
-        for middle in (min(max(guess, fits + 1), fails - 1), guess + 1):
-            if fits < middle < fails:
-                fits, fails = (middle, fails) if peak(middle) <= capacity else (fits, middle)
+        middle = (fits + fails) // 2
+        fits, fails = (middle, fails) if peak(middle) <= capacity else (fits, middle)
     return fits

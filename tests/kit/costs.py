@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from octosim.cli import app
+from octosim.cli.app import app
 from octosim.methods import METHODS
 
 FILE = Path(__file__).resolve().parent.parent / "costs.json"
