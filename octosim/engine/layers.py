@@ -78,17 +78,48 @@ class Weighted:
         method.init(node, seed or 0)
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        return method.forward(node, x, context)
+        for observer in node.observers:
+            observer.add(node.name, "forward", "input", x)
+        y: Array = method.forward(node, x, context)
+        if node.observers:
+            y = core.values(y)
+            _tell_meanings(node, node.saved)
+        for observer in node.observers:
+            observer.add(node.name, "forward", "output", y)
+        return y
 
     def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Any:
+        for observer in node.observers:
+            observer.add(node.name, "dW", "gradient", dy)
         error = method.error(node, dy, context)
+        if node.observers:
+            _tell_meanings(node, {"dy": error})
         method.weight_grad(node, error, context)
+        if node.observers:
+            node.grads = {name: core.values(g) for name, g in node.grads.items()}
+        for observer in node.observers:
+            for name, values in node.grads.items():
+                observer.add(node.name, "dW", f"gradient of {name}", values)
         if node.normalized:  # only rounding would move a bias here, and the running mean could not follow it
             node.grads["b"] = np.zeros_like(node.params["b"])
         return error
 
     def input_grad(self, node: Node, error: Any, method: Method, context: Context) -> Array:
-        return method.input_grad(node, error, context)
+        dx: Array = method.input_grad(node, error, context)
+        if node.observers:
+            dx = core.values(dx)
+        for observer in node.observers:
+            observer.add(node.name, "dX", "result", dx)
+        return dx
+
+
+def _tell_meanings(node: Node, values: dict[str, Any]) -> None:
+    """Tells the observers of codes with their meaning."""
+    for name, value in values.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if hasattr(part, "q"):
+                for observer in node.observers:
+                    observer.means(node.name, name, part)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from octosim import core
 from octosim.core.memory import Pool
 from octosim.engine.layers import Add, BatchNorm, Flatten, Item, Layer, ReLU, Residual, Stack
-from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.nodes import Array, Context, Method, Node, Observer
 from octosim.errors import OctosimError
 
 QUIET = np.errstate(over="ignore", invalid="ignore")
@@ -38,12 +38,13 @@ class Network:
         self.method = method
         self.seed = seed or 0
         self.pool = Pool()
+        self.observers: list[Observer] = []
         self.passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
         for node, layer in zip(self.nodes, self.passes, strict=True):
             self._check_covered(node, float_layers)
             if isinstance(node.layer, BatchNorm) and not method.batchnorm:
                 raise OctosimError(f"layer {node.name}: method {method.name} has no batch normalization; use --no-batchnorm")
-            node.pool = self.pool
+            node.pool, node.observers = self.pool, self.observers
             layer.init(node, method, seed)
         self._users = Counter(i for node in self.nodes for i in node.inputs)
         self._last_user = {i: node.index for node in self.nodes for i in node.inputs}

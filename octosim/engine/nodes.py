@@ -205,6 +205,20 @@ class Product(Protocol):
     def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array: ...
 
 
+class Observer(Protocol):
+    """What is told of a step.  The arrays are the method's own: they hold their values only until the call returns."""
+
+    def add(self, layer: str, pass_: str, tensor: str, values: Any) -> None:
+        """A tensor of a pass (see Key): an array, or codes with their meaning where a method has such between layers."""
+
+    def means(self, layer: str, operand: str, value: Any) -> None:
+        """Codes with their meaning (`quantizers.QTensor` or the like) that a method keeps: after its forward pass, before
+        "output", and after it made the error of a layer."""
+
+    def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
+        """A product: its operands ("x", "w", "dy"), x's zero point and the sums, before anything overwrites them."""
+
+
 def _as_it_is(product: Product) -> Product:
     return product
 
@@ -219,6 +233,7 @@ class Node:
     Of an addition: its two inputs share its gradient, for the one that comes first leaves it as it is.
     normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
     edge: the network's first or last weighted layer, which some methods leave unquantized.
+    observers: are told of a weighted layer's passes, one after the other; the same list for all nodes of a network.
     through: gives what is to make the layer's product: the product itself, or one in a narrower register.
     lazy_y, lazy_dx: what it returns goes to a normalization alone, or to a sum that an addition makes (`joins`), which take
     `core.Sums` as they are.
@@ -240,6 +255,7 @@ class Node:
     in_place: bool = True
     normalized: bool = False
     edge: bool = False
+    observers: list[Observer] = field(default_factory=list)
     through: Callable[[Product], Product] = _as_it_is
     lazy_y: bool = False
     lazy_dx: bool = False

@@ -17,7 +17,7 @@ is subtracted from what the register holds at the end, modulo 2^32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -25,16 +25,13 @@ from typing import Any
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
+from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Observer, Product
 from octosim.errors import OctosimError, suggest
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, Overflow
 
 LONGEST = 2**22  # products in a sum: octo_gemm_s8_accumulate
 MODULO = ACCUMULATORS["acc32-wrap"]
 WIDTHS = tuple(range(8, 33))  # registers for which a count says how many outputs would have overflowed them
-
-Seen = Callable[[str, str, Product, dict[str, Array], int, Array], None]
-"""Takes layer, pass, product, its operands ("x", "w", "dy"), x's zero point and the sums, before anything overwrites them."""
 
 
 def find(name: str) -> Accumulator:
@@ -60,22 +57,21 @@ class Count:
 class Registers:
     """The register of a network's int8 products.
 
-    counting: whether what happens in it goes to `counts`, as (layer, pass, Count).  seen: called after each product.
+    counting: whether what happens in it goes to `counts`, as (layer, pass, Count).
     """
 
     accumulator: Accumulator = EXACT32
     counting: bool = False
     counts: list[tuple[str, str, Count]] = field(default_factory=list)
-    seen: Seen | None = None
 
     def install(self, nodes: list[Node]) -> None:
         """From now on the nodes' products are made here."""
         for node in nodes:
-            node.through = partial(self._through, node.name)
+            node.through = partial(self._through, node.name, node.observers)
 
-    def _through(self, layer: str, product: Product) -> Product:
-        exact = self.accumulator == EXACT32 and not self.counting and self.seen is None
-        return product if exact else InRegister(layer, product, self)
+    def _through(self, layer: str, observers: list[Observer], product: Product) -> Product:
+        exact = self.accumulator == EXACT32 and not self.counting and not observers
+        return product if exact else InRegister(layer, product, self, observers)
 
 
 def check(nodes: list[Node], batch: int, accumulator: Accumulator) -> None:
@@ -94,7 +90,7 @@ def check(nodes: list[Node], batch: int, accumulator: Accumulator) -> None:
 
 
 def multiply(product: Product, pass_: str, operands: dict[str, Array], x_zero: int = 0) -> Array:
-    """The sums of a product's pass, from its operands by name as Seen has them."""
+    """The sums of a product's pass, from its operands by name as Observer.product has them."""
     if pass_ == "forward":
         return product.forward(operands["x"], operands["w"], x_zero=x_zero)
     if pass_ == "dX":
@@ -203,6 +199,7 @@ class InRegister:
     layer: str
     product: Product
     registers: Registers
+    observers: Sequence[Observer] = ()
 
     @property
     def geometry(self) -> core.Conv:
@@ -300,8 +297,8 @@ class InRegister:
             self.registers.counts.append((self.layer, pass_, _total(counts)))
 
     def _show(self, pass_: str, operands: dict[str, Array], x_zero: core.Whole, sums: Array) -> None:
-        if self.registers.seen:
-            self.registers.seen(self.layer, pass_, self.product, operands, int(x_zero), sums)
+        for observer in self.observers:
+            observer.product(self.layer, pass_, self.product, operands, int(x_zero), sums)
 
 
 def _shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -121,7 +121,7 @@ def audit(folder: Path, step: int, progress: Callable[[int, int], None] | None =
     run = train.replay(folder)
     train.advance_before(run, step, progress)
     auditor = _Auditor()
-    with watching(run.network, run.registers, auditor):
+    with watching(run.network, auditor):
         run.train_step()
     if not auditor.rows:
         raise OctosimError(f"{folder}: method {run.config.method} has no int8 products to audit")

@@ -117,7 +117,7 @@ def diff(
             f"{first} and {second} train different networks, of {len(a.network.nodes)} and {len(b.network.nodes)} layers"
         )
     most = min(a.steps, b.steps, steps or a.steps)
-    observed = [probes.watch(run.network, run.registers) for run in runs]
+    observed = [probes.watch(run.network) for run in runs]
     about = {"runs": [str(first), str(second)], "of_steps": most}
     found = _parting(0, _state(a, "start"), _state(b, "start"))
     while found is None and a.step < most:

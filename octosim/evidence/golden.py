@@ -119,7 +119,7 @@ def golden(
     chosen = [nodes[layer]] if layer is not None else list(nodes.values())
     train.advance_before(run, step, progress)
     params = {(node.name, name): values.copy() for node in chosen for name, values in node.params.items()}
-    observed = probes.watch(run.network, run.registers)
+    observed = probes.watch(run.network)
     run.train_step()
     made = []
     for node in chosen:

@@ -238,7 +238,7 @@ class Meter:
         self._meanings: dict[str, list[Any]] = {}
         whole = self._take_weights(network)
         self._expected = self._shadow_step(batch, context, smoothing, update) if whole else {}
-        with watching(network, registers, self):
+        with watching(network, self):
             yield
 
     def _take_weights(self, network: Network) -> bool:
@@ -261,7 +261,7 @@ class Meter:
         """Results by (layer, pass), pass "update" being the change of the weights; nothing where float32 overflows."""
         results = _Results()
         try:
-            with watching(self._shadow, None, results):
+            with watching(self._shadow, results):
                 self._shadow.gradients(*batch, context, smoothing=smoothing)
         except core.NotFiniteError:
             return {}

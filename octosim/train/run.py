@@ -160,8 +160,7 @@ class Run:
         """Whether a step on so many images may be recorded: not on the smaller batch at the end of an epoch, nor where sums are
         counted or narrowed, or the passes observed."""
         registers = self.registers
-        plain = registers.accumulator == EXACT32 and not registers.counting and registers.seen is None
-        plain &= self.network.method is self.method
+        plain = registers.accumulator == EXACT32 and not registers.counting and not self.network.observers
         return self.records and self.method.recordable and plain and images == self.config.batch_size
 
     def _make(self, images: Array, labels: Array, context: Context, numbers: optimizers.Numbers) -> core.Number:

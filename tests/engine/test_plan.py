@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from octosim import core, methods, train
-from octosim.engine import plan
+from octosim import core, methods, stepclock, train
+from octosim.engine import plan, probes
 from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU, Unweighted
 from octosim.engine.nodes import Context, Method, Node
 from octosim.errors import OctosimError
@@ -42,7 +42,7 @@ def test_a_plan_touches_no_memory() -> None:
     code = """
 import resource
 from octosim import graph, methods
-from octosim.engine import plan
+from octosim.engine import plan, probes
 made = plan.plan(plan.dry(graph.layers("vgg11", 10, in_shape=(32, 32, 3)), (32, 32, 3), methods.make("octo", {})), 512)
 assert plan.memory(made)["peak"] > 1 << 30
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -60,6 +60,24 @@ def test_reads_that_are_declared_twice_are_counted_twice() -> None:
     op = plan.operation(tape.calls[0])
     assert op.reads == 2 * x.nbytes + 4 * column.nbytes and op.writes == x.nbytes + 4 * column.nbytes
     assert (op.layer, op.pass_, op.shape, op.function) == ("bn1", "forward", (320,), "octo_batchnorm_forward")
+
+
+def test_observers_and_the_clock_compose() -> None:
+    """Two observers, and a probe of all calls, of the same steps in a narrow register: all see theirs, and no bit changes."""
+    digests = set()
+    for watched in (False, True):
+        run = train.Run(train.Config(model="mlp", batch_size=20, accumulator="acc20", count_overflow=1))
+        clock, some = stepclock.Clock(), [probes.watch(run.network) for _ in range(2 * watched)]
+        for _ in range(2):
+            clock.begin()
+            run.train_step(watch=clock if watched else core.NO_PROBE)
+            clock.end()
+        assert len(run.overflow) == 8  # three layers, of which the first has no dX
+        if watched:
+            assert some[0].tensors.keys() == some[1].tensors.keys() and ("fc1", "forward", "sums") in some[0].tensors
+            assert ("fc2", "dX") in clock.values and clock.parts["products"][0] > 0
+        digests.add(run.digest())
+    assert len(digests) == 1
 
 
 # ---- a layer that octosim does not have --------------------------------------------------

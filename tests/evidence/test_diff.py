@@ -23,7 +23,7 @@ def parting(tmp_path: Path, one: dict, other: dict, **options) -> dict:
 def first_layer_with_a_saturated_pair() -> tuple[str, str, int]:
     """In a run with exact sums: the first product of which a pair, data shifted to uint8, passes 16 bits; its sums' size."""
     run = train.Run(train.Config(**RUN))
-    observed = probes.watch(run.network, run.registers)
+    observed = probes.watch(run.network)
     run.train_step()
     for (layer, pass_), (product, x_zero) in observed.products.items():
         x, w, dy = (observed.tensors.get((layer, pass_, name)) for name in ("x", "w", "dy"))

@@ -212,7 +212,7 @@ def twins(steps: int, **change: Any) -> tuple[train.Run, probes.Observed, train.
     for name, tensor in fp32.tensors().items():
         tensor[...] = source[name]
     before = {n.name: {k: v.copy() for k, v in n.params.items()} for n in octo.network.nodes if n.layer.weighted}
-    seen = [probes.watch(run.network, run.registers) for run in (octo, fp32)]
+    seen = [probes.watch(run.network) for run in (octo, fp32)]
     octo.train_step(), fp32.train_step()
     return octo, seen[0], fp32, seen[1], before
 
@@ -388,14 +388,14 @@ def rows_of(network: engine.Network, run: train.Run) -> dict[tuple[str, str, str
     meter = measure.Meter(run.layers, run.data.train_images.shape[1:], EXACT32)
     with meter.step(network, registers, batch, context, 0.0, lambda name, w, g: None):
         network.gradients(*batch, context)
-    assert not isinstance(network.method, probes._Watched) and registers.seen is None
+    assert not network.observers
     return {(r["layer"], r["pass"], r["role"], r["against"]): r for r in meter.finish(network)}
 
 
 def test_errors_of_a_tuple_and_float_products() -> None:
     run = train.Run(train.Config(**RUN))
     network = engine.Network(run.layers, run.data.train_images.shape[1:], Bifurcated(), 0)
-    seen = probes.watch(network, Registers(EXACT32))
+    seen = probes.watch(network)
     network.gradients(*run.batch(1), Context(training=True, seed=0, step=1))
     assert seen.meanings["conv2", "dy"].q.dtype == np.int8
     rows = rows_of(engine.Network(run.layers, run.data.train_images.shape[1:], Bifurcated(), 0), run)
