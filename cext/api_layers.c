@@ -207,13 +207,26 @@ int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, fl
 }
 
 int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, const float *bias,
-                      const int32_t *zero_term, float scale, int32_t *out) {
+                      const int32_t *zero_term, float scale, int32_t *out, float *rest) {
     CHECK_MATRIX("compensation", rows, cols);
     float inverse = scale ? (float)octo_least(1.0 / (double)scale, 3e38) : 0;
     OCTO_CHECK((alpha && mu && offset) || (!alpha && !mu && !offset), "compensation: alpha, mu and offset go together");
     EACH_ROWS(rows, cols, for (int64_t r = first; r < first + count; r++)
         octo_table.lac_fold_f32(cols, alpha ? alpha + r * cols : NULL, mu ? mu + r * cols : NULL, offset ? offset + r * cols : NULL, bias,
                                 zero_term, inverse, out + r * cols));
+    if (!rest) return OCTO_OK;
+    int none = 1.0 / (double)scale > 3e38; /* fits; the scale is 0, or so small that its inverse is no float32 */
+    rest[rows * cols] = 0;
+    for (int fill = 0; fill <= (rest[rows * cols] != 0); fill++) /* first whether there is anything, which is rare */
+        for (int64_t i = 0; i < rows * cols; i++) {
+            float v = bias[i % cols];
+            if (alpha) v = v + (alpha[i] * mu[i] + offset[i]);
+            float units = v * inverse;
+            int left = none ? v != 0 : units > 1073741824.0f || units < -1073741824.0f;
+            if (left) rest[rows * cols] = 1;
+            if (fill) rest[i] = left ? v : -0.0f;
+            if (fill && left) out[i] = zero_term[i % cols];
+        }
     return OCTO_OK;
 }
 

@@ -13,6 +13,7 @@ static int64_t piece_rows(int64_t cols) {
 static const float *piece(const octo_tensor *t, int64_t cols, int64_t first, int64_t count, float *memory) {
     if (!t->sums) return t->values + first * cols;
     octo_table.dequantize_s32(count, cols, t->sums + first * cols, t->add, *t->scale, memory);
+    octo_add_rest(count, cols, t->rest, memory);
     return memory;
 }
 

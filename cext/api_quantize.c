@@ -158,9 +158,12 @@ int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float 
     return OCTO_OK;
 }
 
-int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y) {
+int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, const float *rest, float *y) {
     CHECK_MATRIX("dequantize", rows, cols);
-    EACH_ROWS(rows, cols, octo_table.dequantize_s32(count, cols, acc + first * cols, add, scale, y + first * cols));
+    EACH_ROWS(rows, cols, {
+        octo_table.dequantize_s32(count, cols, acc + first * cols, add, scale, y + first * cols);
+        octo_add_rest(count, cols, rest, y + first * cols);
+    });
     return OCTO_OK;
 }
 

@@ -58,6 +58,13 @@ double octo_sum_total(const octo_sum *sum);
 /* Rows of a block of a column sum, part of its definition: about 64 to a lane; a multiple of 8. */
 static inline int64_t octo_block_rows(int64_t cols) { return 64 * (cols <= 16 ? 512 / cols : cols <= 128 ? 16 : cols < 512 ? 4 : 1); }
 
+/* y[r][c] += rest[c], where rest is given and holds anything, which is rare (octo_lac_fold_f32). */
+static inline void octo_add_rest(int64_t rows, int64_t cols, const float *rest, float *y) {
+    if (!rest || rest[cols] == 0) return;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) y[r * cols + c] = y[r * cols + c] + rest[c];
+}
+
 /* Back from the ordered int32 of range_f32, over `slices` pairs; OCTO_EFINITE where there is a NaN or an infinity. */
 int octo_fold_range(int64_t slices, const int32_t *keys, float *min, float *max);
 

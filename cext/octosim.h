@@ -157,9 +157,10 @@ int octo_quantize_blocks_s8(int64_t rows, int64_t cols, const float *x, int half
 /* The same, half even, of the matrix of a convolution's windows: [batch out_h out_w][kernel_h kernel_w channels], padding 0. */
 int octo_quantize_windows_s8(const octo_conv *g, const float *x, int half, int8_t *q, float *scales);
 int octo_dequantize_blocks_s8(int64_t rows, int64_t cols, const int8_t *q, const float *scales, float *y);
-/* y[r][c] = (acc[r][c] + add[c]) * scale; the sum is modulo 2^32, then converted to float32.  y may be acc's memory. */
-int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
-/* y[r][c] = (acc[r][c] + add[r]) * scale, otherwise the same. */
+/* y[r][c] = (acc[r][c] + add[c]) * scale + rest[c]; the integer sum is modulo 2^32, then converted to float32.  y may be acc's memory.
+ * rest: of octo_lac_fold_f32; NULL or with rest[cols] 0: nothing is added. */
+int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, const float *rest, float *y);
+/* y[r][c] = (acc[r][c] + add[r]) * scale, otherwise as the same without rest. */
 int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
 int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y); /* x * scale + shift */
 int octo_copy_f32(int64_t n, const float *x, float *y);
@@ -187,11 +188,12 @@ int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums
 /* y[r][c] = x[r][c] * scale[c] + shift[c], then max(., 0) where relu is set.  In place allowed. */
 int octo_affine_f32(int64_t rows, int64_t cols, const float *x, const float *scale, const float *shift, int relu, float *y);
 
-/* float32 values, or values = (sums + add[column]) * *scale, as octo_dequantize_s32 makes them; the other pointer is NULL. */
+/* float32 values, or values = (sums + add[column]) * *scale + rest[column], as octo_dequantize_s32 makes them; the other pointer is
+ * NULL, as rest may be. */
 typedef struct {
     const float *values;
     const int32_t *sums, *add;
-    const float *scale;
+    const float *scale, *rest;
 } octo_tensor;
 
 /* Batch normalization over the rows, a column a channel.  forward: mean, variance / rows, inv_std = 1 / sqrt(var + eps),
@@ -246,10 +248,11 @@ int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, fl
 
 /* Octo's loss-aware compensation in the int32 domain, in units of `scale`.  fold: out[r][c] = clamp(round_half_even((bias[c] +
  * alpha mu + offset) * inverse), +-2^30) + zero_term[c] (modulo 2^32), inverse = min(1 / scale, 3e38), or 0 where scale is 0;
- * alpha, mu, offset [rows][cols] or all NULL.  backward, from sums = dL/d(compensation): dalpha = sums mu,
+ * alpha, mu, offset [rows][cols] or all NULL.  rest [rows cols + 1], or NULL: what does not fit within +-2^30, and all of it where
+ * 1 / scale is more than 3e38, goes there instead, as float32, and -0 elsewhere; rest[rows cols] is 1 where anything does, else 0.  backward, from sums = dL/d(compensation): dalpha = sums mu,
  * dmu = sums alpha + decay mu, doffset = sums + decay offset. */
 int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, const float *bias,
-                      const int32_t *zero_term, float scale, int32_t *out);
+                      const int32_t *zero_term, float scale, int32_t *out, float *rest);
 int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, const float *mu, const float *offset, float decay,
                           float *dalpha, float *dmu, float *doffset);
 

@@ -282,13 +282,17 @@ def dequantize_rows(acc: Array, add: Array, scale: Number, *, out: Array | None 
     return out
 
 
-def dequantize_sums(acc: Array, add: Array, scale: Number, *, out: Array | None = None) -> Array:
-    """float32 (acc + add) * scale of int32 sums; `add` (int32) repeats along acc: acc.size is a multiple of add.size."""
-    rows, rest = divmod(acc.size, add.size)
-    if rest:
+def dequantize_sums(acc: Array, add: Array, scale: Number, *, rest: Array | None = None, out: Array | None = None) -> Array:
+    """float32 (acc + add) * scale of int32 sums; `add` (int32) repeats along acc: acc.size is a multiple of add.size.
+
+    rest: what `lac_fold` leaves for float32, added there.
+    """
+    if not add.size or acc.size % add.size:
         raise CoreError(f"acc has {acc.size} elements, not a multiple of add's {add.size}")
     out, p = output("out", out, F32, acc.shape)
-    ok(lib.octo_dequantize_s32(rows, add.size, pointer("acc", acc, S32), pointer("add", add, S32), scale, p))
+    beside = ffi.NULL if rest is None else pointer("rest", rest, F32, (add.size + 1,))
+    sums, rows = (pointer("acc", acc, S32), pointer("add", add, S32)), acc.size // add.size
+    ok(lib.octo_dequantize_s32(rows, add.size, *sums, scale, beside, p))
     return out
 
 
@@ -297,12 +301,14 @@ class Sums:
     """What a matrix product of codes left: float32 values (acc + add) * scale, not made yet.
 
     acc: int32, any shape.  add: int32, repeats along acc; `by_rows`: one for each index of the first axis.
+    rest: what `lac_fold` leaves for float32, added there; not where `by_rows`.
     """
 
     acc: Array
     add: Array
     scale: Number
     by_rows: bool = False
+    rest: Array | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", scalar(self.scale))  # an octo_tensor points to it
@@ -317,8 +323,10 @@ class Sums:
 
     def array(self, out: Array | None = None) -> Array:
         """The float32 values; without `out` in the memory of acc, which is lost."""
-        make = dequantize_rows if self.by_rows else dequantize_sums
-        return make(self.acc, self.add, self.scale, out=self.acc.view(F32) if out is None else out)
+        out = self.acc.view(F32) if out is None else out
+        if self.by_rows:
+            return dequantize_rows(self.acc, self.add, self.scale, out=out)
+        return dequantize_sums(self.acc, self.add, self.scale, rest=self.rest, out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +379,8 @@ def tensor(name: str, x: Values, shape: tuple[int, ...] | None = None, *, by_row
         if here.recorder is not None:
             here.recorder.keep(scale)
         made.add = pointer("add", x.add, S32, x.acc.shape[:1] if by_rows else x.acc.shape[-1:])
+        if x.rest is not None:
+            made.rest = pointer("rest", x.rest, F32, (x.add.size + 1,))
     else:
         made.values = pointer(name, x, F32, shape)
     return made

@@ -11,6 +11,7 @@ from octosim.core.call import (
     S8,
     S32,
     U8,
+    WRITES,
     Array,
     CoreError,
     Number,
@@ -213,12 +214,14 @@ def lac_fold(
     scale: Number,
     lac: tuple[Array, Array, Array] | None = None,
     *,
+    rest: Array | None = None,
     out: Array | None = None,
 ) -> Array:
     """Octo's compensation in the int32 domain, in units of scale: round((bias + alpha mu + offset) / scale) + zero_term.
 
     bias float32 (cols,), zero_term int32 (cols,), lac = (alpha, mu, offset), float32 of one shape (..., cols), or None.
-    Returns int32 of lac's shape, or (cols,).
+    rest: float32 (size + 1,), gets what int32 cannot hold at this scale, which `dequantize_sums` then adds in float32; without
+    it that is clamped to 2^30 units.  Returns int32 of lac's shape, or (cols,).
     """
     cols = bias.size
     shape = lac[0].shape if lac else (cols,)
@@ -230,7 +233,8 @@ def lac_fold(
         [pointer(n, v, F32, shape) for n, v in zip(("alpha", "mu", "offset"), lac, strict=True)] if lac else [ffi.NULL] * 3
     )
     terms = [pointer("bias", bias, F32, (cols,)), pointer("zero_term", zero_term, S32, (cols,))]
-    ok(lib.octo_lac_fold_f32(size // cols, cols, *pointers, *terms, scale, p))
+    beside = ffi.NULL if rest is None else pointer("rest", rest, F32, (size + 1,), access=WRITES)
+    ok(lib.octo_lac_fold_f32(size // cols, cols, *pointers, *terms, scale, p, beside))
     return out
 
 

@@ -229,6 +229,8 @@ class Fqat(Method):
         sums = int8.forward(node, qx, qw)
         if context.training or not node.normalized:
             return sums
+        if sums.rest is not None and sums.rest[-1]:
+            return ranged(sums.array(), None)
         total = sums.acc + sums.add
         return ranged(sums.array(), None, (total, float(sums.scale)))
 

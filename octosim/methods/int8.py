@@ -63,7 +63,10 @@ def symmetric(node: Node, x: Array, low: core.Number, high: core.Number) -> QTen
 
 
 def forward(node: Node, x: QTensor, w: QTensor) -> core.Sums:
-    """Y = (sum (q_x - Z) q_w + round(b / S)) S with S = S_x S_w; the codes are kept for the backward passes."""
+    """Y = (sum (q_x - Z) q_w + round(b / S)) S with S = S_x S_w, or (sum (q_x - Z) q_w) S + b where b / S is beyond int32.
+
+    The codes are kept for the backward passes.
+    """
     node.saved.update(x=x, w=w)
     batch = x.q.shape[0]
     acc = node.buffer((batch, *node.out_shape), np.int32)
@@ -71,7 +74,8 @@ def forward(node: Node, x: QTensor, w: QTensor) -> core.Sums:
     # padding holds Z, so every output has the same second term
     zero_term = core.zero_term(core.row_sums(w.q), x.z)
     scale = core.product_scale(x.s, w.s)
-    return core.Sums(acc, core.lac_fold(node.params["b"], zero_term, scale), scale)
+    rest = np.empty(zero_term.size + 1, np.float32)
+    return core.Sums(acc, core.lac_fold(node.params["b"], zero_term, scale, rest=rest), scale, rest=rest)
 
 
 def weight_sums(node: Node, dy: QTensor, add: Array) -> core.Sums | core.RowSums:

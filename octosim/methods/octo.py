@@ -198,8 +198,10 @@ class Octo(Method):
         # sum (q_x - Z) q_w = sum q_x q_w - Z sum q_w; padding holds Z, so every output has the same second term
         zero_term = self._zero_term(core.row_sums(qw.q), qx)
         scale = core.product_scale(qx.s, qw.s)
-        add = core.lac_fold(node.params["b"], zero_term, scale, self._compensation(node, batch, context))
-        return core.Sums(acc, add, scale)
+        lac = self._compensation(node, batch, context)
+        rest = np.empty((lac[0].size if lac else zero_term.size) + 1, np.float32)
+        add = core.lac_fold(node.params["b"], zero_term, scale, lac, rest=rest)
+        return core.Sums(acc, add, scale, rest=rest)
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         found = node.dy_range or core.value_range(dy)

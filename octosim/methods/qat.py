@@ -123,13 +123,18 @@ class Qat(Method):
         node.layer.product(node, batch).forward(qx.q, qw, x_zero=qx.zero, out=acc)
         scale = (w_scale * np.float32(qx.scale)).astype(np.float32)
         # a scale of 0 has only codes of 0: what is divided there does not matter
-        bias = node.params["b"] / np.where(scale > 0, scale, np.float32(1))
-        bias = np.where(scale > 0, np.clip(np.rint(bias), -LARGEST_BIAS, LARGEST_BIAS), 0)
+        bias = np.rint(node.params["b"] / np.where(scale > 0, scale, np.float32(1)))
+        left = np.where(scale > 0, np.abs(bias) > LARGEST_BIAS, True)  # what int32 cannot hold is added in float32
+        bias = np.where(left, 0, bias)
         add = bias.astype(np.int32) - np.int32(qx.zero) * core.row_sums(qw)
         if scale.size == 1:
-            return core.dequantize_sums(acc, add, float(scale[0]), out=acc.view(np.float32))
-        y = core.dequantize_sums(acc, add, 1.0, out=acc.view(np.float32))
-        return core.affine(y, scale, np.zeros_like(scale), out=y)
+            y = core.dequantize_sums(acc, add, float(scale[0]), out=acc.view(np.float32))
+        else:
+            y = core.dequantize_sums(acc, add, 1.0, out=acc.view(np.float32))
+            y = core.affine(y, scale, np.zeros_like(scale), out=y)
+        if left.any():
+            y += np.where(left, node.params["b"], np.float32(-0.0))
+        return y
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         return dy
