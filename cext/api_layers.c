@@ -49,6 +49,9 @@ int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums
     return OCTO_OK;
 }
 
+/* So many int8 codes, or more, may add up to what int32 does not hold: 2^24 * -128 == -2^31. */
+#define SAFE_TERMS ((int64_t)1 << 24)
+
 int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums) {
     CHECK_MATRIX("column sums", rows, cols);
     int64_t step = octo_block_rows(cols), blocks = (rows + step - 1) / step;
@@ -56,6 +59,11 @@ int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *su
     if (!partial) return octo_fail(OCTO_ENOMEM, "out of memory in column sums");
     OCTO_PARALLEL(b, blocks) {
         octo_table.column_sums_s8(octo_min(step, rows - b * step), cols, x + b * step * cols, partial + b * cols);
+    }
+    for (int64_t c = 0; rows >= SAFE_TERMS && c < cols; c++) {
+        int64_t sum = 0;
+        for (int64_t b = 0; b < blocks; b++) sum += partial[b * cols + c];
+        OCTO_CHECK(sum == (int32_t)sum, "column sums: the sum %lld of column %lld is beyond int32", (long long)sum, (long long)c);
     }
     memcpy(sums, partial, (size_t)cols * sizeof *sums);
     for (int64_t b = 1; b < blocks; b++)
@@ -65,6 +73,11 @@ int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *su
 
 int octo_row_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums) {
     CHECK_MATRIX("row sums", rows, cols);
+    for (int64_t r = 0; cols >= SAFE_TERMS && r < rows; r++) {
+        int64_t sum = 0;
+        for (int64_t c = 0; c < cols; c++) sum += x[r * cols + c];
+        OCTO_CHECK(sum == (int32_t)sum, "row sums: the sum %lld of row %lld is beyond int32", (long long)sum, (long long)r);
+    }
     EACH_ROWS(rows, cols, octo_table.row_sums_s8(count, cols, x + first * cols, sums + first));
     return OCTO_OK;
 }

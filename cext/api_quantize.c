@@ -1,5 +1,6 @@
 /* Ranges, moments, codes: argument checks, the cut into slices, threads.  The arithmetic is in quantize.inc. */
 #include "dispatch.h"
+#include <math.h>
 
 /* ---- ranges and moments ------------------------------------------------------------------------------------------------------ */
 
@@ -71,11 +72,15 @@ int octo_moments_f32(int64_t n, const float *x, float *mean, float *deviation) {
     OCTO_CHECK(-128 <= (lo) && (lo) <= (hi) && (hi) <= 127 && -128 <= (zero) && (zero) <= 127,                \
                "quantize: codes %d .. %d with zero point %d do not fit in int8", lo, hi, zero)
 
+#define CHECK_NUMBER(value, name) \
+    if (isnan((double)(value))) return octo_fail(OCTO_EFINITE, name " is NaN")
+
 int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int rounding, int zero, int lo, int hi, uint64_t seed,
                      uint32_t step, uint32_t tensor, int8_t *q) {
     CHECK_COUNT("quantize", n);
     CHECK_CODES(zero, lo, hi);
     OCTO_CHECK(rounding >= OCTO_HALF_EVEN && rounding <= OCTO_STOCHASTIC, "quantize: rounding %d is not for float32 values", rounding);
+    CHECK_NUMBER(inv_scale, "quantize: the scale");
     if (rounding == OCTO_STOCHASTIC)
         EACH_SLICE(n, WITH_WORDS(octo_table.quantize_s8(some, x + at, words, inv_scale, rounding, zero, lo, hi, q + at)));
     else
@@ -105,6 +110,9 @@ static int32_t end_code(double end, float inverse) {
 }
 
 int octo_symmetric_codes(double low, double high, double share, octo_codes *codes) {
+    CHECK_NUMBER(low, "an end of a range");
+    CHECK_NUMBER(high, "an end of a range");
+    CHECK_NUMBER(share, "a share of a range");
     low *= share, high *= share;
     set_scale(codes, octo_most(low < 0 ? -low : low, high < 0 ? -high : high) / LARGEST_CODE);
     codes->zero = 0;
@@ -113,6 +121,9 @@ int octo_symmetric_codes(double low, double high, double share, octo_codes *code
 }
 
 int octo_asymmetric_codes(double low, double high, octo_codes *codes) {
+    CHECK_NUMBER(low, "an end of a range");
+    CHECK_NUMBER(high, "an end of a range");
+    OCTO_CHECK(low <= high, "the low end of a range, %g, is above its high end, %g", low, high);
     low = octo_least(low, 0), high = octo_most(high, 0);
     set_scale(codes, (high - low) / (2 * LARGEST_CODE));
     double zero = codes->inverse > 0 ? nearest(-LARGEST_CODE - low * (double)codes->inverse) : 0;
@@ -223,6 +234,7 @@ int octo_requantize_f32(int64_t rows, int64_t cols, const int32_t *acc, const in
     CHECK_MATRIX("requantize", rows, cols);
     CHECK_CODES(zero, lo, hi);
     OCTO_CHECK(rounding >= OCTO_HALF_EVEN && rounding <= OCTO_STOCHASTIC, "requantize: rounding %d is not for float32 scales", rounding);
+    for (int64_t c = 0; c < cols; c++) CHECK_NUMBER(scale[c], "requantize: a scale");
     struct octo_columns columns = {.add = add, .scale = scale};
     EACH_ROWS(rows, cols, requantize_slice(octo_table.requantize_f32, first, count, cols, acc, &columns, rounding, zero, lo, hi, seed,
                                            step, tensor, q));

@@ -115,7 +115,7 @@ enum { OCTO_HALF_EVEN, OCTO_HALF_AWAY, OCTO_HALF_UP, OCTO_FLOOR, OCTO_TOWARD_ZER
        OCTO_GEMMLOWP };
 int octo_range_s32(int64_t n, const int32_t *x, int32_t *min, int32_t *max);
 /* q = clamp(round(x * inv_scale) + zero, lo, hi); the product is rounded to float32.  STOCHASTIC: u = (word i >> 8) / 2^24 of the
- * stream (seed, step, tensor), and the sum is rounded to float32. */
+ * stream (seed, step, tensor), and the sum is rounded to float32; an integer product stays.  OCTO_EFINITE where inv_scale is NaN. */
 int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int rounding, int zero, int lo, int hi, uint64_t seed,
                      uint32_t step, uint32_t tensor, int8_t *q);
 /* q[r][c] = clamp(round((acc[r][c] + add[c]) * scale of c) + zero, lo, hi); the sum is modulo 2^32.
@@ -133,6 +133,7 @@ int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float 
  * float32; inverse = 1 / scale, or 0 where scale is at most 1e-38.
  * symmetric:  of `share` times the range: scale = max(|low|, |high|) / 127, zero = 0; lo, hi: the codes next to low and high, each
  *             rounded to float32, which the codes are clamped to.
+ * A range with a NaN is refused (OCTO_EFINITE), and by asymmetric one whose low end is above its high end.
  * asymmetric: the range is widened to hold 0; scale = (high - low) / 254, zero = round(-127 - low inverse); lo, hi = -127, 127. */
 typedef struct {
     float scale, inverse;
@@ -182,6 +183,7 @@ typedef struct {
 int octo_gemm_mu8(int64_t m, int64_t n, int64_t k, const uint8_t *a, const uint8_t *b, const octo_mu8 *mu, uint8_t *c,
                   int64_t *saturated);
 
+/* Exact: refused where a sum is no int32. */
 int octo_column_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums);
 int octo_row_sums_s8(int64_t rows, int64_t cols, const int8_t *x, int32_t *sums);
 int octo_column_sums_f32(int64_t rows, int64_t cols, const float *x, float *sums);

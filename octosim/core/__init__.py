@@ -5,6 +5,8 @@ depend on the instruction set or on the number of threads, to the bit.  Images a
 [filter][kernel_h][kernel_w][channel].  cext/octosim.h says what every function means, cext/*.inc its arithmetic.
 """
 
+from types import FunctionType
+
 from octosim.core.blocks import (
     conv_input_grad_blocks,
     dequantize_blocks,
@@ -31,6 +33,7 @@ from octosim.core.call import (
     isa,
     isas,
     number64,
+    public,
     python,
     scalar,
     set_isa,
@@ -171,3 +174,7 @@ __all__ = [
     "symmetric_codes", "ternary_codes", "threads", "unrecorded", "value_range", "values", "walk_codes", "within",
     "zero_term",
 ]  # fmt: skip
+
+for _name in set(__all__) - {"at", "float_environment", "python", "unrecorded"}:  # what those raise belongs to others
+    if isinstance(globals()[_name], FunctionType):
+        globals()[_name] = public(globals()[_name])

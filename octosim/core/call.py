@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -129,6 +130,23 @@ def ok(status: int) -> None:
     """The one place where a status becomes an exception."""
     if status:
         raise _ERRORS.get(status, CoreError)(ffi.string(lib.octo_error()).decode())
+
+
+UNFORESEEN = (ArithmeticError, AttributeError, BufferError, LookupError, MemoryError, TypeError, ValueError)
+
+
+def public(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the package as others call it: what its checks do not foresee is a CoreError, too, as a size that no memory
+    holds or an argument that is no array."""
+
+    @wraps(function)
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except UNFORESEEN as error:
+            raise CoreError(f"{function.__name__}: {error or type(error).__name__}") from error
+
+    return guarded
 
 
 # ---- memory --------------------------------------------------

@@ -275,6 +275,8 @@ def dequantize(q: Array, scale: Number, *, zero: Whole = 0, out: Array | None = 
 
 def dequantize_rows(acc: Array, add: Array, scale: Number, *, out: Array | None = None) -> Array:
     """float32 (acc + add) * scale of int32 sums, `add` int32 (acc.shape[0],): one value for each index of the first axis."""
+    if not acc.size:
+        raise CoreError("acc is empty")
     rows = acc.shape[0]
     out, p = output("out", out, F32, acc.shape)
     pointers = [pointer("acc", acc, S32), pointer("add", add, S32, (rows,))]

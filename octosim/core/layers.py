@@ -39,8 +39,14 @@ def matrix(x: Array) -> tuple[int, int]:
 
 
 def column_sums(x: Array, cols: int | None = None, *, out: Array | None = None) -> Array:
-    """Sums over all axes but the last (or over rows of `cols` elements): float32 -> float32, int8 -> int32."""
-    cols = cols or x.shape[-1]
+    """Sums over all axes but the last (or over rows of `cols` elements): float32 -> float32, int8 -> int32.
+
+    Of int8 exact; CoreError where a sum is beyond int32.
+    """
+    _, last = matrix(x)
+    cols = cols or last
+    if cols < 1 or x.size % cols:
+        raise CoreError(f"column sums: {x.size} elements are not rows of {cols}")
     kind, wide = operand_types(x)
     out, p = output("out", out, wide, (cols,))
     call = lib.octo_column_sums_s8 if kind == S8 else lib.octo_column_sums_f32
@@ -49,7 +55,8 @@ def column_sums(x: Array, cols: int | None = None, *, out: Array | None = None) 
 
 
 def row_sums(x: Array, *, out: Array | None = None) -> Array:
-    """int32 sums of int8 x over all axes but the first."""
+    """int32 sums of int8 x over all axes but the first; exact, CoreError where one is beyond int32."""
+    matrix(x)
     out, p = output("out", out, S32, (x.shape[0],))
     ok(lib.octo_row_sums_s8(x.shape[0], x.size // x.shape[0], pointer("x", x, S8), p))
     return out
@@ -204,6 +211,8 @@ costs("octo_sgd_f32", "octo_adam_f32", update=True)
 
 def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:
     """octo_tensor * of a gradient of w, and rows and columns: one row where g is values."""
+    if not w.size:
+        raise CoreError("w is empty")
     made = tensor("g", g, w.shape, by_rows=True)
     return (made, len(w), w.size // len(w)) if isinstance(g, Sums) else (made, 1, w.size)
 
@@ -224,6 +233,8 @@ def lac_fold(
     it that is clamped to 2^30 units.  Returns int32 of lac's shape, or (cols,).
     """
     cols = bias.size
+    if not cols:
+        raise CoreError("compensation: bias is empty")
     shape = lac[0].shape if lac else (cols,)
     size = lac[0].size if lac else cols
     if size % cols:

@@ -122,6 +122,8 @@ def requantize(
         multiplier, shift = np.array([fixed_point(float(value)) for value in scales], np.int32).T.copy()
     kind = rounding or DEFAULT_ROUNDING[how] or how
     if how is Requantization.GEMMLOWP:
+        below = (shift == 30) & (multiplier == 2**30) & (scales < 1)  # rounds to 1, as which 2^31 - 1 gives the same codes
+        multiplier, shift = np.where(below, 2**31 - 1, multiplier).astype(np.int32), np.where(below, 31, shift).astype(np.int32)
         shift = shift - 31
         if np.any(shift < 0):
             raise OctosimError(f"gemmlowp requantization needs scales below 1, not {scale}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from octosim import core, data, engine, graph, methods
 from octosim.data import batches
 from octosim.engine import optimizers, plan, schedules
 from octosim.engine import registers as accumulators
-from octosim.engine.layers import Stack
+from octosim.engine.layers import BatchNorm, Stack
 from octosim.engine.nodes import Array, Context, Node
 from octosim.engine.replay import RecordedSteps
 from octosim.errors import OctosimError
@@ -74,6 +75,7 @@ class Run:
         self.network = engine.Network(self.layers, in_shape, self.method, config.seed, config.float_layers)
         self.registers = accumulators.Registers(accumulators.find(config.accumulator))
         self._check_registers()
+        self._check_normalization(images)
         self.registers.install(self.network.nodes)
         self.overflow: list[dict[str, Any]] = []
         self.measures: list[dict[str, Any]] = []
@@ -90,6 +92,18 @@ class Run:
         self._train_labels = self.data.train_labels.astype(np.int32)
         self._test_labels = self.data.test_labels.astype(np.int32)
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
+
+    def _check_normalization(self, images: int) -> None:
+        """Refuses batch normalization over one value a channel, whose output is beta whatever its input."""
+        last = images - (self.steps_per_epoch - 1) * self.config.batch_size
+        sizes = {self.config.batch_size, last if self.steps >= self.steps_per_epoch else self.config.batch_size}
+        for node in self.network.nodes:
+            if isinstance(node.layer, BatchNorm) and min(sizes) * math.prod(node.in_shape[:-1]) == 1:
+                batch = "a batch" if self.config.batch_size == 1 else f"the last batch of an epoch of {images} images"
+                raise OctosimError(
+                    f"layer {node.name}: batch normalization has one value a channel in {batch}, and nothing can be learned "
+                    "from its input; choose another --batch-size"
+                )
 
     def _check_registers(self) -> None:
         """Refuses sums that the exact register cannot hold; in any other an overflow is what the user wants to see."""

@@ -164,7 +164,8 @@ def quantize(
     product = x.astype(F) * F(inv_scale)
     if rounding == "stochastic":
         assert words is not None
-        product, rounding = product + (words >> 8).astype(F) * F(2.0**-24), "floor"
+        product = np.where(np.rint(product) == product, product, product + (words >> 8).astype(F) * F(2.0**-24))
+        rounding = "floor"
     exact = [round_fraction(Fraction(float(v)), rounding) for v in np.clip(product, -1e6, 1e6).flat]
     return np.clip(np.array(exact, np.int64).reshape(x.shape) + zero, low, high).astype(np.int8)
 

@@ -1,0 +1,122 @@
+"""Numbers at the edge of what the core's types hold: exact, or refused with a sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from octosim import core, data, methods, train
+from octosim.engine import quantizers
+from octosim.errors import OctosimError
+from octosim.numerics import Requantization, Rounding
+
+F = np.float32
+
+
+# ---- the bias of a layer whose scale is small --------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-10, 1e-9, 2e-9, 1e-3])
+def test_a_bias_is_kept_at_any_scale(scale: float, kernels: str) -> None:
+    """To the step of the sums where int32 holds it, else to the bit; beside sums, and with a compensation of each position."""
+    random = np.random.default_rng(0)
+    bias = np.array([1.0, -2.5, 0.0, -0.0, 1e-3, 3e38], F)
+    acc = random.integers(-1000, 1000, (50, bias.size), np.int32)
+    term = random.integers(-9, 9, bias.size, np.int32)
+    rest = np.empty(bias.size + 1, F)
+    add = core.lac_fold(bias, term, scale, rest=rest)
+    expected = ((acc + term).astype(F) * F(scale)) + bias
+    fits = np.abs(bias.astype(float)) <= 2**30 * float(F(scale)) if scale > 3e-39 else bias == 0
+    sums = core.Sums(acc.copy(), add, scale, rest=rest)
+    y = sums.array(np.empty(acc.shape, F))
+    assert np.array_equal(y[:, ~fits], expected[:, ~fits]) and bool(rest[-1]) == (not fits.all())
+    assert np.all(np.abs(y - expected)[:, fits] <= scale * 0.51 + np.abs(expected[:, fits]) * 1e-6)
+    added, _ = core.add(sums, np.zeros(acc.shape, F))
+    assert np.array_equal(added, y + 0)
+    lac = tuple(random.normal(size=(3, bias.size)).astype(F) for _ in range(3))
+    rest = np.empty(lac[0].size + 1, F)
+    each = core.lac_fold(bias, term, scale, lac, rest=rest)
+    full = np.broadcast_to(bias, (3, bias.size)) + (lac[0] * lac[1] + lac[2])
+    y = core.dequantize_sums(acc[:3].copy(), each, scale, rest=rest)
+    assert np.allclose(y, (acc[:3] + term) * F(scale) + full, rtol=1e-6, atol=scale * 0.51 + 1e-30)
+
+
+@pytest.mark.parametrize("method", [name for name, kind in methods.METHODS.items() if "optimizer" not in kind.unused])
+def test_black_images_are_learned(method: str) -> None:
+    """A layer whose input is all zero gives its bias, in every method that has one."""
+    core.set_threads(1)
+    d, three = data.load("fashion-mnist-5k"), (lambda n: np.full(n, 3, np.uint8))
+    d = data.Dataset(
+        d.name, np.zeros((200, 28, 28, 1), np.uint8), three(200), d.test_images[:50], three(50), d.classes, d.sha256
+    )
+    run = train.Run(train.Config(model="mlp", method=method, steps=60, batch_size=20, lr=0.5), dataset=d)
+    losses = [run.train_step() for _ in range(60)]
+    assert losses[-1] < 0.05 * losses[0] or not any("b" in node.params for node in run.network.nodes)
+
+
+# ---- roundings and scales --------------------------------------------------
+
+
+def test_stochastic_rounding_keeps_integers(kernels: str) -> None:
+    codes = np.arange(-127, 128, dtype=F)
+    x = np.tile(codes, 1 << 14)
+    assert np.array_equal(core.quantize(x, 1.0, rounding=Rounding.STOCHASTIC, random=(1, 2, 3)), x)
+    sums = x.astype(np.int32)[:, None]
+    assert np.array_equal(core.requantize_float(sums, 1.0, rounding=Rounding.STOCHASTIC, random=(1, 2, 3)), sums)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: core.quantize(np.ones(3, F), NAN), "the scale is NaN"),
+        (lambda: core.requantize_float(np.ones((2, 2), np.int32), np.array([1, NAN], F)), "a scale is NaN"),
+        (lambda: quantizers.requantize(np.ones(2, np.int32), NAN, Requantization.FLOAT_SCALE), "a scale is NaN"),
+        (lambda: quantizers.asymmetric(np.ones(2, F), 2.0, -1.0), "the low end of a range, 2, is above its high end, -1"),
+        (lambda: quantizers.asymmetric(np.ones(2, F), NAN, 1.0), "an end of a range is NaN"),
+        (lambda: quantizers.symmetric(np.ones(2, F), -1.0, NAN), "an end of a range is NaN"),
+        (lambda: core.column_sums(np.full((2**24 + 200_000, 1), 127, np.int8)), "column sums: .* of column 0 is beyond"),
+        (lambda: core.row_sums(np.full((1, 2**24 + 200_000), -128, np.int8)), "row sums: .* of row 0 is beyond"),
+    ],
+)  # fmt: skip
+def test_refused(call: object, sentence: str) -> None:
+    with pytest.raises(core.CoreError, match=sentence):
+        call()  # type: ignore[operator]
+
+
+def test_sums_up_to_the_last_int32() -> None:
+    x = np.full((1, 2**24), -128, np.int8)
+    assert core.row_sums(x)[0] == core.column_sums(x.reshape(-1, 1))[0] == -(2**31)
+
+
+def test_gemmlowp_just_below_one() -> None:
+    acc = np.array([100, -100, 2**31 - 1, -(2**31), 0], np.int32)
+    found = quantizers.requantize(acc, 1 - 2.0**-40, Requantization.GEMMLOWP)
+    assert found.tolist() == [100, -100, 127, -128, 0]
+    with pytest.raises(OctosimError, match="below 1, not 1.0"):
+        quantizers.requantize(acc, 1.0, Requantization.GEMMLOWP)
+
+
+@pytest.mark.parametrize(("batch", "images", "refused"), [(1, 400, True), (399, 400, True), (2, 400, False), (398, 400, False)])
+def test_normalization_of_one_value(batch: int, images: int, refused: bool) -> None:
+    from octosim import graph
+
+    d = data.load("fashion-mnist-5k")
+    d = data.Dataset(
+        d.name, d.train_images[:images], d.train_labels[:images], d.test_images, d.test_labels, d.classes, d.sha256
+    )
+    kinds = [
+        {"kind": "conv", "filters": 8, "kernel": 28},
+        {"kind": "batchnorm"},
+        {"kind": "flatten"},
+        {"kind": "linear", "units": 10},
+    ]
+    layers = graph.parse("", kinds)
+    config = train.Config(batch_size=batch)
+    if refused:
+        with pytest.raises(OctosimError, match="batch normalization has one value a channel in"):
+            train.Run(config, layers, d)
+    else:
+        train.Run(config, layers, d)
