@@ -36,11 +36,14 @@ def read(root: Path, machine: str) -> dict[str, Any]:
     (about 0.2 s).
     """
     cpuinfo = _cpuinfo(root)
-    first = cpuinfo[0] if cpuinfo else {}
     title = title_of(root, machine)
-    flags = (first.get("flags") or first.get("Features") or "").split()
-    accumulator, int8, float32, isa_source, guessed = _isa_rates(machine, flags, first)
-    cores, clock = _cores(cpuinfo, root), _clock(cpuinfo, root)
+    every = _clusters(cpuinfo)
+    usable = [cluster for cpus in every if (cluster := [cpu for cpu in cpus if _usable(cpu, root)])] or every
+    rated = [(cpus, _isa_rates(machine, _flags(cpus), cpus[0] if cpus else {}), _clock(cpus, root)) for cpus in usable]
+    cpus, (accumulator, int8, float32, isa_source, guessed), clock = max(
+        rated, key=lambda rate: rate[1][2] * rate[2]["value"]  # the cluster of the fastest cores, as people use them
+    )
+    cores = _cores(cpus, root)
 
     def derived(value: float | str) -> dict[str, Any]:
         return {"value": value, "kind": "estimate" if guessed else "derived", "source": isa_source}
@@ -55,6 +58,12 @@ def read(root: Path, machine: str) -> dict[str, Any]:
         "macs_per_clock": {"int8": derived(int8), "float32": derived(float32)},
         "gemm_efficiency": {"int8": efficiency, "float32": efficiency},
     }
+    note = f"Read from this machine ({machine}); not calibrated."
+    if len(every) > 1:
+        engine["core"] = _core_name(cpus)
+        told = "; ".join(f"{len(c)} {_core_name(c)} at {_clock(c, root)['value']:.3g} GHz, CPUs {_numbers(c)}" for c in every)
+        note += f" Clusters: {told}. The profile describes the {_core_name(cpus)}, CPUs {_numbers(cpus)}: run with taskset -c "
+        note += f"{_numbers(cpus)} to measure them alone."
     bytes_total = _memory_bytes(root)
     memory: dict[str, Any] = {
         "bandwidth_sustained_gb_s": {
@@ -68,7 +77,7 @@ def read(root: Path, machine: str) -> dict[str, Any]:
     return {
         "name": "host",
         "title": title,
-        "note": f"Read from this machine ({machine}); not calibrated.",
+        "note": note,
         "training": {"status": "supported", "note": "A general CPU: octosim itself trains here."},
         "overhead_us": {"value": 5, "kind": "estimate", "source": "order of one call from Python with threads"},
         "engines": [engine],
@@ -115,6 +124,53 @@ def _cpuinfo(root: Path) -> list[dict[str, str]]:
     return [cpu for cpu in cpus if "processor" in cpu]
 
 
+_ARM_CORES = {
+    "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0d": "Cortex-A77", "0xd41": "Cortex-A78",
+    "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xd48": "Cortex-X2",
+    "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720",
+}  # fmt: skip
+"""CPU part of /proc/cpuinfo, of implementer 0x41 (Arm), as in Linux' arch/arm64/include/asm/cputype.h."""
+
+
+def _clusters(cpuinfo: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+    """CPUs of one kind together: big.LITTLE has two or three kinds."""
+    found: dict[tuple[str | None, str | None], list[dict[str, str]]] = {}
+    for cpu in cpuinfo:
+        found.setdefault((cpu.get("CPU implementer"), cpu.get("CPU part")), []).append(cpu)
+    return list(found.values()) or [[]]
+
+
+def _usable(cpu: dict[str, str], root: Path) -> bool:
+    """Whether this process may run on a CPU."""
+    if root != Path("/") or not hasattr(os, "sched_getaffinity") or not cpu["processor"].isdigit():
+        return True
+    return int(cpu["processor"]) in os.sched_getaffinity(0)
+
+
+def _flags(cpus: list[dict[str, str]]) -> list[str]:
+    first = cpus[0] if cpus else {}
+    return (first.get("flags") or first.get("Features") or "").split()
+
+
+def _core_name(cpus: list[dict[str, str]]) -> str:
+    part = cpus[0].get("CPU part", "")
+    arm = cpus[0].get("CPU implementer") == "0x41"
+    return _ARM_CORES.get(part, f"core {part}") if arm else cpus[0].get("model name") or f"core {part}"
+
+
+def _numbers(cpus: list[dict[str, str]]) -> str:
+    """CPU numbers as taskset takes them: 0-3,6."""
+    numbers = sorted(int(cpu["processor"]) for cpu in cpus if cpu["processor"].isdigit())
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
 def _isa_rates(machine: str, flags: list[str], cpu: dict[str, str]) -> tuple[str, float, float, str, bool]:
     """(accumulator, int8 and float32 MACs per clock and core, source, whether it is a guess)."""
     rows = _ISA_ROWS.get({"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine))
@@ -126,6 +182,8 @@ def _isa_rates(machine: str, flags: list[str], cpu: dict[str, str]) -> tuple[str
     if flag == "avx512_vnni" and cpu.get("vendor_id") == "AuthenticAMD":
         newer = cpu.get("cpu family") != "25"  # some Zen 5 have full-width units: twice these rates
         return accumulator, 64, 16, "taken for Zen 4: " * newer + _ZEN4_SOURCE, newer
+    if flag == "" and cpu.get("CPU part") == "0xd03":
+        return accumulator, 5.3, 3.97, "Cortex-A53: one NEON operation a clock, as in profile raspberry-pi-3b-plus", True
     if flag == "asimddp" and cpu.get("CPU part") == "0xd05":
         int8, float32, source = 16, 4, "Cortex-A55, as measured on RK3588 (cpufp@93e165e)"
     return accumulator, int8, float32, source, flag in ("", "avx2")
@@ -143,7 +201,9 @@ def _cores(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
 
 
 def _clock(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
-    khz = _number(_text(root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"))
+    folders = [f"cpu{cpu['processor']}" for cpu in cpuinfo if cpu["processor"].isdigit()] or ["cpu0"]
+    most = [_number(_text(root / "sys/devices/system/cpu" / name / "cpufreq/cpuinfo_max_freq")) or 0 for name in folders]
+    khz = max(most)
     if khz:
         return {"value": khz / 1e6, "kind": "measured", "source": "sysfs cpufreq cpuinfo_max_freq"}
     mhz = [_number(cpu.get("cpu MHz", "")) or 0 for cpu in cpuinfo]
