@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 import typing
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+import numpy as np
 
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
@@ -19,11 +22,13 @@ class Config:
     """Everything that a user chooses and that decides the bits of a run and of its records.
 
     epochs, steps: the run's length; both given, the sooner end.  lr None: the optimizer's own.  weight_decay: of the parameters
-    in optim.DECAYED.  schedule, milestones, gamma, warmup: see optim.Schedule.  augment: of loader.AUGMENTATIONS.
+    in optimizers.DECAYED.  schedule, milestones, gamma, warmup: see schedules.Schedule.  augment: of batches.AUGMENTATIONS.
     label_smoothing: of the training loss; the test loss is without.  eval_every: also evaluate after every so many steps.
     float_layers: layers that the method does not cover are in float32; without it they are refused.
     accumulator: the register of the int8 products, of numerics.ACCUMULATORS.  count_overflow: write what happens in it in every
     so many steps; decides no bit.  measure: write the errors of every so many steps against float32; decides no bit.
+
+    OctosimError, naming the argument, for a value that is not of its kind; what is out of range is refused with the run.
     """
 
     model: str = "simplecnn"
@@ -50,16 +55,31 @@ class Config:
     count_overflow: int | None = None
     measure: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, kind in kinds().items():
+            value = getattr(self, name)
+            value = value.item() if isinstance(value, np.generic) else list(value) if isinstance(value, tuple) else value
+            if not _is(value, kind, bounded=False):
+                expected = _name(kind).replace("null", "None")
+                raise OctosimError(f"{name} is {str(value)[:40]!r}, expected {expected}")
+            object.__setattr__(self, name, value)
+
+
+@functools.cache
+def kinds() -> dict[str, Any]:
+    """The type of each field of Config."""
+    return typing.get_type_hints(Config)
+
 
 _NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value read from JSON is of the kind of a field of Config."""
+def _is(value: Any, kind: Any, bounded: bool = True) -> bool:
+    """Whether a value is of the kind of a field of Config; bounded: and a number that JSON can hold."""
     if kind is Any:  # a method's parameter
-        return isinstance(value, bool) or _is(value, str | int | float)
+        return isinstance(value, bool) or _is(value, str | int | float, bounded)
     if isinstance(kind, types.UnionType):
-        return any(_is(value, each) for each in typing.get_args(kind))
+        return any(_is(value, each, bounded) for each in typing.get_args(kind))
     if kind is type(None):
         return value is None
     if kind is str:
@@ -68,10 +88,10 @@ def _is(value: Any, kind: Any) -> bool:
         return isinstance(value, bool)
     if kind in (int, float):
         number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-        return number and (abs(value) < 2**64 if isinstance(value, int) else math.isfinite(value))
+        return number and (not bounded or (abs(value) < 2**64 if isinstance(value, int) else math.isfinite(value)))
     inner = typing.get_args(kind)[-1]
     held = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
-    return isinstance(value, typing.get_origin(kind)) and all(_is(each, inner) for each in held)
+    return isinstance(value, typing.get_origin(kind)) and all(_is(each, inner, bounded) for each in held)
 
 
 def _name(kind: Any) -> str:
@@ -82,11 +102,10 @@ def _name(kind: Any) -> str:
 
 def from_json(content: Any, where: str) -> Config:
     """The Config whose fields a file holds; OctosimError, beginning with `where`, for other fields or kinds of values."""
-    kinds = typing.get_type_hints(Config)
     known = {f.name for f in fields(Config)}
     if not isinstance(content, dict) or set(content) | {"float_layers"} != known:  # earlier runs have no float_layers
         raise OctosimError(f"{where}: 'config' must have exactly the fields {', '.join(sorted(known))}")
     for name, value in content.items():
-        if not _is(value, kinds[name]):
-            raise OctosimError(f"{where}: config.{name} is {str(value)[:40]!r}, expected {_name(kinds[name])}")
+        if not _is(value, kinds()[name]):
+            raise OctosimError(f"{where}: config.{name} is {str(value)[:40]!r}, expected {_name(kinds()[name])}")
     return Config(**content)
