@@ -160,10 +160,10 @@ def progress_bar() -> Progress:
 
 def use_threads(threads: int | None) -> None:
     if threads is not None:
-        from octosim import core
+        from octosim import core, limits
 
         core.set_threads(threads)
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        usable = limits.cpus()
         if threads > usable:
             hint(f"--threads {threads}: this process may use {plural(usable, 'processor')}; more threads wait for each other")
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from octosim import limits
 from octosim.errors import OctosimError
 
 # GNU OpenMP's threads spin for milliseconds at a barrier, which on a machine that others use too makes a step many times
@@ -413,6 +414,11 @@ def threads_for_a_call(count: int | None) -> Iterator[None]:
     finally:
         lib.octo_use_threads(before)
 
+
+# Without OMP_NUM_THREADS as many threads as the process may use CPUs; OpenMP knows of no quota, nor of an affinity set since it
+# was loaded.
+if not os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip().isdigit():
+    set_threads(max(1, min(1024, lib.octo_max_threads(), limits.cpus())))
 
 if os.environ.get("OCTOSIM_ISA"):
     try:
