@@ -4,7 +4,7 @@ VENV   ?= .venv
 # The full data sets, where they lie beside the checkout; tests that need them skip where they do not.
 export OCTOSIM_DATA ?= $(abspath $(wildcard ../shared/data))
 
-.PHONY: demo dev test bench lint install-matrix clean
+.PHONY: demo dev test test-slow bench lint install-matrix clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/python tools/demo.py demo
@@ -13,6 +13,10 @@ dev: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -q -n auto
+
+# The tests marked slow: evidence rather than checks.
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -q -n auto -m slow
 
 bench: $(VENV)/installed
 	$(VENV)/bin/octosim bench --profile jetson --model simplecnn --against torch
