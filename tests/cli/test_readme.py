@@ -1,24 +1,88 @@
-"""What the README shows is what the program takes."""
+"""What the README shows is what the program takes: its commands are run, with small settings."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kit.cli import octosim
 
-TEXT = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 BLOCKS = "".join(re.findall(r"```\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = sorted(
-    set(re.findall(r"^octosim [a-z].*$", BLOCKS, re.MULTILINE)) | set(re.findall(r"`(octosim [a-z][^`|]*)`", TEXT))
+    {line.split("  ")[0] for line in re.sub(r" {2,3}(?=--)", " ", BLOCKS).splitlines() if line.startswith("octosim ")}
+    | set(re.findall(r"`(octosim [a-z][^`|]*)`", TEXT))
 )
+
+SMALL = [  # what of a command is made small, in this order
+    (r"--data (mnist|cifar10)", "--data fashion-mnist-5k"),
+    (r"--epochs 3", "--steps 6"),
+    (r"--step 100\b", "--step 4"),
+    (r"--step 10\b", "--step 4"),
+    (r"--(measure|count-overflow) 50", r"--\1 2"),
+    (r"--seconds 3", "--seconds 0.2"),
+    (r"^octosim train (?!.*(--steps|--resume))", "octosim train --steps 6 "),
+    (r"^octosim train (?!.*(--model|--resume))", "octosim train --model lenet5 "),
+    (r"^octosim train (?!.*--resume)", "octosim train --batch-size 20 "),
+    (r"(--schedule step.*)--milestones 0.5,0.75", r"\1--milestones 0.5,0.75"),
+    (r"studies/rounding", "runs"),
+    (r"^octosim bench (?!.*--seconds)", "octosim bench --seconds 0.2 "),
+    (r",?(onnxruntime|apytypes)", ""),
+]
+ELSEWHERE = {
+    "--cluster": "tests/study/test_cluster.py",
+    "study isa-divergence": "tests/study/test_study.py",
+    "calibrate": "tests/hardware/test_calibrate.py",
+    ".onnx": "tests/graph/test_onnx_trace.py",
+}
+"""Commands of whose kind another test file runs some: of these the options are looked up."""
+SLOW = ("bench", "audit")
+MODEL = '[[layers]]\nkind = "conv"\nfilters = 4\nkernel = 3\n[[layers]]\nkind = "relu"\n' \
+    '[[layers]]\nkind = "flatten"\n[[layers]]\nkind = "linear"\n'  # fmt: skip
+
+
+def elsewhere(command: str) -> bool:
+    return any(part in command for part in ELSEWHERE) or command in ("octosim verify",)
+
+
+def cases(wanted: bool) -> list:
+    slow = {command: [pytest.mark.slow] if command.split()[1] in SLOW else [] for command in COMMANDS}
+    return [pytest.param(command, marks=slow[command]) for command in COMMANDS if elsewhere(command) == wanted]
+
+
+def small(command: str) -> list[str]:
+    for pattern, replacement in SMALL:
+        command = re.sub(pattern, replacement, command)
+    return command.split()[1:]
+
+
+@pytest.fixture(scope="session")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader who followed the README is: runs/a and runs/b, a model file."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "my.toml").write_text(MODEL)
+    for name, more in (("a", []), ("b", ["--seed", "1"])):
+        done = octosim(
+            "train", "--model", "lenet5", "--batch-size", "20", "--steps", "6", "--out", f"runs/{name}", *more, folder=folder
+        )
+        assert done.returncode == 0, done.stderr
+    done = octosim(
+        "bench", "--profile", "pi4", "--model", "mlp", "--seconds", "0.1", "--json", folder=folder
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "bench.json").write_text(done.stdout)
+    return folder
 
 
 def test_there_is_something_to_test() -> None:
-    assert PYTHON and len(COMMANDS) >= 8
+    assert PYTHON and len(COMMANDS) >= 20
+    assert all((ROOT / path).exists() for path in ELSEWHERE.values())
 
 
 @pytest.mark.parametrize("code", PYTHON)
@@ -27,11 +91,24 @@ def test_python(code: str) -> None:
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_and_their_options_exist(command: str) -> None:
+@pytest.mark.parametrize("command", cases(False))
+def test_commands_run(command: str, there: Path, tmp_path: Path) -> None:
+    if "torch" in command:
+        pytest.importorskip("torch")
+    shutil.copytree(there, tmp_path / "here")
+    words = small(command)
+    if words[0] == "train" and "--resume" not in words and "--out" in words:
+        shutil.rmtree(tmp_path / "here" / words[words.index("--out") + 1], ignore_errors=True)
+    done = octosim(*words, folder=tmp_path / "here")
+    assert done.returncode in ((0, 1) if words[0] == "diff" else (0,)), done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("command", cases(True))
+def test_options_exist(command: str) -> None:
     words = command.split()[1:]
     names = words[:2] if words[0] in ("profiles", "data") else words[:1]
-    done = subprocess.run([sys.executable, "-m", "octosim.cli", *names, "--help"], capture_output=True, text=True)
+    done = octosim(*names, "--help", COLUMNS="200")
     assert done.returncode == 0, done.stderr
-    for option in re.findall(r"--?[a-z][a-z-]*", " ".join(words[len(names) :])):
-        assert option in done.stdout, f"{option} is no option of octosim {' '.join(names)}"
+    for option in re.findall(r"(?<= )--?[a-z][a-z-]*", " ".join(words[len(names) :])):
+        assert re.search(rf"{option}\b", done.stdout), f"{option} is no option of octosim {' '.join(names)}"
