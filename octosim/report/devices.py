@@ -14,7 +14,7 @@ from octosim.report.tables import DASH, Cell, Group, Table, milliseconds, signif
 from octosim.trace import Op
 
 StepOf = Callable[[dict[str, Any]], tuple[list[Op], int]]
-"""The operations of a step and the most bytes that it needs, of a manifest's `decides`: `octosim.train.step_of`.  A report
+"""The operations of a step and the most bytes that it needs, of a run's manifest: `octosim.train.step_of`.  A report
 computes nothing itself, so its caller brings it."""
 
 
@@ -43,7 +43,7 @@ def prices(groups: Sequence[Group], devices: Sequence[hardware.Device], step_of:
     for group in groups:
         records = max((run.records for run in group.runs), key=len)
         try:
-            ops, peak = step_of(group.runs[0].decides)
+            ops, peak = step_of(group.runs[0].manifest)
         except OctosimError as error:
             notes.append(f"{group.label}: no cost predicted: {error}.")
             continue

@@ -10,18 +10,32 @@ from octosim.errors import OctosimError
 from octosim.trace import Op
 
 
-def step_of(decides: dict[str, Any]) -> tuple[list[Op], int]:
-    """The operations of a training step and the most bytes that it needs, of a manifest's `decides`; nothing is computed.
+def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
+    """The operations of a training step and the most bytes that it needs, of a run's manifest; nothing is computed.
 
     OctosimError where the manifest does not say enough, or names a data set, a method or a layer that is not known here.
     """
+    decides = manifest["decides"]
     batch = decides.get("batch_size")
     if not isinstance(batch, int) or batch < 1:
         raise OctosimError(f"field decides.batch_size is {batch!r}, expected a whole number above 0")
-    shape = next((row["shape"] for row in data.available() if row["name"] == decides["data"]["name"]), None)
-    if shape is None:
-        raise OctosimError(f"the shape of data set {decides['data']['name']} is not known")
+    shape = _image_shape(manifest)
     method = methods.make(decides["method"]["name"], decides["method"]["parameters"])
-    network = plan.dry(graph.parse("manifest.json:", decides.get("layers")), tuple(shape), method, float_layers=True)
+    network = plan.dry(graph.parse("manifest.json:", decides.get("layers")), shape, method, float_layers=True)
     step = plan.plan(network, batch, optimizers.make((decides.get("optimizer") or {}).get("name", "sgd"), None))
     return plan.ops(step), plan.memory(step)["peak"]
+
+
+def _image_shape(manifest: dict[str, Any]) -> tuple[int, ...]:
+    """Height, width and channels of a run's images; the manifests of octosim 0.1 name the data set only."""
+    told = manifest.get("data")
+    if isinstance(told, dict):
+        shape = told.get("image_shape")
+        if isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape):
+            return tuple(shape)
+        raise OctosimError(f"field data.image_shape is {str(shape)[:40]}, expected height, width and channels")
+    name = manifest["decides"]["data"]["name"]
+    known = next((row["shape"] for row in data.available() if row["name"] == name), None)
+    if known is None:
+        raise OctosimError(f"the shape of data set {name} is not known")
+    return tuple(known)

@@ -27,6 +27,7 @@ from octosim.errors import OctosimError
 from octosim.evidence import audit, diff, golden
 from octosim.integrity import sha256_of
 from octosim.report.read import read_all
+from octosim.train.planning import step_of
 
 NET = """
 [[layers]]
@@ -519,3 +520,16 @@ def test_report_leaves_a_forged_run_out_and_says_so(forgery: str, whole: Path, t
 def test_sums_need_no_core() -> None:
     code = "import octosim.integrity, sys; print([m for m in ('numpy', 'octosim.core', 'octosim.train') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_step_is_priced_from_the_manifest_alone(whole: Path) -> None:
+    """Also where nobody knows the data set by name; as from the manifest of octosim 0.1, which has the name only."""
+    content = json.loads((whole / "manifest.json").read_text())
+    expected = step_of(content)
+    unknown = copy.deepcopy(content)
+    unknown["decides"]["data"]["name"] = "mine"
+    assert step_of(unknown) == expected == step_of({"decides": content["decides"]})
+    for wrong in ([], [28, 28], [0, 28, 1], "x", [28, 28, True], None):
+        unknown["data"]["image_shape"] = wrong
+        with pytest.raises(OctosimError, match=r"data\.image_shape"):
+            step_of(unknown)
