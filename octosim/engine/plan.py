@@ -198,8 +198,9 @@ def operation(call: core.Call) -> Op:
     cost = core.COSTS.get(call.function)
     again = cost.again if cost else {}
     layer, pass_ = call.key
-    reads = sum(o.nbytes * again.get(o.name, 1) for o in call.operands if o.access != core.WRITES)
-    writes = sum(o.nbytes for o in call.operands if o.access != core.READS)
+    touched = [o for o in call.operands if o.name != "rest"]  # which is empty but in a layer whose scale is too small
+    reads = sum(o.nbytes * again.get(o.name, 1) for o in touched if o.access != core.WRITES)
+    writes = sum(o.nbytes for o in touched if o.access != core.READS)
     largest = max(call.operands, key=lambda o: o.elements)
     floats = any(o.dtype == np.float32 for o in call.operands)
     product = call.product
