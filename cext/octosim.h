@@ -292,6 +292,36 @@ int octo_earlier_range(float low, float high, float keep, float *running, float 
 /* range = -m, m of the larger magnitude m. */
 int octo_mirror_range(float low, float high, float *range);
 
+/* ---- statistics and scales of channels ---- */
+
+/* Range normalization (Banner et al. 2018), a column a channel: mean, deviation = factor (mean of the chunks' largest - of their least
+ * values), scale = 1 / (deviation + eps); centered = x - mean, y = centered (scale' gamma') + beta', where v' is v as 255 codes between
+ * its least and its largest value represent it; running = keep running + (1 - keep) batch.  chunks 0: with the running statistics.
+ * columns [3][cols]: scale, scale', gamma'; extremes [2][chunks][cols]: rows of a chunk with its largest and its least value.
+ * backward, of dy with the codes passed through; OCTO_EFINITE as above. */
+int octo_range_norm_forward(int64_t rows, int64_t cols, int64_t chunks, const float *x, const float *gamma, const float *beta, float eps,
+                            float factor, float keep, float *running_mean, float *running_deviation, float *columns, int32_t *extremes,
+                            float *centered, float *y);
+int octo_range_norm_backward(int64_t rows, int64_t cols, int64_t chunks, const float *dy, const float *centered, const float *columns,
+                             float factor, const int32_t *extremes, float *dx, float *dgamma, float *dbeta);
+/* Clipping values of the columns of dy, whose range is low .. high: m = the largest magnitude, where clip is 0 or more than most_beyond
+ * values have a magnitude above the root mean square; otherwise keep clip + share m.  scales = clip / 127, inverses: see octo_codes. */
+int octo_channel_clips(int64_t rows, int64_t cols, const float *dy, float low, float high, int64_t most_beyond, float keep, float share,
+                       float *clip, float *scales, float *inverses);
+/* y[r][c] = acc[r][c] * (scales[r] * factor) */
+int octo_dequantize_channels_s32(int64_t rows, int64_t cols, const int32_t *acc, const float *scales, float factor, float *y);
+/* Codes of each row with its own scale = max |x| / 127, nearest, and their values y = q scale. */
+int octo_quantize_rows_s8(int64_t rows, int64_t cols, const float *x, float *scales, int8_t *q, float *y);
+/* scales = weight_scales x_scale, `count` of them, one or one a channel; add = round(bias / scale) - zero weight_sums (modulo 2^32).  What
+ * is beyond +-2^30, and all where the scale is 0, is not in add, but in rest.  One scale: rest [cols + 1] as octo_lac_fold_f32's, -0 where
+ * nothing is left, rest[cols] whether anything is; else rest [cols], 0 there. */
+int octo_fold_bias(int64_t cols, int64_t count, const float *weight_scales, float x_scale, int zero, const float *bias,
+                   const int32_t *weight_sums, float *scales, int32_t *add, float *rest);
+/* The values of the codes -127 and 127. */
+int octo_code_ends(float scale, int zero, float *range);
+/* rate = lr max(exp(slope deviation), least) */
+int octo_counteract(double lr, float deviation, float slope, double least, double *rate);
+
 /* ---- integers alone: int8 codes q 2^exponent ---- */
 
 int octo_copy_s8(int64_t n, const int8_t *x, int8_t *y);

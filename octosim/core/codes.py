@@ -119,7 +119,7 @@ def new_codes() -> tuple[Any, Codes]:
     return made, Codes(*(Scalar(ffi.addressof(made[0], name), made) for name in ("scale", "inverse", "zero", "lo", "hi")))
 
 
-def symmetric_codes(low: Number, high: Number, share: float = 1.0, *, out: Codes | None = None) -> Codes:
+def symmetric_codes(low: Number, high: Number, share: Number = 1.0, *, out: Codes | None = None) -> Codes:
     """Zero point 0 and scale = max(|low|, |high|) / 127, of share times a range, whose ends are the codes' ends too.
 
     Jacob et al. 2018, section 2.1, with a symmetric range; octosim.h says how it is rounded.

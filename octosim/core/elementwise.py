@@ -1,10 +1,13 @@
-"""Maps and ranges that training methods need: few levels, masks, barriers (cext/elementwise.inc)."""
+"""Maps, ranges and scales of channels that training methods need (cext/elementwise.inc, cext/api_channels.c)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from octosim.core.call import (
     F32,
     S8,
+    S32,
     S64,
     U8,
     Array,
@@ -13,12 +16,15 @@ from octosim.core.call import (
     Range,
     Scalar,
     Stream,
+    Whole,
     costs,
     lib,
+    number64,
     ok,
     output,
     pointer,
 )  # fmt: skip
+from octosim.core.layers import matrix
 
 # ---- values --------------------------------------------------
 
@@ -135,6 +141,127 @@ def mirrored(found: Range) -> Range:
     return made
 
 
+
+# ---- channels: the last axis, or of weights the first --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RangeNorm:
+    """What the backward pass of range normalization needs of the forward pass (octo_range_norm_forward)."""
+
+    centered: Array
+    columns: Array
+    extremes: Array
+    chunks: int
+    factor: float
+
+
+def range_norm_forward(
+    x: Array, gamma: Array, beta: Array, running_mean: Array, running_deviation: Array, *,
+    eps: float, keep: float, factor: float, chunks: int, centered: Array | None = None, out: Array | None = None,
+) -> tuple[Array, RangeNorm]:  # fmt: skip
+    """Range normalization of float32 x with the statistics of so many chunks of rows, or with 0 the running ones (octosim.h).
+
+    NotFiniteError where x, gamma or beta holds a NaN or an infinity.
+    """
+    rows, cols = matrix(x)
+    columns, pc = output("columns", None, F32, (3, cols))
+    extremes, pe = output("extremes", None, S32, (2, max(chunks, 1), cols))
+    centered, pm = output("centered", centered, F32, x.shape)
+    out, py = output("out", out, F32, x.shape)
+    given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
+    running = [pointer(n, v, F32, (cols,), True) for n, v in (("mean", running_mean), ("deviation", running_deviation))]
+    px = pointer("x", x, F32)
+    ok(lib.octo_range_norm_forward(rows, cols, chunks, px, *given, eps, factor, keep, *running, pc, pe, pm, py))
+    return out, RangeNorm(centered, columns, extremes, chunks, factor)
+
+
+def range_norm_backward(saved: RangeNorm, dy: Array, *, out: Array | None = None) -> tuple[Array, Array, Array]:
+    """dx, dgamma and dbeta of `range_norm_forward` for float32 dy."""
+    (rows, cols), shape = matrix(dy), saved.centered.shape
+    out, p = output("out", out, F32, dy.shape)
+    (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
+    pd, pm = pointer("dy", dy, F32, shape), pointer("centered", saved.centered, F32, shape)
+    pc, pe = pointer("columns", saved.columns, F32, (3, cols)), pointer("extremes", saved.extremes, S32)
+    ok(lib.octo_range_norm_backward(rows, cols, saved.chunks, pd, pm, pc, saved.factor, pe, p, pg, pb))
+    return out, dgamma, dbeta
+
+
+def channel_clips(
+    dy: Array, found: Range, clip: Array, *, most_beyond: int, keep: float, share: float
+) -> tuple[Array, Array]:
+    """Updates the clipping values of the channels of float32 dy, in the range found (octo_channel_clips); float32 scales
+    clip / 127 and their inverses."""
+    rows, cols = matrix(dy)
+    (scales, ps), (inverses, pi) = output("scales", None, F32, (cols,)), output("inverses", None, F32, (cols,))
+    pd, pc = pointer("dy", dy, F32), pointer("clip", clip, F32, (cols,), True)
+    ok(lib.octo_channel_clips(rows, cols, pd, found.low, found.high, most_beyond, keep, share, pc, ps, pi))
+    return scales, inverses
+
+
+def dequantize_channels(acc: Array, scales: Array, factor: Number = 1.0, *, out: Array | None = None) -> Array:
+    """float32 acc (scales factor) of int32 sums, a scale for each index of the first axis."""
+    rows = len(acc)
+    out, p = output("out", out, F32, acc.shape)
+    pa, ps = pointer("acc", acc, S32), pointer("scales", scales, F32, (rows,))
+    ok(lib.octo_dequantize_channels_s32(rows, acc.size // rows, pa, ps, factor, p))
+    return out
+
+
+def quantize_rows(x: Array, *, out: Array | None = None, real: Array | None = None) -> tuple[Array, Array, Array]:
+    """int8 codes of float32 x with a scale max|x| / 127 for each index of the first axis, their values, and the scales.
+
+    NotFiniteError where x holds a NaN or an infinity.
+    """
+    rows = len(x)
+    out, q = output("out", out, S8, x.shape)
+    real, py = output("real", real, F32, x.shape)
+    scales, ps = output("scales", None, F32, (rows,))
+    ok(lib.octo_quantize_rows_s8(rows, x.size // rows, pointer("x", x, F32), ps, q, py))
+    return out, real, scales
+
+
+def fold_bias(
+    bias: Array, weight_scales: Array | Scalar, x_scale: Number, weight_sums: Array, zero: Whole
+) -> tuple[Array, Array | Scalar, Array]:
+    """What bias and zero point add to int32 sums, the sums' scales, and what is left of the bias to be added in float32.
+
+    bias float32 (channels,), weight_sums: int32, of each channel's codes.  The scales: weight scale times x_scale, one
+    or one a channel.  In units of the scale, nearest; what is beyond +-2^30, and all where the scale is 0, is left: for one scale as
+    `dequantize_sums` takes it, (channels + 1,), else (channels,).
+    """
+    (cols,) = bias.shape
+    add, p = output("add", None, S32, (cols,))
+    rest, pr = output("rest", None, F32, (cols + isinstance(weight_scales, Scalar),))
+    if isinstance(weight_scales, Scalar):
+        made: Array | Scalar = Scalar.zero()
+        count, given, scales = 1, weight_scales.at, made.at  # type: ignore[union-attr]
+    else:
+        count, given = cols, pointer("weight_scales", weight_scales, F32, (cols,))
+        made, scales = output("scales", None, F32, (cols,))
+    pb, ps = pointer("bias", bias, F32), pointer("weight_sums", weight_sums, S32, (cols,))
+    ok(lib.octo_fold_bias(cols, count, given, x_scale, zero, pb, ps, scales, p, pr))
+    return add, made, rest
+
+
+def code_ends(scale: Number, zero: Whole) -> Range:
+    """The values of the codes -127 and 127."""
+    made = Range()
+    ok(lib.octo_code_ends(scale, zero, made.at))
+    return made
+
+
+def counteract(lr: Number, deviation: Number, slope: float, least: float) -> Scalar:
+    """lr max(exp(slope deviation), least), float64 of a float32 exponential."""
+    made = number64(0.0)
+    ok(lib.octo_counteract(lr, deviation, slope, least, made.at))
+    return made
+
+
 costs("octo_levels_f32", "octo_level_errors_f32", "octo_image_range", x=2)
 costs("octo_level_weights_f32", w=2, out=2)
 costs("octo_binary_weights_f32", w=3)
+costs("octo_range_norm_forward", x=3)
+costs("octo_range_norm_backward", dy=3)
+costs("octo_channel_clips", dy=3)
+costs("octo_quantize_rows_s8", x=3)

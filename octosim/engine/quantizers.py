@@ -52,7 +52,7 @@ def symmetric(
     low: core.Number,
     high: core.Number,
     *,
-    share: float = 1.0,
+    share: core.Number = 1.0,
     rounding: Rounding = Rounding.HALF_EVEN,
     random: core.Stream | None = None,
     out: Array | None = None,

@@ -22,7 +22,7 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Context, Method, Node
-from octosim.engine.quantizers import LARGEST_CODE, QTensor
+from octosim.engine.quantizers import QTensor
 from octosim.methods import int8
 from octosim.numerics import Rounding
 
@@ -36,25 +36,11 @@ SPREAD = (
 )  # as in the authors' code; / sqrt(2 ln n) it is deviation / expected range
 
 
-def coded(x: Array) -> Array:
-    """x as 255 codes between its least and its largest value represent it, nearest."""
-    low, high = core.value_range(x)
-    step = float(np.float32((high - low) / (2 * LARGEST_CODE)))
-    q = core.quantize(x - np.float32(low), quantizers.reciprocal(step), zero=-LARGEST_CODE)
-    return core.dequantize(q, step, zero=-LARGEST_CODE) + np.float32(low)
-
-
-def coded_gradient(dy: Array, random: core.Stream) -> Array:
-    """dY as symmetric stochastic codes represent it."""
-    t = quantizers.symmetric(dy, *core.value_range(dy), rounding=Rounding.STOCHASTIC, random=random)
-    return core.dequantize(t.q, t.scale)
-
-
-def _factor(count: int) -> np.float32:
+def _factor(count: int) -> float:
     """Deviation / expected range of so many values; ln from the core, which gives the same bits everywhere."""
     with core.unrecorded():
         ln = float(core.log(np.array([max(count, 2)], np.float32))[0])
-    return np.float32(SPREAD / math.sqrt(2 * ln))
+    return SPREAD / math.sqrt(2 * ln)
 
 
 class RangeBatchNorm:
@@ -71,50 +57,27 @@ class RangeBatchNorm:
         node.state.update(mean=np.zeros(channels, np.float32), deviation=np.ones(channels, np.float32))
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        p, s, eps = node.params, node.state, np.float32(node.layer.eps)
-        mean, deviation = s["mean"], s["deviation"]
-        if context.training:
-            mean, deviation = self._statistics(node, x)
-            keep = np.float32(1 - node.layer.momentum)
-            for name, value in (("mean", mean), ("deviation", deviation)):
-                s[name][:] = keep * s[name] + (np.float32(1) - keep) * value
-        scale, gamma, beta = np.float32(1) / (deviation + eps), coded(p["gamma"]), coded(p["beta"])
-        coded_scale = coded(scale)
-        centered = np.subtract(x, mean, out=node.buffer(x.shape, np.float32))
-        if context.training:
-            node.saved.update(centered=centered, scale=scale, coded_scale=coded_scale, gamma=gamma)
-        return core.affine(centered, coded_scale * gamma, beta, out=node.buffer(x.shape, np.float32))
-
-    def _statistics(self, node: Node, x: Array) -> tuple[Array, Array]:
-        """Mean and C range of each channel."""
-        core.value_range(x)  # refuses a NaN
-        rows = x.reshape(-1, x.shape[-1])
-        most = min(CHUNKS, max(1, len(rows) // SHORTEST))
-        chunks = next(c for c in range(most, 0, -1) if len(rows) % c == 0)
-        parts = rows.reshape(chunks, -1, rows.shape[1])
-        where = [pick(parts, 1)[:, None] for pick in (np.argmax, np.argmin)]
-        high, low = (np.take_along_axis(parts, index, 1)[:, 0] for index in where)
-        factor = _factor(parts.shape[1])
-        node.saved.update(where=where, chunks=chunks, factor=factor)
-        spread = (core.column_sums(high) - core.column_sums(low)) / np.float32(chunks)
-        return core.column_sums(rows) / np.float32(len(rows)), spread * factor
+        p, s, rows = node.params, node.state, x.size // x.shape[-1]
+        most = min(CHUNKS, max(1, rows // SHORTEST))
+        chunks = next(c for c in range(most, 0, -1) if rows % c == 0)
+        y, node.saved["norm"] = core.range_norm_forward(
+            x, p["gamma"], p["beta"], s["mean"], s["deviation"], eps=node.layer.eps, keep=1 - node.layer.momentum,
+            factor=_factor(rows // chunks), chunks=chunks if context.training else 0,
+            centered=node.buffer(x.shape, np.float32), out=node.buffer(x.shape, np.float32),
+        )  # fmt: skip
+        return y
 
     def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         return dy
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
-        saved = node.saved
-        dy = coded_gradient(dy, context.random(node.tensor(ERROR)))
-        products = core.column_sums(dy * saved["centered"])
-        node.grads.update(gamma=products * saved["coded_scale"], beta=core.column_sums(dy))
-        dx = dy * (saved["gamma"] * saved["coded_scale"])
-        rows = dx.reshape(-1, dx.shape[-1])
-        rows -= core.column_sums(rows) / np.float32(len(rows))
-        # d(1 / (C range + eps)) / d range = -C scale^2; the range's own gradient goes to the chunks' extremes
-        d_range = products * saved["gamma"] * -(saved["scale"] * saved["scale"]) * saved["factor"]
-        parts, share = rows.reshape(saved["chunks"], -1, rows.shape[1]), d_range / np.float32(saved["chunks"])
-        for index, change in zip(saved["where"], (share, -share), strict=True):
-            np.put_along_axis(parts, index, np.take_along_axis(parts, index, 1) + change, 1)
+        """With dY as symmetric stochastic codes represent it."""
+        found, random = core.value_range(dy), context.random(node.tensor(ERROR))
+        codes = node.buffer(dy.shape, np.int8)
+        t = quantizers.symmetric(dy, found.low, found.high, rounding=Rounding.STOCHASTIC, random=random, out=codes)
+        dy = core.dequantize(t.q, t.s, out=dy)
+        dx, gamma, beta = core.range_norm_backward(node.saved["norm"], dy, out=node.buffer(dy.shape, np.float32))
+        node.grads.update(gamma=gamma, beta=beta)
         return dx
 
 
@@ -134,6 +97,7 @@ class Banner(Method):
         "accumulator": "int32",
         "normalization": "float32, of 8-bit codes",
     }
+    recordable = True
     layers: ClassVar[Mapping[str, Any]] = {"bn": RangeBatchNorm()}
 
     def check(self, node: Node, batch: int) -> None:
@@ -142,34 +106,31 @@ class Banner(Method):
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)
 
-    def _range(self, node: Node, x: Array, context: Context) -> tuple[float, float]:
+    def _range(self, node: Node, x: Array, context: Context) -> core.Range:
         """The mean of the images' minima and maxima; its running average in inference."""
         running = node.state["x_range"]
-        if context.training:
-            core.value_range(x)  # refuses a NaN
-            images = x.reshape(len(x), -1)
-            # exact sums, so that they do not depend on the order
-            now = np.array([math.fsum(ends.tolist()) / len(x) for ends in (images.min(1), images.max(1))], np.float32)
-            keep = np.float32(KEEP)
-            running[:] = keep * running + (np.float32(1) - keep) * now if running.any() else now
-            return float(now[0]), float(now[1])
-        return float(running[0]), float(running[1])
+        if not context.training:
+            return core.Range.of(running)
+        found = core.image_range(x)
+        core.average(running, found, KEEP, from_zero=True)
+        return found
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        qx = quantizers.asymmetric(x, *self._range(node, x, context), out=node.buffer(x.shape, np.int8))
+        found = self._range(node, x, context)
+        qx = quantizers.asymmetric(x, found.low, found.high, out=node.buffer(x.shape, np.int8))
         return int8.forward(node, qx, int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> tuple[QTensor, Array]:
         """Bifurcation: stochastic 8-bit codes for dX, dY itself for dW."""
-        low, high = core.value_range(dy)
-        out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
-        return quantizers.symmetric(dy, low, high, rounding=Rounding.STOCHASTIC, random=random, out=out), dy
+        found, random = core.value_range(dy), context.random(node.tensor(ERROR))
+        out = node.buffer(dy.shape, np.int8)
+        return quantizers.symmetric(dy, found.low, found.high, rounding=Rounding.STOCHASTIC, random=random, out=out), dy
 
     def weight_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> None:
         """dW from the values that the codes of x represent and dY, in float32."""
         _, dy = error
         qx, w = node.saved["x"], node.params["w"]
-        x = core.dequantize(qx.q, qx.scale, zero=qx.zero, out=node.buffer(qx.q.shape, np.float32))
+        x = core.dequantize(qx.q, qx.s, zero=qx.z, out=node.buffer(qx.q.shape, np.float32))
         product = node.layer.product(node, dy.shape[0])
         node.grads["w"] = product.weight_grad(x, dy, out=node.buffer(w.shape, np.float32))
         node.grads["b"] = core.column_sums(dy)

@@ -21,7 +21,7 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Context, Method, Node
-from octosim.engine.quantizers import LARGEST_CODE, QTensor
+from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
 from octosim.numerics import Rounding
@@ -57,6 +57,8 @@ class Dai8(Method):
     paper: ClassVar[str] = "Zhao et al., AAAI 2021"
     bits: ClassVar[Mapping[str, str]] = int8.BITS | {"errors": "int8, per channel for dW"}
 
+    recordable = True
+
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise OctosimError(f"dai8: threshold must be in 0 .. 1, not {self.threshold}")
@@ -71,30 +73,17 @@ class Dai8(Method):
         node.state["clip"] = np.zeros(node.out_shape[-1], np.float32)
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        qx = int8.symmetric(node, x, *int8.running_range(node, x, context))
-        return int8.forward(node, qx, int8.weights(node))
-
-    def _limits(self, node: Node, dy: Array, largest: float) -> Array:
-        """The channels' clipping values, float32."""
-        clip, magnitude = node.state["clip"], np.abs(dy).reshape(-1, dy.shape[-1])
-        most = magnitude.max(0)
-        unit = np.float32(largest if largest > 1e-30 else 1.0)  # so that squares stay in float32's range
-        scaled = magnitude / unit
-        sigma = np.sqrt(core.column_sums(scaled * scaled) / np.float32(len(scaled)))
-        beyond = (scaled > sigma).sum(0)
-        gaussian = beyond > math.floor(self.threshold * len(scaled))
-        follow = np.float32(1 - self.k * self.a) * clip + np.float32(self.a) * most
-        clip[:] = np.where(gaussian | (clip == 0), most, follow)
-        return clip
+        found = int8.running_range(node, x, context)
+        return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> _Error:
-        low, high = core.value_range(dy)
-        rounding, largest = Rounding(self.rounding), max(-low, high)
+        found, rounding, rows = core.value_range(dy), Rounding(self.rounding), dy.size // dy.shape[-1]
         one, many = (node.buffer(dy.shape, np.int8) for _ in range(2))
-        random = context.random(node.tensor(TENSOR))
-        tensor = quantizers.symmetric(dy, -largest, largest, rounding=rounding, random=random, out=one)
-        scales = self._limits(node, dy, largest) / np.float32(LARGEST_CODE)
-        inverses = np.array([quantizers.reciprocal(float(scale)) for scale in scales], np.float32)
+        both, random = core.mirrored(found), context.random(node.tensor(TENSOR))
+        tensor = quantizers.symmetric(dy, both.low, both.high, rounding=rounding, random=random, out=one)
+        scales, inverses = core.channel_clips(
+            dy, found, node.state["clip"], most_beyond=math.floor(self.threshold * rows), keep=1 - self.k * self.a, share=self.a
+        )
         scaled = core.affine(dy, inverses, np.zeros_like(inverses), out=node.buffer(dy.shape, np.float32))
         random = context.random(node.tensor(CHANNELS))
         return _Error(tensor, core.quantize(scaled, 1.0, rounding=rounding, random=random, out=many), scales)
@@ -104,9 +93,8 @@ class Dai8(Method):
         x, w = node.saved["x"], node.params["w"]
         acc = node.buffer(w.shape, np.int32)
         node.layer.product(node, error.q.shape[0]).weight_grad(x.q, error.q, out=acc)
-        rows = (error.scales * np.float32(x.scale)).reshape(-1, *(1,) * (w.ndim - 1))
-        node.grads["w"] = acc.astype(np.float32) * rows
-        node.grads["b"] = core.column_sums(error.q).astype(np.float32) * error.scales
+        node.grads["w"] = core.dequantize_channels(acc, error.scales, x.s, out=acc.view(np.float32))
+        node.grads["b"] = core.dequantize_channels(core.column_sums(error.q), error.scales)
 
     def input_grad(self, node: Node, error: _Error, context: Context) -> core.Sums:
         return int8.input_grad(node, error.tensor)

@@ -27,8 +27,6 @@ from octosim.errors import OctosimError
 from octosim.methods import float32
 from octosim.numerics import EXACT32
 
-LARGEST_BIAS = 2**30  # in units of the sums' scale; leaves room for the products
-
 
 @dataclass(frozen=True)
 class Qat(Method):
@@ -56,6 +54,8 @@ class Qat(Method):
         "normalization": "float32",
     }
 
+    recordable = True
+
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise OctosimError(f"qat: smoothing must be in [0, 1), not {self.smoothing}")
@@ -73,68 +73,52 @@ class Qat(Method):
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)
 
-    def _range(self, node: Node, x: Array, context: Context) -> tuple[float, float]:
+    def phase(self, context: Context) -> bool:
+        """Whether activations are quantized."""
+        return context.number > self.delay
+
+    def _range(self, node: Node, x: Array, context: Context) -> core.Range:
         running = node.state["x_range"]
         if context.training:
-            batch = np.array([*core.value_range(x)], np.float32)
-            running[:] = running + np.float32(1 - self.smoothing) * (batch - running) if running.any() else batch
-        return float(running[0]), float(running[1])
+            core.follow_range(running, core.value_range(x), 1 - self.smoothing)
+        return core.Range.of(running)
 
-    def _weight_codes(self, node: Node) -> tuple[Array, Array]:
-        """Codes and their scales, float32 (1,) or (channels,)."""
+    def _weight_codes(self, node: Node) -> tuple[Array, Array, Array | core.Scalar]:
+        """Codes, their values, and their scale or (channels,) of them."""
         w = node.params["w"]
-        low, high = node.range_of("w")
-        codes = node.buffer(w.shape, np.int8)
-        if self.weights == "tensor":
-            whole = quantizers.symmetric(w, low, high, out=codes)
-            return whole.q, np.array([whole.scale], np.float32)
-        rows = w.reshape(len(w), -1)
-        scale = np.abs(rows).max(axis=1) / np.float32(LARGEST_CODE)
-        inverse = np.where(scale > 1e-38, 1 / np.maximum(scale, np.float32(1e-38)), 0).astype(np.float32)
-        codes[:] = np.clip(np.rint(rows * inverse[:, None]), -LARGEST_CODE, LARGEST_CODE).reshape(w.shape)
-        return codes, scale
+        codes, real = node.buffer(w.shape, np.int8), node.buffer(w.shape, np.float32)
+        if self.weights == "channel":
+            return core.quantize_rows(w, out=codes, real=real)
+        found = node.range_of("w")
+        whole = quantizers.symmetric(w, found.low, found.high, out=codes)
+        assert isinstance(whole.s, core.Scalar)
+        return whole.q, core.dequantize(whole.q, whole.s, out=real), whole.s
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
-        qw, w_scale = self._weight_codes(node)
-        real = node.buffer(qw.shape, np.float32)
-        np.multiply(qw, w_scale.reshape(-1, *[1] * (qw.ndim - 1)), out=real)
-        low, high = self._range(node, x, context)
-        if context.training and int(context.step) <= self.delay:
+        qw, real, w_scale = self._weight_codes(node)
+        found = self._range(node, x, context)
+        if context.training and not self.phase(context):
             node.saved.update(x=x, w=real, inside=None)
             return float32.forward(node, x, real)
-        qx = quantizers.asymmetric(x, low, high, out=node.buffer(x.shape, np.int8))
+        qx = quantizers.asymmetric(x, found.low, found.high, out=node.buffer(x.shape, np.int8))
         if context.training:
-            x_real = core.dequantize(qx.q, qx.scale, zero=qx.zero, out=node.buffer(x.shape, np.float32))
-            node.saved.update(x=x_real, w=real, inside=self._inside(node, x, qx))
+            x_real = core.dequantize(qx.q, qx.s, zero=qx.z, out=node.buffer(x.shape, np.float32))
+            # elsewhere the quantizer is flat and passes no gradient on (a choice: see above)
+            ends = core.code_ends(qx.s, qx.z)
+            inside = core.within(x, ends.low, ends.high, out=node.buffer(x.shape, np.uint8))
+            node.saved.update(x=x_real, w=real, inside=inside)
         return self._sums(node, qx, qw, w_scale)
 
-    def _inside(self, node: Node, x: Array, qx: QTensor) -> Array:
-        """Where x lies in the codes' range: elsewhere the quantizer is flat and passes no gradient on (a choice: see above)."""
-        first, last = (np.float32(qx.scale) * np.float32(end - qx.zero) for end in (-LARGEST_CODE, LARGEST_CODE))
-        inside = node.buffer(x.shape, np.bool_)
-        np.greater_equal(x, first, out=inside)
-        inside &= x <= last
-        return inside
-
-    def _sums(self, node: Node, qx: QTensor, qw: Array, w_scale: Array) -> Array:
+    def _sums(self, node: Node, qx: QTensor, qw: Array, w_scale: Array | core.Scalar) -> Array:
         """The int32 products, with the bias and the zero point's part in int32, times their scales."""
         batch = len(qx.q)
         acc = node.buffer((batch, *node.out_shape), np.int32)
-        node.layer.product(node, batch).forward(qx.q, qw, x_zero=qx.zero, out=acc)
-        scale = (w_scale * np.float32(qx.scale)).astype(np.float32)
-        # a scale of 0 has only codes of 0: what is divided there does not matter
-        bias = np.rint(node.params["b"] / np.where(scale > 0, scale, np.float32(1)))
-        left = np.where(scale > 0, np.abs(bias) > LARGEST_BIAS, True)  # what int32 cannot hold is added in float32
-        bias = np.where(left, 0, bias)
-        add = bias.astype(np.int32) - np.int32(qx.zero) * core.row_sums(qw)
-        if scale.size == 1:
-            y = core.dequantize_sums(acc, add, float(scale[0]), out=acc.view(np.float32))
-        else:
-            y = core.dequantize_sums(acc, add, 1.0, out=acc.view(np.float32))
-            y = core.affine(y, scale, np.zeros_like(scale), out=y)
-        if left.any():
-            y += np.where(left, node.params["b"], np.float32(-0.0))
-        return y
+        node.layer.product(node, batch).forward(qx.q, qw, x_zero=qx.z, out=acc)
+        add, scale, rest = core.fold_bias(node.params["b"], w_scale, qx.s, core.row_sums(qw), qx.z)
+        if isinstance(scale, core.Scalar):
+            return core.dequantize_sums(acc, add, scale, rest=rest, out=acc.view(np.float32))
+        y = core.dequantize_sums(acc, add, 1.0, out=acc.view(np.float32))
+        return core.affine(y, scale, rest, out=y)
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         return dy
@@ -144,6 +128,4 @@ class Qat(Method):
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         dx = float32.input_grad(node, error, node.saved["w"])
-        if node.saved["inside"] is not None:
-            dx *= node.saved["inside"]
-        return dx
+        return dx if node.saved["inside"] is None else core.mask(dx, node.saved["inside"], out=dx)

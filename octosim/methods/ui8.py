@@ -71,6 +71,8 @@ class Ui8(Method):
     paper: ClassVar[str] = "Zhu et al., CVPR 2020"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
 
+    recordable = True
+
     def __post_init__(self) -> None:
         for name, low, high in (("grid", 1, 1000), ("period", 1, 2**31), ("alpha", 0, 40), ("beta", 0, 1)):
             if not low <= getattr(self, name) <= high:
@@ -84,25 +86,29 @@ class Ui8(Method):
         node.state["clip"] = np.array([1, 0], np.float32)  # share of max|dY|, and its deviation
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        qx = int8.symmetric(node, x, *int8.running_range(node, x, context))
-        return int8.forward(node, qx, int8.weights(node))
+        found = int8.running_range(node, x, context)
+        return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
+
+    def phase(self, context: Context) -> int | None:
+        """Steps with a search are not like the others."""
+        return None if (context.number - 1) % self.period == 0 else 0
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
-        low, high = core.value_range(dy)
-        largest, clip = max(-low, high), node.state["clip"]
+        both, clip = core.mirrored(core.value_range(dy)), node.state["clip"]
 
-        def codes(share: float) -> QTensor:
+        def codes(share: core.Number) -> QTensor:
             out = node.buffer(dy.shape, np.int8)
             random = context.random(node.tensor(ERROR))
-            limit = share * largest
-            return quantizers.symmetric(dy, -limit, limit, rounding=Rounding.STOCHASTIC, random=random, out=out)
+            return quantizers.symmetric(
+                dy, both.low, both.high, share=share, rounding=Rounding.STOCHASTIC, random=random, out=out
+            )
 
-        if (int(context.step) - 1) % self.period == 0:
+        if self.phase(context) is None:
             shares = [i / self.grid for i in range(self.grid, 0, -1)]
             tried = [np.float32(deviation(dy, codes(share).q)) for share in shares]
             best = int(np.argmin(tried))  # the first, which clips least, of equals
             clip[:] = shares[best], tried[best]
-        return codes(float(clip[0]))
+        return codes(core.Range.of(clip).low)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         int8.weight_grad(node, error)
@@ -110,8 +116,9 @@ class Ui8(Method):
     def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
         return int8.input_grad(node, error)
 
-    def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:
+    def update(
+        self, node: Node, key: str, lr: core.Number, rule: Callable[[core.Number], None], context: Context
+    ) -> None:
         if "clip" not in node.state:
             return rule(lr)
-        exponent = np.float32(-self.alpha) * node.state["clip"][1:]
-        return rule(lr * max(float(core.exp(exponent)[0]), self.beta))
+        return rule(core.counteract(lr, core.Range.of(node.state["clip"]).high, -self.alpha, self.beta))

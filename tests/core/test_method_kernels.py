@@ -155,6 +155,108 @@ def test_running_ranges() -> None:
     assert same(held, expected)
 
 
+# ---- channels --------------------------------------------------
+
+
+def coded(x: np.ndarray) -> np.ndarray:
+    """x as 255 codes between its least and its largest value represent it."""
+    low, high = float(x.min()), float(x.max())
+    step = float(F((high - low) / 254))
+    q = core.quantize(x - F(low), float(F(1 / step)) if step > 1e-38 else 0.0, zero=-127)
+    return core.dequantize(q, step, zero=-127) + F(low)
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "zero"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_range_normalization(shape: tuple[int, int], kind: str) -> None:
+    (rows, cols), x, dy = shape, values(kind, shape), values("normal", shape, 1)
+    chunks = next(c for c in (7, 5, 4, 3, 1) if rows % c == 0)
+    gamma, beta = values("normal", cols, 2), values("normal", cols, 3)
+    running, keep, factor, eps = [np.ones(cols, F), np.ones(cols, F)], F(0.9), F(0.3), F(1e-5)
+    y, saved = core.range_norm_forward(x, gamma, beta, *running, eps=1e-5, keep=0.9, factor=0.3, chunks=chunks)
+    parts = x.reshape(chunks, -1, cols)
+    where = [pick(parts, 1)[:, None] for pick in (np.argmax, np.argmin)]
+    high, low = (np.ascontiguousarray(np.take_along_axis(parts, index, 1)[:, 0]) for index in where)
+    mean = core.column_sums(x) / F(rows)
+    deviation = (core.column_sums(high) - core.column_sums(low)) / F(chunks) * factor
+    for held, batch in zip(running, (mean, deviation), strict=True):
+        assert same(held, keep * np.ones(cols, F) + (F(1) - keep) * batch)
+    scale = F(1) / (deviation + eps)
+    assert same(saved.centered, x - mean)
+    assert same(y, core.affine(x - mean, coded(scale) * coded(gamma), coded(beta)))
+    dx, dgamma, dbeta = core.range_norm_backward(saved, dy)
+    products = core.column_sums(dy * saved.centered)
+    assert same(dgamma, products * coded(scale)) and same(dbeta, core.column_sums(dy))
+    expected = dy * (coded(gamma) * coded(scale))
+    expected -= core.column_sums(expected) / F(rows)
+    share = products * coded(gamma) * -(scale * scale) * factor / F(chunks)
+    of_chunks = expected.reshape(parts.shape)
+    for index, change in zip(where, (share, -share), strict=True):
+        np.put_along_axis(of_chunks, index, np.take_along_axis(of_chunks, index, 1) + change, 1)
+    assert same(dx, expected)
+    y, _ = core.range_norm_forward(x, gamma, beta, mean, deviation, eps=1e-5, keep=0.9, factor=0.3, chunks=0)
+    assert same(y, core.affine(x - mean, coded(scale) * coded(gamma), coded(beta))), "with the running statistics"
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "zero"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_channel_clips(shape: tuple[int, int], kind: str) -> None:
+    (rows, cols), dy = shape, values(kind, shape)
+    dy[:, ::2] *= F(1e-3)
+    dy[:, ::3] = dy[:, ::3] ** 3
+    clip, limit = np.random.default_rng(1).choice(np.array([0, 0.5], F), cols), rows // 4
+    before = clip.copy()
+    scales, inverses = core.channel_clips(dy, core.value_range(dy), clip, most_beyond=limit, keep=0.2, share=0.8)
+    magnitude = np.abs(dy)
+    most, largest = magnitude.max(0), float(magnitude.max())
+    scaled = magnitude / F(largest if largest > 1e-30 else 1.0)
+    sigma = np.sqrt(core.column_sums(scaled * scaled) / F(rows))
+    gaussian = (scaled > sigma).sum(0) > limit
+    assert same(clip, np.where(gaussian | (before == 0), most, F(0.2) * before + F(0.8) * most))
+    assert same(scales, clip / F(127))
+    assert same(inverses, np.array([F(1 / float(s)) if s > 1e-38 else 0 for s in scales], F))
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_codes_of_rows(shape: tuple[int, int], kind: str) -> None:
+    x = values(kind, shape)
+    q, real, scales = core.quantize_rows(x)
+    scale = np.abs(x).max(axis=1) / F(127)
+    inverse = np.where(scale > 1e-38, 1 / np.maximum(scale, F(1e-38)), 0).astype(F)
+    assert same(scales, scale)
+    with np.errstate(over="ignore"):
+        assert same(q, np.clip(np.rint(x * inverse[:, None]), -127, 127).astype(np.int8)) and same(real, q * scale[:, None])
+    acc = np.random.default_rng(0).integers(-(2**24) + 1, 2**24, shape).astype(np.int32)
+    with np.errstate(over="ignore"):
+        assert same(core.dequantize_channels(acc, scales, core.scalar(0.3)), acc.astype(F) * (scales * F(0.3))[:, None])
+        assert same(core.dequantize_channels(acc[:, 0].copy(), scales), acc[:, 0].astype(F) * scales)
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("zero", [-127, 0, 5])
+@pytest.mark.parametrize("kind", ["normal", "ties", "extreme", "zero"])
+def test_folded_bias(kind: str, zero: int, channels: bool) -> None:
+    bias, sums = values(kind, 33), np.random.default_rng(1).integers(-(2**20), 2**20, 33).astype(np.int32)
+    scales = np.abs(values("normal", 33, 2)) * (np.arange(33) % 5 > 0) if channels else core.scalar(0.01)
+    add, made, rest = core.fold_bias(bias, scales, 0.02, sums, zero)
+    scale = (scales if channels else np.array([0.01], F)) * F(0.02)
+    with np.errstate(over="ignore"):
+        found = np.rint(bias / np.where(scale > 0, scale, F(1)))
+    left = np.where(scale > 0, np.abs(found) > 2**30, True)
+    assert same(add, np.where(left, 0, found).astype(np.int32) - np.int32(zero) * sums)
+    assert same(made, scale) if channels else float(made) == scale[0]
+    assert same(rest[:33], np.where(left, bias, F(0.0 if channels else -0.0)))
+    assert channels or rest[33] == left.any()
+
+
+def test_ends_and_rates() -> None:
+    assert [*core.code_ends(core.scalar(0.03), -20)] == [F(0.03) * F(-107), F(0.03) * F(147)]
+    for deviation in (0.0, 0.05, 0.5, 4.0):
+        factor = float(core.exp(np.array([F(-20) * F(deviation)], F))[0])
+        assert float(core.counteract(0.3, core.scalar(deviation), -20.0, 0.1)) == 0.3 * max(factor, 0.1)
+
+
 # ---- integers --------------------------------------------------
 
 

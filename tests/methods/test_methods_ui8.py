@@ -84,7 +84,7 @@ def test_learning_rate_has_a_floor() -> None:
     for deviation in (0.0, 0.05, 0.5):
         node.state["clip"] = np.array([1, deviation], F)
         method.update(node, "w", 0.5, used.append, Context(True, 0, 1))
-    assert used == [0.5, 0.5, pytest.approx(0.5 * np.exp(-1), rel=1e-6), 0.5 * 0.1]
+    assert [float(lr) for lr in used] == [0.5, 0.5, pytest.approx(0.5 * np.exp(-1), rel=1e-6), 0.5 * 0.1]
 
 
 @pytest.mark.parametrize("bad", [{"grid": 0}, {"period": 0}, {"alpha": 41}, {"beta": 1.5}, {"alpha": float("nan")}])
