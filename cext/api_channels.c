@@ -178,7 +178,7 @@ int octo_fold_bias(int64_t cols, int64_t count, const float *weight_scales, floa
         rest[c] = left ? bias[c] : one ? -0.0f : 0.0f;
         add[c] = (int32_t)((uint32_t)(left ? 0 : (int32_t)v) - (uint32_t)zero * (uint32_t)weight_sums[c]);
     }
-    if (one) rest[cols] = (float)any;
+    rest[cols] = (float)any;
     return OCTO_OK;
 }
 

@@ -313,8 +313,8 @@ int octo_dequantize_channels_s32(int64_t rows, int64_t cols, const int32_t *acc,
 /* Codes of each row with its own scale = max |x| / 127, nearest, and their values y = q scale. */
 int octo_quantize_rows_s8(int64_t rows, int64_t cols, const float *x, float *scales, int8_t *q, float *y);
 /* scales = weight_scales x_scale, `count` of them, one or one a channel; add = round(bias / scale) - zero weight_sums (modulo 2^32).  What
- * is beyond +-2^30, and all where the scale is 0, is not in add, but in rest.  One scale: rest [cols + 1] as octo_lac_fold_f32's, -0 where
- * nothing is left, rest[cols] whether anything is; else rest [cols], 0 there. */
+ * is beyond +-2^30, and all where the scale is 0, is not in add, but in rest.  rest [cols + 1] is as octo_lac_fold_f32's with
+ * one scale: -0 where nothing is left, rest[cols] whether anything is; with several, 0 there. */
 int octo_fold_bias(int64_t cols, int64_t count, const float *weight_scales, float x_scale, int zero, const float *bias,
                    const int32_t *weight_sums, float *scales, int32_t *add, float *rest);
 /* The values of the codes -127 and 127. */

@@ -232,7 +232,7 @@ def fold_bias(
     """
     (cols,) = bias.shape
     add, p = output("add", None, S32, (cols,))
-    rest, pr = output("rest", None, F32, (cols + isinstance(weight_scales, Scalar),))
+    rest, pr = output("rest", None, F32, (cols + 1,))
     if isinstance(weight_scales, Scalar):
         made: Array | Scalar = Scalar.zero()
         count, given, scales = 1, weight_scales.at, made.at  # type: ignore[union-attr]
@@ -241,7 +241,7 @@ def fold_bias(
         made, scales = output("scales", None, F32, (cols,))
     pb, ps = pointer("bias", bias, F32), pointer("weight_sums", weight_sums, S32, (cols,))
     ok(lib.octo_fold_bias(cols, count, given, x_scale, zero, pb, ps, scales, p, pr))
-    return add, made, rest
+    return add, made, rest if isinstance(weight_scales, Scalar) else rest[:cols]
 
 
 def code_ends(scale: Number, zero: Whole) -> Range:
