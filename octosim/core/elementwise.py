@@ -227,8 +227,8 @@ def fold_bias(
     """What bias and zero point add to int32 sums, the sums' scales, and what is left of the bias to be added in float32.
 
     bias float32 (channels,), weight_sums: int32, of each channel's codes.  The scales: weight scale times x_scale, one
-    or one a channel.  In units of the scale, nearest; what is beyond +-2^30, and all where the scale is 0, is left: for one scale as
-    `dequantize_sums` takes it, (channels + 1,), else (channels,).
+    or one a channel.  In units of the scale, nearest; what is beyond +-2^30, and all where the scale is 0, is left: for one
+    scale as `dequantize_sums` takes it, (channels + 1,), else (channels,).
     """
     (cols,) = bias.shape
     add, p = output("add", None, S32, (cols,))
