@@ -17,6 +17,9 @@ from octosim.trace import DTYPE_BYTES, WORK, Op, with_winograd
 
 Shape = tuple[int, ...]
 
+ONNX_BYTES = 2 << 30
+"""Of a file: protobuf reads no larger message."""
+
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 FOLDED = {"BatchNormalization", "Relu", "Clip", "LeakyRelu"}
 """What disappears in a product before it, in inference; an addition or multiplication of a constant does as well."""
@@ -125,7 +128,13 @@ def load(path: Path, batch: int | None) -> Any:
     except ImportError:
         raise OctosimError("reading ONNX models needs the package onnx: pip install 'octosim[onnx]'") from None
     try:
+        if not path.is_file() and path.exists():
+            raise OctosimError(f"{path}: not a regular file, expected an ONNX model")
+        if path.is_file() and path.stat().st_size > ONNX_BYTES:
+            raise OctosimError(f"{path}: larger than {ONNX_BYTES >> 30} GiB, the limit of an ONNX model without external data")
         model = onnx.load(str(path), load_external_data=False)
+    except OctosimError:
+        raise
     except FileNotFoundError:
         raise OctosimError(f"{path}: no such file") from None
     except OSError as error:

@@ -337,3 +337,17 @@ def test_dtype_of_own_networks(more, message):
     assert done.returncode == 2 and message in done.stderr
     found = json.loads(octosim("cost", "--profile", "pi4", "--dtype", "float32", "--json").stdout)
     assert found["method"] == "fp32" and found["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "."])
+def test_what_is_no_regular_file(target, tmp_path):
+    (tmp_path / "x.onnx").symlink_to(target)
+    with pytest.raises(OctosimError, match="not a regular file"):
+        onnx_ops.load(tmp_path / "x.onnx", None)
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path):
+    with open(tmp_path / "x.onnx", "wb") as file:
+        file.truncate(onnx_ops.ONNX_BYTES + 1)  # sparse: takes no space
+    with pytest.raises(OctosimError, match="larger than 2 GiB"):
+        onnx_ops.load(tmp_path / "x.onnx", None)
