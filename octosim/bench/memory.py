@@ -41,7 +41,7 @@ def measure(config: Config, against: list[str], threads: int) -> dict[str, dict[
 
 def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "octosim.membench"], input=json.dumps(task), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "octosim.bench.memory"], input=json.dumps(task), capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["killed"]

@@ -316,7 +316,8 @@ def largest_batch(network: Network, capacity: float, training: bool = True) -> i
 
     small, double = 8, 16
     low, high = peak(small), peak(double)
-    each = (high - low) / (double - small)  # every part is about proportional to the batch, or constant
+    # every part is about proportional to the batch, or constant; the batch itself, in float32, is always there
+    each = max((high - low) / (double - small), 4 * math.prod(network.nodes[0].in_shape))
     guess = max(0, small + int((capacity - low) / each))
     if not network.method.recordable:  # its NumPy is executed, with as much memory as the batch takes
         return guess

@@ -72,7 +72,8 @@ class RecordedSteps:
         for held, number in zip(self._numbers, numbers, strict=True):
             held.at[0] = number
         try:
-            watch.replay(tape)
+            with np.errstate(over="ignore", invalid="ignore"):  # of declared segments; as network.QUIET
+                watch.replay(tape)
         except core.Failed as failed:
             raise self._explained(tape, failed, context) from None
 

@@ -466,7 +466,7 @@ def sums(addends: int, by_rows: bool = False) -> core.Sums:
         (lambda: step(np.zeros((3, 2), F), core.Sums(np.zeros((2, 3), np.int32), np.zeros(2, np.int32), 1.0, True)), "(3, 2)"),
         (lambda: step(np.zeros((2, 3), F)[:, :2], np.zeros((2, 2), F)), "w must be C-contiguous"),
         (lambda: step(np.zeros(3), np.zeros(3, F)), "w must be a float32 array, not float64"),
-        (lambda: step(np.zeros(0, F), np.zeros(0, F)), "sgd: bad size"),
+        (lambda: step(np.zeros(0, F), np.zeros(0, F)), "w is empty"),
     ],
 )
 def test_bad_calls(call, words: str) -> None:

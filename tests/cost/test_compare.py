@@ -17,6 +17,7 @@ from octosim.cost import compare, plots
 from octosim.engine import plan
 from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU, Residual
 from octosim.engine.nodes import Context
+from octosim.trace import Op
 
 SHAPE = (8, 8, 3)
 
@@ -172,11 +173,11 @@ def test_crossover():
                      "elementwise_per_clock": {"value": 1, "kind": "estimate", "source": "test"}}]})  # fmt: skip
 
     def int8(batch):
-        quantize = cost.Op("fc1", "forward", "elementwise", "quantize w", (10_000,), "float32", 0, 0)
-        return [quantize, cost.Op("fc1", "forward", "gemm", "linear", (batch, 2000, 1), "int8", 0, 0)]
+        quantize = Op("fc1", "forward", "elementwise", "quantize w", (10_000,), "float32", 0, 0)
+        return [quantize, Op("fc1", "forward", "gemm", "linear", (batch, 2000, 1), "int8", 0, 0)]
 
     def float32(batch):
-        return [cost.Op("fc1", "forward", "gemm", "linear", (batch, 2000, 1), "float32", 0, 0)]
+        return [Op("fc1", "forward", "gemm", "linear", (batch, 2000, 1), "float32", 0, 0)]
 
     assert compare.crossover(int8, float32, toy) == 12
     assert compare.crossover(int8, float32, toy, most=8) is None
@@ -233,8 +234,8 @@ def test_command_shows_memory_and_float32():
 @pytest.mark.parametrize("more, message", [
     (("1,x",), "--batch-size takes whole numbers"), (("1,0",), "--batch-size must be at least 1, not 0"),
     (("1", "--plot", "x.png"), "--plot goes with --compare"),
-    (("1,2", "--plot", "nowhere/x.png"), "cannot write nowhere/x.png"),
-    (("1", "--roofline", "x.what"), "cannot write x.what")])
+    (("1,2", "--plot", "nowhere/x.png"), "--plot: there is no folder nowhere to write in"),
+    (("1", "--roofline", "x.what"), "--roofline x.what: the name must end in .png or .svg")])
 def test_command_refuses(more, message):
     done = octosim(*ASKED, *more)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

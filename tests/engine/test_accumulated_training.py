@@ -124,7 +124,7 @@ def test_a_run_keeps_its_register(accumulator: str, tmp_path: Path) -> None:
     other = json.loads((tmp_path / "broken/manifest.json").read_text())
     other["config"]["accumulator"] = "sdot"
     (tmp_path / "broken/manifest.json").write_text(json.dumps(other))
-    with pytest.raises(OctosimError, match="'numerics' was"):
+    with pytest.raises(OctosimError, match="field config.accumulator is not as it was written"):
         train.reopen(tmp_path / "broken")
 
 

@@ -137,15 +137,18 @@ def torch_input(images: np.ndarray) -> torch.Tensor:
 
 def gradients(network: engine.Network, model: object, images: np.ndarray, labels: np.ndarray, step: int) -> float:
     """network.gradients; the signs of its ReLUs go to PyTorch's."""
-    named = {node.name: node for node in network.nodes}
+    backward = network.backward
 
-    def copy_signs(layer: str, pass_: str) -> None:
-        if layer in named and pass_ == "forward" and named[layer].saved.get("signs") is not None:
-            node = named[layer]
-            gate = node if isinstance(node.layer, ReLU) else next(n for n in network.nodes if n.inputs[0] == node.index)
-            getattr(model, str(gate.index)).signs = node.saved["signs"].copy()
+    def copying(*arguments: object, **named: object) -> None:
+        for node in network.nodes:
+            if node.saved.get("signs") is not None:
+                gate = node if isinstance(node.layer, ReLU) else next(n for n in network.nodes if n.inputs[0] == node.index)
+                getattr(model, str(gate.index)).signs = node.saved["signs"].copy()
+        backward(*arguments, **named)  # type: ignore[arg-type]
 
-    return float(network.gradients(images, labels, Context(True, 0, step), copy_signs)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "backward", copying)
+        return float(network.gradients(images, labels, Context(True, 0, step))[0])
 
 
 @pytest.mark.parametrize("name", STACKS)
