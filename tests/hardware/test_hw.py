@@ -389,7 +389,7 @@ def test_several_problems_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("name, guess", [("jetsn", "jetson"), ("pi-4", "pi4"), ("atlas-200", "atlas-200dk"),
-                                         ("JETSON", None), ("", None), ("hots", "host")])
+                                         ("JETSON", "jetson"), ("", None), ("hots", "host")])
 def test_unknown_name(name, guess):
     with pytest.raises(OctosimError) as caught:
         hardware.load(name)
