@@ -64,7 +64,7 @@ def test_verify(run: Path) -> None:
 def test_verify_finds_another_digest(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
-    for name in ("manifest.json", "records.jsonl"):
+    for name in ("manifest.json", "records.jsonl", "checkpoint.safetensors"):
         (copy / name).write_bytes((run / name).read_bytes())
     (copy / "digest.txt").write_text("sha256:" + "1" * 64 + "  step 12\n")
     done = octosim("verify", str(copy))
