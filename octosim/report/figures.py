@@ -50,15 +50,6 @@ class Figure:
 COLOURS = ("#0072B2", "#D55E00", "#008A65", "#B8558C", "#000000", "#8A6D00", "#6A51A3")
 # SVG stroke-dasharrays beside the colours, so that colour is never the only difference.
 DASHES = ("", "7 3", "2 2", "8 3 2 3", "12 3", "4 4", "8 2 2 2 2 2")
-# What a point looks like in a scatter plot: (colour, matplotlib's marker).
-POINT_STYLES = tuple((colour, marker) for marker in "os^Dv" for colour in COLOURS)
-_MARKER_PATHS = {
-    "o": "M18 1a4 4 0 1 1-.01 0z",
-    "s": "M14 1h8v8h-8z",
-    "^": "M18 1l4.5 8h-9z",
-    "D": "M18 0l5 5-5 5-5-5z",
-    "v": "M18 9l4.5-8h-9z",
-}
 PREDICTED, MEASURED = COLOURS[0], COLOURS[1]
 
 _STYLE: Any = {
@@ -154,16 +145,6 @@ def line_key(colour: str, dashes: str, text: str) -> Key:
         f'stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"/></svg>'
     )
     return Key(swatch, text, Line2D([], [], color=colour, linestyle=linestyle(dashes), linewidth=1.8))
-
-
-def point_key(colour: str, marker: str, filled: bool, text: str) -> Key:
-    fill = colour if filled else "#fff"
-    swatch = Markup(
-        f'<svg class="swatch" viewBox="0 0 36 10" aria-hidden="true"><path d="{_MARKER_PATHS[marker]}" fill="{fill}" '
-        f'stroke="{colour}" stroke-width="1.5"/></svg>'
-    )
-    mfc = colour if filled else "#ffffff"
-    return Key(swatch, text, Line2D([], [], color=colour, marker=marker, mfc=mfc, linestyle="none", markersize=7))
 
 
 def _bar_key(predicted: bool, text: str) -> Key:

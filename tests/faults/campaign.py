@@ -254,8 +254,6 @@ def expected(job: Job, limit: float) -> tuple[Any, int]:
         read, write = os.pipe()
 
         def arm() -> None:
-            import atexit
-
             shim.fault_arm(str(folder).encode(), COUNT, 0, 0)
             exit_now = os._exit
 
@@ -264,7 +262,6 @@ def expected(job: Job, limit: float) -> tuple[Any, int]:
                 exit_now(code)
 
             os._exit = tell  # type: ignore[assignment]
-            atexit.unregister(tell)
 
         done = ended(start(job.command, folder, arm), folder, limit)
         os.close(write)
