@@ -10,6 +10,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: threads beside them would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # tables are as wide as in a pipe, whatever started the tests
 
 from kit.isas import ISAS  # noqa: E402
 

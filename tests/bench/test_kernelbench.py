@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from octosim import core
 from octosim.bench import calibrate, kernels
-from octosim.cli import terminal
 from octosim.cli.app import app
 from octosim.errors import OctosimError
 
@@ -67,7 +66,6 @@ def test_a_peer_that_is_wrong_here_is_named(right: tuple[str, ...], monkeypatch:
     assert said[0].startswith("onnxruntime 1.0 is wrong here (uint8 x int8) in 6 products, most in ")
     assert said[0].endswith("int8 x int8 is timed there" if right else "nothing of it is timed there")
     monkeypatch.setattr(kernels, "kernel_bench", lambda *_, **__: record)
-    monkeypatch.setattr(terminal.out_console, "width", 160)  # whatever COLUMNS says where the tests run
     done = CliRunner().invoke(app, ["bench", "--kernels", "--against", "onnxruntime"])
     assert done.exit_code == 0 and said[0] in done.output
     assert ("(int8 x int8)" if right else "wrong") in done.output.split("\n")[4]

@@ -126,6 +126,10 @@ def test_a_run_keeps_its_register(accumulator: str, tmp_path: Path) -> None:
     (tmp_path / "broken/manifest.json").write_text(json.dumps(other))
     with pytest.raises(OctosimError, match="field config.accumulator is not as it was written"):
         train.reopen(tmp_path / "broken")
+    del other["sums"]  # as octosim 0.1 wrote it
+    (tmp_path / "broken/manifest.json").write_text(json.dumps(other))
+    with pytest.raises(OctosimError, match="'numerics' was"):
+        train.reopen(tmp_path / "broken")
 
 
 @pytest.mark.parametrize("accumulator", [EXACT32.name, "acc16"])

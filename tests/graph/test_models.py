@@ -419,6 +419,10 @@ def test_a_broken_manifest_of_a_model_file(file: Callable[[str], str], tmp_path:
     path.write_text(json.dumps(content))
     with pytest.raises(OctosimError, match="manifest.json: field decides.layers is not as it was written"):
         train.reopen(tmp_path / "run")
+    del content["sums"]  # as octosim 0.1 wrote it
+    path.write_text(json.dumps(content))
+    with pytest.raises(OctosimError, match=r"manifest.json: layer 2 \(Linear\): field 'units' must be an integer"):
+        train.reopen(tmp_path / "run")
 
 
 def test_file_kinds_are_all_layers() -> None:
