@@ -61,7 +61,9 @@ class Config:
             value = value.item() if isinstance(value, np.generic) else list(value) if isinstance(value, tuple) else value
             if not _is(value, kind, bounded=False):
                 expected = _name(kind).replace("null", "None")
-                raise OctosimError(f"{name} is {str(value)[:40]!r}, expected {expected}")
+                if isinstance(value, str):
+                    expected = expected.replace("a string", "a string in UTF-8, without NUL")
+                raise OctosimError(f"{name} is '{str(value)[:40]}', expected {expected}")
             object.__setattr__(self, name, value)
 
 
