@@ -8,19 +8,7 @@ from typing import Any
 import numpy as np
 
 from octosim.engine import Network
-from octosim.engine.layers import (
-    Add,
-    BatchNorm,
-    Conv2d,
-    DepthwiseConv2d,
-    Dropout,
-    Flatten,
-    GlobalAvgPool,
-    Linear,
-    MaxPool,
-    ReLU,
-    Stack,
-)
+from octosim.engine.layers import Flatten, Linear, ReLU, Stack
 from octosim.engine.network import nodes
 from octosim.errors import OctosimError
 
@@ -68,10 +56,6 @@ def to_torch(stack: Stack, in_shape: tuple[int, ...]) -> Any:
     """
     nn = torch_module().nn
 
-    class Sum(nn.Module):  # type: ignore[name-defined]
-        def forward(self, a: Any, b: Any) -> Any:
-            return a + b
-
     class Graph(nn.Module):  # type: ignore[name-defined]
         def __init__(self, modules: list[Any], inputs: list[tuple[int, ...]]):
             super().__init__()
@@ -85,34 +69,13 @@ def to_torch(stack: Stack, in_shape: tuple[int, ...]) -> Any:
                 values[i] = module(*(values[j] for j in inputs))
             return values[i]
 
-    made: list[Any] = []
     flat = nodes(stack, in_shape)
+    made: list[Any] = []
     for node in flat:
-        layer, size = node.layer, node.in_shape[-1]
-        match layer:
-            case Conv2d():
-                made.append(nn.Conv2d(size, layer.filters, layer.kernel, layer.stride, layer.pad))
-            case DepthwiseConv2d():
-                made.append(nn.Conv2d(size, size, layer.kernel, layer.stride, layer.pad, groups=size))
-            case Linear():
-                made.append(nn.Linear(size, node.out_shape[0]))
-            case BatchNorm():
-                kind = nn.BatchNorm2d if len(node.in_shape) == 3 else nn.BatchNorm1d
-                made.append(kind(size, eps=layer.eps, momentum=layer.momentum))
-            case ReLU():
-                made.append(nn.ReLU(inplace=node.in_place))
-            case MaxPool():
-                made.append(nn.MaxPool2d(layer.kernel, layer.stride))
-            case Dropout():
-                made.append(nn.Dropout(layer.rate))
-            case Flatten():
-                made.append(nn.Flatten())
-            case GlobalAvgPool():
-                made.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-            case Add():
-                made.append(Sum())
-            case _:
-                raise OctosimError(f"layer {node.name} has no counterpart in PyTorch here")
+        module = node.layer.peer(nn, *(flat[i].out_shape if i >= 0 else in_shape for i in node.inputs))
+        if isinstance(node.layer, ReLU):
+            module.inplace = node.in_place
+        made.append(module)
     if all(node.inputs == (node.index - 1,) for node in flat):
         return nn.Sequential(*made)
     return Graph(made, [node.inputs for node in flat])

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from octosim.engine.layers import (
-    BatchNorm,
-    Conv2d,
-    DepthwiseConv2d,
-    Dropout,
-    Flatten,
-    GlobalAvgPool,
-    Item,
-    Linear,
-    MaxPool,
-    ReLU,
-    Residual,
-    Stack,
-)
+from octosim.engine.layers import LAYERS, Item, Residual, Rule, Stack
 from octosim.errors import OctosimError, suggest
 from octosim.textfile import read_toml
 
@@ -40,42 +26,15 @@ def describe(stack: Stack) -> list[dict[str, Any]]:
     ]
 
 
-KINDS: dict[str, type[Any]] = {
-    "conv": Conv2d,
-    "depthwise": DepthwiseConv2d,
-    "linear": Linear,
-    "batchnorm": BatchNorm,
-    "relu": ReLU,
-    "maxpool": MaxPool,
-    "avgpool": GlobalAvgPool,
-    "dropout": Dropout,
-    "flatten": Flatten,
-    "residual": Residual,
-}
+KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in LAYERS if cls.inputs == 1} | {"residual": Residual}
 """The kinds of a model file.  A manifest has the classes' names, which are taken too."""
 
-_Rule = tuple[type, Callable[[Any], bool], str]
-_COUNT: _Rule = (int, lambda v: 1 <= v <= 2**20, "an integer in 1 .. 1048576")
-_RULES: dict[str, _Rule] = {
-    "filters": _COUNT,
-    "units": _COUNT,
-    "kernel": (int, lambda v: 1 <= v <= 32, "an integer in 1 .. 32"),
-    "stride": (int, lambda v: 1 <= v <= 32, "an integer in 1 .. 32"),
-    "pad": (int, lambda v: 0 <= v <= 31, "an integer in 0 .. 31"),
-    "deviation": (float, lambda v: 0 < v < float("inf"), "a positive number"),
-    "eps": (float, lambda v: 0 < v < 1, "a number between 0 and 1"),
-    "momentum": (float, lambda v: 0 < v <= 1, "a number above 0, at most 1"),
-    "rate": (float, lambda v: 0 <= v < 1, "a number of at least 0, below 1"),
-}
-"""Type, range and, in words, what was expected of a layer's fields."""
 
-
-def _value(where: str, key: str, value: Any) -> Any:
-    kind, fits, expected = _RULES[key]
-    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not number or not fits(value):
-        raise OctosimError(f"{where}: field '{key}' must be {expected}, not {value!r}")
-    return kind(value)
+def _value(where: str, key: str, rule: Rule, value: Any) -> Any:
+    try:
+        return rule.take(value)
+    except ValueError:
+        raise OctosimError(f"{where}: field '{key}' must be {rule.expected}, not {value!r}") from None
 
 
 def _item(where: str, given: Any) -> Item:
@@ -94,12 +53,12 @@ def _item(where: str, given: Any) -> Item:
     for key, default in fields.items():
         if key not in given:
             if default is dataclasses.MISSING:
-                expected = _RULES[key][2] if key in _RULES else "a list of layers"
+                expected = "a list of layers" if known[kind] is Residual else known[kind].rules[key].expected
                 raise OctosimError(f"{where}: field '{key}' is missing, expected {expected}")
         elif known[kind] is Residual:
             values[key] = parse(f"{where}, {key}", given[key], empty=key == "shortcut")
         elif given[key] is not None or default is not None:  # null in a manifest is a default
-            values[key] = _value(where, key, given[key])
+            values[key] = _value(where, key, known[kind].rules[key], given[key])
     made: Item = known[kind](**values)
     return made
 

@@ -1,0 +1,72 @@
+"""Batch normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from octosim import core
+from octosim.engine.layers.base import Rule, Unweighted, number
+from octosim.engine.nodes import Array, Context, Method, Node
+
+
+@dataclass(frozen=True)
+class BatchNorm(Unweighted):
+    """Batch normalization of each channel (Ioffe & Szegedy 2015); inference uses the running statistics.
+
+    momentum is the weight of the new batch in the running mean and variance, as in PyTorch.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    stem: ClassVar[str] = "bn"
+    kind: ClassVar[str] = "batchnorm"
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "eps": number(lambda v: 0 < v < 1, "a number between 0 and 1"),
+        "momentum": number(lambda v: 0 < v <= 1, "a number above 0, at most 1"),
+    }
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return in_shape
+
+    def init(self, node: Node, method: Method, seed: int | None) -> None:
+        channels = node.in_shape[-1]
+        node.params.update(gamma=np.ones(channels, np.float32), beta=np.zeros(channels, np.float32))
+        node.state.update(mean=np.zeros(channels, np.float32), var=np.ones(channels, np.float32))
+
+    def forward(self, node: Node, x: core.Values, method: Method, context: Context) -> Array:
+        p, s = node.params, node.state
+        if isinstance(x, core.Sums) and x.add.size != node.in_shape[-1]:
+            x = x.array()
+        # the values in float32 stay only where the backward pass takes them
+        free = node.in_place and (method.compact or not context.training)
+        out = core.memory_of(x) if free else node.buffer(x.shape, np.float32)
+        columns = (p["gamma"], p["beta"], s["mean"], s["var"])
+        if not context.training:
+            return core.batchnorm_inference(x, *columns, eps=self.eps, relu=node.fused, out=out)
+        if not method.compact:
+            x = core.values(x)
+        codes = node.buffer(x.shape, np.int8) if method.compact else None
+        signs = node.buffer((core.sign_bytes(out.size),), np.uint8) if node.fused else None
+        y, mean, inv_std, node.found = core.batchnorm_forward(
+            x, *columns, eps=self.eps, momentum=self.momentum, relu=node.fused, codes=codes, signs=signs,
+            find_range=method.compact, out=out,
+        )  # fmt: skip
+        node.saved.update(x=x if codes is None else codes, mean=mean, inv_std=inv_std, signs=signs)
+        return y
+
+    def input_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> Array:
+        saved = node.saved
+        dx, dgamma, dbeta, node.found = core.batchnorm_backward(
+            saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], signs=saved["signs"],
+            find_range=method.compact, out=node.buffer(dy.shape, np.float32) if node.dy_shared else core.memory_of(dy),
+        )  # fmt: skip
+        node.grads.update(gamma=dgamma, beta=dbeta)
+        return dx
+
+    def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
+        kind = nn.BatchNorm2d if len(shapes[0]) == 3 else nn.BatchNorm1d
+        return kind(shapes[0][-1], eps=self.eps, momentum=self.momentum)
