@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 
 # A row may import only from rows above it.
 ROWS = [
-    {"errors", "schema", "files", "limits", "textfile", "trace", "_core"},
+    {"errors", "schema", "files", "_callable", "limits", "textfile", "trace", "_core"},
     {"integrity"},
     {"numerics"},
     {"core", "hardware"},
@@ -27,6 +27,7 @@ ROWS = [
     {"train"},
     {"study", "evidence", "bench"},
     {"report"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

@@ -28,7 +28,10 @@ def methods_list(ctx: typer.Context, json_: AsJson = False) -> None:
 def _list_methods(as_json: bool) -> None:
     from octosim import methods
 
-    rows = [methods.about(name) for name in methods.METHODS]
+    names, broken = methods.available()
+    for sentence in broken.values():
+        hint(sentence)
+    rows = [methods.about(name) for name in names]
     if as_json:
         print_json([{key: value for key, value in row.items() if key not in ("doc", "parameters")} for row in rows])
         return

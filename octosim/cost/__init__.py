@@ -1,5 +1,6 @@
 """What a step costs on a device: time, energy and memory from its operations."""
 
+from octosim._callable import make_callable
 from octosim.cost.model import (
     ASSUMED_EFFICIENCY,
     BACKWARD_SPREAD,
@@ -28,3 +29,5 @@ __all__ = [
     "Prepared", "cost_json", "factors_of", "kind_of", "path_of", "predict", "prepare", "systolic_cycles", "systolic_folds",
     "times", "total", "vector",
 ]  # fmt: skip
+
+make_callable(__name__)

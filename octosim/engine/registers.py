@@ -26,19 +26,12 @@ import numpy as np
 
 from octosim import core
 from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Observer, Product
-from octosim.errors import OctosimError, suggest
+from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, Overflow
 
 LONGEST = 2**22  # products in a sum: octo_gemm_s8_accumulate
 MODULO = ACCUMULATORS["acc32-wrap"]
 WIDTHS = tuple(range(8, 33))  # registers for which a count says how many outputs would have overflowed them
-
-
-def find(name: str) -> Accumulator:
-    """The preset `name`; OctosimError where there is none."""
-    if name not in ACCUMULATORS:
-        raise OctosimError(f"unknown accumulator '{name}'" + suggest(name, ACCUMULATORS))
-    return ACCUMULATORS[name]
 
 
 @dataclass(frozen=True)

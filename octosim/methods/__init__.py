@@ -12,6 +12,7 @@ from typing import Any
 
 from octosim.engine.nodes import Method
 from octosim.errors import OctosimError, suggest
+from octosim.methods import plugins
 from octosim.methods.banner import Banner
 from octosim.methods.blaq import Blaq
 from octosim.methods.dai8 import Dai8
@@ -44,7 +45,14 @@ def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
         if value in typing.get_args(kind):
             return value
         raise OctosimError(f"{where} must be one of {', '.join(typing.get_args(kind))}, not '{value}'")
-    assert kind in (int, float), f"{where}: no conversion to {kind}"
+    if kind is bool and value in (True, False, "true", "false"):
+        return value in (True, "true")
+    if kind is str or kind is bool:
+        if kind is str and isinstance(value, str):
+            return value
+        raise OctosimError(f"{where} must be {'a string' if kind is str else 'true or false'}, not '{value}'")
+    if kind not in (int, float):
+        raise OctosimError(f"{where}: a parameter must be an int, a float, a bool, a str or a Literal, not {kind}")
     try:
         return kind(value)
     except (TypeError, ValueError):
@@ -52,9 +60,41 @@ def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
 
 
 def _find(name: str) -> type[Any]:
-    if name not in METHODS:
-        raise OctosimError(f"unknown method '{name}'" + suggest(name, METHODS))
-    return METHODS[name]
+    """The class of one of METHODS, of an entry point or of an import path, module:Class."""
+    if name in METHODS:
+        return METHODS[name]
+    if plugins.is_path(name) or name in plugins.entry_points():
+        return plugins.load(name)
+    raise OctosimError(f"unknown method '{name}'" + suggest(name, [*METHODS, *plugins.entry_points()]))
+
+
+def available() -> tuple[list[str], dict[str, str]]:
+    """The names of all methods that can be used, and of entry points that cannot the reason."""
+    names, broken = list(METHODS), dict[str, str]()
+    for name in plugins.entry_points():
+        if name in METHODS:
+            broken[name] = f"method {name} of {plugins.entry_points()[name].value}: octosim has a method of that name"
+            continue
+        try:
+            _find(name)
+            names.append(name)
+        except OctosimError as error:
+            broken[name] = str(error)
+    return names, broken
+
+
+def name_of(method: Method) -> str:
+    """The name by which `make` finds a method's class: its own, an entry point's or its import path."""
+    cls = type(method)
+    if METHODS.get(cls.name) is cls:
+        return cls.name
+    path = plugins.path_of(plugins.check(cls.__qualname__, cls))
+    return next((name for name, point in plugins.entry_points().items() if point.value == path and name not in METHODS), path)
+
+
+def describe(name: str, method: Method) -> dict[str, Any]:
+    """A method as plain data for a manifest: name, parameters and, of another package, what identifies its code."""
+    return {"name": name, "parameters": parameters(method)} | plugins.identity(type(method))
 
 
 def _kinds(cls: type[Any]) -> dict[str, Any]:

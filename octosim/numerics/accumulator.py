@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
-from octosim.errors import OctosimError
+from octosim.errors import OctosimError, suggest
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,18 @@ class Accumulator:
             raise OctosimError(
                 f"accumulator {self.name}: pair_bits must be in 8 .. 31 and group even, not {self.pair_bits} and {self.group}"
             )
+
+    @property
+    def text(self) -> str:
+        """What `find` makes this accumulator of: a preset's name, or its fields, as bits=14,overflow=wrap,group=4."""
+        named = Accumulator(f"acc{self.bits}{'-wrap' * (self.overflow == 'wrap')}", self.bits, self.overflow)
+        for preset in (ACCUMULATORS.get(self.name), named, *ACCUMULATORS.values()):
+            if preset is not None and replace(preset, name=self.name) == self:
+                return preset.name
+        plain = replace(named, name="")
+        told = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
+        changed = {key: v for key, v in told.items() if key in ("bits", "overflow") or v != getattr(plain, key)}
+        return ",".join(f"{key}={str(v).lower()}" for key, v in changed.items())
 
     def safe_depth(self, largest_a: int, largest_b: int) -> int:
         """The largest K for which no sum of K products with |a| <= largest_a, |b| <= largest_b can overflow.
@@ -92,6 +105,34 @@ _NARROW = tuple(
 
 ACCUMULATORS = {a.name: a for a in (*_HARDWARE, *_NARROW)}
 """Presets by name: the hardware's, and accN (saturating) and accN-wrap, one product at a time."""
+
+
+def find(text: str) -> Accumulator:
+    """A preset by name, accN or accN-wrap of any N in 8 .. 32, or an accumulator by its fields, as
+    "bits=14,overflow=wrap,group=4" (`Accumulator`; overflow is saturate if not given); OctosimError where there is none."""
+    if text in ACCUMULATORS:
+        return ACCUMULATORS[text]
+    if match := re.fullmatch(r"acc(\d{1,2})(-wrap)?", text):
+        return Accumulator(text, int(match[1]), "wrap" if match[2] else "saturate")
+    if "=" not in text:
+        raise OctosimError(f"unknown accumulator '{text}'" + suggest(text, ACCUMULATORS))
+    given: dict[str, Any] = {"overflow": "saturate"}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        if key in ("bits", "group", "pair_bits") and re.fullmatch(r"\d{1,5}", value):
+            given[key] = int(value)
+        elif key == "unsigned" and value in ("true", "false"):
+            given[key] = value == "true"
+        elif key == "overflow":
+            given[key] = value
+        else:
+            raise OctosimError(
+                f"accumulator '{text}': '{part}' is none of bits=N, overflow=saturate|wrap, group=N, pair_bits=N, "
+                "unsigned=true|false"
+            )
+    if "bits" not in given:
+        raise OctosimError(f"accumulator '{text}': bits=N is missing")
+    return Accumulator(text, **given)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Studies: grids of runs, each trained in a process of its own."""
 
+from octosim._callable import make_callable
 from octosim.study.study import (
     Row,
     State,
@@ -8,7 +9,9 @@ from octosim.study.study import (
     TrainAll,
     as_csv,
     check,
+    from_python,
     in_processes,
+    in_this_process,
     opened,
     read,
     records,
@@ -21,6 +24,8 @@ from octosim.study.study import (
 )
 
 __all__ = [
-    "Row", "State", "Study", "Tell", "TrainAll", "as_csv", "check", "in_processes", "opened", "read", "records", "rows", "run",
-    "shipped", "source", "taken", "text",
+    "Row", "State", "Study", "Tell", "TrainAll", "as_csv", "check", "from_python", "in_processes", "in_this_process", "opened",
+    "read", "records", "rows", "run", "shipped", "source", "taken", "text",
 ]  # fmt: skip
+
+make_callable(__name__)

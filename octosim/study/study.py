@@ -21,14 +21,15 @@ import re
 import time
 import typing
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Annotated, Any
 
+import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, create_model
 
 import octosim
@@ -157,6 +158,27 @@ def rows(study: Study, path: Path) -> list[Row]:
             raise OctosimError(f"{path}: two rows are {name}; every row of a study must be another run")
         found[name] = Row(name, _config(flat))
     return list(found.values())
+
+
+def from_python(grid: Mapping[str, Any] | Sequence[train.Config]) -> tuple[Study, list[Row], str]:
+    """A study of Python data: its content, its rows and the text of its file; OctosimError for what no study is.
+
+    grid: the content of a study's file, or the runs' configurations.
+    """
+    where = Path("study")
+    if isinstance(grid, Mapping):
+        try:
+            study = Study.model_validate(grid)
+        except ValidationError as error:
+            raise OctosimError(f"{where}: {first_problem(error, Study)}") from None
+        return study, rows(study, where), tomli_w.dumps(study.model_dump(exclude_unset=True))
+    configs = list(grid)
+    if not configs or not all(isinstance(config, train.Config) for config in configs):
+        raise OctosimError("a study takes a name, a file, its content or a list of Config")
+    plain = [{key: value for key, value in asdict(config).items() if value is not None} for config in configs]
+    content = {"grid": [{k: {p: [v] for p, v in x.items()} if k == "parameters" else [x] for k, x in c.items()} for c in plain]}
+    study = Study.model_validate(content)
+    return study, rows(study, where), tomli_w.dumps(content)
 
 
 def check(plan: Sequence[Row], path: Path, progress: Callable[[int], None] | None = None) -> None:
@@ -394,6 +416,34 @@ def in_processes(
             process.terminate()  # each writes a checkpoint first
         for process, _ in active.values():
             process.join()
+
+
+def in_this_process(command: str, every: int) -> TrainAll:
+    """TrainAll one after the other, without another process."""
+
+    def train_all(
+        rows: Sequence[Row], states: dict[str, State], out: Path, tell: Tell, asked: Callable[[], bool]
+    ) -> None:
+        for row in rows:
+            state, folder = states[row.name], out / row.name
+            if asked():
+                return
+            state.state = "running"
+
+            def note(p: train.Progress, state: State = state) -> None:
+                state.step, state.steps, state.loss, state.test_accuracy = p.step, p.steps, p.loss, p.test_accuracy
+
+            try:
+                with taken(folder):
+                    done = train.train(opened(folder, row.config, command), folder, note, every)
+                state.state = "finished" if done else "interrupted"
+            except OctosimError as error:
+                state.state, state.reason = "broken", str(error)
+            tell(state)
+            if state.state == "interrupted":
+                return
+
+    return train_all
 
 
 def _listen(pipe: Connection, process: Any, state: State) -> None:

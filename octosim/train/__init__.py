@@ -1,5 +1,6 @@
 """Training runs: (model, data, method, seed ...) -> a run directory; resume and replay to the same bits."""
 
+from octosim._callable import make_callable
 from octosim.train.config import EPOCHS, Config
 from octosim.train.directory import (
     FORMAT,
@@ -29,3 +30,5 @@ __all__ = [
     "decides", "last_record", "manifest", "memory", "parameter_counts", "read_config", "read_digest", "read_manifest",
     "rebuild", "reopen", "replay", "save", "step_of", "train", "verify", "write_manifest",
 ]  # fmt: skip
+
+make_callable(__name__)

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from octosim import methods
+from octosim.engine.nodes import Method
 from octosim.errors import OctosimError
-from octosim.numerics import EXACT32
+from octosim.numerics import EXACT32, Accumulator
 
 EPOCHS = 3  # where neither epochs nor steps are given
 
@@ -27,6 +29,8 @@ class Config:
     float_layers: layers that the method does not cover are in float32; without it they are refused.
     accumulator: the register of the int8 products, of numerics.ACCUMULATORS.  count_overflow: write what happens in it in every
     so many steps; decides no bit.  measure: write the errors of every so many steps against float32; decides no bit.
+
+    method and accumulator may be given as objects: a `Method` with its parameters, a `numerics.Accumulator`.
 
     OctosimError, naming the argument, for a value that is not of its kind; what is out of range is refused with the run.
     """
@@ -56,6 +60,11 @@ class Config:
     measure: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.accumulator, Accumulator):
+            object.__setattr__(self, "accumulator", self.accumulator.text)
+        if Method in type(self.method).__mro__:
+            object.__setattr__(self, "parameters", methods.plugins.changed_parameters(self.method) | self.parameters)
+            object.__setattr__(self, "method", methods.name_of(typing.cast(Method, self.method)))
         for name, kind in kinds().items():
             value = getattr(self, name)
             value = value.item() if isinstance(value, np.generic) else list(value) if isinstance(value, tuple) else value

@@ -34,7 +34,9 @@ from safetensors.numpy import save as save_tensors
 
 import octosim
 from octosim import core, graph, integrity, methods
+from octosim.data import Dataset
 from octosim.engine import optimizers, plan
+from octosim.engine.layers import Stack
 from octosim.engine.network import is_covered
 from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
@@ -96,7 +98,7 @@ def decides(run: Run) -> dict[str, Any]:
             "train_images": len(d.train_labels),
             "test_images": len(d.test_labels),
         },
-        "method": {"name": c.method, "parameters": methods.parameters(run.method)},
+        "method": methods.describe(c.method, run.method),
         "numerics": {
             "accumulator": c.accumulator if run.method.bits["accumulator"] == "int32" else run.method.bits["accumulator"],
             "float": "float32" if run.method.values == "float32" else "none",
@@ -162,15 +164,15 @@ def read_config(folder: Path) -> Config:
     return from_json(read_manifest(folder).get("config"), str(folder / "manifest.json"))
 
 
-def rebuild(folder: Path, content: dict[str, Any]) -> Run:
-    """The run of a manifest before its first step."""
+def rebuild(folder: Path, content: dict[str, Any], dataset: Dataset | None = None) -> Run:
+    """The run of a manifest before its first step.  dataset: its data, where they are no named set."""
     where = str(folder / "manifest.json")
     config = from_json(content.get("config"), where)
     refuse_changed(folder, [name for name in changed_fields(content) if name.startswith("config") or name == "decides.layers"])
     try:
         if graph.is_file(config.model):
-            return Run(config, graph.parse(f"{where}:", content["decides"].get("layers")))
-        return Run(config)
+            return Run(config, graph.parse(f"{where}:", content["decides"].get("layers")), dataset)
+        return Run(config, dataset=dataset)
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise OctosimError(f"{where} describes a run that cannot be built: {error!r}") from None
 
@@ -452,13 +454,16 @@ def alone(folder: Path) -> AbstractContextManager[None]:
     return locked(folder / LOCK, f"{folder}: another process works on this run; wait for its end, or stop it")
 
 
-def create(config: Config, folder: Path, command: str) -> Run:
+def create(
+    config: Config, folder: Path, command: str, layers: Stack | None = None, dataset: Dataset | None = None
+) -> Run:
     """A new run directory; OctosimError where it exists or the configuration is refused (then nothing is written).
 
-    An empty folder is taken, and one that a process left which died before the manifest was in place.
+    An empty folder is taken, and one that a process left which died before the manifest was in place.  layers, dataset: see
+    `Run`.
     """
     _refuse_existing(folder)
-    run = Run(config)
+    run = Run(config, layers, dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -497,11 +502,11 @@ def sweep_run(folder: Path) -> None:
             left.unlink()
 
 
-def reopen(folder: Path) -> Run:
+def reopen(folder: Path, dataset: Dataset | None = None) -> Run:
     """The run of a directory at its last checkpoint; OctosimError where the directory is damaged.  Changes no file."""
     content = read_manifest(folder)
     with alone(folder):
-        run = rebuild(folder, content)
+        run = rebuild(folder, content, dataset)
         now = plain(decides(run))
         for key in {**now, **content["decides"]}:
             before = content["decides"].get(key)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, data, engine, graph, methods
+from octosim import core, data, engine, graph, methods, numerics
 from octosim.data import batches
 from octosim.engine import optimizers, plan, schedules
 from octosim.engine import registers as accumulators
@@ -73,7 +73,7 @@ class Run:
         in_shape = self.data.train_images.shape[1:]
         self.layers = layers or graph.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
         self.network = engine.Network(self.layers, in_shape, self.method, config.seed, config.float_layers)
-        self.registers = accumulators.Registers(accumulators.find(config.accumulator))
+        self.registers = accumulators.Registers(numerics.find(config.accumulator))
         self._check_registers()
         self._check_normalization(images)
         self.registers.install(self.network.nodes)

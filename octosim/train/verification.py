@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from octosim.data import Dataset
 from octosim.errors import OctosimError
 from octosim.files import read_lines
 from octosim.integrity import LINES, changed_fields, part_of
@@ -22,10 +23,13 @@ CLOSE = 2e-5
 """measures.jsonl has six digits of what NumPy computes in float64, whose last bits belong to the machine."""
 
 
-def replay(folder: Path) -> Run:
-    """The run of a directory before its first step; OctosimError where its files do not agree, or its data are others now."""
+def replay(folder: Path, dataset: Dataset | None = None) -> Run:
+    """The run of a directory before its first step; OctosimError where its files do not agree, or its data are others now.
+
+    dataset: its data, where they are no named set.
+    """
     content = directory.check(folder)
-    run = directory.rebuild(folder, content)
+    run = directory.rebuild(folder, content, dataset)
     _refuse_other_data(run, folder, content)
     return run
 
@@ -62,9 +66,12 @@ class Verdict:
     differences: tuple[str, ...] = ()
 
 
-def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> Verdict:
+def verify(
+    folder: Path, progress: Callable[[Progress], None] | None = None, dataset: Dataset | None = None
+) -> Verdict:
     """Replays a finished run from its manifest, in memory, and compares every file.
 
+    dataset: see `replay`.
     OctosimError where the run is not finished, or a file is missing or cannot be read.
     """
     content = directory.read_manifest(folder)
@@ -83,7 +90,7 @@ def verify(folder: Path, progress: Callable[[Progress], None] | None = None) -> 
     recorded = end[0]
     if any(line.startswith(("manifest.json: config", "manifest.json: decides.layers")) for line in changed):
         return Verdict(False, recorded, "", None, tuple(changed))
-    run = directory.rebuild(folder, content)
+    run = directory.rebuild(folder, content, dataset)
     decides = plain(directory.decides(run))
     if decides["data"]["name"] == content["decides"]["data"].get("name") and not changed:
         _refuse_other_data(run, folder, content)

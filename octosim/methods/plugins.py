@@ -1,0 +1,110 @@
+"""Methods of other packages: by import path, module:Class, or by the name of an entry point of the group `octosim.methods`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from octosim.engine.nodes import Method
+from octosim.errors import OctosimError
+
+GROUP = "octosim.methods"
+
+
+@cache
+def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    """The installed entry points by name; none is loaded."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+
+
+def is_path(name: str) -> bool:
+    """Whether a method's name is an import path, module:Class."""
+    return ":" in name
+
+
+def load(name: str) -> type[Any]:
+    """The class of an entry point, or of an import path; OctosimError where it cannot be imported or is no method.
+
+    Modules are found as Python finds them, and in the current folder.
+    """
+    path = name if is_path(name) else entry_points()[name].value
+    module_name, _, qualified = path.replace(" ", "").partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in qualified.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # a plug-in may fail in any way
+        raise OctosimError(f"method {name} cannot be imported: {type(error).__name__}: {error}") from None
+    return check(name, found)
+
+
+def check(name: str, cls: Any) -> type[Any]:
+    """The class, if it is a method; OctosimError with what it lacks."""
+    if not isinstance(cls, type) or Method not in cls.__mro__:
+        raise OctosimError(f"method {name}: expected a subclass of octosim.engine.nodes.Method, not {str(cls)[:60]}")
+    if "__dataclass_fields__" not in cls.__dict__ or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise OctosimError(f"method {name}: {cls.__qualname__} must be a frozen dataclass, whose fields are its parameters")
+    for attribute in ("name", "summary", "paper", "bits"):
+        if not hasattr(cls, attribute):
+            raise OctosimError(f"method {name}: {cls.__qualname__} has no attribute '{attribute}'")
+    return cls
+
+
+def path_of(cls: type[Any]) -> str:
+    """The import path of a class; OctosimError where no other process could import it by that."""
+    if "<locals>" in cls.__qualname__:
+        raise OctosimError(f"method {cls.__qualname__}: define the class at the top of a module, where it can be imported from")
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def identity(cls: type[Any]) -> dict[str, Any]:
+    """What a manifest says of a method's code: {} of octosim's own, else its package, that package's version and the SHA-256
+    of its source.
+
+    The source is the Python files of the top package, in the order of their paths, or the one module; of a class without a file
+    (a notebook's cell) its own text.
+    """
+    top = cls.__module__.partition(".")[0]
+    if top == "octosim":
+        return {}
+    package = importlib.metadata.packages_distributions().get(top, [top])[0]
+    try:
+        version: str | None = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = getattr(sys.modules.get(top), "__version__", None)
+    return {"plugin": {"package": package, "version": version and str(version), "sha256": _source_digest(cls, top)}}
+
+
+def _source_digest(cls: type[Any], top: str) -> str | None:
+    """SHA-256 of a class's source, None where there is none."""
+    total = hashlib.sha256()
+    module = sys.modules.get(top)
+    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
+    try:
+        if folders:
+            for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+                total.update(path.name.encode() + b"\n" + path.read_bytes())
+        elif getattr(module, "__file__", None) and top != "__main__":
+            total.update(Path(inspect.getsourcefile(cls) or "").read_bytes())
+        else:
+            total.update(inspect.getsource(cls).encode())
+    except (OSError, TypeError):
+        return None
+    return total.hexdigest()
+
+
+def changed_parameters(method: Any) -> dict[str, Any]:
+    """The parameters of a method that are not the defaults."""
+    fields = dataclasses.fields(method)
+    return {f.name: value for f in fields if (value := getattr(method, f.name)) != f.default}

@@ -1,0 +1,244 @@
+"""The Python API: what it returns is what the command line makes, in a notebook, a thread and a spawned process too."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from kit.cli import octosim as command
+
+import octosim
+from octosim import api, graph
+from octosim.engine.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU, Residual
+from octosim.methods.octo import Octo
+from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, find
+
+SMALL = dict(model="lenet5", batch_size=20, steps=2)
+
+
+@dataclass(frozen=True)
+class Mine(Octo):
+    """A method of another module."""
+
+    name: ClassVar[str] = "mine"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> octosim.Run:
+    steps: list[int] = []
+    made = octosim.train(
+        **SMALL, method=Octo(lac="off"), accumulator=Accumulator("own", 14, "wrap", group=2), count_overflow=2, measure=2,
+        out=tmp_path_factory.mktemp("api") / "run", on_step=lambda p: steps.append(p.step),
+    )  # fmt: skip
+    assert steps == [1, 2]
+    return made
+
+
+def test_import_is_light_and_lists_the_api() -> None:
+    code = "import sys, octosim; print(sorted(dir(octosim))); octosim.train, octosim.Config; print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listed, pandas = done.stdout.splitlines()
+    assert {"Config", "Run", "cost", "open", "study", "train"} <= set(eval(listed)) and pandas == "False"
+
+
+def test_docstrings() -> None:
+    for module in (api, octosim):
+        assert doctest.testmod(module).failed == 0
+    for name in octosim.__all__:
+        assert getattr(octosim, name).__doc__
+
+
+def test_a_run_is_that_of_the_command_line(run: octosim.Run, tmp_path: Path) -> None:
+    line = "train --model lenet5 --batch-size 20 --steps 2 --lac off --accumulator bits=14,overflow=wrap,group=2 --out"
+    assert command(*line.split(), str(tmp_path / "cli"), "--count-overflow", "2", "--measure", "2").returncode == 0
+    other = octosim.open(tmp_path / "cli")
+    assert run.digest == other.digest and run.config == other.config
+    for name in ("records", "overflow", "measures"):
+        assert len(getattr(run, name)) and getattr(run, name).equals(getattr(other, name))
+    assert run.verify().equal
+
+
+def test_inference(run: octosim.Run) -> None:
+    data = run.state.data
+    x, y = data.test_images, data.test_labels
+    assert run.evaluate() == run.evaluate(x, y)
+    last = run.records.iloc[-1]
+    assert run.evaluate() == {"loss": last["test_loss"], "accuracy": last["test_accuracy"]}
+    assert np.mean(run.predict(x[..., 0]) == y) == pytest.approx(last["test_accuracy"])
+    assert run.logits(x[:0]).shape == (0, 10) and run.network is run.state.network
+    for bad in (x.astype(np.float32), x[0], x[:, :5]):
+        with pytest.raises(octosim.OctosimError, match=r"x is .*expected images uint8 \(N, 28, 28, 1\)"):
+            run.predict(bad)
+    with pytest.raises(octosim.OctosimError, match="y is .*expected 3 whole numbers in 0 .. 9"):
+        run.evaluate(x[:3], np.array([1, 2, 10]))
+
+
+def test_layers_and_arrays(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (40, 6, 6, 3), dtype=np.uint8), rng.integers(0, 3, 40)
+    layers = [Conv2d(4, 3, pad=1), BatchNorm(), Residual((Conv2d(4, 3, pad=1),)), ReLU(), Flatten(), Linear(3)]
+    made = octosim.train(model=layers, data=(x, y, x, y), batch_size=20, steps=3, out=tmp_path / "run")
+    again = octosim.open(tmp_path / "run")
+    assert again.state.layers == tuple(layers) and again.digest == made.digest and again.verify().equal
+    assert again.predict(x).max() < 3
+    (tmp_path / "run" / "data.npz").write_bytes(b"no archive")
+    with pytest.raises(octosim.OctosimError, match="data.npz cannot be read"):
+        again.verify()
+
+
+def test_no_out_is_a_temporary_folder(tmp_path: Path) -> None:
+    made = octosim.train(**SMALL)
+    folder, kept = made.folder, made.save(tmp_path / "kept")
+    assert folder.exists() and "octo: 2 of 2 steps" in repr(made) and "test accuracy" in made._repr_html_()
+    del made
+    assert not folder.exists() and kept.finished
+
+
+def test_in_a_thread_and_a_spawned_process(run: octosim.Run) -> None:
+    found: list[str | None] = []
+    thread = threading.Thread(target=lambda: found.append(octosim.train(**SMALL, threads=1).digest))
+    thread.start()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        spawned = pool.apply(_digest, (octosim.Config(**SMALL),))
+        assert pool.apply(_digest_of, (run,)) == run.digest
+    thread.join()
+    assert found == [spawned] and pickle.loads(pickle.dumps(run)).digest == run.digest
+
+
+def _digest(config: octosim.Config) -> str | None:
+    return octosim.train(config).digest
+
+
+def _digest_of(run: octosim.Run) -> str | None:
+    return run.digest
+
+
+def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
+    import signal
+
+    def stop(p) -> None:
+        if p.step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(octosim.Interrupted, match="after step 1") as caught:
+        octosim.train(**SMALL, out=tmp_path / "run", on_step=stop)
+    assert isinstance(caught.value, KeyboardInterrupt) and not caught.value.run.finished
+    assert caught.value.run.resume().digest == octosim.train(**SMALL).digest
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (dict(model="lenet6"), "lenet5"),
+        (dict(batch_size=0), "^batch_size must be at least 1"),
+        (dict(stepz=3), "no argument 'stepz'; did you mean 'steps'"),
+        (dict(model=[Conv2d(4, 3), "relu"]), "model: layer 2 is relu"),
+        (dict(model=[Conv2d(0, 3)]), "model: layer 1 .*'filters'"),
+        (dict(data=(1, 2)), "four arrays"),
+        (dict(data=(np.zeros((2, 3, 3)),) * 4), "x_train is float64"),
+        (dict(accumulator=3), "accumulator is '3'"),
+        (dict(method=Octo), "method is"),
+        (dict(method="nosuchmodule:Class"), "cannot be imported: ModuleNotFoundError"),
+        (dict(method="json:JSONDecoder"), "expected a subclass of octosim.engine.nodes.Method"),
+    ],
+)
+def test_errors_name_the_argument(arguments: dict, sentence: str) -> None:
+    with pytest.raises(octosim.OctosimError, match=sentence) as caught:
+        octosim.train(**(SMALL | arguments))
+    assert "--" not in str(caught.value)
+
+
+def test_cost_and_its_pictures(run: octosim.Run, tmp_path: Path) -> None:
+    result = octosim.cost("lenet5", ["pi4", "jetson"], batch_size=20, method=Octo(lac="off"))
+    assert octosim.cost(run, "pi4").total == result.total
+    assert result.table.groupby("device")["time_s"].sum().to_dict() == pytest.approx(
+        result.totals.set_index("device")["time_s"].to_dict()
+    )
+    printed = json.loads(command("cost", *"--model lenet5 --batch-size 20 --profile pi4 --set lac=off --json".split()).stdout)
+    assert printed["total"]["time_s"] == result.total["time_s"]
+    for name, plot in (("cost.svg", result.plot), ("run.png", run.plot)):
+        plot(tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 2000
+    assert "raspberry-pi-4" in result._repr_html_()
+    with pytest.raises(octosim.OctosimError, match=r"cannot write .*x\.abc"):
+        run.plot(tmp_path / "x.abc")
+
+
+def test_study(tmp_path: Path) -> None:
+    base = {"model": "lenet5", "batch_size": 20, "steps": 2}
+    grid = {"base": base, "grid": [{"method": ["octo"], "parameters": {"lac": ["off", "channel"]}}]}
+    made = octosim.study(grid, out=tmp_path / "a")
+    assert made.states == {"lac=off": "finished", "lac=channel": "finished"} and len(made.records) == 2
+    configs = [octosim.Config(**base, method=Octo(lac=lac)) for lac in ("off", "channel")]
+    same = octosim.study(configs, out=tmp_path / "b", jobs=2)
+    assert [r.digest for r in same.runs.values()] == [r.digest for r in made.runs.values()]
+    assert made.report(tmp_path / "page.html").stat().st_size > 1000
+    assert octosim.study(grid, out=tmp_path / "a").states == made.states  # the same again
+
+
+@pytest.mark.parametrize("preset", ACCUMULATORS.values(), ids=lambda a: a.name)
+def test_an_accumulators_text_is_itself(preset: Accumulator) -> None:
+    assert find(preset.text) == preset
+    named = Accumulator("own", preset.bits, preset.overflow, preset.group, preset.pair_bits, preset.unsigned)
+    found = find(named.text)
+    assert {**vars(found), "name": ""} == {**vars(named), "name": ""}
+    assert found != EXACT32  # which refuses what would wrap
+    assert Accumulator("own", 32, "wrap").text == "acc32-wrap"
+
+
+@pytest.mark.parametrize(
+    "text", ["acc13", "acc9-wrap", "bits=14", "bits=14,overflow=wrap,group=4", "bits=32,group=4,pair_bits=16,unsigned=true"]
+)
+def test_accumulators_without_a_preset(text: str) -> None:
+    found = find(text)
+    assert {**vars(find(found.text)), "name": ""} == {**vars(found), "name": ""}
+
+
+@pytest.mark.parametrize("text", ["acc7", "acc33", "bits=14,foo=1", "group=2", "bits=x", "bits=14,overflow=trap", "16", ""])
+def test_bad_accumulators(text: str) -> None:
+    with pytest.raises(octosim.OctosimError, match="accumulator"):
+        find(text)
+
+
+def test_a_method_of_another_module(tmp_path: Path) -> None:
+    run = octosim.train(**SMALL, method=Mine(prc="off"), out=tmp_path / "run")
+    decided = run.manifest["decides"]["method"]
+    assert decided["name"] == f"{__name__}:Mine" and decided["parameters"]["prc"] == "off" and decided["plugin"]["sha256"]
+    assert run.verify().equal and run.digest == octosim.train(**SMALL, method=Octo(prc="off")).digest
+
+
+def test_a_notebook(tmp_path: Path) -> None:
+    """Cells as a user would write them: the tables are shown, a method of a cell trains, Ctrl-C leaves a run that resumes."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    cells = [
+        "import octosim, signal\nfrom octosim.methods.octo import Octo",
+        "run = octosim.train(model='lenet5', batch_size=20, steps=2)\nrun",
+        "run.records",
+        "octosim.cost(run, 'pi4')",
+        "def stop(p):\n    if p.step == 1: signal.raise_signal(signal.SIGINT)\n"
+        "try:\n    octosim.train(model='lenet5', batch_size=20, steps=2, on_step=stop)\n"
+        "except KeyboardInterrupt as error:\n    print(error.run.resume().digest == run.digest)",
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Cell(Octo):\n    name = 'cell'\n"
+        "octosim.train(model='lenet5', batch_size=20, steps=1, method=Cell()).verify().equal",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [[o.get("data", {}).get("text/html") or o.get("text") or str(o) for o in c.outputs] for c in notebook.cells]
+    assert "test accuracy" in shown[1][-1] and "<table" in shown[2][0] and "raspberry-pi-4" in shown[3][0]
+    assert shown[4][-1].strip() == "True" and "True" in shown[5][-1]
+
+
+def test_every_layer_kind_is_an_argument() -> None:
+    for cls in graph.KINDS.values():
+        assert api._checked_layers([cls.__new__(cls)])
