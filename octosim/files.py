@@ -29,6 +29,8 @@ LINE_BYTES = 4 << 20  # of a line of a JSON-lines file
 JSON_DEPTH = 100
 JSON_VALUES = 5_000_000
 FIFO_S = 5.0  # how long a write waits for the reader of a FIFO
+unfinished: set[Path] = set()
+"""Temporary files that are being written: whoever ends this process at once removes them first."""
 _ABANDONED_S = 86400.0  # a temporary file this old has no writer, where the file system knows no locks
 
 
@@ -95,6 +97,7 @@ def _replace(target: Path, content: bytes) -> None:
     sweep(target.parent, target.name)
     # a name of its own for each process and thread, which leaves room where the target's name is as long as names may be
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.octosim.tmp")
+    unfinished.add(temporary)
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(fd, "wb") as file:
@@ -110,6 +113,8 @@ def _replace(target: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    finally:
+        unfinished.discard(temporary)
     sync_folder(target.parent)
 
 

@@ -17,7 +17,13 @@ def cpus(root: str | os.PathLike[str] = "/") -> int:
     root: the root of the file system; another one for tests, with proc/self/cgroup, proc/self/mountinfo and sys/fs/cgroup.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([affinity, *(math.ceil(quota) for quota in _quotas(Path(root)))]))
+    allowed = quota(root)
+    return affinity if allowed is None else max(1, min(affinity, math.ceil(allowed)))
+
+
+def quota(root: str | os.PathLike[str] = "/") -> float | None:
+    """CPUs that the control groups of this process allow it to keep busy; None where they set no quota."""
+    return min(_quotas(Path(root)), default=None)
 
 
 def memory(root: str | os.PathLike[str] = "/") -> int | None:

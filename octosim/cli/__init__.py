@@ -76,19 +76,20 @@ def _open_streams() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
-    os._exit(INTERRUPTED)
+    """Ctrl-C: ends the process at once, whatever it does.  A KeyboardInterrupt would do as much where no library catches it.
 
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C: nothing is in progress that has to end well while a module is imported, and not every module can be stopped."""
-    outer = frame
-    while outer is not None:
-        if outer.f_code.co_filename.startswith("<frozen importlib"):
-            _leave(number, frame)
-        outer = outer.f_back
-    raise KeyboardInterrupt
+    What has to end well catches the signal itself (`train.Interrupt`); files are written as a whole or not at all.
+    """
+    for path in tuple(getattr(sys.modules.get("octosim.files"), "unfinished", ())):
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+    try:
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")  # a progress bar hides the cursor
+    finally:
+        os._exit(INTERRUPTED)
 
 
 def _usage(error: Any) -> str:
@@ -118,15 +119,11 @@ def _run() -> int:
         code = app(prog_name="octosim", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except OctosimError as error:
         sentence = str(error)
     except MemoryError as error:
         sentence = f"not enough memory{': ' * bool(str(error))}{error}"
     except Exception as error:
-        if type(error).__name__ == "Abort":  # how older versions of typer tell of Ctrl-C
-            return INTERRUPTED
         if not hasattr(error, "format_message"):  # not a usage error of typer's parser
             raise
         sentence = _usage(error)
@@ -145,9 +142,6 @@ def main() -> None:
     """The console script."""
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell's `&` has it ignored
     if ours:
-        signal.signal(signal.SIGINT, _interrupt)
-    _open_streams()
-    code = _run()
-    if ours:
         signal.signal(signal.SIGINT, _leave)
-    sys.exit(code)
+    _open_streams()
+    sys.exit(_run())

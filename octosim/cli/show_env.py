@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ VARIABLES = ("OCTOSIM_DATA", "OCTOSIM_ISA", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT
 
 def environment() -> dict[str, Any]:
     """Everything that show-env prints, as plain data."""
-    from octosim import core, data
-    from octosim.hardware import detect
+    from octosim import core, data, limits
+    from octosim.hardware import detect, state
 
     root = Path("/")
     return {
@@ -37,8 +38,8 @@ def environment() -> dict[str, Any]:
             "isa_from": "OCTOSIM_ISA" if os.environ.get("OCTOSIM_ISA") else "the fastest of this processor",
         },
         "threads": _threads(core),
-        "limits": detect.limits(root),
-        "conditions": detect.conditions(root),
+        "limits": {"cpus": limits.quota(), "memory_bytes": limits.memory()},
+        "state": state.read(),
         "data": data.available(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
@@ -69,7 +70,7 @@ def _threads(core: Any) -> dict[str, Any]:
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, value, remark) for the table."""
-    cpu, threads, limits, now = found["cpu"], found["threads"], found["limits"], found["conditions"]
+    cpu, threads, limits, now = found["cpu"], found["threads"], found["limits"], found["state"]
     rows = [
         ("octosim", found["octosim"]["version"], found["octosim"]["where"]),
         ("Python", found["python"]["version"], found["python"]["where"]),
@@ -86,16 +87,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows.append(("CPU quota", "none" if quota is None else f"{quota:.3g} CPUs", over))
     memory = limits["memory_bytes"]
     rows.append(("memory limit", "none" if memory is None else f"{memory / 2**30:.3g} GiB", ""))
-    clock = now["clock_mhz"]
-    limit = f"at most {now['clock_max_mhz']:.0f} MHz" if now["clock_max_mhz"] else ""
-    rows.append(("clock", f"{clock[0]:.0f} .. {clock[1]:.0f} MHz" if clock else "not told", limit))
-    rows.append(("governor", now["governor"] or "not told", ""))
-    degrees = now["temperature_c"]
-    rows.append(("temperature", "not told" if degrees is None else f"{degrees:.0f} C", "the hottest zone"))
-    throttled = now["throttled"]
-    rows.append(("throttling", "not told" if throttled is None else ", ".join(throttled) or "none", ""))
-    load = now["load"]
-    rows.append(("load", "not told" if load is None else f"{load:.2f}", "running processes, mean of a minute"))
+    rows += _state_rows(now)
     for name, version in found["packages"].items():
         remedy = f"pip install 'octosim[{OPTIONAL[name]}]'" if name in OPTIONAL else f"pip install {name}"
         rows.append((name, version or "no", "" if version else remedy))
@@ -104,6 +96,25 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append((f"data set {row['name']}", here, remedy))
     rows += [(name, value, "environment variable") for name, value in found["variables"].items()]
     return rows
+
+
+def _state_rows(now: dict[str, Any]) -> list[tuple[str, str, str]]:
+    from octosim.hardware.state import throttling
+
+    def told(name: str, text: Callable[[Any], str]) -> str:
+        return text(now[name]) if name in now else "not told"
+
+    slowed = told("throttled", lambda bits: ", ".join(throttling(bits)) or "none")
+    if "throttled" not in now:
+        slowed = told("throttle_events", lambda count: f"{count} times since the start" if count else "none")
+    return [
+        ("clock", told("clock_ghz", lambda ghz: f"{ghz[0]:.2f} .. {ghz[1]:.2f} GHz"),
+         f"at most {now['clock_max_ghz']:.2f} GHz" if "clock_max_ghz" in now else ""),
+        ("governor", told("governors", ", ".join), ""),
+        ("temperature", told("temperature_c", lambda degrees: f"{degrees:.0f} C"), "the hottest zone"),
+        ("throttling", slowed, ""),
+        ("load", told("load", lambda load: f"{load:.2f}"), "running processes, mean of a minute"),
+    ]  # fmt: skip
 
 
 def show_env(json_: AsJson = False) -> None:

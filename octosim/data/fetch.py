@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pooch
 
+from octosim import files
 from octosim.data import sets
 from octosim.errors import OctosimError
 
@@ -33,12 +35,20 @@ def fetch(name: str, progress: bool = False) -> Path:
         folder, wanted = sets.cache() / name, list(zip(source.files, source.sha256, strict=True))
     else:
         folder, wanted = sets.cache(), [source.archive]
+
+    def download(url: str, target: str, caller: Any) -> None:
+        files.unfinished.add(Path(target))
+        try:
+            pooch.HTTPDownloader(progressbar=progress, timeout=30)(url, target, caller)
+        finally:
+            files.unfinished.discard(Path(target))
+
     pooch.get_logger().setLevel("WARNING")
     for file, digest in wanted:
         try:
             pooch.retrieve(
                 source.url + file, f"sha256:{digest}", fname=file, path=folder,
-                downloader=pooch.HTTPDownloader(progressbar=progress, timeout=30),
+                downloader=download,
             )  # fmt: skip
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: the checksum
             raise OctosimError(f"could not fetch {source.url}{file}: {_why(error)}") from None

@@ -27,20 +27,28 @@ def _number(text: str) -> int | None:
 def read(root: Path = Path("/")) -> dict[str, Any]:
     """The state of a file tree's machine now; what it does not tell is absent.
 
-    clock_ghz: (least, largest) over its CPUs; governors; temperature_c of the hottest zone; throttled: the bits of a Raspberry
-    Pi's firmware; throttle_events: how often its CPUs were slowed down since it was started.
+    clock_ghz: (least, largest) over its CPUs; clock_max_ghz; governors; temperature_c of the hottest zone; throttled: the bits
+    of a Raspberry Pi's firmware; throttle_events: how often its CPUs were slowed down since it was started; load: running
+    processes, mean of a minute.
     """
     cpus = root / "sys/devices/system/cpu"
     folders = [f for f in sorted(cpus.glob("cpu*")) if re.fullmatch(r"cpu\d+", f.name)]
     clocks = [khz for f in folders if (khz := _number(_text(f / "cpufreq/scaling_cur_freq")) or 0) > 0]
+    if not clocks:
+        lines = re.findall(r"^cpu MHz\s*:\s*(\d+)", _text(root / "proc/cpuinfo"), re.MULTILINE)
+        clocks = [1000 * int(mhz) for mhz in lines if int(mhz)]
+    most = [khz for f in folders if (khz := _number(_text(f / "cpufreq/cpuinfo_max_freq")) or 0) > 0]
     governors = sorted({g for f in folders if (g := _text(f / "cpufreq/scaling_governor"))})
     zones = [_number(_text(f)) for f in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
     degrees = [t / 1000 for t in zones if t is not None and 0 < t < 200_000]
-    counts = [_number(_text(f / "thermal_throttle/core_throttle_count")) for f in folders]
+    counts = [_number(_text(p)) for f in folders for p in sorted((f / "thermal_throttle").glob("*_throttle_count"))]
     bits = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled").lower().removeprefix("0x")
+    load = re.match(r"\d{1,9}\.\d+", _text(root / "proc/loadavg"))
     found: dict[str, Any] = {}
     if clocks:
         found["clock_ghz"] = [min(clocks) / 1e6, max(clocks) / 1e6]
+    if most:
+        found["clock_max_ghz"] = max(most) / 1e6
     if governors:
         found["governors"] = governors
     if degrees:
@@ -49,13 +57,19 @@ def read(root: Path = Path("/")) -> dict[str, Any]:
         found["throttled"] = int(bits, 16)
     if any(count is not None for count in counts):
         found["throttle_events"] = sum(count or 0 for count in counts)
+    if load:
+        found["load"] = float(load[0])
     return found
+
+
+def throttling(bits: int) -> list[str]:
+    """What the bits of a Raspberry Pi's firmware mean."""
+    return [text for bit, text in THROTTLED_BITS.items() if bits >> bit & 1]
 
 
 def slowed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """In words, what slowed the machine down between two states; empty where nothing is known to have."""
-    bits = before.get("throttled", 0) | after.get("throttled", 0)
-    words = [text for bit, text in THROTTLED_BITS.items() if bits >> bit & 1]
+    words = throttling(before.get("throttled", 0) | after.get("throttled", 0))
     events = after.get("throttle_events", 0) - before.get("throttle_events", 0)
     if events > 0:
         words.append(f"its CPUs were slowed down {events} times by their temperature")

@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import time
 import typing
 from collections import deque
@@ -227,6 +228,11 @@ def opened(folder: Path, config: train.Config, command: str) -> train.Run:
     return train.create(config, folder, command)
 
 
+def _mask(how: int) -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(how, {signal.SIGINT})
+
+
 def _work(folder: Path, config: train.Config, command: str, threads: int, every: int, parent: int, pipe: Connection) -> None:
     """Trains a run to its end, telling `pipe` how it goes."""
     told = 0.0
@@ -239,6 +245,8 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
             told = time.monotonic()
             pipe.send({"step": p.step, "steps": p.steps, "loss": p.loss, "test_accuracy": p.test_accuracy})
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's process ends this one; `train` catches both
+    _mask(signal.SIG_UNBLOCK)
     try:
         core.set_threads(threads)
         with taken(folder):
@@ -249,8 +257,6 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
                 pipe.send({"state": "finished"})
     except OctosimError as error:
         pipe.send({"state": "broken", "reason": str(error)})
-    except KeyboardInterrupt:  # before the first step
-        pipe.send({"state": "interrupted"})
     except BrokenPipeError:
         pass  # the study was killed while the run ended
 
@@ -399,7 +405,11 @@ def in_processes(
                 ours, theirs = context.Pipe(duplex=False)
                 arguments = (out / row.name, row.config, command, threads, every, os.getpid(), theirs)
                 process = context.Process(target=_work, args=arguments, daemon=True)
-                process.start()
+                _mask(signal.SIG_BLOCK)  # Ctrl-C reaches the process when it has begun to work, not while it imports
+                try:
+                    process.start()
+                finally:
+                    _mask(signal.SIG_UNBLOCK)
                 theirs.close()
                 states[row.name].state = "running"
                 active[ours] = process, states[row.name]

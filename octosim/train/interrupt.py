@@ -13,6 +13,8 @@ class Interrupt:
         self.asked = False
         self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is signal.SIG_IGN:  # a shell's `&`, a study's process: others decide
+                continue
             try:
                 self._before[number] = signal.signal(number, self._ask)
             except ValueError:  # not the main thread: signals are not ours

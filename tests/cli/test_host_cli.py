@@ -185,6 +185,45 @@ def test_ctrl_c_at_any_time_is_quiet(tmp_path: Path) -> None:
         assert process.returncode == 130 and "Traceback" not in said, (number, said)
 
 
+@pytest.mark.parametrize("inside", ["try: time.sleep(60)\n        except BaseException: time.sleep(60)", "Deaf()"])
+def test_ctrl_c_is_not_swallowed(inside: str) -> None:
+    """By a library that catches everything, and by a destructor, whose exceptions Python ignores."""
+    code = f"""
+import sys, time
+from octosim import cli
+class Deaf:
+    def __del__(self):
+        print(".", flush=True)
+        time.sleep(60)
+def run():
+    while True:
+        print(".", flush=True)
+        {inside}
+cli._run = run
+cli.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stdout.read(1) == b"."
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1] == b"" and process.returncode == 130
+
+
+def test_ctrl_c_leaves_no_temporary_file(tmp_path: Path) -> None:
+    code = """
+import os, time
+from pathlib import Path
+from octosim import cli, files
+os.fsync = lambda fd: print(".", flush=True) or time.sleep(60)
+cli._run = lambda: files.write_atomic(Path("x.json"), b"1")
+cli.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    assert process.stdout and process.stdout.read(1) == b"." and len(list(tmp_path.iterdir())) == 1
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1] == b"" and process.returncode == 130 and not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_that_the_shell_ignores_stays_ignored() -> None:
     code = "import signal, sys; from octosim import cli; sys.argv = ['octosim', '--version']; cli.main()"
     before = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
