@@ -51,6 +51,20 @@ int octo_mask_f32(int64_t n, const float *x, const uint8_t *inside, float *y) {
     return OCTO_OK;
 }
 
+int octo_within_columns_f32(int64_t rows, int64_t cols, const float *x, const float *low, const float *high, uint8_t *inside,
+                            int8_t *side) {
+    CHECK_MATRIX("within", rows, cols);
+    EACH_ROWS(rows, cols, octo_table.within_columns_f32(count, cols, x + first * cols, low, high, inside + first * cols,
+                                                        side ? side + first * cols : NULL));
+    return OCTO_OK;
+}
+
+int octo_clip_columns_s8(int64_t rows, int64_t cols, const int8_t *low, const int8_t *high, int8_t *q) {
+    CHECK_MATRIX("clip", rows, cols);
+    EACH_ROWS(rows, cols, octo_table.clip_columns_s8(count, cols, low, high, q + first * cols));
+    return OCTO_OK;
+}
+
 int octo_multiply_f32(int64_t n, const float *a, const float *b, float *y) {
     CHECK_COUNT("multiply", n);
     EACH_SLICE(n, octo_table.multiply_f32(count, a + first, b + first, y + first));

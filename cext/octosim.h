@@ -263,6 +263,11 @@ int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, cons
 /* inside: 1 where low <= x <= high, else 0; y = x inside, in place allowed; y = a b, in place of either. */
 int octo_within_f32(int64_t n, const float *x, float low, float high, uint8_t *inside);
 int octo_mask_f32(int64_t n, const float *x, const uint8_t *inside, float *y);
+/* inside: low <= x <= high of the column; side, if not NULL: 1 above high, -1 below low, else 0. */
+int octo_within_columns_f32(int64_t rows, int64_t cols, const float *x, const float *low, const float *high, uint8_t *inside,
+                            int8_t *side);
+/* q kept within its column's codes low .. high, in place. */
+int octo_clip_columns_s8(int64_t rows, int64_t cols, const int8_t *low, const int8_t *high, int8_t *q);
 int octo_multiply_f32(int64_t n, const float *a, const float *b, float *y);
 /* y = round(v levels) / levels, half to even, of v = x clipped to [0, 1]; inside: where it was not clipped.  1 <= levels <= 255.
  * OCTO_EFINITE, here and below, where x (w) holds a NaN or an infinity. */

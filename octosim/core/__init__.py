@@ -82,6 +82,7 @@ from octosim.core.elementwise import (
     barrier,
     binary_weights,
     channel_clips,
+    clip_columns,
     code_ends,
     counteract,
     dequantize_channels,
@@ -99,6 +100,7 @@ from octosim.core.elementwise import (
     range_norm_forward,
     signed_sum,
     within,
+    within_columns,
 )
 from octosim.core.integers import (
     add_exponents,
@@ -168,7 +170,7 @@ __all__ = [
     "NotFiniteError", "Number", "Operand", "Pair", "Pool", "Probe", "READS", "Range", "RangeNorm", "RowSums", "Scalar",
     "Stream", "Sums", "Tape", "Values", "WRITES", "Whole", "adam", "add", "add_counts", "add_exponents", "affine",
     "align", "asymmetric_codes", "at", "average", "avgpool", "avgpool_backward", "barrier", "batchnorm_backward",
-    "batchnorm_forward", "batchnorm_inference", "binary_weights", "channel_clips", "code_ends", "column_sums",
+    "batchnorm_forward", "batchnorm_inference", "binary_weights", "channel_clips", "clip_columns", "code_ends", "column_sums",
     "conv_forward", "conv_input_grad", "conv_input_grad_blocks", "conv_weight_grad", "copy", "copy_codes", "counteract",
     "decode_mu8", "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad", "dequantize",
     "dequantize_blocks", "dequantize_channels", "dequantize_rows", "dequantize_sums", "direction_scale", "dropout",
@@ -182,7 +184,7 @@ __all__ = [
     "requantize_float", "round_to_blocks", "row_sums", "scalar", "set_isa", "set_threads", "sgd", "sign_bytes",
     "signed_sum", "softmax_codes_gradient", "softmax_cross_entropy", "spread", "squared_error", "step_number",
     "stream_triad", "subtract_codes", "sum_range", "symmetric_codes", "ternary_codes", "threads", "unrecorded",
-    "value_range", "values", "walk_codes", "within", "zero_term",
+    "value_range", "values", "walk_codes", "within", "within_columns", "zero_term",
 ]  # fmt: skip
 
 for _name in set(__all__) - {"at", "float_environment", "python", "unrecorded"}:  # what those raise belongs to others

@@ -10,6 +10,7 @@ from octosim.core.call import (
     S32,
     S64,
     U8,
+    WRITES,
     Array,
     CoreError,
     Number,
@@ -18,6 +19,7 @@ from octosim.core.call import (
     Stream,
     Whole,
     costs,
+    ffi,
     lib,
     number64,
     ok,
@@ -41,6 +43,29 @@ def mask(x: Array, inside: Array, *, out: Array | None = None) -> Array:
     out, p = output("out", out, F32, x.shape)
     ok(lib.octo_mask_f32(x.size, pointer("x", x, F32), pointer("inside", inside, U8, x.shape), p))
     return out
+
+
+def within_columns(
+    x: Array, low: Array, high: Array, *, out: Array | None = None, side: Array | None = None
+) -> Array:
+    """uint8 1 where low <= x <= high of the column (last axis), else 0; x float32.
+
+    side: int8, gets 1 above high, -1 below low, else 0.
+    """
+    rows, cols = matrix(x)
+    out, p = output("out", out, U8, x.shape)
+    ends = [pointer(n, v, F32, (cols,)) for n, v in (("low", low), ("high", high))]
+    beside = ffi.NULL if side is None else pointer("side", side, S8, x.shape, access=WRITES)
+    ok(lib.octo_within_columns_f32(rows, cols, pointer("x", x, F32), *ends, p, beside))
+    return out
+
+
+def clip_columns(q: Array, low: Array, high: Array) -> Array:
+    """int8 codes kept within low .. high of their column (last axis), in place."""
+    rows, cols = matrix(q)
+    ends = [pointer(n, v, S8, (cols,)) for n, v in (("low", low), ("high", high))]
+    ok(lib.octo_clip_columns_s8(rows, cols, *ends, pointer("q", q, S8, None, True)))
+    return q
 
 
 def multiply(a: Array, b: Array, *, out: Array | None = None) -> Array:
@@ -92,11 +117,11 @@ def barrier(g: Array, x: Array, bound: float, tightness: float, weight: float) -
     return g
 
 
-def signed_sum(x: Array, side: Array) -> Scalar:
-    """The sum of float32 x times int8 `side`, added in double."""
-    made = Scalar.zero()
-    ok(lib.octo_signed_sum_f32(x.size, pointer("x", x, F32), pointer("side", side, S8, x.shape), made.at))
-    return made
+def signed_sum(x: Array, side: Array, *, out: Array | None = None) -> Array:
+    """The sum of float32 x times int8 `side`, added in double: float32 (1,)."""
+    out, p = output("out", out, F32, (1,))
+    ok(lib.octo_signed_sum_f32(x.size, pointer("x", x, F32), pointer("side", side, S8, x.shape), p))
+    return out
 
 
 def add_counts(counts: Array, total: Array) -> None:

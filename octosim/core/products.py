@@ -15,6 +15,7 @@ from octosim.core.call import (
     READS,
     S8,
     S32,
+    S64,
     U8,
     WRITES,
     Array,
@@ -239,22 +240,25 @@ def _mu_struct(how: MuLaw) -> Any:
     return ffi.new("octo_mu8 *", (*mu_tables(how), how.shift, how.group, how.encode_products))
 
 
-def gemm_mu8(a: Array, b: Array, how: MuLaw, *, threads: int | None = None, out: Array | None = None) -> tuple[Array, int]:
-    """Mu-law codes of A B, accumulated in mu-law codes, and how many encodings saturated.
+def gemm_mu8(
+    a: Array, b: Array, how: MuLaw, *, threads: int | None = None, out: Array | None = None, count: Array | None = None
+) -> tuple[Array, Array]:
+    """Mu-law codes of A B, accumulated in mu-law codes, and how many encodings saturated: int64 (1,).
 
     a: uint8 (m, k), b: uint8 (k, n), mu-law codes with the bounds u_a and u_b; the result's bound is u_a u_b 2^headroom.
     Operands' values are integers up to 8191; after each group of products (ascending k) the accumulator is encoded
-    again: ceil(k / group) encodings an output, twice that with how.encode_products.
+    again: ceil(k / group) encodings an output, twice that with how.encode_products.  count: memory whose first element gets
+    that number.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise CoreError(f"a mu-law product needs (m, k) and (k, n), not {a.shape} and {b.shape}")
     (m, k), n = a.shape, b.shape[1]
     pa, pb = pointer("a", a, U8), pointer("b", b, U8)
     out, c = output("out", out, U8, (m, n))
-    saturated = ffi.new("int64_t *")
+    count, saturated = output("count", None if count is None else count[:1], S64, (1,))
     with threads_for_a_call(threads):
         ok(lib.octo_gemm_mu8(m, n, k, pa, pb, _mu_struct(how), c, saturated))
-    return out, int(saturated[0])
+    return out, count
 
 
 costs("octo_gemm_mu8", product=lambda arguments: Product((arguments[0], arguments[2], arguments[1])), weights="b")

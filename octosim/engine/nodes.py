@@ -312,6 +312,9 @@ class Update(Protocol):
     """The run's optimizer at one step, as a method's own `step` sees it."""
 
     @property
+    def optimizer(self) -> Any: ...
+
+    @property
     def lr(self) -> core.Number: ...
 
     def node(self, node: Node) -> None:
@@ -341,12 +344,13 @@ class Method(Protocol):
     What has a body here is right for values between layers that are float32 arrays; a method whose values are of another type
     replaces `input`, `loss`, `meet` and, in `layers`, the layers without a matrix product.
 
+    A training step is recorded and made again (`core.Tape`), within a phase of the run (`phase`): it is calls of the core and
+    declared segments of Python (`core.python`), which take what changes from step to step from tensors that are changed in
+    place, from `core.Scalar`s and from Context.random.
+
     summary, paper: one line each.  bits: what type each of ROLES has.
     compact:   what layers without a matrix product keep for the backward pass is 8 bits an element or less: batch normalization
                keeps codes of the normalized values, see `core.batchnorm_forward`.
-    recordable: a training step is calls of the core alone, which find what changes from step to step in tensors that are
-               changed in place, in `core.Scalar`s and in Context.random: it can be recorded and made again (`core.Tape`),
-               within a phase of the run (`phase`).
     batchnorm: whether it can train batch normalization.
     covers:    the layers, by stem ("conv", "relu" ...), whose numbers it knows how to make; None: all, those without a matrix
                product in float32.  A network with another is refused, or has it in float32 where that is asked for.
@@ -362,7 +366,6 @@ class Method(Protocol):
     paper: ClassVar[str]
     bits: ClassVar[Mapping[str, str]]
     compact: bool = False
-    recordable: bool = False
     batchnorm: ClassVar[bool] = True
     covers: ClassVar[tuple[str, ...] | None] = None
     unused: ClassVar[tuple[str, ...]] = ()

@@ -138,11 +138,11 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
     tape = _Dry()
     def step() -> None:
         """As `train.Run` makes it."""
-        context = Context(training, seed=0, step=core.step_number(2) if method.recordable else 2, steps=0)
+        context = Context(training, seed=0, step=core.step_number(2), steps=0)
         if not training:
             network.forward(network.input(images), context)
             return
-        numbers = tuple(core.scalar(1.0) if method.recordable else 1.0 for _ in range(1 + len(optimizer.corrections(1))))
+        numbers = tuple(core.scalar(1.0) for _ in range(1 + len(optimizer.corrections(1))))
         update = Update(optimizer, method, context, numbers[0], numbers[1:], nodes, slots)
 
         def gradients(done: Any = None) -> core.Number:
@@ -319,8 +319,6 @@ def largest_batch(network: Network, capacity: float, training: bool = True) -> i
     # every part is about proportional to the batch, or constant; the batch itself, in float32, is always there
     each = max((high - low) / (double - small), 4 * math.prod(network.nodes[0].in_shape))
     guess = max(0, small + int((capacity - low) / each))
-    if not network.method.recordable:  # its NumPy is executed, with as much memory as the batch takes
-        return guess
     fits, fails = 0, guess + 1
     if guess and peak(guess) <= capacity:
         fits, step = guess, 1 + guess // 64

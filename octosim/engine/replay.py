@@ -16,8 +16,8 @@ Make = Callable[[Array, Array, Context, tuple[core.Number, ...]], core.Number]
 
 
 class RecordedSteps:
-    """Steps on batches of one size, of a method that is recordable.  Python makes the first, which finds the ranges of the
-    weights for the next; the second is recorded, and so is the first of each later phase (`Method.phase`); C makes all others.
+    """Steps on batches of one size.  Python makes the first, which finds the ranges of the weights for the next; the second is
+    recorded, and so is the first of each later phase (`Method.phase`); C makes all others.
 
     images, labels, step, numbers: where the recorded step finds its batch, its number in the random streams, and the learning
     rate and what else of the optimizer changes.

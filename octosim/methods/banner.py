@@ -97,7 +97,6 @@ class Banner(Method):
         "accumulator": "int32",
         "normalization": "float32, of 8-bit codes",
     }
-    recordable = True
     layers: ClassVar[Mapping[str, Any]] = {"bn": RangeBatchNorm()}
 
     def check(self, node: Node, batch: int) -> None:

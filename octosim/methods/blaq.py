@@ -17,6 +17,7 @@ D is 1 / learning rate for all weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,7 +47,6 @@ class Blaq(Laq):
     name: ClassVar[str] = "blaq"
     summary: ClassVar[str] = "loss-aware quantization with a trial step and a backtrack"
     paper: ClassVar[str] = "Ma et al., AAAI 2024"
-    recordable = False  # its steps are of two kinds
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,47 +55,123 @@ class Blaq(Laq):
         if self.period < 1:
             raise OctosimError(f"blaq: period must be at least 1, not {self.period}")
 
+    def phase(self, context: Context) -> Hashable:
+        """Steps of two stages, or of one."""
+        return context.epoch % self.period == 0
+
     def _blended(self, first: Array, trial: Array) -> Array:
         return F(self.blend) * first + F(1 - self.blend) * trial
-
-    def _quantized(self, node: Node, before: Array, d: Array) -> None:
-        node.known.discard("w")
-        self._settle(before, d, node.params["w"], *(node.state[key] for key in ("codes", "alpha", "sign", "counts")))
 
     def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> core.Number:
         """The two-stage step in every `period`-th epoch, else `laq`'s."""
         if context.epoch % self.period:
             return super().step(nodes, gradients, update, context)
         loss = gradients()
-        weighted = [node for node in nodes if node.layer.weighted]
-        grads = [{key: g.copy() for key, g in node.grads.items()} for node in nodes]
-        state = [{key: value.copy() for key, value in node.state.items()} for node in nodes]
-        before, curvature, moments = {}, {}, {}
-        for node in weighted:
-            w = node.params["w"]
-            direction, d, moments[node.name] = update.newton(node, node.grads["w"])
-            before[node.name], curvature[node.name] = w.copy(), d
-            w -= F(float(update.lr)) * direction / d
-            self._quantized(node, before[node.name], d)
+        weighted = [_Stages(self, node, update) for node in nodes if node.layer.weighted]
+        grads = [dict(node.grads) for node in nodes]
+        state = [[node.buffer(value.shape, value.dtype) for value in node.state.values()] for node in nodes]
+        for node, kept in zip(nodes, state, strict=True):
+            core.at(node.name, "update")
+            core.python("keep state", _copy, list(node.state.values()), kept)
+        for stages in weighted:
+            stages.trial()
         gradients()
-        trial = {}
-        for node in weighted:
-            g = node.grads["w"]
-            trial[node.name] = g.copy(), update.newton(node, g, moments[node.name])[1]
-        for node, kept, held in zip(nodes, grads, state, strict=True):
-            node.grads.update(kept)
-            for key, value in held.items():
-                node.state[key][:] = value
-        new = {}
-        for node in weighted:
-            g, d = trial[node.name]
-            node.params["w"][:] = before[node.name]
-            direction, _, after = update.newton(node, self._blended(node.grads["w"], g))
-            new[node.name] = direction, self._blended(curvature[node.name], d), after
+        for stages in weighted:
+            stages.look()
+        for node, first, kept in zip(nodes, grads, state, strict=True):
+            node.grads.update(first)
+            core.at(node.name, "update")
+            core.python("restore state", _copy, kept, list(node.state.values()))
+        for stages in weighted:
+            stages.blend()
         update.all()  # biases and batch normalization; the weights' own step follows
-        for node in weighted:
-            direction, d, after = new[node.name]
-            node.params["w"][:] = before[node.name] - F(float(update.lr)) * direction / d
-            update.set_slots(node, after)
-            self._quantized(node, before[node.name], d)
+        for stages in weighted:
+            stages.backtrack()
         return loss
+
+
+def _copy(*arrays: Array) -> None:
+    """Copies the first half of arrays into the second."""
+    half = len(arrays) // 2
+    for source, target in zip(arrays[:half], arrays[half:], strict=True):
+        np.copyto(target, source)
+
+
+class _Stages:
+    """The two-stage step of a layer's weights, in the order of its functions.
+
+    before: the weights.  direction, d: of the step, w - lr direction / d; first_d, trial_d, trial_g: of the first pass and the
+    trial's.  slots: the optimizer's tensors behind the first pass's gradient, then behind the blended one.
+    """
+
+    def __init__(self, method: Blaq, node: Node, update: Update):
+        self.method, self.node, self.update = method, node, update
+        self.w = node.params["w"]
+        self.before, self.direction, self.first_d, self.trial_d = (node.buffer(self.w.shape, F) for _ in range(4))
+        self.trial_g = self.before
+        self.slots = {name: node.buffer(self.w.shape, F) for name in update.optimizer.slots}
+
+    def _python(self, name: str, function: Callable[..., None], reads: list[Array], writes: list[Array]) -> None:
+        core.at(self.node.name, "update")
+        core.python(name, function, reads, writes)
+
+    def _state(self) -> list[Array]:
+        return [self.node.state[key] for key in ("codes", "alpha", "sign", "counts")]
+
+    def _moved(self, w: Array, before: Array, direction: Array, d: Array) -> None:
+        np.copyto(w, before - F(float(self.update.lr)) * direction / d)
+
+    def trial(self) -> None:
+        """The weights after the first pass's step, quantized."""
+        method, node, update, moved, names = self.method, self.node, self.update, self._moved, list(self.slots)
+
+        def trial(g: Array, w: Array, before: Array, d: Array, codes: Array, alpha: Array, sign: Array, counts: Array,
+                  *slots: Array) -> None:  # fmt: skip
+            direction, curvature, after = update.newton(node, g)
+            _copy(w, curvature, *(after[name] for name in names), before, d, *slots)
+            moved(w, before, direction, d)
+            method._settle(before, d, w, codes, alpha, sign, counts)
+
+        node.known.discard("w")
+        self._python("trial step", trial, [node.grads["w"]],
+                     [self.w, self.before, self.first_d, *self._state(), *self.slots.values()])  # fmt: skip
+
+    def look(self) -> None:
+        """The trial's gradient and curvature."""
+        node, update, names = self.node, self.update, list(self.slots)
+
+        def look(g: Array, *arrays: Array) -> None:
+            *slots, d = arrays
+            np.copyto(d, update.newton(node, g, dict(zip(names, slots, strict=True)))[1])
+
+        self.trial_g = node.grads["w"]
+        self._python("trial curvature", look, [self.trial_g, *self.slots.values()], [self.trial_d])
+
+    def blend(self) -> None:
+        """The step of the blended gradient from the weights as they were."""
+        method, node, update, names = self.method, self.node, self.update, list(self.slots)
+
+        def blend(g: Array, trial_g: Array, before: Array, d: Array, trial_d: Array, w: Array, direction: Array,
+                  *slots: Array) -> None:  # fmt: skip
+            np.copyto(w, before)
+            towards, _, after = update.newton(node, method._blended(g, trial_g))
+            blended = method._blended(d, trial_d)
+            _copy(towards, blended, *(after[name] for name in names), direction, trial_d, *slots)
+
+        self._python("blend", blend, [node.grads["w"], self.trial_g, self.before, self.first_d],
+                     [self.trial_d, self.w, self.direction, *self.slots.values()])  # fmt: skip
+
+    def backtrack(self) -> None:
+        """Takes that step and quantizes the weights."""
+        method, node, update, moved, names = self.method, self.node, self.update, self._moved, list(self.slots)
+
+        def backtrack(*arrays: Array) -> None:
+            before, direction, d, *slots = arrays[: 3 + len(names)]
+            w, codes, alpha, sign, counts = arrays[3 + len(names) :]
+            moved(w, before, direction, d)
+            update.set_slots(node, dict(zip(names, slots, strict=True)))
+            method._settle(before, d, w, codes, alpha, sign, counts)
+
+        node.known.discard("w")
+        self._python("backtrack", backtrack, [self.before, self.direction, self.trial_d, *self.slots.values()],
+                     [self.w, *self._state()])  # fmt: skip

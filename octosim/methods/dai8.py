@@ -57,8 +57,6 @@ class Dai8(Method):
     paper: ClassVar[str] = "Zhao et al., AAAI 2021"
     bits: ClassVar[Mapping[str, str]] = int8.BITS | {"errors": "int8, per channel for dW"}
 
-    recordable = True
-
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise OctosimError(f"dai8: threshold must be in 0 .. 1, not {self.threshold}")

@@ -51,8 +51,6 @@ class Dorefa(Method):
         "normalization": "float32",
     }
 
-    recordable = True
-
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "gradient_bits"):
             value = getattr(self, name)

@@ -32,7 +32,7 @@ from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import float32, int8
+from octosim.methods import int8
 from octosim.numerics import Requantization, Rounding
 
 ERROR = 0  # role in the Philox streams
@@ -48,22 +48,50 @@ class Ranged(np.ndarray):
     """float32 values between layers that know more of themselves.
 
     bound: no magnitude is larger; None: not known in advance.  sums: in inference, of a weighted layer in front of a
-    normalization: the int32 sums that the values are, and their scale.
+    normalization: the int32 sums that the values are, their scale, and what `core.lac_fold` left for float32.
     """
 
-    bound: float | None = None
-    sums: tuple[Array, float] | None = None
+    bound: core.Number | None = None
+    sums: tuple[Array, core.Number, Array] | None = None
 
 
-def ranged(x: Array, bound: float | None, sums: tuple[Array, float] | None = None) -> Array:
+def ranged(x: Array, bound: core.Number | None, sums: tuple[Array, core.Number, Array] | None = None) -> Array:
     """x, knowing its bound; no copy."""
     made = x.view(Ranged)
     made.bound, made.sums = bound, sums
     return made
 
 
-def bound_of(x: Array) -> float | None:
+def bound_of(x: Array) -> core.Number | None:
     return getattr(x, "bound", None)
+
+
+def sum_bound(bounds: list[core.Number], share: float) -> core.Number:
+    """The bound of a sum of values with these bounds, divided by `share`."""
+    if len(bounds) == 1 and share == 1:
+        return bounds[0]
+    if not any(isinstance(bound, core.Scalar) for bound in bounds):
+        return sum(map(float, bounds)) / share
+    made = core.number64(0.0)
+
+    def add() -> None:
+        made.at[0] = sum(map(float, bounds)) / share
+
+    core.python("add bounds", add, [])
+    return made
+
+
+def both_ends(bound: core.Number) -> tuple[core.Number, core.Number]:
+    """-bound, bound."""
+    if not isinstance(bound, core.Scalar):
+        return -bound, bound
+    low = core.number64(0.0)
+
+    def negate() -> None:
+        low.at[0] = -float(bound)
+
+    core.python("negate", negate, [])
+    return low, bound
 
 
 # ---- clipping batch normalization --------------------------------------------------
@@ -84,6 +112,22 @@ def affine_codes(acc: Array, scale: Array, shift: Array) -> Array:
     return quantizers.requantize(acc * sign, step, how, add=add, low=-LARGEST_CODE, high=LARGEST_CODE)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """A clip and its codes.
+
+    ends, codes: the clip's low and high ends for each channel, float32 (2, channels), and their int8 codes.  bound: no
+    magnitude behind the clip is larger.  step, inverse: of the codes, and 1 / step; largest: the value of code 127.
+    """
+
+    ends: Array
+    codes: Array
+    bound: core.Scalar
+    step: core.Scalar
+    inverse: core.Scalar
+    largest: core.Scalar
+
+
 class ClippingBatchNorm:
     """Batch normalization, a clip and codes as one function; float32 in training, integers in inference."""
 
@@ -92,42 +136,81 @@ class ClippingBatchNorm:
         if method.variant == "c":
             node.params["clip"] = np.array([method.z], F)
 
-    def _limits(self, node: Node, method: Fqat) -> tuple[Array, Array, float]:
-        """The clip's ends for each channel, and the bound of the codes."""
-        gamma, beta = np.abs(node.params["gamma"]), node.params["beta"]
-        if method.variant == "c":
-            end = np.maximum(node.params["clip"], F(LEAST_CLIP))
-            return -end, end, float(end[0])
-        reach = F(method.z) * gamma
-        return beta - reach, beta + reach, float(F(method.z) * gamma.max() + np.abs(beta).max())
+    def _limits(self, node: Node, method: Fqat) -> Limits:
+        channels = node.in_shape[-1]
+        made = Limits(np.empty((2, channels), F), np.empty((2, channels), np.int8), core.number64(0.0), core.scalar(0.0),
+                      core.scalar(0.0), core.number64(0.0))  # fmt: skip
 
-    def _finish(self, node: Node, q: Array, low: Array, high: Array, bound: float) -> Array:
-        """The values of codes that are clipped at the channels' ends."""
-        step = float(F(bound / LARGEST_CODE))
-        ends = [np.rint(end * F(quantizers.reciprocal(step))).astype(np.int8) for end in (low, high)]
-        np.clip(q, *ends, out=q)
-        return ranged(core.dequantize(q, step, out=node.buffer(q.shape, F)), step * LARGEST_CODE)
+        def trained(clip: Array, ends: Array, codes: Array) -> None:
+            end = np.maximum(clip, F(LEAST_CLIP))
+            finish(-end, end, float(end[0]), ends, codes)
+
+        def deviations(gamma: Array, beta: Array, ends: Array, codes: Array) -> None:
+            size = np.abs(gamma)
+            reach = F(method.z) * size
+            finish(beta - reach, beta + reach, float(F(method.z) * size.max() + np.abs(beta).max()), ends, codes)
+
+        def finish(low: Array, high: Array, bound: float, ends: Array, codes: Array) -> None:
+            step = float(F(bound / LARGEST_CODE))
+            inverse = quantizers.reciprocal(step)
+            for i, end in enumerate((low, high)):
+                ends[i] = end
+                codes[i] = np.rint(end * F(inverse)).astype(np.int8)
+            numbers = (made.bound, bound), (made.step, step), (made.inverse, inverse), (made.largest, step * LARGEST_CODE)
+            for number, value in numbers:
+                number.at[0] = value
+
+        if method.variant == "c":
+            core.python("limits", trained, [node.params["clip"]], [made.ends, made.codes])
+        else:
+            core.python("limits", deviations, [node.params["gamma"], node.params["beta"]], [made.ends, made.codes])
+        return made
 
     def forward(self, node: Node, x: Array, method: Fqat, context: Context) -> Array:
-        low, high, bound = self._limits(node, method)
-        p, s, eps, plain = node.params, node.state, node.layer.eps, np.asarray(x)
-        if not context.training and isinstance(x, Ranged) and x.sums is not None:
-            return self._finish(node, self._folded(node, *x.sums, method, bound), low, high, bound)
-        columns, out = (p["gamma"], p["beta"], s["mean"], s["var"]), node.buffer(x.shape, F)
+        limits, p, s, plain = self._limits(node, method), node.params, node.state, np.asarray(x)
+        out = node.buffer(x.shape, F)
+        columns = p["gamma"], p["beta"], s["mean"], s["var"]
         if context.training:
-            y, mean, inv_std, _ = core.batchnorm_forward(plain, *columns, eps=eps, momentum=node.layer.momentum, out=out)
-            node.saved.update(x=plain, mean=mean, inv_std=inv_std, signs=None, inside=(y >= low) & (y <= high))
-            if method.variant == "c":
-                node.saved["side"] = (y > high).view(np.int8) - (y < low).view(np.int8)
+            layer, (low, high) = node.layer, limits.ends
+            y, mean, inv_std, _ = core.batchnorm_forward(plain, *columns, eps=layer.eps, momentum=layer.momentum, out=out)
+            side = node.buffer(x.shape, np.int8) if method.variant == "c" else None
+            inside = core.within_columns(y, low, high, side=side, out=node.buffer(x.shape, np.uint8))
+            node.saved.update(x=plain, mean=mean, inv_std=inv_std, signs=None, inside=inside, side=side)
+            q = self._codes(node, plain, y, mean, inv_std, limits, method)
+        elif isinstance(x, Ranged) and x.sums is not None:
+            total, scale, rest = x.sums
+            q = node.buffer(x.shape, np.int8)
+
+            def infer(total: Array, rest: Array, plain: Array, *given: Array) -> None:
+                if rest[-1]:
+                    np.copyto(given[-1], self._inferred(node, plain, limits, method))
+                else:
+                    np.copyto(given[-1], self._folded(node, total, float(scale), method, float(limits.bound)))
+
+            core.python("fold normalization", infer, [total, rest, plain, *columns], [q])
         else:
-            y = core.batchnorm_inference(plain, *columns, eps=eps, out=out)
-            mean, inv_std = s["mean"], F(1) / np.sqrt(s["var"] + F(eps))
+            q = self._inferred(node, plain, limits, method)
+        core.clip_columns(q, *limits.codes)
+        return ranged(core.dequantize(q, limits.step, out=out), limits.largest)
+
+    def _codes(
+        self, node: Node, x: Array, y: Array, mean: Array, inv_std: Array, limits: Limits, method: Fqat
+    ) -> Array:
+        """Codes of the normalized x, which is y before any clip; y's memory is used."""
         if method.variant == "b":
-            step = F(method.z / LARGEST_CODE)
-            normal = core.quantize(core.affine(plain, inv_std, -mean * inv_std, out=out), float(F(1) / step))
-            y = core.affine(core.dequantize(normal, float(step), out=out), p["gamma"], p["beta"], out=out)
-        inverse = quantizers.reciprocal(float(F(bound / LARGEST_CODE)))
-        return self._finish(node, core.quantize(y, inverse), low, high, bound)
+            step, shift = F(method.z / LARGEST_CODE), np.empty_like(mean)
+            core.python("shift", lambda a, b, c: np.multiply(-a, b, out=c), [mean, inv_std], [shift])
+            normal = core.quantize(core.affine(x, inv_std, shift, out=y), float(F(1) / step))
+            y = core.affine(core.dequantize(normal, float(step), out=y), node.params["gamma"], node.params["beta"], out=y)
+        return core.quantize(y, limits.inverse, out=node.buffer(y.shape, np.int8))
+
+    def _inferred(self, node: Node, x: Array, limits: Limits, method: Fqat) -> Array:
+        """Codes of inference in float32, with running statistics."""
+        p, mean, var, eps = node.params, node.state["mean"], node.state["var"], node.layer.eps
+        y = core.batchnorm_inference(x, p["gamma"], p["beta"], mean, var, eps=eps, out=node.buffer(x.shape, F))
+        inv_std = np.empty_like(var)
+        core.python("inverse deviation", lambda v, out: np.divide(F(1), np.sqrt(v + F(eps)), out=out), [var], [inv_std])
+        return self._codes(node, x, y, mean, inv_std, limits, method)
 
     def _folded(self, node: Node, sums: Array, scale: float, method: Fqat, bound: float) -> Array:
         """The codes of inference from the sums of the layer in front, in integers; with running statistics."""
@@ -149,8 +232,8 @@ class ClippingBatchNorm:
 
     def input_grad(self, node: Node, dy: Array, method: Fqat, context: Context) -> Array:
         if method.variant == "c":
-            node.grads["clip"] = np.array([float32.total(dy * node.saved["side"])], F)
-        dy *= node.saved["inside"]
+            node.grads["clip"] = core.signed_sum(dy, node.saved["side"])
+        core.mask(dy, node.saved["inside"], out=dy)
         dx: Array = node.layer.input_grad(node, dy, method, context)
         return dx
 
@@ -168,7 +251,7 @@ class _Through:
         known = [bound for bound in bounds if bound is not None]
         if len(known) < len(bounds):
             return ranged(y, None)
-        return ranged(y, sum(known) / (1 - getattr(node.layer, "rate", 0.0) if context.training else 1.0))
+        return ranged(y, sum_bound(known, 1 - getattr(node.layer, "rate", 0.0) if context.training else 1.0))
 
     def weight_grad(self, node: Node, dy: Array, method: Fqat, context: Context) -> Array:
         return dy
@@ -224,19 +307,26 @@ class Fqat(Method):
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Values:
         bound, x = bound_of(x), np.asarray(x)
-        low, high = int8.running_range(node, x, context) if bound is None else (-bound, bound)
+        low: core.Number
+        high: core.Number
+        if bound is None:
+            found = int8.running_range(node, x, context)
+            low, high = found.low, found.high
+        else:
+            low, high = both_ends(bound)
         qx, qw = int8.symmetric(node, x, low, high), int8.weights(node)
         sums = int8.forward(node, qx, qw)
         if context.training or not node.normalized:
             return sums
-        if sums.rest is not None and sums.rest[-1]:
-            return ranged(sums.array(), None)
-        total = sums.acc + sums.add
-        return ranged(sums.array(), None, (total, float(sums.scale)))
+        total = node.buffer(sums.acc.shape, np.int32)
+        core.python("add", lambda a, b, out: np.add(a, b, out=out), [sums.acc, sums.add], [total])
+        assert sums.rest is not None
+        return ranged(sums.array(), None, (total, sums.scale, sums.rest))
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
-        return quantizers.symmetric(dy, *core.value_range(dy), rounding=Rounding(self.rounding), random=random, out=out)
+        found = core.value_range(dy)
+        return quantizers.symmetric(dy, found.low, found.high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         int8.weight_grad(node, error)

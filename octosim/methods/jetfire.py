@@ -109,7 +109,6 @@ class Jetfire(Method):
     # no sum of 32 products leaves a register that hardware has, and the sums of these sums are float32
     unused: ClassVar[tuple[str, ...]] = ("accumulator", "count_overflow")
     covers: ClassVar[tuple[str, ...]] = ("conv", "dw", "fc", "flatten", "bn", "relu", "pool", "dropout", "avgpool", "add")
-    recordable = True
     layers: ClassVar[Mapping[str, Any]] = dict.fromkeys(("bn", "relu", "pool", "dropout", "avgpool", "add"), _Coded())
 
     def coded(self, node: Node, x: Array, random: core.Stream | None = None) -> Array:

@@ -108,8 +108,6 @@ class Laq(Method):
         "normalization": "float32",
     }
 
-    recordable = True
-
     def __post_init__(self) -> None:
         if self.weight_bits not in (1, 2, 3, 4, 8):
             raise OctosimError(f"{self.name}: weight_bits must be 1, 2, 3, 4 or 8, not {self.weight_bits}")

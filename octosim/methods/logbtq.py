@@ -90,10 +90,6 @@ class Logbtq(Method):
             t *= self.growth
         return min(t, self.t_max)
 
-    @property
-    def recordable(self) -> bool:  # type: ignore[override]
-        return self.accumulator == "exact"
-
     def phase(self, context: Context) -> float:
         return self.tightness(context.epoch)
 
@@ -116,32 +112,43 @@ class Logbtq(Method):
         if self.accumulator == "exact":
             y = float32.forward(node, x_real, w_real)
         else:
-            codes, counts[ENCODED], counts[ENCODINGS] = self._sums(node, qx, qw)
+            codes = self._sums(node, qx, qw, counts)
             bound = self.weight_bound * self.activation_bound * 2.0**self.headroom
             y = core.decode_mu8(codes, bound, out=node.buffer(codes.shape, np.float32))
-            y += node.params["b"]
+            core.python("add bias", lambda b, y: np.add(y, b, out=y), [node.params["b"]], [y])
         if context.training:
             node.saved.update(x=x, x_real=x_real, w_real=w_real)
             core.add_counts(counts, node.state["counts"])
         return y
 
-    def _sums(self, node: Node, qx: Array, qw: Array) -> tuple[Array, int, int]:
-        """Codes of Y in the accumulator's bound, how many encodings saturated, and of how many."""
+    def _sums(self, node: Node, qx: Array, qw: Array, counts: Array) -> Array:
+        """Codes of Y in the accumulator's bound; counts: get how many encodings saturated, and of how many."""
         how, batch = self._arithmetic(), len(qx)
         product = node.layer.product(node, batch)
         (m, k, n), groups = product.shape, product.groups
-        encodings = m * n * groups * -(-k // how.group) * (2 if how.encode_products else 1)
-        if product.groups > 1:
-            rows, taps = float32.windows(product.geometry, qx), qw.reshape(groups, -1)
-            made = [
-                core.gemm_mu8(np.ascontiguousarray(rows[:, :, c]), np.ascontiguousarray(taps[c][:, None]), how)
-                for c in range(groups)
-            ]
-            codes, saturated = np.concatenate([part[0] for part in made], axis=1), sum(part[1] for part in made)
-        else:
-            rows = float32.windows(product.geometry, qx).reshape(m, k) if product.kernel != (0, 0) else qx
-            codes, saturated = core.gemm_mu8(rows, np.ascontiguousarray(qw.reshape(n, k).T), how)
-        return codes.reshape(batch, *node.out_shape), saturated, encodings
+        counts[ENCODINGS] = m * n * groups * -(-k // how.group) * (2 if how.encode_products else 1)
+        rows, taps = node.buffer((groups, m, k), np.uint8), node.buffer((groups, k, n), np.uint8)
+        codes, saturated = node.buffer((groups, m, n), np.uint8), np.empty(groups, np.int64)
+
+        def arrange(qx: Array, qw: Array, rows: Array, taps: Array) -> None:
+            if product.kernel == (0, 0):
+                rows[0] = qx
+            else:
+                every = float32.windows(product.geometry, qx)
+                np.copyto(rows, every.transpose(2, 0, 1) if groups > 1 else every.reshape(1, m, k))
+            np.copyto(taps, qw.reshape(groups, n, k).transpose(0, 2, 1))
+
+        core.python("windows", arrange, [qx, qw], [rows, taps])
+        for group in range(groups):
+            core.gemm_mu8(rows[group], taps[group], how, out=codes[group], count=saturated[group:])
+        y = node.buffer((batch, *node.out_shape), np.uint8)
+
+        def gather(codes: Array, saturated: Array, y: Array, count: Array) -> None:
+            np.copyto(y, codes.transpose(1, 0, 2).reshape(y.shape))
+            count[0] = saturated.sum()
+
+        core.python("gather", gather, [codes, saturated], [y, counts[ENCODED : ENCODED + 1]])
+        return y
 
     def metrics(self, nodes: list[Node]) -> dict[str, Any]:
         """By layer: the share of encodings, activations and weights outside their bounds."""

@@ -198,7 +198,6 @@ class Niti(Method):
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip
-    recordable = True
     values: ClassVar[str] = "int8"
     covers: ClassVar[tuple[str, ...]] = ("conv", "dw", "fc", "flatten", "relu", "pool", "dropout", "avgpool", "add")
     layers: ClassVar[Mapping[str, Any]] = {

@@ -132,7 +132,6 @@ class Octo(Method):
     summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping"
     paper: ClassVar[str] = "Zhou et al., USENIX ATC 2021"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
-    recordable = True
 
     def __post_init__(self) -> None:
         if not 0 < self.prc_ratio <= 1:

@@ -17,7 +17,7 @@ trained, as with every method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +38,16 @@ LINEAR = Fp32()  # fully connected layers
 EPS = 1e-6  # of the variance; "10e-7" in the demo
 
 
-# ---- codes: int32 arrays --------------------------------------------------
+# ---- codes: int8 low and high parts --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Codes 255 high + low, both int8 in +-127, and their scale, float64."""
+
+    low: Array
+    high: Array
+    scale: core.Scalar
 
 
 def forward_codes(x: Array, rounding: str, random: core.Stream) -> tuple[Array, float]:
@@ -72,34 +81,53 @@ def backward_codes(x: Array, ratio: float, with_zero: bool = False) -> tuple[Arr
     return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int32), scale
 
 
-def parts(codes: Array) -> list[tuple[int, Array]]:
-    """int8 arrays in +-127 and factors: the codes are low, or 255 high + low where any of them is beyond +-127."""
-    if _largest(codes) <= PART:
-        return [(1, codes.astype(np.int8))]
-    high = ((codes + PART) // BASE).astype(np.int8)
-    return [(1, (codes - BASE * high.astype(np.int32)).astype(np.int8)), (BASE, high)]
+def split(codes: Array, low: Array, high: Array) -> None:
+    """The int8 parts of int32 codes in +-LARGEST_CODE."""
+    np.copyto(high, (codes + PART) // BASE, casting="unsafe")
+    np.copyto(low, codes - BASE * high.astype(np.int32), casting="unsafe")
 
 
-def _largest(codes: Array) -> int:
-    low, high = core.sum_range(codes)
-    return max(-low, high)
+def in_parts(node: Node, name: str, x: Array, code: Callable[[Array], tuple[Array, float]]) -> Parts:
+    """The codes of float32 x, and their scale, that `code` makes."""
+    made = Parts(node.buffer(x.shape, np.int8), node.buffer(x.shape, np.int8), core.number64(0.0))
+
+    def quantize(x: Array, low: Array, high: Array) -> None:
+        codes, made.scale.at[0] = code(x)
+        split(codes, low, high)
+
+    core.python(name, quantize, [x], [made.low, made.high])
+    return made
 
 
-def exact_sums(product: Callable[[Array, Array], Array], depth: int, a: Array, b: Array) -> Array:
-    """The integers of a product of codes whose sums have at most `depth` terms; int32 where they must fit, else int64.
+def exact_sums(product: Callable[..., Array], a: Parts, b: Parts, buffer: Callable[[], Array]) -> list[Array]:
+    """int32 products of the parts: low low, low high, high low, high high, each in memory of `buffer`."""
+    return [product(u, v, out=buffer()) for u in (a.low, a.high) for v in (b.low, b.high)]
 
-    In int32 the parts may wrap on their way: the whole is right modulo 2^32, and within its range.
-    """
-    largest = depth * _largest(a) * _largest(b)
-    dtype: type[Any] = np.int32 if largest < 2**31 else np.int64
-    theirs = parts(b)
-    pairs = [(u * v, product(left, right)) for u, left in parts(a) for v, right in theirs]
-    total = pairs[0][1].astype(dtype, copy=False)  # low low, whose factor is 1
-    for factor, sums in pairs[1:]:
-        sums = sums.astype(dtype, copy=False)
-        sums *= factor
-        total += sums
+
+def together(sums: Sequence[Array]) -> Array:
+    """int64 sums of the codes, from those of `exact_sums`."""
+    low, one, other, high = sums
+    total = one.astype(np.int64)
+    total += other
+    total += BASE * high.astype(np.int64)
+    total *= BASE
+    total += low
     return total
+
+
+def real_sums(node: Node, a: Parts, b: Parts, sums: list[Array], bias: Array | None = None) -> Array:
+    """float32 values of the sums, and the bias."""
+    out, given = node.buffer(sums[0].shape, np.float32), [] if bias is None else [bias]
+
+    def combine(*arrays: Array) -> None:
+        *operands, out = arrays
+        real = together(operands[:4]) * (float(a.scale) * float(b.scale))
+        for bias in operands[4:]:
+            real += bias
+        np.copyto(out, real, casting="same_kind")
+
+    core.python("combine parts", combine, [*sums, *given], [out])
+    return out
 
 
 def _product(node: Node, batch: int) -> Product:
@@ -146,19 +174,25 @@ class Dropout:
     def init(self, node: Node, method: Method, seed: int | None) -> None:
         pass
 
-    def _keep(self, node: Node) -> np.float32:
-        return np.float32(1 - node.layer.rate)
+    def _kept(self, node: Node, x: Array) -> Array:
+        """x times the share that is kept, in its memory."""
+        keep = np.float32(1 - node.layer.rate)
+        core.python("multiply", lambda x: np.multiply(x, keep, out=x), [], [x])
+        return x
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        made: Array = node.layer.forward(node, x, method, context) * self._keep(node)
-        return made
+        y: Array = node.layer.forward(node, x, method, context)
+        return self._kept(node, core.copy(y, out=node.buffer(y.shape, np.float32)) if y is x else y)
 
     def weight_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         return dy
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
-        made: Array = node.layer.input_grad(node, dy, method, context) * self._keep(node)
-        return made
+        return self._kept(node, node.layer.input_grad(node, dy, method, context))
+
+
+def _compensate(alpha: Array, mu: Array, offset: Array, y: Array) -> None:
+    np.add(y, alpha * mu + offset, out=y)
 
 
 @dataclass(frozen=True)
@@ -231,36 +265,54 @@ class OctoReference(Method):
         if not self._quantized(node):
             return LINEAR.forward(node, x, context)
         product = _product(node, batch)
-        qx, sx = forward_codes(x, self.rounding, context.random(node.tensor(X)))
-        qw, sw = forward_codes(p["w"], self.rounding, context.random(node.tensor(W)))
+        qx = self._forward_codes(node, x, context.random(node.tensor(X)))
+        qw = self._forward_codes(node, p["w"], context.random(node.tensor(W)))
         node.saved["x"] = x
-        y = (exact_sums(product.forward, product.depths[0], qx, qw) * (sx * sw) + p["b"]).astype(np.float32)
+        shape = batch, *node.out_shape
+        y = real_sums(node, qx, qw, exact_sums(product.forward, qx, qw, lambda: node.buffer(shape, np.int32)), p["b"])
         if "lac_mu" not in p:
             return y
         if context.training:
-            alpha, mu, offset = octo.sample_compensation(node, batch)
-            return y + (alpha * mu + offset)
-        where = np.arange(batch) % octo.places(node)
-        return y + (p["lac_alpha"] * p["lac_mu"] + p["lac_offset"])[where]
+            core.python("compensate", _compensate, list(octo.sample_compensation(node, batch)), [y])
+            return y
+
+        def compensate(alpha: Array, mu: Array, offset: Array, used: Array, y: Array) -> None:
+            where = np.arange(batch) % octo.places(node)
+            np.add(y, (alpha * mu + offset)[where], out=y)
+
+        core.python("compensate", compensate, [*(p[name] for name in octo.COMPENSATION), node.state["lac_places"]], [y])
+        return y
+
+    def _forward_codes(self, node: Node, x: Array, random: core.Stream) -> Parts:
+        return in_parts(node, "codes of x or w", x, lambda x: forward_codes(x, self.rounding, random))
+
+    def _backward_codes(self, node: Node, x: Array, with_zero: bool = False) -> Parts:
+        return in_parts(node, "codes of the gradients' operand", x, lambda x: backward_codes(x, self._ratio(), with_zero))
 
     def _ratio(self) -> float:
         return self.prc_ratio if self.prc == "ratio" else 1.0
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         if self._quantized(node):
-            node.saved["dy"] = backward_codes(dy, self._ratio())
+            node.saved["dy"] = self._backward_codes(node, dy)
         return dy
 
     def weight_grad(self, node: Node, dy: Array, context: Context) -> None:
         if not self._quantized(node):
             LINEAR.weight_grad(node, dy, context)
             return
-        x, grads = node.saved["x"], node.grads
-        product, (qg, sg) = _product(node, len(dy)), node.saved["dy"]
-        qx, sx = backward_codes(x, self._ratio(), with_zero=product.geometry.pad > 0)
-        grads["w"] = (exact_sums(product.weight_grad, product.depths[2], qx, qg) * (sx * sg)).astype(np.float32)
-        codes, scale = backward_codes(core.column_sums(dy), 1.0)
-        grads["b"] = (codes * scale).astype(np.float32)
+        grads, shape, bias = node.grads, node.params["w"].shape, np.empty_like(node.params["b"])
+        product, qg = _product(node, len(dy)), node.saved["dy"]
+        qx = self._backward_codes(node, node.saved["x"], with_zero=product.geometry.pad > 0)
+        sums = exact_sums(product.weight_grad, qx, qg, lambda: node.buffer(shape, np.int32))
+        grads["w"] = real_sums(node, qx, qg, sums)
+
+        def gradient_of_bias(sums: Array, out: Array) -> None:
+            codes, scale = backward_codes(sums, 1.0)
+            np.copyto(out, codes * scale, casting="same_kind")
+
+        core.python("gradient of bias", gradient_of_bias, [core.column_sums(dy)], [bias])
+        grads["b"] = bias
         if "lac_mu" in node.params:
             lac = octo.sample_compensation(node, len(dy))
             grads.update(octo.sample_gradients(node, dy, lac, self.lac_decay))
@@ -268,6 +320,6 @@ class OctoReference(Method):
     def input_grad(self, node: Node, dy: Array, context: Context) -> Array:
         if not self._quantized(node):
             return LINEAR.input_grad(node, dy, context)
-        (qg, sg), (qw, sw) = node.saved["dy"], backward_codes(node.params["w"], self._ratio())
-        product = _product(node, len(dy))
-        return (exact_sums(product.input_grad, product.depths[1], qg, qw) * (sg * sw)).astype(np.float32)
+        qg, qw = node.saved["dy"], self._backward_codes(node, node.params["w"])
+        product, shape = _product(node, len(dy)), (len(dy), *node.in_shape)
+        return real_sums(node, qg, qw, exact_sums(product.input_grad, qg, qw, lambda: node.buffer(shape, np.int32)))

@@ -54,8 +54,6 @@ class Qat(Method):
         "normalization": "float32",
     }
 
-    recordable = True
-
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
             raise OctosimError(f"qat: smoothing must be in [0, 1), not {self.smoothing}")

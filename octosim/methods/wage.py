@@ -62,7 +62,6 @@ class Wage(Method):
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip
-    recordable = True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 128:

@@ -29,8 +29,8 @@ Batch = tuple[Array, Array]
 class Run:
     """A network with its data and optimizer, at some step.
 
-    records: whether steps that nobody observes may be recorded and made again without Python, by `recorded`, where the method
-    allows it; the bits are the same.
+    records: whether steps that nobody observes may be recorded and made again without Python, by `recorded`; the bits are the
+    same.
     """
 
     @core.float_environment()
@@ -156,7 +156,7 @@ class Run:
         meter = self.meter if self._due(self.config.measure) else None
         self.measures = []
         try:
-            if meter or not self._recordable(len(labels)):
+            if meter or not self._replays(len(labels)):
                 with self._measured(meter, (images, labels), context, numbers), watch.watching():
                     loss = float(self._make(images, labels, context, numbers))
             else:
@@ -170,12 +170,12 @@ class Run:
         ]
         return loss
 
-    def _recordable(self, images: int) -> bool:
-        """Whether a step on so many images may be recorded: not on the smaller batch at the end of an epoch, nor where sums are
-        counted or narrowed, or the passes observed."""
+    def _replays(self, images: int) -> bool:
+        """Whether a step on that many images may be recorded: not on the smaller batch at the end of an epoch, nor where sums
+        are counted or narrowed, or the passes observed."""
         registers = self.registers
         plain = registers.accumulator == EXACT32 and not registers.counting and not self.network.observers
-        return self.records and self.method.recordable and plain and images == self.config.batch_size
+        return self.records and plain and images == self.config.batch_size
 
     def _make(self, images: Array, labels: Array, context: Context, numbers: optimizers.Numbers) -> core.Number:
         """Forward and backward passes and the update, as the method has them; the loss."""

@@ -18,12 +18,10 @@ from octosim.errors import OctosimError
 from octosim.train.config import from_json
 from octosim.train.directory import decides
 
-RECORDABLE = [name for name in methods.METHODS if methods.make(name, {}).recordable]
-
 
 @pytest.mark.parametrize(
     ("method", "optimizer"),
-    [(m, o) for o in ("sgd", "adam") for m in RECORDABLE if o == "sgd" or "optimizer" not in methods.METHODS[m].unused],
+    [(m, o) for o in ("sgd", "adam") for m in methods.METHODS if o == "sgd" or "optimizer" not in methods.METHODS[m].unused],
 )
 def test_a_dry_plan_is_what_a_step_records(method: str, optimizer: str) -> None:
     """Call by call, with operands and keys."""

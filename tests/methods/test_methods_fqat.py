@@ -160,10 +160,10 @@ def test_inference_is_one_requantization(variant: str) -> None:
         context = Context(training, 0, 1)
         y = core.values(method.forward(conv, x, context))
         made = network.passes[1].forward(bn, y, method, context)
-        steps.append(made.bound / 127)
+        steps.append(float(made.bound) / 127)
         codes.append(np.rint(np.asarray(made) / steps[-1]).astype(np.int64))
     assert isinstance(y, fqat.Ranged) and y.sums is not None and y.sums[0].dtype == np.int32
-    assert np.array_equal(y.sums[0].astype(F) * F(y.sums[1]), y)
+    assert np.array_equal(y.sums[0].astype(F) * F(float(y.sums[1])), y)
     apart = np.abs(codes[0] - codes[1])
     once = np.abs(bn.params["gamma"]).max() * Z / 127 / steps[0] if variant == "b" else 0  # what a code of b's first step is
     assert steps[0] == steps[1] and apart.max() <= math.ceil(1 + once) and apart.mean() < 0.02

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,6 +199,7 @@ class Newton:
     """An optimizer that knows the second derivative."""
 
     lr = 1.0
+    optimizer = SimpleNamespace(slots=())
 
     def __init__(self, node: Node):
         self.node = node

@@ -29,17 +29,15 @@ def test_sums_of_parts_are_exact(seed: int, largest: int, depth: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = (rng.integers(-largest, largest + 1, shape).astype(np.int32) for shape in ((3, depth), (depth, 2)))
     a[0], b[:, 0] = largest, -largest  # the extreme sum too
-    for factor, part in octo_reference.parts(a):
-        assert part.dtype == np.int8 and np.abs(part.astype(int)).max() <= 127 and factor in (1, 255)
-    expected = a.astype(np.int64) @ b.astype(np.int64)
-    found = octo_reference.exact_sums(core.gemm, depth, a, b)
-    assert np.array_equal(found, expected) and found.dtype == (np.int32 if depth * largest**2 < 2**31 else np.int64)
-
-
-def test_small_codes_need_one_product() -> None:
-    codes = np.arange(-127, 128, dtype=np.int32)
-    assert [factor for factor, _ in octo_reference.parts(codes)] == [1]
-    assert [factor for factor, _ in octo_reference.parts(np.append(codes, np.int32(128)))] == [1, 255]
+    parts = []
+    for codes in (a, b):
+        low, high = np.empty((2, *codes.shape), np.int8)
+        octo_reference.split(codes, low, high)
+        assert np.abs(low.astype(int)).max() <= 127 and np.abs(high.astype(int)).max() <= 127
+        assert np.array_equal(255 * high.astype(int) + low, codes)
+        parts.append(octo_reference.Parts(low, high, core.number64(1.0)))
+    sums = octo_reference.exact_sums(core.gemm, *parts, lambda: np.empty((3, 2), np.int32))
+    assert np.array_equal(octo_reference.together(sums), a.astype(np.int64) @ b.astype(np.int64))
 
 
 def test_codes_have_nine_bits() -> None:
