@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from octosim.engine import Network
+from octosim.engine.graph import Graph
 from octosim.engine.layers import Flatten, Linear, ReLU, Stack
 from octosim.engine.network import nodes
 from octosim.errors import OctosimError
@@ -49,7 +50,7 @@ def _permuted(flat: Array, shape: tuple[int, ...]) -> Array:
     return flat.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(flat.shape)
 
 
-def to_torch(stack: Stack, in_shape: tuple[int, ...]) -> Any:
+def to_torch(stack: Graph | Stack, in_shape: tuple[int, ...]) -> Any:
     """The same layers for (batch, channels, height, width) float32 input; a state's names begin with the node's index.
 
     An nn.Sequential where each layer takes the one before, else a small module that follows the nodes' inputs.
@@ -108,7 +109,7 @@ TORCH_KINDS = ("contiguous", "channels_last", "bfloat16 contiguous", "bfloat16 c
 
 
 def torch_steps(
-    stack: Stack,
+    stack: Graph | Stack,
     images: Array,
     labels: Array,
     optimizer: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import UnionType
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from octosim import core
 from octosim.core.memory import Pool
-from octosim.engine.layers import Add, BatchNorm, Flatten, Item, Layer, ReLU, Residual, Stack
+from octosim.engine.graph import INPUT, Graph, as_graph
+from octosim.engine.layers import Add, BatchNorm, Flatten, ReLU, Stack
 from octosim.engine.nodes import Array, Context, Method, Node, Observer
 from octosim.errors import OctosimError
 
@@ -29,12 +30,12 @@ class Network:
     """
 
     def __init__(
-        self, stack: Stack, in_shape: tuple[int, ...], method: Method, seed: int | None, float_layers: bool = False
+        self, graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, seed: int | None, float_layers: bool = False
     ):
         """seed None: a network without weights, to be priced and not trained; their memory is reserved and never touched.
         float_layers: layers that the method does not cover are in float32; otherwise they are refused, with OctosimError."""
-        self.stack = stack
-        self.nodes = nodes(stack, in_shape)
+        self.graph = as_graph(graph)
+        self.nodes = nodes(self.graph, in_shape)
         self.method = method
         self.seed = seed or 0
         self.pool = Pool()
@@ -93,8 +94,9 @@ class Network:
                 first, second = max(node.inputs), min(node.inputs)
                 while only_into_one(first, ReLU) and self.nodes[first].fused:
                     first = self.nodes[first].inputs[0]
-                # backward, the first is done with the gradient before the second gets it
-                if first > second and only_into_one(first, BatchNorm):
+                # backward, the first is done with the gradient before the second, or another user of the second's, gets it
+                alone = all(second not in other.inputs for other in self.nodes[first + 1 : node.index])
+                if first > second and alone and only_into_one(first, BatchNorm):
                     node.dy_shared = self.nodes[first].dy_shared = True
 
     @staticmethod
@@ -240,40 +242,19 @@ def is_covered(method: Method, node: Node) -> bool:
 # ---- the graph --------------------------------------------------
 
 
-def _expand(stack: Sequence[Item], source: int, where: str, place: Callable[[Layer, tuple[int, ...], str], int]) -> int:
-    """Places layers and blocks behind a node; returns the last one.  A function of `nodes` that calls itself would be a cycle,
-    and keep the nodes and all their memory."""
-    for number, item in enumerate(stack, 1):
-        here = f"{where}layer {number}"
-        if isinstance(item, Residual):
-            body = _expand(item.body, source, f"{here}, body ", place)
-            shortcut = _expand(item.shortcut, source, f"{here}, shortcut ", place)
-            source = place(Add(), (body, shortcut), here)
-        else:
-            source = place(item, (source,), here)
-    return source
-
-
-def nodes(stack: Sequence[Item], in_shape: tuple[int, ...]) -> list[Node]:
-    """Layers with their names ("conv1", "bn1" ...), inputs and shapes, without numbers yet; inputs stand before their users.
-
-    A residual block becomes its body, its shortcut and an `Add` of the two.
-    """
+def nodes(network: Graph | Stack, in_shape: tuple[int, ...]) -> list[Node]:
+    """Layers with their names, inputs and shapes, without numbers yet; inputs stand before their users."""
     made: list[Node] = []
-    count: Counter[str] = Counter()
-
-    def place(layer: Layer, inputs: tuple[int, ...], where: str) -> int:
-        count[layer.stem] += 1
-        name = f"{layer.stem}{count[layer.stem]}"
+    index = {INPUT: -1}
+    for entry in as_graph(network).layers:
+        inputs = tuple(index[source] for source in entry.inputs)
         shapes = [made[i].out_shape if i >= 0 else in_shape for i in inputs]
         try:
-            out_shape = layer.out_shape(*shapes)
+            out_shape = entry.layer.out_shape(*shapes)
         except OctosimError as error:
-            raise OctosimError(f"{where} ({name}): {error}") from None
-        made.append(Node(name, len(made), layer, shapes[0], out_shape, inputs))
-        return made[-1].index
-
-    _expand(stack, -1, "", place)
+            raise OctosimError(f"{entry.where}: {error}") from None
+        index[entry.name] = len(made)
+        made.append(Node(entry.name, len(made), entry.layer, shapes[0], out_shape, inputs))
     weighted = [node for node in made if node.layer.weighted]
     for node in weighted[:1] + weighted[-1:]:
         node.edge = True

@@ -19,6 +19,7 @@ import numpy as np
 
 from octosim import core
 from octosim.core.memory import PAGE, SMALL, Lease, Pool
+from octosim.engine.graph import Graph
 from octosim.engine.layers import Stack
 from octosim.engine.network import Network
 from octosim.engine.nodes import Context, Method
@@ -184,10 +185,10 @@ def _padded(call: core.Call) -> int:
     return batch * (height + 2 * pad) * (width + 2 * pad) * (filters if call.key[1] == "dX" else channels) * size
 
 
-def dry(stack: Stack, in_shape: tuple[int, ...], method: Method, float_layers: bool = False) -> Network:
+def dry(graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, float_layers: bool = False) -> Network:
     """A network without weights, to be planned."""
     with core.Tape(dry=True).recording(), np.errstate(all="ignore"):
-        return Network(stack, in_shape, method, None, float_layers)
+        return Network(graph, in_shape, method, None, float_layers)
 
 
 # ---- price --------------------------------------------------
@@ -277,7 +278,7 @@ def _with(op: Op, small: Op) -> Op:
 
 def plan_like(network: Network, batch: int, optimizer: Any = None, training: bool = True) -> Plan:
     """The plan of a step of a network like this one, which is left as it is."""
-    return plan(dry(network.stack, network.nodes[0].in_shape, network.method, True), batch, optimizer, training)
+    return plan(dry(network.graph, network.nodes[0].in_shape, network.method, True), batch, optimizer, training)
 
 
 def trace(network: Network, batch: int, training: bool = True) -> list[Op]:

@@ -21,7 +21,7 @@ def _state(run: train.Run, pass_: str) -> Tensors:
     """Everything that training changes."""
     found: Tensors = {}
     for name, tensor in run.tensors().items():
-        layer, _, rest = name.partition(".")
+        layer, _, rest = name.partition(".") if name.startswith("optimizer.") else name.rpartition(".")
         found[layer, pass_, rest] = tensor.copy()
     return found
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
+from octosim.engine.graph import INPUT, LAYOUTS, Entry, Graph, InputSpec, arity, of_stack
 from octosim.engine.layers import LAYERS, Item, Residual, Rule, Stack
 from octosim.errors import OctosimError, suggest
 from octosim.textfile import read_toml
@@ -16,17 +20,34 @@ def is_file(model: str) -> bool:
     return model.endswith(".toml") or "/" in model
 
 
-def describe(stack: Stack) -> list[dict[str, Any]]:
-    """The layers as plain data, for a manifest."""
+def describe(network: Graph | Stack) -> list[dict[str, Any]] | dict[str, Any]:
+    """The layers as plain data, for a manifest: a stack's are a list, a graph's a table like its model file."""
+    if isinstance(network, Graph):
+        spec = {key: value for key, value in dataclasses.asdict(network.input).items() if value is not None}
+        spec = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()}
+        layers = [
+            {"name": e.name, "kind": type(e.layer).__name__, **dataclasses.asdict(e.layer), "inputs": list(e.inputs)}
+            for e in network.layers
+        ]
+        return {"input": spec, "layers": layers}
     return [
         {"kind": "Residual", "body": describe(item.body), "shortcut": describe(item.shortcut)}
         if isinstance(item, Residual)
         else {"kind": type(item).__name__, **dataclasses.asdict(item)}
-        for item in stack
+        for item in network
     ]
 
 
-KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in LAYERS if cls.inputs == 1} | {"residual": Residual}
+def to_toml(graph: Graph) -> str:
+    """The model file of a graph."""
+    content: Any = describe(graph)
+    for entry, table in zip(graph.layers, content["layers"], strict=True):
+        table["kind"] = entry.layer.kind
+    plain = [{key: value for key, value in table.items() if value is not None} for table in content["layers"]]
+    return tomli_w.dumps({"input": content["input"], "layers": plain})
+
+
+KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in LAYERS} | {"residual": Residual}
 """The kinds of a model file.  A manifest has the classes' names, which are taken too."""
 
 
@@ -37,13 +58,17 @@ def _value(where: str, key: str, rule: Rule, value: Any) -> Any:
         raise OctosimError(f"{where}: field '{key}' must be {rule.expected}, not {value!r}") from None
 
 
-def _item(where: str, given: Any) -> Item:
+def _item(where: str, given: Any, in_graph: bool = False) -> Item:
     known = KINDS | {cls.__name__: cls for cls in KINDS.values()}
     if not isinstance(given, dict) or not isinstance(given.get("kind"), str):
         raise OctosimError(f"{where}: expected a table with the field 'kind', one of {', '.join(KINDS)}")
     kind = given["kind"]
     if kind not in known:
         raise OctosimError(f"{where}: field 'kind' is '{kind}', no kind of layer" + suggest(kind, KINDS))
+    if in_graph and known[kind] is Residual:
+        raise OctosimError(f"{where}: a residual block is for layers without names; use an 'add' with two inputs")
+    if not in_graph and known[kind] is not Residual and arity(known[kind])[0] > 1:
+        raise OctosimError(f"{where}: a layer '{kind}' takes several inputs; name the layers, and its inputs = [...]")
     where = f"{where} ({kind})"
     fields = {field.name: field.default for field in dataclasses.fields(known[kind])}
     for key in given:
@@ -73,9 +98,76 @@ def parse(where: str, given: Any, empty: bool = False) -> Stack:
     return tuple(_item(f"{where} layer {number}", item) for number, item in enumerate(given, 1))
 
 
-def read_file(path: Path) -> Stack:
-    content = read_toml(path, "model file")
+def parse_network(where: str, given: Any) -> Graph | Stack:
+    """A manifest's layers, see `describe`, or the tables of a model file; OctosimError as `parse`.
+
+    A list of layers without names and inputs is a stack.
+    """
+    content = given if isinstance(given, dict) else {"layers": given}
     for key in content:
-        if key != "layers":
-            raise OctosimError(f"{path}: unknown field '{key}', expected [[layers]] only")
-    return parse(f"{path}:", content.get("layers"))
+        if key not in ("layers", "input"):
+            raise OctosimError(f"{where} unknown field '{key}', expected [[layers]] and [input] only")
+    layers = content.get("layers")
+    if not isinstance(layers, list) or not any(isinstance(item, dict) and NAMED & set(item) for item in layers):
+        stack = parse(where, layers)
+        return of_stack(stack, _input(where, content["input"])) if "input" in content else stack
+    entries: list[Entry] = []
+    for number, item in enumerate(layers, 1):
+        place = f"{where} layer {number}"
+        if not isinstance(item, dict):
+            raise OctosimError(f"{place}: expected a table with the field 'kind', one of {', '.join(KINDS)}")
+        layer = _item(place, {key: value for key, value in item.items() if key not in NAMED}, in_graph=True)
+        assert not isinstance(layer, Residual)
+        name = item.get("name", f"{layer.stem}{number}")
+        inputs = item.get("inputs", [entries[-1].name if entries else INPUT])
+        if not isinstance(name, str):
+            raise OctosimError(f"{place}: field 'name' must be a string, not {name!r}")
+        if not isinstance(inputs, list) or not inputs or not all(isinstance(source, str) for source in inputs):
+            expected = f"a list of names, of layers before it or '{INPUT}'"
+            raise OctosimError(f"{place}: field 'inputs' must be {expected}, not {inputs!r}")
+        entries.append(Entry(name, layer, tuple(inputs)))
+    try:
+        return Graph(tuple(entries), _input(where, content.get("input", {})))
+    except OctosimError as error:
+        raise OctosimError(f"{where} {error}") from None
+
+
+NAMED = {"name", "inputs"}
+"""Fields of a layer in a graph, beside its own."""
+
+
+def _input(where: str, given: Any) -> InputSpec:
+    """The table [input]."""
+    where = f"{where} [input]"
+    if not isinstance(given, dict):
+        raise OctosimError(f"{where}: expected a table, not {given!r}")
+    fields = [field.name for field in dataclasses.fields(InputSpec)]
+    for key in given:
+        if key not in fields:
+            raise OctosimError(f"{where}: unknown field '{key}'" + suggest(key, fields))
+    shape, layout = given.get("shape"), given.get("layout", "nhwc")
+    if shape is not None and not (
+        isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 1 <= n <= 1 << 14 for n in shape)
+    ):
+        raise OctosimError(f"{where}: field 'shape' must be [height, width, channels], each in 1 .. 16384, not {shape!r}")
+    if layout not in LAYOUTS:
+        raise OctosimError(f"{where}: field 'layout' must be one of {', '.join(LAYOUTS)}, not {layout!r}")
+
+    def channels(key: str, positive: bool) -> tuple[float, ...] | None:
+        values = given.get(key)
+        if values is None:
+            return None
+        numbers = isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+        if not numbers or not values or positive and min(values) <= 0 or shape is not None and len(values) != shape[2]:
+            kind = "positive numbers" if positive else "numbers"
+            raise OctosimError(f"{where}: field '{key}' must be a list of {kind}, one for each channel, not {values!r}")
+        return tuple(map(float, values))
+
+    mean, deviation = channels("mean", False), channels("deviation", True)
+    if mean is not None and deviation is not None and len(mean) != len(deviation):
+        raise OctosimError(f"{where}: fields 'mean' and 'deviation' have {len(mean)} and {len(deviation)} channels")
+    return InputSpec(None if shape is None else tuple(shape), mean, deviation, layout)
+
+
+def read_file(path: Path) -> Graph | Stack:
+    return parse_network(f"{path}:", read_toml(path, "model file"))

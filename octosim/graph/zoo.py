@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from octosim.engine.graph import Graph, without
 from octosim.engine.layers import (
     BatchNorm,
     Conv2d,
@@ -13,7 +14,7 @@ from octosim.engine.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool,
-    Item,
+    Layer,
     Linear,
     MaxPool,
     ReLU,
@@ -29,7 +30,7 @@ from octosim.graph.model_file import is_file, read_file
 class Model:
     """A network's layers; `small`: their form for images of less than 32 pixels a side, where that is another."""
 
-    layers: Stack
+    layers: Graph | Stack
     small: Stack | None = None
 
 
@@ -114,35 +115,40 @@ def find(model: str) -> Model:
     return MODELS[model]
 
 
-def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int, ...] = (28, 28, 1)) -> Stack:
+def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int, ...] = (28, 28, 1)) -> Graph | Stack:
     """The layers of a model (a name or a file) for so many classes and such images; OctosimError where they do not fit."""
     found = find(model)
-    stack = found.small if found.small is not None and min(in_shape[:2]) < 32 else found.layers
+    network = found.small if found.small is not None and min(in_shape[:2]) < 32 else found.layers
 
-    def sized(stack: Stack) -> Stack:
-        made: list[Item] = []
-        for item in stack:
-            if isinstance(item, Residual):
-                item = Residual(sized(item.body), sized(item.shortcut))
-            elif isinstance(item, Linear) and item.units is None:
-                item = dataclasses.replace(item, units=classes)
-            if batchnorm or not isinstance(item, BatchNorm):
-                made.append(item)
-        return tuple(made)
+    def sized(item: Layer) -> Layer:
+        return dataclasses.replace(item, units=classes) if isinstance(item, Linear) and item.units is None else item
 
-    stack = sized(stack)
+    def chain(stack: Stack) -> Stack:
+        return tuple(
+            Residual(chain(item.body), chain(item.shortcut)) if isinstance(item, Residual) else sized(item)
+            for item in stack
+            if batchnorm or not isinstance(item, BatchNorm)
+        )
+
+    if isinstance(network, Graph):
+        entries = tuple(dataclasses.replace(entry, layer=sized(entry.layer)) for entry in network.layers)
+        network = dataclasses.replace(network, layers=entries)
+        network = network if batchnorm else without(network, BatchNorm)
+    else:
+        network = chain(network)
     if is_file(model):
-        _check_shapes(model, stack, in_shape, classes)
-    return stack
+        _check_shapes(model, network, in_shape, classes)
+    return network
 
 
-def _check_shapes(model: str, stack: Stack, in_shape: tuple[int, ...], classes: int) -> None:
+def _check_shapes(model: str, network: Graph | Stack, in_shape: tuple[int, ...], classes: int) -> None:
     try:
-        made = nodes(stack, in_shape)
+        last = nodes(network, in_shape)[-1]
     except OctosimError as error:
         raise OctosimError(f"{model}: {error}") from None
-    if made[-1].out_shape != (classes,):
+    if last.out_shape != (classes,):
+        place = f"layer {last.name}" if isinstance(network, Graph) else f"layer {len(network)}"
         raise OctosimError(
-            f"{model}: layer {len(stack)}, the last, makes {made[-1].out_shape} of an image {in_shape}, expected one value for "
+            f"{model}: {place}, the last, makes {last.out_shape} of an image {in_shape}, expected one value for "
             f"each of {classes} classes: a linear layer without 'units'"
         )

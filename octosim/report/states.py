@@ -24,6 +24,7 @@ class State:
 def chance(run: Run) -> float | None:
     """The accuracy that guessing may reach on this run's test images; None where the manifest does not hold the classes."""
     layers = run.decides.get("layers")
+    layers = layers.get("layers") if isinstance(layers, dict) else layers
     units = [row.get("units") for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []
     classes = next((n for n in reversed(units) if isinstance(n, int) and n > 1), None)
     if classes is None:

@@ -171,7 +171,7 @@ def rebuild(folder: Path, content: dict[str, Any], dataset: Dataset | None = Non
     refuse_changed(folder, [name for name in changed_fields(content) if name.startswith("config") or name == "decides.layers"])
     try:
         if graph.is_file(config.model):
-            return Run(config, graph.parse(f"{where}:", content["decides"].get("layers")), dataset)
+            return Run(config, graph.parse_network(f"{where}:", content["decides"].get("layers")), dataset)
         return Run(config, dataset=dataset)
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise OctosimError(f"{where} describes a run that cannot be built: {error!r}") from None

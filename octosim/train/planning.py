@@ -21,7 +21,7 @@ def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
         raise OctosimError(f"field decides.batch_size is {batch!r}, expected a whole number above 0")
     shape = _image_shape(manifest)
     method = methods.make(decides["method"]["name"], decides["method"]["parameters"])
-    network = plan.dry(graph.parse("manifest.json:", decides.get("layers")), shape, method, float_layers=True)
+    network = plan.dry(graph.parse_network("manifest.json:", decides.get("layers")), shape, method, float_layers=True)
     step = plan.plan(network, batch, optimizers.make((decides.get("optimizer") or {}).get("name", "sgd"), None))
     return plan.ops(step), plan.memory(step)["peak"]
 

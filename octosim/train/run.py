@@ -34,7 +34,7 @@ class Run:
     """
 
     @core.float_environment()
-    def __init__(self, config: Config, layers: Stack | None = None, dataset: data.Dataset | None = None):
+    def __init__(self, config: Config, layers: graph.Graph | Stack | None = None, dataset: data.Dataset | None = None):
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
         dataset: config.data, where it is loaded already."""
         for name in ("batch_size", "epochs", "steps", "eval_every", "count_overflow", "measure"):

@@ -337,7 +337,7 @@ HEAD = "[[layers]]\nkind = 'flatten'\n[[layers]]\nkind = 'linear'\n"
         ("layers = []", "my.toml: expected a list of layers"),
         ("layers = [3]", "my.toml: layer 1: expected a table with the field 'kind', one of conv, depthwise"),
         ("layers = [", "my.toml: not valid TOML"),
-        ("title = 'x'\n" + CONV, "my.toml: unknown field 'title', expected [[layers]] only"),
+        ("title = 'x'\n" + CONV, "my.toml: unknown field 'title', expected [[layers]] and [input] only"),
         ("[[layers]]\nfilters = 3", "my.toml: layer 1: expected a table with the field 'kind'"),
         ("[[layers]]\nkind = 'cnv'", "my.toml: layer 1: field 'kind' is 'cnv', no kind of layer; did you mean 'conv'?"),
         (CONV + "[[layers]]\nkind = 'conv'\nfilters = 3", "layer 2 (conv): field 'kernel' is missing, expected an integer in"),
@@ -429,5 +429,5 @@ def test_file_kinds_are_all_layers() -> None:
     from octosim.graph import model_file
 
     made = set(model_file.KINDS.values())
-    assert made == {cls for cls in LAYERS if cls.inputs == 1} | {Residual}
+    assert made == {*LAYERS, Residual}
     assert not any(set(field.name for field in dataclasses.fields(cls)) ^ set(cls.rules) for cls in LAYERS)
