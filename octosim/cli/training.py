@@ -302,32 +302,3 @@ def _show_diff(result: dict[str, Any]) -> None:
     out_console.print(table)
     if len(shown) < len(rows):
         say(f"and {len(rows) - len(shown)} tensors after the update (--json has them)")
-
-
-def golden(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    step: Annotated[int, typer.Option(help="The training step, from 1.")] = 1,
-    layer: Annotated[Optional[str], typer.Option(help="One weighted layer, as conv1; all if not given.")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="Folder to write to; RUN/golden-stepN if not given.")] = None,  # noqa: UP045
-    threads: Threads = None,
-    json_: AsJson = False,
-) -> None:
-    """Forward and backward test vectors of a step for kernel and RTL authors: .npz, a C header, and a C program that checks it.
-
-    Example: octosim golden runs/a --step 10 --layer conv2
-    """
-    from octosim.evidence import golden as maker
-
-    use_threads(threads)
-    with progress_bar() as bar:
-        task = bar.add_task("replaying", total=step)
-        rows = maker.golden(
-            run, step, layer, out or run / f"golden-step{step}", lambda now, last: bar.update(task, completed=now, total=last)
-        )
-    if json_:
-        print_json(rows)
-        return
-    for row in rows:
-        say(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}")
-    checker = Path(rows[0]["checker"])
-    say(f"to check: cc {shell_word(checker)} -o {shell_word(checker.stem)} && ./{shell_word(checker.stem)}")

@@ -111,7 +111,7 @@ def exact_sums(product: Product, pass_: str, operands: dict[str, Array], x_zero:
     images = EXACT32.safe_depth(128, 128) // (g.out_h * g.out_w)
     if images == 0:
         raise OctosimError(f"an image of {g.out_h} x {g.out_w} outputs is too large for exact sums in 32 bits")
-    total = np.zeros(_shapes(product)[1], np.int64)
+    total = np.zeros(shapes(product)[1], np.int64)
     for i in range(0, g.batch, images):
         some = min(images, g.batch - i)
         part = {"x": x[i : i + some], "dy": dy[i : i + some]}
@@ -219,7 +219,7 @@ class InRegister:
             out = self.product.forward(x, w, x_zero=x_zero, out=out)
         else:
             g = self.product.geometry
-            out = np.empty(_shapes(self.product)[2], np.int32) if out is None else out
+            out = np.empty(shapes(self.product)[2], np.int32) if out is None else out
             self._rows("forward", x_windows(g, x, int(x_zero)), w, out)
         self._show("forward", {"x": x, "w": w}, x_zero, out)
         return out
@@ -229,7 +229,7 @@ class InRegister:
             out = self.product.input_grad(dy, w, out=out)
         else:
             g = self.product.geometry
-            out = np.empty(_shapes(self.product)[0], np.int32) if out is None else out
+            out = np.empty(shapes(self.product)[0], np.int32) if out is None else out
             turned = w  # [channel][kernel_h][kernel_w][filter], as the windows
             if not isinstance(self.product, Depthwise):
                 turned = np.ascontiguousarray(w.reshape(g.w_shape).transpose(3, 1, 2, 0))
@@ -241,7 +241,7 @@ class InRegister:
         if self._exact(x):
             out = self.product.weight_grad(x, dy, x_zero=x_zero, out=out)
         else:
-            out = np.empty(_shapes(self.product)[1], np.int32) if out is None else out
+            out = np.empty(shapes(self.product)[1], np.int32) if out is None else out
             windows = x_windows(self.product.geometry, x, int(x_zero))
             dys, made, counts = dy.reshape(-1, dy.shape[-1]), out.reshape(out.shape[0], -1), list[Count]()
             for one, a in _columns(self.product, windows):
@@ -294,7 +294,7 @@ class InRegister:
             observer.product(self.layer, pass_, self.product, operands, int(x_zero), sums)
 
 
-def _shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Of X, W and Y."""
     g = product.geometry
     if isinstance(product, FullProduct):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
+import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,12 @@ import numpy as np
 
 import octosim
 from octosim import core, methods, train
-from octosim.engine import probes
-from octosim.engine.nodes import Array, Depthwise, Node, Product
-from octosim.engine.quantizers import LARGEST_CODE
+from octosim.engine import probes, registers
+from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
+from octosim.engine.quantizers import DEFAULT_ROUNDING, LARGEST_CODE
 from octosim.errors import OctosimError, suggest
 from octosim.files import write_atomic
-from octosim.numerics import Accumulator, Rounding, fixed_point
+from octosim.numerics import Accumulator, Requantization, Rounding, fixed_point
 
 CHECKER = Path(__file__).with_name("golden_check.c")
 SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums' name in both files
@@ -40,12 +43,51 @@ def _register(how: Accumulator) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _requantized(name: str, sums: Array) -> dict[str, Any]:
-    """int8 codes of a pass's sums, one multiplier and shift for the tensor such that the largest just fits, half up."""
-    largest = int(np.abs(sums.astype(np.int64)).max())
-    multiplier, shift = fixed_point(LARGEST_CODE / max(largest, LARGEST_CODE))
-    codes = core.requantize(sums, multiplier, shift, rounding=Rounding.HALF_UP, low=-LARGEST_CODE, high=LARGEST_CODE)
-    return {f"{name}_codes": codes, f"{name}_multiplier": multiplier, f"{name}_shift": shift}
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a pass's sums become int8 codes: round(sum multiplier / 2^shift) within +-127.
+
+    how: GEMMLOWP rounds twice and has no other rounding; POWER_OF_TWO has multiplier 1.  per_channel: a multiplier and a shift
+    for each index of the last axis of forward and dX; dW has one of each.
+    """
+
+    how: Requantization = Requantization.SINGLE_ROUNDING
+    rounding: Rounding | None = None
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        if self.how is Requantization.FLOAT_SCALE:
+            raise OctosimError("vectors are requantized in integers: single-rounding, gemmlowp or power-of-two")
+        if self.how is Requantization.GEMMLOWP and self.rounding is not None:
+            raise OctosimError(f"gemmlowp requantization has its own two roundings; {self.rounding.value} cannot be chosen")
+        if self.rounding in (Rounding.STOCHASTIC, Rounding.PSEUDO_STOCHASTIC):
+            raise OctosimError(f"vectors are requantized without randomness; {self.rounding.value} cannot be chosen")
+        if self.rounding is None and self.how is not Requantization.GEMMLOWP:
+            object.__setattr__(self, "rounding", DEFAULT_ROUNDING[self.how])
+
+    def scale(self, largest: int) -> tuple[int, int]:
+        """Multiplier and shift with which a sum of this magnitude just fits."""
+        if self.how is Requantization.POWER_OF_TWO:
+            return 1, next(shift for shift in range(32) if largest <= LARGEST_CODE << shift)
+        share = LARGEST_CODE / max(largest, LARGEST_CODE)
+        return fixed_point(min(share, 1 - 2**-31) if self.how is Requantization.GEMMLOWP else share)
+
+    def codes(self, sums: Array, multiplier: Any, shift: Any, low: int = -LARGEST_CODE, high: int = LARGEST_CODE) -> Array:
+        """int8 codes of sums; multiplier, shift: numbers, or int32 arrays of the last axis."""
+        if self.how is Requantization.GEMMLOWP:
+            return core.requantize(sums, multiplier, np.asarray(shift) - 31, rounding=self.how, low=low, high=high)
+        return core.requantize(sums, multiplier, shift, rounding=self.rounding or Rounding.HALF_UP, low=low, high=high)
+
+
+def _requantized(name: str, sums: Array, how: Arithmetic = Arithmetic()) -> dict[str, Any]:  # noqa: B008 - frozen
+    """int8 codes of a pass's sums, with multipliers and shifts such that the largest just fits."""
+    sizes = np.abs(sums.astype(np.int64))
+    if how.per_channel and name != "dw":
+        each = [how.scale(int(largest)) for largest in sizes.reshape(-1, sums.shape[-1]).max(0)]
+        multiplier, shift = (np.array(values, np.int32) for values in zip(*each, strict=True))
+    else:
+        multiplier, shift = how.scale(int(sizes.max()))  # type: ignore[assignment]
+    return {f"{name}_codes": how.codes(sums, multiplier, shift), f"{name}_multiplier": multiplier, f"{name}_shift": shift}
 
 
 def vectors(node: Node, observed: probes.Observed, how: Accumulator) -> dict[str, Any]:
@@ -89,6 +131,10 @@ def _hex(value: float) -> str:
     return f"{float(value).hex()}f" if math.isfinite(value) else "0.0f"
 
 
+_ROUNDINGS = ["half-up", "half-even", "half-away", "floor", "toward-zero", "gemmlowp"]
+"""By the number that golden_check.c has for them."""
+
+
 def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
     """The vectors as a C header: sizes and scales as macros, int8 operands and int32 sums as arrays."""
     integers = {key: int(v) for key, v in numbers.items() if np.ndim(v) == 0 and not key.endswith("_scale")}
@@ -96,11 +142,16 @@ def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
     parts = [f"/* Made by octosim golden from\n * {text} */\n\n#include <stdint.h>\n\n", f'#define OCTO_LAYER "{layer}"\n']
     parts += [f"#define OCTO_{key.upper()} {value if value >= 0 else f'({value})'}\n" for key, value in integers.items()]
     parts += [f"#define OCTO_{key.upper()} {_hex(v)}\n" for key, v in numbers.items() if key.endswith("_scale")]
-    parts += [f"#define OCTO_HAS_DX {int('dx' in numbers)}\n\n"]
+    parts += [f"#define OCTO_HAS_DX {int('dx' in numbers)}\n"]
+    kind = about.get("requantize", {}).get("rounding", Rounding.HALF_UP.value)
+    parts += [f"#define OCTO_ROUNDING {_ROUNDINGS.index(kind)} /* {kind} */\n\n"]
     parts += [_array("int8_t", name, numbers[name]) for name in ("x", "w", "dy")]
     for name in SUMS.values():
         if name in numbers:
             parts += [_array("int32_t", name, numbers[name]), _array("int8_t", f"{name}_codes", numbers[f"{name}_codes"])]
+            for scale in ("multiplier", "shift"):  # one, or one for each index of the last axis
+                values = np.atleast_1d(np.asarray(numbers[f"{name}_{scale}"]))
+                parts += [_array("int32_t", f"{name}_{scale}s", values)]
     return "".join(parts)
 
 
@@ -135,21 +186,116 @@ def golden(
         }
         numbers_and_params = numbers | {f"param_{name}": v for (own, name), v in params.items() if own == node.name}
         made.append((node.name, about, numbers, numbers_and_params))
+    return [write(out, *each) for each in made]
+
+
+def write(
+    out: Path, name: str, about: dict[str, Any], numbers: dict[str, Any], everything: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Writes a layer's files into a folder; returns its name, its passes, and its files.  everything: for the .npz alone."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OctosimError(f"cannot make {out}: {error.strerror}") from None
-    rows = []
-    for name, about, numbers, everything in made:
-        files = {"npz": out / f"{name}.npz", "header": out / f"{name}.h", "checker": out / f"{name}_check.c"}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, about=json.dumps(about), **everything)
-        write_atomic(files["npz"], buffer.getvalue())
-        write_atomic(files["header"], header(name, numbers, about).encode())
-        write_atomic(files["checker"], CHECKER.read_text().replace("@HEADER@", files["header"].name).encode())
-        tensors = {key: v for key, v in numbers.items() if np.ndim(v) and v.dtype in (np.int8, np.int32)}
-        for key, values in tensors.items():
-            write_atomic(out / f"{name}_{key}.hex", hex_lines(values).encode())
-        passes = [pass_ for pass_, sums in SUMS.items() if sums in numbers]
-        rows.append({"layer": name, "passes": passes} | {kind: str(path) for kind, path in files.items()})
-    return rows
+    files = {"npz": out / f"{name}.npz", "header": out / f"{name}.h", "checker": out / f"{name}_check.c"}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, about=json.dumps(about), **(numbers if everything is None else everything))
+    write_atomic(files["npz"], buffer.getvalue())
+    write_atomic(files["header"], header(name, numbers, about).encode())
+    write_atomic(files["checker"], CHECKER.read_text().replace("@HEADER@", files["header"].name).encode())
+    tensors = {key: v for key, v in numbers.items() if np.ndim(v) and v.dtype in (np.int8, np.int32)}
+    for key, values in tensors.items():
+        write_atomic(out / f"{name}_{key}.hex", hex_lines(values).encode())
+    passes = [pass_ for pass_, sums in SUMS.items() if sums in numbers]
+    return {"layer": name, "passes": passes} | {kind: str(path) for kind, path in files.items()}
+
+
+# ---- a layer without a run --------------------------------------------------
+
+
+def parse_shape(text: str) -> Product:
+    """A product of "conv,x=2x8x8x3,filters=4,kernel=3,stride=1,pad=1", "depthwise,x=2x8x8x4,kernel=3x5" or
+    "linear,x=8x100,units=10"; OctosimError with what is wrong.  x: batch, height, width, channels, or batch and inputs."""
+    kind, *parts = text.replace(" ", "").split(",")
+    known = {"conv": ("x", "filters", "kernel", "stride", "pad"), "depthwise": ("x", "kernel", "stride", "pad"),
+             "linear": ("x", "units")}  # fmt: skip
+    if kind not in known:
+        raise OctosimError(f"shape '{text}' must begin with conv, depthwise or linear")
+    given: dict[str, list[int]] = {"stride": [1], "pad": [0]}
+    for part in parts:
+        key, _, value = part.partition("=")
+        if key not in known[kind] or not re.fullmatch(r"\d{1,6}(x\d{1,6}){0,3}", value):
+            raise OctosimError(f"shape '{text}': '{part}' is none of {', '.join(f'{each}=N' for each in known[kind])}")
+        given[key] = [int(number) for number in value.split("x")]
+    sizes = {"x": 2 if kind == "linear" else 4, "kernel": 2}
+    for key in known[kind]:
+        if key not in given:
+            raise OctosimError(f"shape '{text}': {key}=N is missing")
+        if key == "kernel" and len(given[key]) == 1:
+            given[key] *= 2
+        if len(given[key]) != sizes.get(key, 1) or min(given[key]) < (key != "pad"):
+            raise OctosimError(f"shape '{text}': {key} takes {sizes.get(key, 1)} numbers above 0, with an x between them")
+    if kind == "linear":
+        batch, inputs = given["x"]
+        return FullProduct(batch, inputs, given["units"][0])
+    filters = given["x"][3] if kind == "depthwise" else given["filters"][0]
+    (batch, height, width, channels), (kernel_h, kernel_w) = given["x"], given["kernel"]
+    geometry = core.Conv(batch, height, width, channels, filters, kernel_h, kernel_w, given["stride"][0], given["pad"][0])
+    if geometry.pad >= min(given["kernel"]):
+        raise OctosimError(f"shape '{text}': pad must be smaller than the kernel")
+    return Depthwise(geometry) if kind == "depthwise" else Convolution(geometry)
+
+
+def operands(product: Product, given: str | Path, seed: int = 0) -> dict[str, Array]:
+    """int8 x, w and dy of a product: "random" in -128 .. 127, "corners" (-128, 127, -127, 0 and 1 only), or of an .npz file."""
+    shapes = dict(zip(("x", "w", "dy"), registers.shapes(product), strict=True))
+    if str(given) in ("random", "corners"):
+        words = core.philox(sum(math.prod(s) for s in shapes.values()), seed)
+        values = (words >> 24).astype(np.int16) - 128 if str(given) == "random" else np.array(_CORNERS)[words % len(_CORNERS)]
+        ends = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
+        parts = np.split(values.astype(np.int8), ends)
+        return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    found = read_npz(Path(given))
+    for name, shape in shapes.items():
+        if name not in found:
+            raise OctosimError(f"{given} has no array '{name}', expected int8 {shape}")
+        if found[name].dtype != np.int8 or found[name].size != math.prod(shape):
+            raise OctosimError(f"{given}: array '{name}' is {found[name].dtype} {found[name].shape}, expected int8 {shape}")
+    return {name: np.ascontiguousarray(found[name].reshape(shape)) for name, shape in shapes.items()}
+
+
+_CORNERS = (-128, 127, -127, 0, 1)
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file; OctosimError where it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, KeyError, zipfile.BadZipFile) as error:
+        raise OctosimError(f"{path} cannot be read as .npz: {getattr(error, 'strerror', None) or error}") from None
+
+
+def by_hand(
+    shape: str, given: str | Path, accumulator: Accumulator, arithmetic: Arithmetic, out: Path, x_zero: int = 0, seed: int = 0
+) -> dict[str, Any]:
+    """Vectors of a layer without a run: see `parse_shape`, `operands` and `write`.  x_zero: the code that padding holds."""
+    product = parse_shape(shape)
+    if not -128 <= x_zero <= 127:
+        raise OctosimError(f"the zero point must be in -128 .. 127, not {x_zero}")
+    held = operands(product, given, seed)
+    numbers: dict[str, Any] = held | all_sums(product, held, accumulator, x_zero)
+    for name in SUMS.values():
+        numbers |= _requantized(name, numbers[name], arithmetic)
+    numbers |= {"x_zero": x_zero} | _geometry(product) | _register(accumulator)
+    rounding = arithmetic.rounding.value if arithmetic.rounding else arithmetic.how.value
+    requantize = {"how": arithmetic.how.value, "rounding": rounding, "per_channel": arithmetic.per_channel}
+    about = {"octosim": octosim.__version__, "shape": shape, "operands": str(given), "seed": seed, "layer": "layer",
+             "accumulator": accumulator.text, "requantize": requantize}  # fmt: skip
+    return write(out, "layer", about, numbers)
+
+
+def all_sums(product: Product, held: dict[str, Array], accumulator: Accumulator, x_zero: int = 0) -> dict[str, Array]:
+    """The sums of the three passes in a register, by SUMS' names."""
+    made = registers.InRegister("layer", product, registers.Registers(accumulator))
+    return {sums: np.asarray(registers.multiply(made, pass_, held, x_zero)) for pass_, sums in SUMS.items()}

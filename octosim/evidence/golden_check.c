@@ -46,11 +46,40 @@ static void take(reg *r, int data, int other)
         end_pair(r);
 }
 
-/* The sum times multiplier / 2^shift, rounded half up, within +-127. */
+/* floor(value / 2^shift) */
+static int64_t shifted(int64_t value, int shift)
+{
+    return value >= 0 ? value >> shift : ~(~value >> shift);
+}
+
+/* value / 2^shift, rounded as OCTO_ROUNDING says. */
+static int64_t rounded(int64_t value, int shift, int rounding)
+{
+    int64_t half = shift ? (int64_t)1 << (shift - 1) : 0, low = shifted(value, shift), rest = value - low * ((int64_t)1 << shift);
+    switch (rounding) {
+    case 1: /* half-even */
+        return low + (shift && (rest > half || (rest == half && low % 2 != 0)));
+    case 2: /* half-away */
+        return low + (shift && (rest > half || (rest == half && value > 0)));
+    case 3: /* floor */
+        return low;
+    case 4: /* toward-zero */
+        return low + (value < 0 && rest != 0);
+    default: /* half-up */
+        return low + (shift && rest >= half);
+    }
+}
+
+/* The sum times multiplier / 2^shift within +-127; gemmlowp rounds twice. */
 static int code(int64_t sum, int64_t multiplier, int shift)
 {
-    int64_t product = sum * multiplier + (shift ? (int64_t)1 << (shift - 1) : 0);
-    int64_t value = product >= 0 ? product >> shift : ~(~product >> shift);
+    int64_t value;
+    if (OCTO_ROUNDING == 5) {
+        int64_t product = sum * multiplier, nudge = product >= 0 ? (int64_t)1 << 30 : 1 - ((int64_t)1 << 30);
+        value = rounded((product + nudge) / ((int64_t)1 << 31), shift - 31, 2);
+    } else {
+        value = rounded(sum * multiplier, shift, OCTO_ROUNDING);
+    }
     return value < -127 ? -127 : value > 127 ? 127 : (int)value;
 }
 
@@ -58,22 +87,23 @@ typedef struct {
     const char *pass;
     const int32_t *sums;
     const int8_t *codes;
-    int64_t multiplier;
-    int shift;
+    const int32_t *multipliers, *shifts;
+    long columns; /* of multipliers and shifts: 1, or those of the last axis */
 } pass_vectors;
 
 static int check(reg *r, const pass_vectors *v, long index)
 {
     int64_t found;
+    int expected;
     end_group(r);
     found = narrow(r->sum - (OCTO_UNSIGNED ? 128 * r->others : 0), 32, 0);
     if (found != v->sums[index]) {
         printf("%s %s: sum %ld is %ld, the vectors have %ld\n", OCTO_LAYER, v->pass, index, (long)found, (long)v->sums[index]);
         return 1;
     }
-    if (code(found, v->multiplier, v->shift) != v->codes[index]) {
-        printf("%s %s: code %ld is %d, the vectors have %d\n", OCTO_LAYER, v->pass, index, code(found, v->multiplier, v->shift),
-               (int)v->codes[index]);
+    expected = code(found, v->multipliers[index % v->columns], v->shifts[index % v->columns]);
+    if (expected != v->codes[index]) {
+        printf("%s %s: code %ld is %d, the vectors have %d\n", OCTO_LAYER, v->pass, index, expected, (int)v->codes[index]);
         return 1;
     }
     return 0;
@@ -103,7 +133,8 @@ static int w_at(int f, int i, int j, int c)
 
 static int forward(void)
 {
-    const pass_vectors vectors = {"forward", octo_forward, octo_forward_codes, OCTO_FORWARD_MULTIPLIER, OCTO_FORWARD_SHIFT};
+    const pass_vectors vectors = {"forward", octo_forward, octo_forward_codes, octo_forward_multipliers, octo_forward_shifts,
+                                  (long)(sizeof octo_forward_shifts / sizeof *octo_forward_shifts)};
     long index = 0;
     int b, h, w, f, i, j, c;
     for (b = 0; b < OCTO_BATCH; b++)
@@ -125,7 +156,8 @@ static int forward(void)
 
 static int weight_grad(void)
 {
-    const pass_vectors vectors = {"dW", octo_dw, octo_dw_codes, OCTO_DW_MULTIPLIER, OCTO_DW_SHIFT};
+    const pass_vectors vectors = {"dW", octo_dw, octo_dw_codes, octo_dw_multipliers, octo_dw_shifts,
+                                  (long)(sizeof octo_dw_shifts / sizeof *octo_dw_shifts)};
     long index = 0;
     int b, h, w, f, i, j, c;
     for (f = 0; f < OCTO_FILTERS; f++)
@@ -148,7 +180,8 @@ static int weight_grad(void)
 #if OCTO_HAS_DX
 static int input_grad(void)
 {
-    const pass_vectors vectors = {"dX", octo_dx, octo_dx_codes, OCTO_DX_MULTIPLIER, OCTO_DX_SHIFT};
+    const pass_vectors vectors = {"dX", octo_dx, octo_dx_codes, octo_dx_multipliers, octo_dx_shifts,
+                                  (long)(sizeof octo_dx_shifts / sizeof *octo_dx_shifts)};
     long index = 0;
     int b, h, w, f, i, j, c;
     for (b = 0; b < OCTO_BATCH; b++)

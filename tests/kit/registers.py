@@ -6,7 +6,7 @@ import numpy as np
 
 from octosim import core, train
 from octosim.engine.nodes import Convolution, Depthwise, FullProduct
-from octosim.engine.registers import _shapes
+from octosim.engine.registers import shapes as _shapes
 from octosim.numerics import Accumulator
 
 
