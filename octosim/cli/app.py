@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import octosim
-from octosim.cli import audit, benching, catalogue, checking, cost, profiles, show_env, studying, training
+from octosim.cli import audit, benching, catalogue, checking, cost, importing, profiles, show_env, studying, training
 from octosim.cli.terminal import say
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ for _command in (
     studying.study, studying.report, show_env.show_env,
 ):  # fmt: skip
     app.command()(_command)
+app.command("import")(importing.import_)
 app.add_typer(profiles.profiles_app, name="profiles")
 app.add_typer(catalogue.data_app, name="data")
 app.add_typer(catalogue.methods_app, name="methods")

@@ -1,10 +1,12 @@
 """Networks as data: graphs, the table of models, model files and what a manifest stores."""
 
 from octosim.engine.graph import INPUT, Entry, Graph, InputSpec, as_graph
+from octosim.graph.imported import from_torch, is_imported, load, save
 from octosim.graph.model_file import KINDS, describe, is_file, parse, parse_network, to_toml
+from octosim.graph.onnx import Imported
 from octosim.graph.zoo import MODELS, Model, find, layers
 
 __all__ = [
-    "INPUT", "KINDS", "MODELS", "Entry", "Graph", "InputSpec", "Model", "as_graph", "describe", "find", "is_file", "layers",
-    "parse", "parse_network", "to_toml",
+    "INPUT", "KINDS", "MODELS", "Entry", "Graph", "Imported", "InputSpec", "Model", "as_graph", "describe", "find",
+    "from_torch", "is_file", "is_imported", "layers", "load", "parse", "parse_network", "save", "to_toml",
 ]  # fmt: skip

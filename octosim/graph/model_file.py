@@ -16,8 +16,8 @@ from octosim.textfile import read_toml
 
 
 def is_file(model: str) -> bool:
-    """Whether a model's name is the path of a model file."""
-    return model.endswith(".toml") or "/" in model
+    """Whether a model's name is the path of a model file, of an ONNX file, or of a folder with an imported network."""
+    return model.casefold().endswith((".toml", ".onnx")) or "/" in model
 
 
 def describe(network: Graph | Stack) -> list[dict[str, Any]] | dict[str, Any]:

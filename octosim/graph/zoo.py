@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from octosim.engine.layers import (
 )
 from octosim.engine.network import nodes
 from octosim.errors import OctosimError, suggest
+from octosim.graph.imported import is_imported, load
 from octosim.graph.model_file import is_file, read_file
+from octosim.graph.onnx import head_for
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,13 @@ MODELS: dict[str, Model] = {
 
 def find(model: str) -> Model:
     """A model by name or from its file; OctosimError where there is none."""
-    if model.casefold().endswith(".onnx"):
-        raise OctosimError(f"{model} is an ONNX file, which octosim cost prices; networks to train are names or model files")
+    if is_imported(model):
+        return Model(load(model).graph)
     if is_file(model):
         return Model(read_file(Path(model)))
     if model not in MODELS:
-        raise OctosimError(f"unknown model '{model}'" + suggest(model, MODELS))
+        folder = f"; did you mean the folder '{model}/'?" if os.path.isdir(model) else ""
+        raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, MODELS)))
     return MODELS[model]
 
 
@@ -136,6 +140,8 @@ def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int
         network = network if batchnorm else without(network, BatchNorm)
     else:
         network = chain(network)
+    if is_imported(model) and isinstance(network, Graph):
+        network = head_for(network, classes)
     if is_file(model):
         _check_shapes(model, network, in_shape, classes)
     return network

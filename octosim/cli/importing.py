@@ -1,0 +1,62 @@
+"""The command `octosim import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from octosim.cli.terminal import AsJson, print_json, say
+from octosim.errors import OctosimError
+
+
+def shapes_of(given: list[str]) -> dict[str, tuple[int, ...]]:
+    """Sizes of inputs by name, of options NAME=1x3x224x224."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in given:
+        name, equals, sizes = text.rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.split("x"))
+        except ValueError:
+            shape = ()
+        if not equals or not name or not shape or not all(1 <= size < 1 << 24 for size in shape):
+            raise OctosimError(f"--shape takes an input's name and its sizes, as in x=1x3x224x224, not '{text}'")
+        found[name] = shape
+    return found
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for model.toml and weights.safetensors.")],
+    classes: Annotated[
+        int | None, typer.Option(min=1, max=1 << 20, help="Replace the last layer by a new one for N classes.")
+    ] = None,
+    shape: Annotated[list[str], typer.Option(help="Sizes of an input that the file leaves open, NAME=1x3x224x224.")] = [],  # noqa: B006
+    json_: AsJson = False,
+) -> None:
+    """Import a network with its weights, to train it.
+
+    Example: octosim import net.onnx -o net/ --classes 10
+
+    `octosim train --model net/` trains it, `--model net.onnx` too.
+    """
+    from octosim import graph
+    from octosim.graph import onnx
+
+    imported = onnx.read(file, shapes_of(shape))
+    if classes is not None:
+        imported = onnx.with_classes(imported, classes)
+    graph.save(imported, out)
+    spec = imported.graph.input
+    size = sum(tensor.size for tensor in imported.weights.values())
+    if json_:
+        print_json({
+            "folder": str(out), "layers": len(imported.graph.layers), "weights": size, "input": list(spec.shape or ()),
+            "notes": list(imported.notes),
+        })  # fmt: skip
+        return
+    image = "x".join(map(str, spec.shape or ()))
+    say(f"{out}: {len(imported.graph.layers)} layers for images of {image}, {size:,} numbers")
+    for note in imported.notes:
+        say(note)

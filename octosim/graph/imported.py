@@ -1,0 +1,89 @@
+"""Imported networks: a folder with model.toml and weights.safetensors, an ONNX file, or a module of PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_tensors
+
+from octosim.engine.graph import as_graph
+from octosim.errors import OctosimError
+from octosim.files import write_atomic
+from octosim.graph import onnx
+from octosim.graph.model_file import read_file, to_toml
+from octosim.graph.onnx import Imported
+
+MODEL, WEIGHTS = "model.toml", "weights.safetensors"
+
+
+def is_imported(model: str) -> bool:
+    """Whether a model's name is an ONNX file or a folder, which have weights too."""
+    return model.casefold().endswith(".onnx") or "/" in model and os.path.isdir(model)
+
+
+def load(source: str | Path) -> Imported:
+    """The network of an ONNX file, or of a folder that `save` wrote; OctosimError where there is none."""
+    path = Path(source)
+    try:
+        state = os.stat(path / WEIGHTS if path.is_dir() and (path / WEIGHTS).exists() else path)
+    except (OSError, ValueError) as error:
+        raise OctosimError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return _load(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: Path, changed: int, size: int) -> Imported:
+    """changed, size: of the file, so that another one of this name is read anew."""
+    if not path.is_dir():
+        return onnx.read(path)
+    if not (path / MODEL).exists():
+        raise OctosimError(f"{path}: no {MODEL} in this folder, as octosim import writes it")
+    network = as_graph(read_file(path / MODEL))
+    if not (path / WEIGHTS).exists():
+        return Imported(network, {})
+    try:
+        with safe_open(path / WEIGHTS, framework="numpy") as file:
+            return Imported(network, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise OctosimError(f"{path / WEIGHTS} cannot be read: {error}") from None
+
+
+def save(imported: Imported, folder: Path) -> None:
+    """Writes model.toml and weights.safetensors; the folder is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OctosimError(f"cannot make {folder}: {error.strerror}") from None
+    write_atomic(folder / WEIGHTS, save_tensors(dict(sorted(imported.weights.items()))))
+    write_atomic(folder / MODEL, to_toml(imported.graph).encode())
+
+
+def from_torch(module: Any, example: Any) -> Imported:
+    """The network of a torch.nn.Module and its weights, traced by torch.export.
+
+    example: an input of the module, a float tensor (batch, channels, height, width).  OctosimError names every operator that
+    cannot be trained.  Needs torch, onnx and onnxscript.
+    """
+    from octosim import onnxfile
+
+    try:
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+        import torch
+    except ImportError as error:
+        raise OctosimError(f"importing a PyTorch module needs torch, onnx and onnxscript: {error}") from None
+    where = Path(type(module).__name__)
+    training = module.training
+    module.eval()
+    try:
+        program = torch.onnx.export(module, (example,), dynamo=True, optimize=False, verbose=False, external_data=False)
+    except Exception as error:  # whatever the module's own code and the exporter raise
+        text = " ".join(str(error).split())[:300]
+        raise OctosimError(f"{where}: torch.export cannot trace it ({type(error).__name__}: {text})") from None
+    finally:
+        module.train(training)
+    assert program is not None
+    return onnx.convert(onnxfile.prepare(program.model_proto, where))

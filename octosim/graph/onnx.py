@@ -1,0 +1,271 @@
+"""ONNX networks as graphs of layers to train, with their weights.
+
+Tensors of ONNX are (batch, channels, height, width) in most files; here channels are last.  A `Value` says which axis of the
+ONNX tensor each axis here is, so a Transpose there is nothing here.  A flattened image's features stand in another order, which
+the weights of the layer behind it take over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octosim import onnxfile
+from octosim.engine.graph import INPUT, Entry, Graph, InputSpec
+from octosim.engine.layers import Conv2d, Layer, Linear
+from octosim.errors import OctosimError
+from octosim.graph.names import layer_name
+from octosim.onnxfile import OnnxModel
+
+Array = np.ndarray[Any, Any]
+Pads = tuple[int, int, int, int]
+
+
+class Unsupported(Exception):
+    """What of a node cannot be trained, in words."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network and its tensors, by the names of `Network.tensors`.  notes: what a reader should know."""
+
+    graph: Graph
+    weights: dict[str, Array]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a tensor of ONNX is here.
+
+    layer: whose output it is.  shape: of ONNX, with the batch.  axes: the ONNX axis of each axis here, None for one of size 1
+    that ONNX does not have; ONNX axes of size 1 may be missing.  order: of a flattened tensor, which feature of ONNX each one
+    here is; None: the same.  pad: zeros around an image, (top, left, bottom, right), that the layer behind has to add.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    axes: tuple[int | None, ...]
+    order: Array | None = None
+    pad: Pads | None = None
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The shape here, without the batch."""
+        return tuple(1 if axis is None else self.shape[axis] for axis in self.axes)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is (height, width, channels) of (batch, channels, height, width)."""
+        return self.axes == (2, 3, 1) and len(self.shape) == 4
+
+    @property
+    def is_vector(self) -> bool:
+        return len(self.axes) == 1
+
+
+def standard(layer: str, shape: tuple[int, ...]) -> Value:
+    """A tensor whose channels are ONNX's second axis, of an image or a signal, or whose features are the last."""
+    axes: dict[int, tuple[int | None, ...]] = {2: (1,), 3: (1, 2), 4: (2, 3, 1)}
+    if len(shape) not in axes:
+        raise Unsupported(f"a tensor with {len(shape)} dimensions")
+    return Value(layer, shape, axes[len(shape)])
+
+
+class Importer:
+    """Makes layers of nodes, one node after the other.  What cannot be trained is collected and told at the end."""
+
+    def __init__(self, model: OnnxModel):
+        self.model = model
+        self.values: dict[str, Value] = {}
+        self.entries: list[Entry] = []
+        self.weights: dict[str, Array] = {}
+        self.notes: list[str] = []
+        self.problems: list[tuple[Any, str]] = []
+        self.users: dict[str, list[Any]] = {}
+        for node in model.nodes:
+            for name in node.input:
+                self.users.setdefault(name, []).append(node)
+        for name in model.outputs:
+            self.users.setdefault(name, []).append(None)
+
+    # ---- what handlers use
+
+    def value(self, node: Any, at: int = 0, pad: bool = False) -> Value:
+        """The value of a node's input; `pad`: the node's layer can add zeros around it."""
+        name = node.input[at]
+        if name not in self.values:
+            raise Unsupported("its input is a constant" if name in self.model.constants else f"its input {name!r} is not known")
+        value = self.values[name]
+        if value.pad and not pad:
+            raise Unsupported("zeros are padded in front of it, which only convolutions and pooling can add")
+        return value
+
+    def constant(self, node: Any, at: int) -> Array | None:
+        """A constant input in float32 where it is float; None where there is none."""
+        if len(node.input) <= at or not node.input[at]:
+            return None
+        if node.input[at] not in self.model.constants:
+            raise Unsupported(f"its input {node.input[at]!r} is not constant")
+        value = self.model.value(node.input[at])
+        return value.astype(np.float32) if value.dtype.kind == "f" else value
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.model.shapes:
+            raise Unsupported(f"the shape of {name!r} cannot be inferred")
+        return self.model.shapes[name]
+
+    def emit(
+        self, node: Any, layer: Layer, inputs: Iterable[Value], weights: dict[str, Array] | None = None, at: int | None = None
+    ) -> str:
+        """Adds a layer; returns its name.  at: the input whose name, of a weight, is the layer's too."""
+        inputs = tuple(inputs)
+        try:
+            layer.out_shape(*(value.own for value in inputs))
+        except OctosimError as error:
+            raise Unsupported(str(error)) from None
+        taken = {entry.name for entry in self.entries} | {INPUT}
+        hint = node.input[at] if at is not None and len(node.input) > at else ""
+        name = layer_name(hint, node.name, layer.stem, taken)
+        self.entries.append(Entry(name, layer, tuple(value.layer for value in inputs)))
+        for key, tensor in (weights or {}).items():
+            self.weights[f"{name}.{key}"] = np.ascontiguousarray(tensor, np.float32)
+        return name
+
+    def alone(self, name: str) -> bool:
+        """Whether one node takes a tensor, and nobody outside."""
+        return len(self.users.get(name, [])) == 1 and self.users[name][0] is not None
+
+    def entry(self, name: str) -> Entry | None:
+        return next((entry for entry in reversed(self.entries) if entry.name == name), None)
+
+    # ---- the walk
+
+    def run(self, spec: InputSpec | None, handlers: dict[str, Callable[[Importer, Any], Value | None]]) -> Imported:
+        model = self.model
+        if len(model.inputs) != 1:
+            raise OctosimError(f"{model.path}: a network to train has one input, not {', '.join(model.inputs) or 'none'}")
+        name = model.inputs[0]
+        shape = model.shapes.get(name)
+        if shape is None or len(shape) not in (2, 3, 4):
+            raise OctosimError(f"{model.path}: input {name} has shape {shape}, not (batch, channels, height, width)")
+        self.values[name], layout = self._input(name, shape)
+        for node in model.nodes:
+            handler = handlers.get(node.op_type) if node.domain in ("", "ai.onnx", onnxfile.MICROSOFT) else None
+            try:
+                if handler is None:
+                    raise Unsupported("")
+                value = handler(self, node)
+                if value is not None:
+                    self.values[node.output[0]] = value
+            except Unsupported as problem:
+                self.problems.append((node, str(problem)))
+                self._go_on(node)
+        if self.problems:
+            raise OctosimError(f"{model.path}: {_told(self.problems)}")
+        if not model.outputs or model.outputs[0] not in self.values:
+            raise OctosimError(f"{model.path}: its output {', '.join(model.outputs)} does not depend on its input")
+        out = self.values[model.outputs[0]]
+        if not out.is_vector:
+            raise OctosimError(f"{model.path}: its output has shape {out.shape}, expected a value for each class")
+        graph = _pruned(self.entries, out.layer, spec or InputSpec(self._image_shape(name), layout=layout), model.path)
+        names = {entry.name for entry in graph.layers}
+        weights = {key: value for key, value in self.weights.items() if key.rpartition(".")[0] in names}
+        if len(model.outputs) > 1:
+            self.notes.append(f"outputs {', '.join(model.outputs[1:])} are left out")
+        return Imported(graph, weights, tuple(self.notes))
+
+    def _input(self, name: str, shape: tuple[int, ...]) -> tuple[Value, str]:
+        """The network's input, and its layout: channels last where a Transpose, or few channels at the end, say so."""
+        if len(shape) == 4:
+            users = [user for user in self.users.get(name, []) if user is not None]
+            moved = users and all(user.op_type == "Transpose" for user in users)
+            if moved or shape[1] > 4 >= shape[3]:
+                return Value(INPUT, shape, (1, 2, 3)), "nhwc"
+            return Value(INPUT, shape, (2, 3, 1)), "nchw"
+        if len(shape) == 3:  # a signal (batch, channels, length): an image of one line
+            return Value(INPUT, shape, (None, 2, 1)), "nchw"
+        return Value(INPUT, shape, (1,)), "nhwc"
+
+    def _image_shape(self, name: str) -> tuple[int, ...]:
+        own = self.values[name].own
+        return own if len(own) == 3 else (1, 1, *own)
+
+    def _go_on(self, node: Any) -> None:
+        """Gives the outputs of a node that cannot be trained their shape, so that what is behind it is looked at too."""
+        for name in node.output:
+            shape = self.model.shapes.get(name)
+            if name and shape is not None and 2 <= len(shape) <= 4:
+                self.values[name] = standard(INPUT, shape)
+
+
+def _told(problems: list[tuple[Any, str]]) -> str:
+    """A sentence that names every node, those of one kind together."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for node, reason in problems:
+        if reason.startswith("its input") and len(problems) > 1 and "is not known" in reason:
+            continue  # behind another one
+        operator = (node.domain + "." if node.domain else "") + node.op_type
+        grouped.setdefault((operator, reason), []).append(node.name or (node.output[0] if node.output else "?"))
+    parts = [
+        f"{operator} ({', '.join(names)})" + (f": {reason}" if reason else "") for (operator, reason), names in grouped.items()
+    ]
+    count = sum(map(len, grouped.values()))
+    return f"{count} node{'s' * (count != 1)} cannot be trained: {'; '.join(parts)}"
+
+
+def _pruned(entries: list[Entry], output: str, spec: InputSpec, path: Path) -> Graph:
+    """The graph of what the output depends on."""
+    needed = {output}
+    kept: list[Entry] = []
+    for entry in reversed(entries):
+        if entry.name in needed:
+            kept.append(entry)
+            needed.update(entry.inputs)
+    if not kept:
+        raise OctosimError(f"{path}: it has no layers")
+    return Graph(tuple(reversed(kept)), spec)
+
+
+# ---- files --------------------------------------------------
+
+
+def read(path: Path, shapes: dict[str, tuple[int, ...]] | None = None) -> Imported:
+    """The network of an ONNX file and its weights; OctosimError with every node that cannot be trained."""
+    return convert(onnxfile.read(path, None, shapes))
+
+
+def convert(model: OnnxModel, spec: InputSpec | None = None) -> Imported:
+    from octosim.graph.operators import HANDLERS
+
+    return Importer(model).run(spec, HANDLERS)
+
+
+def with_classes(imported: Imported, classes: int) -> Imported:
+    """The network with a head for so many classes, which begins as in a new run where its size changes; OctosimError where its
+    last weighted layer makes no classes."""
+    graph = head_for(imported.graph, classes)
+    if graph == imported.graph:
+        return imported
+    changed = {a.name for a, b in zip(graph.layers, imported.graph.layers, strict=True) if a.layer != b.layer}
+    weights = {key: value for key, value in imported.weights.items() if key.rpartition(".")[0] not in changed}
+    return Imported(graph, weights, (*imported.notes, f"{', '.join(sorted(changed))}: new, for {classes} classes"))
+
+
+def head_for(graph: Graph, classes: int) -> Graph:
+    """The graph whose last weighted layer makes so many values."""
+    at = next((i for i in reversed(range(len(graph.layers))) if graph.layers[i].layer.weighted), None)
+    layer = None if at is None else graph.layers[at].layer
+    if at is None or not isinstance(layer, Linear | Conv2d):
+        raise OctosimError("the last layer with weights is no linear layer or convolution, which --classes could replace")
+    head: Layer = replace(layer, units=classes) if isinstance(layer, Linear) else replace(layer, filters=classes)
+    if head == layer:
+        return graph
+    entries = list(graph.layers)
+    entries[at] = replace(entries[at], layer=head)
+    return replace(graph, layers=tuple(entries))
+

@@ -1,0 +1,175 @@
+"""Networks from ONNX and PyTorch compute what onnxruntime and PyTorch do; what cannot be trained is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.cli import octosim
+from kit.onnx_nets import NETS, Builder, build
+
+from octosim import engine, graph, methods, train
+from octosim.engine.nodes import Context
+from octosim.errors import OctosimError
+from octosim.graph import Imported
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def outputs(imported: Imported, x: np.ndarray) -> np.ndarray:
+    """The float32 network's outputs of an input (batch, height, width, channels), or vectors."""
+    shape = imported.graph.input.shape
+    network = engine.Network(imported.graph, shape, methods.make("fp32", {}), 0)
+    tensors = network.tensors()
+    assert set(imported.weights) == set(tensors)
+    for name, tensor in imported.weights.items():
+        tensors[name][:] = tensor
+    return network.forward(np.ascontiguousarray(x.reshape(len(x), *shape), np.float32), Context(False, 0, 0))
+
+
+def relative(path: Path, imported: Imported, batch: int = 2) -> float:
+    """The largest difference from onnxruntime's outputs, by the largest output, without a softmax at the end."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    shape = [size if isinstance(size, int) else batch for size in given.shape]
+    x = np.random.default_rng(1).random(shape).astype(np.float32)
+    wanted = session.run(None, {given.name: x})[0].reshape(len(x), -1)
+    nchw = imported.graph.input.layout == "nchw" and x.ndim == 4
+    found = outputs(imported, x.transpose(0, 2, 3, 1) if nchw else x)
+    if any("Softmax" in note for note in imported.notes):
+        found = np.exp(found - found.max(1, keepdims=True))
+        found /= found.sum(1, keepdims=True)
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 21])
+@pytest.mark.parametrize("name", NETS)
+def test_outputs_are_onnxruntimes(name: str, opset: int, tmp_path: Path) -> None:
+    net, shape = NETS[name]
+    path = tmp_path / "net.onnx"
+    onnx.save(build(net, opset, shape), path)
+    imported = graph.load(path)
+    assert relative(path, imported) <= 1e-4
+    graph.save(imported, tmp_path / "net")
+    again = graph.load(tmp_path / "net")
+    assert again.graph == imported.graph and set(again.weights) == set(imported.weights)
+    assert all((again.weights[key] == imported.weights[key]).all() for key in again.weights)
+
+
+def test_external_data(tmp_path: Path) -> None:
+    net, shape = NETS["residual"]
+    path = tmp_path / "net.onnx"
+    onnx.save(build(net, 17, shape), path, save_as_external_data=True, location="net.bin", size_threshold=0)
+    assert relative(path, graph.load(path)) <= 1e-4
+    (tmp_path / "net.bin").unlink()
+    path.touch()
+    with pytest.raises(OctosimError, match="its values are in 'net.bin', which cannot be read"):
+        graph.load(path)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+def test_quantized_files(kind: str, tmp_path: Path) -> None:
+    """onnxruntime's QDQ files: weights dequantized, the ReLUs that its tool leaves out are back."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    net, shape = NETS["residual"]
+    source, path = tmp_path / "float.onnx", tmp_path / "qdq.onnx"
+    onnx.save(build(net, 17, shape), source)
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.left = [{"x": np.random.default_rng(1).random((4, 3, 8, 8)).astype(np.float32)}]
+
+        def get_next(self) -> Any:
+            return self.left.pop() if self.left else None
+
+    types = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
+    quantization.quantize_static(source, path, Reader(), activation_type=types[kind], weight_type=quantization.QuantType.QInt8)
+    imported = graph.load(path)
+    assert relative(path, imported) <= 0.1
+    floats = graph.load(source)
+    assert sum(entry.layer.kind == "relu" for entry in imported.graph.layers) == 3
+    for key, tensor in floats.weights.items():
+        if key.endswith(".w") and "bn" not in key and key in imported.weights:
+            assert np.abs(imported.weights[key] - tensor).max() <= np.abs(tensor).max() * 0.3  # batch norm may be folded
+
+
+@pytest.mark.slow  # torch.export takes seconds
+def test_a_torch_module() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    nn = torch.nn
+
+    class Net(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(8)
+            self.pool = nn.MaxPool2d(2)
+            self.head = nn.Linear(128, 5)
+
+        def forward(self, x: Any) -> Any:
+            x = torch.relu(self.norm(self.stem(x)))
+            return self.head(torch.flatten(self.pool(x), 1))
+
+    module = Net()
+    module.norm.running_mean.normal_()
+    imported = graph.from_torch(module, torch.rand(2, 3, 8, 8))
+    assert [entry.name for entry in imported.graph.layers if entry.layer.weighted] == ["stem", "head"]
+    assert any(entry.layer.kind == "batchnorm" for entry in imported.graph.layers) and module.training
+    x = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        wanted = module.eval()(x).numpy()
+    found = outputs(imported, x.numpy().transpose(0, 2, 3, 1))
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_everything_that_cannot_be_trained_is_named(tmp_path: Path) -> None:
+    b = Builder(17)
+    x = b.add("Det", b.conv("x", 3, 4), name="one")
+    x = b.add("Erf", b.conv("x", 3, 4), name="two")
+    x = b.add("Mine", b.conv(x, 4, 4), name="three", domain="my.own")
+    x = b.add("Erf", b.conv("x", 3, 4), name="four")
+    y = b.gemm(b.add("Flatten", b.add("GlobalAveragePool", x)), 4, 3)
+    path = tmp_path / "net.onnx"
+    onnx.save(b.model(y, ("N", 3, 8, 8)), path)
+    done = octosim("import", str(path), "-o", str(tmp_path / "net"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "4 nodes cannot be trained: Det (one); Erf (two, four); my.own.Mine (three)" in " ".join(done.stderr.split())
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "an ONNX model without operations"),
+        (b"\xff\xfe nothing", "not an ONNX model, or a damaged one"),
+        (None, "cannot be read"),
+    ],
+)
+def test_no_onnx(content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(OctosimError, match=words):
+        graph.layers(str(path), 10)
+
+
+def test_import_and_train(tmp_path: Path) -> None:
+    """From the file to a verified run: the imported folder and the file itself are models, with a head for the classes."""
+    b = Builder(17)
+    x = b.add("Relu", b.bn(b.conv("x", 1, 4, strides=[4, 4]), 4))
+    y = b.gemm(b.add("Flatten", b.add("GlobalAveragePool", x)), 4, 7)
+    path = tmp_path / "net.onnx"
+    onnx.save(b.model(y, ("N", 1, 28, 28)), path)
+    done = octosim("import", str(path), "-o", str(tmp_path / "net"), "--classes", "10")
+    assert done.returncode == 0 and "images of 28x28x1" in done.stdout, done.stderr
+    layers = [graph.layers(str(source), 10) for source in (path, tmp_path / "net")]
+    assert layers[0] == layers[1]
+    config = train.Config(model=str(tmp_path / "net"), steps=2, batch_size=10)
+    assert train.train(train.create(config, tmp_path / "run", "test"), tmp_path / "run")
+    assert train.verify(tmp_path / "run").equal
+    with pytest.raises(OctosimError, match="cannot take an input of shape"):
+        graph.layers(str(path), 10, in_shape=(32,))
