@@ -23,7 +23,7 @@ from octosim import core, data, engine, graph
 from octosim.bench import peers
 from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
-from octosim.train import Config, Run
+from octosim.train import Config, Run, load_data
 
 STEPS = 3
 
@@ -113,7 +113,7 @@ def main() -> None:
     task = json.load(sys.stdin)
     config = Config(**task["config"])
     core.set_threads(task["threads"])
-    dataset = data.load(config.data)
+    dataset = load_data(config)
     images, labels = dataset.train_images[: config.batch_size], dataset.train_labels[: config.batch_size].astype(np.int32)
     parts: Callable[[], dict[str, int]] = dict
     if task["contestant"] == "torch":

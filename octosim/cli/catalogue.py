@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.table import Table
 
-from octosim.cli.terminal import AsJson, err_console, hint, out_console, print_json, print_text, say
+from octosim.cli.terminal import AsJson, err_console, hint, out_console, plural, print_json, print_text, progress_bar, say
 
 methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch.")
+MOST_CLASSES = 30  # rows of a table
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch; check your own.")
 
 
 @methods_app.callback()
@@ -84,6 +85,65 @@ def data_list(json_: AsJson = False) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     out_console.print(table)
+    say("your own: --data FOLDER (images, a folder a class), FILE.npz, FILE.csv or idx files; octosim data check PATH")
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A folder of images, a .npz or .csv file, idx files; or a data set's name.")],
+    image: Annotated[Optional[str], typer.Option(help="Bring images to HEIGHTxWIDTHxCHANNELS, as 96x96x3.")] = None,  # noqa: UP045
+    test_share: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of each class to test with, of data without a test part; 0.2 if not given."),
+    ] = None,
+    json_: AsJson = False,
+) -> None:
+    """What your data hold: classes, sizes, broken files, duplicates, range and digest.
+
+    Exit code 0 if a network can be trained on them, warnings or not; 2 if not.
+
+    Example: octosim data check photos/ --image 96x96x3
+    """
+    from octosim import data
+
+    with progress_bar() as bar:
+        task = bar.add_task(f"reading {path}")
+        found = data.check(path, image, test_share, lambda done, total: bar.update(task, completed=done, total=total))
+    if json_:
+        print_json(found)
+    else:
+        _show_check(found)
+    raise typer.Exit(2 if found["problems"] else 0)
+
+
+def _show_check(found: dict[str, Any]) -> None:
+    if "classes" in found:
+        table = Table("class", title=f"{found['data']}: {plural(len(found['classes']), 'class', 'classes')}")
+        for part in ("train", "test"):
+            table.add_column(part, justify="right")
+        for row in found["classes"][:MOST_CLASSES]:
+            table.add_row(row["name"], *("-" if row[part] is None else str(row[part]) for part in ("train", "test")))
+        out_console.print(table)
+        if len(found["classes"]) > MOST_CLASSES:
+            say(f"and {len(found['classes']) - MOST_CLASSES} classes (--json has them)")
+    if found.get("sizes"):
+        sizes = list(found["sizes"].items())
+        more = f" and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+        say("sizes: " + ", ".join(f"{size} ({count})" for size, count in sizes[:3]) + more)
+    if "sha256" in found:
+        share = f", {found['test_share']:.0%} of each class put aside for testing" if found["test_share"] else ""
+        say(f"{found['train']:,} to train, {found['test']:,} to test{share}")
+        shape = " x ".join(map(str, found["shape"]))
+        looked = f" (looked at in {found['image']})" if found.get("image") else ""
+        mean, deviation = (", ".join(f"{value:.4g}" for value in found[name]) for name in ("mean", "deviation"))
+        low, high = found["range"]
+        say(f"{found['dtype']}, {shape}{looked}; values {low:g} .. {high:g}, mean {mean}, deviation {deviation}")
+        say(f"sha256:{found['sha256']}")
+    for kind in ("warnings", "problems"):
+        for line in found[kind]:
+            hint(f"{kind[:-1]}: {line}")
+    if found["problems"]:
+        hint(f"{found['data']}: no network can be trained on it before that is mended")
 
 
 @data_app.command("fetch")

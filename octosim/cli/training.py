@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -53,8 +54,22 @@ def train(
     ctx: typer.Context,
     model: Annotated[str, MODEL] = "simplecnn",
     data: Annotated[
-        str, typer.Option(help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10.")
+        str,
+        typer.Option(
+            help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10; or your own: a folder of images "
+            "a class, .npz, .csv, idx files."
+        ),
     ] = "fashion-mnist-5k",
+    image: Annotated[Optional[str], typer.Option(help="Bring images to HEIGHTxWIDTHxCHANNELS, as 96x96x3.")] = None,  # noqa: UP045
+    test_share: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of each class to test with, of data without a test part; 0.2 if not given."),
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option(help="Train on N images, as many of each class.")] = None,  # noqa: UP045
+    normalize: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Input: data (mean 0, deviation 1 in each channel) or none; by default data for float32 only."),
+    ] = None,
     method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
     lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature, sample.")] = None,  # noqa: UP045
     prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss, percentile.")] = None,  # noqa: UP045
@@ -110,6 +125,8 @@ def train(
 
     Example: octosim train --model simplecnn --data mnist --method octo --epochs 3 --seed 0 --out runs/a
 
+    Example: octosim train --model simplecnn --data photos/ --image 64x64x3 --batch-size 20
+
     Example: octosim train --model lenet5 --profile pi4 --count-overflow 10
     """
     from octosim import train as trainer
@@ -143,19 +160,25 @@ def train(
         accumulator=accumulator,
         count_overflow=count_overflow,
         measure=measure,
+        image=image,
+        test_share=test_share,
+        limit=limit,
+        normalize=normalize,
     )
-    folder = out or Path("runs") / f"{Path(model).stem}-{data}-{method}-seed{seed}"
+    folder = out or Path("runs") / f"{Path(model).stem}-{_data_name(data)}-{method}-seed{seed}"
     if resume:
-        _refuse_changes(ctx, folder, config, trainer.read_config(folder))
+        stored = trainer.read_config(folder)
+        moved = data if _typed(ctx, "data") and data != stored.data and _is_own(stored.data) else None
+        _refuse_changes(ctx, folder, config if moved is None else replace(config, data=stored.data), stored)
         if trainer.read_digest(folder):
             trainer.check(folder)
             hint(f"{folder} is finished already")
             _summary(folder, json_)
             return
-        run = trainer.reopen(folder)
+        run = trainer.reopen(folder, place=moved)
         hint(f"resuming {folder} after step {run.step}")
     else:
-        run = trainer.create(config, folder, command_line())
+        run = trainer.create(config, folder, command_line(), dataset=_own_data(config))
     with progress_bar() as bar:
         task = bar.add_task("starting", total=run.steps, completed=run.step)
         finished = trainer.train(run, folder, _follow(bar, task, json_), checkpoint_every, prefetch)
@@ -163,6 +186,36 @@ def train(
         hint(f"interrupted after step {run.step}; continue with: octosim train --resume --out {shell_word(folder)}")
         raise typer.Exit(130)
     _summary(folder, json_)
+
+
+def _is_own(data: str) -> bool:
+    from octosim.data import is_own
+
+    return is_own(data)
+
+
+def _data_name(data: str) -> str:
+    """Of a run directory: a path's last part, without its ending."""
+    return Path(data).resolve().stem if _is_own(data) else data
+
+
+def _own_data(config: Any) -> Any:
+    """The user's own data, read with a progress bar; None for a data set by name."""
+    from octosim import train as trainer
+
+    if not _is_own(config.data):
+        return None
+    with progress_bar() as bar:
+        task = bar.add_task(f"reading {config.data}")
+        found = trainer.load_data(config, lambda done, total: bar.update(task, completed=done, total=total))
+    for note in found.notes:
+        hint(note)
+    shape = " x ".join(map(str, found.train_images.shape[1:]))
+    kind = f"{found.train_images.dtype} images {shape}" if found.train_images.ndim == 4 else f"vectors of {shape} numbers"
+    share = f", {found.test_share:.0%} of each class put aside for testing" if found.test_share else ""
+    counts = f"{len(found.train_labels):,} to train and {len(found.test_labels):,} to test{share}"
+    hint(f"{found.name}: {plural(len(found.classes), 'class', 'classes')}, {kind}, {counts}")
+    return found
 
 
 def _typed(ctx: typer.Context, option: str) -> bool:
@@ -220,6 +273,10 @@ def _summary(folder: Path, as_json: bool) -> None:
 
 def verify(
     run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Where your own data of the run are now; they must be the same to the bit."),
+    ] = None,
     threads: Threads = None,
     json_: AsJson = False,
 ) -> None:
@@ -234,7 +291,7 @@ def verify(
     use_threads(threads)
     with progress_bar() as bar:
         task = bar.add_task("replaying")
-        verdict = trainer.verify(run, _follow(bar, task, True))
+        verdict = trainer.verify(run, _follow(bar, task, True), place=data)
     if json_:
         print_json(vars(verdict))
     elif verdict.equal:

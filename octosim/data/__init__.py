@@ -1,6 +1,12 @@
 """Data sets: where they are found, what their files say, and the batches made of them."""
 
+from octosim.data.dataset import Dataset, Options, parse_image
 from octosim.data.fetch import fetch
-from octosim.data.sets import ALIASES, SOURCES, Dataset, Source, available, find_given, load
+from octosim.data.inspection import check
+from octosim.data.sets import ALIASES, SOURCES, Source, available, find_given
+from octosim.data.sources import KINDS, is_own, load, open_source
 
-__all__ = ["ALIASES", "SOURCES", "Dataset", "Source", "available", "fetch", "find_given", "load"]
+__all__ = [
+    "ALIASES", "KINDS", "SOURCES", "Dataset", "Options", "Source", "available", "check", "fetch", "find_given", "is_own",
+    "load", "open_source", "parse_image",
+]  # fmt: skip

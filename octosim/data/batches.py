@@ -36,15 +36,15 @@ def order(images: int, seed: int, epoch: int) -> Array:
 def crop_flip(images: Array, seed: int, step: int) -> Array:
     """Each image padded by 4 black pixels, cropped to its size at a random place and mirrored left to right half the time.
 
-    The usual augmentation of CIFAR-10 (He et al. 2016, section 4.2).  images: uint8 (batch, height, width, channels).  Word i
-    of the Philox stream (seed, step) chooses for image i: floor(word * 162 / 2^32) = (row * 9 + column) * 2 + mirrored; no
-    choice is more than 2^-24 more likely than another.
+    The usual augmentation of CIFAR-10 (He et al. 2016, section 4.2).  images: uint8 or float32 (batch, height, width,
+    channels).  Word i of the Philox stream (seed, step) chooses for image i: floor(word * 162 / 2^32) =
+    (row * 9 + column) * 2 + mirrored; no choice is more than 2^-24 more likely than another.
     """
     batch, height, width, channels = images.shape
     words = core.philox(batch, seed, step, AUGMENT).astype(np.uint64)
     choice = (words * np.uint64(2 * SHIFTS**2) >> np.uint64(32)).astype(np.intp)
     row, column = np.divmod(choice // 2, SHIFTS)
-    padded = np.zeros((batch, height + 2 * PAD, width + 2 * PAD, channels), np.uint8)
+    padded = np.zeros((batch, height + 2 * PAD, width + 2 * PAD, channels), images.dtype)
     padded[:, PAD:-PAD, PAD:-PAD] = images
     # a row of pixels with its channels is one run of bytes: windows over those are copied fastest
     lines = padded.reshape(batch, height + 2 * PAD, (width + 2 * PAD) * channels)
@@ -63,7 +63,7 @@ AUGMENTATIONS: dict[str, Callable[[Array, int, int], Array]] = {
     "none": lambda images, seed, step: images,
     "crop-flip": crop_flip,
 }
-"""(uint8 images (batch, height, width, channels), seed, step) -> images of the same shape."""
+"""(images (batch, height, width, channels), seed, step) -> images of the same shape."""
 
 
 def check_augmentation(name: str) -> None:

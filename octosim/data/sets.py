@@ -16,10 +16,9 @@ import numpy as np
 import pooch
 
 from octosim.data.cifar import parse_batch
+from octosim.data.dataset import Array, Dataset
 from octosim.data.idx import parse_idx
 from octosim.errors import OctosimError, suggest
-
-Array = np.ndarray[Any, Any]
 
 FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -104,19 +103,6 @@ SOURCES = {
     ),
 }  # fmt: skip
 ALIASES = {"fashion": "fashion-mnist", "fmnist": "fashion-mnist", "cifar-10": "cifar10"}
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images uint8 (N, height, width, channels), labels uint8 (N,); sha256 names the content of all source files."""
-
-    name: str
-    train_images: Array
-    train_labels: Array
-    test_images: Array
-    test_labels: Array
-    classes: tuple[str, ...]
-    sha256: str
 
 
 # ---- where a set is --------------------------------------------------

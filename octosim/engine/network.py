@@ -12,6 +12,7 @@ import numpy as np
 from octosim import core
 from octosim.core.memory import Pool
 from octosim.engine.graph import INPUT, Graph, as_graph
+from octosim.engine.inputs import Input
 from octosim.engine.layers import Add, BatchNorm, Flatten, ReLU, Stack
 from octosim.engine.nodes import Array, Context, Method, Node, Observer
 from octosim.errors import OctosimError
@@ -30,14 +31,17 @@ class Network:
     """
 
     def __init__(
-        self, graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, seed: int | None, float_layers: bool = False
-    ):
+        self, graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, seed: int | None, float_layers: bool = False,
+        source: Input = Input(),
+    ):  # fmt: skip
         """seed None: a network without weights, to be priced and not trained; their memory is reserved and never touched.
-        float_layers: layers that the method does not cover are in float32; otherwise they are refused, with OctosimError."""
+        float_layers: layers that the method does not cover are in float32; otherwise they are refused, with OctosimError.
+        source: what the network is given."""
         self.graph = as_graph(graph)
         self.nodes = nodes(self.graph, in_shape)
         self.method = method
         self.seed = seed or 0
+        self.source = source
         self.pool = Pool()
         self.observers: list[Observer] = []
         self.passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
@@ -118,9 +122,12 @@ class Network:
                 self.method.check(node, batch)
 
     def input(self, images: Array) -> Any:
-        """The method's input of uint8 images (batch, height, width, channels)."""
+        """The method's input of images (batch, height, width, channels) or vectors (batch, values), of source.dtype."""
         core.at(self.nodes[0].name, "forward")
-        return self.method.input(images, self.pool.empty(images.shape, np.float32))
+        out = self.pool.empty(images.shape, np.float32)
+        if self.source.is_plain:
+            return self.method.input(images, out)
+        return self.method.input_values(self.source.values(images, out), self.source.limit)
 
     @QUIET
     def forward(self, x: Any, context: Context, check: bool = False) -> Any:

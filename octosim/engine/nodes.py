@@ -376,6 +376,11 @@ class Method(Protocol):
         """The network's input of uint8 images; out: float32 memory of their shape, which may be used.  Pixels in [0, 1]."""
         return core.images(images, 1 / 255, 0.0, out=out)
 
+    def input_values(self, x: Array, limit: float) -> Any:
+        """The network's input of normalized float32 values, which may be overwritten; limit: the largest magnitude in training,
+        see `inputs.Input`."""
+        return x
+
     def loss(
         self, logits: Any, labels: Array, *, smoothing: float = 0.0, gradient: bool = True
     ) -> tuple[core.Number, Any, core.Whole]:

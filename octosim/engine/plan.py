@@ -20,6 +20,7 @@ import numpy as np
 from octosim import core
 from octosim.core.memory import PAGE, SMALL, Lease, Pool
 from octosim.engine.graph import Graph
+from octosim.engine.inputs import Input
 from octosim.engine.layers import Stack
 from octosim.engine.network import Network
 from octosim.engine.nodes import Context, Method
@@ -129,7 +130,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
     """
     optimizer = optimizer or Sgd()
     method, nodes = network.method, network.nodes
-    images = np.zeros((batch, *nodes[0].in_shape), np.uint8)
+    images = np.zeros((batch, *nodes[0].in_shape), network.source.dtype)
     labels = np.zeros(batch, np.int32)
     slots: dict[str, dict[str, Any]] = {
         f"{node.name}.{key}": {slot: np.zeros(w.shape, np.float32) for slot in optimizer.slots}
@@ -185,10 +186,12 @@ def _padded(call: core.Call) -> int:
     return batch * (height + 2 * pad) * (width + 2 * pad) * (filters if call.key[1] == "dX" else channels) * size
 
 
-def dry(graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, float_layers: bool = False) -> Network:
+def dry(
+    graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, float_layers: bool = False, source: Input = Input()
+) -> Network:
     """A network without weights, to be planned."""
     with core.Tape(dry=True).recording(), np.errstate(all="ignore"):
-        return Network(graph, in_shape, method, None, float_layers)
+        return Network(graph, in_shape, method, None, float_layers, source)
 
 
 # ---- price --------------------------------------------------
@@ -278,7 +281,8 @@ def _with(op: Op, small: Op) -> Op:
 
 def plan_like(network: Network, batch: int, optimizer: Any = None, training: bool = True) -> Plan:
     """The plan of a step of a network like this one, which is left as it is."""
-    return plan(dry(network.graph, network.nodes[0].in_shape, network.method, True), batch, optimizer, training)
+    same = dry(network.graph, network.nodes[0].in_shape, network.method, True, network.source)
+    return plan(same, batch, optimizer, training)
 
 
 def trace(network: Network, batch: int, training: bool = True) -> list[Op]:

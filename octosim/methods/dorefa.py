@@ -68,6 +68,13 @@ class Dorefa(Method):
         plain = node.edge and self.edges == "float"
         return (32, 32, 32) if plain else (self.weight_bits, self.activation_bits, self.gradient_bits)
 
+    def input_values(self, x: Array, limit: float) -> Array:
+        """Where the first layer's input is quantized: values in [0, 1], zero at 1/2."""
+        if self.edges == "float":
+            return x
+        channels = x.shape[-1]
+        return core.affine(x, np.full(channels, 0.5 / limit, np.float32), np.full(channels, 0.5, np.float32), out=x)
+
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         """Values of few levels: of w, 1 bit, sign(w) E|w|; more, 2 quantize_k(tanh(w) / (2 max |tanh w|) + 1/2) - 1; of x,
         quantize_k(clip(x, 0, 1)), quantize_k(v) = round(v (2^k - 1)) / (2^k - 1)."""

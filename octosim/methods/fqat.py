@@ -305,6 +305,9 @@ class Fqat(Method):
     def input(self, images: Array, out: Array) -> Array:
         return ranged(super().input(images, out), 1.0)
 
+    def input_values(self, x: Array, limit: float) -> Array:
+        return ranged(x, limit)
+
     def forward(self, node: Node, x: Array, context: Context) -> core.Values:
         bound, x = bound_of(x), np.asarray(x)
         low: core.Number

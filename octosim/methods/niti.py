@@ -227,6 +227,12 @@ class Niti(Method):
     def input(self, images: Array, out: Array) -> IntTensor:
         return IntTensor(core.images_as_codes(images, 1), -BITS)
 
+    def input_values(self, x: Array, limit: float) -> IntTensor:
+        """Codes with the exponent ceil(log2 limit) - 7; what is larger in magnitude is clipped."""
+        mantissa, exponent = math.frexp(limit)
+        exponent -= (mantissa == 0.5) + BITS
+        return IntTensor(core.quantize(x, math.ldexp(1.0, -exponent)), exponent)
+
     def forward(self, node: Node, x: IntTensor, context: Context) -> IntTensor:
         shape = (x.shape[0], *node.out_shape)
         acc = node.buffer(shape, np.int32)

@@ -84,6 +84,11 @@ class Wage(Method):
         """Pixels in [-1, 1]."""
         return core.images(images, 2 / 255, -1.0, out=out)
 
+    def input_values(self, x: Array, limit: float) -> Array:
+        """Values in [-1, 1]: the largest becomes 1."""
+        channels = x.shape[-1]
+        return core.affine(x, np.full(channels, 1 / limit, np.float32), np.zeros(channels, np.float32), out=x)
+
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         core.value_range(x)  # refuses a NaN
         codes = core.quantize(x, 1 / UNIT, out=node.buffer(x.shape, np.int8))

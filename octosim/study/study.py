@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,11 +184,15 @@ def from_python(grid: Mapping[str, Any] | Sequence[train.Config]) -> tuple[Study
 def check(plan: Sequence[Row], path: Path, progress: Callable[[int], None] | None = None) -> None:
     """Builds every run once, without a step: OctosimError names the first row that cannot be, or that is another's twin."""
     seen: dict[str, Row] = {}
-    load = lru_cache(data.load)
+    kept: dict[Any, data.Dataset] = {}
     for number, row in enumerate(plan, start=1):
         where = f"{path}, row {number} ({row.name})"
         try:
-            made = train.Run(row.config, dataset=load(row.config.data))
+            c = row.config
+            key = (c.data, c.image, c.test_share, c.limit)
+            if key not in kept:
+                kept[key] = train.load_data(c)
+            made = train.Run(c, dataset=kept[key])
             identity = json.dumps(train.decides(made), sort_keys=True)
         except OctosimError as error:
             raise OctosimError(f"{where}: {error}") from None

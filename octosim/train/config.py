@@ -16,6 +16,10 @@ from octosim.engine.nodes import Method
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32, Accumulator
 
+NORMALIZATIONS = ("none", "data")
+"""Of the network's input: as it is (bytes in [0, 1]), or to mean 0 and deviation 1 in each channel of the training images."""
+ADDED = {"float_layers", "image", "test_share", "limit", "normalize"}
+"""Fields that the manifests of earlier runs do not have."""
 EPOCHS = 3  # where neither epochs nor steps are given
 
 
@@ -31,6 +35,9 @@ class Config:
     so many steps; decides no bit.  measure: write the errors of every so many steps against float32; decides no bit.
 
     method and accumulator may be given as objects: a `Method` with its parameters, a `numerics.Accumulator`.
+    data: a data set's name, or the path of a user's own.  image: "HEIGHTxWIDTHxCHANNELS" to which images are brought.
+    test_share: of each class, put aside where the data have no test part.  limit: training images.  normalize: of
+    NORMALIZATIONS; None: the model file's [input], or else "data" for float32, "none" for bytes.
 
     OctosimError, naming the argument, for a value that is not of its kind; what is out of range is refused with the run.
     """
@@ -58,6 +65,10 @@ class Config:
     accumulator: str = EXACT32.name
     count_overflow: int | None = None
     measure: int | None = None
+    image: str | None = None
+    test_share: float | None = None
+    limit: int | None = None
+    normalize: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.accumulator, Accumulator):
@@ -114,7 +125,7 @@ def _name(kind: Any) -> str:
 def from_json(content: Any, where: str) -> Config:
     """The Config whose fields a file holds; OctosimError, beginning with `where`, for other fields or kinds of values."""
     known = {f.name for f in fields(Config)}
-    if not isinstance(content, dict) or set(content) | {"float_layers"} != known:  # earlier runs have no float_layers
+    if not isinstance(content, dict) or set(content) | ADDED != known:
         raise OctosimError(f"{where}: 'config' must have exactly the fields {', '.join(sorted(known))}")
     for name, value in content.items():
         if not _is(value, kinds()[name]):

@@ -24,7 +24,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
-from octosim import core, graph, integrity, methods
+from octosim import core, data, graph, integrity, methods
 from octosim.data import Dataset
 from octosim.engine import optimizers, plan
 from octosim.engine.layers import Stack
@@ -54,7 +54,7 @@ from octosim.integrity import (
     sha256_of,
 )
 from octosim.train.config import Config, from_json
-from octosim.train.run import Run, digest_of
+from octosim.train.run import Run, digest_of, load_data
 
 FORMAT = 1
 CHECKPOINT_FORMAT = 2  # 1 had no sums
@@ -78,7 +78,7 @@ def memory(run: Run) -> dict[str, dict[str, int]]:
     shape, batch = run.data.train_images.shape[1:], run.config.batch_size
     used = {"fp32": methods.make("fp32", {}), run.config.method: run.method}
     return {
-        name: plan.memory(plan.plan(plan.dry(run.layers, shape, method, float_layers=True), batch, run.optimizer))
+        name: plan.memory(plan.plan(plan.dry(run.layers, shape, method, True, run.source), batch, run.optimizer))
         for name, method in used.items()
     }
 
@@ -110,7 +110,7 @@ def decides(run: Run) -> dict[str, Any]:
         "epochs": run.epochs,
         "steps": c.steps,
         "seed": c.seed,
-    } | ({"float_layers": in_float} if in_float else {})
+    } | ({"float_layers": in_float} if in_float else {}) | ({"input": run.source.describe()} if run.source.describe() else {})
 
 
 def manifest(run: Run, command: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
             "sha256": run.data.sha256,
             "image_shape": list(run.data.train_images.shape[1:]),
             "classes": list(run.data.classes),
-        },
+        } | ({"path": run.data.path, "test_share": run.data.test_share} if run.data.path else {}),
         "parameters": parameter_counts(run),
         "memory": memory(run),
         "environment": environment(core.isa(), core.threads()),
@@ -148,8 +148,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("kind") != "run" or not is_format(content.get("format"), FORMAT):
         raise OctosimError(f"{path} is not the manifest of a run in format {FORMAT}")
     told = content.get("decides")
-    data = told.get("data") if isinstance(told, dict) else None
-    if not isinstance(data, dict) or not isinstance(data.get("sha256"), str):
+    given = told.get("data") if isinstance(told, dict) else None
+    if not isinstance(given, dict) or not isinstance(given.get("sha256"), str):
         raise OctosimError(f"{path}: field decides.data.sha256 is missing, expected the checksum of the run's data")
     counts, held = content.get("parameters", {}), content.get("memory", {})
     for name, value in (("parameters", [counts]), ("memory", list(held.values()) if isinstance(held, dict) else [held])):
@@ -164,17 +164,42 @@ def read_config(folder: Path) -> Config:
     return from_json(read_manifest(folder).get("config"), str(folder / "manifest.json"))
 
 
-def rebuild(folder: Path, content: dict[str, Any], dataset: Dataset | None = None) -> Run:
-    """The run of a manifest before its first step.  dataset: its data, where they are no named set."""
+def rebuild(
+    folder: Path, content: dict[str, Any], dataset: Dataset | None = None, place: str | None = None
+) -> Run:  # fmt: skip
+    """The run of a manifest before its first step.
+
+    dataset: its data, where they are no named set.  place: where the user's own data of the run are now.
+    """
     where = str(folder / "manifest.json")
     config = from_json(content.get("config"), where)
     refuse_changed(folder, [name for name in changed_fields(content) if name.startswith("config") or name == "decides.layers"])
     try:
+        dataset = dataset or _own_data(folder, content, config, place)
         if graph.is_file(config.model):
             return Run(config, graph.parse_network(f"{where}:", content["decides"].get("layers")), dataset)
         return Run(config, dataset=dataset)
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise OctosimError(f"{where} describes a run that cannot be built: {error!r}") from None
+
+
+def _own_data(folder: Path, content: dict[str, Any], config: Config, place: str | None) -> Dataset | None:
+    """The user's own data of a run, found where they were, or at another place; None for a data set by name."""
+    if place is None and not data.is_own(config.data):
+        return None
+    about, told = content.get("data"), content["decides"]["data"]
+    path = about.get("path") if isinstance(about, dict) else None
+    places = [place] if place is not None else [p for p in (path, config.data) if isinstance(p, str)]
+    found = next((p for p in places if os.path.exists(p)), None)
+    if found is None:
+        raise OctosimError(
+            f"{folder}: the run's data {places[0]} are not there; put them back, or name their place with --data (of "
+            "octosim verify and octosim train --resume)"
+        )
+    dataset = load_data(replace(config, data=found))
+    if dataset.sha256 != told["sha256"] and "decides.data" not in changed_fields(content):
+        raise OctosimError(f"{folder}: the run's data had sha256 {told['sha256']}, those at {found} have {dataset.sha256}")
+    return replace(dataset, name=str(told.get("name")))
 
 
 def differing(recorded: Any, expected: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
@@ -502,11 +527,14 @@ def sweep_run(folder: Path) -> None:
             left.unlink()
 
 
-def reopen(folder: Path, dataset: Dataset | None = None) -> Run:
-    """The run of a directory at its last checkpoint; OctosimError where the directory is damaged.  Changes no file."""
+def reopen(folder: Path, dataset: Dataset | None = None, place: str | None = None) -> Run:
+    """The run of a directory at its last checkpoint; OctosimError where the directory is damaged.  Changes no file.
+
+    dataset, place: see `rebuild`.
+    """
     content = read_manifest(folder)
     with alone(folder):
-        run = rebuild(folder, content, dataset)
+        run = rebuild(folder, content, dataset, place)
         now = plain(decides(run))
         for key in {**now, **content["decides"]}:
             before = content["decides"].get(key)

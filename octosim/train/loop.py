@@ -16,7 +16,7 @@ from octosim.data.batches import ahead
 from octosim.errors import OctosimError
 from octosim.files import parse_json, write_atomic
 from octosim.integrity import LINES, Part
-from octosim.train import directory, measure
+from octosim.train import directory
 from octosim.train.interrupt import Interrupt
 from octosim.train.run import Run
 
@@ -106,7 +106,7 @@ def _steps(
     """Takes the steps that are left; False where Ctrl-C or SIGTERM came before the last."""
     run.records = True
     if run.config.measure:
-        run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
+        run.meter = run.new_meter()
     started, epoch_step = time.perf_counter(), run.step
     left = range(run.step + 1, run.steps + 1)
     batches = ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)

@@ -28,6 +28,7 @@ import numpy as np
 from octosim import core, methods
 from octosim.engine import Network
 from octosim.engine.graph import Graph
+from octosim.engine.inputs import Input
 from octosim.engine.layers import Stack
 from octosim.engine.nodes import Array, Context, FullProduct, Node, Product
 from octosim.engine.probes import watching
@@ -211,10 +212,10 @@ class Meter:
     Where a method takes a layer's pass more than once in a step, the first one is measured.
     """
 
-    def __init__(self, layers: Graph | Stack, in_shape: tuple[int, ...], accumulator: Accumulator):
+    def __init__(self, layers: Graph | Stack, in_shape: tuple[int, ...], accumulator: Accumulator, source: Input = Input()):
         self._accumulator = accumulator
         self._fp32 = methods.make("fp32", {})
-        self._shadow = Network(layers, in_shape, self._fp32, None)
+        self._shadow = Network(layers, in_shape, self._fp32, None, source=source)
         self._nodes = {node.name: node for node in self._shadow.nodes if node.layer.weighted}
 
     @contextmanager

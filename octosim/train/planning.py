@@ -6,6 +6,7 @@ from typing import Any
 
 from octosim import data, graph, methods
 from octosim.engine import optimizers, plan
+from octosim.engine.inputs import Input
 from octosim.errors import OctosimError
 from octosim.trace import Op
 
@@ -21,19 +22,24 @@ def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
         raise OctosimError(f"field decides.batch_size is {batch!r}, expected a whole number above 0")
     shape = _image_shape(manifest)
     method = methods.make(decides["method"]["name"], decides["method"]["parameters"])
-    network = plan.dry(graph.parse_network("manifest.json:", decides.get("layers")), shape, method, float_layers=True)
+    held = decides.get("input")
+    normalized = isinstance(held, dict)
+    channels = (0.0,) * shape[-1], (1.0,) * shape[-1]
+    source = Input(held.get("values") == "float32", *(channels if held.get("mean") else ())) if normalized else Input()
+    network = plan.dry(graph.parse_network("manifest.json:", decides.get("layers")), shape, method, True, source)
     step = plan.plan(network, batch, optimizers.make((decides.get("optimizer") or {}).get("name", "sgd"), None))
     return plan.ops(step), plan.memory(step)["peak"]
 
 
 def _image_shape(manifest: dict[str, Any]) -> tuple[int, ...]:
-    """Height, width and channels of a run's images; the manifests of octosim 0.1 name the data set only."""
+    """Height, width and channels of a run's images, or the length of its vectors;
+    the manifests of octosim 0.1 name the data set only."""
     told = manifest.get("data")
     if isinstance(told, dict):
         shape = told.get("image_shape")
-        if isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape):
+        if isinstance(shape, list) and len(shape) in (1, 3) and all(type(n) is int and 0 < n < 2**16 for n in shape):
             return tuple(shape)
-        raise OctosimError(f"field data.image_shape is {str(shape)[:40]}, expected height, width and channels")
+        raise OctosimError(f"field data.image_shape is {str(shape)[:40]}, expected height, width and channels, or values")
     name = manifest["decides"]["data"]["name"]
     known = next((row["shape"] for row in data.available() if row["name"] == name), None)
     if known is None:

@@ -12,18 +12,25 @@ import numpy as np
 
 from octosim import core, data, engine, graph, methods, numerics
 from octosim.data import batches
-from octosim.engine import optimizers, plan, schedules
+from octosim.engine import inputs, optimizers, plan, schedules
 from octosim.engine import registers as accumulators
 from octosim.engine.layers import BatchNorm, Stack
 from octosim.engine.nodes import Array, Context, Node
 from octosim.engine.replay import RecordedSteps
-from octosim.errors import OctosimError
+from octosim.errors import OctosimError, suggest
 from octosim.numerics import EXACT32
 from octosim.train import measure
-from octosim.train.config import EPOCHS, Config
+from octosim.train.config import EPOCHS, NORMALIZATIONS, Config
 
 Batch = tuple[Array, Array]
-"""Images uint8 (batch, height, width, channels) and labels int32 (batch,)."""
+"""Images (batch, height, width, channels) or vectors (batch, values), uint8 or float32, and labels int32 (batch,)."""
+
+
+def load_data(config: Config, progress: Callable[[int, int], None] | None = None) -> data.Dataset:
+    """The data of a configuration.  progress: is told of the images decoded and their number."""
+    names = ("image", "test_share", "limit")
+    chosen: dict[str, Any] = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return data.load(config.data, **chosen | ({"progress": progress} if progress else {}))
 
 
 class Run:
@@ -56,7 +63,9 @@ class Run:
         batches.check_augmentation(config.augment)
         if layers is None:
             graph.find(config.model)  # an unknown model is told before the data is read
-        self.data = dataset or data.load(config.data)
+        if config.normalize not in (None, *NORMALIZATIONS):
+            raise OctosimError(f"unknown normalization '{config.normalize}'" + suggest(str(config.normalize), NORMALIZATIONS))
+        self.data = dataset or load_data(config)
         images = len(self.data.train_labels)
         if config.batch_size > images:
             raise OctosimError(
@@ -71,8 +80,15 @@ class Run:
         if config.warmup >= self.steps:
             raise OctosimError(f"--warmup must be less than the run's {self.steps} steps, not {config.warmup}")
         in_shape = self.data.train_images.shape[1:]
+        if len(in_shape) != 3 and config.augment != "none":
+            raise OctosimError(f"--augment {config.augment} is for images, and {self.data.name} has vectors")
         self.layers = layers or graph.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
-        self.network = engine.Network(self.layers, in_shape, self.method, config.seed, config.float_layers)
+        self._check_fits(in_shape)
+        floats = self.data.train_images.dtype == np.float32
+        asked = None if config.normalize else inputs.of_network(graph.as_graph(self.layers).input, self.data.train_images)
+        normalize = floats if config.normalize is None else config.normalize == "data"
+        self.source = asked or inputs.measured(self.data.train_images, normalize)
+        self.network = engine.Network(self.layers, in_shape, self.method, config.seed, config.float_layers, self.source)
         self.registers = accumulators.Registers(numerics.find(config.accumulator))
         self._check_registers()
         self._check_normalization(images)
@@ -92,6 +108,22 @@ class Run:
         self._train_labels = self.data.train_labels.astype(np.int32)
         self._test_labels = self.data.test_labels.astype(np.int32)
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
+
+    def _check_fits(self, in_shape: tuple[int, ...]) -> None:
+        """Refuses a network that is too deep for the images, or that takes images where the data are vectors."""
+        try:
+            engine.network.nodes(self.layers, in_shape)
+        except OctosimError as error:
+            if len(in_shape) == 3:
+                remedy = "larger images (--image) or a network with less pooling can do it"
+                what = f"images of {' x '.join(map(str, in_shape))}"
+            else:
+                what, remedy = f"vectors of {in_shape[0]} numbers", "--model mlp takes vectors"
+            raise OctosimError(f"{self.config.model} cannot take {what}, as {self.data.name} has: {error}; {remedy}") from None
+
+    def new_meter(self) -> measure.Meter:
+        """What measures the run's steps."""
+        return measure.Meter(self.layers, self.data.train_images.shape[1:], self.registers.accumulator, self.source)
 
     def _check_normalization(self, images: int) -> None:
         """Refuses batch normalization over one value a channel, whose output is beta whatever its input."""

@@ -14,7 +14,7 @@ from octosim.data import Dataset
 from octosim.errors import OctosimError
 from octosim.files import read_lines
 from octosim.integrity import LINES, changed_fields, part_of
-from octosim.train import directory, measure
+from octosim.train import directory
 from octosim.train.directory import differing, plain
 from octosim.train.loop import Progress
 from octosim.train.run import Run
@@ -23,13 +23,13 @@ CLOSE = 2e-5
 """measures.jsonl has six digits of what NumPy computes in float64, whose last bits belong to the machine."""
 
 
-def replay(folder: Path, dataset: Dataset | None = None) -> Run:
+def replay(folder: Path, dataset: Dataset | None = None, place: str | None = None) -> Run:
     """The run of a directory before its first step; OctosimError where its files do not agree, or its data are others now.
 
-    dataset: its data, where they are no named set.
+    dataset: its data, where they are no named set.  place: where the user's own data of the run are now.
     """
     content = directory.check(folder)
-    run = directory.rebuild(folder, content, dataset)
+    run = directory.rebuild(folder, content, dataset, place)
     _refuse_other_data(run, folder, content)
     return run
 
@@ -67,11 +67,11 @@ class Verdict:
 
 
 def verify(
-    folder: Path, progress: Callable[[Progress], None] | None = None, dataset: Dataset | None = None
+    folder: Path, progress: Callable[[Progress], None] | None = None, dataset: Dataset | None = None, place: str | None = None
 ) -> Verdict:
     """Replays a finished run from its manifest, in memory, and compares every file.
 
-    dataset: see `replay`.
+    dataset, place: see `replay`.
     OctosimError where the run is not finished, or a file is missing or cannot be read.
     """
     content = directory.read_manifest(folder)
@@ -90,7 +90,7 @@ def verify(
     recorded = end[0]
     if any(line.startswith(("manifest.json: config", "manifest.json: decides.layers")) for line in changed):
         return Verdict(False, recorded, "", None, tuple(changed))
-    run = directory.rebuild(folder, content, dataset)
+    run = directory.rebuild(folder, content, dataset, place)
     decides = plain(directory.decides(run))
     if decides["data"]["name"] == content["decides"]["data"].get("name") and not changed:
         _refuse_other_data(run, folder, content)
@@ -119,7 +119,7 @@ def _replay_and_compare(
 ) -> tuple[list[str], int | None]:
     """Takes all steps: the first difference of each file with lines, and the first step whose record differs."""
     if run.config.measure:
-        run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
+        run.meter = run.new_meter()
     found: list[str] = []
     lines = {name: _Lines(folder / name) for name in LINES}
     while run.step < run.steps:

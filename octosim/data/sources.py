@@ -1,0 +1,109 @@
+"""Where a run's data come from: a data set by name, or a user's own files, by the first kind of KINDS that fits them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from octosim.data import folder as folders
+from octosim.data import sets
+from octosim.data.arrays import CifarBinary, Csv, Idx, Npz
+from octosim.data.dataset import Dataset, Options, digest_of, limited, parse_image
+from octosim.data.folder import Folder, Progress
+from octosim.errors import OctosimError, suggest
+
+
+class Source(Protocol):
+    """A user's own data at a path, read as `options` say."""
+
+    def __init__(self, path: Path, options: Options) -> None: ...
+
+    @staticmethod
+    def fits(path: Path) -> bool:
+        """Whether the path, which is there, looks like data of this kind."""
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """The data set; OctosimError, naming file and field, where it cannot be trained on."""
+
+    def identity(self) -> str:
+        """SHA-256 of the files that `load` would read; cheaper than that."""
+
+
+KINDS: dict[str, type[Any]] = {
+    ".npz with x_train, y_train, x_test, y_test": Npz,
+    "idx files": Idx,
+    "CIFAR's binary edition": CifarBinary,
+    "CSV, a class a line": Csv,
+    "a folder of images a class": Folder,
+}
+"""Classes of `Source` by what they read; the first that fits is taken."""
+
+ENDINGS = (".npz", ".csv", ".gz", ".npy", ".zip", "-ubyte")
+OWN = "own data: a folder of images a class, .npz, .csv, idx files; see docs/data.md"
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is a path of a user's own data."""
+    if name in sets.SOURCES or name in sets.ALIASES:
+        return False
+    return "/" in name or os.sep in name or name.lower().endswith(ENDINGS) or _there(name)
+
+
+def _there(name: str) -> bool:
+    return bool(name) and "\0" not in name and os.path.exists(name)
+
+
+def open_source(name: str, options: Options = Options()) -> Source:
+    """The source of a user's own data; OctosimError where there are none that can be read."""
+    path = Path(name)
+    if not _there(name):
+        raise OctosimError(f"data {name} is not there: no such file or folder")
+    for kind in KINDS.values():
+        if kind.fits(path):
+            source: Source = kind(path, options)
+            return source
+    raise OctosimError(f"data {name} is of no known kind (known: {', '.join(KINDS)})")
+
+
+def load(
+    name: str,
+    image: str | None = None,
+    test_share: float | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """A data set by name, alias or path.
+
+    image: "HEIGHTxWIDTHxCHANNELS", to which images are brought.  test_share: of each class, put aside for testing where there
+    is no test part.  limit: training images, see `limited`.  Raises OctosimError for what is not there or cannot be trained on.
+    """
+    options = Options(parse_image(image) if image is not None else None, test_share)
+    if limit is not None and limit < 1:
+        raise OctosimError(f"--limit must be at least 1, not {limit}")
+    if is_own(name):
+        found = open_source(name, options).load(progress)
+    elif name in sets.SOURCES or name in sets.ALIASES:
+        if test_share is not None:
+            raise OctosimError(f"data set {name} has a test part; --test-share is for data without one")
+        found = sets.load(name)
+    else:
+        near = suggest(name, sets.SOURCES)
+        raise OctosimError(f"unknown data set '{name}'{near}" + ("" if "did you mean" in near else f"; {OWN}"))
+    found = found if limit is None else limited(found, limit)
+    return _at_size(found, options)
+
+
+def _at_size(found: Dataset, options: Options) -> Dataset:
+    """The data set with images of the size that is asked for; a folder's have it already."""
+    shape = found.train_images.shape[1:]
+    if options.image is None or shape == options.image:
+        return found
+    if len(shape) != 3:
+        raise OctosimError(f"--image is for images; {found.name} has vectors of {shape[0]} numbers")
+    if found.train_images.dtype != "uint8":
+        raise OctosimError(f"--image is for images of bytes; those of {found.name} are {found.train_images.dtype}")
+    images = [folders.resized(part, options.image) for part in (found.train_images, found.test_images)]
+    arrays = images[0], found.train_labels, images[1], found.test_labels
+    return replace(found, train_images=images[0], test_images=images[1], sha256=digest_of(*arrays))
