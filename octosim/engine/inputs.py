@@ -14,6 +14,8 @@ from octosim.engine.graph import InputSpec
 from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class Input:
@@ -32,7 +34,8 @@ class Input:
         if len(self.mean) != len(self.deviation):
             raise OctosimError(f"an input has {len(self.mean)} means and {len(self.deviation)} deviations, expected as many")
         for name, values in (("mean", self.mean), ("deviation", self.deviation), ("limit", (self.limit,))):
-            if not np.isfinite(np.array(values, np.float32)).all() or name != "mean" and not all(v > 0 for v in values):
+            finite = all(abs(v) <= LARGEST for v in values)  # a NaN is not
+            if not finite or name != "mean" and not all(v > 0 for v in values):
                 raise OctosimError(f"an input's {name} is {values}, expected finite numbers" + " above 0" * (name != "mean"))
 
     @property

@@ -185,10 +185,10 @@ def rebuild(
 
 def _own_data(folder: Path, content: dict[str, Any], config: Config, place: str | None) -> Dataset | None:
     """The user's own data of a run, found where they were, or at another place; None for a data set by name."""
-    if place is None and not data.is_own(config.data):
-        return None
     about, told = content.get("data"), content["decides"]["data"]
     path = about.get("path") if isinstance(about, dict) else None
+    if place is None and path is None and not data.is_own(config.data):
+        return None
     places = [place] if place is not None else [p for p in (path, config.data) if isinstance(p, str)]
     found = next((p for p in places if os.path.exists(p)), None)
     if found is None:
