@@ -15,6 +15,8 @@ from octosim.engine.nodes import Array
 from octosim.errors import OctosimError
 
 LARGEST = float(np.finfo(np.float32).max)
+LEAST = 2.0**-16
+"""Of a channel's largest magnitude: a smaller deviation would show float32's rounding of the mean."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def _limit(low: Array, high: Array, mean: Array, deviation: Array) -> float:
 def measured(images: Array, normalize: bool) -> Input:
     """The input for training images uint8 or float32 (N, ..., channels).
 
-    normalize: to mean 0 and deviation 1 in each channel of all of them; a channel of one value gets the deviation 1.
+    normalize: to mean 0 and deviation 1 in each channel of all of them; a channel of one value gets the deviation 1, no
+    other less than LEAST of its largest magnitude.
 
     Sums are float64 and in the images' order, so that the numbers are the same on every machine.
     """
@@ -116,5 +119,6 @@ def measured(images: Array, normalize: bool) -> Input:
 
     mean = average(lambda part: part).astype(np.float32).astype(np.float64)
     deviation = np.sqrt(average(lambda part: (part - mean) ** 2)).astype(np.float32).astype(np.float64)
-    deviation[deviation == 0] = 1
+    deviation = np.maximum(deviation, np.maximum(abs(low), abs(high)) * LEAST)
+    deviation[low == high] = 1
     return Input(floats, tuple(mean.tolist()), tuple(deviation.tolist()), _limit(low, high, mean, deviation))

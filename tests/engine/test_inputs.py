@@ -30,7 +30,7 @@ FLOATS = st.floats(-1e6, 1e6, width=32)
     normalize=st.booleans(),
 )
 def test_measured(images: Any, normalize: bool) -> None:
-    """Mean and deviation against exact fractions; the limit holds for what the first layer gets."""
+    """Mean and deviation against exact fractions; the limit is that of what the first layer gets."""
     source = measured(images, normalize)
     assert source.floats == (images.dtype == F) and bool(source.mean) == normalize
     if normalize:
@@ -41,9 +41,10 @@ def test_measured(images: Any, normalize: bool) -> None:
             largest = max(map(abs, values))
             assert abs(mean - exact) <= largest * Fraction(1, 2**22)
             variance = float(sum((v - exact) ** 2 for v in values) / len(values))
-            assert deviation == pytest.approx(variance**0.5 or deviation, rel=1e-5, abs=float(largest) * 2.0**-22)
+            expected = max(variance**0.5, float(largest) * 2.0**-16) if len(set(values)) > 1 else 1.0
+            assert deviation == pytest.approx(expected, rel=1e-4)
     got = source.values(images, np.empty(images.shape, F)) if not source.is_plain else images / F(255)
-    assert np.abs(got).max() <= source.limit * (1 + 1e-5) + 1e-5
+    assert np.abs(got).max() <= source.limit * (1 + 1e-5) + 0.02  # where a mean is 2^16 deviations
     assert dataclasses.asdict(source) == dataclasses.asdict(measured(images, normalize))
 
 
@@ -117,6 +118,19 @@ def test_normalization_changes_what_the_network_gets() -> None:
     assert digests[None] == digests["none"] != digests["data"]
     with pytest.raises(OctosimError, match="unknown normalization 'dta'; did you mean 'data'"):
         train.Run(train.Config(normalize="dta"))
+
+
+def test_the_input_of_a_model_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.toml"
+    path.write_text("[input]\nmean = [0.5]\ndeviation = [0.25]\n[[layers]]\nkind = 'flatten'\n[[layers]]\nkind = 'linear'\n")
+    base = train.Config(model=str(path), steps=2, batch_size=10, limit=40)
+    run = train.Run(base)
+    assert (run.source.mean, run.source.deviation, run.source.limit) == ((0.5,), (0.25,), 2.0)
+    assert train.decides(run)["input"] == run.source.describe()
+    assert train.Run(dataclasses.replace(base, normalize="none")).source.is_plain
+    assert train.Run(dataclasses.replace(base, normalize="data")).source.mean != (0.5,)
+    with pytest.raises(OctosimError, match=r"\[input\]: field 'mean' has 1 numbers, the data have 3 channels"):
+        train.Run(dataclasses.replace(base, image="8x8x3"))
 
 
 def test_niti_clips_what_is_beyond_the_limit() -> None:
