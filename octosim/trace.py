@@ -44,6 +44,7 @@ class Op:
     channels: length of the innermost axis of an elementwise operation, 0 where it does not matter.
     groups of an update: tensors that are updated one by one.
     function: of octosim's core, which makes it; "" where other software does.
+    slow: times as long as octosim's kernels would compute, by software whose kernels are generic.
     geometry: of a convolution: batch, height, width, channels, filters, kernel height and width, stride, padding.
     """
 
@@ -63,6 +64,7 @@ class Op:
     channels: int = 0
     function: str = ""
     geometry: tuple[int, ...] = ()
+    slow: float = 1.0
 
     @property
     def macs(self) -> int:

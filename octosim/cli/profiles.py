@@ -72,6 +72,25 @@ def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+@profiles_app.command("runtimes")
+def profiles_runtimes(json_: AsJson = False) -> None:
+    """Software whose kernels `octosim cost --runtime` prices.  Example: octosim profiles runtimes"""
+    from octosim import hardware
+
+    known = hardware.runtimes()
+    if json_:
+        print_json([r.model_dump(mode="json", exclude_none=True) for r in known])
+        return
+    table = Table(title="runtimes")
+    for name in ("runtime", "aliases", "engines", "fuses", "Winograd", "int8 codes", "trains"):
+        table.add_column(name)
+    for r in known:
+        trains = "yes" if r.backward or r.name == "octosim" else "no"
+        cells = ", ".join(r.aliases), ", ".join(r.engines), ", ".join(r.fuses), "yes" if r.winograd else "no", r.codes, trains
+        table.add_row(r.name, *cells)
+    out_console.print(table)
+
+
 @profiles_app.command("schema")
 def profiles_schema() -> None:
     """JSON Schema of a profile file.  Example: octosim profiles schema > profile.schema.json"""

@@ -9,6 +9,8 @@ from octosim.cost.model import (
     PADDING,
     PARAMETERS,
     SOFTWARE_SPREAD,
+    WAVE_EFFICIENCY,
+    Machine,
     OpCost,
     Prepared,
     cost_json,
@@ -25,8 +27,8 @@ from octosim.cost.model import (
 )
 
 __all__ = [
-    "ASSUMED_EFFICIENCY", "BACKWARD_SPREAD", "INTERVAL", "KINDS", "PADDING", "PARAMETERS", "SOFTWARE_SPREAD", "OpCost",
-    "Prepared", "cost_json", "factors_of", "kind_of", "path_of", "predict", "prepare", "systolic_cycles", "systolic_folds",
+    "ASSUMED_EFFICIENCY", "BACKWARD_SPREAD", "INTERVAL", "KINDS", "PADDING", "PARAMETERS", "SOFTWARE_SPREAD", "WAVE_EFFICIENCY", "Machine",
+    "OpCost", "Prepared", "cost_json", "factors_of", "kind_of", "path_of", "predict", "prepare", "systolic_cycles", "systolic_folds",
     "times", "total", "vector",
 ]  # fmt: skip
 

@@ -7,8 +7,11 @@ from typing import Any
 
 from octosim import cost
 from octosim.cost import OpCost
-from octosim.hardware import Device
+from octosim.hardware import Device, Runtime
 from octosim.trace import Op
+
+SHORT = {"int8": "INT8", "float16": "FP16", "float32": "FP32"}
+"""Types as tables name them."""
 
 PAYS = 1.05
 """INT8 counts as paid from this ratio of times on: below it the model's own noise decides."""
@@ -97,15 +100,18 @@ def fit(peak: dict[str, int], largest: dict[str, Callable[[float], int]], device
     return {"fits": fits, "advice": f"{' and '.join(missing)} {verb} not fit in {room}; {what}"}
 
 
-def time_of(ops: Sequence[Op], device: Device, threads: int | None = None) -> float:
+def time_of(ops: Sequence[Op], device: Device, threads: int | None = None, runtime: Runtime | None = None) -> float:
     """The predicted time alone, in seconds."""
-    if device.rates is not None:
-        return sum(c.time_s for c in cost.predict(ops, device, threads))
-    prepared = cost.prepare(ops, device, threads)
+    if device.rates is not None or runtime and runtime.backward:
+        return sum(c.time_s for c in cost.predict(ops, device, threads, runtime))
+    prepared = cost.prepare(ops, device, threads, runtime)
     return float(cost.times(prepared, prepared.parameters)[0].sum())
 
 
-def crossover(int8: Trace, float32: Trace, device: Device, threads: int | None = None, most: int = 1024) -> int | None:
+def crossover(
+    int8: Trace, runtime: Runtime | None, float32: Trace, runtime32: Runtime | None, device: Device,
+    threads: int | None = None, most: int = 1024,
+) -> int | None:  # fmt: skip
     """The smallest batch from which on INT8 pays (PAYS), None if it does not at `most`.
 
     Found by bisection: the gain is taken to grow with the batch, since quantizing the weights and the calls cost the same at
@@ -114,7 +120,7 @@ def crossover(int8: Trace, float32: Trace, device: Device, threads: int | None =
 
     def pays(batch: int) -> bool:
         """Whether INT8 pays at this batch; where the device cannot run float32 the question has no answer."""
-        return time_of(float32(batch), device, threads) >= PAYS * time_of(int8(batch), device, threads)
+        return time_of(float32(batch), device, threads, runtime32) >= PAYS * time_of(int8(batch), device, threads, runtime)
 
     if not pays(most):
         return None

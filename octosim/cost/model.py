@@ -15,13 +15,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from octosim.errors import OctosimError
-from octosim.hardware import DTYPES, Device, Dtype, Engine, efficiency, rates
+from octosim.hardware import DTYPES, Device, Dtype, Engine, Runtime, efficiency, rates
 from octosim.hardware.efficiency import Factors
 from octosim.trace import DTYPE_BYTES, Op
 
@@ -43,11 +44,31 @@ the same library differs by about so much on the same board (docs/validation.md)
 BACKWARD_SPREAD = 0.3
 """The same, in addition, for passes other than forward: no factor was fitted to training."""
 
+BORROWED_SPREAD = 0.2
+"""The same, in addition, where a core has factors in float16 alone and they stand for float32."""
+
+WAVE_EFFICIENCY = 0.5
+"""Achieved / peak of a GPU's full waves of output tiles where a profile states none: the median of those that profiles state."""
+
+TILES, SPLITS = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32)), (1, 4)
+"""Rows and columns of output tiles that a GPU's kernels choose among (CUTLASS' threadblocks), and splits of the reduction."""
+
+L2_BYTES = 40.0
+"""Bytes a clock that one multiprocessor gets from L2: 5120 for the 108 of an A100 (NVIDIA's white paper), most of them reached."""
+
+TILE_CLOCKS = 600.0
+"""Clocks in which a tile computes nothing: the first operands come from memory and the sums go back."""
+
+GPU_DEPTHWISE = 0.25
+"""Share of a GPU's float32 peak that depthwise convolutions reach where memory does not bind: loads and index arithmetic."""
+
 INTERVAL = 1.2816
 """Standard deviations each way: the interval holds 80 % of a normal distribution."""
 
 KINDS = ("conv3x3", "conv", "pointwise", "depthwise", "linear", "elementwise")
 """Kinds of operation with a factor each; the first three are matrix products to the processor."""
+
+DEPTHWISE, LINEAR, ELEMENTWISE = 3, 4, 5  # places in KINDS
 
 PARAMETERS = (
     *KINDS, "bandwidth", "cache", "k_half", "serial", "in_order", "exposed", "overhead_us", "fork_us",
@@ -84,6 +105,7 @@ class OpCost:
     measured rates.
     dtype_used: the arithmetic that runs on the device; wider than op.dtype where it has no such units (see note).
     spread: standard deviation of ln(real / predicted).
+    share: of the engine's units that work.
     """
 
     op: Op
@@ -95,24 +117,40 @@ class OpCost:
     dtype_used: str
     note: str
     spread: float = ASSUMED_SPREAD
+    share: float = 1.0
 
 
-def predict(ops: Iterable[Op], device: Device, threads: int | None = None) -> list[OpCost]:
+def predict(
+    ops: Iterable[Op], device: Device, threads: int | None = None, runtime: Runtime | None = None
+) -> list[OpCost]:
     """The cost of each operation, in order.  threads: cores that work at once; all of an engine's if not given.
 
+    runtime: whose kernels run; octosim's plan and the factors fitted to the core if not given.
     Raises OctosimError when no engine of the device can run an operation (its dtype or a wider one, its pass).
     """
-    if device.rates is not None:
+    if device.rates is not None and (runtime is None or runtime.name == "octosim"):
         return [_measured(op, device, threads) for op in ops]
-    prepared = prepare(ops, device, threads)
+    prepared = prepare(ops, device, threads, runtime)
+    training = any(op.pass_ != "forward" for op in prepared.ops)
     time, compute, memory, overhead = times(prepared, prepared.parameters)
     slowest = np.stack([compute, memory, overhead]).argmax(axis=0) if len(time) else []
     return [
-        OpCost(op, t, c, m, o, BOUNDS[b], run.dtype, run.note, _spread(op, run))
-        for op, run, t, c, m, o, b in zip(
-            prepared.ops, prepared.runs, *(x.tolist() for x in (time, compute, memory, overhead)), slowest, strict=True
+        OpCost(
+            op, t, c, m, o, BOUNDS[b], run.dtype, run.note, _spread(op, run, runtime, training), cores / run.engine.units.value
         )
-    ]
+        for op, run, t, c, m, o, b, cores in zip(
+            prepared.ops, prepared.runs, *(x.tolist() for x in (time, compute, memory, overhead)), slowest,
+            prepared.cores.tolist(), strict=True,
+        )  # fmt: skip
+    ] + ([_step(runtime)] if runtime and runtime.backward and training else [])
+
+
+def _step(runtime: Runtime) -> OpCost:
+    """What a framework adds to a training step, whatever its size."""
+    assert runtime.backward
+    seconds = runtime.backward.step_ms.value * 1e-3
+    op = Op("step", "update", "update", runtime.name, (0,), "float32", 0, 0)
+    return OpCost(op, seconds, 0.0, 0.0, seconds, "overhead", "float32", "", runtime.backward.spread.value)
 
 
 def _measured(op: Op, device: Device, threads: int | None) -> OpCost:
@@ -129,21 +167,30 @@ def _measured(op: Op, device: Device, threads: int | None) -> OpCost:
 
 
 def total(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None) -> dict[str, Any]:
-    """Sums over the operations: time_s, its interval, energy_j, peak_bytes, macs, bytes, training.
+    """Sums over the operations: time_s, its interval, energy_j, energy_is, peak_bytes, macs, bytes, training.
 
     time_low_s, time_high_s: the interval that should hold the real time four times in five.
-    energy_j: busy power x time, None where the profile has no busy power.  An upper bound: the busy power is that of
-    the whole board at full load, or the module's budget.
+    energy_j: idle power x time + (busy - idle) power x time x the share of the engine's units that work; None where the profile
+        has no busy power.  Without an idle power all of the busy power counts.
+    energy_is: "estimate"; "at most" where the idle power is unknown; "by budget" where the busy power is a module's budget,
+        which a board with its supply exceeds or does not reach.
     peak_bytes: passed through; the trace does not hold it.
     training: whether training on the device is supported or hypothetical, and why.
     """
     time_s = sum(cost.time_s for cost in costs)
     spread = sum(cost.time_s * cost.spread for cost in costs) / time_s if time_s else 0.0
+    busy_s = sum(cost.time_s * cost.share for cost in costs)
+    idle = device.power.idle_w.value if device.power.idle_w else None
+    energy = None
+    known = "by budget" if device.power.budget else "at most" if idle is None else "estimate"
+    if device.busy_w is not None:
+        energy = device.busy_w * time_s if idle is None else idle * time_s + max(0.0, device.busy_w - idle) * busy_s
     return {
         "time_s": time_s,
         "time_low_s": time_s * math.exp(-INTERVAL * spread),
         "time_high_s": time_s * math.exp(INTERVAL * spread),
-        "energy_j": None if device.busy_w is None else device.busy_w * time_s,
+        "energy_j": energy,
+        "energy_is": None if energy is None else known,
         "peak_bytes": peak_bytes,
         "macs": sum(cost.op.macs for cost in costs),
         "bytes": sum(cost.op.bytes for cost in costs),
@@ -170,6 +217,9 @@ def cost_json(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = 
     notes = list(dict.fromkeys(cost.note for cost in costs if cost.note))
     if device.memory.bandwidth_sustained_gb_s is None:
         notes.append(f"{device.name} has no known memory bandwidth: traffic costs no time")
+    if any(engine.dataflow for engine in device.engines):
+        notes.append(f"{device.name} streams images through all layers at once: the time is 1 / throughput; the latency of one "
+                     "image is longer and is not predicted")  # fmt: skip
     return {"device": device.name, "total": total(costs, device, peak_bytes), "notes": notes, "layers": layers}
 
 
@@ -209,11 +259,25 @@ def path_of(engine: Engine, dtype: Dtype) -> str:
 
 
 def factors_of(device: Device, engine: Engine, dtype: Dtype) -> Factors | None:
-    """The profile's own factors, else those shipped for the device's name, else the pool's; None where there are none."""
+    """The profile's own factors, else those shipped for the device's name, else the pool's; None where there are none.
+
+    A core whose float16 was measured and whose float32 was not takes its own float16 factors: those of the pool are of other
+    cores, most of them in-order.  Shares of a peak and bytes a clock do not depend on the type.
+    """
     path = path_of(engine, dtype)
     known = efficiency.shipped()
-    rows: tuple[Mapping[Any, Factors], ...] = (device.calibration, known.get(device.name, {}), known["pool"])
-    return next((row[path] for row in rows if path in row), None)
+    own = device.calibration, known.get(device.name, {})
+    found = next((row[path] for row in own if path in row), None)  # type: ignore[index]
+    if found is None and path == "float32" and "float16" in engine.macs_per_clock.given():
+        found = next((row["float16"] for row in (*own, known["pool"]) if "float16" in row), None)
+        return found and found.model_copy(update={"spread": math.hypot(found.spread, BORROWED_SPREAD)})
+    return found if found is not None else known["pool"].get(path)
+
+
+def with_kernels(factors: Factors, path: str, runtime: Runtime | None) -> Factors:
+    """The factors with what the runtime's kernels reach in place of what those of the fit reached."""
+    kernels = runtime.kernels.get(path) if runtime else None  # type: ignore[call-overload]
+    return factors.model_copy(update=kernels.given()) if kernels else factors
 
 
 def is_in_order(engine: Engine, device: Device) -> bool:
@@ -222,29 +286,35 @@ def is_in_order(engine: Engine, device: Device) -> bool:
     return bool(names) and set(names) <= IN_ORDER
 
 
-def _engines(op: Op, device: Device) -> list[Engine]:
-    """The engines that can run the pass of `op`; never empty."""
-    engines = [engine for engine in device.engines if engine.trains or op.pass_ == "forward"]
+def _engines(pass_: str, layer: str, device: Device) -> list[Engine]:
+    """The engines that can run a pass; never empty."""
+    engines = [engine for engine in device.engines if engine.trains or pass_ == "forward"]
     if not engines:
         raise OctosimError(
-            f"profile {device.name}: no engine has trains = true, so the pass {op.pass_} of layer {op.layer} cannot run there; "
+            f"profile {device.name}: no engine has trains = true, so the pass {pass_} of layer {layer} cannot run there; "
             "only its inference can be priced (--inference)"
         )
     return engines
 
 
-def _run(op: Op, device: Device) -> Run:
+def _run(op: Op, device: Device, runtime: Runtime | None = None) -> Run:
     """A product runs on the fastest engine with op.dtype, else on the fastest with a wider dtype.
 
     INT8 products without INT8 units run in float32: float16 (at most 65504) holds the sum of no more than four of them.  INT16
-    products always do: profiles know no units for them.
+    products always do: profiles know no units for them.  A GPU's depthwise convolutions run on its float32 cores, whatever the
+    type: tensor cores take matrix products.
     """
-    engines = _engines(op, device)
+    engines = _engines(op.pass_, op.layer, device)
+
+    def factors(engine: Engine, dtype: Dtype) -> Factors | None:
+        found = factors_of(device, engine, dtype)
+        return found and with_kernels(found, path_of(engine, dtype), runtime)
+
     if op.kind != "gemm":
         engine = max(engines, key=lambda e: e.elements_s())
         has = engine.macs_per_clock.given()
         width = next((d for d in DTYPES if d == op.dtype and d in has), "float32")
-        return Run(engine, op.dtype, path_of(engine, width), factors_of(device, engine, width))  # type: ignore[arg-type]
+        return Run(engine, op.dtype, path_of(engine, width), factors(engine, width))  # type: ignore[arg-type]
     if op.dtype not in (*DTYPES, "int16"):
         raise OctosimError(
             f"layer {op.layer}: a matrix product in {op.dtype!r} has no price, expected one of {', '.join(DTYPES)}"
@@ -253,32 +323,125 @@ def _run(op: Op, device: Device) -> Run:
     for dtype in order.get(op.dtype, ("float32",)):
         engine = max(engines, key=lambda e: e.rate_mac_s(dtype, ASSUMED_EFFICIENCY))
         if engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY):
-            factors = factors_of(device, engine, dtype)
+            own = factors(engine, dtype)
             notes = []
             if dtype != op.dtype:
                 notes.append(f"{device.name} has no {op.dtype} units for this pass: runs in {dtype}")
-            if engine.efficiency(dtype) is None and factors is None:
-                notes.append(f"{device.name}: efficiency of {engine.name} in {dtype} unknown, {ASSUMED_EFFICIENCY} assumed")
-            return Run(engine, dtype, path_of(engine, dtype), factors, "; ".join(notes))
+            if engine.efficiency(dtype) is None and own is None:
+                assumed = _efficiency(engine, dtype)
+                notes.append(f"{device.name}: efficiency of {engine.name} in {dtype} unknown, {assumed} assumed")
+            if kind_of(op) == "depthwise" and engine.multiprocessors:
+                cores = max((e for e in engines if e.multiprocessors), key=lambda e: e.peak_mac_s("float32"))
+                engine = cores if cores.peak_mac_s("float32") else engine
+            return Run(engine, dtype, path_of(engine, dtype), own, "; ".join(notes))
     raise OctosimError(
         f"profile {device.name}: no engine computes {op.dtype} or a wider type, which the pass "
         f"{op.pass_} of layer {op.layer} needs"
     )
 
 
+def _efficiency(engine: Engine, dtype: Dtype) -> float:
+    """Achieved / peak of an engine without factors."""
+    stated = engine.efficiency(dtype)
+    if stated is not None:
+        return stated
+    return WAVE_EFFICIENCY if engine.multiprocessors else ASSUMED_EFFICIENCY
+
+
 # ---- what an operation takes, as arrays over operations --------------------------------------------------
+
+GEOMETRY = (
+    "kind", "code", "m", "k", "n", "groups", "macs", "elements", "bytes", "inputs", "writes", "weights", "area", "winograd",
+    "size", "forward", "slow",
+)  # fmt: skip
+"""Columns of a network at one batch: what does not depend on the device.  code: of the class that decides the engine."""
+
+MACHINE = (
+    "clock", "peak", "cores", "units", "factored", "width", "bandwidth", "cache", "in_order", "tile_m", "tile_n", "tile_k",
+    "rows", "columns", "sms", "depthwise_rate", "dataflow",
+)  # fmt: skip
+"""Columns of a class of operations on a device with a number of threads."""
+
+_TYPES = ("int8", "int16", "float16", "float32", "int32")
+
+
+def geometry(ops: Sequence[Op]) -> Array:
+    """[GEOMETRY][operation]."""
+    rows = []
+    for op in ops:
+        kind = KINDS.index(kind_of(op))
+        gemm = op.kind == "gemm"
+        m, k, n = op.shape if gemm else (op.shape[0], 0, 0)
+        types = _TYPES.index(op.dtype) if op.dtype in _TYPES else len(_TYPES)
+        code = (0 if not gemm else 2 if kind == DEPTHWISE else 1) * 16 + 2 * types + (op.pass_ == "forward")
+        rows.append((
+            kind, code, m, k, n, op.groups, op.macs, op.elements, op.bytes, op.reads - op.weights, op.writes, op.weights,
+            op.kernel[0] * op.kernel[1], op.algorithm == "winograd", DTYPE_BYTES.get(op.dtype, 4), op.pass_ == "forward",
+            op.slow,
+        ))  # fmt: skip
+    return np.array(rows, float).reshape(len(rows), len(GEOMETRY)).T
+
+
+@dataclass
+class Machine:
+    """A device with a runtime and a number of threads: how each class of operations runs there, found when first asked for."""
+
+    device: Device
+    runtime: Runtime | None = None
+    threads: int | None = None
+    training: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise OctosimError(f"threads must be at least 1, not {self.threads}")
+        self.runs: dict[int, Run] = {}
+        self._rows: dict[int, tuple[float, ...]] = {}
+        self._factors: dict[int, Array] = {}
+
+    def add(self, codes: Sequence[int], ops: Sequence[Op]) -> None:
+        """Finds how the classes of these operations run; OctosimError where one cannot."""
+        for code, op in zip(codes, ops, strict=True):
+            if code not in self.runs:
+                run = _run(op, self.device, self.runtime)
+                self.runs[code] = run
+                self._rows[code] = self._row(run)
+                self._factors[code] = _parameters(run, self.device, self.runtime, self.training)
+
+    def tables(self, codes: Array) -> tuple[Array, Array]:
+        """([MACHINE][operation], [operation][PARAMETERS])."""
+        distinct, at = np.unique(codes.astype(int), return_inverse=True)
+        rows = np.array([self._rows[code] for code in distinct.tolist()], float).reshape(len(distinct), len(MACHINE))
+        factors = np.array([self._factors[code] for code in distinct.tolist()]).reshape(len(distinct), len(PARAMETERS))
+        return rows[at].T, factors[at]
+
+    def _row(self, run: Run) -> tuple[float, ...]:
+        engine, device = run.engine, self.device
+        units = engine.units.value
+        cores = units if self.threads is None else min(self.threads, units)
+        tile, array, sms = engine.tile, engine.array, engine.multiprocessors
+        clock = engine.clock_ghz.value * 1e9
+        has = engine.macs_per_clock.given()
+        used = run.dtype if run.dtype in has else "float32"
+        float32 = max((e.peak_mac_s("float32") for e in device.engines if e.multiprocessors), default=0.0)
+        return (
+            clock, clock * has.get(used, 1.0), cores, units, run.factors is not None, DTYPE_BYTES.get(run.dtype, 4),
+            _bandwidth(device, cores if run.factors else 1), _last_level(device, cores if run.factors else units),
+            is_in_order(engine, device), tile.m.value if tile else 1, tile.n.value if tile else 1,
+            tile.k_bytes.value / DTYPE_BYTES.get(run.dtype, 4) if tile else 1, array.rows.value if array else 0,
+            array.columns.value if array else 0, sms.value if sms else 0, float32, engine.dataflow,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Operations with all that does not depend on efficiency factors; a row an operation.
+    """Operations with all that does not depend on efficiency factors; arrays end in an axis of operations.
 
     Of a CPU core with factors `work` of an elementwise operation is bytes, else elements.
     """
 
     ops: list[Op]
     runs: list[Run]
-    parameters: Array  # [operation][PARAMETERS]
+    parameters: Array  # [...][operation][PARAMETERS]
     kind: Array  # index in KINDS
     work: Array  # multiply-accumulates that are really computed; of elementwise operations bytes or elements
     clock: Array  # a core's clock, in Hz
@@ -295,54 +458,100 @@ class Prepared:
     bandwidth: Array  # of main memory, bytes a second
 
 
-def prepare(ops: Iterable[Op], device: Device, threads: int | None = None) -> Prepared:
+def prepare(
+    ops: Iterable[Op], device: Device, threads: int | None = None, runtime: Runtime | None = None
+) -> Prepared:
     """The operations of one network on one device."""
     ops = list(ops)
-    if threads is not None and threads < 1:
-        raise OctosimError(f"threads must be at least 1, not {threads}")
-    runs: list[Run] = []
-    chosen: dict[tuple[bool, str, bool], Run] = {}
-    for op in ops:
-        key = (op.kind == "gemm", op.dtype, op.pass_ != "forward")
-        if key not in chosen:
-            chosen[key] = _run(op, device)
-        runs.append(chosen[key])
-    resident = sum(_weights(op, run) for op, run in zip(ops, runs, strict=True) if op.pass_ == "forward")
-    caches = {t: _last_level(device, t) for t in {_cores(run, threads) for run in chosen.values()}}
-    in_order = {id(run): is_in_order(run.engine, device) for run in chosen.values()}
-    parameters = {id(run): _parameters(run, device) for run in chosen.values()}
-    rows = [
-        _row(op, run, _cores(run, threads), caches[_cores(run, threads)], resident) for op, run in zip(ops, runs, strict=True)
-    ]
-    table = np.array(rows, float).reshape(len(ops), 11)
-    kind, work, rate, cores, share, fill, k, weights, other, weights_miss, other_miss = table.T
+    machine = Machine(device, runtime, threads, any(op.pass_ != "forward" for op in ops))
+    columns = geometry(ops)
+    codes = columns[GEOMETRY.index("code")]
+    machine.add(codes.astype(int).tolist(), ops)
+    rows, factors = machine.tables(codes)
+    runs = [machine.runs[code] for code in codes.astype(int).tolist()]
+    return _prepared(columns, rows, factors, bool(runtime is None or runtime.border), ops, runs)
+
+
+def _prepared(
+    columns: Array, rows: Array, factors: Array, border: bool, ops: list[Op] | None = None, runs: list[Run] | None = None
+) -> Prepared:
+    """columns [GEOMETRY][...], rows [MACHINE][...], factors [...][PARAMETERS]: leading axes broadcast."""
+    g = dict(zip(GEOMETRY, columns, strict=True))
+    d = dict(zip(MACHINE, rows, strict=True))
+    factored, elementwise = d["factored"] > 0, g["kind"] == ELEMENTWISE
+    depthwise, winograd = g["kind"] == DEPTHWISE, (g["winograd"] > 0) & factored
+    wide = np.where(winograd & (d["width"] == 1), float(WINOGRAD_CODES), 1.0)
+    weights = g["weights"] * np.where(winograd, WINOGRAD_WEIGHTS * wide, 1.0)
+    other = g["inputs"] + g["writes"]
+    transformed = np.where(winograd, 2 * WINOGRAD_VALUES * (g["inputs"] * wide + g["writes"]), 0.0)
+    copied = np.where(factored & (g["area"] > 1), PADDING * g["inputs"], 0.0) if border else 0.0
+    other = other + transformed + copied
+    resident = (weights * g["forward"]).sum(axis=-1, keepdims=True)
+    cached = factored | (d["sms"] > 0)
+    weights_miss = np.where(cached, _missed(resident, d["cache"]), 1.0)
+    other_miss = np.where(cached, _missed(other, d["cache"]), 1.0)
+    m, k, n, macs = g["m"], g["k"], g["n"], g["macs"]
+    # elementwise work
+    moved = np.maximum(g["bytes"], 2 * g["elements"] * g["size"])
+    work = np.where(elementwise, np.where(factored, moved, g["elements"]), macs)
+    rate = np.where(elementwise, d["clock"], d["peak"])
+    blocks = np.where(depthwise, np.ceil(g["groups"] / LANES), np.ceil(m / TASK) * np.ceil(n / TASK) * g["groups"])
+    tasks = np.where(elementwise, np.ceil(g["elements"] / (LANES * TASK * TASK)), blocks)
+    share = np.where(factored & (tasks > 0), tasks / np.maximum(1, np.ceil(tasks / d["cores"]) * d["cores"]), 1.0)
+    dense = ~elementwise & ~depthwise & (g["kind"] != LINEAR)
+    fill = np.where(factored & dense, _filled(m, LANES) * _filled(n, LANES), 1.0)
+    reduction = np.where(factored & dense, k, 0.0)
+    side = _filled(np.sqrt(m), WINOGRAD_TILE) ** 2  # one square image
+    work = work * g["slow"]
+    work = np.where(winograd, work / (WINOGRAD_SAVES * np.where(side > 0, side, 1.0)), work)
+    if not factored.all():
+        product = ~elementwise & ~factored
+        block = _filled(m, d["tile_m"]) * _filled(n, d["tile_n"]) * _filled(k, d["tile_k"])
+        fill = np.where(product, block, fill)
+        if (d["rows"] > 0).any():
+            array = product & (d["rows"] > 0)
+            r, c = np.maximum(d["rows"], 1), np.maximum(d["columns"], 1)
+            cycles = np.ceil(k / r) * np.ceil(n / c) * (r + m + r - 1 + c - 1)
+            fill = np.where(array, m * k * n / np.maximum(1, r * c * cycles), fill)
+        if (d["sms"] > 0).any():
+            fill = np.where(product & (d["sms"] > 0) & ~depthwise, _waves(g, d), fill)
+            slow = product & (d["sms"] > 0) & depthwise
+            fill = np.where(slow, GPU_DEPTHWISE * d["depthwise_rate"] / np.maximum(1.0, rate * d["cores"]), fill)
+        fill = np.where(d["dataflow"] > 0, 1.0, fill)
+    shape = np.broadcast_shapes(work.shape, rate.shape)
+    spread = partial(np.broadcast_to, shape=shape)
     return Prepared(
-        ops=ops,
-        runs=runs,
-        parameters=np.array([parameters[id(run)] for run in runs], float).reshape(len(ops), len(PARAMETERS)),
-        kind=kind.astype(int),
-        work=work,
-        clock=np.array([run.engine.clock_ghz.value * 1e9 for run in runs]),
-        rate=rate,
-        cores=cores,
-        share=share,
-        fill=fill,
-        k=k,
-        in_order=np.array([in_order[id(run)] for run in runs], bool),
-        weights=weights,
-        other=other,
-        weights_miss=weights_miss,
-        other_miss=other_miss,
-        bandwidth=np.array([_bandwidth(device, _cores(run, threads) if run.factors else 1) for run in runs], float),
-    )
+        ops or [], runs or [], factors, spread(g["kind"].astype(int)), spread(work), spread(d["clock"]), spread(rate),
+        spread(d["cores"]), spread(share), spread(fill), spread(reduction), spread(d["in_order"] > 0), spread(weights),
+        spread(other), spread(weights_miss), spread(other_miss), spread(d["bandwidth"]),
+    )  # fmt: skip
+
+
+def _waves(g: Mapping[str, Array], d: Mapping[str, Array]) -> Array:
+    """Share of a GPU's peak that whole waves of output tiles leave a product, with the best of TILES and SPLITS."""
+    sms = np.maximum(d["sms"], 1)
+    rate = d["peak"] * d["cores"] / d["clock"] / sms  # MACs a clock of one multiprocessor
+    best: Array | float = np.inf
+    for rows, columns in TILES:
+        tiles = np.ceil(g["m"] / rows) * np.ceil(g["n"] / columns) * g["groups"]
+        traffic = (rows + columns) * d["width"] / L2_BYTES  # clocks for a column of both operands
+        step = np.maximum(rows * columns / np.maximum(rate, 1e-9), traffic)
+        for split in SPLITS:
+            length = np.ceil(np.maximum(g["k"], 1) / split)
+            waves = np.ceil(tiles * split / sms)
+            sums = 0.0 if split == 1 else 8.0 * split * g["m"] * g["n"] * g["groups"] / (L2_BYTES * sms)
+            best = np.minimum(best, waves * (step * length + TILE_CLOCKS) + sums)
+    ideal = g["macs"] / np.maximum(rate * sms, 1e-9)
+    return np.divide(ideal, best, out=np.ones(np.shape(best)), where=np.broadcast_to(g["macs"] > 0, np.shape(best)))
 
 
 def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
-    """(time, compute, memory, overhead) of each operation in seconds; parameters [operation][PARAMETERS]."""
-    at = {name: parameters[:, i] for i, name in enumerate(PARAMETERS)}
-    own = parameters[np.arange(len(p.kind)), p.kind]
+    """(time, compute, memory, overhead) of each operation in seconds; parameters [...][operation][PARAMETERS]."""
+    at = {name: parameters[..., i] for i, name in enumerate(PARAMETERS)}
+    own = np.take_along_axis(parameters, p.kind[..., None] if parameters.ndim == p.kind.ndim + 1 else
+                             np.broadcast_to(p.kind, parameters.shape[:-1])[..., None], axis=-1)[..., 0]  # fmt: skip
     working = p.cores / (1 + at["serial"] * (p.cores - 1)) * p.share * np.where(p.in_order, at["in_order"], 1.0)
-    reduction = np.divide(p.k, p.k + at["k_half"], out=np.ones(len(p.k)), where=p.k > 0)
+    reduction = np.divide(p.k, p.k + at["k_half"], out=np.ones(p.k.shape), where=p.k > 0)
     compute = p.work / (p.rate * own * working * p.fill * reduction)
     main = p.bandwidth * at["bandwidth"]
     cache = at["cache"] * p.clock
@@ -353,8 +562,16 @@ def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
     return overhead + np.maximum(compute, memory) + at["exposed"] * hidden, compute, memory, overhead
 
 
-def _spread(op: Op, run: Run) -> float:
-    own = math.hypot(run.factors.spread, SOFTWARE_SPREAD) if run.factors else ASSUMED_SPREAD
+def _spread(op: Op, run: Run, runtime: Runtime | None, training: bool) -> float:
+    if training and runtime and runtime.backward:
+        return runtime.backward.spread.value
+    own = ASSUMED_SPREAD
+    if run.factors:
+        kernels = runtime.kernels.get(run.path) if runtime else None  # type: ignore[call-overload]
+        if kernels and kernels.spread:
+            own = kernels.spread.value
+        else:
+            own = math.hypot(run.factors.spread, runtime.spread if runtime else SOFTWARE_SPREAD)
     return own if op.pass_ == "forward" else math.hypot(own, BACKWARD_SPREAD)
 
 
@@ -363,26 +580,23 @@ def vector(factors: Factors) -> Array:
     return np.array([getattr(factors, name) for name in PARAMETERS], float)
 
 
-def _cores(run: Run, threads: int | None) -> int:
-    return run.engine.units.value if threads is None else min(threads, run.engine.units.value)
-
-
-def _parameters(run: Run, device: Device) -> Array:
+def _parameters(run: Run, device: Device, runtime: Runtime | None, training: bool) -> Array:
     """The factors, or without them the profile's one efficiency: no cache, no loss with threads, all memory time hidden."""
+    backward = runtime.backward if runtime and training else None
     if run.factors:
-        return vector(run.factors)
-    gemm = run.engine.efficiency(run.dtype) or ASSUMED_EFFICIENCY if run.dtype in DTYPES else 1.0
-    elementwise = run.engine.elementwise_per_clock
+        made = vector(run.factors)
+        if backward:
+            made[[PARAMETERS.index("overhead_us"), PARAMETERS.index("fork_us")]] = backward.call_us.value, 0.0
+        return made
+    gemm = _efficiency(run.engine, run.dtype) if run.dtype in DTYPES else 1.0
+    elementwise, sms = run.engine.elementwise_per_clock, run.engine.multiprocessors
     row = dict.fromkeys(PARAMETERS, 0.0) | dict.fromkeys(KINDS, gemm)
     row |= {"elementwise": elementwise.value if elementwise else math.inf, "bandwidth": 1.0, "cache": math.inf, "in_order": 1.0}
-    row["overhead_us"] = device.overhead_us.value
+    if sms:
+        row |= {"depthwise": 1.0, "cache": L2_BYTES * sms.value}
+    called = backward.call_us if backward else runtime.call_us if runtime and run.engine.kind != "cpu" else None
+    row["overhead_us"] = 0.0 if run.engine.dataflow else called.value if called else device.overhead_us.value
     return np.array([row[name] for name in PARAMETERS])
-
-
-def _weights(op: Op, run: Run) -> int:
-    if not run.factors or op.algorithm != "winograd":
-        return op.weights
-    return op.weights * WINOGRAD_WEIGHTS * (WINOGRAD_CODES if run.dtype == "int8" else 1)
 
 
 def _bandwidth(device: Device, threads: int) -> float:
@@ -401,55 +615,14 @@ def _last_level(device: Device, threads: int) -> float:
     return max(sizes)
 
 
-def _row(op: Op, run: Run, cores: int, cache: float, resident: float) -> tuple[float, ...]:
-    """kind, work, rate, cores, share, fill, k, weights, other, weights_miss, other_miss of one operation."""
-    kind = kind_of(op)
-    clock = run.engine.clock_ghz.value * 1e9
-    if kind == "elementwise":
-        work = float(max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4)) if run.factors else op.elements)
-        tasks = math.ceil(op.elements / (LANES * TASK * TASK)) if run.factors else 0
-        return KINDS.index(kind), work, clock, cores, _even(tasks, cores), 1.0, 0.0, *_traffic(op, run, cache, resident)
-    m, k, n = op.shape
-    rate = clock * run.engine.macs_per_clock.given()[run.dtype]
-    fill, tasks, reduction, work = 1.0, 0, 0.0, float(op.macs)
-    if run.factors:
-        tasks = math.ceil(m / TASK) * math.ceil(n / TASK) * op.groups
-        if kind == "depthwise":
-            tasks = math.ceil(op.groups / LANES)
-        elif kind != "linear":
-            fill, reduction = _filled(m, LANES) * _filled(n, LANES), float(k)
-        if op.algorithm == "winograd":
-            work /= WINOGRAD_SAVES * _filled(math.sqrt(m), WINOGRAD_TILE) ** 2  # one square image
-    elif run.engine.array:
-        rows, columns = run.engine.array.rows.value, run.engine.array.columns.value
-        fill = m * k * n / (rows * columns * systolic_cycles(m, k, n, rows, columns))
-    elif run.engine.tile:
-        tile = run.engine.tile
-        fill = _filled(m, tile.m.value) * _filled(n, tile.n.value) * _filled(k * DTYPE_BYTES[run.dtype], tile.k_bytes.value)
-    return KINDS.index(kind), work, rate, cores, _even(tasks, cores), fill, reduction, *_traffic(op, run, cache, resident)
-
-
-def _traffic(op: Op, run: Run, cache: float, resident: float) -> tuple[float, float, float, float]:
-    """(bytes of weights, bytes of activations, share of each that main memory delivers)."""
-    if not run.factors:
-        return op.weights, op.bytes - op.weights, 1.0, 1.0
-    inputs = op.reads - op.weights
-    other = float(inputs + op.writes)
-    if op.algorithm == "winograd":
-        other += 2 * WINOGRAD_VALUES * (inputs * (WINOGRAD_CODES if run.dtype == "int8" else 1) + op.writes)
-    if op.kernel[0] * op.kernel[1] > 1:
-        other += PADDING * inputs
-    return _weights(op, run), other, _missed(resident, cache), _missed(other, cache)
-
-
-def _missed(working_set: float, cache: float) -> float:
+def _missed(working_set: Array, cache: Array) -> Array:
     """The share of a working set that a cache cannot hold."""
-    return max(0.0, 1 - CACHE_SHARE * cache / working_set) if working_set else 0.0
+    return np.where(working_set > 0, np.maximum(0.0, 1 - CACHE_SHARE * cache / np.maximum(working_set, 1e-9)), 0.0)
 
 
-def _filled(size: float, tile: int) -> float:
+def _filled(size: Array, tile: Array | float) -> Array:
     """The share of the tiles along one side that is not padding."""
-    return size / (math.ceil(size / tile) * tile)
+    return np.where(size > 0, size / np.maximum(1e-9, np.ceil(size / tile) * tile), 1.0)
 
 
 def systolic_cycles(m: int, k: int, n: int, rows: int, columns: int) -> int:
@@ -466,8 +639,3 @@ def systolic_cycles(m: int, k: int, n: int, rows: int, columns: int) -> int:
 def systolic_folds(k: int, n: int, rows: int, columns: int) -> int:
     """How many times such an array is loaded with weights."""
     return math.ceil(k / rows) * math.ceil(n / columns)
-
-
-def _even(tasks: int, cores: int) -> float:
-    """The share of the cores' time that equal tasks fill."""
-    return tasks / (math.ceil(tasks / cores) * cores) if tasks else 1.0

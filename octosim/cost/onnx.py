@@ -6,6 +6,7 @@ Training keeps every operation and adds its gradients; the loss is not in an ONN
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ ONNX_BYTES = 2 << 30
 """Of a file: protobuf reads no larger message."""
 
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
-FOLDED = {"BatchNormalization", "Relu", "Clip", "LeakyRelu"}
-"""What disappears in a product before it, in inference; an addition or multiplication of a constant does as well."""
+FUSES = {"BatchNormalization": "norm", "Relu": "activation", "Clip": "activation", "LeakyRelu": "activation"}
+"""What disappears in a product before it where the runtime fuses it, in inference; an addition or multiplication of a constant
+counts as "norm", of a tensor that is there already as "add"."""
 FREE = {
     "Cast", "CastLike", "Constant", "ConstantOfShape", "Dropout", "Flatten", "Identity", "Range", "Reshape", "Shape", "Size",
     "Squeeze", "Unsqueeze",
@@ -57,6 +59,9 @@ class _Graph:
     inference: bool
     dtype: str
     float_dtype: str
+    fuses: frozenset[str] = frozenset({"norm", "activation"})
+    winograd: bool = True
+    ready: set[str] = field(default_factory=set)  # tensors that earlier nodes have written
     codes: set[str] = field(default_factory=set)  # tensors that exist as int8 codes
     gradients: set[str] = field(default_factory=set)  # tensors whose gradient a training step needs
 
@@ -75,17 +80,22 @@ def ops(
     float_dtype: str | None = None,
     inference: bool = True,
     lenient: bool = False,
+    fuses: Iterable[str] = ("norm", "activation"),
+    winograd: bool = True,
 ) -> list[Op]:
     """The operations of one inference or training step of an ONNX model, in the order of its nodes.
 
     batch: for a symbolic first dimension of the inputs; 1 if not given.  dtype: of the products; float_dtype: of all else,
     float32 beside int8 if not given, or "int8" where everything stays in codes (inference compiled for an accelerator).
+    fuses, winograd: what the runtime does in inference (octosim.hardware.Runtime).
     lenient: operators without a price count as memory traffic, instead of an error.
     """
     model = load(path, batch)
     if float_dtype is None:
         float_dtype = "float32" if dtype == "int8" else dtype
     graph = _read(model, inference, dtype, float_dtype, path)
+    graph.fuses, graph.winograd = frozenset(fuses), winograd
+    graph.ready = {value.name for value in model.graph.input}
     found: list[Op] = []
     folded: set[str] = set()
     for index, node in enumerate(model.graph.node):
@@ -99,14 +109,15 @@ def ops(
         small = node.op_type not in PRODUCTS and all(
             name in graph.integers and graph.elements_of([name]) <= SHAPE_ARITHMETIC for name in outputs
         )
+        graph.ready.update(outputs)
         if outputs and outputs[0] in folded or node.op_type in FREE or small:
             graph.codes.update(outputs if node.input and node.input[0] in graph.codes else [])
             continue
         layer = node.name or f"{node.op_type.lower()}{index}"
         _shapes_known(graph, node, layer, path, lenient)
         if node.op_type in PRODUCTS:
-            last = _fold(graph, outputs[0], folded) if inference else outputs[0]
-            found += _product(graph, node, layer, last)
+            last, more = _fold(graph, outputs[0], folded) if inference else (outputs[0], 0)
+            found += _product(graph, node, layer, last, more)
         elif node.op_type in ELEMENTWISE or node.op_type in MOVED:
             found += _pass_over(graph, node, layer, needs and not inference)
         elif lenient:
@@ -122,7 +133,23 @@ def ops(
 
 
 def load(path: Path, batch: int | None) -> Any:
-    """The model with every shape that can be inferred, its batch set; weights outside the file are not read."""
+    """The model with every shape that can be inferred, its batch set; weights outside the file are not read.
+
+    The same file is read once: what reads it must not change it.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return _load(path, batch)
+    return _loaded(path, batch, (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(path: Path, batch: int | None, version: tuple[int, ...]) -> Any:
+    return _load(path, batch)
+
+
+def _load(path: Path, batch: int | None) -> Any:
     try:
         import onnx
     except ImportError:
@@ -219,17 +246,24 @@ def _shapes_known(graph: _Graph, node: Any, layer: str, path: Path, lenient: boo
             graph.shapes[name] = (0,)
 
 
-def _fold(graph: _Graph, name: str, folded: set[str]) -> str:
-    """Follows a product's output through what disappears in it; the last tensor."""
+def _fold(graph: _Graph, name: str, folded: set[str]) -> tuple[str, int]:
+    """Follows a product's output through what disappears in it: the last tensor, and elements that the product reads too."""
+    more = 0
     while True:
         readers = graph.consumers.get(name, [])
         if len(readers) != 1 or readers[0] is None:
-            return name
+            return name, more
         node = readers[0]
         others = [other for other in node.input if other and other != name]
         constant = all(other in graph.constants for other in others)
-        if not constant or not (node.op_type in FOLDED or node.op_type in ("Add", "Mul") and others):
-            return name
+        adds = node.op_type == "Add" and len(others) == 1 and "add" in graph.fuses and others[0] in graph.ready
+        if constant:
+            kind = "norm" if node.op_type in ("Add", "Mul") and others else FUSES.get(node.op_type)
+        else:
+            kind = "add" if adds and graph.shapes.get(others[0]) == graph.shapes.get(name) else None
+        if kind not in graph.fuses:
+            return name, more
+        more += graph.elements(others[0]) if kind == "add" else 0
         name = node.output[0]
         folded.add(name)
 
@@ -241,8 +275,11 @@ def _attribute(node: Any, name: str, default: Any) -> Any:
     return default
 
 
-def _product(graph: _Graph, node: Any, layer: str, last: str) -> list[Op]:
-    """A convolution or matrix product; in int8 with the passes that make codes and floats of each other."""
+def _product(graph: _Graph, node: Any, layer: str, last: str, more: int = 0) -> list[Op]:
+    """A convolution or matrix product; in int8 with the passes that make codes and floats of each other.
+
+    more: elements that a fused addition reads.
+    """
     (m, k, n), groups, kernel, stride, what = _geometry(graph, node)
     quantized = "Integer" in node.op_type or "QLinear" in node.op_type
     second = 3 if node.op_type.startswith("QLinear") else 1
@@ -273,9 +310,10 @@ def _product(graph: _Graph, node: Any, layer: str, last: str) -> list[Op]:
             if name not in graph.codes and not (graph.inference and name in graph.constants):
                 found.append(over("forward", "quantize", count, count * wide * scans, count))
                 graph.codes.add(name)
-    forward = gemm("forward", (m, k, n), (x_size + w_size) * size, y_size * sum_size, weights)
+    forward = gemm("forward", (m, k, n), (x_size + w_size) * size + more * wide, y_size * sum_size, weights)
     dilated = max(_attribute(node, "dilations", [1])) > 1
-    found.append(with_winograd(forward) if graph.inference and node.op_type != "ConvTranspose" and not dilated else forward)
+    plain = node.op_type != "ConvTranspose" and not dilated
+    found.append(with_winograd(forward) if graph.winograd and graph.inference and plain else forward)
     if dtype == "int8" and not quantized and not fused:
         readers = graph.consumers.get(last, [])
         stays = graph.inference and bool(readers) and all(r is not None and r.op_type in PRODUCTS for r in readers)
@@ -330,7 +368,10 @@ def _pass_over(graph: _Graph, node: Any, layer: str, backward: bool) -> list[Op]
     read = graph.elements_of(name for name in node.input if name not in graph.integers)
     written = graph.elements_of(node.output[:1] if node.op_type not in ("Split",) else node.output)
     work = WORK.get(node.op_type, WORK["Sigmoid"] if node.op_type in EXPONENTIAL else 1)
-    count = max(1, work * written)
+    if node.op_type in ("AveragePool", "MaxPool"):  # an output is a sum or maximum over its window
+        work = max(1, math.prod(_attribute(node, "kernel_shape", [1])))
+    over = read if node.op_type in ("GlobalAveragePool", "GlobalMaxPool") else written
+    count = max(1, work * over)
     name = node.op_type.lower()
     scans = 2 if not graph.inference and node.op_type.endswith("Normalization") else 1  # statistics, then values
     found = [Op(layer, "forward", "elementwise", name, (count,), graph.float_dtype, scans * read * size, written * size)]

@@ -8,6 +8,7 @@ from octosim.hardware.device import (
     Figure,
     aliases,
     at_clock,
+    at_mode,
     check,
     host,
     is_here,
@@ -18,8 +19,9 @@ from octosim.hardware.device import (
     read_host,
     text_of,
 )
+from octosim.hardware.runtime import Runtime, load_runtime, runtimes
 
 __all__ = [
-    "DTYPES", "Device", "Dtype", "Engine", "Figure", "aliases", "at_clock", "check", "host", "is_here", "json_schema", "load",
-    "names", "parse", "read_host", "text_of",
+    "DTYPES", "Device", "Dtype", "Engine", "Figure", "Runtime", "aliases", "at_clock", "at_mode", "check", "host", "is_here",
+    "json_schema", "load", "load_runtime", "names", "parse", "read_host", "runtimes", "text_of",
 ]  # fmt: skip

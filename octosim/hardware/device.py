@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from octosim.errors import OctosimError, suggest
 from octosim.hardware import detect as host_reader
 from octosim.hardware.efficiency import Factors
+from octosim.hardware.figures import Count, Delay, Figure, Kind, Ratio
 from octosim.hardware.rates import Rates
 from octosim.numerics import ACCUMULATORS
 from octosim.schema import Frozen, Positive, Text, first_problem
@@ -31,39 +32,6 @@ DTYPES: tuple[Dtype, ...] = ("int8", "float16", "float32")
 
 PEAK_TOLERANCE = 0.03
 """units x clock x MACs per clock may differ from a published peak by this fraction (measured peaks, rounded clocks)."""
-
-Kind = Literal["datasheet", "measured", "derived", "estimate"]
-
-
-class Figure(Frozen):
-    """One number greater than zero, with where it comes from.
-
-    kind: "datasheet" (the vendor or a publication says so), "measured" (by whom: the source), "derived" (arithmetic on
-    sourced figures), "estimate" (nobody published it; the source says why this value).
-    """
-
-    value: Positive
-    kind: Kind
-    source: Text
-
-
-class Ratio(Figure):
-    """A fraction of a peak, in (0, 1]."""
-
-    value: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-
-
-class Delay(Figure):
-    """A time that may be zero."""
-
-    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Count(Figure):
-    """A whole number of things, at least 1."""
-
-    value: Annotated[int, Field(gt=0, le=10**9)]
-
 
 class PerDtype(Frozen):
     """A figure for each arithmetic type that the engine has; an absent type means that it has none."""
@@ -159,6 +127,8 @@ class Engine(Frozen):
     accumulator: preset name of octosim.numerics where one fits, else words.
     trains: whether it can run the passes dX, dW and update, and not only forward.
     core: of a CPU, the core's name ("Cortex-A72"); absent: what the profile's title says.
+    multiprocessors: of a GPU; a product takes whole waves of output tiles over them.
+    dataflow: the chip holds all layers and streams images through: throughput is known, the latency of one image is not.
     tile: absent: no loss where a product is not a multiple of it.
     array: of a systolic array, in place of tile: filling and draining count (octosim.cost.systolic_cycles).
     """
@@ -171,6 +141,8 @@ class Engine(Frozen):
     macs_per_clock: PerDtype
     gemm_efficiency: RatioPerDtype | None = None
     core: Text | None = None
+    multiprocessors: Count | None = None
+    dataflow: bool = False
     tile: Tile | None = None
     array: Array | None = None
     elementwise_per_clock: Figure | None = None
@@ -195,6 +167,13 @@ class Engine(Frozen):
                     f"the published_peak_gmac_s.{dtype} of {gmac_s:.4g}"
                 )
         return self
+
+    @property
+    def kind(self) -> Literal["cpu", "gpu", "npu"]:
+        """What kind of unit it is: runtimes drive some kinds."""
+        if self.multiprocessors:
+            return "gpu"
+        return "cpu" if self.core or self.accumulator in (*ACCUMULATORS, "float16", "float32") and not self.tile else "npu"
 
     def peak_mac_s(self, dtype: Dtype) -> float:
         """Peak MAC/s of all units together; 0 where the engine does not have the dtype."""
@@ -236,10 +215,14 @@ class Cache(Frozen):
 
 
 class Power(Frozen):
-    """Power of the whole board or module, in W; an absent figure means that nobody published one."""
+    """Power of the whole board or module, in W; an absent figure means that nobody published one.
+
+    budget: whether busy_w is a module's budget and no measurement of the board: a board draws more or less.
+    """
 
     idle_w: Figure | None = None
     busy_w: Figure | None = None
+    budget: bool = False
 
 
 class Energy(Frozen):
@@ -250,6 +233,17 @@ class Energy(Frozen):
 
     pj_per_mac: PerDtype | None = None
     pj_per_byte: Figure | None = None
+
+
+class Mode(Frozen):
+    """A power mode: clocks (GHz) and units by engine where they differ from the profile's, and the budget of the module."""
+
+    name: Text
+    source: Text
+    clock_ghz: dict[str, Positive] = {}  # noqa: RUF012
+    units: dict[str, Annotated[int, Field(ge=1)]] = {}  # noqa: RUF012
+    power_w: Positive | None = None
+    bandwidth_gb_s: Positive | None = None
 
 
 class Training(Frozen):
@@ -268,6 +262,7 @@ class Device(Frozen):
     machine: texts of which a machine that is this device names itself with one: the device tree's model or compatible, or the
         CPU's model name.  Only where the engines are the CPU cores that octosim itself runs on.
     calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
+    runtime: the inference software that is common on it, of octosim.hardware.runtimes; absent: by the kind of its first engine.
     rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
     """
 
@@ -276,6 +271,7 @@ class Device(Frozen):
     aliases: Annotated[tuple[str, ...], Field(strict=False)] = ()
     machine: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     note: str = ""
+    runtime: Text | None = None
     training: Training
     overhead_us: Delay
     engines: Annotated[tuple[Engine, ...], Field(strict=False)]
@@ -283,6 +279,7 @@ class Device(Frozen):
     memory: Memory = Memory()
     caches: Annotated[tuple[Cache, ...], Field(strict=False)] = ()
     power: Power = Power()
+    modes: Annotated[tuple[Mode, ...], Field(strict=False)] = ()
     energy: Energy = Energy()
     calibration: dict[Literal["float32", "float16", "smlal", "sdot"], Factors] = {}  # noqa: RUF012
     rates: Rates | None = None
@@ -347,6 +344,34 @@ def at_clock(device: Device, ghz: float) -> Device:
     first, *others = device.engines
     figure = Figure(value=ghz, kind="estimate", source="asked for, in place of the profile's clock")
     return device.model_copy(update={"engines": (first.model_copy(update={"clock_ghz": figure}), *others)})
+
+
+def at_mode(device: Device, name: str) -> Device:
+    """The device in one of its power modes, by name in any case; OctosimError where it has none of that name."""
+    mode = next((m for m in device.modes if m.name.casefold() == name.casefold()), None)
+    if mode is None:
+        if not device.modes:
+            raise OctosimError(f"profile {device.name} has no power modes, so --mode {name} says nothing")
+        raise OctosimError(f"profile {device.name} has no power mode '{name}'" + suggest(name, [m.name for m in device.modes]))
+
+    def figure(value: float) -> dict[str, Any]:
+        return {"value": value, "kind": "datasheet", "source": mode.source}
+
+    engines = []
+    for engine in device.engines:
+        changes: dict[str, Any] = {}
+        if engine.name in mode.clock_ghz:
+            changes["clock_ghz"] = Figure(**figure(mode.clock_ghz[engine.name]))
+        if engine.name in mode.units:
+            changes["units"] = Count(value=mode.units[engine.name], kind="datasheet", source=mode.source)
+        engines.append(engine.model_copy(update=changes))
+    update: dict[str, Any] = {"engines": tuple(engines), "title": f"{device.title.split(', MAXN')[0]} in mode {mode.name}"}
+    if mode.power_w:
+        update["power"] = device.power.model_copy(update={"busy_w": Figure(**figure(mode.power_w)), "budget": True})
+    if mode.bandwidth_gb_s:
+        sustained = Figure(**figure(mode.bandwidth_gb_s))
+        update["memory"] = device.memory.model_copy(update={"bandwidth_sustained_gb_s": sustained})
+    return device.model_copy(update=update)
 
 
 def text_of(name_or_path: str) -> str:

@@ -179,9 +179,9 @@ def test_crossover():
     def float32(batch):
         return [Op("fc1", "forward", "gemm", "linear", (batch, 2000, 1), "float32", 0, 0)]
 
-    assert compare.crossover(int8, float32, toy) == 12
-    assert compare.crossover(int8, float32, toy, most=8) is None
-    assert compare.crossover(float32, float32, toy) is None
+    assert compare.crossover(int8, None, float32, None, toy) == 12
+    assert compare.crossover(int8, None, float32, None, toy, most=8) is None
+    assert compare.crossover(float32, None, float32, None, toy) is None
 
 
 def test_a_thousand_points():

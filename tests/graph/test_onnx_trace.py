@@ -330,7 +330,7 @@ def test_cost_command_refuses(small, more, message):
 
 
 @pytest.mark.parametrize("more, message", [
-    (("--dtype", "float16"), "octosim's own networks train in int8 or float32"),
+    (("--dtype", "float16", "--method", "octo"), "--method octo does not compute in float16"),
     (("--dtype", "int8", "--method", "fp32"), "--method fp32 does not compute in int8")])
 def test_dtype_of_own_networks(more, message):
     done = octosim("cost", "--profile", "pi4", *more)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from octosim import cost, hardware, schema
+from octosim.cost import reference
 from octosim.errors import OctosimError
 from octosim.hardware import detect
 from octosim.hardware import device as device_file
@@ -24,7 +25,8 @@ from octosim.trace import Op
 FOLDER = Path(hardware.__file__).resolve().parents[2] / "hwprofiles"
 FILES = sorted(FOLDER.glob("*.toml"), key=lambda f: f.stem)
 UNITS = ("_ghz", "_us", "_gb_s", "_gib", "_kib", "_w", "_gmac_s", "_pj_per_byte", "_bytes")
-UNITLESS = {"units", "int8", "float16", "float32", "m", "n"}  # counts, and entries of a table that carries the unit
+# counts, and entries of a table that carries the unit
+UNITLESS = {"units", "multiprocessors", "int8", "float16", "float32", "m", "n"}
 TABLES_OF_DTYPES = {"macs_per_clock", "gemm_efficiency", "published_peak_gmac_s", "pj_per_mac"}
 INT8_LESS = {"jetson-nano", "jetson-tx2"}
 FORWARD_ONLY = {"coral-edge-tpu", "hailo-8", "kendryte-k210", "rk3588-npu"}
@@ -62,7 +64,8 @@ def numbers(value, path=()):
     """(path, number) of every number anywhere in parsed TOML."""
     if isinstance(value, dict):
         for key, child in value.items():
-            yield from numbers(child, (*path, key))
+            if key not in ("reproduces", "modes"):  # one source for the whole table
+                yield from numbers(child, (*path, key))
     elif isinstance(value, list):
         for index, child in enumerate(value):
             yield from numbers(child, (*path, index))
@@ -215,10 +218,34 @@ def test_every_profile_prices_a_forward_product(file):
             cost.predict([product("int8", "dW")], device)
 
 
-def test_the_assumed_efficiency_is_the_median_of_the_known_ones():
-    engines = [engine for f in FILES for engine in hardware.check(f).engines if engine.efficiency("int8")]
-    known = [e.efficiency("int8") for e in engines if e.gemm_efficiency.int8.kind != "estimate"]
-    assert len(known) > 10 and statistics.median(known) == pytest.approx(cost.ASSUMED_EFFICIENCY, abs=0.02)
+def solved(kind):
+    """Efficiencies of shipped profiles that reproduce a published figure, by whether the engine is a GPU."""
+    rows = [(e, r) for f in FILES for e, _, r in reference.references(hardware.check(f))]
+    return [r.value for e, r in rows if (e.kind == "gpu") == (kind == "gpu")]
+
+
+def test_assumed_efficiencies_lie_among_the_known_ones():
+    assert len(solved("gpu")) >= 7 and len(solved("npu")) >= 4
+    assert statistics.median(solved("gpu")) == pytest.approx(cost.WAVE_EFFICIENCY, abs=0.1)
+    assert statistics.median(solved("npu")) == pytest.approx(cost.ASSUMED_EFFICIENCY, abs=0.05)
+
+
+@pytest.mark.parametrize("name, engine, dtype", [
+    (f.stem, e.name, d) for f in FILES for e, d, _ in reference.references(hardware.check(f))])
+def test_an_efficiency_reproduces_its_source(name, engine, dtype):
+    device = hardware.load(name)
+    (chosen, ratio), = [(e, r) for e, d, r in reference.references(device) if (e.name, d) == (engine, dtype)]
+    published = ratio.reproduces.images_s or ratio.reproduces.gmac_s
+    assert reference.predicted(device, chosen, dtype, ratio.reproduces, ratio.value) == pytest.approx(published, rel=0.03)
+
+
+@each_profile
+def test_a_sourced_efficiency_of_a_network_says_what_it_reproduces(file):
+    """One that follows from another engine's, or that no factor-free engine uses, says so in words."""
+    for engine in hardware.check(file).engines:
+        for dtype in engine.gemm_efficiency.given() if engine.gemm_efficiency else ():
+            ratio = getattr(engine.gemm_efficiency, dtype)
+            assert ratio.kind == "estimate" or ratio.reproduces or "together" in ratio.source, (file.stem, engine.name, dtype)
 
 
 def test_aliases_resolve_and_are_unique():

@@ -1,0 +1,173 @@
+"""What `octosim cost` prints: the answer in a sentence, then tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from octosim.cli.terminal import count_text, out_console, say, time_text
+from octosim.cli.workload import Asked, Source
+from octosim.cost.compare import PAYS, SHORT
+from octosim.hardware import Device
+
+
+def title(asked: Asked, first: Source, sizes: list[int | None]) -> str:
+    """What a table of several devices or batches is about."""
+    batch = ", ".join(str(first.batch(size)) for size in sizes)
+    against = " against float32" if first.dtype == "int8" else ""
+    step = "inference" if asked.inference else "training step"
+    return f"{Path(asked.model).name}, batch {batch}, {first.method or first.dtype}{against}: predicted {step}"
+
+
+def _interval(total: dict[str, Any]) -> str:
+    return f"{time_text(total['time_low_s'])} .. {time_text(total['time_high_s'])}"
+
+
+def _energy(total: dict[str, Any]) -> str:
+    if total["energy_j"] is None:
+        return "-"
+    sign = "<= " if total.get("energy_is") == "at most" else ""
+    return f"{sign}{total['energy_j']:.3g} J"
+
+
+def _bytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 2**20:.4g} MiB"
+
+
+def sentence(record: dict[str, Any], priced: dict[str, Any], device: Device, asked: Asked, images: int | None) -> str:
+    """The answer in one line: times by type, memory, energy, an epoch; then whether INT8 pays, what binds, where half is."""
+    rows = record["types"]
+    order = [name for name in SHORT if name in rows]
+    times = ", ".join(
+        f"{SHORT[name]} {time_text(rows[name]['time_s'])} ({time_text(rows[name]['time_low_s'])} to "
+        f"{time_text(rows[name]['time_high_s'])})" + (" hypothetical" if rows[name]["hypothetical"] else "")
+        for name in order
+    )  # fmt: skip
+    chosen = rows[record["dtype"]]
+    what = f"{Path(asked.model).name}, batch {record['batch_size']}{' inference' if asked.inference else ''}"
+    parts = [f"{what} on {device.title}: {times}"]
+    if chosen["peak_bytes"] is not None:
+        room = device.memory.capacity_gib
+        size = f"{chosen['peak_bytes'] / 2**20:.4g}"
+        if room is None:
+            parts.append(f"needs {size} MiB")
+        else:
+            verdict = "fits" if chosen.get("fits") else "does not fit"
+            parts.append(f"{verdict} ({size} of {room.value * 1024:.4g} MiB)")
+    if chosen["energy_j"] is not None:
+        words = {"at most": "at most ", "by budget": "by the module's budget "}.get(chosen["energy_is"], "")
+        parts.append(f"{words}{chosen['energy_j']:.3g} J")
+    if images:
+        parts.append(f"an epoch of your {images:,} images {time_text(record['epoch_s'])}")
+    return "; ".join(parts) + ". " + _why(record, priced)
+
+
+def _why(record: dict[str, Any], priced: dict[str, Any]) -> str:
+    """Whether INT8 pays against the fastest float type, what binds the type asked for, and which layers take half of it."""
+    rows = record["types"]
+    clauses = []
+    floats = [name for name in ("float16", "float32") if name in rows]
+    if "int8" in rows and floats:
+        best = min(floats, key=lambda name: rows[name]["time_s"])
+        gain = rows[best]["time_s"] / rows["int8"]["time_s"]
+        pays = f"INT8 pays {gain:.2g} times" if gain >= PAYS else f"INT8 does not pay ({gain:.2g} times as fast)"
+        clauses.append(f"{pays} against {SHORT[best]}")
+    costs = priced[record["dtype"]]
+    total = sum(c.time_s for c in costs)
+    if total:
+        bound: dict[str, float] = {}
+        layers: dict[str, float] = {}
+        for c in costs:
+            bound[c.bound] = bound.get(c.bound, 0.0) + c.time_s
+            layers[c.op.layer] = layers.get(c.op.layer, 0.0) + c.time_s
+        clauses.append(f"{SHORT[record['dtype']]} is bound by {max(bound, key=lambda b: bound[b])}")
+        names, sum_ = [], 0.0
+        for name, seconds in sorted(layers.items(), key=lambda pair: -pair[1]):
+            names.append(name)
+            sum_ += seconds
+            if sum_ >= total / 2:
+                break
+        said = " and ".join(names) if len(names) <= 2 else f"{len(names)} of {len(layers)} layers, {names[0]} first"
+        clauses.append(f"half of it is {said}")
+    return "; ".join(clauses) + "."
+
+
+def show_layers(record: dict[str, Any], costs: list[Any], device: Device, asked: Asked) -> None:
+    """The answer, the types, then every operation of the type asked for."""
+    say(record["answer"])
+    types = Table(title="by type of the products")
+    types.add_column("type")
+    types.add_column("kernels")
+    for name in ("time", "80 % interval", "energy", "memory", "fits"):
+        types.add_column(name, justify="right")
+    for name, row in record["types"].items():
+        fits = {True: "yes", False: "no"}.get(row.get("fits"), "-")
+        kernels = row["runtime"] + (" (hypothetical)" if row["hypothetical"] else "")
+        cells = time_text(row["time_s"]), _interval(row), _energy(row), _bytes(row["peak_bytes"]), fits
+        types.add_row(SHORT[name], kernels, *cells)
+    out_console.print(types)
+    name = f"{asked.model}, batch {record['batch_size']}, {record['method'] or record['dtype']}"
+    table = Table(title=f"{name}: predicted on {device.title}")
+    for name in ("layer", "pass", "what"):
+        table.add_column(name)
+    for name in ("MACs", "bytes", "time", "bound by"):
+        table.add_column(name, justify="right")
+    for c in costs:
+        macs = count_text(c.op.macs) if c.op.macs else ""
+        table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, count_text(c.op.bytes), time_text(c.time_s), c.bound)
+    out_console.print(table)
+    total = record["total"]
+    what = "inference" if asked.inference else "step"
+    lines = [f"{what}: {time_text(total['time_s'])} ({_interval(total)} with 80 % probability)"]
+    lines[0] += "" if asked.inference else f"; training on this device is {total['training']}"
+    if record["memory"]:
+        parts = ", ".join(f"{name} {_bytes(value)}" for name, value in record["memory"].items() if name != "peak" and value)
+        lines.append(f"memory: {_bytes(total['peak_bytes'])} ({parts})")
+    if "gain" in record:
+        gain = "" if record["gain"] is None else f"INT8 is {record['gain']:.2f} times as fast: "
+        lines.append(f"float32: {time_text(record['float32']['time_s'])}; {gain}{record['reason']}")
+    lines += [record["advice"]] if record.get("advice") else []
+    for line in [*lines, *record["notes"]]:
+        say(line)
+
+
+def show_points(heading: str, records: list[dict[str, Any]]) -> None:
+    """One row a device and batch."""
+    table = Table(title=heading)
+    table.add_column("device")
+    both = "gain" in records[0]
+    columns = ["batch", "INT8", "float32", "gain", "INT8 energy", "float32 energy", "INT8 memory", "float32 memory"]
+    for name in columns if both else ("batch", "time", "80 % interval", "against the first", "energy", "memory"):
+        table.add_column(name, justify="right")
+    for record in records:
+        total, batch = record["total"], str(record["batch_size"])
+        if both:
+            sides = [record["int8"], record["float32"]]
+            fits = [record.get("fits", {}).get(name) for name in ("INT8", "FP32")]
+            memory = [
+                _bytes(side.get("peak_bytes")) + (" (too much)" if here is False else "")
+                for side, here in zip(sides, fits, strict=True)
+            ]
+            table.add_row(
+                record["device"], batch, *(time_text(side["time_s"]) for side in sides),
+                "-" if record["gain"] is None else f"{record['gain']:.2f}",
+                *(_energy(side) for side in sides), *memory,
+            )  # fmt: skip
+        else:
+            ratio = f"{total['time_s'] / records[0]['total']['time_s']:.2f}"
+            peak = _bytes(total["peak_bytes"])
+            table.add_row(record["device"], batch, time_text(total["time_s"]), _interval(total), ratio, _energy(total), peak)
+    out_console.print(table)
+    several = len({record["batch_size"] for record in records}) > 1
+    lines = []
+    for record in records:
+        where = f"{record['device']}, batch {record['batch_size']}" if several else record["device"]
+        lines += [f"{where}: {record['reason']}"] if both else []
+        lines += [f"{where}: {record['advice']}"] if record.get("advice") else []
+    notes = [note for record in records for note in record["notes"]]
+    status = {record["device"]: record["total"]["training"] for record in records}
+    untrained = [f"{name}: training is {text}" for name, text in status.items() if not text.startswith("supported")]
+    for line in dict.fromkeys([*lines, *notes, *untrained]):
+        say(line)

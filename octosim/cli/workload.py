@@ -1,0 +1,185 @@
+"""What `octosim cost` is asked about: a network, its arithmetic, and the operations that software makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from octosim.errors import OctosimError
+
+LARGEST_IMAGE = 1 << 14
+"""Largest height, width or number of channels of an input."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options say of the network and its arithmetic."""
+
+    model: str
+    method: str | None
+    dtype: str | None
+    inference: bool
+    image: str | None
+    lenient: bool
+    parameters: dict[str, Any] = field(default_factory=dict)
+    batchnorm: bool = True
+    runtime: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to be priced.
+
+    dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts at a
+    batch size, and `largest` the largest batch for so many bytes; None where they are not known.  check: raises where a batch
+    is too large for the accumulators.
+    """
+
+    method: str | None
+    dtype: str
+    ops: Callable[[Any, int, Any], list[Any]]
+    batch: Callable[[int | None], int]
+    memory: Callable[[int], dict[str, int]] | None = None
+    largest: Callable[[float], int] | None = None
+    check: Callable[[int], None] | None = None
+
+
+def batch_sizes(text: str | None) -> list[int | None]:
+    if text is None:
+        return [None]
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise OctosimError(f"--batch-size takes whole numbers with commas between them, as in 1,8,32, not '{text}'") from None
+    for size in sizes:
+        if size < 1:
+            raise OctosimError(f"--batch-size must be at least 1, not {size}")
+    return list(dict.fromkeys(sizes))
+
+
+def source(asked: Asked) -> Source:
+    """The network that the options name."""
+    return _onnx(asked) if asked.model.casefold().endswith(".onnx") else _own(asked)
+
+
+def _onnx(asked: Asked) -> Source:
+    from octosim.cost import memory as onnx_memory
+    from octosim.cost import onnx as onnx_ops
+    from octosim.cost import runtimes
+
+    if asked.method is not None:
+        raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
+    if asked.image is not None:
+        raise OctosimError("--image is for octosim's own networks; an ONNX file has the size of its inputs")
+    if not asked.batchnorm:
+        raise OctosimError("--no-batchnorm is for octosim's own networks; export the ONNX file without it")
+    if asked.parameters:
+        raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
+    path, kind = Path(asked.model), asked.dtype or "float32"
+
+    def floats(device: Any, runtime: Any) -> str | None:
+        """The type between int8 products; None is the usual one."""
+        if kind != "int8" or not asked.inference:
+            return None
+        if runtime.codes == "throughout":
+            return "int8"
+        halves = any("float16" in engine.macs_per_clock.given() for engine in device.engines)
+        return "float16" if halves and runtime.float16 else None
+
+    def ops(device: Any, batch: int | None, runtime: Any) -> list[Any]:
+        found = onnx_ops.ops(
+            path, batch=batch, dtype=kind, float_dtype=floats(device, runtime), inference=asked.inference,
+            lenient=asked.lenient, fuses=runtime.fuses, winograd=runtime.winograd,
+        )  # fmt: skip
+        return found if asked.inference else runtimes.training_ops(found, runtime)
+
+    def memory(batch: int | None) -> dict[str, int]:
+        return onnx_memory.memory(path, batch, kind, asked.inference)
+
+    def largest(capacity: float) -> int:
+        """The batch that fits, of a model whose batch is symbolic."""
+        try:
+            one, two = memory(1)["peak"], memory(2)["peak"]
+        except OctosimError:
+            return 0
+        return max(0, int((capacity - one) / max(1, two - one)) + 1)
+
+    return Source(None, kind, ops, lambda batch: onnx_ops.batch_size(path, batch), memory, largest)
+
+
+def _own(asked: Asked) -> Source:
+    from octosim import graph, methods
+    from octosim.cost import runtimes
+    from octosim.engine import plan
+
+    if asked.lenient:
+        raise OctosimError("--lenient is for ONNX files; octosim's own networks have no unknown operators")
+    half = asked.dtype == "float16"
+    method = asked.method or {"float32": "fp32", "float16": "fp32"}.get(asked.dtype or "", "octo")
+    if asked.dtype is not None and (method == "fp32") != (asked.dtype != "int8"):
+        raise OctosimError(f"--method {method} does not compute in {asked.dtype}")
+    try:
+        height, width, channels = (int(part) for part in (asked.image or "28x28x1").split("x"))
+    except ValueError:
+        raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
+    shape = (height, width, channels)
+    if not all(1 <= size <= LARGEST_IMAGE for size in shape):
+        raise OctosimError(f"--image takes sizes in 1 .. {LARGEST_IMAGE}, not {asked.image}")
+    made = methods.make(method, asked.parameters)
+    network = plan.dry(graph.layers(asked.model, 10, asked.batchnorm, in_shape=shape), shape, made)
+    plans: dict[int, plan.Plan] = {}
+
+    def check(batch: int) -> None:
+        if not asked.inference:  # the sums that grow with the batch are those of dW
+            network.check(batch)
+
+    def planned(batch: int) -> plan.Plan:
+        if batch not in plans:
+            check(batch)
+            plans[batch] = plan.plan_like(network, batch, training=not asked.inference)
+        return plans[batch]
+
+    floats: dict[int, plan.Plan] = {}
+
+    def ops(device: Any, batch: int, runtime: Any) -> list[Any]:
+        if runtime.name == "octosim":
+            found = plan.ops(planned(batch))
+            return runtimes.in_float16(found) if half else found
+        if asked.inference:  # other software runs the network, not the method
+            if batch not in floats:
+                stack = graph.layers(asked.model, 10, asked.batchnorm, in_shape=shape)
+                plain = plan.dry(stack, shape, methods.make("fp32", {}))
+                floats[batch] = plan.plan_like(plain, batch, training=False)
+            return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)
+        found = runtimes.training_ops(plan.ops(planned(batch)), runtime)
+        return runtimes.in_float16(found) if half else found
+
+    dtype = "float16" if half else "float32" if method == "fp32" else "int8"
+    return Source(
+        method, dtype, ops,
+        lambda batch: batch or 100, lambda batch: plan.memory(planned(batch)),
+        lambda capacity: plan.largest_batch(network, capacity, not asked.inference), check,
+    )  # fmt: skip
+
+
+def typed(asked: Asked, first: Source, dtype: str) -> Source:
+    """The same network in another type of products: INT8 by the method asked for (octo for ONNX files), floats without one."""
+    if dtype == first.dtype:
+        return first
+    method = None if first.method is None else {"int8": "octo"}.get(dtype, "fp32")
+    return source(replace(asked, method=method, dtype=dtype, parameters={}))
+
+
+def types_of(device: Any, first: Source, inference: bool) -> list[str]:
+    """The types that the device computes products in for this work, the one asked for first.
+
+    CPU cores train in float16 with no software that octosim knows the speed of.
+    """
+    engines = [engine for engine in device.engines if engine.trains or inference]
+    has = {dtype for engine in engines for dtype in engine.macs_per_clock.given()}
+    if not inference and all(engine.kind == "cpu" for engine in engines):
+        has.discard("float16")
+    order = [first.dtype, *(dtype for dtype in ("int8", "float16", "float32") if dtype != first.dtype)]
+    return [dtype for dtype in order if dtype in has or dtype == first.dtype or dtype == "int8" and has]

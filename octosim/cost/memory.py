@@ -1,0 +1,95 @@
+"""Peak memory of an ONNX model by the lifetimes of its tensors: an inference, or a training step with what gradients need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octosim.cost import onnx as onnx_ops
+from octosim.trace import DTYPE_BYTES
+
+KEEPS_OUTPUT = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Softmax", "Exp", "HardSigmoid", "LogSoftmax", "Sqrt"}
+"""Their gradient follows from their output; other operations keep their inputs."""
+KEEPS_NOTHING = {"Add", "Sub", "Sum", "Concat", "Split", "Pad", "Slice", "Transpose", "AveragePool", "GlobalAveragePool",
+                 "ReduceMean", "ReduceSum", "Neg", "Resize", "Upsample", "Expand", "Tile"}  # fmt: skip
+"""Linear in their inputs: the gradient needs shapes alone."""
+
+
+def memory(path: Path, batch: int | None, dtype: str, inference: bool, runtime_floats: str | None = None) -> dict[str, int]:
+    """Bytes of an ONNX model's inference or training step: {"weights", "gradients", "optimizer", "activations", "workspace",
+    "peak"}, as octosim.engine.plan.memory.
+
+    dtype: of the products.  runtime_floats: type of the tensors between layers, float32 beside int8 if not given.
+    Training keeps float32 master weights, all gradients at once (as frameworks do) and the velocity of SGD with momentum; of
+    int8 products it keeps int8 inputs.  Inference shares memory between tensors whose lifetimes do not overlap.
+    """
+    model = onnx_ops.load(path, batch)
+    floats = runtime_floats or ("float32" if dtype == "int8" else dtype)
+    graph = onnx_ops._read(model, inference, dtype, floats, path)
+    size = {name: math.prod(shape) for name, shape in graph.shapes.items()}
+    parameters = graph.parameters - graph.integers
+    count = sum(size.get(name, 0) for name in parameters)
+    wide, narrow = DTYPE_BYTES[floats], DTYPE_BYTES[dtype]
+    constant = _constants(model, graph.parameters)
+    live = _live(model, constant, {name: n * wide for name, n in size.items()})
+    padded = max((2 * size.get(node.input[0], 0) * narrow for node in model.graph.node if node.op_type == "Conv"), default=0)
+    if inference:
+        products = {name for node in model.graph.node if node.op_type in onnx_ops.PRODUCTS for name in node.input}
+        narrowed = {name for name in products & parameters if len(graph.shapes[name]) > 1}
+        weights = sum(size.get(name, 0) * (narrow if name in narrowed else 4) for name in parameters)
+        return _total(weights=weights, gradients=0, optimizer=0, activations=live, workspace=padded // 2)
+    kept: dict[str, int] = {}
+    for node in model.graph.node:
+        names = _kept(node)
+        for name in names:
+            if name and name not in constant and name not in graph.integers:
+                each = narrow if node.op_type in onnx_ops.PRODUCTS else wide
+                kept[name] = max(kept.get(name, 0), size.get(name, 0) * each)
+    masters = 4 * count + (count * narrow if dtype != "float32" else 0)
+    return _total(weights=masters, gradients=4 * count, optimizer=4 * count, activations=sum(kept.values()),
+                  workspace=live + padded // 2)  # fmt: skip
+
+
+def _kept(node: Any) -> list[str]:
+    if node.op_type in onnx_ops.FREE or node.op_type in KEEPS_NOTHING:
+        return []
+    return list(node.output[:1]) if node.op_type in KEEPS_OUTPUT else list(node.input)
+
+
+def _constants(model: Any, parameters: set[str]) -> set[str]:
+    found = set(parameters)
+    for node in model.graph.node:
+        if all(not name or name in found for name in node.input):
+            found.update(node.output)
+    return found
+
+
+def _live(model: Any, constant: set[str], size: Mapping[str, int]) -> int:
+    """The most bytes of tensors that are in use at once when the nodes run in their order; views share their input's memory."""
+    last: dict[str, int] = {}
+    root: dict[str, str] = {}
+    for at, node in enumerate(model.graph.node):
+        for name in node.input:
+            last[root.get(name, name)] = at
+        if node.op_type in onnx_ops.FREE and node.input:
+            for name in node.output:
+                root[name] = root.get(node.input[0], node.input[0])
+    held = sum(size.get(value.name, 0) for value in model.graph.input if value.name not in constant)
+    most = held
+    alive = {value.name for value in model.graph.input if value.name not in constant}
+    for at, node in enumerate(model.graph.node):
+        for name in node.output:
+            if name and name not in constant and root.get(name, name) == name:
+                alive.add(name)
+                held += size.get(name, 0)
+        most = max(most, held)
+        for name in [name for name in alive if last.get(name, at) <= at]:
+            alive.discard(name)
+            held -= size.get(name, 0)
+    return most
+
+
+def _total(**parts: int) -> dict[str, int]:
+    return {"peak": sum(parts.values()), **parts}

@@ -1,0 +1,132 @@
+"""The operations that other software makes of a training step: octosim's float operations by a runtime's rules.
+
+Inference is planned where the graph is read (octosim.cost.onnx), since what is fused depends on neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from octosim.cost.model import DEPTHWISE, KINDS, kind_of
+from octosim.errors import OctosimError
+from octosim.hardware import Device, Runtime, load_runtime
+from octosim.trace import DTYPE_BYTES, Op, with_winograd
+
+DEFAULTS = {"cpu": "tflite", "gpu": "tensorrt", "npu": "vendor-npu"}
+"""Inference software by the kind of a device's first engine, where its profile names none."""
+
+
+def default(device: Device, training: bool) -> Runtime:
+    """The common software of a device: octosim's own kernels for training, else what most people infer with there."""
+    if training:
+        return load_runtime("octosim")
+    return load_runtime(device.runtime or DEFAULTS[device.engines[0].kind])
+
+
+def check(runtime: Runtime, device: Device, training: bool) -> None:
+    """Raises OctosimError where the runtime drives none of the device's engines, or does not train."""
+    kinds = {engine.kind for engine in device.engines}
+    if not kinds & set(runtime.engines):
+        raise OctosimError(
+            f"runtime {runtime.name} runs on {' and '.join(runtime.engines)} engines, and {device.name} has none of them"
+        )
+    if training and runtime.backward is None and runtime.name != "octosim":
+        raise OctosimError(f"runtime {runtime.name} does not train; --inference prices its forward pass")
+
+
+def is_training(ops: Sequence[Op]) -> bool:
+    return any(op.pass_ != "forward" for op in ops)
+
+
+def training_ops(ops: Sequence[Op], runtime: Runtime) -> list[Op]:
+    """A float training step as the runtime's backward pass is built: the same operations, slower or with more traffic."""
+    rules = runtime.backward
+    if rules is None:
+        return list(ops)
+    found = []
+    for op in ops:
+        if op.kind == "gemm" and op.pass_ in ("dX", "dW"):
+            depthwise = KINDS.index(kind_of(op)) == DEPTHWISE
+            speed = (rules.dx if op.pass_ == "dX" else rules.dw).value * (rules.depthwise.value if depthwise else 1.0)
+            op = replace(op, slow=op.slow / speed)
+            area = op.kernel[0] * op.kernel[1]
+            if rules.patches and area > 1:
+                unfolded = patch_bytes(op)
+                op = replace(op, reads=op.reads + unfolded, writes=op.writes + unfolded)
+        elif op.kind == "elementwise":
+            op = scaled(op, rules.passes.value)
+        elif op.kind == "update":
+            op = scaled(op, rules.update_passes.value)
+        found.append(op)
+    return found
+
+
+def patch_bytes(op: Op) -> int:
+    """Bytes of the unfolded input of a convolution in any pass: a row of K values for each output pixel, of all groups."""
+    m, k, n = op.shape
+    rows, columns = {"forward": (m, k), "dX": (m, n), "dW": (k, n)}[op.pass_]
+    return rows * columns * op.groups * DTYPE_BYTES.get(op.dtype, 4)
+
+
+def scaled(op: Op, passes: float) -> Op:
+    """A pass over memory made so many times."""
+    shape = (max(1, round(op.shape[0] * passes)),)
+    reads, writes, weights = (round(size * passes) for size in (op.reads, op.writes, op.weights))
+    return replace(op, shape=shape, reads=reads, writes=writes, weights=weights)
+
+
+def inference_ops(ops: Sequence[Op], runtime: Runtime, dtype: str) -> list[Op]:
+    """octosim's own float32 inference as a runtime runs it in a type: without what it fuses, int8 as codes throughout."""
+    size = DTYPE_BYTES[dtype]
+    found: list[Op] = []
+    after_product = False
+    for op in ops:
+        if op.kind == "gemm":
+            shrunk = replace(op, dtype=dtype, reads=op.reads * size // 4, writes=op.writes * size // 4,
+                             weights=op.weights * size // 4, function="")  # fmt: skip
+            found.append(with_winograd(shrunk) if runtime.winograd else shrunk)
+            after_product = True
+            continue
+        fused = {"affine": "norm", "batchnorm inference": "norm", "relu": "activation", "add": "add"}.get(op.name)
+        if after_product and fused in runtime.fuses or op.name == "images":
+            continue
+        after_product = False
+        found.append(replace(op, dtype=dtype, reads=op.reads * size // 4, writes=op.writes * size // 4, function=""))
+    return found
+
+
+def choose(asked: str | None, device: Device, dtype: str, training: bool, own: bool) -> Runtime:
+    """The runtime that prices a type: the one asked for where it can, else the common one.
+
+    INT8 trains with octosim's kernels alone.  own: a network of octosim's own, which octosim infers as well.
+    """
+    if asked is not None:
+        runtime = load_runtime(asked)
+        check(runtime, device, training)
+        return load_runtime("octosim") if training and dtype == "int8" else runtime
+    if not training:
+        return load_runtime("octosim") if own else default(device, False)
+    gpu = device.engines[0].kind == "gpu" and dtype != "int8"
+    return load_runtime("pytorch" if gpu else "octosim")
+
+
+def hypothetical(runtime: Runtime, device: Device) -> str:
+    """Why a figure is of software that does not exist on the device; "" where it does."""
+    if runtime.name != "octosim" or any(engine.kind == "cpu" for engine in device.engines):
+        return ""
+    return f"hypothetical: octosim has no kernels for {device.name}; its operations are priced at the rates of the hardware"
+
+
+def in_float16(ops: Sequence[Op]) -> list[Op]:
+    """A float32 step in mixed precision: products and passes in float16, the optimizer on float32 master weights."""
+    found = []
+    for op in ops:
+        if op.dtype == "float32" and op.kind != "update":
+            op = replace(op, dtype="float16", reads=math.ceil(op.reads / 2), writes=math.ceil(op.writes / 2),
+                         weights=math.ceil(op.weights / 2))  # fmt: skip
+        elif op.kind == "update":
+            op = replace(op, reads=op.reads + op.elements * 2, writes=op.writes + op.elements * 2)
+        found.append(op)
+    return found

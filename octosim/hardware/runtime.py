@@ -1,0 +1,142 @@
+"""Runtimes: what a piece of inference or training software does with a network, as data (`hwprofiles/runtimes/*.toml`).
+
+A device says what the hardware can do; a runtime says what software makes of it: which operations it fuses, whether it uses
+Winograd's algorithm, in which type tensors lie between layers, what a call costs, how its backward pass is built, and what
+share of a core's peak its kernels reach.  The cost model prices the operations that the runtime would run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import os
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from octosim.errors import OctosimError, suggest
+from octosim.hardware.figures import Delay, Figure, Ratio
+from octosim.schema import Frozen, Positive, Text, first_problem
+from octosim.textfile import TOML_BYTES, parse_toml, read_text
+
+FloatPath = Literal["float32", "float16", "smlal", "sdot"]
+
+
+class Kernels(Frozen):
+    """Shares of a core's peak in one arithmetic, and costs of calls, that replace those fitted for the core.
+
+    Names as in octosim.hardware.efficiency.Factors.  spread: standard deviation of ln(measured / predicted) that a prediction
+    with these kernels had on measurements that they were not fitted to.
+    """
+
+    conv3x3: Ratio | None = None
+    conv: Ratio | None = None
+    pointwise: Ratio | None = None
+    depthwise: Ratio | None = None
+    linear: Ratio | None = None
+    elementwise: Figure | None = None
+    bandwidth: Figure | None = None
+    cache: Figure | None = None
+    k_half: Figure | None = None
+    serial: Figure | None = None
+    exposed: Ratio | None = None
+    overhead_us: Figure | None = None
+    fork_us: Figure | None = None
+    spread: Figure | None = None
+
+    def given(self) -> dict[str, float]:
+        """The values present, by name."""
+        return {name: figure.value for name in type(self).model_fields if (figure := getattr(self, name)) is not None}
+
+
+class Backward(Frozen):
+    """How a framework computes gradients.
+
+    dx, dw: speed of these products as a share of the forward product's.  depthwise: of depthwise gradients.
+    patches: whether a convolution's gradients write the unfolded input (im2col) to memory and read it again.
+    passes: passes over a tensor for each elementwise operation, where octosim's kernels make one.
+    update_passes: passes over the parameters in an optimizer step, where octosim's kernel makes one.
+    call_us: of each operation of a training step.  step_ms: of each step, whatever its size.
+    """
+
+    dx: Figure
+    dw: Figure
+    depthwise: Figure
+    patches: bool = False
+    passes: Figure
+    update_passes: Figure
+    call_us: Delay
+    step_ms: Delay
+    spread: Figure
+
+
+class Runtime(Frozen):
+    """Software as the cost model sees it.
+
+    engines: the kinds of engine that it drives.  float16: whether float networks run in float16 on CPU cores that have it.
+    winograd: whether 3x3 convolutions of stride 1 use Winograd's algorithm.  fuses: operations that disappear in the product
+    before them, of "norm" (batch normalization, bias, constants), "activation" and "add" (residual additions).
+    codes: what int8 networks keep between layers: "throughout" int8 codes everywhere, requantized in the product's epilogue;
+    "products" codes only from product to product, else floats.  border: whether convolutions copy their input with a border.
+    call_us: cost of a call on an accelerator, from the CPU that launches it.  kernels: by arithmetic.
+    backward: absent where the runtime does not train.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    title: Text
+    aliases: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    note: str = ""
+    source: Text
+    engines: Annotated[tuple[Literal["cpu", "gpu", "npu"], ...], Field(strict=False)]
+    float16: bool = False
+    winograd: bool = False
+    fuses: Annotated[tuple[Literal["norm", "activation", "add"], ...], Field(strict=False)] = ()
+    codes: Literal["throughout", "products"] = "throughout"
+    border: bool = False
+    call_us: Delay | None = None
+    spread: Positive = 0.3
+    kernels: dict[FloatPath, Kernels] = {}  # noqa: RUF012
+    backward: Backward | None = None
+
+    @model_validator(mode="after")
+    def _drives_something(self) -> Runtime:
+        if not self.engines:
+            raise ValueError("engines is empty, expected cpu, gpu or npu")
+        return self
+
+
+def load_runtime(name_or_path: str | Path) -> Runtime:
+    """The runtime of a name, an alias or the path of a .toml file; OctosimError where there is none."""
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or os.sep in text:
+        return _parse(read_text(Path(name_or_path), TOML_BYTES, "runtime file"), text)
+    known = _shipped()
+    names = {alias: name for name, runtime in known.items() for alias in (name, *runtime.aliases)}
+    if text not in names:
+        raise OctosimError(f"unknown runtime '{text}'" + suggest(text, names, "octosim profiles runtimes"))
+    return known[names[text]]
+
+
+def runtimes() -> list[Runtime]:
+    """All shipped runtimes, by name."""
+    return list(_shipped().values())
+
+
+@functools.cache
+def _shipped() -> dict[str, Runtime]:
+    package = importlib.resources.files("octosim") / "hwprofiles" / "runtimes"
+    folder: Traversable = package if package.is_dir() else Path(__file__).resolve().parents[2] / "hwprofiles" / "runtimes"
+    if not folder.is_dir():
+        raise OctosimError(f"{folder}: the folder of runtimes is missing, reinstall octosim")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    found = [_parse(f.read_text(encoding="utf-8"), f.name) for f in files]
+    return {runtime.name: runtime for runtime in found}
+
+
+def _parse(text: str, where: str) -> Runtime:
+    try:
+        return Runtime.model_validate(parse_toml(text, where))
+    except ValidationError as error:
+        raise OctosimError(f"{where}: {first_problem(error, Runtime)}") from None

@@ -1,0 +1,162 @@
+"""Runtimes: software as an input of the cost model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from octosim import cost, hardware
+from octosim.cost import reference, runtimes
+from octosim.errors import OctosimError
+from octosim.hardware import load_runtime
+from octosim.trace import Op
+
+
+def fig(value, kind="estimate"):
+    return {"value": value, "kind": kind, "source": "a test's own number"}
+
+
+def board(**more):
+    """A device without fitted factors: full efficiency, no overhead."""
+    return hardware.Device.model_validate({
+        "name": "toy", "title": "A toy", "overhead_us": fig(0), "training": {"status": "supported", "note": "a toy"},
+        "engines": [{"name": "cpu", "accumulator": "exact32", "trains": True, "units": fig(4), "clock_ghz": fig(1.5),
+                     "macs_per_clock": {"int8": fig(8), "float32": fig(4)},
+                     "gemm_efficiency": {"int8": fig(1), "float32": fig(1)}}],
+        "memory": {"bandwidth_sustained_gb_s": fig(5)}, **more})
+
+
+@pytest.mark.parametrize("runtime", [None, "tflite", "octosim"])
+@pytest.mark.parametrize("network", sorted(reference.NETWORKS))
+@pytest.mark.parametrize("dtype, rate", [("int8", 48e9), ("float32", 24e9)])
+def test_with_nothing_fitted_the_model_is_a_roofline(network, dtype, rate, runtime):
+    ops = reference.NETWORKS[network](2, dtype)
+    costs = cost.predict(ops, board(), runtime=runtime and load_runtime(runtime))
+    expected = [max(op.macs / rate, op.bytes / 5e9) for op in ops]
+    assert [c.time_s for c in costs] == pytest.approx(expected)
+
+
+def conv(groups=1, pass_="forward", m=4096, k=576, n=64):
+    return Op("conv1", pass_, "gemm", "conv 3x3", (m, k, n), "float32", 4 * (m * k // 9 + k * n), 4 * m * n, groups=groups,
+              kernel=(3, 3), stride=1, weights=4 * k * n)
+
+
+def test_shipped_runtimes():
+    known = {r.name: r for r in hardware.runtimes()}
+    assert {"octosim", "ncnn", "tflite", "mnn", "pytorch", "tensorrt", "onnxruntime", "armnn", "vendor-npu"} <= set(known)
+    assert known["ncnn"].winograd and not known["tflite"].winograd
+    assert load_runtime("litert") == known["tflite"]
+    names = [alias for r in known.values() for alias in (r.name, *r.aliases)]
+    assert len(names) == len(set(names))
+    for runtime in known.values():
+        assert len(runtime.source) > 20
+
+
+@pytest.mark.parametrize("text, message", [
+    ("tflit", "unknown runtime 'tflit'; did you mean 'tflite'?"), ("nowhere.toml", "nowhere.toml: no such runtime file")])
+def test_runtimes_that_are_not_there(text, message):
+    with pytest.raises(OctosimError) as caught:
+        load_runtime(text)
+    assert message in str(caught.value)
+
+
+def test_a_runtime_file_of_ones_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\ntitle = "Mine"\nsource = "my own kernels, timed"\nengines = ["cpu"]\nwinograd = true\n')
+    assert load_runtime(file).winograd
+    file.write_text('name = "mine"\ntitle = "Mine"\nsource = "x"\nengines = ["tpu"]\n')
+    with pytest.raises(OctosimError, match="mine.toml: field engines"):
+        load_runtime(str(file))
+
+
+def test_which_runtime():
+    pi, jetson, npu = (hardware.load(name) for name in ("pi4", "jetson", "hailo-8"))
+    assert runtimes.choose(None, pi, "float32", True, True).name == "octosim"
+    assert runtimes.choose(None, pi, "float32", False, False).name == "tflite"
+    assert runtimes.choose(None, jetson, "float16", True, False).name == "pytorch"
+    assert runtimes.choose(None, jetson, "int8", True, False).name == "octosim"
+    assert runtimes.choose(None, jetson, "int8", False, False).name == "tensorrt"
+    assert runtimes.choose(None, npu, "int8", False, False).name == "vendor-npu"
+    assert runtimes.hypothetical(load_runtime("octosim"), jetson) and not runtimes.hypothetical(load_runtime("octosim"), pi)
+    with pytest.raises(OctosimError, match="runtime tflite runs on cpu engines, and jetson-xavier-nx has none"):
+        runtimes.choose("tflite", jetson, "int8", False, False)
+    with pytest.raises(OctosimError, match="runtime ncnn does not train"):
+        runtimes.choose("ncnn", pi, "float32", True, True)
+
+
+def test_a_frameworks_backward_pass_is_slower():
+    pi, mnn = hardware.load("pi5"), load_runtime("mnn")
+    forward, dw = conv(), replace(conv(), pass_="dW", shape=(64, 4096, 576))
+    relu = Op("relu1", "forward", "elementwise", "relu", (10**6,), "float32", 4 * 10**6, 4 * 10**6)
+    update = Op("conv1", "update", "update", "sgd", (36864,), "float32", 12 * 36864, 8 * 36864)
+    ops = [forward, relu, dw, update]
+    changed = runtimes.training_ops(ops, mnn)
+    assert changed[0] == forward and changed[2].slow == pytest.approx(1 / mnn.backward.dw.value)
+    assert changed[2].bytes - dw.bytes == 2 * 4 * 4096 * 576  # the unfolded input, written and read
+    assert changed[1].bytes == pytest.approx(relu.bytes * mnn.backward.passes.value, rel=1e-6)
+    assert runtimes.training_ops(ops, load_runtime("octosim")) == ops
+    own, theirs = cost.predict(ops, pi), cost.predict(changed, pi, runtime=mnn)
+    assert len(theirs) == len(own) + 1 and theirs[-1].op.layer == "step"
+    assert theirs[-1].time_s == pytest.approx(mnn.backward.step_ms.value * 1e-3)
+    assert sum(c.time_s for c in theirs) > 2 * sum(c.time_s for c in own)
+
+
+def test_a_core_with_float16_alone_lends_its_own_factors():
+    pi5 = hardware.load("pi5")
+    lent, own = (cost.factors_of(pi5, pi5.engines[0], d) for d in ("float32", "float16"))
+    assert lent.conv == own.conv and lent.spread > own.spread
+    pi4 = hardware.load("pi4")
+    assert cost.factors_of(pi4, pi4.engines[0], "float32").conv != own.conv
+
+
+@pytest.mark.parametrize("threads, share", [(1, 0.25), (2, 0.5), (4, 1.0), (None, 1.0)])
+def test_energy_is_idle_and_the_share_of_busy_cores(threads, share):
+    pi = hardware.load("pi4")
+    costs = cost.predict([conv(m=10**5)], pi, threads)
+    found = cost.total(costs, pi)
+    idle, busy = pi.power.idle_w.value, pi.power.busy_w.value
+    assert found["energy_j"] == pytest.approx(found["time_s"] * (idle + share * (busy - idle)))
+    assert found["energy_is"] == "estimate"
+
+
+def test_budgets_and_upper_bounds_are_called_so():
+    assert {name: cost.total(cost.predict([conv()], d), d)["energy_is"] for name in ("jetson-nano", "atlas-200dk")
+            for d in [hardware.load(name)]} == {"jetson-nano": "by budget", "atlas-200dk": "at most"}
+
+
+def test_dataflow_chips_state_throughput():
+    hailo = hardware.load("hailo-8")
+    costs = cost.predict(reference.NETWORKS["resnet50-v1"](1, "int8"), hailo)
+    assert all(c.overhead_s == 0 for c in costs)
+    assert any("1 / throughput" in note for note in cost.cost_json(costs, hailo)["notes"])
+
+
+def test_gpus_compute_whole_waves_of_tiles():
+    """A seventh tile on six multiprocessors takes more than a sixth; a wide product reaches more of the peak."""
+    jetson = hardware.load("jetson")
+
+    def compute(m, n, k=4096):
+        (one,) = cost.predict([Op("fc", "forward", "gemm", "linear", (m, k, n), "int8", 0, 0)], jetson)
+        return one.compute_s
+
+    assert compute(128 * 7, 128) > 1.15 * compute(128 * 6, 128)
+    assert compute(4096, 4096) / (4096 * 4096) < 0.7 * compute(64, 64) / (64 * 64)
+    times = [compute(m, 512) for m in range(32, 2048, 32)]
+    assert all(a <= b * (1 + 1e-9) for a, b in zip(times, times[1:], strict=False))
+
+
+def test_a_depthwise_convolution_is_no_tensor_core_product():
+    jetson = hardware.load("jetson")
+    op = Op("dw", "forward", "gemm", "conv 3x3", (3136, 9, 1), "int8", 0, 0, groups=64, kernel=(3, 3))
+    (one,) = cost.predict([op], jetson)
+    assert one.op.macs / one.compute_s <= 0.25 * 384 * 1.1e9 * 1.001
+
+
+def test_tensors_in_a_gpus_cache_spare_main_memory():
+    orin = hardware.load("jetson-agx-orin")
+    (small,), (large,) = (cost.predict([Op("r", "forward", "elementwise", "relu", (n,), "int8", n, n)], orin)
+                          for n in (10**5, 10**8))
+    assert small.memory_s / 1e5 < 0.5 * large.memory_s / 1e8
+    assert math.isclose(large.memory_s, 2e8 / 189e9, rel_tol=0.1)
