@@ -27,9 +27,9 @@ from octosim.cost.model import (
 )
 
 __all__ = [
-    "ASSUMED_EFFICIENCY", "BACKWARD_SPREAD", "INTERVAL", "KINDS", "PADDING", "PARAMETERS", "SOFTWARE_SPREAD", "WAVE_EFFICIENCY", "Machine",
-    "OpCost", "Prepared", "cost_json", "factors_of", "kind_of", "path_of", "predict", "prepare", "systolic_cycles", "systolic_folds",
-    "times", "total", "vector",
+    "ASSUMED_EFFICIENCY", "BACKWARD_SPREAD", "INTERVAL", "KINDS", "Machine", "OpCost", "PADDING", "PARAMETERS",
+    "Prepared", "SOFTWARE_SPREAD", "WAVE_EFFICIENCY", "cost_json", "factors_of", "kind_of", "path_of", "predict",
+    "prepare", "systolic_cycles", "systolic_folds", "times", "total", "vector",
 ]  # fmt: skip
 
 make_callable(__name__)

@@ -48,13 +48,13 @@ BORROWED_SPREAD = 0.2
 """The same, in addition, where a core has factors in float16 alone and they stand for float32."""
 
 WAVE_EFFICIENCY = 0.5
-"""Achieved / peak of a GPU's full waves of output tiles where a profile states none: the median of those that profiles state."""
+"""Achieved / peak of a GPU's full waves of output tiles where a profile states none: the median of the stated."""
 
 TILES, SPLITS = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32)), (1, 4)
 """Rows and columns of output tiles that a GPU's kernels choose among (CUTLASS' threadblocks), and splits of the reduction."""
 
 L2_BYTES = 40.0
-"""Bytes a clock that one multiprocessor gets from L2: 5120 for the 108 of an A100 (NVIDIA's white paper), most of them reached."""
+"""Bytes a clock that one multiprocessor gets from L2: 5120 for the 108 of an A100 (NVIDIA's white paper)."""
 
 TILE_CLOCKS = 600.0
 """Clocks in which a tile computes nothing: the first operands come from memory and the sums go back."""

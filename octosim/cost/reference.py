@@ -33,8 +33,10 @@ class _Builder:
         x, y = self.batch * self.channels * self.side**2 * size, pixels * filters * size
         w = filters * per_group * kernel**2 * size
         shape = (pixels, per_group * kernel**2, filters // groups)
-        self.ops.append(Op(f"conv{len(self.ops)}", "forward", "gemm", f"conv {kernel}x{kernel}", shape, self.dtype,
-                           x + w + (y if added else 0), y, groups=groups, kernel=(kernel, kernel), stride=stride, weights=w))  # fmt: skip
+        self.ops.append(Op(
+            f"conv{len(self.ops)}", "forward", "gemm", f"conv {kernel}x{kernel}", shape, self.dtype,
+            x + w + (y if added else 0), y, groups=groups, kernel=(kernel, kernel), stride=stride, weights=w,
+        ))  # fmt: skip
         self.side, self.channels = out, filters
 
     def pool(self, window: int, stride: int) -> None:
@@ -93,7 +95,7 @@ NETWORKS: dict[str, Callable[[int, str], list[Op]]] = {
 
 
 def _with_efficiency(engine: Engine, dtype: Dtype, value: float) -> Engine:
-    known: dict[str, float] = {**engine.gemm_efficiency.given()} if engine.gemm_efficiency else {}
+    known = engine.gemm_efficiency.given() if engine.gemm_efficiency else {}
     rows = {name: {"value": v, "kind": "derived", "source": "solved"} for name, v in (known | {dtype: value}).items()}
     return engine.model_copy(update={"gemm_efficiency": RatioPerDtype.model_validate(rows)})
 
