@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 MOST_WORDS = 20
 """Known words that a hint lists."""
@@ -14,6 +15,18 @@ class OctosimError(Exception):
 
     The command line prints the sentence and exits with code 2, without a traceback.
     """
+
+
+class ArgumentError(OctosimError):
+    """A wrong argument.  Its sentence has arguments in braces, "{batch_size} must be at least 1": str() says their names, and
+    `spelled` says something else for them, as the command line its options."""
+
+    def __init__(self, sentence: str):
+        self.sentence = sentence
+        super().__init__(self.spelled(str))
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        return re.sub(r"\{([a-z_]+)\}", lambda match: spell(match[1]), self.sentence)
 
 
 def suggest(word: str, known: Iterable[str], listing: str = "") -> str:

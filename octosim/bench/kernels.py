@@ -19,7 +19,7 @@ import numpy as np
 
 from octosim import core
 from octosim.bench import calibrate, peers
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 from octosim.files import environment
 from octosim.numerics import ACCUMULATORS, Requantization, Rounding
 
@@ -300,7 +300,7 @@ def kernel_bench(
     """
     for name in against:
         if name not in PEERS:
-            raise OctosimError(f"--against: unknown peer '{name}' for kernels (known: {', '.join(PEERS)})")
+            raise ArgumentError(f"{{against}}: unknown peer '{name}' for kernels (known: {', '.join(PEERS)})")
     rows: list[dict[str, Any]] = []
     todo = [(name, pass_, *how) for name, shape in shapes.items() for pass_, how in passes(*shape).items()]
     products = [name for name in against if name in PRODUCTS]

@@ -22,7 +22,7 @@ import numpy as np
 from octosim import core, data, engine, graph
 from octosim.bench import peers
 from octosim.engine.nodes import Array
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 from octosim.train import Config, Run, load_data
 
 STEPS = 3
@@ -34,7 +34,7 @@ def measure(config: Config, against: list[str], threads: int) -> dict[str, dict[
     OctosimError where the system is not Linux.
     """
     if not os.access("/proc/self/clear_refs", os.W_OK):
-        raise OctosimError("--memory needs Linux: there is no /proc/self/clear_refs to write to")
+        raise ArgumentError("{memory} needs Linux: there is no /proc/self/clear_refs to write to")
     wanted = [config.method, *(["fp32"] if config.method != "fp32" else []), *against]
     return {name: _in_a_process({"config": asdict(config), "contestant": name, "threads": threads}) for name in wanted}
 

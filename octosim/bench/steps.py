@@ -20,7 +20,7 @@ from octosim.bench import calibrate, peers
 from octosim.bench.clock import LR, Clock, Key, stepper
 from octosim.bench.memory import measure
 from octosim.engine import plan
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 from octosim.files import environment
 from octosim.hardware import state
 from octosim.train import Config, Run
@@ -123,7 +123,7 @@ def step_bench(
     """
     unknown = sorted(set(against) - {"torch"})
     if unknown:
-        raise OctosimError(f"--against: unknown peer '{unknown[0]}' (known: torch)")
+        raise ArgumentError(f"{{against}}: unknown peer '{unknown[0]}' (known: torch)")
     if config.lr is None:
         config = replace(config, lr=LR)
     configs = [config]

@@ -110,7 +110,8 @@ def _usage(error: Any) -> str:
 
 
 def _run() -> int:
-    from octosim.errors import OctosimError
+    from octosim.errors import ArgumentError, OctosimError
+    from octosim.settings import spelling
 
     sentence = ""
     try:
@@ -120,7 +121,7 @@ def _run() -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except OctosimError as error:
-        sentence = str(error)
+        sentence = error.spelled(spelling) if isinstance(error, ArgumentError) else str(error)
     except MemoryError as error:
         sentence = f"not enough memory{': ' * bool(str(error))}{error}"
     except Exception as error:

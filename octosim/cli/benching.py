@@ -9,8 +9,8 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.table import Table
 
+from octosim.cli.settings import with_settings
 from octosim.cli.terminal import (
-    MODEL,
     AsJson,
     Threads,
     check_output,
@@ -18,7 +18,6 @@ from octosim.cli.terminal import (
     count_text,
     hint,
     out_console,
-    parameters,
     plural,
     print_json,
     progress_bar,
@@ -29,14 +28,13 @@ from octosim.cli.terminal import (
 from octosim.errors import OctosimError
 
 
+@with_settings(
+    "model", "data", "method", "parameters", "optimizer", "batch_size",
+    data="Data set the measured steps take their images from.",
+)  # fmt: skip
 def bench(
+    settings: dict[str, Any],
     profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
-    model: Annotated[str, MODEL] = "simplecnn",
-    data: Annotated[str, typer.Option(help="Data set the measured steps take their images from.")] = "fashion-mnist-5k",
-    method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
-    set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
-    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
     against: Annotated[Optional[str], typer.Option(help="Peers to measure in the same process: torch.")] = None,  # noqa: UP045
     kernels: Annotated[bool, typer.Option("--kernels", help="Measure int8 matrix products instead of training steps.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="With --kernels: a roofline plot, .png or .svg.")] = None,  # noqa: UP045
@@ -78,10 +76,8 @@ def bench(
         return
     if plot:
         raise OctosimError("--plot goes with --kernels")
-    config = trainer.Config(
-        model=model, data=data, method=method, parameters=parameters(set_), optimizer=optimizer, batch_size=batch_size,
-        batchnorm=getattr(methods.METHODS.get(method), "batchnorm", True),
-    )  # fmt: skip
+    batchnorm = getattr(methods.METHODS.get(settings["method"]), "batchnorm", True)
+    config = trainer.Config(**settings, batchnorm=batchnorm)
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=100)
         record = bencher.step_bench(

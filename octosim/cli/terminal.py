@@ -89,11 +89,6 @@ def hint(text: object) -> None:
 Threads = Annotated[Optional[int], typer.Option(help="Threads of the kernels; all cores if not given.")]  # noqa: UP045
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
-MODEL = typer.Option(
-    help="Network: simplecnn, lenet5, mlp, alexnet, vgg11, vgg-small-7, resnet20, mobilenet, or a model file, .toml."
-)
-
-
 def command_line() -> str:
     """The command as the user typed it, for manifests."""
     return shlex.join(["octosim", *sys.argv[1:]])

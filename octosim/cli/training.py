@@ -10,8 +10,8 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from octosim.cli.settings import with_settings
 from octosim.cli.terminal import (
-    MODEL,
     AsJson,
     Threads,
     command_line,
@@ -26,14 +26,7 @@ from octosim.cli.terminal import (
     use_threads,
 )
 from octosim.errors import OctosimError
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    """0.5,0.75 -> [0.5, 0.75]; empty -> []."""
-    try:
-        return [float(part) for part in text.split(",") if text]
-    except ValueError:
-        raise OctosimError(f"{option} takes numbers with commas between them, as in 0.5,0.75, not '{text}'") from None
+from octosim.settings import ARITHMETIC, METHOD
 
 
 def _follow(bar: Progress, task: TaskID, quiet: bool) -> Any:
@@ -50,70 +43,24 @@ def _follow(bar: Progress, task: TaskID, quiet: bool) -> Any:
     return follow
 
 
+@with_settings(parameters="Another parameter of the method, KEY=VALUE; may be repeated.")
 def train(
     ctx: typer.Context,
-    model: Annotated[str, MODEL] = "simplecnn",
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10; or your own: a folder of images "
-            "a class, .npz, .csv, idx files."
-        ),
-    ] = "fashion-mnist-5k",
-    image: Annotated[Optional[str], typer.Option(help="Bring images to HEIGHTxWIDTHxCHANNELS, as 96x96x3.")] = None,  # noqa: UP045
-    test_share: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="Share of each class to test with, of data without a test part; 0.2 if not given."),
+    settings: dict[str, Any],
+    lac: Annotated[
+        str | None, typer.Option(help="Octo's compensation: off, channel, feature, sample.", rich_help_panel=METHOD)
     ] = None,
-    limit: Annotated[Optional[int], typer.Option(help="Train on N images, as many of each class.")] = None,  # noqa: UP045
-    normalize: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Input: data (mean 0, deviation 1 in each channel) or none; by default data for float32 only."),
+    prc: Annotated[
+        str | None, typer.Option(help="Octo's range clipping: off, ratio, gauss, percentile.", rich_help_panel=METHOD)
     ] = None,
-    method: Annotated[str, typer.Option(help="Training method; `octosim methods` lists them.")] = "octo",
-    lac: Annotated[Optional[str], typer.Option(help="Octo's compensation: off, channel, feature, sample.")] = None,  # noqa: UP045
-    prc: Annotated[Optional[str], typer.Option(help="Octo's range clipping: off, ratio, gauss, percentile.")] = None,  # noqa: UP045
-    set_: Annotated[list[str], typer.Option("--set", help="Another parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
-    optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
-    lr: Annotated[Optional[float], typer.Option(help="Learning rate; the optimizer's own if not given.")] = None,  # noqa: UP045
-    weight_decay: Annotated[float, typer.Option(help="Of the weights, not of biases and normalization.")] = 0.0,
-    schedule: Annotated[str, typer.Option(help="Of the learning rate over the run: cosine, step, constant.")] = "cosine",
-    milestones: Annotated[
-        str, typer.Option(help="Of --schedule step: shares of the run, as 0.5,0.75, or epochs, as 80,120.")
-    ] = "",
-    gamma: Annotated[float, typer.Option(help="Factor on the learning rate at each milestone.")] = 0.1,
-    warmup: Annotated[int, typer.Option(help="Steps in which the learning rate first rises to its full value.")] = 0,
-    augment: Annotated[str, typer.Option(help="Of the training images: none, crop-flip.")] = "none",
-    label_smoothing: Annotated[float, typer.Option(help="Share of a label's probability spread over all classes.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 100,
-    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training set; 3 without --steps.")] = None,  # noqa: UP045
-    steps: Annotated[Optional[int], typer.Option(help="Steps; with --epochs, whichever ends sooner.")] = None,  # noqa: UP045
-    eval_every: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Evaluate on the test set after every so many steps, besides every epoch."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and stochastic rounding.")] = 0,
-    batchnorm: Annotated[bool, typer.Option(help="Keep the model's batch normalization.")] = True,
-    float_layers: Annotated[
-        bool, typer.Option("--float-layers", help="Have layers that the method does not cover in float32, instead of refusing.")
-    ] = False,
-    accumulator: Annotated[
-        str, typer.Option(help="Register of the int8 products: exact32, sdot, vpdpbusd, maddubs, acc24, acc16-wrap ...")
-    ] = "exact32",
     profile: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Take the --accumulator of a device: a profile's name or alias, or a .toml file."),
-    ] = None,
-    count_overflow: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="In every so many steps, write to overflow.jsonl what happened in the accumulators."),
-    ] = None,
-    measure: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="In every so many steps, write to measures.jsonl each layer's errors against float32."),
+        str | None,
+        typer.Option(
+            help="Take the --accumulator of a device: a profile's name or alias, or a .toml file.", rich_help_panel=ARITHMETIC
+        ),
     ] = None,
     threads: Threads = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     prefetch: Annotated[
@@ -134,38 +81,14 @@ def train(
     use_threads(threads)
     if checkpoint_every < 1:
         raise OctosimError(f"--checkpoint-every must be at least 1, not {checkpoint_every}")
+    settings["parameters"] |= parameters([], lac=lac, prc=prc)
     if profile is not None:
-        accumulator = _accumulator_of(profile, accumulator if _typed(ctx, "accumulator") else None)
-    config = trainer.Config(
-        model=model,
-        data=data,
-        method=method,
-        parameters=parameters(set_, lac=lac, prc=prc),
-        optimizer=optimizer,
-        lr=lr,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        milestones=_numbers("--milestones", milestones),
-        gamma=gamma,
-        warmup=warmup,
-        augment=augment,
-        label_smoothing=label_smoothing,
-        batch_size=batch_size,
-        epochs=epochs,
-        steps=steps,
-        eval_every=eval_every,
-        seed=seed,
-        batchnorm=batchnorm,
-        float_layers=float_layers,
-        accumulator=accumulator,
-        count_overflow=count_overflow,
-        measure=measure,
-        image=image,
-        test_share=test_share,
-        limit=limit,
-        normalize=normalize,
-    )
-    folder = out or Path("runs") / f"{Path(model).stem}-{_data_name(data)}-{method}-seed{seed}"
+        asked = settings["accumulator"] if _typed(ctx, "accumulator") else None
+        settings["accumulator"] = _accumulator_of(profile, asked)
+    config = trainer.Config(**settings)
+    data = config.data
+    name = f"{Path(config.model).stem}-{_data_name(data)}-{config.method}-seed{config.seed}"
+    folder = out or Path("runs") / name
     if resume:
         stored = trainer.read_config(folder)
         moved = data if _typed(ctx, "data") and data != stored.data and _is_own(stored.data) else None

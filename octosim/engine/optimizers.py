@@ -154,10 +154,6 @@ def make(name: str, lr: float | None, decay: float = 0.0) -> Sgd | Adam:
     """The optimizer `name`, with its own learning rate unless one is given."""
     if name not in OPTIMIZERS:
         raise OctosimError(f"unknown optimizer '{name}'" + suggest(name, OPTIMIZERS))
-    if lr is not None and not (0 < lr < float("inf")):
-        raise OctosimError(f"--lr must be a positive number, not {lr}")
-    if not 0 <= decay < float("inf"):
-        raise OctosimError(f"--weight-decay must be a number from 0 on, not {decay}")
     kind = OPTIMIZERS[name]
     optimizer: Sgd | Adam = kind(decay=decay) if lr is None else kind(lr=lr, decay=decay)
     return optimizer

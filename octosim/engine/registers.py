@@ -75,7 +75,7 @@ def check(nodes: list[Node], batch: int, accumulator: Accumulator) -> None:
             if longest > LONGEST:
                 raise OctosimError(
                     f"layer {node.name}: a sum of {longest} products is too long for accumulator {accumulator.name} "
-                    f"(at most {LONGEST}); use a smaller --batch-size"
+                    f"(at most {LONGEST}); use a smaller batch size"
                 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from octosim.errors import OctosimError, suggest
+from octosim.errors import ArgumentError, OctosimError, suggest
 from octosim.numerics import half_cosine, power
 
 
@@ -50,18 +50,14 @@ def rate(lr: float, schedule: Schedule, step: int, steps: int, steps_per_epoch: 
 
 
 def check_schedule(schedule: Schedule) -> None:
-    """OctosimError, in the command line's words, where a schedule makes no sense."""
+    """OctosimError where a schedule makes no sense; the ranges of its numbers are those of `settings`."""
     milestones = schedule.milestones
     if schedule.name not in SCHEDULES:
         raise OctosimError(f"unknown schedule '{schedule.name}'" + suggest(schedule.name, SCHEDULES))
     if (schedule.name == "step") != bool(milestones):
-        raise OctosimError("--schedule step and --milestones go together, as in --schedule step --milestones 0.5,0.75")
+        raise ArgumentError("{schedule} step and {milestones} go together, as in {schedule} step {milestones} 0.5,0.75")
     shares = [m for m in milestones if 0 < m < 1]
     epochs = [m for m in milestones if m >= 1 and float(m).is_integer()]
     if milestones not in (tuple(shares), tuple(epochs)) or list(milestones) != sorted(set(milestones)):
         shown = ",".join(f"{m:g}" for m in milestones)
-        raise OctosimError(f"--milestones must be ascending shares of the run below 1, or ascending epochs, not {shown}")
-    if not 0 < schedule.gamma < 1e30:
-        raise OctosimError(f"--gamma must be a positive number, not {schedule.gamma}")
-    if schedule.warmup < 0:
-        raise OctosimError(f"--warmup must be at least 0, not {schedule.warmup}")
+        raise ArgumentError(f"{{milestones}} must be ascending shares of the run below 1, or ascending epochs, not {shown}")

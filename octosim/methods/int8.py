@@ -31,7 +31,7 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) ->
         if depth > safe and name in passes:
             raise OctosimError(
                 f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
-                f"(safe up to {safe})" + ("; use a smaller --batch-size" if name == "dW" else "")
+                f"(safe up to {safe})" + ("; use a smaller batch size" if name == "dW" else "")
             )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from octosim import core, study, train
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 from octosim.files import environment, write_atomic
 
 POLL_S = 0.2
@@ -86,13 +86,13 @@ def _connect(address: str) -> Any:
     try:
         import distributed
     except ImportError:
-        raise OctosimError("--cluster needs Dask: pip install 'octosim[cluster]'") from None
+        raise ArgumentError("{cluster} needs Dask: pip install 'octosim[cluster]'") from None
     for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is in the rows' states
     try:
         return distributed.Client(address, timeout=TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:  # TimeoutError is an OSError
-        raise OctosimError(f"--cluster: no Dask scheduler answers at {address} ({str(error).splitlines()[0]})") from None
+        raise ArgumentError(f"{{cluster}}: no Dask scheduler answers at {address} ({str(error).splitlines()[0]})") from None
 
 
 def train_all(
@@ -119,7 +119,7 @@ def train_all(
 
     try:
         if any(count != 1 for count in client.nthreads().values()):
-            raise OctosimError(f"--cluster {address}: {_TOO_MANY}")
+            raise ArgumentError(f"{{cluster}} {address}: {_TOO_MANY}")
         client.subscribe_topic(topic, listen)
         for row in rows:
             if asked():

@@ -20,7 +20,6 @@ import os
 import re
 import signal
 import time
-import typing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -33,7 +32,7 @@ import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, create_model
 
 import octosim
-from octosim import core, data, methods, train
+from octosim import core, data, methods, settings, train
 from octosim.errors import OctosimError, suggest
 from octosim.files import locked, read_lines, write_atomic
 from octosim.schema import Frozen, first_problem
@@ -44,7 +43,7 @@ FORMAT = 1
 
 # ---- the file --------------------------------------------------
 
-_KINDS: dict[str, Any] = typing.get_type_hints(train.Config)
+_KINDS: dict[str, Any] = settings.kinds()
 _Scalar = str | int | float
 
 

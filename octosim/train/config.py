@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import types
 import typing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,25 +13,21 @@ import numpy as np
 from octosim import methods
 from octosim.engine.nodes import Method
 from octosim.errors import OctosimError
-from octosim.numerics import EXACT32, Accumulator
+from octosim.numerics import Accumulator
+from octosim.settings import Settings, kinds
 
 NORMALIZATIONS = ("none", "data")
 """Of the network's input: as it is (bytes in [0, 1]), or to mean 0 and deviation 1 in each channel of the training images."""
-ADDED = {"float_layers", "image", "test_share", "limit", "normalize"}
-"""Fields that the manifests of earlier runs do not have."""
 EPOCHS = 3  # where neither epochs nor steps are given
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything that a user chooses and that decides the bits of a run and of its records.
+class Config(Settings):
+    """The settings of a run, checked (settings.Settings).
 
     epochs, steps: the run's length; both given, the sooner end.  lr None: the optimizer's own.  weight_decay: of the parameters
     in optimizers.DECAYED.  schedule, milestones, gamma, warmup: see schedules.Schedule.  augment: of batches.AUGMENTATIONS.
-    label_smoothing: of the training loss; the test loss is without.  eval_every: also evaluate after every so many steps.
-    float_layers: layers that the method does not cover are in float32; without it they are refused.
-    accumulator: the register of the int8 products, of numerics.ACCUMULATORS.  count_overflow: write what happens in it in every
-    so many steps; decides no bit.  measure: write the errors of every so many steps against float32; decides no bit.
+    label_smoothing: of the training loss; the test loss is without.  accumulator: of numerics.ACCUMULATORS.
 
     method and accumulator may be given as objects: a `Method` with its parameters, a `numerics.Accumulator`.
     data: a data set's name, or the path of a user's own.  image: "HEIGHTxWIDTHxCHANNELS" to which images are brought.
@@ -41,34 +36,6 @@ class Config:
 
     OctosimError, naming the argument, for a value that is not of its kind; what is out of range is refused with the run.
     """
-
-    model: str = "simplecnn"
-    data: str = "fashion-mnist-5k"
-    method: str = "octo"
-    parameters: dict[str, Any] = field(default_factory=dict)
-    optimizer: str = "sgd"
-    lr: float | None = None
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    milestones: list[float] = field(default_factory=list)
-    gamma: float = 0.1
-    warmup: int = 0
-    augment: str = "none"
-    label_smoothing: float = 0.0
-    batch_size: int = 100
-    epochs: int | None = None
-    steps: int | None = None
-    eval_every: int | None = None
-    seed: int = 0
-    batchnorm: bool = True
-    float_layers: bool = False
-    accumulator: str = EXACT32.name
-    count_overflow: int | None = None
-    measure: int | None = None
-    image: str | None = None
-    test_share: float | None = None
-    limit: int | None = None
-    normalize: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.accumulator, Accumulator):
@@ -85,12 +52,6 @@ class Config:
                     expected = expected.replace("a string", "a string in UTF-8, without NUL")
                 raise OctosimError(f"{name} is '{str(value)[:40]}', expected {expected}")
             object.__setattr__(self, name, value)
-
-
-@functools.cache
-def kinds() -> dict[str, Any]:
-    """The type of each field of Config."""
-    return typing.get_type_hints(Config)
 
 
 _NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
@@ -124,8 +85,9 @@ def _name(kind: Any) -> str:
 
 def from_json(content: Any, where: str) -> Config:
     """The Config whose fields a file holds; OctosimError, beginning with `where`, for other fields or kinds of values."""
-    known = {f.name for f in fields(Config)}
-    if not isinstance(content, dict) or set(content) | ADDED != known:
+    known = {each.name for each in fields(Config)}
+    later = {each.name for each in fields(Config) if each.metadata["later"]}
+    if not isinstance(content, dict) or set(content) | later != known:
         raise OctosimError(f"{where}: 'config' must have exactly the fields {', '.join(sorted(known))}")
     for name, value in content.items():
         if not _is(value, kinds()[name]):

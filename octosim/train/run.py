@@ -17,7 +17,7 @@ from octosim.engine import registers as accumulators
 from octosim.engine.layers import BatchNorm, Stack
 from octosim.engine.nodes import Array, Context, Node
 from octosim.engine.replay import RecordedSteps
-from octosim.errors import OctosimError, suggest
+from octosim.errors import ArgumentError, OctosimError, suggest
 from octosim.numerics import EXACT32
 from octosim.train import measure
 from octosim.train.config import EPOCHS, NORMALIZATIONS, Config
@@ -44,19 +44,12 @@ class Run:
     def __init__(self, config: Config, layers: graph.Graph | Stack | None = None, dataset: data.Dataset | None = None):
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
         dataset: config.data, where it is loaded already."""
-        for name in ("batch_size", "epochs", "steps", "eval_every", "count_overflow", "measure"):
-            value = getattr(config, name)
-            if value is not None and value < 1:
-                raise OctosimError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        if not 0 <= config.seed < 2**64:
-            raise OctosimError(f"--seed must be in 0 .. 2^64 - 1, not {config.seed}")
-        if not 0 <= config.label_smoothing < 1:
-            raise OctosimError(f"--label-smoothing must be in [0, 1), not {config.label_smoothing}")
+        config.check_ranges()
         self.config = config
         self.method = methods.make(config.method, config.parameters)
         for name in self.method.unused:
             if getattr(config, name) != getattr(Config(), name):
-                raise OctosimError(f"--{name.replace('_', '-')} has no meaning for method {config.method}, see docs/methods.md")
+                raise ArgumentError(f"{{{name}}} has no meaning for method {config.method}, see docs/methods.md")
         self.optimizer = optimizers.make(config.optimizer, config.lr, config.weight_decay)
         self.schedule = schedules.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
         schedules.check_schedule(self.schedule)
@@ -68,8 +61,8 @@ class Run:
         self.data = dataset or load_data(config)
         images = len(self.data.train_labels)
         if config.batch_size > images:
-            raise OctosimError(
-                f"--batch-size {config.batch_size} is larger than the {images} training images of {self.data.name}"
+            raise ArgumentError(
+                f"{{batch_size}} {config.batch_size} is larger than the {images} training images of {self.data.name}"
             )
         self.steps_per_epoch = -(-images // config.batch_size)
         self.epochs = EPOCHS if config.epochs is None and config.steps is None else config.epochs
@@ -78,10 +71,10 @@ class Run:
         if self.steps >= 2**32:  # Philox counts steps in 32 bits
             raise OctosimError(f"a run has at most 2^32 - 1 steps, not {self.steps}")
         if config.warmup >= self.steps:
-            raise OctosimError(f"--warmup must be less than the run's {self.steps} steps, not {config.warmup}")
+            raise ArgumentError(f"{{warmup}} must be less than the run's {self.steps} steps, not {config.warmup}")
         in_shape = self.data.train_images.shape[1:]
         if len(in_shape) != 3 and config.augment != "none":
-            raise OctosimError(f"--augment {config.augment} is for images, and {self.data.name} has vectors")
+            raise ArgumentError(f"{{augment}} {config.augment} is for images, and {self.data.name} has vectors")
         self.layers = layers or graph.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
         self._check_fits(in_shape)
         floats = self.data.train_images.dtype == np.float32
@@ -134,19 +127,19 @@ class Run:
                 batch = "a batch" if self.config.batch_size == 1 else f"the last batch of an epoch of {images} images"
                 raise OctosimError(
                     f"layer {node.name}: batch normalization has one value a channel in {batch}, and nothing can be learned "
-                    "from its input; choose another --batch-size"
+                    "from its input; choose another batch size"
                 )
 
     def _check_registers(self) -> None:
         """Refuses sums that the exact register cannot hold; in any other an overflow is what the user wants to see."""
         register, batch = self.registers.accumulator, self.config.batch_size
-        chosen = "--count-overflow" if register == EXACT32 else f"--accumulator {register.name}"
+        chosen = "{count_overflow}" if register == EXACT32 else f"{{accumulator}} {register.name}"
         if register == EXACT32:
             self.network.check(batch)
         if register == EXACT32 and not self.config.count_overflow:
             return
         if not any(op.kind == "gemm" and op.dtype == "int8" for op in plan.trace(self.network, batch)):
-            raise OctosimError(f"{chosen} is for methods with int8 products, which {self.config.method} does not have")
+            raise ArgumentError(f"{chosen} is for methods with int8 products, which {self.config.method} does not have")
         accumulators.check(self.network.nodes, batch, register)
 
     def order(self, epoch: int) -> Array:
@@ -194,7 +187,7 @@ class Run:
             else:
                 loss = self.recorded.take(self._make, images, labels, context, numbers, watch)
         except core.NotFiniteError as error:
-            raise OctosimError(f"step {self.step}, {error}; a smaller --lr may help") from None
+            raise OctosimError(f"step {self.step}, {error}; a smaller learning rate may help") from None
         self.overflow = [
             {"step": self.step, "layer": layer, "pass": pass_, "accumulator": self.registers.accumulator.name}
             | accumulators.as_record(count)
@@ -259,7 +252,7 @@ class Run:
             try:
                 test_loss, self.test_accuracy = self.network.evaluate(self.data.test_images, self._test_labels)
             except core.NotFiniteError as error:
-                raise OctosimError(f"after step {self.step}, test set, {error}; a smaller --lr may help") from None
+                raise OctosimError(f"after step {self.step}, test set, {error}; a smaller learning rate may help") from None
             record |= {"test_loss": test_loss, "test_accuracy": self.test_accuracy}
         if self.step == self.steps or self.step % self.steps_per_epoch == 0:
             metrics = self.method.metrics(self.network.nodes)

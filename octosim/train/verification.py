@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from octosim.data import Dataset
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 from octosim.files import read_lines
 from octosim.integrity import LINES, changed_fields, part_of
 from octosim.train import directory
@@ -43,7 +43,7 @@ def _refuse_other_data(run: Run, folder: Path, content: dict[str, Any]) -> None:
 def advance_before(run: Run, step: int, progress: Callable[[int, int], None] | None = None) -> None:
     """Takes a run's steps until `step` is the next one; progress takes the step reached and the goal."""
     if not 1 <= step <= run.steps:
-        raise OctosimError(f"--step must be in 1 .. {run.steps}, the run's steps, not {step}")
+        raise ArgumentError(f"{{step}} must be in 1 .. {run.steps}, the run's steps, not {step}")
     run.records = True
     while run.step < step - 1:
         run.train_step()

@@ -257,7 +257,7 @@ BAD = [
     (("train", "--warmup", "-1"), "--warmup must be at least 0, not -1"),
     (("train", "--augment", "flip"), "unknown augmentation 'flip'"),
     (("train", "--label-smoothing", "1"), "--label-smoothing must be in [0, 1), not 1.0"),
-    (("train", "--weight-decay", "-1"), "--weight-decay must be a number from 0 on, not -1.0"),
+    (("train", "--weight-decay", "-1"), "--weight-decay must be at least 0, not -1.0"),
     (("train", "--eval-every", "0"), "--eval-every must be at least 1, not 0"),
     (("train", "--accumulator", "acc15"), "unknown accumulator 'acc15'"),
     (("train", "--accumulator", "sdot", "--method", "fp32"), "--accumulator sdot is for methods with int8 products"),
@@ -323,7 +323,7 @@ def test_divergence_is_one_sentence(tmp_path: Path) -> None:
     line = ("train", "--model", "lenet5", "--batch-size", "50", "--lr", "1e25", "--out", "run")
     done = octosim(*line, "--checkpoint-every", "1", folder=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(r"octosim: step \d+, layer \w+, .*: .*; a smaller --lr may help\n", done.stderr)
+    assert re.fullmatch(r"octosim: step \d+, layer \w+, .*: .*; a smaller learning rate may help\n", done.stderr)
     steps = len((tmp_path / "run/records.jsonl").read_text().splitlines())
     assert done.stderr.startswith(f"octosim: step {steps + 1}, ") and not (tmp_path / "run/digest.txt").exists()
     again = octosim("train", "--resume", "--out", "run", folder=tmp_path)

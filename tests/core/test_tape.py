@@ -283,7 +283,7 @@ def test_a_failing_step_tells_what_python_tells(method: str, batchnorm: bool, wh
             for _ in range(3):
                 run.train_step()
         told.append(str(error.value))
-    assert told[0] == told[1] and "; a smaller --lr may help" in told[0]
+    assert told[0] == told[1] and "; a smaller learning rate may help" in told[0]
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

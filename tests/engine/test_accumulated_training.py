@@ -164,7 +164,7 @@ def test_a_narrow_register_takes_a_batch_that_the_exact_one_refuses() -> None:
         ({"accumulator": "acc17"}, "unknown accumulator 'acc17'; did you mean"),
         ({"accumulator": "acc16", "method": "fp32"}, "--accumulator acc16 is for methods with int8 products, which fp32"),
         ({"count_overflow": 1, "method": "fp32"}, "--count-overflow is for methods with int8 products, which fp32"),
-        ({"count_overflow": 0}, "--count-overflow must be at least 1, not 0"),
+        ({"count_overflow": 0}, "count_overflow must be at least 1, not 0"),
     ],
 )
 def test_bad_configurations(change: dict, words: str, tmp_path: Path) -> None:

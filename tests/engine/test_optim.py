@@ -77,8 +77,8 @@ def test_step_changes_after_its_milestones(milestones: tuple[float, ...], change
     ("schedule", "words"),
     [
         (Schedule("cosin"), "unknown schedule 'cosin'; did you mean 'cosine'?"),
-        (Schedule("step"), "--schedule step and --milestones go together"),
-        (Schedule("cosine", (0.5,)), "--schedule step and --milestones go together"),
+        (Schedule("step"), "schedule step and milestones go together"),
+        (Schedule("cosine", (0.5,)), "schedule step and milestones go together"),
         (Schedule("step", (0.5, 0.5)), "must be ascending shares of the run below 1, or ascending epochs, not 0.5,0.5"),
         (Schedule("step", (0.75, 0.5)), "not 0.75,0.5"),
         (Schedule("step", (0.5, 2.0)), "not 0.5,2"),
@@ -87,9 +87,6 @@ def test_step_changes_after_its_milestones(milestones: tuple[float, ...], change
         (Schedule("step", (-1.0,)), "not -1"),
         (Schedule("step", (float("nan"),)), "not nan"),
         (Schedule("step", (float("inf"),)), "not inf"),
-        (Schedule("step", (0.5,), gamma=0.0), "--gamma must be a positive number, not 0.0"),
-        (Schedule("step", (0.5,), gamma=float("nan")), "--gamma must be a positive number, not nan"),
-        (Schedule(warmup=-1), "--warmup must be at least 0, not -1"),
     ],
     ids=str,
 )

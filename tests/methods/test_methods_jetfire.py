@@ -178,8 +178,8 @@ def test_average_pooling_gives_codes() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"accumulator": "acc16"}, "--accumulator has no meaning for method jetfire"),
-        ({"count_overflow": 1}, "--count-overflow has no meaning for method jetfire"),
+        ({"accumulator": "acc16"}, "accumulator has no meaning for method jetfire"),
+        ({"count_overflow": 1}, "count_overflow has no meaning for method jetfire"),
         ({"parameters": {"scales": "float8"}}, "scales must be one of float32, float16, not 'float8'"),
     ],
 )

@@ -285,9 +285,9 @@ def test_its_source_has_no_floating_point() -> None:
     ("change", "words"),
     [
         ({}, "layer bn1: method niti has no batch normalization; use --no-batchnorm"),
-        ({"batchnorm": False, "lr": 0.1}, "--lr has no meaning for method niti"),
-        ({"batchnorm": False, "weight_decay": 0.1}, "--weight-decay has no meaning for method niti"),
-        ({"batchnorm": False, "optimizer": "adam"}, "--optimizer has no meaning for method niti"),
+        ({"batchnorm": False, "lr": 0.1}, "lr has no meaning for method niti"),
+        ({"batchnorm": False, "weight_decay": 0.1}, "weight_decay has no meaning for method niti"),
+        ({"batchnorm": False, "optimizer": "adam"}, "optimizer has no meaning for method niti"),
         ({"batchnorm": False, "parameters": {"mu": 8}}, "niti: mu must be in 1 .. 7, not 8"),
         ({"batchnorm": False, "parameters": {"schedule": "step"}}, "schedule must be one of paper, constant, not 'step'"),
     ],

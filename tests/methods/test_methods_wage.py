@@ -124,7 +124,7 @@ def test_rate_falls_with_the_run() -> None:
     ("change", "words"),
     [
         ({}, "layer bn1: method wage has no batch normalization; use --no-batchnorm"),
-        ({"batchnorm": False, "lr": 0.1}, "--lr has no meaning for method wage"),
+        ({"batchnorm": False, "lr": 0.1}, "lr has no meaning for method wage"),
         ({"batchnorm": False, "parameters": {"rate": 0}}, "wage: rate must be above 0, at most 128, not 0"),
     ],
 )

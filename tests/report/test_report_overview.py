@@ -55,7 +55,7 @@ def study(tmp_path):
     gone = make_run(folder / "gone", method="wage", digest="")
     set_classes(gone, 10, 1000)
     rows = [{"name": name.name, "state": "finished", "reason": ""} for name in folder.iterdir() if name.name != "gone"]
-    reason = "step 18, layer conv2, forward: a value is NaN or infinite; a smaller --lr may help"
+    reason = "step 18, layer conv2, forward: a value is NaN or infinite; a smaller learning rate may help"
     rows.append({"name": "gone", "state": "broken", "reason": reason})
     content = {"format": 1, "kind": "study", "title": "Which [holds]?", "about": "Asked\nhere.", "rows": rows}
     (folder / "study.json").write_text(json.dumps(content))

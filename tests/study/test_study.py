@@ -83,9 +83,9 @@ def test_all_methods(tmp_path: Path) -> None:
         ("[[grid]]\nseed = []", "a list of a grid is empty: the study has no rows"),
         ("[[grid]\n", "tiny.toml: not valid TOML"),
         ("[[grid]]\nseed = [3, 3]", "every row of a study must be another run"),
-        ("[[grid]]\nseed = [0, -1]", "row 2 (seed=-1): --seed must be in"),
+        ("[[grid]]\nseed = [0, -1]", "row 2 (seed=-1): seed must be in"),
         ("[[grid]]\nmethod = ['octo', 'fp32']\naccumulator = ['exact32', 'acc16']",
-         "row 4 (method=fp32,accumulator=acc16): --accumulator acc16 is for methods with int8 products"),
+         "row 4 (method=fp32,accumulator=acc16): accumulator acc16 is for methods with int8 products"),
         ("[[grid]]\nmethod = ['octo', 'fp32']\n[grid.parameters]\nlac = ['off']", "row 2 (method=fp32): method fp32 has no"),
         ("[[grid]]\n[grid.parameters]\nlac = ['on']", "row 1 (run): method octo: lac must be one of"),
         ("[[grid]]\nmodel = ['mlp', 'lenet']", "row 2 (model=lenet): unknown model 'lenet'"),
@@ -181,7 +181,7 @@ def test_broken_runs_are_named_and_the_others_trained(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     states = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
     assert [row["state"] for row in states.values()] == ["finished", "broken", "broken", "broken", "finished"]
-    assert "a smaller --lr may help" in states["lr=1e+30"]["reason"] and "checkpoint" in states["seed=2"]["reason"]
+    assert "a smaller learning rate may help" in states["lr=1e+30"]["reason"] and "checkpoint" in states["seed=2"]["reason"]
     assert "seed=1 is broken: " in done.stderr and "manifest.json cannot be read" in done.stderr
     assert set(pd.read_csv(tmp_path / "out/records.csv")["run"]) == {"lr=0.01", "seed=3"}
 

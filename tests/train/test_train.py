@@ -380,22 +380,24 @@ def test_verify(tmp_path: Path) -> None:
         ({"data": "mnits"}, "unknown data set 'mnits'; did you mean 'mnist'?"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; did you mean 'sgd'?"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'?"),
-        ({"batch_size": 0}, "--batch-size must be at least 1, not 0"),
-        ({"batch_size": 5001}, "--batch-size 5001 is larger than the 5000 training images"),
-        ({"epochs": 0}, "--epochs must be at least 1"),
-        ({"steps": -1}, "--steps must be at least 1"),
-        ({"seed": -1}, "--seed must be in 0 .. 2^64 - 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": 5001}, "batch_size 5001 is larger than the 5000 training images"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"steps": -1}, "steps must be at least 1"),
+        ({"seed": -1}, "seed must be in 0 .. 2^64 - 1"),
         ({"steps": 2**32, "epochs": None}, "a run has at most 2^32 - 1 steps"),
-        ({"eval_every": 0}, "--eval-every must be at least 1, not 0"),
+        ({"eval_every": 0}, "eval_every must be at least 1, not 0"),
         ({"augment": "crop"}, "unknown augmentation 'crop'; did you mean 'crop-flip'?"),
-        ({"label_smoothing": 1.0}, "--label-smoothing must be in [0, 1), not 1.0"),
-        ({"label_smoothing": float("nan")}, "--label-smoothing must be in [0, 1), not nan"),
-        ({"weight_decay": -1.0}, "--weight-decay must be a number from 0 on, not -1.0"),
-        ({"weight_decay": float("inf")}, "--weight-decay must be a number from 0 on, not inf"),
-        ({"schedule": "step"}, "--schedule step and --milestones go together"),
-        ({"warmup": 6}, "--warmup must be less than the run's 6 steps, not 6"),
-        ({"lr": -0.1}, "--lr must be a positive number"),
-        ({"lr": float("nan")}, "--lr must be a positive number"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be in [0, 1), not 1.0"),
+        ({"label_smoothing": float("nan")}, "label_smoothing must be in [0, 1), not nan"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, not -1.0"),
+        ({"weight_decay": float("inf")}, "weight_decay must be at least 0, not inf"),
+        ({"schedule": "step"}, "schedule step and milestones go together"),
+        ({"schedule": "step", "milestones": [0.5], "gamma": float("nan")}, "gamma must be a positive number, not nan"),
+        ({"warmup": -1}, "warmup must be at least 0, not -1"),
+        ({"warmup": 6}, "warmup must be less than the run's 6 steps, not 6"),
+        ({"lr": -0.1}, "lr must be a positive number"),
+        ({"lr": float("nan")}, "lr must be a positive number"),
         ({"parameters": {"lac": "x"}}, "lac must be one of"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -434,7 +436,7 @@ def test_divergence_names_step_and_layer(method: str, batchnorm: bool, lr: float
     try:
         train.train(run, folder, every=1)
     except OctosimError as error:
-        assert re.search(r"step \d, layer \w+, (forward|backward|\w+ after the step): .*--lr", str(error))
+        assert re.search(r"step \d, layer \w+, (forward|backward|\w+ after the step): .*learning rate", str(error))
         assert not (folder / "digest.txt").exists()
     else:  # a method that clips may end with a dead network instead; then no value is a NaN or an infinity
         assert lr == 1e10 or method == "logbtq"
@@ -451,7 +453,8 @@ def test_what_a_finite_loss_hides_is_found(records: bool, where: str) -> None:
         run.train_step()
     tensors = next(held for node in run.network.nodes for held in (node.params, node.state) if where in held)
     tensors[where].flat[0] = np.inf if where == "var" else np.nan
-    with pytest.raises(OctosimError, match=r"step 4, layer (conv1|bn1), \w+ after the step: .*; a smaller --lr may help"):
+    words = r"step 4, layer (conv1|bn1), \w+ after the step: .*; a smaller learning rate may help"
+    with pytest.raises(OctosimError, match=words):
         run.train_step()
 
 
@@ -465,7 +468,7 @@ def test_evaluation_names_step_and_layer() -> None:
         return evaluate(*images)
 
     run.network.evaluate = spoiled
-    with pytest.raises(OctosimError, match="after step 1, test set, layer fc3, forward: .*; a smaller --lr may help"):
+    with pytest.raises(OctosimError, match="after step 1, test set, layer fc3, forward: .*; a smaller learning rate may help"):
         run.advance()
 
 

@@ -1,0 +1,73 @@
+"""The settings of a run as options of a command."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from octosim.cli.terminal import parameters
+from octosim.errors import OctosimError
+from octosim.settings import Settings, kinds, spelling
+
+FIELDS = {each.name: each for each in dataclasses.fields(Settings)}
+
+
+def _option(name: str, help: str) -> inspect.Parameter:
+    """The option of a setting."""
+    field, kind = FIELDS[name], kinds()[name]
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    spellings = [field.metadata["option"] or spelling(name)]
+    if field.metadata["parse"]:
+        kind, default = str, ""
+    elif typing.get_origin(kind) is dict:
+        kind, default = list[str], []
+    elif kind is bool and default:
+        spellings = []  # --name and --no-name
+    option = typer.Option(*spellings, help=help or field.metadata["help"], rich_help_panel=field.metadata["panel"])
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _value(name: str, given: Any) -> Any:
+    """A setting's value, of what its option was given."""
+    parse = FIELDS[name].metadata["parse"]
+    if parse:
+        try:
+            return parse(given)
+        except ValueError:
+            expected = "numbers with commas between them, as in 0.5,0.75"
+            raise OctosimError(f"{spelling(name)} takes {expected}, not '{given}'") from None
+    return parameters(given) if typing.get_origin(kinds()[name]) is dict else given
+
+
+def with_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for each of these settings (all if none is named), whose values it gets as `settings`, by name.
+
+    helps: texts that differ from the settings' own.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature, hints = inspect.signature(command), typing.get_type_hints(command, include_extras=True)
+        before, after = list[inspect.Parameter](), list[inspect.Parameter]()
+        for each in signature.parameters.values():
+            if each.name != "settings":
+                first = hints[each.name] is typer.Context
+                (before if first else after).append(each.replace(annotation=hints[each.name], kind=each.KEYWORD_ONLY))
+        options = [_option(name, helps.get(name, "")) for name in names or FIELDS]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(settings={each.name: _value(each.name, given.pop(each.name)) for each in options}, **given)
+
+        every = [*before, *options, *after]
+        run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in every} | {"return": types.NoneType}
+        return run
+
+    return decorate
