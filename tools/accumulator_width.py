@@ -79,7 +79,8 @@ def reading(table: pd.DataFrame, command: str) -> str:
         "# Accumulator width\n",
         "How many bits do the sums of a method's int8 products need in training?  "
         f"{first['model']} on {first['data']}, batch {first['batch_size']}, {table['step'].max()} steps, {seeds} seeds.\n",
-        f"Made by `{command}`: [records.csv](records.csv), [the page](report.html).  This text is made from the records.\n",
+        f"Made by `{command}`: [records.csv](records.csv) and `report.html`, the page, which is not in the repository.  "
+        "This text is made from the records.\n",
     ]
     for method, part in table.groupby("method", sort=False):
         rows = register_rows(part)
