@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from types import UnionType
 from typing import Any
 
 import numpy as np
 
 from octosim import core
 from octosim.core.memory import Pool
+from octosim.engine import fusion
 from octosim.engine.graph import INPUT, Graph, as_graph
 from octosim.engine.inputs import Input
-from octosim.engine.layers import Add, BatchNorm, Flatten, ReLU, Stack
+from octosim.engine.layers import BatchNorm, Stack
 from octosim.engine.nodes import Array, Context, Method, Node, Observer
 from octosim.errors import OctosimError
 
@@ -44,8 +44,8 @@ class Network:
         self.source = source
         self.pool = Pool()
         self.observers: list[Observer] = []
-        self.passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
-        for node, layer in zip(self.nodes, self.passes, strict=True):
+        passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
+        for node, layer in zip(self.nodes, passes, strict=True):
             self._check_covered(node, float_layers)
             if isinstance(node.layer, BatchNorm) and not method.batchnorm:
                 raise OctosimError(f"layer {node.name}: method {method.name} has no batch normalization; use --no-batchnorm")
@@ -53,7 +53,8 @@ class Network:
             layer.init(node, method, seed)
         self._users = Counter(i for node in self.nodes for i in node.inputs)
         self._last_user = {i: node.index for node in self.nodes for i in node.inputs}
-        self._fuse()
+        self.fusion = fusion.fuse(self.nodes, passes)
+        self.passes = self.fusion.passes
         # only tensors that depend on something trained need a gradient
         self._trained: list[bool] = []
         for node in self.nodes:
@@ -67,45 +68,6 @@ class Network:
             raise OctosimError(f"{whole}, and cannot have them in float32")
         if not float_layers:
             raise OctosimError(f"{whole}; float_layers (--float-layers) has them in float32")
-
-    def _fuse(self) -> None:
-        """Marks what batch normalization and addition do in the same pass: the ReLU behind them, making float32 of the sums of
-        products beside them, and summing gradients that meet.  A method's own passes of these layers are not touched."""
-
-        def only_into_one(index: int, kinds: type | UnionType) -> bool:
-            return index >= 0 and isinstance(self.passes[index], kinds) and self._users[index] == 1
-
-        for node in self.nodes:
-            source = node.inputs[0]
-            if isinstance(self.passes[node.index], ReLU) and only_into_one(source, BatchNorm | Add):
-                node.fused = self.nodes[source].fused = True
-                node.joins = self.nodes[source].joins = isinstance(self.passes[source], Add) and self._users[node.index] == 2
-            elif isinstance(self.passes[node.index], BatchNorm) and source >= 0:
-                self.nodes[source].lazy_y = self.nodes[source].normalized
-        for node in self.nodes:
-            source = node.inputs[0]
-            if source >= 0 and self._users[source] == 1 and self.nodes[source].fused:
-                source = self.nodes[source].inputs[0]
-            joins = node.inputs[0] >= 0 and self.nodes[node.inputs[0]].joins
-            node.lazy_dx = node.layer.weighted and (joins or only_into_one(source, BatchNorm))
-            node.dy_known = self.method.compact and node.lazy_y
-            source = node.inputs[0]
-            while source >= 0 and self._moves_nothing(self.nodes[source]):
-                source = self.nodes[source].inputs[0]
-            found = self.passes[source] if source >= 0 else None
-            node.x_known = self.method.compact and isinstance(found, BatchNorm | ReLU | Add)
-            if isinstance(self.passes[node.index], Add):
-                first, second = max(node.inputs), min(node.inputs)
-                while only_into_one(first, ReLU) and self.nodes[first].fused:
-                    first = self.nodes[first].inputs[0]
-                # backward, the first is done with the gradient before the second, or another user of the second's, gets it
-                alone = all(second not in other.inputs for other in self.nodes[first + 1 : node.index])
-                if first > second and alone and only_into_one(first, BatchNorm):
-                    node.dy_shared = self.nodes[first].dy_shared = True
-
-    @staticmethod
-    def _moves_nothing(node: Node) -> bool:
-        return isinstance(node.layer, Flatten) or (isinstance(node.layer, ReLU) and node.fused)
 
     def _needs_gradient(self, tensor: int) -> bool:
         """Whether a node's output, or -1, the input, needs one."""
@@ -141,13 +103,13 @@ class Network:
             node.x_range = ranges.get(node.inputs[0])
             try:
                 x = self.passes[node.index].forward(node, given if len(given) > 1 else given[0], self.method, context)
-                if check or not node.lazy_y:
+                if check or node.index not in self.fusion.sums_y:
                     x = core.values(x)
                 if check:
                     core.value_range(x)
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, forward: {error}") from None
-            ranges[node.index] = node.x_range if self._moves_nothing(node) else node.found
+            ranges[node.index] = node.x_range if node.index in self.fusion.aliases else node.found
             node.x_range = node.found = None
             values[node.index] = x
             del given
@@ -172,7 +134,7 @@ class Network:
                 if self._passes_on(node):
                     core.at(node.name, "dX")
                     dx = self.passes[node.index].input_grad(node, dy, self.method, context)
-                    if not node.lazy_dx:
+                    if node.index not in self.fusion.sums_dx:
                         dx = core.values(dx)
                     for i, part in zip(node.inputs, dx if isinstance(dx, tuple) else (dx,), strict=True):
                         if self._needs_gradient(i):
@@ -190,7 +152,7 @@ class Network:
 
     def _meet(self, node: Node, a: Any, b: Any) -> Any:
         """The sum of two gradients of a node's output, which may overwrite a."""
-        return core.Pair(a, b) if node.joins else self.method.meet(node, a, b)
+        return core.Pair(a, b) if node.index in self.fusion.pairs else self.method.meet(node, a, b)
 
     def gradients(
         self,

@@ -229,18 +229,12 @@ class Node:
 
     inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's.
     in_place: nothing else needs its input's values, nor will, so the layer may write over them.
-    dy_shared: the gradient of its output goes to another layer too, so it may not write over it, as layers otherwise may.
-    Of an addition: its two inputs share its gradient, for the one that comes first leaves it as it is.
     normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
     edge: the network's first or last weighted layer, which some methods leave unquantized.
     observers: are told of a weighted layer's passes, one after the other; the same list for all nodes of a network.
     through: gives what is to make the layer's product: the product itself, or one in a narrower register.
-    lazy_y, lazy_dx: what it returns goes to a normalization alone, or to a sum that an addition makes (`joins`), which take
-    `core.Sums` as they are.
-    fused: of a normalization or an addition: it does the ReLU behind it too; of that ReLU: there is nothing left to do.
-    joins: of an addition and the ReLU that it does too: the gradient of its output is a `core.Pair`, which it sums itself.
-    x_known, dy_known: the pass before finds the range of what it is given.  x_range, dy_range: that range; found: what its own
-    last pass has found, for the next.
+    x_range, dy_range: the range of what it is given, where the pass before has found it; found: what its own last pass has
+    found, for the next.
     ranges: of parameters as the optimizer's last step left them, always in the same memory; known: whose are right.
     still: parameters whose gradient is 0 by the layer's place in the network, so that no step moves them.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
@@ -257,13 +251,6 @@ class Node:
     edge: bool = False
     observers: list[Observer] = field(default_factory=list)
     through: Callable[[Product], Product] = _as_it_is
-    lazy_y: bool = False
-    lazy_dx: bool = False
-    fused: bool = False
-    joins: bool = False
-    dy_shared: bool = False
-    x_known: bool = False
-    dy_known: bool = False
     x_range: core.Range | None = None
     dy_range: core.Range | None = None
     found: core.Range | None = None

@@ -12,7 +12,7 @@ from kit import hooks as direct
 from kit.examples import examples
 
 from octosim import core, engine, graph, methods
-from octosim.engine import plan, quantizers
+from octosim.engine import fusion, plan, quantizers
 from octosim.engine.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
 from octosim.engine.nodes import ROLES, Context
 from octosim.errors import OctosimError
@@ -390,7 +390,7 @@ def test_trace_counts_the_work(name: str) -> None:
         assert op.dtype == ("float32" if float32 else "int8")
     assert name == "niti" or {(op.layer, op.pass_) for op in ops} >= {  # much of niti is NumPy, which no plan sees
         *([("bn1", "forward"), ("bn1", "dX")] if method.batchnorm else []),
-        *([] if network.nodes[2].fused else [("relu1", "forward")]),
+        *([] if isinstance(network.passes[2], fusion.Done) else [("relu1", "forward")]),
         ("pool1", "dX"),
         ("loss", "forward"),
         ("optimizer", "update"),

@@ -24,15 +24,13 @@ class ReLU(Unweighted):
         return in_shape
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        if node.fused:
-            return x
         signs = node.saved["signs"] = node.buffer((core.sign_bytes(x.size),), np.uint8)
         out = x if node.in_place else node.buffer(x.shape, np.float32)
         y, node.found = core.relu(x, signs=signs, find_range=method.compact, out=out)
         return y
 
     def input_grad(self, node: Node, dy: Any, method: Method, context: Context) -> Any:
-        return dy if node.fused else core.relu_backward(node.saved["signs"], dy, out=dy)
+        return core.relu_backward(node.saved["signs"], dy, out=dy)
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
         return nn.ReLU()

@@ -15,8 +15,9 @@ from octosim.errors import OctosimError
 
 @dataclass(frozen=True)
 class Add(Unweighted):
-    """The sum of two tensors of one shape: where a residual block's branches meet."""
+    """The sum of two tensors of one shape: where a residual block's branches meet.  relu, shares_dy: see FusedAdd."""
 
+    relu = shares_dy = False
     stem: ClassVar[str] = "add"
     kind: ClassVar[str] = "add"
     inputs: ClassVar[int] = 2
@@ -27,17 +28,17 @@ class Add(Unweighted):
         return in_shape
 
     def forward(self, node: Node, x: tuple[Array, Array], method: Method, context: Context) -> Array:
-        signs = node.saved["signs"] = node.buffer((core.sign_bytes(x[0].size),), np.uint8) if node.fused else None
+        signs = node.saved["signs"] = node.buffer((core.sign_bytes(x[0].size),), np.uint8) if self.relu else None
         out = x[0] if node.in_place else node.buffer(x[0].shape, np.float32)
-        y, node.found = core.add(*x, relu=node.fused, signs=signs, find_range=method.compact, out=out)
+        y, node.found = core.add(*x, relu=self.relu, signs=signs, find_range=method.compact, out=out)
         return y
 
     def input_grad(self, node: Node, dy: Array | core.Pair, method: Method, context: Context) -> tuple[Array, Array]:
         """dy for each branch; a copy for one, since both may write over theirs, unless the first leaves it as it is."""
-        if node.fused:
+        if self.relu:
             dy = core.relu_backward(node.saved["signs"], dy, out=core.memory_of(dy))
         assert not isinstance(dy, core.Pair)
-        copy = dy if node.dy_shared else node.buffer(dy.shape, np.float32)
+        copy = dy if self.shares_dy else node.buffer(dy.shape, np.float32)
         return dy, dy if copy is dy else core.copy(dy, out=copy)
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
@@ -46,3 +47,14 @@ class Add(Unweighted):
                 return a + b
 
         return Sum()
+
+
+@dataclass(frozen=True)
+class FusedAdd(Add):
+    """A pass of an addition and what stands behind it (engine.fusion).
+
+    relu: it does the ReLU too.  shares_dy: its inputs get the same gradient, which the first one leaves as it is.
+    """
+
+    relu: bool = False
+    shares_dy: bool = False

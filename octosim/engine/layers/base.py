@@ -4,7 +4,7 @@ Layers own geometry only.  A weighted layer asks the network's method for its nu
 
 A layer with one input takes and gives an array in each pass.  One with several takes a tuple of them forward and gives one
 backward.  Each gradient array that a layer gives belongs to the receiver, who may write over it: it is never given twice, but
-for what an addition gives where `Node.dy_shared` says so.
+for what an addition gives where `FusedAdd.shares_dy` says so.
 
 Shapes are without the batch axis, images (height, width, channels).  Each layer is a frozen value; what a network adds to it
 stands in its `nodes.Node`.

@@ -18,7 +18,10 @@ class BatchNorm(Unweighted):
     """Batch normalization of each channel (Ioffe & Szegedy 2015); inference uses the running statistics.
 
     momentum is the weight of the new batch in the running mean and variance, as in PyTorch.
+    relu, keeps_dy: see FusedBatchNorm.
     """
+
+    relu = keeps_dy = False
 
     eps: float = 1e-5
     momentum: float = 0.1
@@ -46,13 +49,13 @@ class BatchNorm(Unweighted):
         out = core.memory_of(x) if free else node.buffer(x.shape, np.float32)
         columns = (p["gamma"], p["beta"], s["mean"], s["var"])
         if not context.training:
-            return core.batchnorm_inference(x, *columns, eps=self.eps, relu=node.fused, out=out)
+            return core.batchnorm_inference(x, *columns, eps=self.eps, relu=self.relu, out=out)
         if not method.compact:
             x = core.values(x)
         codes = node.buffer(x.shape, np.int8) if method.compact else None
-        signs = node.buffer((core.sign_bytes(out.size),), np.uint8) if node.fused else None
+        signs = node.buffer((core.sign_bytes(out.size),), np.uint8) if self.relu else None
         y, mean, inv_std, node.found = core.batchnorm_forward(
-            x, *columns, eps=self.eps, momentum=self.momentum, relu=node.fused, codes=codes, signs=signs,
+            x, *columns, eps=self.eps, momentum=self.momentum, relu=self.relu, codes=codes, signs=signs,
             find_range=method.compact, out=out,
         )  # fmt: skip
         node.saved.update(x=x if codes is None else codes, mean=mean, inv_std=inv_std, signs=signs)
@@ -62,7 +65,7 @@ class BatchNorm(Unweighted):
         saved = node.saved
         dx, dgamma, dbeta, node.found = core.batchnorm_backward(
             saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], signs=saved["signs"],
-            find_range=method.compact, out=node.buffer(dy.shape, np.float32) if node.dy_shared else core.memory_of(dy),
+            find_range=method.compact, out=node.buffer(dy.shape, np.float32) if self.keeps_dy else core.memory_of(dy),
         )  # fmt: skip
         node.grads.update(gamma=dgamma, beta=dbeta)
         return dx
@@ -70,3 +73,14 @@ class BatchNorm(Unweighted):
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
         kind = nn.BatchNorm2d if len(shapes[0]) == 3 else nn.BatchNorm1d
         return kind(shapes[0][-1], eps=self.eps, momentum=self.momentum)
+
+
+@dataclass(frozen=True)
+class FusedBatchNorm(BatchNorm):
+    """A pass of batch normalization and what stands behind it (engine.fusion).
+
+    relu: it does the ReLU too.  keeps_dy: another layer needs the gradient of its output, which it may overwrite otherwise.
+    """
+
+    relu: bool = False
+    keeps_dy: bool = False

@@ -1,0 +1,87 @@
+"""A rewrite of a network's passes: what stands beside a batch normalization or an addition is done in its pass over memory.
+
+Only passes change: nodes keep their numbers, which random streams and checkpoints go by.  A method's own passes, and those of
+layers derived from these, are not touched.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from octosim.engine.layers import Add, BatchNorm, Flatten, ReLU
+from octosim.engine.layers.add import FusedAdd
+from octosim.engine.layers.base import Unweighted
+from octosim.engine.layers.batchnorm import FusedBatchNorm
+from octosim.engine.nodes import Context, Method, Node
+
+
+class Done(Unweighted):
+    """A ReLU that the pass before it has done already."""
+
+    def forward(self, node: Node, x: Any, method: Method, context: Context) -> Any:
+        return x
+
+    def input_grad(self, node: Node, dy: Any, method: Method, context: Context) -> Any:
+        return dy
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """passes: of the nodes.  sums_y, sums_dx: nodes whose output, or input gradient, may stay int32 accumulators (`core.Sums`):
+    its only consumer takes them.  pairs: nodes whose gradients from two consumers stay apart (`core.Pair`) until the addition
+    in front of them sums them.  aliases: nodes whose output is their input."""
+
+    passes: list[Any]
+    sums_y: frozenset[int] = frozenset()
+    sums_dx: frozenset[int] = frozenset()
+    pairs: frozenset[int] = frozenset()
+    aliases: frozenset[int] = frozenset()
+
+
+def unfused(nodes: Sequence[Node], passes: list[Any]) -> Fusion:
+    """Nothing is rewritten."""
+    return Fusion(passes, aliases=frozenset(node.index for node in nodes if isinstance(node.layer, Flatten)))
+
+
+def fuse(nodes: Sequence[Node], passes: list[Any]) -> Fusion:
+    """Batch norm + ReLU and residual add + ReLU become one pass; normalizations and additions take accumulators."""
+    users = Counter(i for node in nodes for i in node.inputs)
+    fused, before = list(passes), unfused(nodes, passes)
+    sums_y, sums_dx, pairs, aliases = set[int](), set[int](), set[int](), set(before.aliases)
+
+    def alone(index: int, *kinds: type) -> bool:
+        """Whether a node has one of these passes and one consumer."""
+        return index >= 0 and type(fused[index]) in kinds and users[index] == 1
+
+    for node in nodes:
+        source = node.inputs[0]
+        if type(fused[node.index]) is ReLU and alone(source, BatchNorm, Add):
+            was = fused[source]
+            fused[source] = FusedAdd(relu=True) if type(was) is Add else FusedBatchNorm(was.eps, was.momentum, relu=True)
+            fused[node.index] = Done()
+            aliases.add(node.index)
+            if type(was) is Add and users[node.index] == 2:
+                pairs |= {source, node.index}
+        elif type(fused[node.index]) is BatchNorm and source >= 0 and nodes[source].normalized:
+            sums_y.add(source)
+    for node in nodes:
+        source = node.inputs[0]
+        pair = source in pairs
+        if source in aliases and users[source] == 1 and isinstance(fused[source], Done):
+            source = nodes[source].inputs[0]
+        if node.layer.weighted and (pair or alone(source, BatchNorm, FusedBatchNorm)):
+            sums_dx.add(node.index)
+        if type(fused[node.index]) in (Add, FusedAdd):
+            first, second = max(node.inputs), min(node.inputs)
+            while alone(first, Done):
+                first = nodes[first].inputs[0]
+            # backward, the first is done with the gradient before the second, or another user of the second's, gets it
+            apart = all(second not in other.inputs for other in nodes[first + 1 : node.index])
+            if first > second and apart and alone(first, BatchNorm, FusedBatchNorm):
+                was = fused[first]
+                fused[first] = FusedBatchNorm(was.eps, was.momentum, relu=was.relu, keeps_dy=True)
+                fused[node.index] = FusedAdd(relu=fused[node.index].relu, shares_dy=True)
+    return Fusion(fused, *map(frozenset, (sums_y, sums_dx, pairs, aliases)))
