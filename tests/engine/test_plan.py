@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from octosim.engine import plan, probes
 from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU, Unweighted
 from octosim.engine.nodes import Context, Method, Node
 from octosim.errors import OctosimError
+from octosim.report import write_report
 from octosim.train.config import from_json
 from octosim.train.directory import decides
 
@@ -115,6 +118,22 @@ def test_a_layer_from_outside_trains_and_is_priced(method: str) -> None:
     ops = [op for op in plan.ops(made) if op.layer == "scale1"]
     assert [(op.pass_, op.function, op.elements) for op in ops] == [
         ("forward", "octo_affine_f32", 20 * 9 * 9 * 4), ("dX", "octo_affine_f32", 20 * 9 * 9 * 4)]  # fmt: skip
+
+
+def test_a_layer_from_outside_is_measured_timed_and_reported(tmp_path: Path) -> None:
+    config = train.Config(batch_size=20, model="outside", steps=3, measure=1, count_overflow=1)
+    run = train.create(config, tmp_path / "run", "test", WITH_SCALE)
+    assert train.train(run, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "measures.jsonl").read_text().splitlines()]
+    assert {row["layer"] for row in rows} == {"conv1", "fc1"} and {row["step"] for row in rows} == {1, 2, 3}
+    clock = stepclock.Clock()
+    clock.begin()
+    run.train_step(watch=clock)
+    clock.end()
+    assert {("scale1", "forward"), ("scale1", "dX")} <= set(clock.values)
+    write_report([tmp_path / "run"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "outside" in page and "conv1" in page and f"{100 * run.test_accuracy:.2f}" in page
 
 
 @pytest.mark.parametrize("method", ["niti", "jetfire", "fqat"])
