@@ -259,7 +259,7 @@ BAD = [
     (("train", "--label-smoothing", "1"), "--label-smoothing must be in [0, 1), not 1.0"),
     (("train", "--weight-decay", "-1"), "--weight-decay must be at least 0, not -1.0"),
     (("train", "--eval-every", "0"), "--eval-every must be at least 1, not 0"),
-    (("train", "--accumulator", "acc15"), "unknown accumulator 'acc15'"),
+    (("train", "--accumulator", "accu15"), "unknown accumulator 'accu15'"),
     (("train", "--accumulator", "sdot", "--method", "fp32"), "--accumulator sdot is for methods with int8 products"),
     (("train", "--profile", "atlas"), "profile atlas-200dk states no numerics.accumulator; choose one with --accumulator"),
     (("train", "--profile", "pi4", "--accumulator", "sdot"), "--accumulator sdot differs from smlal of --profile"),
