@@ -25,7 +25,7 @@ ROWS = [
     {"engine"},
     {"graph", "methods"},
     {"train"},
-    {"study", "evidence", "bench"},
+    {"study", "evidence", "bench", "torch"},
     {"report"},
     {"api"},
     {"cli"},

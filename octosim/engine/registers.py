@@ -156,7 +156,7 @@ def _columns(product: Product, windows: Array) -> list[tuple[slice, Array]]:
     return [(slice(None), windows.reshape(m, -1))]
 
 
-def _total(counts: list[Count]) -> Count:
+def total(counts: list[Count]) -> Count:
     each = [c.overflow for c in counts]
     needed = tuple(sum(column) for column in zip(*(o.needed for o in each), strict=True))
     overflow = Overflow(sum(o.steps for o in each), sum(o.saturations for o in each), sum(o.wraps for o in each), needed)
@@ -246,7 +246,7 @@ class InRegister:
             dys, made, counts = dy.reshape(-1, dy.shape[-1]), out.reshape(out.shape[0], -1), list[Count]()
             for one, a in _columns(self.product, windows):
                 # X^T dY, so that data are the first operand, as in the other passes
-                sums, count = self._gemm(a, np.ascontiguousarray(dys[:, one]), transpose_a=True)
+                sums, count = self.gemm(a, np.ascontiguousarray(dys[:, one]), transpose_a=True)
                 made[one] = sums.T
                 counts += count
             self._note("dW", counts)
@@ -261,11 +261,11 @@ class InRegister:
         """Windows times the rows of w."""
         rows, made, counts = w.reshape(w.shape[0], -1), out.reshape(-1, out.shape[-1]), list[Count]()
         for one, a in _columns(self.product, windows):
-            made[:, one], count = self._gemm(a, rows[one], transpose_b=True)
+            made[:, one], count = self.gemm(a, rows[one], transpose_b=True)
             counts += count
         self._note(pass_, counts)
 
-    def _gemm(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> tuple[Array, list[Count]]:
+    def gemm(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> tuple[Array, list[Count]]:
         how = self.registers.accumulator
         if how.unsigned:
             a = a.view(np.uint8) ^ np.uint8(128)
@@ -287,7 +287,7 @@ class InRegister:
 
     def _note(self, pass_: str, counts: list[Count]) -> None:
         if counts:
-            self.registers.counts.append((self.layer, pass_, _total(counts)))
+            self.registers.counts.append((self.layer, pass_, total(counts)))
 
     def _show(self, pass_: str, operands: dict[str, Array], x_zero: core.Whole, sums: Array) -> None:
         for observer in self.observers:
