@@ -61,6 +61,7 @@ int octo_conv_input_grad_blocks_s8(const octo_conv *g, const int8_t *dy, const f
                                    float *dx) {
     int status = octo_check_conv(g);
     if (status) return status;
+    OCTO_CHECK(!octo_is_grouped(g), "convolution of blocks: no groups and no dilation");
     int64_t pixels = octo_out_height(g) * octo_out_width(g), n = g->kernel_h * g->kernel_w * g->channels, m = g->batch * pixels;
     int64_t some = octo_max(1, 131072 / (pixels * n)), parts = (g->batch + some - 1) / some, slices = octo_min(parts, octo_threads());
     int failed = 0; /* some images at a time, whose windows stay in the cache; their rows with those that share a block with them */
@@ -122,7 +123,9 @@ int octo_quantize_blocks_s8(int64_t rows, int64_t cols, const float *x, int half
 int octo_quantize_windows_s8(const octo_conv *g, const float *x, int half, int8_t *q, float *scales) {
     struct octo_rows windows;
     int status = octo_check_conv(g);
-    if (!status) status = octo_window_rows(g, x, 0, 4, &windows);
+    if (status) return status;
+    OCTO_CHECK(!octo_is_grouped(g), "convolution of blocks: no groups and no dilation");
+    status = octo_window_rows(g, x, 0, 4, &windows);
     return status ? status
                   : quantize_bands(g->batch * windows.height * windows.width, windows.segments * windows.length, NULL, &windows, half,
                                    OCTO_HALF_EVEN, 0, 0, 0, q, scales, NULL);

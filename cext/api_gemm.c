@@ -39,8 +39,7 @@ static int run_sliced(const struct octo_job *job, int element) {
     return packing_status(failed, "matrix product");
 }
 
-/* y[c][r] = x[r][c] */
-static void transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int element) {
+void octo_transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int element) {
     if (element == 1) {
         octo_table.transpose_s8(rows, cols, x, ldx, y, ldy);
         return;
@@ -86,7 +85,7 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
                     int64_t depth = octo_min(k - p, chunk);
                     job.m = octo_min(some, row1 - r);
                     if (transpose_a) {
-                        transpose(depth, job.m, (const char *)a + (p * lda + r) * element, lda, left, depth, element);
+                        octo_transpose(depth, job.m, (const char *)a + (p * lda + r) * element, lda, left, depth, element);
                         job.a = octo_plain_rows(left, job.m, depth, depth, element);
                     } else
                         job.a = octo_plain_rows((const char *)a + (r * lda + p) * element, job.m, depth, lda, element);
@@ -125,7 +124,7 @@ int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t
     int failed = (counts && m && n && !slice_counts) || (transpose_a && !left);
     if (counts) memset(counts, 0, sizeof *counts);
     if (slice_counts) memset(slice_counts, 0, (size_t)slices * sizeof *slice_counts);
-    if (left && !failed) transpose(k, m, a, lda, left, k, 1);
+    if (left && !failed) octo_transpose(k, m, a, lda, left, k, 1);
     if (!failed && m && n) {
         struct octo_rows rows = octo_plain_rows(left ? left : (const char *)a, m, k, left ? k : lda, 1);
         OCTO_PARALLEL(i, slices) {
@@ -150,16 +149,22 @@ int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t
 int octo_check_conv(const octo_conv *g) {
     const int64_t limit = 1 << 20;
     OCTO_CHECK(g->batch >= 1 && g->height >= 1 && g->width >= 1 && g->channels >= 1 && g->filters >= 1 && g->kernel_h >= 1 &&
-                   g->kernel_w >= 1 && g->stride_h >= 1 && g->stride_w >= 1 && g->pad_h >= 0 && g->pad_w >= 0,
+                   g->kernel_w >= 1 && g->stride_h >= 1 && g->stride_w >= 1 && g->pad_h >= 0 && g->pad_w >= 0 && g->pad_bottom >= 0 &&
+                   g->pad_right >= 0 && g->dilation_h >= 1 && g->dilation_w >= 1 && g->groups >= 1,
                "convolution: sizes and strides must be positive");
     OCTO_CHECK(g->batch <= limit && g->height <= limit && g->width <= limit && g->channels <= limit && g->filters <= limit,
                "convolution: a size is larger than 2^20");
-    OCTO_CHECK(g->pad_h < g->kernel_h && g->pad_w < g->kernel_w, "convolution: the padding must be smaller than the kernel");
-    OCTO_CHECK(g->height + 2 * g->pad_h >= g->kernel_h && g->width + 2 * g->pad_w >= g->kernel_w,
+    OCTO_CHECK(g->channels % g->groups == 0 && g->filters % g->groups == 0, "convolution: %lld channels and %lld filters in %lld groups",
+               (long long)g->channels, (long long)g->filters, (long long)g->groups);
+    OCTO_CHECK(g->kernel_h <= 1024 && g->kernel_w <= 1024 && g->dilation_h <= limit && g->dilation_w <= limit, "convolution: the kernel is too large");
+    int64_t tall = (g->kernel_h - 1) * g->dilation_h + 1, wide = (g->kernel_w - 1) * g->dilation_w + 1;
+    OCTO_CHECK(octo_max(g->pad_h, g->pad_bottom) < tall && octo_max(g->pad_w, g->pad_right) < wide,
+               "convolution: the padding must be smaller than the kernel");
+    OCTO_CHECK(g->height + g->pad_h + g->pad_bottom >= tall && g->width + g->pad_w + g->pad_right >= wide,
                "convolution: the %lld x %lld kernel is larger than the padded image", (long long)g->kernel_h, (long long)g->kernel_w);
-    OCTO_CHECK(g->kernel_h * g->kernel_w <= 1024 && g->kernel_h * g->kernel_w * octo_max(g->channels, g->filters) <= OCTO_MAX_DEPTH,
+    OCTO_CHECK(g->kernel_h * g->kernel_w <= 1024 && g->kernel_h * g->kernel_w * octo_max(g->channels, g->filters) / g->groups <= OCTO_MAX_DEPTH,
                "convolution: kernel height x width x channels must be at most %d", OCTO_MAX_DEPTH);
-    double images = (double)g->batch * (double)(g->height + g->kernel_h) * (double)(g->width + g->kernel_w);
+    double images = (double)g->batch * (double)(g->height + 2 * tall) * (double)(g->width + 2 * wide);
     OCTO_CHECK(images * (double)octo_max(g->channels, g->filters) < (double)MAX_ELEMENTS, "convolution: a tensor has more than 2^40 elements");
     return OCTO_OK;
 }
@@ -186,8 +191,8 @@ static const void *spread(int64_t batch, int64_t height, int64_t width, int64_t 
 }
 
 int octo_window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows) {
-    int64_t height = g->height + 2 * g->pad_h, width = g->width + 2 * g->pad_w;
-    if (g->pad_h || g->pad_w) {
+    int64_t height = g->height + g->pad_h + g->pad_bottom, width = g->width + g->pad_w + g->pad_right;
+    if (height > g->height || width > g->width) {
         x = spread(g->batch, g->height, g->width, g->channels * element, x, height, width, g->pad_h, g->pad_w, fill);
         if (!x) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the input");
     }
@@ -210,6 +215,7 @@ static int64_t neighbours(int64_t columns, int64_t kernel, int64_t step, int64_t
 static int conv_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element) {
     int status = octo_check_conv(g);
     if (status) return status;
+    if (octo_is_grouped(g)) return octo_grouped_forward(g, x, x_zero, w, y, element);
     int64_t run = g->kernel_w * g->channels, k = g->kernel_h * run, m = g->batch * octo_out_height(g) * octo_out_width(g);
     struct octo_job job = {.m = m, .n = g->filters, .b_k = 1, .b_n = k, .ldc = g->filters, .b = w, .c = y};
     status = octo_window_rows(g, x, x_zero, element, &job.a);
@@ -303,6 +309,7 @@ static int worth_cutting(int64_t rows, int64_t low, int64_t high, int64_t lines,
 static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
     int status = octo_check_conv(g);
     if (status) return status;
+    if (octo_is_grouped(g)) return octo_grouped_input_grad(g, dy, w, dx, element);
     int64_t steps = g->stride_w > 1 ? 1
                                     : neighbours(g->channels, g->kernel_w, 1, OCTO_MAX_DEPTH / (g->kernel_h * g->filters), g->width, element);
     int64_t block = steps * g->stride_w;
@@ -449,6 +456,7 @@ static int weight_grad_f32(const octo_conv *g, const struct octo_rows *x, const 
 static int conv_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element) {
     struct octo_rows rows;
     int status = octo_check_conv(g);
+    if (!status && octo_is_grouped(g)) return octo_grouped_weight_grad(g, x, x_zero, dy, dw, element);
     if (!status) status = octo_window_rows(g, x, x_zero, element, &rows);
     return status ? status : element == 1 ? weight_grad_s8(g, &rows, dy, dw) : weight_grad_f32(g, &rows, dy, dw);
 }
@@ -482,8 +490,11 @@ int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *d
 /* ---- depthwise convolutions -------------------------------------------------------------------------------------------------- */
 
 static int check_depthwise(const octo_conv *g) {
-    int status = octo_check_conv(g);
+    octo_conv grouped = *g; /* its sums are of one channel */
+    grouped.groups = g->groups == 1 ? g->channels : g->groups, grouped.filters = g->channels;
+    int status = octo_check_conv(&grouped);
     if (status) return status;
+    OCTO_CHECK(!octo_is_grouped(g), "depthwise convolution: groups and dilation belong to octo_conv_forward");
     OCTO_CHECK(g->filters == g->channels, "depthwise convolution: %lld filters for %lld channels, expected as many",
                (long long)g->filters, (long long)g->channels);
     OCTO_CHECK(g->kernel_h * g->kernel_w <= OCTO_DEPTHWISE_TAPS, "depthwise convolution: a %lld x %lld kernel has more than %d taps",
@@ -495,7 +506,7 @@ static int check_depthwise(const octo_conv *g) {
 static void *taps_first(const octo_conv *g, const void *w, int element) {
     int64_t taps = g->kernel_h * g->kernel_w;
     void *out = octo_scratch(OCTO_SLOT_RIGHT, taps * g->channels * element);
-    if (out) transpose(g->channels, taps, w, taps, out, g->channels, element);
+    if (out) octo_transpose(g->channels, taps, w, taps, out, g->channels, element);
     return out;
 }
 
@@ -583,6 +594,6 @@ int octo_depthwise_weight_grad_f32(const octo_conv *g, const float *x, const flo
         octo_table.depthwise_weight_grad_f32(g, i * step, octo_min(step, rows - i * step), x, NULL, dy, sums + i * size);
     }
     octo_add_blocks(slices, size, sums, total);
-    transpose(g->kernel_h * g->kernel_w, g->channels, total, g->channels, dw, g->kernel_h * g->kernel_w, 4);
+    octo_transpose(g->kernel_h * g->kernel_w, g->channels, total, g->channels, dw, g->kernel_h * g->kernel_w, 4);
     return OCTO_OK;
 }

@@ -205,6 +205,7 @@ static int64_t rows(int64_t cols) { return benching ? 2000 : 1 + below(cols < 20
 /* ---- the checks, by the file of their kernels ------------------------------------------------------------------------------------------ */
 
 #include "checks_layers.inc"
+#include "checks_windows.inc"
 #include "checks_codes.inc"
 #include "checks_methods.inc"
 #include "checks_public.inc"
@@ -221,7 +222,7 @@ static const struct {
 #undef KERNEL
 };
 enum { KERNELS = sizeof list / sizeof list[0] };
-static void (*const public_checks[])(void) = {check_products, check_convolutions, check_depthwise, check_slices};
+static void (*const public_checks[])(void) = {check_products, check_convolutions, check_depthwise, check_views, check_slices};
 enum { PUBLIC_CHECKS = sizeof public_checks / sizeof public_checks[0] };
 
 /* Turns of one check; a failure repeats alone. */

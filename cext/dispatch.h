@@ -16,7 +16,7 @@ int octo_fail(int status, const char *format, ...) __attribute__((format(printf,
     } while (0)
 
 /* Memory of the calling thread, aligned to 64 bytes, kept for its next call; NULL where there is none.  One buffer a slot. */
-enum octo_slot { OCTO_SLOT_KERNEL, OCTO_SLOT_PADDED, OCTO_SLOT_LEFT, OCTO_SLOT_RIGHT, OCTO_SLOT_SUMS, OCTO_SLOTS };
+enum octo_slot { OCTO_SLOT_KERNEL, OCTO_SLOT_PADDED, OCTO_SLOT_LEFT, OCTO_SLOT_RIGHT, OCTO_SLOT_SUMS, OCTO_SLOT_PART, OCTO_SLOTS };
 void *octo_scratch(enum octo_slot slot, int64_t bytes);
 
 /* The body runs for index = 0 .. count - 1, on the threads that octo_set_threads chose, each in the floating-point environment of
@@ -43,6 +43,15 @@ int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int
 int octo_check_conv(const octo_conv *g);
 /* The rows of im2col(x), one for each output pixel; of a copy of x, in OCTO_SLOT_PADDED, where there is padding: bytes `fill`. */
 int octo_window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows);
+
+/* y[c][r] = x[r][c] */
+void octo_transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int element);
+
+/* A convolution with groups or dilation, after octo_check_conv; element: the size of an operand's element. */
+static inline int octo_is_grouped(const octo_conv *g) { return g->groups > 1 || g->dilation_h > 1 || g->dilation_w > 1; }
+int octo_grouped_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element);
+int octo_grouped_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element);
+int octo_grouped_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element);
 
 /* out[c] = sum over blocks, in double and ascending order, of partial[block][c]. */
 void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out);

@@ -59,8 +59,12 @@ struct octo_rows {
     int64_t width, height, x_stride, y_stride, image_stride, segments, length, segment_stride;
 };
 
-static inline int64_t octo_out_height(const octo_conv *g) { return (g->height + 2 * g->pad_h - g->kernel_h) / g->stride_h + 1; }
-static inline int64_t octo_out_width(const octo_conv *g) { return (g->width + 2 * g->pad_w - g->kernel_w) / g->stride_w + 1; }
+static inline int64_t octo_out_height(const octo_conv *g) {
+    return (g->height + g->pad_h + g->pad_bottom - (g->kernel_h - 1) * g->dilation_h - 1) / g->stride_h + 1;
+}
+static inline int64_t octo_out_width(const octo_conv *g) {
+    return (g->width + g->pad_w + g->pad_right - (g->kernel_w - 1) * g->dilation_w - 1) / g->stride_w + 1;
+}
 
 static inline struct octo_rows octo_plain_rows(const void *base, int64_t rows, int64_t cols, int64_t ld, int element) {
     return (struct octo_rows){.base = base, .end = (const char *)base + ((rows - 1) * ld + cols) * element,
@@ -141,6 +145,16 @@ struct octo_columns {
     const int32_t *add, *multiplier, *shift, *limit, *lift;
     const float *scale;
     int plain;
+};
+
+/* Windows to be gathered.  Element (y, x) of the grid sees through tap (i, j) the pixel ((y times_h + i step_h + first_h) / over_h, ...) of the
+ * images [batch][height][width][pixel], where that is a whole number and on the image, else bytes `fill`; of each pixel `some` bytes
+ * from `from` on. */
+struct octo_view {
+    const char *images;
+    int64_t height, width, pixel, from, some, grid_h, grid_w, kernel_w;
+    int64_t times_h, step_h, first_h, over_h, times_w, step_w, first_w, over_w;
+    int fill;
 };
 
 struct octo_kernels {

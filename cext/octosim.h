@@ -66,19 +66,26 @@ enum { OCTO_SIDE = 32 };
 int octo_gemm_blocks_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, const float *scales_a,
                         const int8_t *b, const float *scales_b, float *c);
 
-/* A 2-D convolution's geometry.  Output height = (height + 2 pad_h - kernel_h) / stride_h + 1, width likewise. */
+/* A 2-D convolution's geometry.  pad_h, pad_w: above and left; pad_bottom, pad_right: below and right.  A kernel's taps lie dilation apart:
+ * output height = (height + pad_h + pad_bottom - (kernel_h - 1) dilation_h - 1) / stride_h + 1, width likewise.  Of `groups`, each has its
+ * own channels and filters, consecutive ones; w is [filters][kernel_h][kernel_w][channels / groups] then. */
 typedef struct {
     int64_t batch, height, width, channels, filters;
     int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+    int64_t pad_bottom, pad_right, dilation_h, dilation_w, groups;
 } octo_conv;
 /* The three passes.  x [batch][height][width][channels], w [filters][kernel_h][kernel_w][channels],
- * y and dy [batch][out_h][out_w][filters].  Padding holds x_zero, the code of the real value 0. */
+ * y and dy [batch][out_h][out_w][filters].  Padding holds x_zero, the code of the real value 0.  float32 with groups or dilation: sums as
+ * octo_gemm_f32's over ascending (kernel_h, kernel_w, channel or filter), or for dw over the output pixels, zeros where no dy is included. */
 int octo_conv_forward_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *w, int32_t *y);
 int octo_conv_input_grad_s8(const octo_conv *g, const int8_t *dy, const int8_t *w, int32_t *dx);
 int octo_conv_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int32_t *dw);
 int octo_conv_forward_f32(const octo_conv *g, const float *x, const float *w, float *y);
 int octo_conv_input_grad_f32(const octo_conv *g, const float *dy, const float *w, float *dx);
 int octo_conv_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw);
+/* dw of int8 codes without overflow whatever the number of output pixels: in parts of at most 131,071 of them, whose sums are exact in
+ * int32, added in int64. */
+int octo_conv_weight_grad_s64(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int64_t *dw);
 
 /* dx of a convolution from dy [batch out_h out_w][filters] and w [filters][kernel_h kernel_w channels] in blocks with scales: the gradients of
  * the windows' elements, by octo_gemm_blocks_s8, are added to their pixels in float32, from 0, in ascending (kernel_h, kernel_w). */
@@ -93,6 +100,7 @@ int octo_depthwise_input_grad_s8(const octo_conv *g, const int8_t *dy, const int
 int octo_depthwise_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int32_t *dw);
 int octo_depthwise_forward_f32(const octo_conv *g, const float *x, const float *w, float *y);
 int octo_depthwise_input_grad_f32(const octo_conv *g, const float *dy, const float *w, float *dx);
+int octo_depthwise_weight_grad_s64(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int64_t *dw);
 int octo_depthwise_weight_grad_f32(const octo_conv *g, const float *x, const float *dy, float *dw);
 
 /* Philox4x32-10 (Salmon et al., SC'11): word i of the stream (seed, step, tensor) is output i mod 4 of the block with
@@ -163,6 +171,8 @@ int octo_dequantize_blocks_s8(int64_t rows, int64_t cols, const int8_t *q, const
 int octo_dequantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, const float *rest, float *y);
 /* y[r][c] = (acc[r][c] + add[r]) * scale, otherwise as the same without rest. */
 int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, const int32_t *add, float scale, float *y);
+/* y[r][c] = (acc[r][c] - zero sums[r]) * scale: the integers exact, then rounded once to float32. */
+int octo_dequantize_rows_s64(int64_t rows, int64_t cols, const int64_t *acc, const int32_t *sums, int zero, float scale, float *y);
 int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y); /* x * scale + shift */
 int octo_copy_f32(int64_t n, const float *x, float *y);
 
@@ -221,6 +231,60 @@ int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor
 /* The backward pass of a ReLU: dx = dy where the sign is set, else 0.  dy = a + b, or a where b is NULL; dx may lie in the place of
  * either. */
 int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *signs, const octo_tensor *a, const octo_tensor *b, float *dx);
+
+/* ---- activations ---- */
+
+/* CLIP: x within a .. b.  LEAKY: x where x > 0, else a x.  HARD_SIGMOID: a x + b within 0 .. 1.  HARD_SWISH: x times (x / 6 + 1/2 within
+ * 0 .. 1).  SIGMOID 1 / (1 + e^-x), SILU x sigmoid(x), TANH, GELU x Phi(x), GELU_TANH x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2.
+ * Errors: docs/numerics.md.  y may lie in the place of x; range as above. */
+enum { OCTO_CLIP, OCTO_LEAKY, OCTO_HARD_SIGMOID, OCTO_HARD_SWISH, OCTO_SIGMOID, OCTO_SILU, OCTO_TANH, OCTO_GELU, OCTO_GELU_TANH };
+/* gate, of the first three, may be NULL: bit i % 8 of byte i / 8: a < x[i] < b; x[i] > 0; 0 < a x[i] + b < 1. */
+int octo_activation_f32(int64_t n, int kind, const float *x, float a, float b, float *y, uint8_t *gate, float *range);
+/* dx = dy slope; in place of dy or kept.  kept: y of SIGMOID and TANH, else x. */
+int octo_activation_backward_f32(int64_t n, int kind, const float *kept, const float *dy, float *dx);
+/* dx = dy times `set` where the bit of the gate is set, else times `unset`; in place allowed. */
+int octo_gate_backward_f32(int64_t n, const uint8_t *gate, const float *dy, float set, float unset, float *dx);
+
+/* ---- windows, views, rows ---- */
+
+/* Pooling windows.  pads: above, left, below and right; out_h, out_w: any with each window on the image.  Outside the image there is
+ * nothing, in `include` windows a 0 for each element of the padding. */
+typedef struct {
+    int64_t batch, height, width, channels, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, pad_bottom, pad_right, out_h, out_w;
+} octo_window;
+/* argmax: position in the window, the first of equals; at most 256 positions. */
+int octo_window_max_f32(const octo_window *g, const float *x, float *y, uint8_t *argmax);
+int octo_window_max_backward_f32(const octo_window *g, const float *dy, const uint8_t *argmax, float *dx);
+/* (sum in ascending order) / (elements); dx adds dy / (elements), in ascending order of the output. */
+int octo_window_avg_f32(const octo_window *g, int include, const float *x, float *y);
+int octo_window_avg_backward_f32(const octo_window *g, int include, const float *dy, float *dx);
+
+/* y at i . y_strides = a at i . a_strides, plus or times b at i . b_strides, for all indices i below `size`, the last the fastest.  In dimensions
+ * where y's stride is 0 its terms are added from the first on.  Strides count elements and are not negative. */
+enum { OCTO_COPY, OCTO_PLUS, OCTO_TIMES };
+typedef struct {
+    int64_t size[6], a[6], b[6], y[6];
+} octo_strided;
+int octo_strided_f32(const octo_strided *g, int op, const float *a, const float *b, float *y);
+
+/* Rows of their own: mean and inv_std = 1 / sqrt(var + eps) by rows, sums in 16 lanes; y = (x - mean) inv_std gamma + beta.  backward: dx, and
+ * dy xn in `products`, whose columns' sums are dgamma. */
+int octo_layernorm_f32(int64_t rows, int64_t cols, const float *x, const float *gamma, const float *beta, float eps, float *y, float *mean,
+                       float *inv_std);
+int octo_layernorm_backward_f32(int64_t rows, int64_t cols, const float *x, const float *dy, const float *gamma, const float *mean,
+                                const float *inv_std, float *dx, float *products);
+/* y = softmax(scale x) of each row, in place allowed; backward: dx = scale y (dy - sum y dy), in place of dy. */
+int octo_softmax_f32(int64_t rows, int64_t cols, const float *x, float scale, float *y);
+int octo_softmax_backward_f32(int64_t rows, int64_t cols, const float *y, const float *dy, float scale, float *dx);
+
+/* batch x heads products c = op(a) op(b), each as octo_gemm_s8 or octo_gemm_f32; operands of one lie `batch` and `head` strides apart. */
+typedef struct {
+    int64_t transpose_a, transpose_b, m, n, k, batch, heads;
+    int64_t lda, a_batch, a_head, ldb, b_batch, b_head, ldc, c_batch, c_head;
+} octo_batched;
+int octo_gemm_batched_s8(const octo_batched *g, const int8_t *a, const int8_t *b, int32_t *c);
+int octo_gemm_batched_f32(const octo_batched *g, const float *a, const float *b, float *c);
+
 typedef struct {
     int64_t batch, height, width, channels, kernel, stride;
 } octo_pool;

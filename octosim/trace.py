@@ -7,6 +7,7 @@ can be priced without running it; `octosim bench` measures the same (layer, pass
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 PASSES = ("forward", "dX", "dW", "update")
 """forward: Y = X W^T.  dX: input gradient dX = dY W.  dW: weight gradient dW = dY^T X.  update: the optimizer."""
@@ -45,7 +46,8 @@ class Op:
     groups of an update: tensors that are updated one by one.
     function: of octosim's core, which makes it; "" where other software does.
     slow: times as long as octosim's kernels would compute, by software whose kernels are generic.
-    geometry: of a convolution: batch, height, width, channels, filters, kernel height and width, stride, padding.
+    geometry: of a convolution: batch, height, width, channels, filters, kernel height and width, stride, padding; with groups
+        or dilation, these too (`core.Conv`).
     """
 
     layer: str
@@ -63,7 +65,7 @@ class Op:
     algorithm: str = "direct"
     channels: int = 0
     function: str = ""
-    geometry: tuple[int, ...] = ()
+    geometry: tuple[Any, ...] = ()
     slow: float = 1.0
 
     @property

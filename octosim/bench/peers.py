@@ -87,12 +87,13 @@ def weights_to_torch(network: Network) -> dict[str, Array]:
     found: dict[str, Array] = {}
     flattened: tuple[int, ...] | None = None
     names = {"w": "weight", "b": "bias", "gamma": "weight", "beta": "bias"}
+    names |= {"positions": "positions", "token": "token"}
     for i, node in enumerate(network.nodes):
         if isinstance(node.layer, Flatten) and len(node.in_shape) == 3:
             flattened = node.in_shape
         for key, value in node.params.items():
             for prefix, array in (("", value), ("grad.", node.grads.get(key))):
-                if array is None or key not in names:
+                if array is None or key not in names or key == "b" and not getattr(node.layer, "bias", True):
                     continue
                 if key == "w" and array.ndim == 4:
                     array = array.transpose(0, 3, 1, 2)

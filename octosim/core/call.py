@@ -217,7 +217,7 @@ class Product(NamedTuple):
 
     shape: tuple[int, int, int]
     groups: int = 1
-    geometry: tuple[int, ...] = ()
+    geometry: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from octosim.core.call import (
     WRITES,
     Array,
     CoreError,
+    Number,
     Product,
     Whole,
     address,
@@ -266,7 +267,11 @@ costs("octo_gemm_mu8", product=lambda arguments: Product((arguments[0], argument
 
 @dataclass(frozen=True)
 class Conv:
-    """A 2-D convolution's geometry; sizes in elements."""
+    """A 2-D convolution's geometry; sizes in elements.
+
+    stride, dilation: down and across, a number where they are the same.  pad: above, left, below, right, a number where they
+    are the same.  groups: each has its own consecutive channels and filters.
+    """
 
     batch: int
     height: int
@@ -275,23 +280,53 @@ class Conv:
     filters: int
     kernel_h: int
     kernel_w: int
-    stride: int = 1
-    pad: int = 0
+    stride: Any = 1
+    pad: Any = 0
+    dilation: Any = 1
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        if self.stride < 1 or self.out_h < 1 or self.out_w < 1:
+        for name, several in (("stride", self.strides), ("pad", self.pads), ("dilation", self.dilations)):
+            object.__setattr__(self, name, several[0] if len(set(several)) == 1 else several)
+        if min(*self.strides, *self.dilations, self.groups) < 1 or self.out_h < 1 or self.out_w < 1:
             raise CoreError(
                 f"convolution: a {self.kernel_h} x {self.kernel_w} kernel with stride {self.stride} and padding {self.pad} "
                 f"does not fit a {self.height} x {self.width} image"
             )
 
-    @property
-    def out_h(self) -> int:
-        return (self.height + 2 * self.pad - self.kernel_h) // self.stride + 1
+    @cached_property
+    def strides(self) -> tuple[int, int]:
+        """Down, across."""
+        return (self.stride, self.stride) if isinstance(self.stride, int) else tuple(self.stride)
+
+    @cached_property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Above, left, below, right."""
+        return (self.pad,) * 4 if isinstance(self.pad, int) else tuple(self.pad)
+
+    @cached_property
+    def dilations(self) -> tuple[int, int]:
+        """Down, across."""
+        return (self.dilation,) * 2 if isinstance(self.dilation, int) else tuple(self.dilation)
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether it has groups or dilation, which the kernels of usual convolutions have not."""
+        return self.groups > 1 or self.dilation != 1
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of the kernel with the gaps between its taps."""
+        (down, across) = self.dilations
+        return (self.kernel_h - 1) * down + 1, (self.kernel_w - 1) * across + 1
+
+    @cached_property
+    def out_h(self) -> int:
+        return (self.height + self.pads[0] + self.pads[2] - self.extent[0]) // self.strides[0] + 1
+
+    @cached_property
     def out_w(self) -> int:
-        return (self.width + 2 * self.pad - self.kernel_w) // self.stride + 1
+        return (self.width + self.pads[1] + self.pads[3] - self.extent[1]) // self.strides[1] + 1
 
     @property
     def x_shape(self) -> tuple[int, int, int, int]:
@@ -303,13 +338,18 @@ class Conv:
 
     @property
     def w_shape(self) -> tuple[int, int, int, int]:
-        return (self.filters, self.kernel_h, self.kernel_w, self.channels)
+        return (self.filters, self.kernel_h, self.kernel_w, self.channels // self.groups)
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """As `trace.Op.geometry` has them: without dilation and groups where there are none."""
+        return astuple(self) if self.is_grouped else astuple(self)[:9]
 
 
 @lru_cache(maxsize=1024)
 def conv_struct(g: Conv) -> Any:
     return ffi.new("octo_conv *", (g.batch, g.height, g.width, g.channels, g.filters, g.kernel_h, g.kernel_w,
-                                   g.stride, g.stride, g.pad, g.pad))  # fmt: skip
+                                   *g.strides, *g.pads, *g.dilations, g.groups))  # fmt: skip
 
 
 def _pass(
@@ -333,11 +373,12 @@ def conv_cost(pass_: str, groups: bool = False) -> Callable[[tuple[Any, ...]], P
 
     def product(arguments: tuple[Any, ...]) -> Product:
         c = arguments[0]
-        g = Conv(c.batch, c.height, c.width, c.channels, c.filters, c.kernel_h, c.kernel_w, c.stride_h, c.pad_h)
+        g = Conv(c.batch, c.height, c.width, c.channels, c.filters, c.kernel_h, c.kernel_w, (c.stride_h, c.stride_w),
+                 (c.pad_h, c.pad_w, c.pad_bottom, c.pad_right), (c.dilation_h, c.dilation_w), c.groups)  # fmt: skip
         m, taps = g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w
-        k, n = (taps, 1) if groups else (taps * g.channels, g.filters)
+        k, n = (taps, 1) if groups else (taps * g.channels // g.groups, g.filters // g.groups)
         shape = {"forward": (m, k, n), "dX": (m, n, k), "dW": (n, m, k)}[pass_]
-        return Product(shape, g.channels if groups else 1, astuple(g))
+        return Product(shape, g.channels if groups else g.groups, g.numbers)
 
     return product
 
@@ -367,6 +408,28 @@ def conv_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: Whole = 0, out: Ar
     return _pass(calls, g, ("x", x, g.x_shape), ("dy", dy, g.y_shape), g.w_shape, out, x_zero=x_zero)
 
 
+def conv_weight_grad_long(g: Conv, x: Array, dy: Array, *, x_zero: Whole = 0, out: Array | None = None) -> Array:
+    """`conv_weight_grad` of int8 codes in int64, exact whatever the number of output pixels."""
+    px, pd = pointer("x", x, S8, g.x_shape), pointer("dy", dy, S8, g.y_shape)
+    out, p = output("out", out, S64, g.w_shape)
+    ok(lib.octo_conv_weight_grad_s64(conv_struct(g), px, x_zero, pd, p))
+    return out
+
+
+def dequantize_long_rows(
+    acc: Array, sums: Array, zero: Whole, scale: Number, *, out: Array | None = None
+) -> Array:
+    """float32 (acc - zero sums) scale of int64 acc; sums int32, one for each index of the first axis.
+
+    The integer is exact; it is rounded to float32 and then multiplied, as `dequantize_rows` does with int32.
+    """
+    rows = len(acc)
+    out, p = output("out", out, F32, acc.shape)
+    pa, ps = pointer("acc", acc, S64), pointer("sums", sums, S32, (rows,))
+    ok(lib.octo_dequantize_rows_s64(rows, acc.size // rows, pa, ps, zero, scale, p))
+    return out
+
+
 def _depthwise_weights(g: Conv) -> tuple[int, int, int, int]:
     """A depthwise convolution's weights: each filter sees one channel."""
     return (g.channels, g.kernel_h, g.kernel_w, 1)
@@ -388,3 +451,76 @@ def depthwise_weight_grad(g: Conv, x: Array, dy: Array, *, x_zero: Whole = 0, ou
     """dW of `depthwise_forward`, (channels, kernel_h, kernel_w, 1)."""
     calls = lib.octo_depthwise_weight_grad_s8, lib.octo_depthwise_weight_grad_f32
     return _pass(calls, g, ("x", x, g.x_shape), ("dy", dy, g.y_shape), _depthwise_weights(g), out, x_zero=x_zero)
+
+
+def depthwise_weight_grad_long(g: Conv, x: Array, dy: Array, *, x_zero: Whole = 0, out: Array | None = None) -> Array:
+    """`depthwise_weight_grad` of int8 codes in int64, exact whatever the number of output pixels."""
+    px, pd = pointer("x", x, S8, g.x_shape), pointer("dy", dy, S8, g.y_shape)
+    out, p = output("out", out, S64, _depthwise_weights(g))
+    ok(lib.octo_depthwise_weight_grad_s64(conv_struct(g), px, x_zero, pd, p))
+    return out
+
+
+# ---- batched products --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batched:
+    """batch x heads products c = op(a) op(b) of m x k and k x n.
+
+    wide: which of a, b and c have the heads side by side in a row, (batch, rows, heads cols); of the others one head comes
+    after the other, (batch, heads, rows, cols).
+    """
+
+    batch: int
+    heads: int
+    m: int
+    n: int
+    k: int
+    transpose_a: bool = False
+    transpose_b: bool = False
+    wide: tuple[bool, bool, bool] = (False, False, False)
+
+    def _operand(self, at: int) -> tuple[int, int]:
+        """Rows and columns of a head's matrix as it lies."""
+        if at == 2:
+            return self.m, self.n
+        rows, cols = ((self.m, self.k), (self.k, self.n))[at]
+        return (cols, rows) if (self.transpose_a, self.transpose_b)[at] else (rows, cols)
+
+    def shape(self, at: int) -> tuple[int, ...]:
+        """Of a, b or c."""
+        rows, cols = self._operand(at)
+        return (self.batch, rows, self.heads * cols) if self.wide[at] else (self.batch, self.heads, rows, cols)
+
+    def strides(self, at: int) -> tuple[int, int, int]:
+        """From row to row, image to image and head to head."""
+        rows, cols = self._operand(at)
+        return (self.heads * cols if self.wide[at] else cols), self.heads * rows * cols, cols if self.wide[at] else rows * cols
+
+
+@lru_cache(maxsize=1024)
+def _batched_struct(g: Batched) -> Any:
+    strides = [number for at in range(3) for number in g.strides(at)]
+    return ffi.new("octo_batched *", (g.transpose_a, g.transpose_b, g.m, g.n, g.k, g.batch, g.heads, *strides))
+
+
+def gemm_batched(g: Batched, a: Array, b: Array, *, out: Array | None = None) -> Array:
+    """The products, each as `gemm` makes them.  a, b int8 -> int32, k at most 131,071; or float32 -> float32."""
+    kind, wide = operand_types(a)
+    if kind == S8 and g.k > EXACT32.safe_depth(128, 128):
+        raise CoreError(f"a sum of {g.k} products of int8 codes could overflow 32 bits")
+    pa, pb = pointer("a", a, kind, g.shape(0)), pointer("b", b, kind, g.shape(1))
+    out, c = output("out", out, wide, g.shape(2))
+    ok((lib.octo_gemm_batched_s8 if kind == S8 else lib.octo_gemm_batched_f32)(_batched_struct(g), pa, pb, c))
+    return out
+
+
+def _batched_cost(arguments: tuple[Any, ...]) -> Product:
+    g = arguments[0]
+    return Product((g.m, g.k, g.n), g.batch * g.heads)
+
+
+costs("octo_gemm_batched_s8", "octo_gemm_batched_f32", product=_batched_cost)
+costs("octo_conv_weight_grad_s64", product=conv_cost("dW"))
+costs("octo_depthwise_weight_grad_s64", product=conv_cost("dW", True))

@@ -61,6 +61,9 @@ class Network:
             self._trained.append(bool(node.params) or any(self._needs_gradient(i) for i in node.inputs))
 
     def _check_covered(self, node: Node, float_layers: bool) -> None:
+        usual = node.layer.usual and len(set(node.in_shapes)) == 1
+        if node.layer.stem in self.method.layers and not usual:
+            raise OctosimError(f"layer {node.name}: method {self.method.name} does not cover this form of it: {node.layer}")
         if node.layer.stem == "bn" and not self.method.batchnorm or is_covered(self.method, node):
             return
         whole = f"layer {node.name}: method {self.method.name} does not cover layers of the kind '{node.layer.stem}'"
@@ -205,7 +208,7 @@ class Network:
 
 def is_covered(method: Method, node: Node) -> bool:
     """Whether a method makes a layer's numbers, see `nodes.Method.covers`."""
-    return method.covers is None or node.layer.stem in method.covers
+    return (method.covers is None or node.layer.stem in method.covers) and (method.multiplies or not node.layer.multiplies)
 
 
 # ---- the graph --------------------------------------------------
@@ -223,16 +226,16 @@ def nodes(network: Graph | Stack, in_shape: tuple[int, ...]) -> list[Node]:
         except OctosimError as error:
             raise OctosimError(f"{entry.where}: {error}") from None
         index[entry.name] = len(made)
-        made.append(Node(entry.name, len(made), entry.layer, shapes[0], out_shape, inputs))
+        made.append(Node(entry.name, len(made), entry.layer, shapes[0], out_shape, inputs, in_shapes=tuple(shapes)))
     weighted = [node for node in made if node.layer.weighted]
     for node in weighted[:1] + weighted[-1:]:
         node.edge = True
     uses = Counter(i for node in made for i in node.inputs)
     for node in made:
         source = node.inputs[0]
-        while source >= 0 and uses[source] == 1 and made[source].layer.aliases:
+        while source >= 0 and uses[source] == 1 and made[source].layer.aliases and not made[source].layer.keeps:
             source = made[source].inputs[0]
-        node.in_place = source >= 0 and uses[source] == 1
+        node.in_place = source >= 0 and uses[source] == 1 and not made[source].layer.keeps
         if isinstance(node.layer, BatchNorm) and node.inputs[0] >= 0 and uses[node.inputs[0]] == 1:
             made[node.inputs[0]].normalized = True
     return made

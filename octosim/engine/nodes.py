@@ -45,7 +45,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Convolution:
-    """The matrix product of a convolution: M = batch x out_h x out_w, K = kernel x kernel x channels, N = filters."""
+    """The matrix product of a convolution: M = batch x out_h x out_w, K = kernel x kernel x channels, N = filters,
+    of one group."""
 
     geometry: core.Conv
 
@@ -53,12 +54,12 @@ class Convolution:
     def shape(self) -> tuple[int, int, int]:
         """(M, K, N) of the forward pass."""
         g = self.geometry
-        return g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w * g.channels, g.filters
+        return g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w * g.channels // g.groups, g.filters // g.groups
 
     @property
     def groups(self) -> int:
         """How many products of `shape` there are."""
-        return 1
+        return self.geometry.groups
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -83,10 +84,20 @@ class Convolution:
     def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.conv_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
 
+    any_length: ClassVar[bool] = True
+
+    def long_weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
+        return core.conv_weight_grad_long(self.geometry, x, dy, x_zero=x_zero, out=out)
+
+
+def _rows(x: Any) -> Any:
+    """Vectors, or tokens of several images, as a matrix."""
+    return x if x is None or x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
 
 @dataclass(frozen=True)
 class FullProduct:
-    """The matrix product of a fully connected layer: M = batch, K = inputs, N = outputs."""
+    """The matrix product of a fully connected layer: M = batch (times tokens), K = inputs, N = outputs."""
 
     batch: int
     inputs: int
@@ -122,17 +133,21 @@ class FullProduct:
         return self.inputs, self.outputs, self.batch
 
     def forward(self, x: Array, w: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
-        return core.gemm(x, w, transpose_b=True, out=out)
+        made = core.gemm(_rows(x), w, transpose_b=True, out=_rows(out))
+        return made if out is None else out
 
     def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
-        return core.gemm(dy, w, out=out)
+        made = core.gemm(_rows(dy), w, out=_rows(out))
+        return made if out is None else out
 
     def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
-        return core.gemm(dy, x, transpose_a=True, out=out)
+        return core.gemm(_rows(dy), _rows(x), transpose_a=True, out=out)
+
+    any_length: ClassVar[bool] = False
 
     def weight_grad_rows(self, x: Array, dy: Array, rows: slice, *, out: Array | None = None) -> Array:
         """Some rows of dW, one for each output."""
-        return core.gemm(dy[:, rows], x, transpose_a=True, out=out)
+        return core.gemm(_rows(dy)[:, rows], _rows(x), transpose_a=True, out=out)
 
 
 @dataclass(frozen=True)
@@ -179,9 +194,53 @@ class Depthwise:
     def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.depthwise_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
 
+    any_length: ClassVar[bool] = True
+
+    def long_weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
+        return core.depthwise_weight_grad_long(self.geometry, x, dy, x_zero=x_zero, out=out)
+
+
+@dataclass(frozen=True)
+class BatchedProduct:
+    """Products of activations, C = op(A) op(B) for each image and head; A is not transposed."""
+
+    geometry: core.Batched
+
+    def _left(self) -> core.Batched:
+        """dA = dC op(B)^T."""
+        g, (a, b, c) = self.geometry, self.geometry.wide
+        return core.Batched(g.batch, g.heads, g.m, g.k, g.n, transpose_b=not g.transpose_b, wide=(c, b, a))
+
+    def _right(self) -> core.Batched:
+        """dB = A^T dC, or its transpose."""
+        g, (a, b, c) = self.geometry, self.geometry.wide
+        if g.transpose_b:
+            return core.Batched(g.batch, g.heads, g.n, g.k, g.m, transpose_a=True, wide=(c, a, b))
+        return core.Batched(g.batch, g.heads, g.k, g.n, g.m, transpose_a=True, wide=(a, c, b))
+
+    @property
+    def depth(self) -> int:
+        """The longest sum of a pass, in products."""
+        return max(self.geometry.k, self.geometry.n, self.geometry.m)
+
+    def forward(self, a: Array, b: Array, *, out: Array | None = None) -> Array:
+        return self.multiply(self.geometry, a, b, out)
+
+    def left_grad(self, dc: Array, b: Array, *, out: Array | None = None) -> Array:
+        return self.multiply(self._left(), dc, b, out)
+
+    def right_grad(self, a: Array, dc: Array, *, out: Array | None = None) -> Array:
+        return self.multiply(self._right(), *((dc, a) if self.geometry.transpose_b else (a, dc)), out)
+
+    def multiply(self, g: core.Batched, a: Array, b: Array, out: Array | None) -> Array:
+        return core.gemm_batched(g, a, b, out=out)
+
 
 class Product(Protocol):
-    """What Convolution, FullProduct and Depthwise have in common, and what stands in for them (registers.InRegister)."""
+    """What Convolution, FullProduct and Depthwise have in common, and what stands in for them (registers.InRegister).
+
+    any_length: it has `long_weight_grad`, `weight_grad` of int8 codes in int64, whose sums may be as long as they like.
+    """
 
     @property
     def geometry(self) -> core.Conv: ...
@@ -197,6 +256,9 @@ class Product(Protocol):
 
     @property
     def depths(self) -> tuple[int, int, int]: ...
+
+    @property
+    def any_length(self) -> bool: ...
 
     def forward(self, x: Array, w: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array: ...
 
@@ -219,7 +281,7 @@ class Observer(Protocol):
         """A product: its operands ("x", "w", "dy"), x's zero point and the sums, before anything overwrites them."""
 
 
-def _as_it_is(product: Product) -> Product:
+def _as_it_is(product: Any) -> Any:
     return product
 
 
@@ -227,7 +289,8 @@ def _as_it_is(product: Product) -> Product:
 class Node:
     """A layer in a network: name, place, shapes (without the batch axis), numbers and memory.
 
-    inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's.
+    inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's, in_shapes
+    are all.
     in_place: nothing else needs its input's values, nor will, so the layer may write over them.
     normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
     edge: the network's first or last weighted layer, which some methods leave unquantized.
@@ -247,10 +310,11 @@ class Node:
     out_shape: tuple[int, ...]
     inputs: tuple[int, ...] = (-1,)
     in_place: bool = True
+    in_shapes: tuple[tuple[int, ...], ...] = ()
     normalized: bool = False
     edge: bool = False
     observers: list[Observer] = field(default_factory=list)
-    through: Callable[[Product], Product] = _as_it_is
+    through: Callable[[Any], Any] = _as_it_is
     x_range: core.Range | None = None
     dy_range: core.Range | None = None
     found: core.Range | None = None
@@ -341,6 +405,8 @@ class Method(Protocol):
     batchnorm: whether it can train batch normalization.
     covers:    the layers, by stem ("conv", "relu" ...), whose numbers it knows how to make; None: all, those without a matrix
                product in float32.  A network with another is refused, or has it in float32 where that is asked for.
+    multiplies: whether it makes the products of activations (attention) by its own numbers; those that do not have them in
+               float32 where that is asked for.
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
     values:    what the values between layers are made of, for the manifest.
     layers:    its own passes of layers without a matrix product, by the layer's stem ("relu", "bn" ...): objects with `init`,
@@ -355,6 +421,7 @@ class Method(Protocol):
     compact: bool = False
     batchnorm: ClassVar[bool] = True
     covers: ClassVar[tuple[str, ...] | None] = None
+    multiplies: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
     values: ClassVar[str] = "float32"
     layers: ClassVar[Mapping[str, Any]] = {}
@@ -393,6 +460,25 @@ class Method(Protocol):
     def metrics(self, nodes: list[Node]) -> dict[str, Any]:
         """What the method counted in node.state since the last call, by name; it counts from 0 again."""
         return {}
+
+    def init_products(self, node: Node, names: tuple[str, ...]) -> None:
+        """Adds what the method itself needs to the state of a layer that multiplies activations, by its products' names."""
+        return None
+
+    def multiply(
+        self, node: Node, name: str, product: BatchedProduct, a: Array, b: Array, context: Context
+    ) -> Array:
+        """float32 C = op(A) op(B) of activations; keeps in node.saved, by the product's name, what `multiply_grads` needs."""
+        node.saved[name] = a, b
+        return product.forward(a, b, out=node.buffer(product.geometry.shape(2), np.float32))
+
+    def multiply_grads(
+        self, node: Node, name: str, product: BatchedProduct, dc: Array, context: Context
+    ) -> tuple[Array, Array]:
+        """float32 dA and dB."""
+        (a, b), g = node.saved[name], product.geometry
+        da, db = (node.buffer(g.shape(at), np.float32) for at in range(2))
+        return product.left_grad(dc, b, out=da), product.right_grad(a, dc, out=db)
 
     def check(self, node: Node, batch: int) -> None:
         """Refuses, with OctosimError, a layer whose sums could overflow the accumulator at this batch size."""

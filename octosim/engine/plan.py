@@ -153,7 +153,9 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
         with np.errstate(all="ignore"):
             method.step(nodes, gradients, update, context)
 
-    for node in nodes:  # a step after the first: its predecessor's update found the weights' ranges
+    for node in nodes:  # a step after the first: its predecessor's update found the weights' ranges, and it the inputs'
+        if "x_range" in node.state:
+            node.state["x_range"] = np.array([0, 1], np.float32)
         node.ranges = {key: core.Range() for key in node.params}
         node.known = set(node.params)
     pool = network.pool = _Reserved(tape)
@@ -179,11 +181,15 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
 
 def _padded(call: core.Call) -> int:
     """Bytes of the copy with its padding that the core makes of a convolution's operand, once for all convolutions."""
-    if not call.product or not call.product.geometry or not call.product.geometry[-1]:
+    if not call.product or not call.product.geometry:
         return 0
-    batch, height, width, channels, filters, _, _, _, pad = call.product.geometry
+    g = core.Conv(*call.product.geometry)
+    if not g.pad or g.is_grouped:
+        return 0
+    top, left, bottom, right = g.pads
     size = call.operands[0].dtype.itemsize
-    return batch * (height + 2 * pad) * (width + 2 * pad) * (filters if call.key[1] == "dX" else channels) * size
+    padded = (g.height + top + bottom) * (g.width + left + right)
+    return g.batch * padded * (g.filters if call.key[1] == "dX" else g.channels) * size
 
 
 def dry(
@@ -215,7 +221,7 @@ def operation(call: core.Call) -> Op:
         return Op(
             layer, pass_, "gemm", _title(call.function, kernel), product.shape,
             "float32" if first.dtype == np.float32 else "int8", reads, writes, groups=product.groups, kernel=kernel,
-            stride=product.geometry[7] if product.geometry else 1, weights=held, function=call.function,
+            stride=max(core.Conv(*product.geometry).strides) if product.geometry else 1, weights=held, function=call.function,
             geometry=product.geometry,
         )  # fmt: skip
     return Op(

@@ -8,7 +8,8 @@ through `core.gemm` with the register.  Saturating sums depend on their order; t
                               (w + pad - j) / stride] where that is an element of dY, else 0
     dW       W[f, i, j, c]    k = [batch][out_h][out_w] ascending; padding as in forward
 
-A depthwise convolution is one product a channel, with a k without channel or filter.
+A convolution with groups is one product a group, with the group's channels and filters; a depthwise one is one a channel.
+With dilation, tap (i, j) is that of the kernel, which lies (i, j) dilation away.
 
 A register with `unsigned` multiplies uint8 by int8.  Codes become uint8 as libraries make them: 128 is added to the operand
 that is data (X in forward and dW, dY in dX; zeros outside dY are 128 then), and 128 times the other operand's sum over k
@@ -17,6 +18,8 @@ is subtracted from what the register holds at the end, modulo 2^32.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Observer, Product
+from octosim.engine.nodes import Array, BatchedProduct, Convolution, Depthwise, FullProduct, Node, Observer, Product
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, Overflow
 
@@ -62,7 +65,10 @@ class Registers:
         for node in nodes:
             node.through = partial(self._through, node.name, node.observers)
 
-    def _through(self, layer: str, observers: list[Observer], product: Product) -> Product:
+    def _through(self, layer: str, observers: list[Observer], product: Any) -> Any:
+        if isinstance(product, BatchedProduct):
+            exact = self.accumulator == EXACT32 and not self.counting
+            return product if exact else BatchedInRegister(product.geometry, layer, self)
         exact = self.accumulator == EXACT32 and not self.counting and not observers
         return product if exact else InRegister(layer, product, self, observers)
 
@@ -103,57 +109,60 @@ def resized(product: Product, batch: int) -> Product:
 def exact_sums(product: Product, pass_: str, operands: dict[str, Array], x_zero: int = 0) -> Array:
     """The int64 sums of a pass on int8 codes, without overflow whatever the batch.
 
-    A dW whose sums could leave 32 bits is made of parts of the batch.  OctosimError where one image alone is too much.
+    A dW whose sums could leave 32 bits is made of parts.
     """
     if pass_ != "dW":
         return multiply(product, pass_, operands, x_zero).astype(np.int64)  # depths up to layers.LONGEST_WINDOW: safe
-    g, x, dy = product.geometry, operands["x"], operands["dy"]
-    images = EXACT32.safe_depth(128, 128) // (g.out_h * g.out_w)
-    if images == 0:
-        raise OctosimError(f"an image of {g.out_h} x {g.out_w} outputs is too large for exact sums in 32 bits")
-    total = np.zeros(shapes(product)[1], np.int64)
-    for i in range(0, g.batch, images):
-        some = min(images, g.batch - i)
+    x, dy = operands["x"], operands["dy"]
+    if max(product.depths) <= EXACT32.safe_depth(128, 128):
+        return multiply(product, pass_, operands, x_zero).astype(np.int64)
+    if product.any_length:
+        return product.long_weight_grad(x, dy, x_zero=x_zero)  # type: ignore[attr-defined]
+    total, some = np.zeros(shapes(product)[1], np.int64), EXACT32.safe_depth(128, 128)
+    for i in range(0, len(x), some):
         part = {"x": x[i : i + some], "dy": dy[i : i + some]}
-        total += multiply(resized(product, some), pass_, part, x_zero)
+        total += multiply(resized(product, len(part["x"])), pass_, part, x_zero)
     return total
 
 
 # ---- operands as matrices --------------------------------------------------
 
 
-def _windows(padded: Array, kernel: tuple[int, int], stride: int) -> Array:
+def _windows(padded: Array, g: core.Conv, strides: tuple[int, int]) -> Array:
     """(batch, out_h, out_w, kernel_h, kernel_w, channels), a view."""
-    view = np.lib.stride_tricks.sliding_window_view(padded, kernel, (1, 2))
-    return view[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+    (down, across), view = g.dilations, np.lib.stride_tricks.sliding_window_view(padded, g.extent, (1, 2))
+    return view[:, :: strides[0], :: strides[1], :, ::down, ::across].transpose(0, 1, 2, 4, 5, 3)
 
 
 def x_windows(g: core.Conv, x: Array, x_zero: int) -> Array:
     """What each output of the forward pass sees: (batch, out_h, out_w, kernel_h, kernel_w, channels)."""
-    x, p = x.reshape(g.x_shape), g.pad
-    if p:
-        padded = np.full((g.batch, g.height + 2 * p, g.width + 2 * p, g.channels), x_zero, x.dtype)
-        padded[:, p:-p, p:-p] = x
+    x, (top, left, bottom, right) = x.reshape(g.x_shape), g.pads
+    if g.pad:
+        padded = np.full((g.batch, g.height + top + bottom, g.width + left + right, g.channels), x_zero, x.dtype)
+        padded[:, top : top + g.height, left : left + g.width] = x
         x = padded
-    return _windows(x, (g.kernel_h, g.kernel_w), g.stride)
+    return _windows(x, g, g.strides)
 
 
 def dy_windows(g: core.Conv, dy: Array) -> Array:
     """What each input pixel's gradient sees: (batch, height, width, kernel_h, kernel_w, filters), 0 where there is no dY."""
-    h, w = g.kernel_h - 1 - g.pad, g.kernel_w - 1 - g.pad
-    spread = np.zeros((g.batch, g.height + g.kernel_h - 1, g.width + g.kernel_w - 1, dy.shape[-1]), dy.dtype)
-    spread[:, h : h + g.stride * g.out_h : g.stride, w : w + g.stride * g.out_w : g.stride] = dy.reshape(
-        g.batch, g.out_h, g.out_w, -1
-    )
-    return _windows(spread, (g.kernel_h, g.kernel_w), 1)[:, :, :, ::-1, ::-1]
+    (high, wide), (top, left, _, _), (down, across) = g.extent, g.pads, g.strides
+    h, w = high - 1 - top, wide - 1 - left
+    spread = np.zeros((g.batch, g.height + high - 1, g.width + wide - 1, dy.shape[-1]), dy.dtype)
+    spread[:, h : h + down * g.out_h : down, w : w + across * g.out_w : across] = dy.reshape(g.batch, g.out_h, g.out_w, -1)
+    return _windows(spread, g, (1, 1))[:, :, :, ::-1, ::-1]
 
 
-def _columns(product: Product, windows: Array) -> list[tuple[slice, Array]]:
-    """The windows as matrices, a row a place: one for each channel of a depthwise convolution, else one for all."""
-    m = int(np.prod(windows.shape[:3]))
-    if isinstance(product, Depthwise):
-        return [(slice(c, c + 1), windows[..., c].reshape(m, -1)) for c in range(windows.shape[-1])]
-    return [(slice(None), windows.reshape(m, -1))]
+def _columns(product: Product, windows: Array) -> list[Array]:
+    """The windows as matrices, a row a place, one for each group."""
+    m, groups = math.prod(windows.shape[:3]), product.groups
+    each = windows.shape[-1] // groups
+    return [windows[..., i * each : (i + 1) * each].reshape(m, -1) for i in range(groups)]
+
+
+def _part(size: int, groups: int, at: int) -> slice:
+    """A group's part of an axis."""
+    return slice(at * size // groups, (at + 1) * size // groups)
 
 
 def total(counts: list[Count]) -> Count:
@@ -214,6 +223,10 @@ class InRegister:
     def depths(self) -> tuple[int, int, int]:
         return self.product.depths
 
+    @property
+    def any_length(self) -> bool:
+        return self.product.any_length
+
     def forward(self, x: Array, w: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         if self._exact(x):
             out = self.product.forward(x, w, x_zero=x_zero, out=out)
@@ -230,9 +243,10 @@ class InRegister:
         else:
             g = self.product.geometry
             out = np.empty(shapes(self.product)[0], np.int32) if out is None else out
-            turned = w  # [channel][kernel_h][kernel_w][filter], as the windows
+            turned = w  # [channel][kernel_h][kernel_w][filter of the group], as the windows
             if not isinstance(self.product, Depthwise):
-                turned = np.ascontiguousarray(w.reshape(g.w_shape).transpose(3, 1, 2, 0))
+                parts = w.reshape(g.groups, -1, *g.w_shape[1:]).transpose(0, 4, 2, 3, 1)
+                turned = np.ascontiguousarray(parts).reshape(-1, *parts.shape[2:])
             self._rows("dX", dy_windows(g, dy), turned, out)
         self._show("dX", {"dy": dy, "w": w}, 0, out)
         return out
@@ -244,13 +258,24 @@ class InRegister:
             out = np.empty(shapes(self.product)[1], np.int32) if out is None else out
             windows = x_windows(self.product.geometry, x, int(x_zero))
             dys, made, counts = dy.reshape(-1, dy.shape[-1]), out.reshape(out.shape[0], -1), list[Count]()
-            for one, a in _columns(self.product, windows):
+            for group, a in enumerate(_columns(self.product, windows)):
+                one = _part(dys.shape[1], self.product.groups, group)
                 # X^T dY, so that data are the first operand, as in the other passes
                 sums, count = self.gemm(a, np.ascontiguousarray(dys[:, one]), transpose_a=True)
                 made[one] = sums.T
                 counts += count
             self._note("dW", counts)
         self._show("dW", {"x": x, "dy": dy}, x_zero, out)
+        return out
+
+    def long_weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
+        """In int64: the exact sums, or those of the register."""
+        out = np.empty(shapes(self.product)[1], np.int64) if out is None else out
+        if self._exact(x):
+            self.product.long_weight_grad(x, dy, x_zero=x_zero, out=out)  # type: ignore[attr-defined]
+            self._show("dW", {"x": x, "dy": dy}, x_zero, out)
+        else:
+            np.copyto(out, self.weight_grad(x, dy, x_zero=x_zero))
         return out
 
     def _exact(self, data: Array) -> bool:
@@ -260,7 +285,8 @@ class InRegister:
     def _rows(self, pass_: str, windows: Array, w: Array, out: Array) -> None:
         """Windows times the rows of w."""
         rows, made, counts = w.reshape(w.shape[0], -1), out.reshape(-1, out.shape[-1]), list[Count]()
-        for one, a in _columns(self.product, windows):
+        for group, a in enumerate(_columns(self.product, windows)):
+            one = _part(len(rows), self.product.groups, group)
             made[:, one], count = self.gemm(a, rows[one], transpose_b=True)
             counts += count
         self._note(pass_, counts)
@@ -292,6 +318,32 @@ class InRegister:
     def _show(self, pass_: str, operands: dict[str, Array], x_zero: core.Whole, sums: Array) -> None:
         for observer in self.observers:
             observer.product(self.layer, pass_, self.product, operands, int(x_zero), sums)
+
+
+@dataclass(frozen=True)
+class BatchedInRegister(BatchedProduct):
+    """Products of activations whose int8 sums are those of a register, k ascending; float32 operands go through as they are."""
+
+    layer: str
+    registers: Registers
+
+    def multiply(self, g: core.Batched, a: Array, b: Array, out: Array | None) -> Array:
+        if a.dtype != np.int8:
+            return core.gemm_batched(g, a, b, out=out)
+        product = InRegister(self.layer, FullProduct(1, 1, 1), self.registers)
+        out = np.empty(g.shape(2), np.int32) if out is None else out
+        counts: list[Count] = []
+        for image, head in itertools.product(range(g.batch), range(g.heads)):
+            left, right, made = (
+                x[image].reshape(len(x[image]), g.heads, -1)[:, head] if wide else x[image, head]
+                for x, wide in zip((a, b, out), g.wide, strict=True)
+            )
+            left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
+            made[:], count = product.gemm(left, right, transpose_a=g.transpose_a, transpose_b=g.transpose_b)
+            counts += count
+        if counts:
+            self.registers.counts.append((self.layer, "forward", total(counts)))
+        return out
 
 
 def shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

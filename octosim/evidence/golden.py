@@ -29,6 +29,8 @@ SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums'
 
 def _geometry(product: Product) -> dict[str, int]:
     g, depthwise = product.geometry, isinstance(product, Depthwise)
+    if g.is_grouped or not isinstance(g.stride, int) or not isinstance(g.pad, int):
+        raise OctosimError("golden vectors: no groups, no dilation, one stride and one padding for all sides")
     sizes = {name: getattr(g, name) for name in ("batch", "height", "width", "channels", "filters", "kernel_h", "kernel_w")}
     return sizes | {
         "stride": g.stride, "pad": g.pad, "out_h": g.out_h, "out_w": g.out_w,

@@ -108,8 +108,8 @@ class Banner(Method):
     def _range(self, node: Node, x: Array, context: Context) -> core.Range:
         """The mean of the images' minima and maxima; its running average in inference."""
         running = node.state["x_range"]
-        if not context.training:
-            return core.Range.of(running)
+        if not context.training:  # before the first step the images' own
+            return core.Range.of(running) if running.any() else core.image_range(x)
         found = core.image_range(x)
         core.average(running, found, KEEP, from_zero=True)
         return found

@@ -6,6 +6,7 @@ import numpy as np
 
 from octosim import core
 from octosim.engine.nodes import Array, Node
+from octosim.engine.registers import x_windows
 
 
 def forward(node: Node, x: Array, w: Array) -> Array:
@@ -30,9 +31,7 @@ def input_grad(node: Node, dy: Array, w: Array) -> Array:
 
 def windows(g: core.Conv, x: Array) -> Array:
     """(batch out_h out_w, kernel_h kernel_w, channels) of a convolution's input, values or codes; padding holds 0."""
-    padded = np.pad(x, ((0, 0), (g.pad, g.pad), (g.pad, g.pad), (0, 0)))
-    every = np.lib.stride_tricks.sliding_window_view(padded, (g.kernel_h, g.kernel_w), (1, 2))[:, :: g.stride, :: g.stride]
-    return np.ascontiguousarray(every.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, g.kernel_h * g.kernel_w, g.channels)
+    return np.ascontiguousarray(x_windows(g, x, 0)).reshape(-1, g.kernel_h * g.kernel_w, g.channels)
 
 
 def total(x: Array) -> float:

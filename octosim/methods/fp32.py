@@ -17,6 +17,7 @@ class Fp32(Method):
     summary: ClassVar[str] = "float32 baseline"
     paper: ClassVar[str] = "-"
     bits: ClassVar[dict[str, str]] = dict.fromkeys(ROLES, "float32")
+    multiplies: ClassVar[bool] = True
 
     def check(self, node: Node, batch: int) -> None:
         pass

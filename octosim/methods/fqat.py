@@ -291,7 +291,7 @@ class Fqat(Method):
             raise OctosimError(f"fqat: z must be in 0.1 .. 100, not {self.z}")
 
     def check(self, node: Node, batch: int) -> None:
-        int8.refuse_overflow(node, batch)
+        int8.refuse_overflow(node, batch, long=True)
         depth = node.layer.product(node, batch).depths[0]
         if node.normalized and depth > DEEPEST:
             raise OctosimError(

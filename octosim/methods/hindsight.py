@@ -48,7 +48,7 @@ class Hindsight(Method):
             raise OctosimError(f"hindsight: momentum must be in [0, 1), not {self.momentum}")
 
     def check(self, node: Node, batch: int) -> None:
-        int8.refuse_overflow(node, batch)
+        int8.refuse_overflow(node, batch, long=True)
 
     def init(self, node: Node, seed: int) -> None:
         node.state.update(x_range=np.zeros(2, np.float32), dy_range=np.zeros(2, np.float32))
@@ -58,6 +58,8 @@ class Hindsight(Method):
         used = core.Range.of(kept)
         if context.training:
             used = core.earlier_range(kept, core.value_range(tensor), self.momentum)
+        elif not kept.any():  # before the first step
+            used = core.value_range(tensor)
         return used
 
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:

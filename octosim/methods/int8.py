@@ -6,7 +6,7 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import ROLES, Array, Context, Node
+from octosim.engine.nodes import ROLES, Array, BatchedProduct, Context, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
@@ -24,11 +24,18 @@ BITS = dict.fromkeys(ROLES, "float32") | {
 PASSES = ("forward", "dX", "dW")
 
 
-def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) -> None:
-    """OctosimError where a sum of products of codes in +-127 could leave 32 bits at this batch size, in one of the passes."""
-    safe = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
-    for name, depth in zip(PASSES, node.layer.product(node, batch).depths, strict=True):
-        if depth > safe and name in passes:
+SAFE = EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)
+"""Products of codes in +-127 whose sum 32 bits hold."""
+
+
+def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES, long: bool = False) -> None:
+    """OctosimError where a sum of products of codes in +-127 could leave 32 bits at this batch size, in one of the passes.
+
+    long: the method takes longer sums for dW, where the product has them (`weight_values`).
+    """
+    safe, product = SAFE, node.layer.product(node, batch)
+    for name, depth in zip(PASSES, product.depths, strict=True):
+        if depth > safe and name in passes and not (long and name == "dW" and product.any_length):
             raise OctosimError(
                 f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
                 f"(safe up to {safe})" + ("; use a smaller batch size" if name == "dW" else "")
@@ -41,9 +48,11 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES) ->
 def running_range(node: Node, x: Array, context: Context) -> core.Range:
     """The batch's own range of x in training, the running one, state["x_range"], in inference."""
     running = node.state["x_range"]
-    if not context.training:
+    if not context.training and running.any():
         return core.Range(*running.tolist())
     found = node.x_range or core.value_range(x)
+    if not context.training:  # before the first step: the batch's own range, which no state keeps
+        return found
     core.follow_range(running, found, RANGE_MOMENTUM)
     return found
 
@@ -97,6 +106,20 @@ def weight_sums(node: Node, dy: QTensor, add: Array) -> core.Sums | core.RowSums
     return core.Sums(acc, add, scale, by_rows=True)
 
 
+def weight_values(node: Node, dy: QTensor, sums: Array, zero: core.Whole = 0) -> core.Sums | core.RowSums | Array:
+    """dW of the codes; sums: of dy's codes over all but the channels, by which x's zero point goes in.
+
+    Where sums could leave 32 bits they are taken in 64 and rounded once to float32.
+    """
+    x, product = node.saved["x"], node.layer.product(node, len(dy.q))
+    if product.depths[2] <= SAFE or not product.any_length:
+        return weight_sums(node, dy, core.zero_term(sums, zero))
+    shape = node.params["w"].shape
+    acc = product.long_weight_grad(x.q, dy.q, x_zero=x.z, out=node.buffer(shape, np.int64))
+    scale = core.product_scale(x.s, dy.s)
+    return core.dequantize_long_rows(acc, sums, zero, scale, out=node.buffer(shape, np.float32))
+
+
 def real(sums: Array, codes: QTensor) -> Array:
     """float32 values of sums of codes with zero point 0."""
     return core.dequantize_sums(sums, np.zeros_like(sums), codes.s)
@@ -104,8 +127,13 @@ def real(sums: Array, codes: QTensor) -> Array:
 
 def weight_grad(node: Node, dy: QTensor) -> None:
     """dW = (sum q_dy q_x) S_dy S_x, db = S_dy sum q_dy."""
-    node.grads["w"] = weight_sums(node, dy, np.zeros(len(node.params["w"]), np.int32))
-    node.grads["b"] = real(core.column_sums(dy.q), dy)
+    product = node.layer.product(node, len(dy.q))
+    if product.depths[2] <= SAFE or not product.any_length:
+        node.grads["w"] = weight_sums(node, dy, np.zeros(len(node.params["w"]), np.int32))
+        node.grads["b"] = real(core.column_sums(dy.q), dy)
+        return
+    sums = core.column_sums(dy.q)
+    node.grads.update(w=weight_values(node, dy, sums), b=real(sums, dy))
 
 
 def input_grad(node: Node, dy: QTensor) -> core.Sums:
@@ -114,3 +142,54 @@ def input_grad(node: Node, dy: QTensor) -> core.Sums:
     acc = node.buffer((batch, *node.in_shape), np.int32)
     node.layer.product(node, batch).input_grad(dy.q, w.q, out=acc)
     return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), core.product_scale(w.s, dy.s))
+
+
+# ---- products of activations: both operands quantized, symmetric --------------------------------------------------
+
+
+def init_products(node: Node, names: tuple[str, ...]) -> None:
+    """Running ranges of both operands of each product."""
+    for name in names:
+        node.state.update({f"{name}_{side}": np.zeros(2, np.float32) for side in ("left", "right")})
+
+
+def refuse_long(node: Node, product: BatchedProduct) -> None:
+    """OctosimError where a sum of codes could leave 32 bits."""
+    if product.depth > SAFE:
+        raise OctosimError(
+            f"layer {node.name}: a sum of {product.depth} int8 products could overflow the 32-bit accumulator "
+            f"(safe up to {SAFE})"
+        )
+
+
+def _codes(node: Node, key: str, x: Array, context: Context) -> QTensor:
+    running = node.state[key]
+    if not context.training and running.any():
+        found = core.Range(*running.tolist())
+    else:
+        found = core.value_range(x)
+        if context.training:
+            core.follow_range(running, found, RANGE_MOMENTUM)
+    return symmetric(node, x, found.low, found.high)
+
+
+def multiply(node: Node, name: str, product: BatchedProduct, a: Array, b: Array, context: Context) -> Array:
+    """C = (sum q_a q_b) S_a S_b."""
+    refuse_long(node, product)
+    qa, qb = _codes(node, f"{name}_left", a, context), _codes(node, f"{name}_right", b, context)
+    node.saved[name] = qa, qb
+    sums = product.forward(qa.q, qb.q, out=node.buffer(product.geometry.shape(2), np.int32))
+    return _in_float(sums, core.product_scale(qa.s, qb.s))
+
+
+def multiply_grads(node: Node, name: str, product: BatchedProduct, dc: QTensor) -> tuple[Array, Array]:
+    """dA = (sum q_dc q_b) S_dc S_b and dB = (sum q_a q_dc) S_a S_dc."""
+    (qa, qb), g = node.saved[name], product.geometry
+    da = product.left_grad(dc.q, qb.q, out=node.buffer(g.shape(0), np.int32))
+    db = product.right_grad(qa.q, dc.q, out=node.buffer(g.shape(1), np.int32))
+    return _in_float(da, core.product_scale(dc.s, qb.s)), _in_float(db, core.product_scale(qa.s, dc.s))
+
+
+def _in_float(sums: Array, scale: core.Number) -> Array:
+    """float32 values of sums, in their memory."""
+    return core.values(core.Sums(sums, np.zeros(sums.shape[-1], np.int32), scale))

@@ -128,7 +128,7 @@ class Jetfire(Method):
         w, b, batch = node.params["w"], node.params["b"], len(x)
         qw = cut(w.reshape(len(w), -1), self.scales)
         shape = node.layer.product(node, batch)
-        if shape.groups > 1:
+        if shape.geometry.is_grouped or shape.groups > 1:
             x_real, w_real = self.coded(node, x), qw.real().reshape(w.shape)
             node.saved.update(x=x_real, w=w_real)
             return self.coded(node, float32.forward(node, x_real, w_real))
@@ -137,7 +137,7 @@ class Jetfire(Method):
         if shape.kernel != (0, 0):
             qx = Blocks(*core.quantize_windows(shape.geometry, x, half=self.scales == "float16", out=codes))
         else:
-            qx = cut(x, self.scales, out=codes)
+            qx = cut(x.reshape(m, k), self.scales, out=codes)
         node.saved.update(x=qx, w=qw)
         y = product(qx, qw, node.buffer((m, n), F))
         y = core.affine(y, np.ones(n, F), b, out=y)
@@ -159,10 +159,10 @@ class Jetfire(Method):
     def input_grad(self, node: Node, error: Blocks, context: Context) -> Array:
         batch, w = error.q.shape[0] // math.prod(node.out_shape[:-1]), node.saved["w"]
         shape, size = node.layer.product(node, batch), (batch, *node.in_shape)
-        if shape.groups > 1:
+        if shape.geometry.is_grouped or shape.groups > 1:
             dx = float32.input_grad(node, error.real().reshape(batch, *node.out_shape), w)
         elif shape.kernel != (0, 0):
             dx = core.conv_input_grad_blocks(shape.geometry, error.q, error.scales, w.q, w.scales, out=node.buffer(size, F))
         else:
-            dx = product(error, w.transposed, node.buffer(size, F))
+            dx = product(error, w.transposed, node.buffer((len(error.q), node.in_shape[-1]), F)).reshape(size)
         return self.coded(node, dx, context.random(node.tensor(GRADIENT)))

@@ -132,10 +132,11 @@ class Logbtq(Method):
 
         def arrange(qx: Array, qw: Array, rows: Array, taps: Array) -> None:
             if product.kernel == (0, 0):
-                rows[0] = qx
+                rows[0] = qx.reshape(m, k)
             else:
                 every = float32.windows(product.geometry, qx)
-                np.copyto(rows, every.transpose(2, 0, 1) if groups > 1 else every.reshape(1, m, k))
+                parts = every.reshape(m, every.shape[1], groups, -1).transpose(2, 0, 1, 3)
+                np.copyto(rows, parts.reshape(groups, m, k))
             np.copyto(taps, qw.reshape(groups, n, k).transpose(0, 2, 1))
 
         core.python("windows", arrange, [qx, qw], [rows, taps])

@@ -23,7 +23,7 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.nodes import Array, BatchedProduct, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
@@ -132,6 +132,7 @@ class Octo(Method):
     summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping"
     paper: ClassVar[str] = "Zhou et al., USENIX ATC 2021"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
+    multiplies: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.prc_ratio <= 1:
@@ -150,7 +151,7 @@ class Octo(Method):
         return self.keep == "int8"
 
     def check(self, node: Node, batch: int) -> None:
-        int8.refuse_overflow(node, batch)
+        int8.refuse_overflow(node, batch, long=True)
         if self.lac == "sample":
             refuse_samples(batch, self.lac_samples)
 
@@ -225,7 +226,7 @@ class Octo(Method):
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         qx, sums = node.saved["x"], core.column_sums(error.q)
-        node.grads["w"] = int8.weight_sums(node, error, self._zero_term(sums, qx))
+        node.grads["w"] = int8.weight_values(node, error, sums, qx.z if self.zero_point == "exact" else 0)
         each = node.grads["b"] = int8.real(sums, error)
         lac = self._compensation(node, len(error.q), context)
         if lac and self.lac == "sample":
@@ -244,3 +245,16 @@ class Octo(Method):
         acc = node.buffer((batch, *node.in_shape), np.int32)
         node.layer.product(node, batch).input_grad(error.q, qw.q, out=acc)
         return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), core.product_scale(qw.s, error.s))
+
+    def init_products(self, node: Node, names: tuple[str, ...]) -> None:
+        int8.init_products(node, names)
+
+    def multiply(
+        self, node: Node, name: str, product: BatchedProduct, a: Array, b: Array, context: Context
+    ) -> Array:
+        return int8.multiply(node, name, product, a, b, context)
+
+    def multiply_grads(
+        self, node: Node, name: str, product: BatchedProduct, dc: Array, context: Context
+    ) -> tuple[Array, Array]:
+        return int8.multiply_grads(node, name, product, self.error(node, dc, context))

@@ -79,6 +79,8 @@ class Qat(Method):
         running = node.state["x_range"]
         if context.training:
             core.follow_range(running, core.value_range(x), 1 - self.smoothing)
+        elif not running.any():  # before the first step
+            return core.value_range(x)
         return core.Range.of(running)
 
     def _weight_codes(self, node: Node) -> tuple[Array, Array, Array | core.Scalar]:

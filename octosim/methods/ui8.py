@@ -77,7 +77,7 @@ class Ui8(Method):
                 raise OctosimError(f"ui8: {name} must be in {low} .. {high}, not {getattr(self, name)}")
 
     def check(self, node: Node, batch: int) -> None:
-        int8.refuse_overflow(node, batch)
+        int8.refuse_overflow(node, batch, long=True)
 
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)

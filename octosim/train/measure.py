@@ -175,8 +175,8 @@ def _sample(product: Product, pass_: str, operands: dict[str, Array], x_zero: in
         return resized(product, batch), {k: v if k == "w" else v[:batch] for k, v in operands.items()}
     windows = x_windows(g, operands["x"], x_zero)
     dy = operands["dy"].reshape(-1, operands["dy"].shape[-1])[:, :FILTERS]
-    if product.groups > 1:  # depthwise: a product a channel, of which this is the first
-        windows, dy = windows[..., :1], dy[:, :1]
+    if product.groups > 1:  # the first of the groups
+        windows, dy = windows[..., : windows.shape[-1] // product.groups], dy[:, : product.shape[2]]
     kernel = windows.shape[3:]
     chosen = np.unique(np.linspace(0, math.prod(kernel) - 1, COLUMNS).astype(int))
     columns = [windows[(..., *place)].reshape(-1) for place in zip(*np.unravel_index(chosen, kernel), strict=True)]

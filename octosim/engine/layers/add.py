@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from octosim import core
-from octosim.engine.layers.base import Unweighted
+from octosim.engine.layers.base import Unweighted, broadcast, channel_last, reduced, widened
 from octosim.engine.nodes import Array, Context, Method, Node
-from octosim.errors import OctosimError
 
 
 @dataclass(frozen=True)
 class Add(Unweighted):
-    """The sum of two tensors of one shape: where a residual block's branches meet.  relu, shares_dy: see FusedAdd."""
+    """The sum of two tensors, of one shape, as where branches meet, or broadcast.  relu, shares_dy: see FusedAdd."""
 
     relu = shares_dy = False
     stem: ClassVar[str] = "add"
     kind: ClassVar[str] = "add"
     inputs: ClassVar[int] = 2
 
-    def out_shape(self, in_shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-        if in_shape != other:
-            raise OctosimError(f"the body makes {in_shape}, the shortcut {other}: only equal shapes can be added")
-        return in_shape
+    def out_shape(self, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+        return broadcast(first, second)
 
     def forward(self, node: Node, x: tuple[Array, Array], method: Method, context: Context) -> Array:
-        signs = node.saved["signs"] = node.buffer((core.sign_bytes(x[0].size),), np.uint8) if self.relu else None
-        out = x[0] if node.in_place else node.buffer(x[0].shape, np.float32)
-        y, node.found = core.add(*x, relu=self.relu, signs=signs, find_range=method.compact, out=out)
+        shape = (len(x[0]), *node.out_shape)
+        signs = node.saved["signs"] = node.buffer((core.sign_bytes(math.prod(shape)),), np.uint8) if self.relu else None
+        out = x[0] if node.in_place and x[0].shape == shape else node.buffer(shape, np.float32)
+        if node.in_shapes[0] == node.in_shapes[1]:
+            y, node.found = core.add(*x, relu=self.relu, signs=signs, find_range=method.compact, out=out)
+            return y
+        a, b = (widened(core.values(each), out.ndim) for each in x)
+        y = core.plus(a, b, out)
+        if self.relu:
+            y, node.found = core.relu(y, signs=signs, find_range=method.compact, out=out)
         return y
 
     def input_grad(self, node: Node, dy: Array | core.Pair, method: Method, context: Context) -> tuple[Array, Array]:
-        """dy for each branch; a copy for one, since both may write over theirs, unless the first leaves it as it is."""
+        """dy for each branch; a copy for one, since both may write over theirs, unless the first leaves it as it is.  An input
+        that was broadcast gets sums."""
         if self.relu:
             dy = core.relu_backward(node.saved["signs"], dy, out=core.memory_of(dy))
         assert not isinstance(dy, core.Pair)
+        whole = [node.out_shape == shape for shape in node.in_shapes]
+        if not all(whole):
+            first, second = (dy if same else reduced(node, at, dy) for at, same in enumerate(whole))
+            return first, second
         copy = dy if self.shares_dy else node.buffer(dy.shape, np.float32)
         return dy, dy if copy is dy else core.copy(dy, out=copy)
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
-        class Sum(nn.Module):
-            def forward(self, a: Any, b: Any) -> Any:
-                return a + b
-
-        return Sum()
+        most = max(map(len, shapes)) + 1
+        return channel_last(nn, lambda a, b: widened(a, most) + widened(b, most))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,42 @@ def number(fits: Callable[[float], bool], expected: str) -> Rule:
     return Rule(take, expected)
 
 
+def several(low: int, high: int, counts: tuple[int, ...], what: str) -> Rule:
+    """An integer in a range, or a list of so many."""
+
+    def take(value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return whole(value, low, high)
+        if len(value) not in counts:
+            raise ValueError
+        return tuple(whole(each, low, high) for each in value)
+
+    return Rule(take, f"an integer in {low} .. {high} or a list of {what}")
+
+
+def word(*words: str) -> Rule:
+    def take(value: Any) -> str:
+        if value not in words:
+            raise ValueError
+        return str(value)
+
+    return Rule(take, "one of " + ", ".join(words))
+
+
+def integers(least: int, low: int, high: int) -> Rule:
+    """A list of at least so many integers in a range."""
+
+    def take(value: Any) -> tuple[int, ...]:
+        if not isinstance(value, list | tuple) or len(value) < least:
+            raise ValueError
+        return tuple(whole(each, low, high) for each in value)
+
+    return Rule(take, f"a list of integers in {low} .. {high}")
+
+
 COUNT = integer(1, 2**20)
+NUMBER = number(lambda v: abs(v) < float("inf"), "a number")
+FLAG = Rule(lambda value: bool(whole(int(value), 0, 1)) if isinstance(value, bool) else whole(value, 1, 0), "true or false")
 DEVIATION = number(lambda v: 0 < v < float("inf"), "a positive number")
 
 
@@ -62,22 +97,35 @@ def elements(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
-def windows(title: str, in_shape: tuple[int, ...], kernel: int, stride: int, pad: int) -> tuple[int, int]:
-    """Output height and width of a square window that moves over a padded image."""
-    if len(in_shape) != 3 or min(in_shape[:2]) + 2 * pad < kernel:
-        raise OctosimError(f"a {title} cannot take an input of shape {in_shape}")
-    if not pad < kernel:
-        raise OctosimError(f"the padding {pad} of a {title} must be smaller than its kernel")
-    height, width = ((size + 2 * pad - kernel) // stride + 1 for size in in_shape[:2])
-    return height, width
+Sides = int | tuple[int, ...]
+"""A size for all sides, or (down, across); of padding (down, across) or (above, left, below, right)."""
+
+
+def pair(value: Sides) -> tuple[int, int]:
+    """(down, across)."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def pads(value: Sides) -> tuple[int, int, int, int]:
+    """(above, left, below, right)."""
+    if isinstance(value, int):
+        return (value,) * 4
+    return (value[0], value[1], *value[:2]) if len(value) == 2 else (value[0], value[1], value[2], value[3])
+
+
+def by(value: Sides) -> str:
+    """"3x1"."""
+    return "{}x{}".format(*pair(value))
 
 
 @dataclass(frozen=True)
 class Layer:
     """What a layer is; a frozen dataclass whose fields are the layer's in a model file.
 
-    stem: what its nodes' names begin with.  kind: its name in a model file.  rules: of its fields.  inputs: how many it takes.
-    weighted: whether it makes a matrix product.  aliases: the output may lie in the input's memory.
+    stem: what its nodes' names begin with.  kind: its name in a model file.  rules: of its fields.
+    inputs: how many it takes, or the least and the largest number.
+    weighted: whether it makes a matrix product with weights; multiplies: of activations.
+    aliases: the output may lie in the input's memory.  keeps: its backward pass needs the output, which nobody may write over.
 
     out_shape: of its inputs' shapes; OctosimError where it cannot take them.  Besides these it has `init`, `forward`,
     `weight_grad` and `input_grad`.
@@ -86,10 +134,17 @@ class Layer:
     stem: ClassVar[str]
     kind: ClassVar[str]
     rules: ClassVar[Mapping[str, Rule]] = {}
-    inputs: ClassVar[int] = 1
+    inputs: ClassVar[int | tuple[int, int]] = 1
     weighted: ClassVar[bool]
+    keeps: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
     aliases: ClassVar[bool] = False
     out_shape: ClassVar[Callable[..., tuple[int, ...]]]
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is of the form that methods with passes of their own for its kind know."""
+        return True
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
         """The same in PyTorch, images channel first; nn: torch.nn, shapes: the inputs'.  OctosimError where it has none."""
@@ -113,6 +168,7 @@ class Weighted(Layer):
 
     weighted: ClassVar[bool] = True
     deviation: float | None
+    bias: bool
 
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         raise NotImplementedError
@@ -124,7 +180,7 @@ class Weighted(Layer):
         w = np.zeros(shape, np.float32) if seed is None else core.normal(shape, seed, node.tensor(WEIGHT), deviation)
         node.params["w"] = w
         node.params["b"] = np.zeros(shape[0], np.float32)
-        if node.normalized:
+        if node.normalized or not self.bias:
             node.still.add("b")
         method.init(node, seed or 0)
 
@@ -151,7 +207,8 @@ class Weighted(Layer):
         for observer in node.observers:
             for name, values in node.grads.items():
                 observer.add(node.name, "dW", f"gradient of {name}", values)
-        if node.normalized:  # only rounding would move a bias here, and the running mean could not follow it
+        # of a normalized layer only rounding would move it, and the running mean could not follow
+        if "b" in node.still and "b" in node.params:
             node.grads["b"] = np.zeros_like(node.params["b"])
         return error
 
@@ -171,3 +228,51 @@ def _tell_meanings(node: Node, values: dict[str, Any]) -> None:
             if hasattr(part, "q"):
                 for observer in node.observers:
                     observer.means(node.name, name, part)
+
+
+def channel_last(nn: Any, call: Callable[..., Any], parameters: Mapping[str, tuple[int, ...]] | None = None) -> Any:
+    """A PyTorch module that applies `call` to inputs with the channel last, as the layers here have them; images come and go
+    channel first.  parameters: by name, with their shapes; `call` takes them after the inputs."""
+
+    def turned(x: Any, *axes: int) -> Any:
+        return x.permute(*axes) if x.ndim == 4 else x
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            zeros = nn.Linear(1, 1).weight.new_zeros
+            for name, shape in (parameters or {}).items():
+                setattr(self, name, nn.Parameter(zeros(shape)))
+
+        def forward(self, *x: Any) -> Any:
+            own = (getattr(self, name) for name in parameters or {})
+            return turned(call(*(turned(each, 0, 2, 3, 1) for each in x), *own), 0, 3, 1, 2)
+
+    return Turned()
+
+
+# ---- several inputs of different shapes --------------------------------------------------
+
+
+def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that NumPy's rules give; OctosimError where they give none."""
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise OctosimError(f"inputs of shapes {' and '.join(map(str, shapes))} cannot be broadcast to one") from None
+
+
+def widened(x: Any, ndim: int) -> Any:
+    """x (batch, ...) with axes of size 1 behind the batch, so many axes in all."""
+    return x.reshape(x.shape[0], *(1,) * (ndim - x.ndim), *x.shape[1:])
+
+
+def reduced(node: Node, at: int, dy: Array, times: Array | None = None) -> Array:
+    """The gradient of an input that was broadcast: dy, times another tensor, summed over what the input has once."""
+    dx = node.buffer((len(dy), *node.in_shapes[at]), np.float32)
+    out = widened(dx, dy.ndim)
+    if times is None:
+        core.assign(out, dy)
+    else:
+        core.times(dy, times, out)
+    return dx
