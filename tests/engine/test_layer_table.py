@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import tomllib
 
 import numpy as np
 import pytest
@@ -44,6 +46,7 @@ from octosim.engine.layers import (
 )
 from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
+from octosim.graph import model_file
 
 torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
 SHAPE = (8, 7, 3)
@@ -207,6 +210,13 @@ def test_one_seed_one_result_whatever_the_threads_and_instruction_set() -> None:
     core.set_isa(before)
     core.set_threads(1)
     assert all(bits == found[0] for bits in found)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_model_files_hold_it(name: str) -> None:
+    assert model_file.parse_network("my.toml:", tomllib.loads(model_file.to_toml(ROWS[name]))) == ROWS[name]
+    manifest = json.loads(json.dumps(model_file.describe(ROWS[name])))
+    assert model_file.parse_network("manifest:", manifest) == ROWS[name]
 
 
 @pytest.mark.parametrize("method", ["niti", "jetfire"])

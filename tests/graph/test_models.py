@@ -345,7 +345,7 @@ HEAD = "[[layers]]\nkind = 'flatten'\n[[layers]]\nkind = 'linear'\n"
         (CONV + "[[layers]]\nkind = 'relu'\nslope = 3", "my.toml: layer 2 (relu): unknown field 'slope': it has none"),
         (CONV + "pad = -1", "my.toml: layer 1 (conv): field 'pad' must be an integer in 0 .. 1024 or a list of two, "),
         (CONV + "stride = 1.0", "layer 1 (conv): field 'stride' must be an integer in 1 .. 1024 or a list of two, "),
-        (CONV + "stride = true", "layer 1 (conv): field 'stride' must be an integer in 1 .. 1024 or a list of two, down and across, not True"),
+        (CONV + "stride = true", "layer 1 (conv): field 'stride' must be an integer in 1 .. 1024 or a list of two, "),
         (CONV + "deviation = 'x'", "layer 1 (conv): field 'deviation' must be a positive number, not 'x'"),
         (CONV + "deviation = inf", "field 'deviation' must be a positive number, not inf"),
         (CONV + "[[layers]]\nkind = 'dropout'\nrate = 1", "(dropout): field 'rate' must be a number of at least 0, below 1"),

@@ -13,10 +13,10 @@ from kit.examples import examples
 
 from octosim import core, engine, graph, methods
 from octosim.engine import fusion, plan, quantizers
-from octosim.engine.layers import Conv2d, DepthwiseConv2d, Flatten, Linear
+from octosim.engine.layers import Conv2d, DepthwiseConv2d, Flatten, Linear, ReLU
 from octosim.engine.nodes import ROLES, Context
 from octosim.errors import OctosimError
-from octosim.methods import octo
+from octosim.methods import int8, octo
 
 F = np.float32
 TRAIN = Context(True, 5, 1)
@@ -354,12 +354,43 @@ def test_running_range_is_what_inference_uses() -> None:
 
 
 def test_sums_that_could_overflow_are_refused() -> None:
-    network = engine.Network((Conv2d(2, 3, pad=1), Flatten(), Linear(2)), (100, 100, 1), methods.make("octo", {}), 0)
+    network = engine.Network((Conv2d(2, 3, pad=1), Flatten(), Linear(2)), (100, 100, 1), methods.make("niti", {}), 0)
     network.check(13)
     with pytest.raises(
         OctosimError, match=r"layer conv1, dW: a sum of 140000 int8 products could overflow .* 133144.*--batch-size"
     ):
         network.check(14)
+
+
+@pytest.mark.parametrize("name", ["octo", "hindsight", "ui8", "fqat"])
+def test_long_weight_gradients_are_the_short_ones_where_both_are_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = (Conv2d(4, 3, pad=1), DepthwiseConv2d(3), Conv2d(6, 3, 2, 1), Flatten(), Linear(3))
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (5, 12, 11, 2), dtype=np.uint8), np.arange(5, dtype=np.int32) % 3
+    found = []
+    for safe in (int8.SAFE, 100):
+        monkeypatch.setattr(int8, "SAFE", safe)
+        network = engine.Network(stack, (12, 11, 2), methods.make(name, {}), 0)
+        network.gradients(images, labels, Context(True, 0, 1))
+        found.append({f"{node.name}.{key}": g.copy() for node in network.nodes for key, g in node.grads.items()})
+    assert found[0].keys() == found[1].keys()
+    assert all(np.array_equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_ordinary_image_sizes_are_not_refused() -> None:
+    for size, batch in ((64, 128), (224, 32)):
+        shape = (size, size, 3)
+        plan.dry(graph.layers("resnet20", 10, in_shape=shape), shape, methods.make("octo", {})).check(batch)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_inference_before_training_tells_images_apart(name: str) -> None:
+    method = methods.make(name, {})
+    network = engine.Network((Conv2d(8, 3), ReLU(), Flatten(), Linear(4)), (6, 6, 1), method, 0)
+    images = np.random.default_rng(0).integers(0, 256, (6, 6, 6, 1), dtype=np.uint8)
+    logits = network.forward(network.input(images), Context(False, 0, 0))
+    logits = logits.q if hasattr(logits, "q") else logits
+    assert len(np.unique(logits, axis=0)) > 1
 
 
 def test_stochastic_rounding_depends_on_the_step_only() -> None:
