@@ -136,7 +136,7 @@ def _array(tensor: Any, path: Path) -> Array:
         told = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
         where = f"its values are in {told!r}, which cannot be read" if told else "its values are damaged"
         text = "" if told else f" ({' '.join(str(error).split())[:100]})"
-        raise OctosimError(f"{path}: tensor {tensor.name!r}: {where}{text}") from None
+        raise OctosimError(f"{path}: tensor {tensor.name!r} of this ONNX file: {where}{text}") from None
 
 
 def load(path: Path) -> Any:
@@ -264,6 +264,10 @@ def _read_inputs(known: OnnxModel, model: Any, batch: int | None, shapes: dict[s
                     f"--shape {value.name}={'x'.join('1' if i == 0 else str(d.dim_value or 224) for i, d in enumerate(dims))}"
                 )
         known.shapes[value.name] = tuple(sizes)
+    firsts = {name: known.shapes[name][0] for name in known.inputs if known.shapes.get(name) and name not in shapes}
+    if batch is not None and firsts and batch not in firsts.values():
+        name, size = next(iter(firsts.items()))
+        raise OctosimError(f"{path}: the batch of input {name} is fixed at {size}; export the model with a symbolic one")
     for name in shapes:
         if name not in known.inputs:
             raise OctosimError(f"--shape {name}: {path} has no such input, but {', '.join(known.inputs) or 'none'}")
@@ -489,3 +493,35 @@ CONTRIBUTED: dict[tuple[str, str], Any] = {
     (MICROSOFT, "DequantizeLinear"): _like(0, 1),
 }
 """Output shape and type of the operators of onnxruntime's own tools, of which onnx has no schema."""
+
+
+# ---- the same as a model of ONNX --------------------------------------------------
+
+
+def simplified(known: OnnxModel) -> Any:
+    """The model as an onnx.ModelProto without constant nodes.
+
+    Constants are initializers, the large ones without values; every tensor of a known shape is described.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    needed = dict.fromkeys([name for node in known.nodes for name in node.input if name] + known.outputs)
+    weights: list[Any] = []
+    for name in needed:
+        if name not in known.constants:
+            continue
+        small = known.small(name)
+        if small is not None and small.dtype.kind in "fiub":
+            weights.append(numpy_helper.from_array(np.asarray(small), name))
+        elif name in known.shapes:
+            weights.append(TensorProto(name=name, dims=known.shapes[name], data_type=known.types.get(name, TensorProto.FLOAT)))
+
+    def describe(name: str) -> Any:
+        return helper.make_tensor_value_info(name, known.types.get(name, TensorProto.FLOAT), known.shapes.get(name))
+
+    made = [name for node in known.nodes for name in node.output if name and name in known.shapes]
+    inputs, outputs = ([describe(name) for name in names] for names in (known.inputs, known.outputs))
+    graph = helper.make_graph(
+        known.nodes, "simplified", inputs, outputs, weights, value_info=[describe(name) for name in dict.fromkeys(made)],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=known._imports, ir_version=known._ir)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from octosim.cli.importing import shapes_of
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
 from octosim.cli.workload import Asked, Source, batch_sizes, source, typed, types_of
 from octosim.errors import OctosimError
@@ -48,6 +49,9 @@ def cost(
     mode: Annotated[Optional[str], typer.Option(help="Power mode of a Jetson, as 10W.")] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of your data set: prints the time of an epoch.")] = None,  # noqa: UP045
     lenient: Annotated[bool, typer.Option("--lenient", help="Count unknown ONNX operators as memory traffic.")] = False,
+    shape: Annotated[
+        list[str], typer.Option(help="Sizes of an input of an ONNX file that it leaves open, NAME=1x3x224x224.")
+    ] = [],  # noqa: B006
     compare: Annotated[Optional[str], typer.Option(help="Other profiles, separated by commas: totals only.")] = None,  # noqa: UP045
     plot: Annotated[Optional[Path], typer.Option(help="Bars of the compared totals, .png or .svg.")] = None,  # noqa: UP045
     roofline: Annotated[
@@ -84,7 +88,7 @@ def cost(
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
         devices = [hardware.at_clock(device, clock_ghz) for device in devices]
-    asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime)
+    asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape))
     first = source(asked)
     several = compare is not None or len(sizes) > 1
     if plot and not several:
@@ -149,6 +153,7 @@ def point(
     }  # fmt: skip
     record |= model_of.cost_json(priced[first.dtype], device, chosen["peak_bytes"])
     record["notes"] += [text for text in (chosen["hypothetical"],) if text]
+    record["notes"] += first.notes([each.op for each in priced[first.dtype]])
     record["memory"] = chosen.pop("parts")
     for row in rows.values():
         row.pop("parts", None)

@@ -26,6 +26,7 @@ class Asked:
     parameters: dict[str, Any] = field(default_factory=dict)
     batchnorm: bool = True
     runtime: str | None = None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Source:
 
     dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts at a
     batch size, and `largest` the largest batch for so many bytes; None where they are not known.  check: raises where a batch
-    is too large for the accumulators.
+    is too large for the accumulators.  notes: what a reader of the operations' price should know.
     """
 
     method: str | None
@@ -44,6 +45,7 @@ class Source:
     memory: Callable[[int], dict[str, int]] | None = None
     largest: Callable[[float], int] | None = None
     check: Callable[[int], None] | None = None
+    notes: Callable[[list[Any]], list[str]] = lambda found: []
 
 
 def batch_sizes(text: str | None) -> list[int | None]:
@@ -92,11 +94,12 @@ def _onnx(asked: Asked) -> Source:
         found = onnx_ops.ops(
             path, batch=batch, dtype=kind, float_dtype=floats(device, runtime), inference=asked.inference,
             lenient=asked.lenient, fuses=runtime.fuses, winograd=runtime.winograd,
+            shapes=asked.shapes,
         )  # fmt: skip
         return found if asked.inference else runtimes.training_ops(found, runtime)
 
     def memory(batch: int | None) -> dict[str, int]:
-        return onnx_memory.memory(path, batch, kind, asked.inference)
+        return onnx_memory.memory(path, batch, kind, asked.inference, shapes=asked.shapes)
 
     def largest(capacity: float) -> int:
         """The batch that fits, of a model whose batch is symbolic."""
@@ -106,7 +109,10 @@ def _onnx(asked: Asked) -> Source:
             return 0
         return max(0, int((capacity - one) / max(1, two - one)) + 1)
 
-    return Source(None, kind, ops, lambda batch: onnx_ops.batch_size(path, batch), memory, largest)
+    return Source(
+        None, kind, ops, lambda batch: onnx_ops.batch_size(path, batch, asked.shapes), memory, largest,
+        notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient),
+    )  # fmt: skip
 
 
 def _own(asked: Asked) -> Source:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from octosim.cost import onnx as onnx_ops
+from octosim.cost.products import of as product_of
 from octosim.trace import DTYPE_BYTES
 
 KEEPS_OUTPUT = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Softmax", "Exp", "HardSigmoid", "LogSoftmax", "Sqrt"}
@@ -17,7 +18,10 @@ KEEPS_NOTHING = {"Add", "Sub", "Sum", "Concat", "Split", "Pad", "Slice", "Transp
 """Linear in their inputs: the gradient needs shapes alone."""
 
 
-def memory(path: Path, batch: int | None, dtype: str, inference: bool, runtime_floats: str | None = None) -> dict[str, int]:
+def memory(
+    path: Path, batch: int | None, dtype: str, inference: bool, runtime_floats: str | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, int]:  # fmt: skip
     """Bytes of an ONNX model's inference or training step: {"weights", "gradients", "optimizer", "activations", "workspace",
     "peak"}, as octosim.engine.plan.memory.
 
@@ -25,7 +29,7 @@ def memory(path: Path, batch: int | None, dtype: str, inference: bool, runtime_f
     Training keeps float32 master weights, all gradients at once (as frameworks do) and the velocity of SGD with momentum; of
     int8 products it keeps int8 inputs.  Inference shares memory between tensors whose lifetimes do not overlap.
     """
-    model = onnx_ops.load(path, batch)
+    model = onnx_ops.load(path, batch, shapes)
     floats = runtime_floats or ("float32" if dtype == "int8" else dtype)
     graph = onnx_ops._read(model, inference, dtype, floats, path)
     size = {name: math.prod(shape) for name, shape in graph.shapes.items()}
@@ -36,7 +40,7 @@ def memory(path: Path, batch: int | None, dtype: str, inference: bool, runtime_f
     live = _live(model, constant, {name: n * wide for name, n in size.items()})
     padded = max((2 * size.get(node.input[0], 0) * narrow for node in model.graph.node if node.op_type == "Conv"), default=0)
     if inference:
-        products = {name for node in model.graph.node if node.op_type in onnx_ops.PRODUCTS for name in node.input}
+        products = {name for node in model.graph.node if product_of(node) for name in node.input}
         narrowed = {name for name in products & parameters if len(graph.shapes[name]) > 1}
         weights = sum(size.get(name, 0) * (narrow if name in narrowed else 4) for name in parameters)
         return _total(weights=weights, gradients=0, optimizer=0, activations=live, workspace=padded // 2)
@@ -45,7 +49,7 @@ def memory(path: Path, batch: int | None, dtype: str, inference: bool, runtime_f
         names = _kept(node)
         for name in names:
             if name and name not in constant and name not in graph.integers:
-                each = narrow if node.op_type in onnx_ops.PRODUCTS else wide
+                each = narrow if product_of(node) else wide
                 kept[name] = max(kept.get(name, 0), size.get(name, 0) * each)
     masters = 4 * count + (count * narrow if dtype != "float32" else 0)
     return _total(weights=masters, gradients=4 * count, optimizer=4 * count, activations=sum(kept.values()),

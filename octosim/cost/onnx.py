@@ -8,42 +8,54 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from octosim import onnxfile
+from octosim.cost import products
+from octosim.cost.products import Product
 from octosim.errors import OctosimError
+from octosim.onnxfile import attribute
 from octosim.trace import DTYPE_BYTES, WORK, Op, with_winograd
 
 Shape = tuple[int, ...]
 
-ONNX_BYTES = 2 << 30
-"""Of a file: protobuf reads no larger message."""
-
-PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 FUSES = {"BatchNormalization": "norm", "Relu": "activation", "Clip": "activation", "LeakyRelu": "activation"}
 """What disappears in a product before it where the runtime fuses it, in inference; an addition or multiplication of a constant
 counts as "norm", of a tensor that is there already as "add"."""
 FREE = {
     "Cast", "CastLike", "Constant", "ConstantOfShape", "Dropout", "Flatten", "Identity", "Range", "Reshape", "Shape", "Size",
-    "Squeeze", "Unsqueeze",
+    "Squeeze", "Unsqueeze", "BitCast",
 }  # fmt: skip
 MOVED = {
-    "Concat", "DepthToSpace", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "Resize", "ScatterND", "Slice",
-    "SpaceToDepth", "Split", "Tile", "Transpose", "Upsample",
+    "AffineGrid", "CenterCropPad", "Col2Im", "Compress", "Concat", "DepthToSpace", "Expand", "EyeLike", "Gather",
+    "GatherElements", "GatherND", "OneHot", "Pad", "Resize", "ReverseSequence", "Scatter", "ScatterElements", "ScatterND",
+    "Slice", "SpaceToDepth", "Split", "TensorScatter", "Tile", "Transpose", "Trilu", "Upsample",
 }  # fmt: skip
 ELEMENTWISE = {
-    "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Ceil", "Clip", "Div", "Elu", "Equal",
-    "DequantizeLinear", "DynamicQuantizeLinear", "Erf", "Exp", "Floor", "Gelu", "GlobalAveragePool", "GlobalMaxPool",
-    "Greater", "GroupNormalization", "HardSigmoid", "HardSwish", "InstanceNormalization", "LRN", "LayerNormalization",
-    "LeakyRelu", "Less", "Log", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu",
-    "Pow", "QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Round", "Selu",
-    "Sigmoid", "Sign", "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "Where",
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Bernoulli", "BitShift", "BitwiseAnd",
+    "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Clip", "CumProd", "CumSum", "DequantizeLinear", "Div",
+    "DynamicQuantizeLinear", "Equal", "Floor", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "Greater",
+    "GreaterOrEqual", "GroupNormalization", "HardSigmoid", "HardSwish", "Hardmax", "InstanceNormalization", "IsInf",
+    "IsNaN", "LRN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "LpNormalization", "LpPool", "Max",
+    "MaxPool", "MaxUnpool", "Mean", "MeanVarianceNormalization", "Min", "Mod", "Mul", "Neg", "NegativeLogLikelihoodLoss",
+    "Not", "Or", "PRelu", "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearGlobalAveragePool",
+    "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QLinearSoftmax", "QuantizeLinear", "RMSNormalization",
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Reciprocal", "ReduceL1", "ReduceL2",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "RotaryEmbedding",
+    "Round", "Shrink", "Sign", "SkipLayerNormalization", "Sqrt", "Sub", "Sum", "ThresholdedRelu", "TopK", "Where", "Xor",
 }  # fmt: skip
 EXPONENTIAL = {
-    "Elu", "Erf", "Exp", "Gelu", "Log", "LogSoftmax", "Mish", "Pow", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish", "Tanh",
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BiasGelu", "Celu", "Cos", "Cosh", "Elu", "Erf", "Exp", "FastGelu",
+    "Gelu", "Log", "LogSoftmax", "Mish", "Pow", "QuickGelu", "ReduceLogSum", "ReduceLogSumExp", "Selu", "Sigmoid", "Sin",
+    "Sinh", "Softmax", "SoftmaxCrossEntropyLoss", "Softplus", "Softsign", "Swish", "Tan", "Tanh",
 }  # fmt: skip
+ELEMENTWISE |= EXPONENTIAL
+WITH_BIAS = {"Conv", "ConvTranspose", "Gemm", "FusedConv", "FusedGemm"}
+NO_PRICE, NO_SHAPE = "no price: traffic only", "shapes unknown: left out"
+"""What an operation's layer says, in brackets, that --lenient counts or leaves out."""
 SHAPE_ARITHMETIC = 64  # elements; integer tensors up to this size are computed once and cost nothing
 
 
@@ -63,6 +75,8 @@ class _Graph:
     winograd: bool = True
     ready: set[str] = field(default_factory=set)  # tensors that earlier nodes have written
     codes: set[str] = field(default_factory=set)  # tensors that exist as int8 codes
+    narrow: set[str] = field(default_factory=set)  # tensors of int8 or uint8
+    coded: set[int] = field(default_factory=set)  # nodes, by id, that work on codes: a quantized file's in inference
     gradients: set[str] = field(default_factory=set)  # tensors whose gradient a training step needs
 
     def elements(self, name: str) -> int:
@@ -82,20 +96,24 @@ def ops(
     lenient: bool = False,
     fuses: Iterable[str] = ("norm", "activation"),
     winograd: bool = True,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> list[Op]:
     """The operations of one inference or training step of an ONNX model, in the order of its nodes.
 
-    batch: for a symbolic first dimension of the inputs; 1 if not given.  dtype: of the products; float_dtype: of all else,
-    float32 beside int8 if not given, or "int8" where everything stays in codes (inference compiled for an accelerator).
+    batch: for a symbolic first dimension of the inputs; 1 if not given.  shapes: of inputs by name.
+    dtype: of the products; float_dtype: of all else, float32 beside int8 if not given, or "int8" where
+    everything stays in codes (inference compiled for an accelerator).
     fuses, winograd: what the runtime does in inference (octosim.hardware.Runtime).
-    lenient: operators without a price count as memory traffic, instead of an error.
+    lenient: operators without a price count as memory traffic, instead of an error; see `notes`.
     """
-    model = load(path, batch)
+    model = load(path, batch, shapes)
     if float_dtype is None:
         float_dtype = "float32" if dtype == "int8" else dtype
     graph = _read(model, inference, dtype, float_dtype, path)
     graph.fuses, graph.winograd = frozenset(fuses), winograd
     graph.ready = {value.name for value in model.graph.input}
+    if inference:
+        _find_coded(graph, model)
     found: list[Op] = []
     folded: set[str] = set()
     for index, node in enumerate(model.graph.node):
@@ -106,22 +124,33 @@ def ops(
             continue
         if needs:
             graph.gradients.update(outputs)
-        small = node.op_type not in PRODUCTS and all(
-            name in graph.integers and graph.elements_of([name]) <= SHAPE_ARITHMETIC for name in outputs
+        geometry = products.of(node)
+        small = geometry is None and all(
+            name in graph.integers - graph.narrow and graph.elements_of([name]) <= SHAPE_ARITHMETIC for name in outputs
         )
         graph.ready.update(outputs)
-        if outputs and outputs[0] in folded or node.op_type in FREE or small:
+        if outputs and outputs[0] in folded or node.op_type in FREE or small or _is_conversion(graph, node):
             graph.codes.update(outputs if node.input and node.input[0] in graph.codes else [])
+            if id(node) in graph.coded:
+                graph.codes.add(graph.consumers[outputs[0]][0].output[0])
             continue
         layer = node.name or f"{node.op_type.lower()}{index}"
-        _shapes_known(graph, node, layer, path, lenient)
-        if node.op_type in PRODUCTS:
+        if not _shapes_known(graph, node, layer, path, lenient):
+            name, kind = node.op_type.lower(), graph.float_dtype
+            found.append(Op(f"{layer} ({NO_SHAPE})", "forward", "elementwise", name, (1,), kind, 0, 0))
+        elif geometry:
             last, more = _fold(graph, outputs[0], folded) if inference else (outputs[0], 0)
-            found += _product(graph, node, layer, last, more)
+            try:
+                parts = geometry(node, graph.shapes)
+            except (KeyError, IndexError, ValueError, ZeroDivisionError):
+                raise OctosimError(f"{path}: the shapes of node {layer} ({node.op_type}) do not fit together") from None
+            for part in parts:
+                found += _product(graph, node, layer, part, last, more)
+            found += _gates(graph, node, layer, parts)
         elif node.op_type in ELEMENTWISE or node.op_type in MOVED:
             found += _pass_over(graph, node, layer, needs and not inference)
         elif lenient:
-            found += _pass_over(graph, node, f"{layer} (no price: traffic only)", needs and not inference)
+            found += _pass_over(graph, node, f"{layer} ({NO_PRICE})", needs and not inference)
         else:
             raise OctosimError(
                 f"{path}: operator {node.op_type} (node {layer}) has no price; --lenient counts it as memory traffic"
@@ -132,83 +161,59 @@ def ops(
     return found
 
 
-def load(path: Path, batch: int | None) -> Any:
-    """The model with every shape that can be inferred, its batch set; weights outside the file are not read.
+def notes(found: Sequence[Op], inference: bool, lenient: bool = False) -> list[str]:
+    """What a reader of an ONNX file's price should know: what `lenient` left out, a batch normalization that is not there."""
+    told = []
+    for text, what in ((NO_PRICE, "without a price counted as memory traffic"), (NO_SHAPE, "of unknown shapes left out")):
+        left_out = [op for op in found if op.layer.endswith(f" ({text})") and op.pass_ == "forward"]
+        names = [f"{op.name} ({op.layer.removesuffix(f' ({text})')})" for op in left_out]
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            told.append(f"operators {what}: {', '.join(names[:5])}{more}; the total is a lower bound")
+    if lenient and not told:
+        told.append("--lenient: every operator has a price, nothing is left out")
+    kinds = {op.name for op in found}
+    normalized = any("normalization" in name for name in kinds)
+    if not inference and not normalized and any(name.startswith("conv ") for name in kinds):
+        told.append(
+            "no batch normalization is in this file: if the network has one, an export for inference folded it into the "
+            "convolutions; export in training mode to price it"
+        )
+    return told
+
+
+def load(path: Path, batch: int | None, shapes: Mapping[str, Shape] | None = None) -> Any:
+    """The model without constant nodes, with every shape that can be inferred; weights outside the file are not read.
 
     The same file is read once: what reads it must not change it.
     """
     try:
         status = path.stat()
     except OSError:
-        return _load(path, batch)
-    return _loaded(path, batch, (status.st_mtime_ns, status.st_size, status.st_ino))
+        return onnxfile.simplified(onnxfile.read(path, batch))
+    return _loaded(path, batch, tuple((shapes or {}).items()), (status.st_mtime_ns, status.st_size, status.st_ino))
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded(path: Path, batch: int | None, version: tuple[int, ...]) -> Any:
-    return _load(path, batch)
+def _loaded(path: Path, batch: int | None, shapes: tuple[tuple[str, Shape], ...], version: tuple[int, ...]) -> Any:
+    return onnxfile.simplified(onnxfile.read(path, batch, dict(shapes)))
 
 
-def _load(path: Path, batch: int | None) -> Any:
-    try:
-        import onnx
-    except ImportError:
-        raise OctosimError("reading ONNX models needs the package onnx: pip install 'octosim[onnx]'") from None
-    try:
-        if not path.is_file() and path.exists():
-            raise OctosimError(f"{path}: not a regular file, expected an ONNX model")
-        if path.is_file() and path.stat().st_size > ONNX_BYTES:
-            raise OctosimError(f"{path}: larger than {ONNX_BYTES >> 30} GiB, the limit of an ONNX model without external data")
-        model = onnx.load(str(path), load_external_data=False)
-    except OctosimError:
-        raise
-    except FileNotFoundError:
-        raise OctosimError(f"{path}: no such file") from None
-    except OSError as error:
-        raise OctosimError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception:  # protobuf's DecodeError, which has no stable home
-        raise OctosimError(f"{path}: not an ONNX model, or a damaged one") from None
-    if not model.graph.node:
-        raise OctosimError(f"{path}: an ONNX model without operations, or no ONNX model")
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        if value.name not in weights:
-            _set_batch(value, batch, path)
-    del model.graph.value_info[:]  # shapes of another batch
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:  # InferenceError and what protobuf raises on inconsistent graphs
-        raise OctosimError(f"{path}: shapes cannot be inferred ({' '.join(str(error).split())[:200]})") from None
-
-
-def batch_size(path: Path, batch: int | None) -> int:
+def batch_size(path: Path, batch: int | None, shapes: Mapping[str, Shape] | None = None) -> int:
     """The batch of the model's first input, as `ops` takes it."""
-    model = load(path, batch)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    dims = [v.type.tensor_type.shape.dim for v in model.graph.input if v.name not in weights]
+    dims = [value.type.tensor_type.shape.dim for value in load(path, batch, shapes).graph.input]
     return dims[0][0].dim_value if dims and dims[0] else 1
-
-
-def _set_batch(value: Any, batch: int | None, path: Path) -> None:
-    for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-        if dim.WhichOneof("value") == "dim_value" and dim.dim_value > 0:
-            if axis == 0 and batch not in (None, dim.dim_value):
-                raise OctosimError(
-                    f"{path}: the batch of input {value.name} is fixed at {dim.dim_value}; export the model with a symbolic one"
-                )
-        elif axis == 0:
-            dim.dim_value = batch or 1
-        else:
-            name = dim.dim_param or "?"
-            raise OctosimError(f"{path}: dimension {axis} ({name}) of input {value.name} is symbolic; only the batch may be")
 
 
 def _read(model: Any, inference: bool, dtype: str, float_dtype: str, path: Path) -> _Graph:
     from onnx import TensorProto
 
-    whole = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.INT8, TensorProto.UINT8}
+    codes = {TensorProto.INT8, TensorProto.UINT8}
+    floats = {
+        TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16, TensorProto.COMPLEX64,
+        TensorProto.COMPLEX128, TensorProto.UNDEFINED,
+    }  # fmt: skip
+    narrow: set[str] = set()
     shapes: dict[str, Shape] = {}
     integers: set[str] = set()
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
@@ -216,34 +221,71 @@ def _read(model: Any, inference: bool, dtype: str, float_dtype: str, path: Path)
         dims = [dim.dim_value if dim.WhichOneof("value") == "dim_value" else -1 for dim in tensor.shape.dim]
         if tensor.HasField("shape") and all(d >= 0 for d in dims):
             shapes[value.name] = tuple(dims)
-        if tensor.elem_type in whole:
+        if tensor.elem_type not in floats:
             integers.add(value.name)
+        if tensor.elem_type in codes:
+            narrow.add(value.name)
     for tensor in model.graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
-        if tensor.data_type in whole:
+        if tensor.data_type not in floats:
             integers.add(tensor.name)
+        if tensor.data_type in codes:
+            narrow.add(tensor.name)
     consumers: dict[str, list[Any]] = {}
-    known = {tensor.name for tensor in model.graph.initializer} | {value.name for value in model.graph.input}
     for node in model.graph.node:
         for name in node.input:
-            if name and name not in known:
-                raise OctosimError(f"{path}: node {node.name or node.op_type} reads {name!r}, which nothing before it makes")
-            consumers.setdefault(name, []).append(node)
-        known.update(node.output)
+            if name:
+                consumers.setdefault(name, []).append(node)
     for value in model.graph.output:
         consumers.setdefault(value.name, []).append(None)  # somebody outside
     parameters = {tensor.name for tensor in model.graph.initializer}
-    return _Graph(shapes, integers, set(parameters), parameters, consumers, inference, dtype, float_dtype)
+    return _Graph(shapes, integers, set(parameters), parameters, consumers, inference, dtype, float_dtype, narrow=narrow)
 
 
-def _shapes_known(graph: _Graph, node: Any, layer: str, path: Path, lenient: bool) -> None:
-    priced = node.op_type in PRODUCTS or node.op_type in ELEMENTWISE or node.op_type in MOVED
+def _shapes_known(graph: _Graph, node: Any, layer: str, path: Path, lenient: bool) -> bool:
+    """Whether the shapes that a price needs are known; OctosimError where they are not, unless `lenient`."""
+    priced = products.of(node) or node.op_type in ELEMENTWISE or node.op_type in MOVED
     for name in (*node.input, *node.output):
         optional = name in node.output[1:] or name in node.input[2:]
-        if name and name not in graph.shapes and not optional and priced and not lenient:
-            raise OctosimError(f"{path}: the shape of {name!r} at node {layer} ({node.op_type}) cannot be inferred")
-        if name and name not in graph.shapes and lenient:
-            graph.shapes[name] = (0,)
+        if name and name not in graph.shapes and not optional:
+            if lenient:
+                return False
+            if priced:
+                raise OctosimError(f"{path}: the shape of {name!r} at node {layer} ({node.op_type}) cannot be inferred")
+    return True
+
+
+# ---- files that are quantized --------------------------------------------------
+
+
+def _find_coded(graph: _Graph, model: Any) -> None:
+    """The nodes of a QDQ file that run on codes: between DequantizeLinear and QuantizeLinear.
+
+    Runtimes fuse the conversions around such a node with it.
+    """
+    real = {name: node for node in model.graph.node for name in node.output}
+
+    def dequantized(name: str) -> bool:
+        return name in graph.constants or name in real and real[name].op_type == "DequantizeLinear"
+
+    for node in model.graph.node:
+        geometry = products.of(node)
+        priced = geometry or node.op_type in ELEMENTWISE | MOVED | FREE
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or not priced:
+            continue
+        inputs = [name for name in node.input if name and name not in graph.integers]
+        if not inputs or not all(dequantized(name) for name in inputs) or all(name in graph.constants for name in inputs):
+            continue
+        if geometry or _is_quantized_next(graph, node.output[0]):
+            graph.coded.add(id(node))
+
+
+def _is_conversion(graph: _Graph, node: Any) -> bool:
+    """Whether a QuantizeLinear or DequantizeLinear is part of the nodes beside it, which run on codes."""
+    if node.op_type == "DequantizeLinear":
+        readers = graph.consumers.get(node.output[0], [])
+        return bool(readers) and all(reader is not None and id(reader) in graph.coded for reader in readers)
+    return node.op_type == "QuantizeLinear" and node.output[0] in graph.codes
 
 
 def _fold(graph: _Graph, name: str, folded: set[str]) -> tuple[str, int]:
@@ -263,39 +305,41 @@ def _fold(graph: _Graph, name: str, folded: set[str]) -> tuple[str, int]:
             kind = "add" if adds and graph.shapes.get(others[0]) == graph.shapes.get(name) else None
         if kind not in graph.fuses:
             return name, more
+        if constant and graph.shapes.get(node.output[0]) != graph.shapes.get(name):  # a constant that makes it larger
+            return name, more
         more += graph.elements(others[0]) if kind == "add" else 0
         name = node.output[0]
         folded.add(name)
 
 
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return list(attribute.ints) if attribute.ints else attribute.i
-    return default
+def _is_quantized_next(graph: _Graph, name: str) -> bool:
+    readers = graph.consumers.get(name, [])
+    return len(readers) == 1 and readers[0] is not None and readers[0].op_type == "QuantizeLinear"
 
 
-def _product(graph: _Graph, node: Any, layer: str, last: str, more: int = 0) -> list[Op]:
+def _product(graph: _Graph, node: Any, layer: str, part: Product, last: str, more: int = 0) -> list[Op]:
     """A convolution or matrix product; in int8 with the passes that make codes and floats of each other.
 
     more: elements that a fused addition reads.
     """
-    (m, k, n), groups, kernel, stride, what = _geometry(graph, node)
-    quantized = "Integer" in node.op_type or "QLinear" in node.op_type
-    second = 3 if node.op_type.startswith("QLinear") else 1
-    x, w, y = node.input[0], node.input[second], node.output[0]
+    (m, k, n), x, w, y = part.shape, part.a, part.b, part.y
+    coded = id(node) in graph.coded
+    quantized = coded or any(word in node.op_type for word in ("Integer", "QLinear", "QGemm", "DynamicQuantize"))
     dtype = "int8" if quantized else graph.dtype
     fixed = w in graph.constants
     x_size, w_size, y_size = graph.elements(x), graph.elements(w), graph.elements(y)
     size, wide = DTYPE_BYTES[dtype], DTYPE_BYTES[graph.float_dtype]
     fused = graph.inference and graph.float_dtype == "int8"
-    sum_size = 4 if dtype == "int8" and not fused else size
+    stays_coded = (coded and _is_quantized_next(graph, last)) or y in graph.narrow
+    sum_size = 4 if dtype == "int8" and not fused and not stays_coded else size
+    if coded and stays_coded:
+        graph.codes.add(graph.consumers[last][0].output[0])
     float_dtype = graph.float_dtype
 
     def gemm(pass_: str, shape: tuple[int, int, int], reads: int, writes: int, weights: int) -> Op:
         return Op(
-            layer, pass_, "gemm", what, shape, dtype, reads, writes,
-            groups=groups, kernel=kernel, stride=stride, weights=weights,
+            layer, pass_, "gemm", part.name, shape, dtype, reads, writes,
+            groups=part.groups, kernel=part.kernel, stride=part.stride, weights=weights,
         )  # fmt: skip
 
     def over(pass_: str, name: str, elements: int, reads: int, writes: int) -> Op:
@@ -311,17 +355,15 @@ def _product(graph: _Graph, node: Any, layer: str, last: str, more: int = 0) -> 
                 found.append(over("forward", "quantize", count, count * wide * scans, count))
                 graph.codes.add(name)
     forward = gemm("forward", (m, k, n), (x_size + w_size) * size + more * wide, y_size * sum_size, weights)
-    dilated = max(_attribute(node, "dilations", [1])) > 1
-    plain = node.op_type != "ConvTranspose" and not dilated
-    found.append(with_winograd(forward) if graph.winograd and graph.inference and plain else forward)
+    found.append(with_winograd(forward) if graph.winograd and graph.inference and part.plain else forward)
     if dtype == "int8" and not quantized and not fused:
         readers = graph.consumers.get(last, [])
-        stays = graph.inference and bool(readers) and all(r is not None and r.op_type in PRODUCTS for r in readers)
+        stays = graph.inference and bool(readers) and all(r is not None and products.of(r) for r in readers)
         found.append(over("forward", "requantize", y_size, 4 * y_size, y_size * (1 if stays else wide)))
         graph.codes.update([last] if stays else [])
     if graph.inference:
         return found
-    if len(node.input) > 2 and not quantized:
+    if len(node.input) > 2 and node.op_type in WITH_BIAS:
         found.append(over("forward", "bias", y_size, y_size * wide, y_size * wide))
         found.append(over("dW", "bias gradient", y_size, y_size * wide, 0))
     back = []
@@ -338,45 +380,40 @@ def _product(graph: _Graph, node: Any, layer: str, last: str, more: int = 0) -> 
     return found
 
 
-def _geometry(graph: _Graph, node: Any) -> tuple[tuple[int, int, int], int, tuple[int, int], int, str]:
-    """((M, K, N) of one group, groups, kernel, stride, what it is called)."""
-    second = 3 if node.op_type.startswith("QLinear") else 1
-    a, b, y = (graph.shapes[name] for name in (node.input[0], node.input[second], node.output[0]))
-    if "Conv" in node.op_type:
-        groups, sides = _attribute(node, "group", 1), b[2:]
-        kernel = (math.prod(sides[:-1]), sides[-1])
-        stride = max(_attribute(node, "strides", [1]))
-        name = "x".join(map(str, sides))
-        if node.op_type == "ConvTranspose":
-            shape = (a[0] * math.prod(a[2:]), a[1] // groups, b[1] * math.prod(sides))
-            return shape, groups, kernel, stride, f"transposed conv {name}"
-        shape = (y[0] * math.prod(y[2:]), b[1] * math.prod(sides), b[0] // groups)
-        return shape, groups, kernel, stride, f"conv {name}"
-    if node.op_type == "Gemm":
-        m, k = (a[1], a[0]) if _attribute(node, "transA", 0) else (a[0], a[1])
-        return (m, k, b[0] if _attribute(node, "transB", 0) else b[1]), 1, (0, 0), 1, "linear"
-    if len(b) <= 2:  # one matrix for all rows
-        k, n = (b[0], b[1]) if len(b) == 2 else (b[0], 1)
-        return (max(1, math.prod(a) // k), k, n), 1, (0, 0), 1, "linear"
-    groups = max(math.prod(a[:-2]), math.prod(b[:-2]))
-    return (a[-2] if len(a) > 1 else 1, a[-1], b[-1]), groups, (0, 0), 1, "matmul"
+def _gates(graph: _Graph, node: Any, layer: str, parts: Sequence[Product]) -> list[Op]:
+    """What stands beside the products of one operator: the gates of a recurrent layer, the softmax of attention."""
+    found = []
+    for part in parts:
+        if part.name.endswith("state") or part.name == "scores":
+            count = part.groups * part.shape[0] * part.shape[2]
+            size = DTYPE_BYTES[graph.float_dtype] * count
+            name = "softmax" if part.name == "scores" else "gates"
+            for pass_ in ("forward",) if graph.inference else ("forward", "dX"):
+                found.append(Op(layer, pass_, "elementwise", name, (WORK["Sigmoid"] * count,), graph.float_dtype, size, size))
+    return found
 
 
 def _pass_over(graph: _Graph, node: Any, layer: str, backward: bool) -> list[Op]:
     """An operation that reads its inputs and writes its outputs once; backward, the same with the gradients."""
-    size = DTYPE_BYTES[graph.float_dtype]
-    read = graph.elements_of(name for name in node.input if name not in graph.integers)
-    written = graph.elements_of(node.output[:1] if node.op_type not in ("Split",) else node.output)
+    outputs = node.output[:1] if node.op_type != "Split" else node.output
+    coded = id(node) in graph.coded or any(name in graph.narrow for name in node.input[:1])
+    codes = [name for name in node.input if name in graph.narrow]
+    read = graph.elements_of(name for name in node.input if name not in graph.integers or name in graph.narrow)
+    written = graph.elements_of(outputs)
+    dtype = "int8" if coded and node.op_type != "DequantizeLinear" else graph.float_dtype
+    size = DTYPE_BYTES[dtype]
+    reads = graph.elements_of(codes) + size * (read - graph.elements_of(codes))
+    writes = written * (1 if outputs and outputs[0] in graph.narrow else size)
+    if id(node) in graph.coded:
+        graph.codes.add(graph.consumers[node.output[0]][0].output[0])
     work = WORK.get(node.op_type, WORK["Sigmoid"] if node.op_type in EXPONENTIAL else 1)
     if node.op_type in ("AveragePool", "MaxPool"):  # an output is a sum or maximum over its window
-        work = max(1, math.prod(_attribute(node, "kernel_shape", [1])))
+        work = max(1, math.prod(attribute(node, "kernel_shape", [1])))
     over = read if node.op_type in ("GlobalAveragePool", "GlobalMaxPool") else written
     count = max(1, work * over)
     name = node.op_type.lower()
     scans = 2 if not graph.inference and node.op_type.endswith("Normalization") else 1  # statistics, then values
-    found = [Op(layer, "forward", "elementwise", name, (count,), graph.float_dtype, scans * read * size, written * size)]
+    found = [Op(layer, "forward", "elementwise", name, (count,), dtype, scans * reads, writes)]
     if backward:
-        found.append(
-            Op(layer, "dX", "elementwise", name, (count,), graph.float_dtype, (scans * read + written) * size, read * size)
-        )
+        found.append(Op(layer, "dX", "elementwise", name, (count,), dtype, scans * reads + writes, reads))
     return found
