@@ -47,6 +47,7 @@ def cost(
         typer.Option(help="Software whose kernels run, as tflite, ncnn, pytorch, mnn, tensorrt; `octosim profiles runtimes`."),
     ] = None,
     mode: Annotated[Optional[str], typer.Option(help="Power mode of a Jetson, as 10W.")] = None,  # noqa: UP045
+    cluster: Annotated[Optional[str], typer.Option(help="One cluster of CPU cores of a big.LITTLE chip, as a53.")] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of your data set: prints the time of an epoch.")] = None,  # noqa: UP045
     lenient: Annotated[bool, typer.Option("--lenient", help="Count unknown ONNX operators as memory traffic.")] = False,
     shape: Annotated[
@@ -84,6 +85,8 @@ def cost(
         raise OctosimError(f"--images must be at least 1, not {images}")
     if mode is not None:
         devices = [hardware.at_mode(device, mode) for device in devices]
+    if cluster is not None:
+        devices = [hardware.with_cluster(device, cluster) for device in devices]
     if clock_ghz is not None:
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")

@@ -266,11 +266,15 @@ def factors_of(device: Device, engine: Engine, dtype: Dtype) -> Factors | None:
     """
     path = path_of(engine, dtype)
     known = efficiency.shipped()
-    own = device.calibration, known.get(device.name, {})
+    own = device.calibration, known.get(device.cores_of or device.name, {})
     found = next((row[path] for row in own if path in row), None)  # type: ignore[index]
     if found is None and path == "float32" and "float16" in engine.macs_per_clock.given():
         found = next((row["float16"] for row in (*own, known["pool"]) if "float16" in row), None)
-        return found and found.model_copy(update={"spread": math.hypot(found.spread, BORROWED_SPREAD)})
+        if found is None:
+            return None
+        pool = known["pool"]["float32"]  # how threads share work and how short reductions end: of float32 kernels
+        spread = math.hypot(found.spread, BORROWED_SPREAD)
+        return found.model_copy(update={"serial": pool.serial, "k_half": pool.k_half, "spread": spread})
     return found if found is not None else known["pool"].get(path)
 
 
@@ -297,7 +301,7 @@ def _engines(pass_: str, layer: str, device: Device) -> list[Engine]:
     return engines
 
 
-def _run(op: Op, device: Device, runtime: Runtime | None = None) -> Run:
+def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | None = None) -> Run:
     """A product runs on the fastest engine with op.dtype, else on the fastest with a wider dtype.
 
     INT8 products without INT8 units run in float32: float16 (at most 65504) holds the sum of no more than four of them.  INT16
@@ -305,13 +309,20 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None) -> Run:
     type: tensor cores take matrix products.
     """
     engines = _engines(op.pass_, op.layer, device)
+    clusters = [e for e in device.engines if e.kind == "cpu" and e.core]
+    count = threads or (clusters[0].units.value if clusters else 0)
+
+    def rate(engine: Engine, dtype: Dtype) -> float:
+        """Of a cluster of CPU cores with so many threads: as many as the first cluster has cores, if not given."""
+        busy = min(count, engine.units.value) / engine.units.value if engine in clusters else 1.0
+        return engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY) * busy
 
     def factors(engine: Engine, dtype: Dtype) -> Factors | None:
         found = factors_of(device, engine, dtype)
         return found and with_kernels(found, path_of(engine, dtype), runtime)
 
     if op.kind != "gemm":
-        engine = max(engines, key=lambda e: e.elements_s())
+        engine = max(engines, key=lambda e: (e.elements_s(), rate(e, "float32")))
         has = engine.macs_per_clock.given()
         width = next((d for d in DTYPES if d == op.dtype and d in has), "float32")
         return Run(engine, op.dtype, path_of(engine, width), factors(engine, width))  # type: ignore[arg-type]
@@ -321,7 +332,7 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None) -> Run:
         )
     order: dict[str, tuple[Dtype, ...]] = {"int8": ("int8", "float32", "float16"), "float16": ("float16", "float32")}
     for dtype in order.get(op.dtype, ("float32",)):
-        engine = max(engines, key=lambda e: e.rate_mac_s(dtype, ASSUMED_EFFICIENCY))
+        engine = max(engines, key=lambda e: rate(e, dtype))
         if engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY):
             own = factors(engine, dtype)
             notes = []
@@ -402,7 +413,7 @@ class Machine:
         """Finds how the classes of these operations run; OctosimError where one cannot."""
         for code, op in zip(codes, ops, strict=True):
             if code not in self.runs:
-                run = _run(op, self.device, self.runtime)
+                run = _run(op, self.device, self.runtime, self.threads)
                 self.runs[code] = run
                 self._rows[code] = self._row(run)
                 self._factors[code] = _parameters(run, self.device, self.runtime, self.training)
@@ -580,11 +591,17 @@ def vector(factors: Factors) -> Array:
     return np.array([getattr(factors, name) for name in PARAMETERS], float)
 
 
+_SLOWS = dict.fromkeys((*KINDS, "bandwidth", "cache"), -1) | {"overhead_us": 1, "fork_us": 1}
+"""Powers of a software's scale that the factors are multiplied by, so that every time is multiplied by it once."""
+
+
 def _parameters(run: Run, device: Device, runtime: Runtime | None, training: bool) -> Array:
     """The factors, or without them the profile's one efficiency: no cache, no loss with threads, all memory time hidden."""
     backward = runtime.backward if runtime and training else None
     if run.factors:
         made = vector(run.factors)
+        if runtime and runtime.scale:
+            made *= [runtime.scale.value ** _SLOWS.get(name, 0) for name in PARAMETERS]
         if backward:
             made[[PARAMETERS.index("overhead_us"), PARAMETERS.index("fork_us")]] = backward.call_us.value, 0.0
         return made

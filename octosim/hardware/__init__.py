@@ -18,10 +18,12 @@ from octosim.hardware.device import (
     parse,
     read_host,
     text_of,
+    with_cluster,
 )
 from octosim.hardware.runtime import Runtime, load_runtime, runtimes
 
 __all__ = [
     "DTYPES", "Device", "Dtype", "Engine", "Figure", "Runtime", "aliases", "at_clock", "at_mode", "check", "host", "is_here",
     "json_schema", "load", "load_runtime", "names", "parse", "read_host", "runtimes", "text_of",
+    "with_cluster",
 ]  # fmt: skip

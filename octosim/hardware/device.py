@@ -262,6 +262,7 @@ class Device(Frozen):
     machine: texts of which a machine that is this device names itself with one: the device tree's model or compatible, or the
         CPU's model name.  Only where the engines are the CPU cores that octosim itself runs on.
     calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
+    cores_of: the profile whose fitted factors its CPU cores share: the same chip at another clock.
     runtime: the inference software that is common on it, of octosim.hardware.runtimes; absent: by the kind of its first engine.
     rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
     """
@@ -272,6 +273,7 @@ class Device(Frozen):
     machine: Annotated[tuple[Text, ...], Field(strict=False)] = ()
     note: str = ""
     runtime: Text | None = None
+    cores_of: Text | None = None
     training: Training
     overhead_us: Delay
     engines: Annotated[tuple[Engine, ...], Field(strict=False)]
@@ -347,8 +349,11 @@ def at_clock(device: Device, ghz: float) -> Device:
 
 
 def at_mode(device: Device, name: str) -> Device:
-    """The device in one of its power modes, by name in any case; OctosimError where it has none of that name."""
-    mode = next((m for m in device.modes if m.name.casefold() == name.casefold()), None)
+    """The device in one of its power modes, by name or its beginning ("10W"), in any case; OctosimError where there is none."""
+    wanted = name.casefold().removeprefix("mode_")
+    known = {m.name.casefold().removeprefix("mode_"): m for m in device.modes}
+    near = [m for short, m in known.items() if short.startswith(f"{wanted}_") and not short.endswith("desktop")]
+    mode = known.get(wanted) or (near[-1] if near else None)  # of several with one budget that with the most CPU cores
     if mode is None:
         if not device.modes:
             raise OctosimError(f"profile {device.name} has no power modes, so --mode {name} says nothing")
@@ -372,6 +377,15 @@ def at_mode(device: Device, name: str) -> Device:
         sustained = Figure(**figure(mode.bandwidth_gb_s))
         update["memory"] = device.memory.model_copy(update={"bandwidth_sustained_gb_s": sustained})
     return device.model_copy(update=update)
+
+
+def with_cluster(device: Device, name: str) -> Device:
+    """The device with one of its clusters of CPU cores alone, by the engine's name or the core's."""
+    wanted = name.casefold().removeprefix("cortex-")
+    chosen = [e for e in device.engines if wanted in (e.name.casefold(), (e.core or "").casefold().removeprefix("cortex-"))]
+    if not chosen:
+        raise OctosimError(f"profile {device.name} has no cluster '{name}'" + suggest(name, [e.name for e in device.engines]))
+    return device.model_copy(update={"engines": tuple(chosen)})
 
 
 def text_of(name_or_path: str) -> str:

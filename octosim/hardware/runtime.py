@@ -80,6 +80,7 @@ class Runtime(Frozen):
     before them, of "norm" (batch normalization, bias, constants), "activation" and "add" (residual additions).
     codes: what int8 networks keep between layers: "throughout" int8 codes everywhere, requantized in the product's epilogue;
     "products" codes only from product to product, else floats.  border: whether convolutions copy their input with a border.
+    scale: how many times as long it takes on CPU cores as its rules say, over published figures of several devices.
     call_us: cost of a call on an accelerator, from the CPU that launches it.  kernels: by arithmetic.
     backward: absent where the runtime does not train.
     """
@@ -96,6 +97,7 @@ class Runtime(Frozen):
     codes: Literal["throughout", "products"] = "throughout"
     border: bool = False
     call_us: Delay | None = None
+    scale: Figure | None = None
     spread: Positive = 0.3
     kernels: dict[FloatPath, Kernels] = {}  # noqa: RUF012
     backward: Backward | None = None

@@ -160,3 +160,42 @@ def test_tensors_in_a_gpus_cache_spare_main_memory():
                           for n in (10**5, 10**8))
     assert small.memory_s / 1e5 < 0.5 * large.memory_s / 1e8
     assert math.isclose(large.memory_s, 2e8 / 189e9, rel_tol=0.1)
+
+
+def test_a_softwares_scale_multiplies_every_time():
+    pi, tflite = hardware.load("pi4"), load_runtime("tflite")
+    plain = tflite.model_copy(update={"scale": None})
+    ops = [conv(), conv(groups=1, m=16), Op("r", "forward", "elementwise", "relu", (10**5,), "float32", 4 * 10**5, 4 * 10**5)]
+    for slow, fast in zip(cost.predict(ops, pi, 2, tflite), cost.predict(ops, pi, 2, plain), strict=True):
+        assert slow.time_s == pytest.approx(tflite.scale.value * fast.time_s)
+
+
+def test_clusters_are_an_input():
+    chip = hardware.load("rk3399")
+
+    def clock(device, threads):
+        return cost.prepare([conv()], device, threads).clock[0]
+
+    assert [clock(chip, n) for n in (1, 2, 4)] == [1.8e9, 1.8e9, 1.4e9]
+    assert clock(hardware.with_cluster(chip, "a53"), 1) == clock(hardware.with_cluster(chip, "Cortex-A53"), 1) == 1.4e9
+    assert clock(chip, None) == 1.8e9
+    with pytest.raises(OctosimError, match="profile rk3399 has no cluster 'a76'"):
+        hardware.with_cluster(chip, "a76")
+
+
+@pytest.mark.parametrize("name, mode, clock, watts", [
+    ("jetson", "10W", 0.80325, 10), ("jetson", "mode_15w_6core", 1.10925, 15), ("jetson-agx-orin", "30W", 0.612, 30),
+    ("jetson-tx2", "MAXQ", 0.85, 7.5), ("jetson-nano", "5W", 0.64, 5)])
+def test_power_modes(name, mode, clock, watts):
+    device = hardware.load(name)
+    found = hardware.at_mode(device, mode)
+    assert found.engines[0].clock_ghz.value == pytest.approx(clock, abs=1e-4) and found.busy_w == watts and found.power.budget
+    slow, fast = (sum(c.time_s for c in cost.predict([conv()], d)) for d in (found, device))
+    assert slow >= fast * (1 - 0.01)
+    with pytest.raises(OctosimError, match=f"profile {device.name} has no power mode '99W'"):
+        hardware.at_mode(device, "99W")
+
+
+def test_the_same_chip_at_another_clock_has_its_factors():
+    slow, fast = (hardware.load(name) for name in ("raspberry-pi-4", "raspberry-pi-4-1-8ghz"))
+    assert cost.factors_of(slow, slow.engines[0], "int8") == cost.factors_of(fast, fast.engines[0], "int8")

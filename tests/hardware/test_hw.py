@@ -147,7 +147,7 @@ def test_dtypes_that_a_chip_lacks_are_absent():
 def sourced(value):
     """Every figure and name of a device, as { value, kind, source }."""
     if isinstance(value, dict):
-        if "source" in value:
+        if "source" in value and "kind" in value:
             yield value
         else:
             for child in value.values():
