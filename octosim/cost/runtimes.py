@@ -55,6 +55,8 @@ def training_ops(ops: Sequence[Op], runtime: Runtime) -> list[Op]:
             if rules.patches and area > 1:
                 unfolded = patch_bytes(op)
                 op = replace(op, reads=op.reads + unfolded, writes=op.writes + unfolded)
+        elif op.kind == "gemm" and runtime.winograd:  # frameworks train with the forward kernels that they infer with
+            op = with_winograd(op)
         elif op.kind == "elementwise":
             op = scaled(op, rules.passes.value)
         elif op.kind == "update":
