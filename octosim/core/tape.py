@@ -135,7 +135,9 @@ class Tape:
             elif kind.kind == "pointer":
                 values.append(("p", self._pointed_to(argument)))
             else:
-                values.append(("d", float(argument)) if kind.cname in ("float", "double") else ("i", int(argument)))
+                real = kind.cname in ("float", "double")
+                # a seed from 2^63 on stands in an int64_t by its bits
+                values.append(("d", float(argument)) if real else ("i", (int(argument) + 2**63) % 2**64 - 2**63))
         self._arguments.append((number, indirect, tuple(values)))
         here.recorder = None  # so that numbers can be read
         try:

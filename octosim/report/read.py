@@ -29,7 +29,7 @@ class Run:
     timing: list[dict[str, Any]]  # epoch, wall_s (seconds), images_per_s
     digest: str | None  # "sha256:<hex>"; None: unfinished
     notes: tuple[str, ...]
-    failure: str = ""  # why it ended before its last step, in one sentence, where its study says so
+    failure: str = ""  # why it ended before its last step, in one sentence, where its folder or its study says so
 
     @property
     def decides(self) -> dict[str, Any]:
@@ -276,7 +276,19 @@ def _read_run(path: Path) -> Run:
         notes.append("records.jsonl holds no records yet.")
     last = None if records.empty else int(records["step"].iloc[-1])
     digest = _read_digest(path / "digest.txt", last, notes)
-    return Run(_name(path), path, manifest, records, timing, digest, tuple(notes))
+    failure = "" if digest else _read_failure(path / "failure.json", notes)
+    return Run(_name(path), path, manifest, records, timing, digest, tuple(notes), failure)
+
+
+def _read_failure(path: Path, notes: list[str]) -> str:
+    if not path.exists():
+        return ""
+    try:
+        reason = _load(path).get("reason")
+    except OctosimError as error:
+        notes.append(f"{error}.")
+        return ""
+    return " ".join(reason.split()) if isinstance(reason, str) else ""
 
 
 def _read_bench(path: Path) -> Bench:
@@ -377,7 +389,7 @@ def read_all(paths: Iterable[Path]) -> Records:
                 if kind == "run":
                     run = _read_run(item)
                     study = studies.get(item.resolve().parent)
-                    found.runs.append(replace(run, failure=study.reasons.get(item.name, "") if study else ""))
+                    found.runs.append(replace(run, failure=run.failure or (study.reasons.get(item.name, "") if study else "")))
                 else:
                     found.benches.append(_read_bench(item))
             except (OctosimError, OSError) as error:

@@ -11,6 +11,7 @@ A run directory holds
     checkpoint.safetensors parameters, running statistics and optimizer state, replaced atomically; in its metadata the step,
                            and sums of the tensors, of "decides" and of the records up to that step
     digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
+    failure.json           why a step could not be made (a NaN, in which layer): {"step", "reason"}; until the run goes on
     .lock                  while a process works on the run
 """
 

@@ -18,7 +18,7 @@ from octosim.files import parse_json, write_atomic
 from octosim.integrity import LINES, Part
 from octosim.train import directory
 from octosim.train.interrupt import Interrupt
-from octosim.train.run import Run
+from octosim.train.run import Batch, Run
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ def train(
 
     prefetch: make batches in a background thread, ahead of their steps; it changes no bit.  Returns False if it was interrupted
     (a checkpoint is written first).  A failing step (NaN, full disk) raises OctosimError; records and the last checkpoint stay
-    good.
+    good, and failure.json says why.
     """
     try:
         with directory.alone(folder), ExitStack() as files:
             records = Records(folder, _begin(run, folder), files)
+            (folder / "failure.json").unlink(missing_ok=True)
             _cut_timing(folder / "timing.jsonl", run.step // run.steps_per_epoch)
             if not _steps(run, folder, records, progress, every, prefetch):
                 return False
@@ -112,7 +113,7 @@ def _steps(
     batches = ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
     with Interrupt() as interrupt, closing(batches):
         for batch in batches:
-            record = run.advance(batch)
+            record = _advance(run, folder, batch)
             for name, rows in zip(LINES, ([record], run.overflow, run.measures), strict=True):
                 records.add(name, rows)
             if progress:
@@ -128,6 +129,15 @@ def _steps(
             if stop:
                 break
     return run.step == run.steps
+
+
+def _advance(run: Run, folder: Path, batch: Batch) -> dict[str, Any]:
+    try:
+        return run.advance(batch)
+    except OctosimError as error:
+        with contextlib.suppress(OctosimError):
+            write_atomic(folder / "failure.json", (json.dumps({"step": run.step, "reason": str(error)}) + "\n").encode())
+        raise
 
 
 def _time_epoch(folder: Path, epoch: int, wall_s: float, images: int) -> None:

@@ -21,6 +21,7 @@ from octosim import core, data, graph, methods, train
 from octosim.data import batches
 from octosim.engine.layers import Stack
 from octosim.errors import OctosimError
+from octosim.report import read, states
 
 ISAS = [name for name, supported in core.isas().items() if supported]
 # Batch size and steps of a model's digests: the large networks, with tens of millions of weights, get few of both.
@@ -441,6 +442,40 @@ def test_divergence_names_step_and_layer(method: str, batchnorm: bool, lr: float
     else:  # a method that clips may end with a dead network instead; then no value is a NaN or an infinity
         assert lr == 1e10 or method == "logbtq"
         assert all(np.isfinite(tensor).all() for tensor in run.tensors().values())
+
+
+def test_a_run_that_diverged_says_so_until_it_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = train.create(train.Config(model="mlp", method="fp32", **SHORT), folder, "test")
+
+    def poison(progress: train.Progress) -> None:
+        if progress.step == 3:
+            next(n for n in run.network.nodes if "w" in n.params).params["w"][:] = np.nan
+
+    with pytest.raises(OctosimError, match="step 4, layer "):
+        train.train(run, folder, poison, every=2)
+    (found,) = read.read_all([folder]).runs
+    state = states.state_of(found)
+    assert state.kind == "diverged" and re.fullmatch(r"step 4, layer \w+", state.detail)
+    (folder / "failure.json").write_bytes(b"\xff{")
+    (found,) = read.read_all([folder]).runs
+    assert states.state_of(found).kind == "unfinished" and any("failure.json" in note for note in found.notes)
+    assert train.train(train.reopen(folder), folder)
+    assert not (folder / "failure.json").exists()
+    (found,) = read.read_all([folder]).runs
+    assert states.state_of(found).kind in ("finished", "at chance")
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
+def test_every_seed_trains_the_same_recorded_and_not(seed: int) -> None:
+    digests = set()
+    for records in (False, True):
+        run = train.Run(train.Config(model="mlp", method="jetfire", augment="crop-flip", seed=seed, batch_size=10, steps=3))
+        run.records = records
+        for _ in range(3):
+            run.train_step()
+        digests.add(run.digest())
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("where", ["w", "b", "gamma", "mean", "var"])
