@@ -1,10 +1,11 @@
 """Builds octosim as its users do, installs it in bare environments, and compares what it computes there.
 
-Usage: python tools/check_install.py [--python PATH ...] [ROW ...]
+Usage: python tools/check_install.py [--python PATH ...] [--packages] [ROW ...]
 
 Each row makes a wheel from the sdist, installs it where nothing else of octosim is, trains for 20 steps and verifies the run:
 the digests of all rows must be equal.  Without rows: all of ROWS.  A row whose tool is not here is skipped, with the reason.
---python adds a row for another interpreter.  Ends with a line a row; exit code 1 where one failed.
+--python adds a row for another interpreter.  --packages: what octosim needs to be built, run and tested is taken from the
+environment of the interpreter that runs this file, and nothing is downloaded.  Ends with a line a row; exit code 1 where one failed.
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ def needed(tool: str, package: str) -> str:
 class Bench:
     """A folder with the sdist, and the digest that every row must reach."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.digest = folder, ""
-        run(self.venv(sys.executable) / "python", "-m", "pip", "install", "-q", "build")
-        run(self.venv(sys.executable) / "python", "-m", "build", "--sdist", "-o", folder, ROOT)
+    def __init__(self, folder: Path, packages: bool = False):
+        self.folder, self.digest, self.packages = folder, "", packages
+        if packages:
+            run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", folder, ROOT)
+        else:
+            run(self.venv(sys.executable) / "python", "-m", "pip", "install", "-q", "build")
+            run(self.venv(sys.executable) / "python", "-m", "build", "--sdist", "-o", folder, ROOT)
         self.sdist = next(folder.glob("octosim-*.tar.gz"))
         with tarfile.open(self.sdist) as archive:
             archive.extractall(folder, filter="data")
@@ -76,6 +80,22 @@ class Bench:
         run(self.venv(python) / "python", "-m", "pip", "wheel", "-q", "--no-deps", "--no-cache-dir", "-w", out, self.sdist,
             PIP_CONSTRAINT=str(constraint), PIP_BUILD_CONSTRAINT=str(constraint), **environment)  # fmt: skip
         return next(out.glob("*.whl"))
+
+    def use_packages(self) -> Path:
+        """A wheel from the sdist, installed beside the packages of this interpreter's environment, trained and verified with."""
+        pip, out, bare = (sys.executable, "-m", "pip"), self.folder / "dist", self.folder / "venv"
+        run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, self.sdist)
+        run(sys.executable, "-m", "venv", "--without-pip", bare)
+        python = bare / "bin" / "python"
+        run(*pip, f"--python={python}", "install", "-q", "--no-deps", next(out.glob("*.whl")))
+        (place,) = bare.glob("lib/python*/site-packages")
+        beside = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+        (place / "beside.pth").write_text("\n".join(beside) + "\n")  # behind the wheel in the path
+        where = Path(run(python, "-c", "import octosim; print(octosim.__file__)", cwd=self.folder).strip())
+        if place.resolve() not in where.resolve().parents:
+            raise SystemExit(f"octosim is imported from {where}, not from the wheel")
+        self.train([str(bare / "bin" / "octosim")])
+        return bare / "bin"
 
     def use(self, wheel: Path, python: str = sys.executable, **environment: str) -> Path:
         """Installs a wheel with what it requires, trains and verifies; returns the environment's bin folder."""
@@ -99,14 +119,15 @@ class Bench:
 
 def sdist(bench: Bench) -> str:
     """The sdist, its wheel, and a quick part of the tests run from the unpacked sdist against the installed wheel."""
-    bin_ = bench.use(bench.wheel("sdist"))
+    bin_ = bench.use_packages() if bench.packages else bench.use(bench.wheel("sdist"))
     print(run(bin_ / "octosim", "profiles", "list"), run(bin_ / "octosim", "data", "list"))
     about = tomllib.loads((bench.source / "pyproject.toml").read_text())["project"]["optional-dependencies"]["test"]
-    run(bin_ / "python", "-m", "pip", "install", "-q", *about)
+    if not bench.packages:
+        run(bin_ / "python", "-m", "pip", "install", "-q", *about)
     tests = [path for name in TESTS for path in sorted((bench.source / "tests").rglob(name))]
     if len(tests) != len(TESTS):
         raise SystemExit(f"the sdist has not all of {TESTS}")
-    command = [bin_ / "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", bench.source, "-k", SLOW, *tests]
+    command = [bin_ / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", bench.source, "-k", SLOW, *tests]
     said = run(*command, cwd=bench.source)
     return said.strip().splitlines()[-1]
 
@@ -270,7 +291,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--python", action="append", default=[], help="another interpreter, as a row of its own")
+    parser.add_argument("--packages", action="store_true", help="of this interpreter's environment, for the row sdist")
     given = parser.parse_args()
+    if given.packages and given.rows != ["sdist"]:
+        parser.error("--packages is for the row sdist alone")
     unknown = [name for name in given.rows if name not in ROWS]
     if unknown:
         parser.error(f"no row {unknown[0]} (known: {', '.join(ROWS)})")
@@ -278,7 +302,7 @@ def main() -> int:
     rows |= {path: interpreter(path) for path in given.python}
     results = []
     with tempfile.TemporaryDirectory(prefix="octosim-install-") as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), given.packages)
         for name, row in rows.items():
             started = time.monotonic()
             try:
