@@ -10,7 +10,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 PROBE = "#ifdef _OPENMP\n#include <omp.h>\n#endif\n#ifdef HEADERS\n#include <Python.h>\n#endif\nint main(void) { return 0; }\n"
@@ -72,4 +72,5 @@ if not os.access(".", os.W_OK):
 if not sysconfig.get_config_var("Py_GIL_DISABLED"):  # a free-threaded Python has no stable ABI
     options["bdist_wheel"] = {"py_limited_api": "cp311"}
 
-setup(cffi_modules=["cext/build_ffi.py:ffi"], cmdclass={"build_ext": Build}, options=options)
+packages = [*find_packages(include=["octosim", "octosim.*"]), "octosim.hwprofiles"]
+setup(packages=packages, cffi_modules=["cext/build_ffi.py:ffi"], cmdclass={"build_ext": Build}, options=options)
