@@ -23,7 +23,7 @@ from octosim import core, data, engine, graph
 from octosim.bench import peers
 from octosim.engine.nodes import Array
 from octosim.errors import ArgumentError, OctosimError
-from octosim.train import Config, Run, load_data
+from octosim.train import Config, Run, load_data, source_of
 
 STEPS = 3
 
@@ -136,7 +136,8 @@ def main() -> None:
 
 def _torch(config: Config, dataset: data.Dataset, images: Array, labels: Array, threads: int) -> Callable[[], Any]:
     stack = graph.layers(config.model, len(dataset.classes), config.batchnorm, images.shape[1:])
-    made = peers.torch_steps(stack, images, labels, config.optimizer, 0.01, threads, kinds=("channels_last",))
+    source = source_of(config, graph.as_graph(stack), dataset.train_images)
+    made = peers.torch_steps(stack, images, labels, config.optimizer, 0.01, threads, ("channels_last",), source)
     return made["channels_last"]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from octosim.engine import Network
 from octosim.engine.graph import Graph
+from octosim.engine.inputs import Input
 from octosim.engine.layers import Flatten, Linear, ReLU, Stack
 from octosim.engine.network import nodes
 from octosim.errors import OctosimError
@@ -117,19 +118,25 @@ def torch_steps(
     lr: float,
     threads: int,
     kinds: tuple[str, ...] = TORCH_KINDS,
+    source: Input = Input(),
 ) -> dict[str, Callable[[], None]]:
     """PyTorch training steps on one batch, by kind, of TORCH_KINDS.
 
     Eager mode, fused optimizer, float32 weights; each call is one whole step (input conversion, forward, loss, backward,
-    update).
+    update).  source: how the images are normalized.
     """
     torch = torch_module()
     torch.set_num_threads(threads)
     steps: dict[str, Callable[[], None]] = {}
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    planar = images.ndim == 4
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2) if planar else images))
+    unit = 1.0 if source.floats else 1 / 255
+    mean, deviation = np.array(source.mean or (0.0,)), np.array(source.deviation or (1.0,))
+    factors = [v.astype(np.float32).reshape((-1, 1, 1) if planar else (-1,)) for v in (unit / deviation, -mean / deviation)]
+    scale, shift = map(torch.from_numpy, factors)
     target = torch.from_numpy(labels.astype(np.int64))
     for name in kinds:
-        layout = torch.channels_last if name.endswith("channels_last") else torch.contiguous_format
+        layout = torch.channels_last if planar and name.endswith("channels_last") else torch.contiguous_format
         half = name.startswith("bfloat16")
         model = to_torch(stack, images.shape[1:]).to(memory_format=layout)
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
@@ -140,7 +147,9 @@ def torch_steps(
         def step(
             model: Any = model, updater: Any = updater, layout: Any = layout, entropy: Any = entropy, half: bool = half
         ) -> None:
-            x = pixels.to(dtype=torch.float32, memory_format=layout).mul_(1 / 255)
+            x = pixels.to(dtype=torch.float32, memory_format=layout, copy=True).mul_(scale)
+            if source.mean:
+                x.add_(shift)
             updater.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = entropy(model(x), target)

@@ -135,7 +135,9 @@ def step_bench(
     peer_totals: dict[str, list[float]] = {}
     if "torch" in against:
         images, labels = runs[0].batch(1)
-        made = peers.torch_steps(runs[0].layers, images, labels, config.optimizer, runs[0].optimizer.lr, core.threads())
+        made = peers.torch_steps(
+            runs[0].layers, images, labels, config.optimizer, runs[0].optimizer.lr, core.threads(), source=runs[0].source
+        )
         for name, step in made.items():
             steps.append(_timed(step, peer_totals.setdefault(name, [])))
 

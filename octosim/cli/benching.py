@@ -29,8 +29,8 @@ from octosim.errors import OctosimError
 
 
 @with_settings(
-    "model", "data", "method", "parameters", "optimizer", "batch_size",
-    data="Data set the measured steps take their images from.",
+    "model", "data", "image", "test_share", "limit", "normalize", "method", "parameters", "optimizer", "batch_size",
+    data="Data set, or your own data, that the measured steps take their images from.",
 )  # fmt: skip
 def bench(
     settings: dict[str, Any],

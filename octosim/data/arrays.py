@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from octosim.data.cifar import parse_records
 from octosim.data.dataset import Array, Dataset, Given, Options, check_header, checked, refuse_large
 from octosim.data.idx import read_idx
 from octosim.errors import OctosimError, suggest
@@ -204,9 +205,6 @@ def _checker(path: Path) -> Any:
 
 # ---- CIFAR's binary edition --------------------------------------------------
 
-PIXELS = 32 * 32 * 3
-
-
 @dataclass(frozen=True)
 class CifarBinary:
     """A folder of CIFAR-10's or CIFAR-100's binary edition: records of a label, or two, and 3072 bytes, red, green and blue."""
@@ -257,16 +255,6 @@ def _read(path: Path) -> bytes:
             return file.read()
     except OSError as error:
         raise OctosimError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def parse_records(path: Path, content: bytes, labels: int = 1) -> tuple[Array, Array]:
-    """Images uint8 (N, 32, 32, 3) and labels uint8 (N,), each record's last, of a file of the binary edition."""
-    size = labels + PIXELS
-    if not content or len(content) % size:
-        raise OctosimError(f"{path} has {len(content)} bytes, expected a multiple of {size}: records of labels and 3072 bytes")
-    records = np.frombuffer(content, np.uint8).reshape(-1, size)
-    images = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), records[:, labels - 1].copy()
 
 
 # ---- CSV --------------------------------------------------

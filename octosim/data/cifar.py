@@ -1,4 +1,4 @@
-"""CIFAR-10's batches: six pickles of Python 2, which are read without running any of them."""
+"""CIFAR-10's batches: six pickles of Python 2, which are read without running any of them; and the binary edition."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from octosim.errors import OctosimError
 
 Array = np.ndarray[Any, Any]
+PIXELS = 32 * 32 * 3
 
 
 class _Stand:
@@ -61,3 +62,13 @@ def parse_batch(path: Path, content: bytes) -> tuple[Array, Array]:
         raise OctosimError(f"{path}: its 'labels' are not a list of small integers, as expected of a CIFAR-10 batch")
     images = np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), np.array(labels, np.uint8)
+
+
+def parse_records(path: Path, content: bytes, labels: int = 1) -> tuple[Array, Array]:
+    """Images uint8 (N, 32, 32, 3) and labels uint8 (N,), each record's last, of a file of the binary edition."""
+    size = labels + PIXELS
+    if not content or len(content) % size:
+        raise OctosimError(f"{path} has {len(content)} bytes, expected a multiple of {size}: records of labels and 3072 bytes")
+    records = np.frombuffer(content, np.uint8).reshape(-1, size)
+    images = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), records[:, labels - 1].copy()

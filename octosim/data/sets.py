@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pooch
 
-from octosim.data.cifar import parse_batch
+from octosim.data.cifar import parse_batch, parse_records
 from octosim.data.dataset import Array, Dataset
 from octosim.data.idx import parse_idx
 from octosim.errors import OctosimError, suggest
@@ -25,7 +25,7 @@ CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 DIGITS = tuple(str(digit) for digit in range(10))
 THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")  # of CIFAR-10, the last for testing
-BATCH_FOLDER = "cifar-10-batches-py"
+BATCH_FOLDER, BINARY_FOLDER = "cifar-10-batches-py", "cifar-10-batches-bin"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Source:
 
     sha256: of files, in their order.  url: of the folder to download from; None: the set is in the package.
     shape: (height, width, channels) of an image.  archive: (name, SHA-256) of the one download that holds all files;
-    None: they are downloaded one by one.  unpacked: SHA-256 of the files without .gz, which other programs leave unpacked.
+    None: they are downloaded one by one.  unpacked: SHA-256 of the files' other form: without .gz, as other programs leave
+    them, or with .bin, CIFAR's binary edition.
     folders: other programs' names of the folder that holds the files.
     """
 
@@ -100,6 +101,13 @@ SOURCES = {
          "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831"),
         "https://www.cs.toronto.edu/~kriz/", (32, 32, 3), BATCHES,
         ("cifar-10-python.tar.gz", "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+        # of the same images in the binary edition
+        ("cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+         "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+         "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+         "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+         "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+         "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
     ),
 }  # fmt: skip
 ALIASES = {"fashion": "fashion-mnist", "fmnist": "fashion-mnist", "cifar-10": "cifar10"}
@@ -136,7 +144,9 @@ def _places(name: str) -> list[tuple[str, Path]]:
         roots.append(("cache", cache()))
     except OctosimError:  # no home directory: OCTOSIM_DATA suffices
         pass
-    held = (name, *source.folders) if source.archive is None else (BATCH_FOLDER, f"{BATCH_FOLDER}.tar.xz", source.archive[0])
+    held = (name, *source.folders)
+    if source.archive is not None:
+        held = (BATCH_FOLDER, BINARY_FOLDER, f"{BATCH_FOLDER}.tar.xz", source.archive[0])
     return [(place, root / what) for place, root in roots for what in held]
 
 
@@ -157,7 +167,7 @@ def _lacks(path: Path, source: Source) -> str:
 def _file(path: Path, file: str, source: Source) -> Path:
     """A file of a folder under the name that it has there: as downloaded, unpacked, or with the dot of some mirrors."""
     plain = file.removesuffix(".gz")
-    names = [file, plain, plain.replace("-idx", ".idx")] if source.unpacked else [file]
+    names = [file, plain, plain.replace("-idx", ".idx"), f"{file}.bin"] if source.unpacked else [file]
     return next((path / name for name in names if os.path.exists(path / name)), path / file)
 
 
@@ -234,9 +244,10 @@ def _read_batches(path: Path, source: Source) -> tuple[Array, Array, Array, Arra
     batches = []
     last = len(source.files) - 1
     for index, (file, content) in enumerate(zip(source.files, _contents(path, source), strict=True)):
-        images, labels = parse_batch(path / file, content)
+        place = path / file if _is_archive(path) else _file(path, file, source)
+        images, labels = (parse_records if place.suffix == ".bin" else parse_batch)(place, content)
         count = source.test_images if index == last else source.train_images // last
-        _expect(path / file, images, path / file, labels, count, source)
+        _expect(place, images, place, labels, count, source)
         batches.append((images, labels))
     train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*batches[:-1], strict=True))
     for array in (train_images, train_labels, *batches[-1]):
@@ -256,7 +267,8 @@ def load(name: str) -> Dataset:
         looked = "; ".join(f"{path}: {_lacks(path, source)}" for _, path in _places(name)) or looked
         remedy = "the installation of octosim is damaged"
         if source.url is not None:
-            folder = " or ".join(f"{f}/" for f in ((name, *source.folders) if source.archive is None else (BATCH_FOLDER,)))
+            names = (name, *source.folders) if source.archive is None else (BATCH_FOLDER, BINARY_FOLDER)
+            folder = " or ".join(f"{f}/" for f in names)
             remedy = f"run 'octosim data fetch {name}', or set OCTOSIM_DATA to a folder that holds {folder}"
         raise OctosimError(f"data set {name} is not here (looked in {looked}): {remedy}")
     read = _read_idx if source.archive is None else _read_batches

@@ -33,6 +33,15 @@ def load_data(config: Config, progress: Callable[[int, int], None] | None = None
     return data.load(config.data, **chosen | ({"progress": progress} if progress else {}))
 
 
+def source_of(config: Config, network: graph.Graph, images: Array) -> inputs.Input:
+    """How the input of a network is normalized, whose training images these are."""
+    if config.normalize not in (None, *NORMALIZATIONS):
+        raise OctosimError(f"unknown normalization '{config.normalize}'" + suggest(str(config.normalize), NORMALIZATIONS))
+    asked = inputs.of_network(network.input, images) if config.normalize is None else None
+    normalize = images.dtype == np.float32 if config.normalize is None else config.normalize == "data"
+    return asked or inputs.measured(images, normalize)
+
+
 class Run:
     """A network with its data and optimizer, at some step.
 
@@ -56,8 +65,6 @@ class Run:
         batches.check_augmentation(config.augment)
         if layers is None:
             graph.find(config.model)  # an unknown model is told before the data is read
-        if config.normalize not in (None, *NORMALIZATIONS):
-            raise OctosimError(f"unknown normalization '{config.normalize}'" + suggest(str(config.normalize), NORMALIZATIONS))
         self.data = dataset or load_data(config)
         images = len(self.data.train_labels)
         if config.batch_size > images:
@@ -77,10 +84,7 @@ class Run:
             raise ArgumentError(f"{{augment}} {config.augment} is for images, and {self.data.name} has vectors")
         self.layers = layers or graph.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
         self._check_fits(in_shape)
-        floats = self.data.train_images.dtype == np.float32
-        asked = None if config.normalize else inputs.of_network(graph.as_graph(self.layers).input, self.data.train_images)
-        normalize = floats if config.normalize is None else config.normalize == "data"
-        self.source = asked or inputs.measured(self.data.train_images, normalize)
+        self.source = source_of(config, graph.as_graph(self.layers), self.data.train_images)
         self.network = engine.Network(self.layers, in_shape, self.method, config.seed, config.float_layers, self.source)
         self.registers = accumulators.Registers(numerics.find(config.accumulator))
         self._check_registers()

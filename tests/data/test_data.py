@@ -453,6 +453,28 @@ def test_cifar_archive(cifar: Path, tmp_path: Path, place: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before, "nothing is unpacked to disk"
 
 
+def test_cifar_binary_edition(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same data set, checked by its own digests."""
+    from_pickles = data.load("cifar10")
+    folder, digests = cifar.parent / "cifar-10-batches-bin", []
+    folder.mkdir()
+    for seed, file in enumerate(sets.BATCHES):
+        _, images, labels = batch(4, seed)
+        rows = np.concatenate([labels[:, None].astype(np.uint8), images.transpose(0, 3, 1, 2).reshape(4, -1)], 1)
+        (folder / f"{file}.bin").write_bytes(rows.tobytes())
+        digests.append(hashlib.sha256(rows.tobytes()).hexdigest())
+    source = dataclasses.replace(data.SOURCES["cifar10"], unpacked=tuple(digests))
+    monkeypatch.setitem(data.SOURCES, "cifar10", source)
+    assert sets._find("cifar10")[1] == cifar, "the pickles are looked for first"
+    shutil.rmtree(cifar)
+    found = data.load("cifar10")
+    assert found.sha256 == from_pickles.sha256 and np.array_equal(found.train_images, from_pickles.train_images)
+    assert np.array_equal(found.test_labels, from_pickles.test_labels)
+    (folder / "data_batch_3.bin").write_bytes(bytes(rows.size))
+    with pytest.raises(OctosimError, match="data_batch_3.bin .* has sha256 .* truncated or changed"):
+        data.load("cifar10")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "not an archive", "empty", "a file less", "changed", "a link"])
 @pytest.mark.parametrize("suffix", ["gz", "xz"])
 def test_damaged_archive(cifar: Path, tmp_path: Path, damage: str, suffix: str) -> None:
