@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit import own_data
 from kit.cli import octosim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,8 @@ COMMANDS = sorted(
 
 SMALL = [  # what of a command is made small, in this order
     (r"--data (mnist|cifar10)", "--data fashion-mnist-5k"),
-    (r"--epochs 3", "--steps 6"),
+    (r"--epochs (3|20)", "--steps 6"),
+    (r"--model resnet20 --data photos", "--model lenet5 --data photos"),
     (r"--step 100\b", "--step 4"),
     (r"--step 10\b", "--step 4"),
     (r"--(measure|count-overflow) 50", r"--\1 2"),
@@ -67,7 +69,10 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a reader who followed the README is: runs/a and runs/b, a model file."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my.toml").write_text(MODEL)
-    for name, more in (("a", []), ("b", ["--seed", "1"])):
+    own_data.photos(folder / "photos")
+    own_data.npz(folder / "mine.npz", own_data.parts(40))
+    own_data.csv_folder(folder / "tables", own_data.parts(40, shape=(4,))).joinpath("train.csv").rename(folder / "table.csv")
+    for name, more in (("a", []), ("b", ["--seed", "1"]), ("photos", ["--data", "photos", "--image", "32x32x3"])):
         done = octosim(
             "train", "--model", "lenet5", "--batch-size", "20", "--steps", "6", "--out", f"runs/{name}", *more, folder=folder
         )

@@ -61,6 +61,19 @@ def folder(root: Path, data: Parts) -> Path:
     return root
 
 
+def photos(root: Path, count: int = 15) -> Path:
+    """JPEG files of two classes, each image of a size of its own."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 255, (int(rng.integers(20, 60)), int(rng.integers(20, 60)), 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.jpg")
+    return root
+
+
 def csv_folder(root: Path, data: Parts) -> Path:
     """train.csv and test.csv of the pixels, the label last."""
     root.mkdir()
