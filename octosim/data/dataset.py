@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from octosim import limits
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 
 Array = np.ndarray[Any, Any]
 
@@ -56,7 +56,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.test_share is not None and not 0 < self.test_share < 1:
-            raise OctosimError(f"--test-share must be above 0 and below 1, not {self.test_share}")
+            raise ArgumentError(f"{{test_share}} must be above 0 and below 1, not {self.test_share}")
 
 
 def parse_image(text: str) -> tuple[int, int, int]:
@@ -64,9 +64,9 @@ def parse_image(text: str) -> tuple[int, int, int]:
     try:
         height, width, channels = (int(part) for part in text.split("x"))
     except ValueError:
-        raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 96x96x3, not '{text[:40]}'") from None
+        raise ArgumentError(f"{{image}} takes HEIGHTxWIDTHxCHANNELS, as in 96x96x3, not '{text[:40]}'") from None
     if not (2 <= height <= LARGEST_SIDE and 2 <= width <= LARGEST_SIDE and channels in (1, 3)):
-        raise OctosimError(f"--image takes sides in 2 .. {LARGEST_SIDE} and 1 or 3 channels, not '{text[:40]}'")
+        raise ArgumentError(f"{{image}} takes sides in 2 .. {LARGEST_SIDE} and 1 or 3 channels, not '{text[:40]}'")
     return height, width, channels
 
 
@@ -120,8 +120,9 @@ def split(digests: Sequence[bytes], labels: Array, share: float) -> tuple[Array,
 def limited(dataset: Dataset, limit: int) -> Dataset:
     """The data set with `limit` training images: the first of each class, the second of each, and so on, in their order."""
     labels = dataset.train_labels
-    if limit < len(dataset.classes):
-        raise OctosimError(f"--limit must be at least {len(dataset.classes)}, an image a class of {dataset.name}, not {limit}")
+    least = len(dataset.classes)
+    if limit < least:
+        raise ArgumentError(f"{{limit}} must be at least {least}, an image a class of {dataset.name}, not {limit}")
     if limit >= len(labels):
         return dataset
     rank = np.empty(len(labels), np.int64)  # of an image in its class
@@ -241,7 +242,7 @@ def checked(given: Given, options: Options) -> Dataset:
             name_of(given.path), *arrays, classes, digest_of(*arrays), path, share, tuple(given.notes)
         )  # fmt: skip
     if options.test_share is not None:
-        raise OctosimError(f"{given.path} has a test part; --test-share is for data without one")
+        raise ArgumentError(f"{given.path} has a test part; {{test_share}} is for data without one")
     check_header(tx_name, given.test_images.shape, given.test_images.dtype)
     tests = as_values(tx_name, given.test_images, given.notes)
     if tests.shape[1:] != images.shape[1:]:

@@ -20,7 +20,7 @@ import numpy as np
 from octosim import limits
 from octosim.data.arrays import file_digest
 from octosim.data.dataset import LARGEST_SIDE, TEST_SHARE, Array, Dataset, Options, digest_of, name_of, row_digests, split
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 from octosim.files import locked, open_regular, read_json, sync_folder, write_atomic
 
 FORMAT = 1  # of the cache
@@ -267,7 +267,7 @@ class Folder:
         if found.test is None:
             return TEST_SHARE if self.options.test_share is None else self.options.test_share
         if self.options.test_share is not None:
-            raise OctosimError(f"{self.path} has a test part; --test-share is for data without one")
+            raise ArgumentError(f"{self.path} has a test part; {{test_share}} is for data without one")
         return None
 
     def load(self, progress: Progress | None = None) -> Dataset:
@@ -349,13 +349,13 @@ class Folder:
             channels = max(channels, depth)
         if len(sizes) > 1:
             (h0, w0), (h1, w1) = min(sizes), max(sizes)
-            raise OctosimError(
-                f"{self.path} has images of {len(sizes)} sizes, from {h0} x {w0} to {h1} x {w1}; choose one with --image, "
-                f"as --image 96x96x{channels}"
+            raise ArgumentError(
+                f"{self.path} has images of {len(sizes)} sizes, from {h0} x {w0} to {h1} x {w1}; choose one with {{image}}, "
+                f"as 96x96x{channels}"
             )
         height, width = sizes.pop()
         if max(height, width) > LARGEST_SIDE:
-            raise OctosimError(f"{self.path} has images of {height} x {width} pixels; choose a smaller size with --image")
+            raise ArgumentError(f"{self.path} has images of {height} x {width} pixels; choose a smaller size with {{image}}")
         return height, width, channels
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from octosim.data.dataset import Array, Dataset, Options, parse_image, row_digests
 from octosim.data.folder import Folder, Listing, listing, peek, quiet, read_image
 from octosim.data.sources import is_own, load, open_source
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
+from octosim.settings import spelling
 
 PREVIEW = (64, 64)
 """Height and width to which images of several sizes are brought, where no --image is given."""
@@ -39,7 +40,7 @@ def check(
         if not report["problems"]:
             _describe(load(name, image, test_share, progress=progress), report)
     except OctosimError as error:
-        report["problems"].append(str(error))
+        report["problems"].append(error.spelled(spelling) if isinstance(error, ArgumentError) else str(error))
     return report
 
 

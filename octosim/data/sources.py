@@ -12,7 +12,7 @@ from octosim.data import sets
 from octosim.data.arrays import CifarBinary, Csv, Idx, Npz
 from octosim.data.dataset import Dataset, Options, digest_of, limited, parse_image
 from octosim.data.folder import Folder, Progress
-from octosim.errors import OctosimError, suggest
+from octosim.errors import ArgumentError, OctosimError, suggest
 
 
 class Source(Protocol):
@@ -81,12 +81,12 @@ def load(
     """
     options = Options(parse_image(image) if image is not None else None, test_share)
     if limit is not None and limit < 1:
-        raise OctosimError(f"--limit must be at least 1, not {limit}")
+        raise ArgumentError(f"{{limit}} must be at least 1, not {limit}")
     if is_own(name):
         found = open_source(name, options).load(progress)
     elif name in sets.SOURCES or name in sets.ALIASES:
         if test_share is not None:
-            raise OctosimError(f"data set {name} has a test part; --test-share is for data without one")
+            raise ArgumentError(f"data set {name} has a test part; {{test_share}} is for data without one")
         found = sets.load(name)
     else:
         near = suggest(name, sets.SOURCES)
@@ -101,9 +101,9 @@ def _at_size(found: Dataset, options: Options) -> Dataset:
     if options.image is None or shape == options.image:
         return found
     if len(shape) != 3:
-        raise OctosimError(f"--image is for images; {found.name} has vectors of {shape[0]} numbers")
+        raise ArgumentError(f"{{image}} is for images; {found.name} has vectors of {shape[0]} numbers")
     if found.train_images.dtype != "uint8":
-        raise OctosimError(f"--image is for images of bytes; those of {found.name} are {found.train_images.dtype}")
+        raise ArgumentError(f"{{image}} is for images of bytes; those of {found.name} are {found.train_images.dtype}")
     images = [folders.resized(part, options.image) for part in (found.train_images, found.test_images)]
     arrays = images[0], found.train_labels, images[1], found.test_labels
     return replace(found, train_images=images[0], test_images=images[1], sha256=digest_of(*arrays))

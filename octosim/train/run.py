@@ -112,11 +112,11 @@ class Run:
             engine.network.nodes(self.layers, in_shape)
         except OctosimError as error:
             if len(in_shape) == 3:
-                remedy = "larger images (--image) or a network with less pooling can do it"
+                remedy = "larger images ({image}) or a network with less pooling can do it"
                 what = f"images of {' x '.join(map(str, in_shape))}"
             else:
-                what, remedy = f"vectors of {in_shape[0]} numbers", "--model mlp takes vectors"
-            raise OctosimError(f"{self.config.model} cannot take {what}, as {self.data.name} has: {error}; {remedy}") from None
+                what, remedy = f"vectors of {in_shape[0]} numbers", "{model} mlp takes vectors"
+            raise ArgumentError(f"{self.config.model} cannot take {what}, as {self.data.name} has: {error}; {remedy}") from None
 
     def new_meter(self) -> measure.Meter:
         """What measures the run's steps."""

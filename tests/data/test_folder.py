@@ -174,7 +174,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "test only": (lambda root: shutil.rmtree(root / "train"), "has test/ but no train/"),
     "several sizes": (
         lambda root: Image.fromarray(RGB).save(root / "test" / "class0" / "a.png"),
-        "images of 2 sizes, from 3 x 4 to 8 x 8; .*--image",
+        "images of 2 sizes, from 3 x 4 to 8 x 8; .*image",
     ),
 }  # fmt: skip
 
@@ -311,5 +311,5 @@ def test_named_sets_and_arrays_at_another_size(tmp_path: Path) -> None:
     assert found.train_images.shape == (20, 12, 10, 3) and found.test_images.shape == (1000, 12, 10, 3)
     assert found.sha256 != plain.sha256 and found.train_labels.tolist() == plain.train_labels.tolist()
     path = own_data.npz(tmp_path / "a.npz", parts(shape=(5,)))
-    with pytest.raises(OctosimError, match="--image is for images; a.npz has vectors of 5 numbers"):
+    with pytest.raises(OctosimError, match="^image is for images; a.npz has vectors of 5 numbers"):
         data.load(str(path), image="8x8x1")

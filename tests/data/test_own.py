@@ -153,13 +153,13 @@ def test_limit_takes_as_many_of_each_class() -> None:
     expected = sorted([*seconds, *thirds[:5]])
     assert np.array_equal(d.train_images, whole.train_images[expected])
     for limit, words in ((9, "at least 10"), (0, "at least 1")):
-        with pytest.raises(OctosimError, match=f"--limit must be {words}"):
+        with pytest.raises(OctosimError, match=f"^limit must be {words}"):
             data.load("fashion-mnist-5k", limit=limit)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
 def test_test_share_out_of_range(tmp_path: Path, share: float) -> None:
-    with pytest.raises(OctosimError, match="--test-share must be above 0 and below 1"):
+    with pytest.raises(OctosimError, match="test_share must be above 0 and below 1"):
         data.load(str(npz(tmp_path / "own.npz", parts(), x_test=None, y_test=None)), test_share=share)
 
 
@@ -424,11 +424,11 @@ def test_what_is_of_no_kind(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     with pytest.raises(OctosimError, match="is of no known kind"):
         data.load(str(tmp_path / "photo.jpg"))
-    for options, words in (({"test_share": 0.2}, "--test-share is for data without"), ({"image": "8"}, "--image takes HEIGHT")):
+    for options, words in (({"test_share": 0.2}, "test_share is for data without"), ({"image": "8"}, "image takes HEIGHT")):
         with pytest.raises(OctosimError, match=words):
             data.load("fashion-mnist-5k", **options)
     npz(tmp_path / "own.npz", parts())
-    with pytest.raises(OctosimError, match="has a test part; --test-share"):
+    with pytest.raises(OctosimError, match="has a test part; test_share"):
         data.load(str(tmp_path / "own.npz"), test_share=0.5)
 
 
