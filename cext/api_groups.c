@@ -46,13 +46,73 @@ static int windows_times(const octo_conv *g, int of_dy, const void *images, int 
     return failed ? OUT_OF_MEMORY : OCTO_OK;
 }
 
+/* ---- int8: some groups at a time as a convolution without groups, whose weights between groups are 0 --------------------------------- */
+
+/* How many groups make about 32 channels, so that the kernels are worth more than the products with 0 cost; 0: gathered windows are better. */
+static int64_t merged(const octo_conv *g, int element) {
+    int64_t widest = octo_max(g->channels, g->filters) / g->groups, most = octo_max(1, 32 / widest);
+    if (element != 1 || g->dilation_h > 1 || g->dilation_w > 1) return 0;
+    while (g->groups % most || (most > 1 && g->kernel_h * g->kernel_w * widest * most > OCTO_MAX_DEPTH)) most--;
+    return most;
+}
+
+/* Columns first .. first + some - 1 of rows of `cols` elements, to or from a matrix of their own. */
+static void move_columns(int64_t rows, int64_t cols, int64_t first, int64_t some, void *whole, void *part, int element, int back) {
+    int64_t step = octo_max(1, SLICE / some), slices = (rows + step - 1) / step;
+    OCTO_PARALLEL(i, slices) {
+        for (int64_t r = i * step; r < octo_min((i + 1) * step, rows); r++) {
+            char *at = (char *)whole + (r * cols + first) * element, *own = (char *)part + r * some * element;
+            memcpy(back ? at : own, back ? own : at, (size_t)(some * element));
+        }
+    }
+}
+
+/* One pass, 0 forward, 1 dX, 2 dW, of all groups, `merge` at a time: a and b are its operands, c its result. */
+static int in_merged_groups(const octo_conv *g, int64_t merge, int pass, const int8_t *x, int x_zero, const int8_t *w, const int8_t *dy, int32_t *c) {
+    octo_conv part = *g;
+    int64_t cg = g->channels / g->groups, fg = g->filters / g->groups, taps = g->kernel_h * g->kernel_w;
+    part.groups = 1, part.channels = merge * cg, part.filters = merge * fg;
+    int64_t pixels = g->batch * g->height * g->width, outputs = g->batch * octo_out_height(g) * octo_out_width(g);
+    int64_t size_x = pixels * part.channels, size_y = outputs * part.filters, size_w = part.filters * taps * part.channels;
+    int64_t result = pass == 0 ? size_y : pass == 1 ? size_x : size_w;
+    int8_t *memory = octo_scratch(OCTO_SLOT_SLICE, size_x + size_y + size_w);
+    int32_t *made = octo_scratch(OCTO_SLOT_RESULT, result * 4);
+    if (!memory || !made) return OUT_OF_MEMORY;
+    int8_t *some_x = memory, *some_dy = memory + size_x, *some_w = memory + size_x + size_y;
+    int status = OCTO_OK;
+    for (int64_t group = 0; group < g->groups && !status; group += merge) {
+        if (pass != 1) move_columns(pixels, g->channels, group * cg, part.channels, (void *)x, some_x, 1, 0);
+        if (pass != 0) move_columns(outputs, g->filters, group * fg, part.filters, (void *)dy, some_dy, 1, 0);
+        if (pass != 2) memset(some_w, 0, (size_t)size_w);
+        for (int64_t f = 0; pass != 2 && f < part.filters; f++)
+            for (int64_t t = 0; t < taps; t++)
+                memcpy(some_w + (f * taps + t) * part.channels + f / fg * cg, w + ((group * fg + f) * taps + t) * cg, (size_t)cg);
+        if (pass == 0) {
+            status = octo_conv_forward_s8(&part, some_x, x_zero, some_w, made);
+            move_columns(outputs, g->filters, group * fg, part.filters, c, made, 4, 1);
+        } else if (pass == 1) {
+            status = octo_conv_input_grad_s8(&part, some_dy, some_w, made);
+            move_columns(pixels, g->channels, group * cg, part.channels, c, made, 4, 1);
+        } else {
+            status = octo_conv_weight_grad_s8(&part, some_x, x_zero, some_dy, made);
+            for (int64_t f = 0; f < part.filters; f++)
+                for (int64_t t = 0; t < taps; t++)
+                    memcpy(c + ((group * fg + f) * taps + t) * cg, made + (f * taps + t) * part.channels + f / fg * cg, (size_t)cg * 4);
+        }
+    }
+    return status;
+}
+
 int octo_grouped_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element) {
+    int64_t merge = merged(g, element);
+    if (merge) return in_merged_groups(g, merge, 0, x, x_zero, w, NULL, y);
     return windows_times(g, 0, x, x_zero, w, 1, y, element);
 }
 
 /* w of a group turned: [kernel_h kernel_w filter][channel]. */
 int octo_grouped_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
-    int64_t fg = g->filters / g->groups, cg = g->channels / g->groups, taps = g->kernel_h * g->kernel_w;
+    int64_t fg = g->filters / g->groups, cg = g->channels / g->groups, taps = g->kernel_h * g->kernel_w, merge = merged(g, element);
+    if (merge) return in_merged_groups(g, merge, 1, NULL, 0, w, dy, dx);
     size_t pixel = (size_t)(cg * element);
     char *turned = octo_scratch(OCTO_SLOT_RIGHT, g->filters * taps * cg * element);
     if (!turned) return OUT_OF_MEMORY;
@@ -67,6 +127,8 @@ int octo_grouped_input_grad(const octo_conv *g, const void *dy, const void *w, v
 int octo_grouped_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element) {
     int64_t fg = g->filters / g->groups, cg = g->channels / g->groups, taps = g->kernel_h * g->kernel_w, k = taps * cg;
     int64_t m = g->batch * octo_out_height(g) * octo_out_width(g), step = octo_min(rows_at_once(k, element), rows_at_once(fg, element));
+    int64_t merge = merged(g, element);
+    if (merge) return in_merged_groups(g, merge, 2, x, x_zero, NULL, dy, dw);
     int64_t parts = octo_min(taps, (octo_threads() + g->groups - 1) / g->groups);
     int failed = 0;
     OCTO_PARALLEL(i, g->groups * parts) {

@@ -16,7 +16,7 @@ int octo_fail(int status, const char *format, ...) __attribute__((format(printf,
     } while (0)
 
 /* Memory of the calling thread, aligned to 64 bytes, kept for its next call; NULL where there is none.  One buffer a slot. */
-enum octo_slot { OCTO_SLOT_KERNEL, OCTO_SLOT_PADDED, OCTO_SLOT_LEFT, OCTO_SLOT_RIGHT, OCTO_SLOT_SUMS, OCTO_SLOT_PART, OCTO_SLOTS };
+enum octo_slot { OCTO_SLOT_KERNEL, OCTO_SLOT_PADDED, OCTO_SLOT_LEFT, OCTO_SLOT_RIGHT, OCTO_SLOT_SUMS, OCTO_SLOT_PART, OCTO_SLOT_SLICE, OCTO_SLOT_RESULT, OCTO_SLOTS };
 void *octo_scratch(enum octo_slot slot, int64_t bytes);
 
 /* The body runs for index = 0 .. count - 1, on the threads that octo_set_threads chose, each in the floating-point environment of
