@@ -188,8 +188,9 @@ class Run:
         x, shape = np.asarray(x), self.network.nodes[0].in_shape
         if x.ndim == 3 and shape[-1] == 1:
             x = x[..., None]
-        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1:] != shape:
-            raise OctosimError(f"x is {x.dtype} {x.shape}, expected images uint8 (N, {', '.join(map(str, shape))})")
+        kind = self.state.data.train_images.dtype
+        if x.dtype != kind or x.shape[1:] != shape:
+            raise OctosimError(f"x is {x.dtype} {x.shape}, expected images {kind} (N, {', '.join(map(str, shape))})")
         return np.ascontiguousarray(x)
 
     @_in_arguments()

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 
 # A row may import only from rows above it.
 ROWS = [
-    {"errors", "schema", "settings", "files", "_callable", "limits", "onnxfile", "textfile", "trace", "_core"},
+    {"errors", "schema", "settings", "files", "_callable", "extensions", "limits", "onnxfile", "textfile", "trace", "_core"},
     {"integrity"},
     {"numerics"},
     {"core", "hardware"},
@@ -27,13 +27,13 @@ ROWS = [
     {"train"},
     {"study", "evidence", "bench", "torch"},
     {"report"},
-    {"api"},
+    {"api", "testing"},
     {"cli"},
     {"__main__"},
 ]
 # A report is made where no run can be: it reads records and computes no result.
 NOT_BELOW = {"report": {"core", "data", "engine", "graph", "methods", "train", "study", "evidence", "bench"}}
-WITHIN_A_ROW = {(name, "errors") for name in ("schema", "settings", "files", "textfile", "onnxfile")}
+WITHIN_A_ROW = {(name, "errors") for name in ("schema", "settings", "files", "textfile", "onnxfile", "extensions")}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p not in (PACKAGE / "__init__.py", PACKAGE / "_moved.py"))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import octosim
-from octosim.cli import audit, benching, catalogue, checking, cost, importing, profiles, show_env, studying, training
+from octosim.cli import audit, benching, catalogue, checking, cost, importing, profiles, scaffold, show_env, studying, training
 from octosim.cli.terminal import say
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("import")(importing.import_)
 app.add_typer(profiles.profiles_app, name="profiles")
 app.add_typer(catalogue.data_app, name="data")
 app.add_typer(catalogue.methods_app, name="methods")
+app.add_typer(scaffold.new_app, name="new")
 
 
 def _version(asked: bool) -> None:

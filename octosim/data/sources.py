@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from octosim import extensions
 from octosim.data import folder as folders
 from octosim.data import sets
 from octosim.data.arrays import CifarBinary, Csv, Idx, Npz
@@ -60,7 +61,7 @@ def open_source(name: str, options: Options = Options()) -> Source:
     path = Path(name)
     if not _there(name):
         raise OctosimError(f"data {name} is not there: no such file or folder")
-    for kind in KINDS.values():
+    for kind in (*extensions.loaded("octosim.data")[0].values(), *KINDS.values()):
         if kind.fits(path):
             source: Source = kind(path, options)
             return source

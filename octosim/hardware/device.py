@@ -13,10 +13,12 @@ import os
 import platform
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from octosim import extensions
 from octosim.errors import OctosimError, suggest
 from octosim.hardware import detect as host_reader
 from octosim.hardware.efficiency import Factors
@@ -425,7 +427,16 @@ def _shipped() -> dict[str, Traversable]:
     folder: Traversable = package if package.is_dir() else Path(__file__).resolve().parents[2] / "hwprofiles"
     if not folder.is_dir():
         raise OctosimError(f"{folder}: the folder of hardware profiles is missing, reinstall octosim")
-    return {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
+    found: dict[str, Traversable] = {}
+    for place in (*_of_other_packages(), folder):  # octosim's own come last: nothing takes their place
+        found |= {file.name.removesuffix(".toml"): file for file in place.iterdir() if file.name.endswith(".toml")}
+    return found
+
+
+def _of_other_packages() -> list[Traversable]:
+    """The folders of packages that entry points of octosim.profiles name; those that are broken are left out."""
+    modules = extensions.loaded("octosim.profiles")[0].values()
+    return [importlib.resources.files(module) for module in modules if isinstance(module, ModuleType)]
 
 
 @functools.cache

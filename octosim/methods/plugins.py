@@ -9,20 +9,19 @@ import importlib.metadata
 import inspect
 import os
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from octosim import extensions
 from octosim.engine.nodes import Method
 from octosim.errors import OctosimError
 
 GROUP = "octosim.methods"
 
 
-@cache
 def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     """The installed entry points by name; none is loaded."""
-    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    return extensions.entry_points(GROUP)
 
 
 def is_path(name: str) -> bool:
@@ -35,8 +34,9 @@ def load(name: str) -> type[Any]:
 
     Modules are found as Python finds them, and in the current folder.
     """
-    path = name if is_path(name) else entry_points()[name].value
-    module_name, _, qualified = path.replace(" ", "").partition(":")
+    if not is_path(name):
+        return check(name, extensions.load(GROUP, name))
+    module_name, _, qualified = name.partition(":")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octosim import core
-from octosim.engine.layers import BatchNorm, GlobalAvgPool, Layer
+from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, GlobalAvgPool, Layer
 from octosim.engine.nodes import Array, Context, Node
 from octosim.errors import OctosimError
-from octosim.torch.products import ConvolutionLayer, MatrixLayer, Session, Windows
+from octosim.torch.products import MatrixLayer, Session
 
 
 def _array(t: Tensor) -> Array:
@@ -118,7 +118,7 @@ class EngineModule(nn.Module):
     def node(self, shape: tuple[int, ...], params: Sequence[Tensor]) -> Node:
         """The layer at its place, with the parameters in octosim's layout."""
         node = Node(self.name, self.index, self.layer, shape[1:], self.out_shape(shape[1:]))
-        node.in_place, node.dy_shared, node.edge = False, True, False
+        node.in_place, node.edge = False, False
         node.pool, node.observers = self.session.pool, self.session.observers
         node.through = partial(self.session.through, self.name)
         node.params = {name: _array(p) for name, p in zip(self.names, params, strict=True)}
@@ -195,9 +195,12 @@ class EngineConv(EngineWeighted):
             before = tuple(original._reversed_padding_repeated_twice)
         else:
             pad = _pair(original.padding, 0)
-        layer = ConvolutionLayer(original.out_channels, kernel, stride, pad, dilation, original.groups, session)
-        # the shape of an image is not known yet: the smallest that gives one output
-        reach = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, pad, strict=True)]
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+        if pad[0] >= reach[0] or pad[1] >= reach[1]:
+            pad, before = (0, 0), tuple(original._reversed_padding_repeated_twice)
+        layer: Layer = Conv2d(original.out_channels, kernel, stride, pad, dilation=dilation, groups=original.groups)
+        if original.groups == original.in_channels == original.out_channels:
+            layer = DepthwiseConv2d(kernel, stride, pad, dilation=dilation)
         super().__init__(session, name, layer, original, (*reach, original.in_channels))
         self.flat, self.before = isinstance(original, nn.Conv1d), before
         self.mode = "constant" if original.padding_mode == "zeros" else original.padding_mode
@@ -207,14 +210,11 @@ class EngineConv(EngineWeighted):
         return _channels_last(self.weight.unsqueeze(2) if self.weight.ndim == 3 else self.weight)
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
-        layer, size = self.layer, (in_shape[0], in_shape[1])
-        product = Windows(
-            1, size, in_shape[2], layer.filters, layer.kernel, layer.stride, layer.pad, layer.dilation, layer.groups,
-            self.session, self.name,
-        )  # fmt: skip
-        if min(product.out_size) < 1:
-            raise OctosimError(f"layer {self.name}: an input of {in_shape[0]} x {in_shape[1]} is too small for its kernel")
-        return (*product.out_size, self.layer.filters)
+        try:
+            shape: tuple[int, ...] = self.layer.out_shape(in_shape)
+        except OctosimError as error:
+            raise OctosimError(f"layer {self.name}: {error}") from None
+        return shape
 
     def forward(self, x: Tensor) -> Tensor:
         single = x.ndim == 3 - self.flat

@@ -1,0 +1,217 @@
+"""Methods, profiles and data of other packages: as `octosim new method` writes them, broken ones, and the suite for all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from kit.cli import octosim as command
+
+import octosim
+from octosim import extensions, methods
+from octosim.engine.quantizers import QTensor
+from octosim.errors import OctosimError
+from octosim.methods.octo import Octo
+from octosim.testing import check_method
+
+PROFILE = Path(__file__).parents[1] / "hwprofiles" / "raspberry-pi-4.toml"
+DATA = """
+import numpy as np
+from octosim.data.dataset import Dataset, digest_of
+
+class Columns:
+    def __init__(self, path, options):
+        self.path = path
+
+    @staticmethod
+    def fits(path):
+        return path.name.endswith(".columns")
+
+    def load(self, progress=None):
+        values = np.loadtxt(self.path, dtype=int)
+        x, y = values[:, 1:].astype(np.uint8).reshape(-1, 4, 4, 1), values[:, 0].astype(np.uint8)
+        return Dataset(self.path.name, x, y, x, y, ("a", "b"), digest_of(x, y, x, y), str(self.path.resolve()))
+
+    def identity(self):
+        return self.load().sha256
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for sys.path with a package of `octosim new method`, a profile, data, and entry points that are broken."""
+    folder = tmp_path_factory.mktemp("site")
+    done = command("new", "method", "clipped", "--out", str(folder / "package"))
+    assert done.returncode == 0, done.stderr
+    (folder / "package" / "octosim_clipped").rename(folder / "octosim_clipped")
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "__init__.py").write_text(DATA)
+    text = PROFILE.read_text().replace('name = "raspberry-pi-4"', 'name = "my-board"')
+    (folder / "theirs" / "my-board.toml").write_text(
+        "\n".join(line for line in text.splitlines() if not line.startswith("aliases")) + "\n"
+    )
+    about = folder / "theirs-1.5.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.5\n")
+    (about / "top_level.txt").write_text("octosim_clipped\ntheirs\n")
+    (about / "RECORD").write_text("")
+    (about / "entry_points.txt").write_text(
+        "[octosim.methods]\nclipped = octosim_clipped:Clipped\nbroken = no_such_module:X\noctosim = json:JSONDecoder\n"
+        "octo = octosim_clipped:Clipped\n[octosim.profiles]\ntheirs = theirs\ngone = nowhere\n"
+        "[octosim.data]\ncolumns = theirs:Columns\ngone = nowhere:X\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.syspath_prepend(str(site))
+    extensions.entry_points.cache_clear()
+    yield site
+    extensions.entry_points.cache_clear()
+
+
+RUN = "--model lenet5 --batch-size 20"
+
+
+def test_from_training_to_the_report(installed: Path, tmp_path: Path) -> None:
+    """A method of 60 lines outside the package: trained, resumed, verified, priced, studied, reported."""
+    lines = (installed / "octosim_clipped" / "__init__.py").read_text().splitlines()
+    assert len(lines) <= 70 and len([line for line in lines if line.strip()]) <= 60
+    run = tmp_path / "run"
+    done = command("train", *RUN.split(), "--steps", "3", "--method", "clipped", "--set", "share=0.8", "--out", str(run))
+    assert done.returncode == 0, done.stderr
+    decided = json.loads((run / "manifest.json").read_text())["decides"]["method"]
+    assert decided["name"] == "clipped" and decided["parameters"] == {"share": 0.8}
+    assert decided["plugin"]["package"] == "theirs" and decided["plugin"]["version"] == "1.5"
+    assert command("verify", str(run)).returncode == 0
+    by_path = octosim.train(model="lenet5", batch_size=20, steps=3, method="octosim_clipped:Clipped", parameters={"share": 0.8})
+    assert by_path.digest == octosim.open(run).digest
+    cost = command("cost", "--method", "clipped", "--model", "lenet5", "--profile", "my-board", "--json")
+    assert cost.returncode == 0 and json.loads(cost.stdout)["total"]["time_s"] > 0, cost.stderr
+    (tmp_path / "st.toml").write_text(
+        '[base]\nmodel = "lenet5"\nbatch_size = 20\nsteps = 2\n[[grid]]\nmethod = ["clipped", "octo"]\n'
+    )
+    done = command("study", str(tmp_path / "st.toml"), "--jobs", "1", "--out", str(tmp_path / "study"))
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "page.md"
+    done = command("report", str(tmp_path / "study"), "--profile", "my-board", "-o", str(page))
+    assert done.returncode == 0 and "clipped" in page.read_text(), done.stderr
+    listed = command("methods", "--json")
+    assert "clipped" in [row["name"] for row in json.loads(listed.stdout)]
+    assert "no_such_module" in listed.stderr and "octosim has a method of that name" in listed.stderr
+
+
+def test_a_changed_source_is_another_method(installed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    octosim.train(model="lenet5", batch_size=20, steps=1, method="clipped", out=run)
+    module = installed / "octosim_clipped" / "__init__.py"
+    before = module.read_text()
+    try:
+        module.write_text(before.replace("share: float = 0.9", "share: float = 0.9  # changed"))
+        done = command("verify", str(run))
+        assert done.returncode == 1 and "decides.method.plugin.sha256" in done.stdout, done.stdout + done.stderr
+    finally:
+        module.write_text(before)
+
+
+def test_broken_ones_break_nothing(installed: Path) -> None:
+    names, broken = methods.available()
+    assert "clipped" in names and set(methods.METHODS) < set(names) and set(broken) == {"broken", "octosim", "octo"}
+    assert type(methods.make("octo", {})).__module__ == "octosim.methods.octo"
+    expected = {"broken": "ModuleNotFoundError", "octosim": "expected a subclass", "clip": "did you mean 'clipped'"}
+    for name, sentence in expected.items():
+        with pytest.raises(OctosimError, match=sentence):
+            methods.make(name, {})
+
+
+def test_profiles_and_data(installed: Path, tmp_path: Path) -> None:
+    from octosim import hardware
+
+    assert hardware.load("my-board").name == "my-board" and hardware.load("pi4").name == "raspberry-pi-4"
+    rng = np.random.default_rng(0)
+    table = np.c_[np.arange(12) % 2, rng.integers(0, 256, (12, 16))]
+    np.savetxt(tmp_path / "mine.columns", table, fmt="%d")
+    run = octosim.train(model="mlp", data=str(tmp_path / "mine.columns"), batch_size=4, steps=2, out=tmp_path / "run")
+    assert run.verify().equal and run.state.data.train_images.shape == (12, 4, 4, 1)
+
+
+def test_the_package_passes_its_own_test(installed: Path, tmp_path: Path) -> None:
+    test = installed / "package" / "tests" / "test_octosim_clipped.py"
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["octo", "fp32"])
+def test_own_methods_pass(name: str, tmp_path: Path) -> None:
+    made = check_method(methods.METHODS[name], tmp_path)
+    assert {"declaration", "digests", "resume", "price"} <= set(made)
+    assert ("sums" in made) == ("overflow" in made) == ("register" in made) == (name == "octo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_own_method_passes(name: str, tmp_path: Path) -> None:
+    assert check_method(methods.METHODS[name], tmp_path)
+
+
+# ---- methods that must not pass --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Quiet(Octo):
+    """No word of the parameter."""
+
+    strength: float = 1.0
+    name: ClassVar[str] = "quiet"
+
+
+@dataclass(frozen=True)
+class _Careless(Octo):
+    """lac, lac_samples, lac_decay, prc, prc_ratio, prc_z, prc_percentile, zero_point, rounding, keep: as octo's."""
+
+    name: ClassVar[str] = "careless"
+
+    def check(self, node: Any, batch: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Noisy(Octo):
+    """lac, lac_samples, lac_decay, prc, prc_ratio, prc_z, prc_percentile, zero_point, rounding, keep: as octo's."""
+
+    name: ClassVar[str] = "noisy"
+    recordable = False
+
+    def error(self, node: Any, dy: Any, context: Any) -> Any:
+        made = super().error(node, dy, context)
+        _COUNT[0] += 1
+        codes = made.q.copy()
+        codes.flat[_COUNT[0] % codes.size] ^= 1
+        return QTensor(codes, made.s, made.z)
+
+
+_COUNT = [0]
+
+
+@pytest.mark.parametrize(
+    "cls, sentence",
+    [(_Quiet, "lacks 'strength: ...'"), (_Careless, "accepts a layer of"), (_Noisy, "other bits than with")],
+)
+def test_faulty_methods_fail(cls: Any, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_method(cls, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["octo", "Clipped", "a b", "-a", "class"])
+def test_bad_names(name: str, tmp_path: Path) -> None:
+    done = command("new", "method", "--out", str(tmp_path / "x"), "--", name)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "x").exists()
