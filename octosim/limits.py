@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def memory(root: str | os.PathLike[str] = "/") -> int | None:
     """Bytes that the control groups of this process allow it; None where they set no limit."""
     limits = [_number(folder / name) for folder, name in _files(Path(root), "memory", "memory.max", "memory.limit_in_bytes")]
     return min((limit for limit in limits if limit is not None and limit < UNLIMITED), default=None)
+
+
+def usable(root: str | os.PathLike[str] = "/") -> int | None:
+    """Bytes of memory and swap that this process may fill: all of the machine's, or what its control groups allow."""
+    found = re.findall(r"^(?:MemTotal|SwapTotal):\s*(\d+) kB", _text(Path(root) / "proc/meminfo"), re.MULTILINE)
+    machine = 1024 * sum(map(int, found)) if found else None
+    return min((limit for limit in (machine, memory(root)) if limit), default=None)
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, data, engine, graph, methods, numerics
+from octosim import core, data, engine, graph, limits, methods, numerics
 from octosim.data import batches
 from octosim.engine import inputs, optimizers, plan, schedules
 from octosim.engine import registers as accumulators
@@ -85,6 +85,7 @@ class Run:
         self.layers = layers or graph.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
         self._check_fits(in_shape)
         self.source = source_of(config, graph.as_graph(self.layers), self.data.train_images)
+        self._check_memory(in_shape)
         self.network = engine.Network(self.layers, in_shape, self.method, config.seed, config.float_layers, self.source)
         self.registers = accumulators.Registers(numerics.find(config.accumulator))
         self._check_registers()
@@ -117,6 +118,23 @@ class Run:
             else:
                 what, remedy = f"vectors of {in_shape[0]} numbers", "{model} mlp takes vectors"
             raise ArgumentError(f"{self.config.model} cannot take {what}, as {self.data.name} has: {error}; {remedy}") from None
+
+    def _check_memory(self, in_shape: tuple[int, ...]) -> None:
+        """Refuses a step that needs more memory than there is, before any of it is taken."""
+        allowed = limits.usable()
+        if allowed is None:
+            return
+        network = plan.dry(self.layers, in_shape, self.method, self.config.float_layers, self.source)
+        values = sum(math.prod(node.out_shape) for node in network.nodes) * self.config.batch_size
+        weights = sum(w.size for node in network.nodes for w in node.params.values())
+        if 4 * (weights + values) < allowed / 16:
+            return  # far from it: a plan of the step takes longer
+        needed = plan.memory(plan.plan(network, self.config.batch_size, self.optimizer))["peak"]
+        if needed > allowed:
+            raise ArgumentError(
+                f"a step of {self.config.model} needs {needed / 2**30:,.3g} GiB of memory, and this process may use "
+                f"{allowed / 2**30:,.3g} GiB; a smaller {{batch_size}} takes less"
+            )
 
     def new_meter(self) -> measure.Meter:
         """What measures the run's steps."""

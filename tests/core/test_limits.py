@@ -62,6 +62,18 @@ def test_trees(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (limits.cpus(tmp_path), limits.memory(tmp_path)) == (cpus, memory)
 
 
+def test_usable(tmp_path: Path) -> None:
+    assert limits.usable(tmp_path) is None
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       1000 kB\nMemFree: 5 kB\nSwapTotal:      24 kB\n")
+    assert limits.usable(tmp_path) == 1 << 20
+    (tmp_path / "proc/self/mountinfo").write_text(V2)
+    (tmp_path / "proc/self/cgroup").write_text("0::/")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("4096")
+    assert limits.usable(tmp_path) == 4096
+
+
 def test_no_tree(tmp_path: Path) -> None:
     assert limits.cpus(tmp_path) >= 1 and limits.memory(tmp_path) is None
     assert limits.cpus() >= 1

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from kit.small import few_images, narrow
 
-from octosim import core, data, graph, methods, train
+from octosim import core, data, graph, limits, methods, train
 from octosim.data import batches
+from octosim.engine import plan
 from octosim.engine.layers import Stack
 from octosim.errors import OctosimError
 from octosim.report import read, states
@@ -464,6 +465,18 @@ def test_a_run_that_diverged_says_so_until_it_goes_on(tmp_path: Path) -> None:
     assert not (folder / "failure.json").exists()
     (found,) = read.read_all([folder]).runs
     assert states.state_of(found).kind in ("finished", "at chance")
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_step_that_needs_more_memory_than_there_is_is_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = train.Config(model="lenet5", method=method, batchnorm=methods.METHODS[method].batchnorm, **SHORT)
+    run = train.Run(config)
+    needed = plan.memory(plan.plan(run.network, config.batch_size, run.optimizer))["peak"]
+    monkeypatch.setattr(limits, "usable", lambda: needed)
+    train.Run(config)
+    monkeypatch.setattr(limits, "usable", lambda: needed - 1)
+    with pytest.raises(OctosimError, match=r"^a step of lenet5 needs 0.\d+ GiB of memory, and this process may use 0"):
+        train.Run(config)
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
