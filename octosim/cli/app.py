@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 import octosim
-from octosim.cli import audit, benching, catalogue, checking, cost, importing, profiles, scaffold, show_env, studying, training
+from octosim.cli import (
+    audit,
+    benching,
+    catalogue,
+    checking,
+    cost,
+    exporting,
+    importing,
+    profiles,
+    scaffold,
+    show_env,
+    studying,
+    training,
+)
 from octosim.cli.terminal import say
 
 app = typer.Typer(
@@ -18,8 +31,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 for _command in (
-    training.train, training.verify, training.diff, checking.golden, checking.check, audit.audit, cost.cost, benching.bench,
-    studying.study, studying.report, show_env.show_env,
+    training.train, training.verify, training.diff, checking.golden, checking.check, exporting.export, audit.audit, cost.cost,
+    benching.bench, studying.study, studying.report, show_env.show_env,
 ):  # fmt: skip
     app.command()(_command)
 app.command("import")(importing.import_)

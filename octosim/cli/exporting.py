@@ -1,0 +1,55 @@
+"""The command `octosim export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from octosim.cli.terminal import AsJson, Threads, out_console, print_json, say, use_threads
+from octosim.errors import OctosimError
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    to: Annotated[str, typer.Option(help="onnx (QDQ and QOperator) or safetensors.")] = "onnx",
+    out: Annotated[Optional[Path], typer.Option(help="Folder to write to; RUN/export if not given.")] = None,  # noqa: UP045
+    images: Annotated[Optional[int], typer.Option(help="Images of the test set to compare on; all if not given.")] = None,  # noqa: UP045
+    compare: Annotated[bool, typer.Option(help="Run what was written, and compare it with octosim.")] = True,
+    threads: Threads = None,
+    json_: AsJson = False,
+) -> None:
+    """Write a trained network for other programs, with the integers that training ended with, and compare what they compute.
+
+    Example: octosim export runs/a --to onnx
+
+    Example: octosim export runs/a --to safetensors --out deploy
+    """
+    from octosim.evidence import export as exporter
+
+    use_threads(threads)
+    if images is not None and images < 1:
+        raise OctosimError(f"--images must be at least 1, not {images}")
+    rows = exporter.export(run, to, out or run / "export", images, compare)
+    if json_:
+        print_json(rows)
+        return
+    for name, size in dict.fromkeys((row["file"], row["bytes"]) for row in rows):
+        say(f"{name}: {size:,} bytes")
+    if not compare:
+        return
+    unit = "tensors" if to == "safetensors" else "int8 steps of the logits"
+    table = Table(title=f"against octosim, in {unit}")
+    for column in ("file", "run by"):
+        table.add_column(column)
+    columns = ["equal", "off by one", "more"] + (["same bits", "same class"] if to == "onnx" else [])
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        counts = [f"{row[key]} of {row['elements']}" for key in ("equal",)] + [str(row[key]) for key in ("off_by_one", "more")]
+        if to == "onnx":
+            counts += [str(row["same_bits"]), f"{row['same_class']} of {row['images']}"]
+        table.add_row(Path(row["file"]).name, row["runtime"], *counts)
+    out_console.print(table)

@@ -1,0 +1,133 @@
+"""octosim export: onnxruntime computes what octosim does from the files, with the integers that training ended with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kit.cli import octosim as command
+
+import octosim
+from octosim.engine.layers import (
+    AvgPool,
+    BatchNorm,
+    Clip,
+    Conv2d,
+    DepthwiseConv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool,
+    ReLU,
+    ReLU6,
+    Residual,
+)
+from octosim.errors import OctosimError
+from octosim.evidence import export
+
+pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+MIXED = [
+    Conv2d(8, 3, 2, 1), BatchNorm(), ReLU6(), DepthwiseConv2d(3, 1, 1), BatchNorm(), ReLU(),
+    Residual((Conv2d(8, (3, 1), 1, (1, 0), groups=2), BatchNorm())), ReLU(), MaxPool(3, 2, (1, 1, 1, 1)),
+    Conv2d(6, 3, 1, (0, 1, 1, 0), dilation=2), Clip(-1.0, 1.0), AvgPool(2, 1), Dropout(0.1), Flatten(), Linear(10),
+]  # fmt: skip
+POOLED = [Conv2d(8, 3, 2), BatchNorm(), ReLU(), GlobalAvgPool(), Linear(10)]
+
+
+def trained(folder: Path, **change: Any) -> octosim.Run:
+    return octosim.train(out=folder, **dict(model="lenet5", batch_size=20, steps=4) | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(), dict(parameters={"lac": "feature"}), dict(method="hindsight"), dict(model=MIXED), dict(model=POOLED)],
+    ids=["lenet5", "feature", "hindsight", "mixed", "pooled"],
+)
+def test_integers_are_octosims(change: dict[str, Any], tmp_path: Path) -> None:
+    trained(tmp_path / "run", **change)
+    rows = export.export(tmp_path / "run", "onnx", tmp_path / "out", images=200)
+    assert [Path(row["file"]).name for row in rows] == ["qdq.onnx"] * 2 + ["qoperator.onnx"] * 2
+    for row in rows:
+        assert row["equal"] + row["off_by_one"] + row["more"] == row["elements"] == 2000 and row["images"] == 200
+        assert row["same_class"] >= 190 and row["bytes"] == Path(row["file"]).stat().st_size
+    exact = rows[2]  # without graph optimizations: every node is octosim's own operation
+    assert exact["runtime"].endswith("off") and exact["more"] == 0
+    if change.get("model") is POOLED:  # the mean's sum runs in another order
+        assert exact["equal"] >= 1990
+    else:
+        assert exact["same_bits"] == exact["equal"] == 2000
+
+
+def test_the_files_hold_the_codes_of_the_last_step(tmp_path: Path) -> None:
+    import onnx
+    from safetensors.numpy import load_file
+
+    run = trained(tmp_path / "run")
+    held = export.weighted(run.state)
+    row = export.export(tmp_path / "run", "safetensors", tmp_path / "out")[0]
+    assert row["equal"] == row["elements"] > 20
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    model = onnx.load_from_string(export.onnx_model(run.state, "qoperator"))
+    constants = {c.name: onnx.numpy_helper.to_array(c) for c in model.graph.initializer}
+    for name, layer in held.items():
+        w = run.tensors()[f"{name}.w"]
+        codes = np.clip(np.rint(w / np.abs(w).max() * 127), -127, 127)
+        assert np.abs(layer.w - codes).max() <= 1 and layer.w.dtype == tensors[f"{name}.w"].dtype == np.int8
+        assert np.array_equal(tensors[f"{name}.w"], layer.w)
+        own = layer.w.transpose(0, 3, 1, 2) if layer.w.ndim == 4 else layer.w.T
+        assert np.array_equal(constants[f"{name}.w"], own)
+    assert {p.key: p.value for p in model.metadata_props}["digest"] == run.digest
+
+
+def test_float32_is_exported_as_it_is(tmp_path: Path) -> None:
+    trained(tmp_path / "run", method="fp32", model=POOLED)
+    for row in export.export(tmp_path / "run", "onnx", tmp_path / "out", images=100):
+        assert row["equal"] == row["elements"] and row["same_class"] == 100
+
+
+def test_the_comparison_sees_a_wrong_file(tmp_path: Path) -> None:
+    """One code of the last layer changed: some logits are off."""
+    import onnx
+
+    run = trained(tmp_path / "run").state
+    model = onnx.load_from_string(export.onnx_model(run, "qoperator"))
+    last = next(c for c in model.graph.initializer if c.name == "fc3.w")
+    codes = onnx.numpy_helper.to_array(last).copy()
+    codes[:, 0] = -codes[:, 0]
+    last.CopyFrom(onnx.numpy_helper.from_array(codes, "fc3.w"))
+    images = run.data.test_images[:50]
+    found = export.compare(export.run_onnx(model.SerializeToString(), images, False), export.logits_of(run, images))
+    assert found["same_bits"] <= 450 and found["more"] > 0
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (dict(method="niti", batchnorm=False), "layer conv1: method niti has no inference that can be exported"),
+        (dict(method="logbtq"), "has no inference that can be exported"),
+    ],
+)
+def test_what_cannot_be_exported(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    trained(tmp_path / "run", steps=1, **change)
+    with pytest.raises(OctosimError, match=sentence):
+        export.export(tmp_path / "run", "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_command(tmp_path: Path) -> None:
+    trained(tmp_path / "run", steps=1)
+    done = command("export", str(tmp_path / "run"), "--images", "50")
+    assert done.returncode == 0 and "qoperator.onnx" in done.stdout and "500 of 500" in done.stdout, done.stderr
+    done = command("export", str(tmp_path / "run"), "--to", "safetensors", "--out", str(tmp_path / "s"), "--json")
+    assert json.loads(done.stdout)[0]["more"] == 0
+    for arguments, sentence in (
+        (["--to", "tflite"], "to onnx"), (["--images", "0"], "--images must be at least 1"),
+    ):  # fmt: skip
+        done = command("export", str(tmp_path / "run"), *arguments)
+        assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
