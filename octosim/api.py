@@ -16,7 +16,6 @@ and the other way round.  Everything works in a thread and in processes that are
 
 from __future__ import annotations
 
-import hashlib
 import html
 import io
 import re
@@ -47,10 +46,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Arrays = tuple[Array, Array, Array, Array]
-"""Training images uint8 (N, height, width, channels), training labels (N,), test images, test labels; labels from 0."""
+"""Training images, training labels (N,), test images, test labels.  Images are uint8 or float32, (N, height, width, channels),
+(N, channels, height, width) or (N, height, width), or vectors (N, values); labels integers from 0."""
 
-ARRAYS = "arrays"
-"""The name of a data set that was given as arrays; the run's folder holds them in data.npz."""
+_ARRAYS = data.ARRAYS  # a name that no argument hides
 LAYERS = "layers.toml"
 """The model's name where layers were given; the manifest holds them."""
 
@@ -137,7 +136,7 @@ class Run:
     def state(self) -> _train.Run:
         """The network with its data and optimizer at the last checkpoint, to go on with in memory; it is made once."""
         if self._made is None:
-            self._made = _train.reopen(self.folder, _dataset_of(self.folder))
+            self._made = _train.reopen(self.folder)
         return self._made
 
     @property
@@ -156,8 +155,9 @@ class Run:
 
     @core.float_environment()
     def logits(self, x: Array, batch_size: int = 500) -> Array:
-        """What the network gives for images: float32 (N, classes), with running statistics.  x: uint8 (N, height, width,
-        channels); (N, height, width) for one channel.  OctosimError for another shape or dtype."""
+        """What the network gives for images: float32 (N, classes), with running statistics.  x: of the data's type, uint8 or
+        float32, (N, height, width, channels), (N, height, width) for one channel, or vectors (N, values).
+        OctosimError for another shape or dtype."""
         x, context = self._images(x), Context(training=False, seed=self.state.config.seed, step=0)
         made = []
         for i in range(0, len(x), batch_size):
@@ -188,16 +188,17 @@ class Run:
         x, shape = np.asarray(x), self.network.nodes[0].in_shape
         if x.ndim == 3 and shape[-1] == 1:
             x = x[..., None]
-        kind = self.state.data.train_images.dtype
-        if x.dtype != kind or x.shape[1:] != shape:
-            raise OctosimError(f"x is {x.dtype} {x.shape}, expected images {kind} (N, {', '.join(map(str, shape))})")
-        return np.ascontiguousarray(x)
+        floats = self.network.source.floats
+        if not (x.dtype.kind == "f" if floats else x.dtype == np.uint8) or x.shape[1:] != shape:
+            expected = f"{'images' if len(shape) == 3 else 'vectors'} {'float32' if floats else 'uint8'}"
+            raise OctosimError(f"x is {x.dtype} {x.shape}, expected {expected} (N, {', '.join(map(str, shape))})")
+        return np.ascontiguousarray(x, self.network.source.dtype)
 
     @_in_arguments()
     def verify(self) -> Verdict:
         """Replays the run from its manifest and compares every file; `.equal`, `.differences`.  OctosimError while it is not
         finished, or where a file cannot be read."""
-        return _train.verify(self.folder, dataset=_dataset_of(self.folder))
+        return _train.verify(self.folder)
 
     @_in_arguments()
     def resume(
@@ -299,7 +300,7 @@ def train(
     if isinstance(data, str):
         changes["data"] = data
     elif data is not None:
-        dataset, changes["data"] = _dataset(data), ARRAYS
+        dataset, changes["data"] = _dataset(data), _ARRAYS
     made = _config(config or Config(), changes)
     if threads is not None:
         core.set_threads(threads)
@@ -307,7 +308,7 @@ def train(
     folder = Path(temporary.name) / "run" if temporary else Path(out or "")
     _train.create(made, folder, f"octosim.train({made})", layers, dataset)
     if dataset is not None:
-        write_atomic(folder / "data.npz", _npz(dataset))
+        write_atomic(folder / _train.ARRAYS_FILE, _npz(dataset))
     run = Run(folder)
     run._temporary = temporary
     _steps(run, on_step, progress, checkpoint_every)
@@ -383,29 +384,12 @@ def _labels(name: str, y: Any, count: int, classes: int = 256) -> Array:
 
 
 def _dataset(arrays: Any) -> data.Dataset:
-    """A data set of arrays; OctosimError, naming the array, for another shape or dtype."""
+    """A data set of four arrays; OctosimError, naming the array, for another shape or dtype."""
     try:
         x, y, x_test, y_test = arrays
     except (TypeError, ValueError):
         raise OctosimError("data must be a name or four arrays: x_train, y_train, x_test, y_test") from None
-    images = []
-    for name, each in (("x_train", x), ("x_test", x_test)):
-        each = np.ascontiguousarray(each)
-        each = each[..., None] if each.ndim == 3 else each
-        if each.dtype != np.uint8 or each.ndim != 4 or not each.size:
-            raise OctosimError(f"{name} is {each.dtype} {each.shape}, expected images uint8 (N, height, width, channels)")
-        images.append(each)
-    if images[0].shape[1:] != images[1].shape[1:]:
-        raise OctosimError(f"x_test has images of {images[1].shape[1:]}, x_train of {images[0].shape[1:]}")
-    labels = [_labels("y_train", y, len(images[0])), _labels("y_test", y_test, len(images[1]))]
-    total = hashlib.sha256()
-    for each in (images[0], labels[0], images[1], labels[1]):
-        total.update(f"{each.shape}".encode() + each.tobytes())
-    classes = tuple(str(i) for i in range(max(2, int(max(each.max() for each in labels)) + 1)))
-    return data.Dataset(ARRAYS, images[0], labels[0], images[1], labels[1], classes, total.hexdigest())
-
-
-_NPZ = ("x_train", "y_train", "x_test", "y_test")
+    return data.from_arrays(np.asarray(x), np.asarray(y), np.asarray(x_test), np.asarray(y_test))
 
 
 def _npz(d: data.Dataset) -> bytes:
@@ -414,17 +398,6 @@ def _npz(d: data.Dataset) -> bytes:
         buffer, x_train=d.train_images, y_train=d.train_labels, x_test=d.test_images, y_test=d.test_labels
     )
     return buffer.getvalue()
-
-
-def _dataset_of(folder: Path) -> data.Dataset | None:
-    """The arrays of a run that was given such."""
-    if _train.read_config(folder).data != ARRAYS:
-        return None
-    try:
-        with np.load(folder / "data.npz", allow_pickle=False) as file:
-            return _dataset(tuple(file[name] for name in _NPZ))
-    except (OSError, KeyError, ValueError) as error:
-        raise OctosimError(f"{folder / 'data.npz'} cannot be read: {error}") from None
 
 
 # ---- cost --------------------------------------------------

@@ -22,6 +22,7 @@ from octosim import api, graph
 from octosim.engine.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU, Residual
 from octosim.methods.octo import Octo
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, find
+from octosim.train import verify
 
 SMALL = dict(model="lenet5", batch_size=20, steps=2)
 
@@ -91,9 +92,21 @@ def test_layers_and_arrays(tmp_path: Path) -> None:
     again = octosim.open(tmp_path / "run")
     assert again.state.layers == tuple(layers) and again.digest == made.digest and again.verify().equal
     assert again.predict(x).max() < 3
+    assert verify(tmp_path / "run").equal, "the command line finds them too"
     (tmp_path / "run" / "data.npz").write_bytes(b"no archive")
     with pytest.raises(octosim.OctosimError, match="data.npz cannot be read"):
         again.verify()
+
+
+def test_vectors_and_floats(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 60)
+    x = rng.standard_normal((60, 5)) + 4 * y[:, None]
+    made = octosim.train(model="mlp", data=(x, y, x[:20], y[:20]), batch_size=20, epochs=10, out=tmp_path / "run")
+    assert made.verify().equal and np.mean(made.predict(x) == y) > 0.8
+    assert made.manifest["data"]["image_shape"] == [5] and made.state.source.floats
+    with pytest.raises(octosim.OctosimError, match=r"x is uint8 .*expected vectors float32 \(N, 5\)"):
+        made.predict(x.astype(np.uint8))
 
 
 def test_no_out_is_a_temporary_folder(tmp_path: Path) -> None:
@@ -145,7 +158,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
         (dict(model=[Conv2d(4, 3), "relu"]), "model: layer 2 is relu"),
         (dict(model=[Conv2d(0, 3)]), "model: layer 1 .*'filters'"),
         (dict(data=(1, 2)), "four arrays"),
-        (dict(data=(np.zeros((2, 3, 3)),) * 4), "x_train is float64"),
+        (dict(data=(np.zeros((2, 3, 3)),) * 4), "y_train is float64"),
         (dict(accumulator=3), "accumulator is '3'"),
         (dict(method=Octo), "method is"),
         (dict(method="nosuchmodule:Class"), "cannot be imported: ModuleNotFoundError"),

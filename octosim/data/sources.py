@@ -11,7 +11,7 @@ from octosim import extensions
 from octosim.data import folder as folders
 from octosim.data import sets
 from octosim.data.arrays import CifarBinary, Csv, Idx, Npz
-from octosim.data.dataset import Dataset, Options, digest_of, limited, parse_image
+from octosim.data.dataset import Array, Dataset, Given, Options, checked, digest_of, limited, parse_image
 from octosim.data.folder import Folder, Progress
 from octosim.errors import ArgumentError, OctosimError, suggest
 
@@ -41,6 +41,8 @@ KINDS: dict[str, type[Any]] = {
 }
 """Classes of `Source` by what they read; the first that fits is taken."""
 
+ARRAYS = "arrays"
+"""The name of data that were given as arrays, in Python."""
 ENDINGS = (".npz", ".csv", ".gz", ".npy", ".zip", "-ubyte")
 OWN = "own data: a folder of images a class, .npz, .csv, idx files; see docs/data.md"
 
@@ -94,6 +96,18 @@ def load(
         raise OctosimError(f"unknown data set '{name}'{near}" + ("" if "did you mean" in near else f"; {OWN}"))
     found = found if limit is None else limited(found, limit)
     return _at_size(found, options)
+
+
+def from_arrays(
+    x_train: Array, y_train: Array, x_test: Array | None = None, y_test: Array | None = None, classes: tuple[str, ...] = ()
+) -> Dataset:
+    """A data set of arrays, as a .npz file has them; OctosimError names the array that does not fit.
+
+    x: uint8 or float32, (N, height, width), (N, height, width, channels), (N, channels, height, width) or (N, values).
+    y: integers (N,).  Without a test part a share is put aside.
+    """
+    given = Given(Path(ARRAYS), ("x_train", "y_train", "x_test", "y_test"), x_train, y_train, x_test, y_test, classes)
+    return replace(checked(given, Options()), path=None)
 
 
 def _at_size(found: Dataset, options: Options) -> Dataset:

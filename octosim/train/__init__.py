@@ -3,6 +3,7 @@
 from octosim._callable import make_callable
 from octosim.train.config import EPOCHS, Config
 from octosim.train.directory import (
+    ARRAYS_FILE,
     FORMAT,
     check,
     create,
@@ -26,7 +27,8 @@ from octosim.train.run import Batch, Run, load_data, source_of
 from octosim.train.verification import Verdict, advance_before, replay, verify
 
 __all__ = [
-    "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before", "check", "create",
+    "ARRAYS_FILE", "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before",
+    "check", "create",
     "decides", "last_record", "load_data", "manifest", "memory", "parameter_counts", "read_config", "read_digest",
     "read_manifest", "rebuild", "reopen", "replay", "save", "source_of", "step_of", "train", "verify", "write_manifest",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ A run directory holds
                            and sums of the tensors, of "decides" and of the records up to that step
     digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
     failure.json           why a step could not be made (a NaN, in which layer): {"step", "reason"}; until the run goes on
+    data.npz               the data of a run that was given arrays, in Python
     .lock                  while a process works on the run
 """
 
@@ -60,6 +61,7 @@ from octosim.train.run import Run, digest_of, load_data
 FORMAT = 1
 CHECKPOINT_FORMAT = 2  # 1 had no sums
 LOCK = ".lock"
+ARRAYS_FILE = "data.npz"
 
 
 # ---- manifest --------------------------------------------------
@@ -186,6 +188,8 @@ def rebuild(
 
 def _own_data(folder: Path, content: dict[str, Any], config: Config, place: str | None) -> Dataset | None:
     """The user's own data of a run, found where they were, or at another place; None for a data set by name."""
+    if place is None and config.data == data.ARRAYS and os.path.lexists(folder / ARRAYS_FILE):
+        return replace(data.load(str(folder / ARRAYS_FILE), limit=config.limit), name=data.ARRAYS, path=None)
     about, told = content.get("data"), content["decides"]["data"]
     path = about.get("path") if isinstance(about, dict) else None
     if place is None and path is None and not data.is_own(config.data):
