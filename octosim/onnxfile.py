@@ -247,7 +247,7 @@ def _read_inputs(known: OnnxModel, model: Any, batch: int | None, shapes: dict[s
             raise OctosimError(f"--shape {value.name}={'x'.join(map(str, given))}: the input has {len(dims)} dimensions")
         sizes: list[int] = []
         for axis, dim in enumerate(dims):
-            fixed = dim.dim_value if dim.WhichOneof("value") == "dim_value" and dim.dim_value > 0 else None
+            fixed = dim.dim_value if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0 else None
             if given is not None:
                 if fixed is not None and fixed != given[axis]:
                     raise OctosimError(
@@ -394,6 +394,8 @@ class _Walk:
                 if tensor.HasField("shape") and min(dims, default=0) >= 0:
                     shape = tuple(dims)
             self._take(name, shape, kind)
+        if node.op_type in ("Resize", "Upsample") and node.output[0] not in known.shapes:
+            self._take(node.output[0], _resized(known, node), known.types.get(node.input[0], 1))
         if node.op_type in SAME and node.output[0] not in known.shapes and node.input and node.input[0] in known.shapes:
             known.shapes[node.output[0]] = known.shapes[node.input[0]]
 
@@ -407,6 +409,20 @@ class _Walk:
 
 
 SAME = {"Dropout", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Gelu", "Swish", "HardSwish", "Mish", "Attention"}
+
+
+def _resized(known: OnnxModel, node: Any) -> Shape | None:
+    """Before opset 13 onnx does not infer a Resize without roi."""
+    shape = known.shapes.get(node.input[0])
+    given = [known.small(name) if name else None for name in node.input[1:]]
+    if shape is None or not given:
+        return None
+    if len(given) > 2 and given[2] is not None:
+        return tuple(int(size) for size in given[2])
+    scales = given[1] if node.op_type == "Resize" and len(given) > 1 else given[0]
+    if scales is None or scales.size != len(shape):
+        return None
+    return tuple(math.floor(size * float(scale)) for size, scale in zip(shape, scales, strict=True))
 
 
 def _broadcast(known: OnnxModel, *names: str) -> Shape | None:

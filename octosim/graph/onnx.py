@@ -16,13 +16,17 @@ import numpy as np
 
 from octosim import onnxfile
 from octosim.engine.graph import INPUT, Entry, Graph, InputSpec
-from octosim.engine.layers import Conv2d, Layer, Linear
+from octosim.engine.layers import Conv2d, Layer, Linear, Reshape, Transpose
 from octosim.errors import OctosimError
 from octosim.graph.names import layer_name
 from octosim.onnxfile import OnnxModel
 
 Array = np.ndarray[Any, Any]
 Pads = tuple[int, int, int, int]
+
+
+UNKNOWN = "?"
+"""The layer of what a node makes that cannot be trained."""
 
 
 class Unsupported(Exception):
@@ -45,6 +49,8 @@ class Value:
     layer: whose output it is.  shape: of ONNX, with the batch.  axes: the ONNX axis of each axis here, None for one of size 1
     that ONNX does not have; ONNX axes of size 1 may be missing.  order: of a flattened tensor, which feature of ONNX each one
     here is; None: the same.  pad: zeros around an image, (top, left, bottom, right), that the layer behind has to add.
+    batch: the batch's axis of ONNX.  scale: a factor that the product behind takes over.  product: of what scores or weights of
+    an attention, which have no layer, are made: queries and keys.
     """
 
     layer: str
@@ -52,6 +58,10 @@ class Value:
     axes: tuple[int | None, ...]
     order: Array | None = None
     pad: Pads | None = None
+    batch: int = 0
+    scale: float = 1.0
+    product: tuple[Value, Value] | None = None
+    weighs: bool = False
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -84,6 +94,7 @@ class Importer:
         self.values: dict[str, Value] = {}
         self.entries: list[Entry] = []
         self.weights: dict[str, Array] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of layers' outputs here
         self.notes: list[str] = []
         self.problems: list[tuple[Any, str]] = []
         self.users: dict[str, list[Any]] = {}
@@ -95,14 +106,25 @@ class Importer:
 
     # ---- what handlers use
 
-    def value(self, node: Any, at: int = 0, pad: bool = False) -> Value:
-        """The value of a node's input; `pad`: the node's layer can add zeros around it."""
+    def value(self, node: Any, at: int = 0, pad: bool = False, heads: bool = False) -> Value:
+        """The value of a node's input; `pad`: the node's layer can add zeros around it; `heads`: take scores and a scale."""
         name = node.input[at]
         if name not in self.values:
             raise Unsupported("its input is a constant" if name in self.model.constants else f"its input {name!r} is not known")
         value = self.values[name]
         if value.pad and not pad:
             raise Unsupported("zeros are padded in front of it, which only convolutions and pooling can add")
+        if value.product and not heads:
+            raise Unsupported("of scores of an attention")
+        if value.scale != 1 and not heads:
+            raise Unsupported("of a tensor that is multiplied with a constant, which no layer takes over")
+        return value
+
+    def plain(self, node: Any, at: int = 0) -> Value:
+        """A node's input whose first axis is the batch, in no order of its own."""
+        value = self.value(node, at)
+        if value.batch:
+            raise Unsupported("of a tensor whose first axis is not the batch")
         return value
 
     def constant(self, node: Any, at: int) -> Array | None:
@@ -125,13 +147,14 @@ class Importer:
         """Adds a layer; returns its name.  at: the input whose name, of a weight, is the layer's too."""
         inputs = tuple(inputs)
         try:
-            layer.out_shape(*(value.own for value in inputs))
+            shape = layer.out_shape(*(value.own for value in inputs))
         except OctosimError as error:
             raise Unsupported(str(error)) from None
         taken = {entry.name for entry in self.entries} | {INPUT}
         hint = node.input[at] if at is not None and len(node.input) > at else ""
         name = layer_name(hint, node.name, layer.stem, taken)
         self.entries.append(Entry(name, layer, tuple(value.layer for value in inputs)))
+        self.shapes[name] = shape
         for key, tensor in (weights or {}).items():
             self.weights[f"{name}.{key}"] = np.ascontiguousarray(tensor, np.float32)
         return name
@@ -139,6 +162,30 @@ class Importer:
     def alone(self, name: str) -> bool:
         """Whether one node takes a tensor, and nobody outside."""
         return len(self.users.get(name, [])) == 1 and self.users[name][0] is not None
+
+    def turn(self, node: Any, value: Value, axes: tuple[int | None, ...]) -> Value:
+        """A value whose axes here are these, by a transpose where it is needed."""
+        if value.axes == axes:
+            return value
+        if value.order is not None or sorted(map(str, value.axes)) != sorted(map(str, axes)):
+            raise Unsupported(f"of a tensor of shape {value.shape} whose axes do not fit here")
+        order = tuple(value.axes.index(axis) for axis in axes)
+        return replace(value, layer=self.emit(node, Transpose(order), [value]), axes=axes)
+
+    def shaped(self, node: Any, layer: str, shape: tuple[int, ...]) -> str:
+        """The layer that gives a layer's output in another shape, of the same elements."""
+        if layer == UNKNOWN:
+            return layer
+        entry = self.entry(layer)
+        while entry is not None and entry.layer.kind == "reshape":
+            layer = entry.inputs[0]
+            entry = self.entry(layer)
+        source = self.shapes.get(layer)
+        if source == shape:
+            return layer
+        given = Value(layer, (1, *(source or self.values[self.model.inputs[0]].own)), ())
+        given = replace(given, axes=tuple(range(1, len(given.shape))))
+        return self.emit(node, Reshape(shape), [given])
 
     def entry(self, name: str) -> Entry | None:
         return next((entry for entry in reversed(self.entries) if entry.name == name), None)
@@ -200,7 +247,7 @@ class Importer:
         for name in node.output:
             shape = self.model.shapes.get(name)
             if name and shape is not None and 2 <= len(shape) <= 4:
-                self.values[name] = standard(INPUT, shape)
+                self.values[name] = standard(UNKNOWN, shape)
 
 
 def _told(problems: list[tuple[Any, str]]) -> str:
@@ -241,7 +288,9 @@ def read(path: Path, shapes: dict[str, tuple[int, ...]] | None = None) -> Import
 
 def convert(model: OnnxModel, spec: InputSpec | None = None) -> Imported:
     from octosim.graph.operators import HANDLERS
+    from octosim.graph.patterns import join
 
+    join(model)
     return Importer(model).run(spec, HANDLERS)
 
 

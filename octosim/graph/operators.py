@@ -11,79 +11,41 @@ import numpy as np
 
 from octosim.engine.graph import INPUT
 from octosim.engine.layers import (
+    GELU,
+    LONGEST_WINDOW,
     Add,
+    Attention,
     BatchNorm,
+    Clip,
     Conv2d,
     DepthwiseConv2d,
     Dropout,
-    Flatten,
-    GlobalAvgPool,
+    HardSigmoid,
+    HardSwish,
+    LayerNorm,
+    LeakyReLU,
     Linear,
-    MaxPool,
+    Multiply,
+    Positions,
     ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Tanh,
 )
-from octosim.graph.onnx import Array, Importer, Pads, Unsupported, Value
+from octosim.graph import movement, windows
+from octosim.graph.onnx import Array, Importer, Unsupported, Value
+from octosim.graph.windows import Ints, images, sides, window
 from octosim.onnxfile import attribute
 
-Handler = Callable[[Importer, Any], Value | None]
-NONNEGATIVE = ("relu", "avgpool", "pool")
+TAKES_OVER = ("conv", "depthwise", "linear", "batchnorm", "layernorm")
+"""Kinds of layers whose weights take a factor or a summand of each channel over."""
+LARGEST = float(np.finfo(np.float32).max)
+Handler = Callable[[Importer, Any], Value]
+NONNEGATIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "avgpool", "pool")
 """Stems of layers whose output is not negative where their input is not."""
 
-
-def _axes(node: Any, importer: Importer, rank: int, at: int = 1) -> tuple[int, ...] | None:
-    """The axes of a reduction or a squeeze, an attribute or an input; None: all."""
-    axes = attribute(node, "axes")
-    if axes is None:
-        given = importer.constant(node, at)
-        axes = None if given is None else given.reshape(-1).tolist()
-    return None if axes is None else tuple(int(axis) % rank for axis in axes)
-
-
 # ---- products --------------------------------------------------
-
-
-Ints = tuple[int, ...]
-
-
-def _pads(node: Any, sizes: Ints, kernel: Ints, stride: Ints, dilation: Ints) -> Pads:
-    """Zeros (top, left, bottom, right) of a window over an image of these sizes."""
-    auto = attribute(node, "auto_pad", "NOTSET")
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        before, after = [], []
-        for size, k, s, d in zip(sizes, kernel, stride, dilation, strict=True):
-            total = max(0, (-(-size // s) - 1) * s + (k - 1) * d + 1 - size)
-            small, large = total // 2, total - total // 2
-            before.append(small if auto == "SAME_UPPER" else large)
-            after.append(large if auto == "SAME_UPPER" else small)
-    else:
-        pads = attribute(node, "pads") or [0] * (2 * len(sizes))
-        before, after = pads[: len(sizes)], pads[len(sizes) :]
-    if len(sizes) == 1:
-        before, after = [0, *before], [0, *after]
-    return before[0], before[1], after[0], after[1]
-
-
-def _window(node: Any, value: Value, kernel: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], Pads]:
-    """Kernel, stride and dilation (height, width), and zeros, of a window over an image or a signal."""
-    stride = tuple(attribute(node, "strides") or [1] * len(kernel))
-    dilation = tuple(attribute(node, "dilations") or [1] * len(kernel))
-    pads = _pads(node, value.shape[2:], kernel, stride, dilation)
-    if value.pad:
-        pads = tuple(a + b for a, b in zip(pads, value.pad, strict=True))  # type: ignore[assignment]
-    if len(kernel) == 1:
-        kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
-    return (kernel[0], kernel[1]), (stride[0], stride[1]), (dilation[0], dilation[1]), pads
-
-
-def _square(name: str, pair: tuple[int, ...]) -> int:
-    if len(set(pair)) != 1:
-        raise Unsupported(f"{name} {'x'.join(map(str, pair))}, expected one for both directions")
-    return pair[0]
-
-
-def _over_image(value: Value) -> None:
-    if value.axes not in ((2, 3, 1), (None, 2, 1)) or len(value.shape) not in (3, 4):
-        raise Unsupported(f"over a tensor of shape {value.shape} whose second axis is not that of the channels here")
 
 
 def _conv(importer: Importer, node: Any) -> Value:
@@ -95,33 +57,53 @@ def _conv(importer: Importer, node: Any) -> Value:
     if x.is_vector and x.axes == (1,) and x.order is None and math.prod(w.shape[2:]) == 1 and groups == 1 and not x.pad:
         # a 1x1 convolution of what a global pooling left
         return Value(_linear(importer, node, x, w.reshape(len(w), -1), b), shape, (1,))
-    _over_image(x)
-    kernel, stride, dilation, pads = _window(node, x, w.shape[2:])
-    if set(dilation) != {1}:
-        raise Unsupported(f"dilation {'x'.join(map(str, dilation))}")
+    x = images(importer, node, x)
+    kernel, stride, dilation, pads = window(node, x, w.shape[2:])
     channels, filters = x.shape[1], len(w)
-    size, step, pad = _square("a kernel", kernel), _square("a stride", stride), _square("padding", pads)
     w = w.reshape(filters, -1, *kernel).transpose(0, 2, 3, 1)
-    if groups == channels == filters and groups > 1:
-        layer: Any = DepthwiseConv2d(size, step, pad)
-    elif groups == 1:
-        layer = Conv2d(filters, size, step, pad)
+    geometry = {"kernel": sides(kernel), "stride": sides(stride), "pad": sides(pads), "dilation": sides(dilation)}
+    fields: Any = geometry | {"bias": b is not None}
+    patches = kernel == stride and not any(pads) and groups == 1 and set(dilation) == {1}
+    if patches and math.prod(kernel) * max(channels, filters) > LONGEST_WINDOW:
+        return _patches(importer, node, x, kernel, w, b)
+    if groups == channels and groups > 1 and filters % channels == 0:
+        layer: Any = DepthwiseConv2d(multiplier=filters // channels, **fields)
     else:
-        raise Unsupported(f"{groups} groups of {channels} channels")
-    weights = {"w": w, "b": np.zeros(filters, np.float32) if b is None else b}
-    return Value(importer.emit(node, layer, [x], weights, at=1), shape, x.axes)
+        layer = Conv2d(filters, groups=groups, **fields)
+    return Value(importer.emit(node, layer, [replace(x, pad=None)], _with(w, b), at=1), shape, x.axes)
+
+
+def _patches(importer: Importer, node: Any, x: Value, kernel: tuple[int, int], w: Array, b: Array | None) -> Value:
+    """A convolution of patches side by side, too large for one: a linear layer of each patch."""
+    (high, wide), (height, width, channels), filters = kernel, x.own, len(w)
+    rows, columns = height // high, width // wide
+    if (rows * high, columns * wide) != (height, width):
+        raise Unsupported(f"patches of {high}x{wide} that do not fill {height}x{width}")
+    split = (rows, high, columns, wide, channels)
+    parts = Value(importer.shaped(node, x.layer, split), (1, *split), (1, 2, 3, 4, 5))
+    turned = importer.turn(node, parts, (1, 3, 2, 4, 5))
+    flat = (rows * columns, high * wide * channels)
+    tokens = Value(importer.shaped(node, turned.layer, flat), (1, *flat), (1, 2))
+    name = _linear(importer, node, tokens, w.reshape(filters, -1), b)
+    return Value(importer.shaped(node, name, (rows, columns, filters)), importer.shape(node.output[0]), (2, 3, 1))
+
+
+def _with(w: Array, b: Array | None) -> dict[str, Array]:
+    return {"w": w} if b is None else {"w": w, "b": b}
 
 
 def _linear(importer: Importer, node: Any, x: Value, w: Array, b: Array | None, at: int = 1) -> str:
     """A linear layer with weights (outputs, inputs) in ONNX's order of the inputs."""
     if x.order is not None:
         w = w[:, x.order]
-    bias = np.zeros(len(w), np.float32) if b is None else np.broadcast_to(b.reshape(-1), (len(w),))
-    return importer.emit(node, Linear(len(w)), [x], {"w": w, "b": bias}, at=at)
+    bias = None if b is None else np.broadcast_to(b.reshape(-1), (len(w),))
+    if len(x.axes) == 3:  # of each pixel
+        return importer.emit(node, Conv2d(len(w), 1, bias=bias is not None), [x], _with(w[:, None, None, :], bias), at=at)
+    return importer.emit(node, Linear(len(w), bias=bias is not None), [x], _with(w, bias), at=at)
 
 
 def _gemm(importer: Importer, node: Any) -> Value:
-    x, w, b = importer.value(node), importer.constant(node, 1), importer.constant(node, 2)
+    x, w, b = importer.plain(node), importer.constant(node, 1), importer.constant(node, 2)
     assert w is not None
     if attribute(node, "transA", 0):
         raise Unsupported("transA")
@@ -132,30 +114,98 @@ def _gemm(importer: Importer, node: Any) -> Value:
 
 
 def _matmul(importer: Importer, node: Any) -> Value:
-    x, w = importer.value(node), importer.constant(node, 1)
+    if all(name not in importer.model.constants for name in node.input):
+        return _activations(importer, node)
+    x, w = importer.plain(node), importer.constant(node, 1)
     assert w is not None
     if w.ndim != 2:
         raise Unsupported(f"by a constant of shape {w.shape}")
-    if x.axes[-1] != len(x.shape) - 1:
-        raise Unsupported("along an axis that is not the last here")
+    last = len(x.shape) - 1
+    if x.axes[-1] != last:
+        x = importer.turn(node, x, tuple(axis for axis in x.axes if axis != last) + (last,))
     shape = importer.shape(node.output[0])
-    return Value(_linear(importer, node, x, w.T, None), shape, x.axes if not x.is_vector else (len(shape) - 1,))
+    return replace(x, layer=_linear(importer, node, x, w.T, None), shape=shape, order=None)
+
+
+# ---- attention: products of activations --------------------------------------------------
+
+
+def _activations(importer: Importer, node: Any) -> Value:
+    """Q K^T, whose scores are no tensor here, or the values that softmax's weights choose from."""
+    a, b = importer.value(node, 0, heads=True), importer.value(node, 1, heads=True)
+    shape = importer.shape(node.output[0])
+    if a.product and a.weighs:
+        q, k = a.product
+        return _attention(importer, node, q, k, b, shape)
+    if a.product or b.product or a.batch or b.batch or len(shape) not in (3, 4):
+        raise Unsupported("of two activations")
+    return replace(a, shape=shape, product=(a, b), scale=1.0)
+
+
+def _attention(importer: Importer, node: Any, q: Value, k: Value, v: Value, shape: Ints) -> Value:
+    """q and v (batch, heads, tokens, depth), k (batch, heads, depth, tokens); the axis of the heads may be missing."""
+    rank = len(q.shape)
+    depth = q.shape[-1]
+    if not math.isclose(q.scale * k.scale, 1 / math.sqrt(depth), rel_tol=1e-3) or v.scale != 1:
+        raise Unsupported(f"scores times {q.scale * k.scale:g}, expected 1 / sqrt({depth})")
+    heads = q.shape[1] if rank == 4 else 1
+
+    def rows(value: Value, tokens: int, channels: int) -> Value:
+        middle = (1,) if rank == 4 and 1 in value.axes else ()
+        value = importer.turn(node, replace(value, scale=1.0), (tokens, *middle, channels))
+        own = (value.shape[tokens], heads * value.shape[channels])
+        given = replace(value, layer=importer.shaped(node, value.layer, own), shape=(1, *own), axes=(1, 2))
+        return given
+
+    parts = [rows(q, rank - 2, rank - 1), rows(k, rank - 1, rank - 2), rows(v, rank - 2, rank - 1)]
+    name = importer.emit(node, Attention(heads), parts)
+    if rank == 3:
+        return Value(name, shape, (1, 2))
+    return Value(importer.shaped(node, name, (shape[2], heads, shape[3])), shape, (2, 1, 3))
+
+
+def _softmax(importer: Importer, node: Any) -> Value:
+    x = importer.value(node, heads=True)
+    if not x.product:
+        return _at_the_end(importer, node)
+    axis = attribute(node, "axis", -1 if importer.model.opset >= 13 else 1)
+    if axis % len(x.shape) != len(x.shape) - 1:
+        raise Unsupported("of scores over another axis than the last")
+    q, k = x.product
+    return replace(x, product=(replace(q, scale=q.scale * x.scale), k), scale=1.0, weighs=True)
+
+
+def _attention_operator(importer: Importer, node: Any) -> Value:
+    """The operator of opset 23: (batch, heads, tokens, depth) or (batch, tokens, heads x depth)."""
+    if any(node.input[3:]) or attribute(node, "is_causal", 0) or attribute(node, "softcap", 0.0):
+        raise Unsupported("with a mask, a past or a softcap")
+    q, k, v = (importer.plain(node, at) for at in (0, 1, 2))
+    shape, scale = importer.shape(node.output[0]), attribute(node, "scale")
+    if len(q.shape) == 3:
+        heads = attribute(node, "q_num_heads", 1)
+        if scale is not None and not math.isclose(scale, 1 / math.sqrt(q.shape[2] // heads), rel_tol=1e-3):
+            raise Unsupported(f"scale {scale}")
+        parts = [importer.turn(node, value, (1, 2)) for value in (q, k, v)]
+        return Value(importer.emit(node, Attention(heads), parts), shape, (1, 2))
+    k = replace(k, shape=(*k.shape[:2], k.shape[3], k.shape[2]), axes=tuple({2: 3, 3: 2}.get(a or 0, a) for a in k.axes))
+    q = replace(q, scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    return _attention(importer, node, q, k, v, shape)
 
 
 # ---- normalization and activations --------------------------------------------------
 
 
 def _batchnorm(importer: Importer, node: Any) -> Value:
-    x = importer.value(node)
+    x = importer.plain(node)
     gamma, beta, mean, var = (importer.constant(node, at) for at in (1, 2, 3, 4))
     assert gamma is not None and beta is not None and mean is not None and var is not None
     if x.axes[-1] != 1:
-        raise Unsupported("of an axis that is not that of the channels here")
+        x = images(importer, node, x)
     parts = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
     if x.order is not None:
         parts = {key: part[x.order] for key, part in parts.items()}
     momentum = 1 - attribute(node, "momentum", 0.9)
-    layer = BatchNorm(round(attribute(node, "epsilon", 1e-5), 12), round(momentum, 6) or 0.1)
+    layer = BatchNorm(_short(attribute(node, "epsilon", 1e-5)), round(momentum, 6) or 0.1)
     return replace(x, layer=importer.emit(node, layer, [x], parts, at=1))
 
 
@@ -176,9 +226,50 @@ def _clip(importer: Importer, node: Any) -> Value:
 
 
 def _clipped(importer: Importer, node: Any, x: Value, low: float | None, high: float | None) -> Value:
-    if low == 0 and (high is None or high > 3e38):
-        return replace(x, layer=importer.emit(node, ReLU(), [x]))
-    raise Unsupported(f"to {low} .. {high}")
+    low, high = max(-LARGEST, -LARGEST if low is None else low), min(LARGEST, LARGEST if high is None else high)
+    if (low, high) == (-LARGEST, LARGEST):
+        return x
+    layer: Any = Clip(low, high)
+    if low == 0:
+        layer = ReLU() if high == LARGEST else ReLU6() if high == 6 else layer
+    return replace(x, layer=importer.emit(node, layer, [x]))
+
+
+def _leaky(importer: Importer, node: Any) -> Value:
+    return _elementwise(LeakyReLU(_short(attribute(node, "alpha", 0.01))))(importer, node)
+
+
+def _hardsigmoid(importer: Importer, node: Any) -> Value:
+    alpha, beta = _short(attribute(node, "alpha", 0.2)), _short(attribute(node, "beta", 0.5))
+    layer = HardSigmoid() if math.isclose(alpha, 1 / 6, rel_tol=1e-5) and beta == 0.5 else HardSigmoid(alpha, beta)
+    return _elementwise(layer)(importer, node)
+
+
+def _swish(importer: Importer, node: Any) -> Value:
+    if attribute(node, "alpha", 1.0) != 1:
+        raise Unsupported(f"alpha {attribute(node, 'alpha', 1.0)}")
+    return _elementwise(SiLU())(importer, node)
+
+
+def _gelu(importer: Importer, node: Any) -> Value:
+    return _elementwise(GELU(attribute(node, "approximate", "none")))(importer, node)
+
+
+def _short(number: float) -> float:
+    """A float32 as the decimal that it was written as."""
+    return float(str(np.float32(number)))
+
+
+def _layernorm(importer: Importer, node: Any) -> Value:
+    x, gamma, beta = importer.plain(node), importer.constant(node, 1), importer.constant(node, 2)
+    last = len(x.shape) - 1
+    if attribute(node, "axis", -1) % len(x.shape) != last or x.order is not None or gamma is None:
+        raise Unsupported("over other axes than the last")
+    if x.axes[-1] != last:
+        x = importer.turn(node, x, tuple(axis for axis in x.axes if axis != last) + (last,))
+    beta = np.zeros_like(gamma) if beta is None else beta
+    layer = LayerNorm(_short(attribute(node, "epsilon", 1e-5)))
+    return replace(x, layer=importer.emit(node, layer, [x], {"gamma": gamma.reshape(-1), "beta": beta.reshape(-1)}, at=1))
 
 
 def _dropout(importer: Importer, node: Any) -> Value:
@@ -207,130 +298,10 @@ def _at_the_end(importer: Importer, node: Any) -> Value:
     return x
 
 
-# ---- pooling --------------------------------------------------
-
-
-def _maxpool(importer: Importer, node: Any) -> Value:
-    x = importer.value(node)
-    _over_image(x)
-    kernel, stride, dilation, pads = _window(node, x, tuple(attribute(node, "kernel_shape")))
-    shape = importer.shape(node.output[0])
-    if set(dilation) != {1} or attribute(node, "ceil_mode", 0) and shape != _floor(x, kernel, stride, pads):
-        raise Unsupported("with dilation or ceil_mode")
-    if any(pads):
-        raise Unsupported("with padding")
-    layer = MaxPool(_square("a kernel", kernel), _square("a stride", stride))
-    return Value(importer.emit(node, layer, [x]), importer.shape(node.output[0]), x.axes)
-
-
-def _floor(x: Value, kernel: tuple[int, int], stride: tuple[int, int], pads: Pads) -> tuple[int, ...]:
-    height, width = (
-        (size + pads[i] + pads[i + 2] - kernel[i]) // stride[i] + 1 for i, size in enumerate(x.own[:2])
-    )
-    return (*x.shape[:2], height, width) if len(x.shape) == 4 else (*x.shape[:2], width)
-
-
-def _global_average(importer: Importer, node: Any) -> Value:
-    x = importer.value(node)
-    shape = importer.shape(node.output[0])
-    if x.is_vector or x.axes[-1] != 1:
-        raise Unsupported(f"of a tensor of shape {x.shape}")
-    return Value(importer.emit(node, GlobalAvgPool(), [x]), shape, (1,))
-
-
-def _average(importer: Importer, node: Any) -> Value:
-    """A window over the whole image."""
-    x = importer.value(node)
-    _over_image(x)
-    kernel, _, _, pads = _window(node, x, tuple(attribute(node, "kernel_shape")))
-    if kernel != x.own[:2] or any(pads):
-        raise Unsupported(f"a window of {'x'.join(map(str, kernel))}")
-    return _global_average(importer, node)
-
-
-def _mean(importer: Importer, node: Any) -> Value:
-    """The mean over height and width."""
-    x = importer.value(node)
-    axes = _axes(node, importer, len(x.shape))
-    if axes is None or len(x.axes) != 3 or {x.axes[0], x.axes[1]} - {None} != set(axes):
-        raise Unsupported("over other axes than height and width")
-    shape = importer.shape(node.output[0])
-    channels = x.axes[2]
-    assert channels is not None
-    kept = attribute(node, "keepdims", 1)
-    own = channels if kept else channels - sum(axis < channels for axis in axes)
-    return Value(importer.emit(node, GlobalAvgPool(), [x]), shape, (own,))
-
-
-# ---- shapes --------------------------------------------------
-
-
-def _transpose(importer: Importer, node: Any) -> Value:
-    x = importer.value(node)
-    rank = len(x.shape)
-    perm = attribute(node, "perm") or list(range(rank))[::-1]
-    if perm[0] != 0:
-        raise Unsupported("of the batch")
-    axes = tuple(None if axis is None else perm.index(axis) for axis in x.axes)
-    return replace(x, shape=importer.shape(node.output[0]), axes=axes)
-
-
-def _reshape(importer: Importer, node: Any) -> Value:
-    x, shape = importer.value(node), importer.shape(node.output[0])
-    if shape[:1] != x.shape[:1]:
-        raise Unsupported(f"{x.shape} to {shape}: of the batch")
-    wide = [axis for axis, size in enumerate(shape) if axis and size != 1] or [len(shape) - 1]
-    if x.is_vector and len(wide) == 1:
-        return replace(x, shape=shape, axes=(wide[0],))
-    held = [axis for axis, size in enumerate(x.shape) if axis and size != 1]
-    if [x.shape[axis] for axis in held] == [shape[axis] for axis in wide] and x.order is None:  # only sizes of 1 come and go
-        places = dict(zip(held, wide, strict=True))
-        return replace(x, shape=shape, axes=tuple(None if axis is None else places.get(axis) for axis in x.axes))
-    if len(wide) == 1:
-        return _flattened(importer, node, x, shape, wide[0])
-    raise Unsupported(f"{x.shape} to {shape}")
-
-
-def _flattened(importer: Importer, node: Any, x: Value, shape: tuple[int, ...], axis: int) -> Value:
-    name = importer.emit(node, Flatten(), [x])
-    features = np.arange(math.prod(x.shape[1:])).reshape(x.shape[1:])
-    own = [a - 1 for a in x.axes if a is not None]
-    rest = [a for a in range(features.ndim) if a not in own]  # of size 1
-    order = features.transpose(*own, *rest).reshape(-1)
-    straight = bool((order == np.arange(order.size)).all())
-    return Value(name, shape, (axis,), None if straight else order)
-
-
-def _pad(importer: Importer, node: Any) -> Value:
-    x = importer.value(node, pad=True)
-    pads = attribute(node, "pads")
-    if pads is None:
-        given = importer.constant(node, 1)
-        pads = [] if given is None else given.astype(int).tolist()
-    value = importer.constant(node, 2)
-    mode = attribute(node, "mode", "constant")
-    _over_image(x)
-    rank = len(x.shape)
-    named = importer.constant(node, 3)
-    full = [0] * (2 * rank)
-    for at, axis in enumerate(range(rank) if named is None else named.astype(int).tolist()):
-        full[axis % rank], full[rank + axis % rank] = pads[at], pads[at + len(pads) // 2]
-    if not any(full):
-        return x
-    if mode != "constant" or value is not None and float(value.reshape(-1)[0]) != 0 or attribute(node, "value", 0.0) != 0:
-        raise Unsupported("with other values than zeros")
-    if any(full[:2]) or any(full[rank : rank + 2]) or min(full) < 0:
-        raise Unsupported("of the batch or the channels, or by less than nothing")
-    low, high = full[2:rank], full[rank + 2 :]
-    low, high = ([0, *low], [0, *high]) if rank == 3 else (low, high)
-    old = x.pad or (0, 0, 0, 0)
-    return replace(x, pad=(old[0] + low[0], old[1] + low[1], old[2] + high[0], old[3] + high[1]))
-
-
 # ---- arithmetic --------------------------------------------------
 
 
-def _operands(importer: Importer, node: Any) -> tuple[list[Value], list[Array], int]:
+def _operands(importer: Importer, node: Any, heads: bool = False) -> tuple[list[Value], list[Array], int]:
     """Values, constants, and where the first value stands."""
     values, constants, first = [], [], -1
     for at, name in enumerate(node.input):
@@ -339,9 +310,36 @@ def _operands(importer: Importer, node: Any) -> tuple[list[Value], list[Array], 
             assert constant is not None
             constants.append(constant)
         else:
-            values.append(importer.value(node, at))
+            values.append(importer.value(node, at, heads=heads))
             first = at if first < 0 else first
     return values, constants, first
+
+
+def _two(importer: Importer, node: Any, layer: Any, a: Value, b: Value) -> Value:
+    """A sum or a product of two tensors, broadcast where one is smaller."""
+    shape = importer.shape(node.output[0])
+    if a.batch or b.batch or a.pad or b.pad:
+        raise Unsupported("of tensors whose first axis is not the batch")
+
+    def axes(value: Value) -> tuple[int | None, ...]:
+        return tuple(None if axis is None else axis + len(shape) - len(value.shape) for axis in value.axes)
+
+    large, small = (a, b) if (len(a.axes), math.prod(a.own)) >= (len(b.axes), math.prod(b.own)) else (b, a)
+    target = axes(large)
+    wanted = tuple(axis for axis in target if axis in axes(small))
+    if len(wanted) != len(small.axes):
+        raise Unsupported(f"of tensors of shapes {a.shape} and {b.shape}")
+    back = {axis: own for axis, own in zip(axes(small), small.axes, strict=True)}
+    turned = importer.turn(node, small, tuple(back[axis] for axis in wanted))
+    if wanted != target[len(target) - len(wanted) :]:  # sizes of 1 between
+        own = tuple(1 if axis not in wanted or axis is None else turned.shape[back[axis] or 0] for axis in target)
+        turned = replace(turned, layer=importer.shaped(node, turned.layer, own), axes=large.axes)
+        turned = replace(turned, shape=(1, *own), axes=tuple(range(1, len(own) + 1)))
+    orders = [order for order in (large.order, small.order) if order is not None]
+    if len(orders) == 1 or len(orders) == 2 and not np.array_equal(*orders):
+        raise Unsupported("of flattened tensors in two orders")
+    pair = [large, turned] if large is a else [turned, large]
+    return replace(large, layer=importer.emit(node, layer, pair), shape=shape, axes=target)
 
 
 def _add(importer: Importer, node: Any) -> Value:
@@ -350,14 +348,10 @@ def _add(importer: Importer, node: Any) -> Value:
         if len(values) != 1 or len(constants) != 1:
             raise Unsupported("of several constants")
         return _affine(importer, node, values[0], None, constants[0])
-    if len(values) > 2 or len(values) < 1:
-        raise Unsupported(f"of {len(values)} tensors")
-    if len(values) == 1:
-        return values[0]
-    a, b = values
-    if a.own != b.own or a.axes != b.axes or (a.order is None) != (b.order is None):
-        raise Unsupported(f"of tensors of shapes {a.shape} and {b.shape}")
-    return replace(a, layer=importer.emit(node, Add(), [a, b]), shape=importer.shape(node.output[0]))
+    total = values[0]
+    for value in values[1:]:
+        total = _two(importer, node, Add(), total, value)
+    return total
 
 
 def _sub(importer: Importer, node: Any) -> Value:
@@ -368,47 +362,88 @@ def _sub(importer: Importer, node: Any) -> Value:
 
 
 def _mul(importer: Importer, node: Any) -> Value:
-    values, constants, _ = _operands(importer, node)
+    values, constants, _ = _operands(importer, node, heads=True)
     if len(values) == 1 and len(constants) == 1:
         return _affine(importer, node, values[0], constants[0], None)
+    if len(values) == 2 and not any(value.product or value.scale != 1 for value in values):
+        return _two(importer, node, Multiply(), *values)
     raise Unsupported(f"of tensors of shapes {' and '.join(str(value.shape) for value in values)}")
 
 
 def _div(importer: Importer, node: Any) -> Value:
-    values, constants, first = _operands(importer, node)
+    values, constants, first = _operands(importer, node, heads=True)
     if len(values) == 1 and len(constants) == 1 and first == 0:
         return _affine(importer, node, values[0], 1 / constants[0], None)
     raise Unsupported("by a tensor")
 
 
 def _affine(importer: Importer, node: Any, x: Value, scale: Array | None, shift: Array | None) -> Value:
-    """x * scale + shift with constants: part of the weights of the layer that makes x, where nothing else takes x."""
+    """x * scale + shift with constants.
+
+    They become part of the weights of the layer that makes x, where nothing else takes x; else a factor for the product behind
+    it, learned positions, or a 1x1 depthwise convolution.
+    """
     constant = scale if scale is not None else shift
     assert constant is not None
+    if constant.size == 1 and (scale is not None and constant.reshape(-1)[0] == 1 or shift is not None and not constant.any()):
+        return x
+    if x.product or x.scale != 1 or x.batch:
+        if scale is None or constant.size != 1:
+            raise Unsupported("with a constant, of scores")
+        return replace(x, scale=x.scale * float(constant.reshape(-1)[0]))
     rank, channel = len(x.shape), x.axes[-1]
     sizes = (1,) * (rank - constant.ndim) + constant.shape
-    if len(sizes) > rank or any(size != 1 and axis != channel for axis, size in enumerate(sizes)):
+    wide = [axis for axis, size in enumerate(sizes) if size != 1]
+    if len(sizes) > rank or channel is None or any(sizes[axis] != x.shape[axis] for axis in wide):
         raise Unsupported(f"with a constant of shape {constant.shape}")
-    assert channel is not None
+    if wide not in ([], [channel]):
+        return _positions(importer, node, x, constant.reshape(sizes), shift is not None)
     row = np.broadcast_to(constant.reshape(-1), (x.shape[channel],)) if constant.size == 1 else constant.reshape(-1)
     row = row if x.order is None else row[x.order]
-    if scale is not None and bool((row == 1).all()) or shift is not None and not row.any():
+    if _folded(importer, node, x, row, scale is not None):
         return x
+    if scale is not None and constant.size == 1:
+        return replace(x, scale=float(constant.reshape(-1)[0]))
+    if x.axes != (2, 3, 1) or x.layer == INPUT:
+        raise Unsupported("with a constant, of a tensor whose layer cannot take it over")
+    one = np.ones_like(row) if scale is None else row
+    weights = _with(one.reshape(-1, 1, 1, 1), None if shift is None else row)
+    layer = DepthwiseConv2d(1, 1, 0, bias=shift is not None)
+    return replace(x, layer=importer.emit(node, layer, [x], weights))
+
+
+def _positions(importer: Importer, node: Any, x: Value, constant: Array, added: bool) -> Value:
+    if not added or x.order is not None or None in x.axes or constant.shape[0] != 1:
+        raise Unsupported(f"with a constant of shape {constant.shape}")
+    axes = [axis for axis in x.axes if axis is not None]
+    rest = [axis for axis in range(constant.ndim) if axis not in axes]
+    values = np.broadcast_to(constant.transpose(*rest, *axes).reshape([constant.shape[axis] for axis in axes]), x.own)
+    at = next((i for i, name in enumerate(node.input) if name in importer.model.constants), None)
+    return replace(x, layer=importer.emit(node, Positions(), [x], {"positions": values}, at=at))
+
+
+def _folded(importer: Importer, node: Any, x: Value, row: Array, scales: bool) -> bool:
+    """Whether the layer that makes x has taken a factor or a summand of each channel over."""
     source = next(name for name in node.input if name not in importer.model.constants)
     entry = importer.entry(x.layer)
-    if x.layer == INPUT or entry is None or not importer.alone(source):
-        raise Unsupported("with a constant, of a tensor whose layer cannot take it over")
-    keys = {"bn": ("gamma", "beta")}.get(entry.layer.stem, ("w", "b"))
+    if entry is None or not importer.alone(source) or entry.layer.kind not in TAKES_OVER:
+        return False
+    first, second = ("gamma", "beta") if entry.layer.kind.endswith("norm") else ("w", "b")
     weights, name = importer.weights, entry.name
-    if f"{name}.{keys[0]}" not in weights or weights[f"{name}.{keys[1]}"].shape != row.shape:
-        raise Unsupported("with a constant, of a tensor whose layer cannot take it over")
-    if scale is not None:
-        w = weights[f"{name}.{keys[0]}"]
-        weights[f"{name}.{keys[0]}"] = w * row.reshape(-1, *([1] * (w.ndim - 1)))
-        weights[f"{name}.{keys[1]}"] = weights[f"{name}.{keys[1]}"] * row
+    w = weights[f"{name}.{first}"]
+    if len(w) != row.size:
+        return False
+    if scales:
+        weights[f"{name}.{first}"] = w * row.reshape(-1, *([1] * (w.ndim - 1)))
+        if f"{name}.{second}" in weights:
+            weights[f"{name}.{second}"] = weights[f"{name}.{second}"] * row
+    elif f"{name}.{second}" in weights:
+        weights[f"{name}.{second}"] = weights[f"{name}.{second}"] + row
     else:
-        weights[f"{name}.{keys[1]}"] = weights[f"{name}.{keys[1]}"] + row
-    return x
+        layer: Any = entry.layer
+        importer.entries[importer.entries.index(entry)] = replace(entry, layer=replace(layer, bias=True))
+        weights[f"{name}.{second}"] = np.array(row, np.float32)
+    return True
 
 
 # ---- quantized files --------------------------------------------------
@@ -426,35 +461,47 @@ def _quantize(importer: Importer, node: Any) -> Value:
     entry = importer.entry(x.layer)
     if entry is None or low != 0 or entry.layer.stem in NONNEGATIVE:
         return x
-    top = 6.0 if abs(high - 6) < step else None
-    try:
-        return _clipped(importer, node, x, 0.0, top)
-    except Unsupported:
-        return _clipped(importer, node, x, 0.0, None)
+    return _clipped(importer, node, x, 0.0, 6.0 if abs(high - 6) < step else None)
 
 
-HANDLERS: dict[str, Handler] = {
+HANDLERS: dict[str, Callable[[Importer, Any], Value | None]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "MatMul": _matmul,
+    "Attention": _attention_operator,
     "BatchNormalization": _batchnorm,
+    "LayerNormalization": _layernorm,
     "Relu": _elementwise(ReLU()),
     "Clip": _clip,
-    "MaxPool": _maxpool,
-    "AveragePool": _average,
-    "GlobalAveragePool": _global_average,
-    "ReduceMean": _mean,
+    "LeakyRelu": _leaky,
+    "HardSigmoid": _hardsigmoid,
+    "HardSwish": _elementwise(HardSwish()),
+    "Sigmoid": _elementwise(Sigmoid()),
+    "Swish": _swish,
+    "Tanh": _elementwise(Tanh()),
+    "Gelu": _gelu,
+    "MaxPool": windows.maxpool,
+    "AveragePool": windows.average,
+    "GlobalAveragePool": windows.global_average,
+    "ReduceMean": windows.mean,
     "Dropout": _dropout,
     "Identity": _same,
     "Cast": _same,
-    "Softmax": _at_the_end,
+    "Softmax": _softmax,
     "LogSoftmax": _at_the_end,
-    "Flatten": _reshape,
-    "Reshape": _reshape,
-    "Squeeze": _reshape,
-    "Unsqueeze": _reshape,
-    "Transpose": _transpose,
-    "Pad": _pad,
+    "Flatten": movement.reshape,
+    "Reshape": movement.reshape,
+    "Squeeze": movement.squeeze,
+    "Unsqueeze": movement.reshape,
+    "Transpose": movement.transpose,
+    "ChannelShuffle": movement.shuffle,
+    "Slice": movement.slice_,
+    "Split": movement.split,
+    "Gather": movement.gather,
+    "Concat": movement.concat,
+    "Resize": movement.resize,
+    "Upsample": movement.resize,
+    "Pad": windows.pad,
     "Add": _add,
     "Sum": _add,
     "Sub": _sub,

@@ -26,6 +26,7 @@ from octosim.engine.network import nodes
 from octosim.errors import OctosimError, suggest
 from octosim.graph.imported import is_imported, load
 from octosim.graph.model_file import is_file, read_file
+from octosim.graph.networks import NETWORKS
 from octosim.graph.onnx import head_for
 
 
@@ -113,9 +114,11 @@ def find(model: str) -> Model:
         return Model(load(model).graph)
     if is_file(model):
         return Model(read_file(Path(model)))
+    if model in NETWORKS:
+        return Model(NETWORKS[model]())
     if model not in MODELS:
         folder = f"; did you mean the folder '{model}/'?" if os.path.isdir(model) else ""
-        raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, MODELS)))
+        raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, [*MODELS, *NETWORKS])))
     return MODELS[model]
 
 

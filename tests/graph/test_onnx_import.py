@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.cli import octosim
+from kit.onnx_blocks import BLOCKS
 from kit.onnx_nets import NETS, Builder, build
 
 from octosim import engine, graph, methods, train
@@ -24,7 +25,9 @@ def outputs(imported: Imported, x: np.ndarray) -> np.ndarray:
     shape = imported.graph.input.shape
     network = engine.Network(imported.graph, shape, methods.make("fp32", {}), 0)
     tensors = network.tensors()
-    assert set(imported.weights) == set(tensors)
+    assert set(imported.weights) <= set(tensors)
+    without = {f"{entry.name}.b" for entry in imported.graph.layers if not getattr(entry.layer, "bias", True)}
+    assert set(tensors) - set(imported.weights) == without and not any(tensors[name].any() for name in without)
     for name, tensor in imported.weights.items():
         tensors[name][:] = tensor
     return network.forward(np.ascontiguousarray(x.reshape(len(x), *shape), np.float32), Context(False, 0, 0))
@@ -37,18 +40,21 @@ def relative(path: Path, imported: Imported, batch: int = 2) -> float:
     shape = [size if isinstance(size, int) else batch for size in given.shape]
     x = np.random.default_rng(1).random(shape).astype(np.float32)
     wanted = session.run(None, {given.name: x})[0].reshape(len(x), -1)
-    nchw = imported.graph.input.layout == "nchw" and x.ndim == 4
-    found = outputs(imported, x.transpose(0, 2, 3, 1) if nchw else x)
+    nchw = imported.graph.input.layout == "nchw" and x.ndim > 2
+    found = outputs(imported, np.moveaxis(x, 1, -1) if nchw else x)
     if any("Softmax" in note for note in imported.notes):
         found = np.exp(found - found.max(1, keepdims=True))
         found /= found.sum(1, keepdims=True)
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
+ALL = NETS | BLOCKS
+
+
 @pytest.mark.parametrize("opset", [11, 13, 17, 18, 21])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", ALL)
 def test_outputs_are_onnxruntimes(name: str, opset: int, tmp_path: Path) -> None:
-    net, shape = NETS[name]
+    net, shape = ALL[name]
     path = tmp_path / "net.onnx"
     onnx.save(build(net, opset, shape), path)
     imported = graph.load(path)
