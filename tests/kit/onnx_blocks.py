@@ -80,7 +80,8 @@ def dense(b: Builder) -> str:
     z = b.add("Concat", y, b.add("Relu", b.bn(y, 8)), axis=-3)
     z = b.add("Mul", z, b.tensor(16, 1, 1))
     scales = b.constant(np.array([1, 1, 2, 2], F))
-    z = b.add("Resize", z, "", scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    roi = "" if b.opset >= 13 else b.constant(np.zeros(0, F))
+    z = b.add("Resize", z, roi, scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
     return head(b, z, 16)
 
 
