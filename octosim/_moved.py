@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # neither typing nor importlib.abc, whose imports take longer than all else of `import octosim`
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+    from typing import Any
 
 MOVED: dict[str, tuple[str, ...]] = {
     "accumulate": ("engine.registers",),
@@ -46,13 +48,16 @@ MOVED: dict[str, tuple[str, ...]] = {
 gives it."""
 
 
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class Finder:
     """Imports the modules of MOVED by their old names."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(name, self) if name.removeprefix("octosim.") in MOVED else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        """A module as any other."""
 
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__

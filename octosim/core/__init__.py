@@ -33,6 +33,7 @@ from octosim.core.call import (
     isa,
     isas,
     number64,
+    pooled,
     public,
     python,
     scalar,
@@ -205,7 +206,8 @@ __all__ = [
     "images", "images_as_codes", "isa", "isas", "join_ranges", "lac_backward", "lac_fold", "layernorm",
     "layernorm_backward", "level_errors", "level_weights", "levels", "log", "mask", "maxpool", "maxpool_backward",
     "maxpool_codes", "maxpool_codes_backward", "memory_of", "mirrored", "moments", "multiply", "narrow", "new_codes",
-    "normal", "number64", "peak", "philox", "pixel_sums", "plus", "power_of_two", "product_scale", "public", "python",
+    "normal", "number64", "peak", "philox", "pixel_sums", "plus", "pooled", "power_of_two", "product_scale", "public",
+    "python",
     "quantize", "quantize_blocks", "quantize_rows", "quantize_windows", "range_norm_backward", "range_norm_forward",
     "relu", "relu_backward", "relu_codes", "relu_codes_backward", "requantize", "requantize_float", "round_to_blocks",
     "row_sums", "scalar", "set_isa", "set_threads", "sgd", "sign_bytes", "signed_sum", "softmax", "softmax_backward",
@@ -215,6 +217,6 @@ __all__ = [
     "within_columns", "zero_term",
 ]  # fmt: skip
 
-for _name in set(__all__) - {"at", "float_environment", "python", "unrecorded"}:  # what those raise belongs to others
+for _name in set(__all__) - {"at", "float_environment", "pooled", "python", "unrecorded"}:  # what those raise belongs to others
     if isinstance(globals()[_name], FunctionType):
         globals()[_name] = public(globals()[_name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,13 +66,25 @@ class Recorder(Protocol):
 
 
 class _Here(threading.local):
-    """What belongs to the calling thread.  recorder: what is told of its calls; key: what they belong to, see `at`."""
+    """What belongs to the calling thread.  recorder: what is told of its calls; key: what they belong to, see `at`; pool: where
+    outputs of POOLED bytes and more are made, a `memory.Pool`."""
 
     recorder: Recorder | None = None
     key: tuple[str, ...] = ()
+    pool: Any = None
 
 
 here = _Here()
+
+
+@contextmanager
+def pooled(pool: Any) -> Iterator[None]:
+    """Large outputs that this thread's calls make inside are a pool's: a recorded step would hold each otherwise."""
+    before, here.pool = here.pool, pool
+    try:
+        yield
+    finally:
+        here.pool = before
 
 
 def at(*key: str) -> None:
@@ -85,14 +98,15 @@ def python(name: str, function: Callable[..., None], reads: Sequence[Array], wri
     function: takes all of `reads`, then all of `writes`.  Besides these it may hold on to arrays that last as long as the
     network and to numbers in C memory, of which it finds what differs from step to step; never to memory of a pool.
     """
-    if here.recorder is None:
-        function(*reads, *writes)
-        return
-    for array in reads:
-        here.recorder.operand("reads", array, READS)
-    for array in writes:
-        here.recorder.operand("writes", array, WRITES)
-    here.recorder.python(name, function, (*reads, *writes))
+    with pooled(None):  # what it makes for itself is gone when it returns
+        if here.recorder is None:
+            function(*reads, *writes)
+            return
+        for array in reads:
+            here.recorder.operand("reads", array, READS)
+        for array in writes:
+            here.recorder.operand("writes", array, WRITES)
+        here.recorder.python(name, function, (*reads, *writes))
 
 
 def _recordable(name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:
@@ -191,10 +205,14 @@ def pointer(
     return address(array, access, name)
 
 
+POOLED = 1 << 16
+
+
 def output(name: str, array: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, Any]:
     """An output, made where none is given, and its pointer."""
     if array is None:
-        array = np.empty(shape, dtype)
+        large = here.pool is not None and math.prod(shape) * dtype.itemsize >= POOLED
+        array = here.pool.empty(shape, dtype) if large else np.empty(shape, dtype)
         return array, address(array, WRITES, name)
     return array, pointer(name, array, dtype, shape, access=WRITES)
 

@@ -17,7 +17,7 @@ trained, as with every method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -50,6 +50,11 @@ class Parts:
     scale: core.Scalar
 
 
+def chunks(size: int, each: int = 1 << 16) -> Iterator[slice]:
+    """Parts of so many elements: float64 values of a whole tensor would take more memory than the step."""
+    return (slice(first, first + each) for first in range(0, size, each))
+
+
 def forward_codes(x: Array, rounding: str, random: core.Stream) -> tuple[Array, float]:
     """Codes floor(x / S + Z + u) and S = (max - min) / 510; Z = 255 - max / S, in +-255, is not rounded, nor ever subtracted.
 
@@ -59,12 +64,13 @@ def forward_codes(x: Array, rounding: str, random: core.Stream) -> tuple[Array, 
     scale, zero = (high - low) / (2 * LARGEST), 0.0
     if scale:
         zero = min(max(LARGEST - high / scale, -LARGEST), LARGEST)
-    real = x / np.float64(scale or 1.0) + zero
-    if rounding == "half-even":
-        codes = np.rint(real)
-    else:
-        codes = np.floor(real + core.philox(x.size, *random).reshape(x.shape) * 2.0**-32)
-    return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int32), scale or 1.0
+    words = None if rounding == "half-even" else core.philox(x.size, *random)
+    flat, codes = x.reshape(-1), np.empty(x.size, np.int32)
+    for part in chunks(x.size):
+        real = flat[part] / np.float64(scale or 1.0) + zero
+        real = np.rint(real) if words is None else np.floor(real + words[part] * 2.0**-32)
+        codes[part] = np.clip(real, -LARGEST_CODE, LARGEST_CODE)
+    return codes.reshape(x.shape), scale or 1.0
 
 
 def backward_codes(x: Array, ratio: float, with_zero: bool = False) -> tuple[Array, float]:
@@ -77,14 +83,19 @@ def backward_codes(x: Array, ratio: float, with_zero: bool = False) -> tuple[Arr
         low, high = min(low, 0.0), max(high, 0.0)
     low, high = max(low, ratio * low), min(high, ratio * high)
     scale = (high - low) / (2 * PART) or 1.0
-    codes = np.rint(np.clip(x.astype(np.float64), low, high) / scale)
-    return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int32), scale
+    flat, codes = x.reshape(-1), np.empty(x.size, np.int32)
+    for part in chunks(x.size):
+        real = np.rint(np.clip(flat[part].astype(np.float64), low, high) / scale)
+        codes[part] = np.clip(real, -LARGEST_CODE, LARGEST_CODE)
+    return codes.reshape(x.shape), scale
 
 
 def split(codes: Array, low: Array, high: Array) -> None:
     """The int8 parts of int32 codes in +-LARGEST_CODE."""
-    np.copyto(high, (codes + PART) // BASE, casting="unsafe")
-    np.copyto(low, codes - BASE * high.astype(np.int32), casting="unsafe")
+    flat, low, high = codes.reshape(-1), low.reshape(-1), high.reshape(-1)
+    for part in chunks(codes.size):
+        np.copyto(high[part], (flat[part] + PART) // BASE, casting="unsafe")
+        np.copyto(low[part], flat[part] - BASE * high[part].astype(np.int32), casting="unsafe")
 
 
 def in_parts(node: Node, name: str, x: Array, code: Callable[[Array], tuple[Array, float]]) -> Parts:
@@ -120,11 +131,13 @@ def real_sums(node: Node, a: Parts, b: Parts, sums: list[Array], bias: Array | N
     out, given = node.buffer(sums[0].shape, np.float32), [] if bias is None else [bias]
 
     def combine(*arrays: Array) -> None:
-        *operands, out = arrays
-        real = together(operands[:4]) * (float(a.scale) * float(b.scale))
-        for bias in operands[4:]:
-            real += bias
-        np.copyto(out, real, casting="same_kind")
+        cols = arrays[0].shape[-1]
+        *sums, out = (each.reshape(-1, cols) for each in (*arrays[:4], arrays[-1]))
+        for part in chunks(len(out), max(1, (1 << 16) // cols)):
+            real = together([each[part] for each in sums]) * (float(a.scale) * float(b.scale))
+            for bias in arrays[4:-1]:
+                real += bias
+            np.copyto(out[part], real, casting="same_kind")
 
     core.python("combine parts", combine, [*sums, *given], [out])
     return out
@@ -192,7 +205,8 @@ class Dropout:
 
 
 def _compensate(alpha: Array, mu: Array, offset: Array, y: Array) -> None:
-    np.add(y, alpha * mu + offset, out=y)
+    for image, a, m, o in zip(y, alpha, mu, offset, strict=True):
+        np.add(image, a * m + o, out=image)
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ class Run:
 
         nodes, (lr, *corrections) = self.network.nodes, numbers
         update = optimizers.Update(self.optimizer, self.method, context, lr, tuple(corrections), nodes, self.slots)
-        with np.errstate(over="ignore", invalid="ignore"):  # as network.QUIET
+        with np.errstate(over="ignore", invalid="ignore"), core.pooled(self.network.pool):  # as network.QUIET
             return self.method.step(nodes, gradients, update, context)
 
     @contextmanager
