@@ -401,7 +401,8 @@ class Method(Protocol):
 
     summary, paper: one line each.  bits: what type each of ROLES has.
     compact:   what layers without a matrix product keep for the backward pass is 8 bits an element or less: batch normalization
-               keeps codes of the normalized values, see `core.batchnorm_forward`.
+               keeps codes of the normalized values, see `core.batchnorm_forward`.  Not smooth activations, layer normalization
+               and products of activations, which keep float32.
     batchnorm: whether it can train batch normalization.
     covers:    the layers, by stem ("conv", "relu" ...), whose numbers it knows how to make; None: all, those without a matrix
                product in float32.  A network with another is refused, or has it in float32 where that is asked for.

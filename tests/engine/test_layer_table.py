@@ -45,8 +45,11 @@ from octosim.engine.layers import (
     Upsample,
 )
 from octosim.engine.nodes import Context
+from octosim.engine.registers import Registers
 from octosim.errors import OctosimError
 from octosim.graph import model_file
+from octosim.methods import int8
+from octosim.numerics import ACCUMULATORS
 
 torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
 SHAPE = (8, 7, 3)
@@ -210,6 +213,32 @@ def test_one_seed_one_result_whatever_the_threads_and_instruction_set() -> None:
     core.set_isa(before)
     core.set_threads(1)
     assert all(bits == found[0] for bits in found)
+
+
+def passed(name: str, register: str | None = None, counting: bool = False) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradients of a pass of octo, its products in a register."""
+    network, images, labels = build(name, "octo")
+    if register:
+        registers = Registers(ACCUMULATORS[register], counting=counting)
+        registers.install(network.nodes)
+    loss = float(network.gradients(images, labels, Context(True, 0, 1))[0])
+    assert not counting or {(layer, pass_) for layer, pass_, _ in registers.counts}
+    return loss, {f"{node.name}.{key}": g.copy() for node in network.nodes for key, g in node.grads.items()}
+
+
+@pytest.mark.parametrize("name", ["attention", "conv, dilation", "depthwise, multiplier", "conv, strides and padding"])
+def test_products_go_through_registers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 bits that wrap, and exact ones that are counted, change nothing; 16 bits do, for long weight gradients alike."""
+
+    def same(a: tuple[float, dict[str, np.ndarray]], b: tuple[float, dict[str, np.ndarray]]) -> bool:
+        return a[0] == b[0] and all(np.array_equal(a[1][key], b[1][key]) for key in a[1])
+
+    exact, narrow = passed(name), passed(name, "acc16")
+    assert same(passed(name, "acc32-wrap"), exact) and same(passed(name, "exact32", counting=True), exact)
+    assert not same(narrow, exact)
+    monkeypatch.setattr(int8, "SAFE", 100)
+    if name != "attention":
+        assert same(passed(name, "acc16"), narrow) and same(passed(name, "exact32", counting=True), exact)
 
 
 @pytest.mark.parametrize("name", ROWS)
