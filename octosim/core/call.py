@@ -172,7 +172,9 @@ _from_buffer = ffi.from_buffer
 
 
 def address(array: Array, access: str = READS, name: str = "") -> Any:
-    """The pointer of a C-contiguous array; ValueError where it is not, or is to be written and is read-only."""
+    """The pointer of a C-contiguous array; ValueError where it is not, is not aligned, or is to be written and is read-only."""
+    if not array.flags.aligned:
+        raise ValueError(f"{name or 'an array'} must be aligned to the size of its items")
     if here.recorder is not None:
         here.recorder.operand(name, array, access)
     return _from_buffer(POINTERS[array.dtype], array, access is not READS)
@@ -191,7 +193,7 @@ def pointer(
     if type(array) is np.ndarray and array.dtype is dtype and (shape is None or array.shape == shape):
         try:
             return address(array, access, name)
-        except ValueError:  # not C-contiguous, or read-only
+        except ValueError:  # not C-contiguous, not aligned, or read-only
             pass
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
@@ -200,6 +202,8 @@ def pointer(
         raise CoreError(f"{name} must have shape {shape}, not {array.shape}")
     if not array.flags.c_contiguous:
         raise CoreError(f"{name} must be C-contiguous")
+    if not array.flags.aligned:
+        raise CoreError(f"{name} must be aligned to the size of its items")
     if access is not READS and not array.flags.writeable:
         raise CoreError(f"{name} is read-only")
     return address(array, access, name)
