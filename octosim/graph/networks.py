@@ -1,7 +1,6 @@
-"""Networks of torchvision, timm and MLPerf Tiny as graphs.
+"""Networks of torchvision, timm and MLPerf Tiny as graphs, for any number of classes.
 
-Layers have the names of their definitions in PyTorch, where there is one.  Biases stand where the originals have them; the last
-layer has a unit a class.
+Layers have the names of their definitions in PyTorch, where there is one.  Biases stand where the originals have them.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Net:
         return Graph(tuple(self.entries))
 
 
-def resnet18() -> Graph:
+def resnet18(classes: int) -> Graph:
     """He et al. 2016, as torchvision has it: a stem of stride 4 for images of 224 x 224."""
     n = Net()
     n.conv("conv1", "bn1", 64, 7, 2, ("relu", ReLU()))
@@ -81,11 +80,11 @@ def resnet18() -> Graph:
             n(f"{p}.add", Add(), y, x)
             x = n(f"{p}.relu2", ReLU())
     n("avgpool", GlobalAvgPool())
-    n("fc", Linear())
+    n("fc", Linear(classes))
     return n.graph()
 
 
-def mobilenetv2() -> Graph:
+def mobilenetv2(classes: int) -> Graph:
     """Sandler et al. 2018, as torchvision has it."""
     n = Net()
     x = n.conv("features.0.0", "features.0.1", 32, 3, 2, ("features.0.2", ReLU6()))
@@ -106,7 +105,7 @@ def mobilenetv2() -> Graph:
     n.conv("features.18.0", "features.18.1", 1280, act=("features.18.2", ReLU6()))
     n("avgpool", GlobalAvgPool())
     n("classifier.0", Dropout(0.2))
-    n("classifier.1", Linear())
+    n("classifier.1", Linear(classes))
     return n.graph()
 
 
@@ -116,7 +115,7 @@ def _eighths(size: int) -> int:
     return near + 8 if near < 0.9 * size else near
 
 
-def mobilenetv3_small() -> Graph:
+def mobilenetv3_small(classes: int) -> Graph:
     """Howard et al. 2019, as torchvision has it."""
     n = Net()
     norm: Any = {"eps": 0.001, "momentum": 0.01}
@@ -153,12 +152,12 @@ def mobilenetv3_small() -> Graph:
     n("classifier.0", Linear(1024))
     n("classifier.1", HardSwish())
     n("classifier.2", Dropout(0.2))
-    n("classifier.3", Linear())
+    n("classifier.3", Linear(classes))
     return n.graph()
 
 
-def squeezenet() -> Graph:
-    """SqueezeNet 1.1 (Iandola et al. 2016), as torchvision has it; the last convolution has a filter a class."""
+def squeezenet(classes: int) -> Graph:
+    """SqueezeNet 1.1 (Iandola et al. 2016), as torchvision has it: the last convolution has a filter a class."""
     n = Net()
     n("features.0", Conv2d(64, 3, 2))
     n("features.1", ReLU())
@@ -180,12 +179,13 @@ def squeezenet() -> Graph:
             n(f"features.{at - 1}", MaxPool(3, 2, ceil=True))
         fire(at, squeeze, expand)
     n("classifier.0", Dropout(0.5))
+    n("classifier.1", Conv2d(classes, 1))
+    n("classifier.2", ReLU())
     n("avgpool", GlobalAvgPool())
-    n("classifier.1", Linear())
     return n.graph()
 
 
-def shufflenetv2() -> Graph:
+def shufflenetv2(classes: int) -> Graph:
     """ShuffleNet v2 1.0 (Ma et al. 2018), as torchvision has it."""
     n = Net()
     n.conv("conv1.0", "conv1.1", 24, 3, 2, ("conv1.2", ReLU()))
@@ -208,11 +208,11 @@ def shufflenetv2() -> Graph:
             x = n(f"{p}.shuffle", ChannelShuffle(2))
     n.conv("conv5.0", "conv5.1", 1024, act=("conv5.2", ReLU()))
     n("avgpool", GlobalAvgPool())
-    n("fc", Linear())
+    n("fc", Linear(classes))
     return n.graph()
 
 
-def efficientnet_lite0() -> Graph:
+def efficientnet_lite0(classes: int) -> Graph:
     """EfficientNet-Lite0 (Liu 2020), as timm has it: ReLU6, no squeeze-and-excite."""
     n = Net()
     x = n.conv("conv_stem", "bn1", 32, 3, 2, ("act1", ReLU6()))
@@ -235,11 +235,11 @@ def efficientnet_lite0() -> Graph:
     n.conv("conv_head", "bn2", 1280, act=("act2", ReLU6()))
     n("avgpool", GlobalAvgPool())
     n("dropout", Dropout(0.2))
-    n("classifier", Linear())
+    n("classifier", Linear(classes))
     return n.graph()
 
 
-def vit_tiny() -> Graph:
+def vit_tiny(classes: int) -> Graph:
     """A vision transformer (Dosovitskiy et al. 2021) of DeiT-Ti's width and depth; patches of 4 x 4, for images of 32 x 32."""
     n = Net()
     width, heads = 192, 3
@@ -263,14 +263,14 @@ def vit_tiny() -> Graph:
     n("norm", LayerNorm(1e-6))
     n("token", Slice(0, 1, 0))
     n("flatten", Flatten())
-    n("head", Linear())
+    n("head", Linear(classes))
     return n.graph()
 
 
 # ---- MLPerf Tiny (Banbury et al. 2021) --------------------------------------------------
 
 
-def resnet8() -> Graph:
+def resnet8(classes: int) -> Graph:
     """Image classification: three blocks of 16, 32 and 64 filters."""
     n = Net()
     x = n.conv("conv1", "bn1", 16, 3, act=("relu1", ReLU()), bias=True)
@@ -283,11 +283,11 @@ def resnet8() -> Graph:
         n(f"{p}.add", Add(), y, x)
         x = n(f"{p}.relu2", ReLU())
     n("avgpool", GlobalAvgPool())
-    n("fc", Linear())
+    n("fc", Linear(classes))
     return n.graph()
 
 
-def ds_cnn() -> Graph:
+def ds_cnn(classes: int) -> Graph:
     """Keyword spotting, for 49 x 10 spectrograms: four depthwise separable blocks of 64 filters."""
     n = Net()
     n("conv1", Conv2d(64, (10, 4), 2, (4, 1, 5, 1)))
@@ -300,25 +300,25 @@ def ds_cnn() -> Graph:
         n.conv(f"{p}.pw", f"{p}.bn2", 64, act=(f"{p}.relu2", ReLU()), bias=True)
     n("dropout2", Dropout(0.4))
     n("avgpool", GlobalAvgPool())
-    n("fc", Linear())
+    n("fc", Linear(classes))
     return n.graph()
 
 
-def mobilenet_quarter() -> Graph:
+def mobilenet_quarter(classes: int) -> Graph:
     """Visual wake words, for 96 x 96: MobileNet v1 of width 0.25."""
     n = Net()
-    n.conv("conv1", "bn1", 8, 3, 2, ("relu1", ReLU()))
+    n.conv("conv1", "bn1", 8, 3, 2, ("relu1", ReLU()), bias=True)
     rows = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *[(128, 1)] * 5, (256, 2), (256, 1))
     for block, (filters, stride) in enumerate(rows, 1):
         p = f"block{block}"
-        n.conv(f"{p}.dw", f"{p}.bn1", 0, 3, stride, (f"{p}.relu1", ReLU()), depthwise=True)
-        n.conv(f"{p}.pw", f"{p}.bn2", filters, act=(f"{p}.relu2", ReLU()))
+        n.conv(f"{p}.dw", f"{p}.bn1", 0, 3, stride, (f"{p}.relu1", ReLU()), depthwise=True, bias=True)
+        n.conv(f"{p}.pw", f"{p}.bn2", filters, act=(f"{p}.relu2", ReLU()), bias=True)
     n("avgpool", GlobalAvgPool())
-    n("fc", Linear())
+    n("fc", Linear(classes))
     return n.graph()
 
 
-NETWORKS: dict[str, Callable[[], Graph]] = {
+NETWORKS: dict[str, Callable[[int], Graph]] = {
     "resnet18": resnet18,
     "mobilenetv2": mobilenetv2,
     "mobilenetv3-small": mobilenetv3_small,

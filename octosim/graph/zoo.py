@@ -115,7 +115,7 @@ def find(model: str) -> Model:
     if is_file(model):
         return Model(read_file(Path(model)))
     if model in NETWORKS:
-        return Model(NETWORKS[model]())
+        return Model(NETWORKS[model](1000))
     if model not in MODELS:
         folder = f"; did you mean the folder '{model}/'?" if os.path.isdir(model) else ""
         raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, [*MODELS, *NETWORKS])))
@@ -124,7 +124,7 @@ def find(model: str) -> Model:
 
 def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int, ...] = (28, 28, 1)) -> Graph | Stack:
     """The layers of a model (a name or a file) for so many classes and such images; OctosimError where they do not fit."""
-    found = find(model)
+    found = Model(NETWORKS[model](classes)) if model in NETWORKS else find(model)
     network = found.small if found.small is not None and min(in_shape[:2]) < 32 else found.layers
 
     def sized(item: Layer) -> Layer:
