@@ -40,7 +40,7 @@ def cost(
     clock_ghz: Annotated[Optional[float], typer.Option(help="Of the first engine, in place of the profile's.")] = None,  # noqa: UP045
     image: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; 28x28x1 if not given; not for ONNX files."),
+        typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; by default the network's or 28x28x1; not for ONNX files."),
     ] = None,
     runtime: Annotated[
         Optional[str],  # noqa: UP045

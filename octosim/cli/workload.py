@@ -126,15 +126,16 @@ def _own(asked: Asked) -> Source:
     method = asked.method or {"float32": "fp32", "float16": "fp32"}.get(asked.dtype or "", "octo")
     if asked.dtype is not None and (method == "fp32") != (asked.dtype != "int8"):
         raise OctosimError(f"--method {method} does not compute in {asked.dtype}")
+    usual, classes = graph.usual(asked.model)
     try:
-        height, width, channels = (int(part) for part in (asked.image or "28x28x1").split("x"))
+        height, width, channels = (int(part) for part in (asked.image or "x".join(map(str, usual))).split("x"))
     except ValueError:
         raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
     shape = (height, width, channels)
     if not all(1 <= size <= LARGEST_IMAGE for size in shape):
         raise OctosimError(f"--image takes sizes in 1 .. {LARGEST_IMAGE}, not {asked.image}")
     made = methods.make(method, asked.parameters)
-    network = plan.dry(graph.layers(asked.model, 10, asked.batchnorm, in_shape=shape), shape, made)
+    network = plan.dry(graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape), shape, made)
     plans: dict[int, plan.Plan] = {}
 
     def check(batch: int) -> None:
@@ -155,7 +156,7 @@ def _own(asked: Asked) -> Source:
             return runtimes.in_float16(found) if half else found
         if asked.inference:  # other software runs the network, not the method
             if batch not in floats:
-                stack = graph.layers(asked.model, 10, asked.batchnorm, in_shape=shape)
+                stack = graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape)
                 plain = plan.dry(stack, shape, methods.make("fp32", {}))
                 floats[batch] = plan.plan_like(plain, batch, training=False)
             return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)

@@ -5,9 +5,9 @@ from octosim.graph.imported import from_torch, is_imported, load, save
 from octosim.graph.model_file import KINDS, describe, is_file, parse, parse_network, to_toml
 from octosim.graph.networks import NETWORKS
 from octosim.graph.onnx import Imported
-from octosim.graph.zoo import MODELS, Model, find, layers
+from octosim.graph.zoo import MODELS, Model, find, layers, usual
 
 __all__ = [
     "INPUT", "KINDS", "MODELS", "NETWORKS", "Entry", "Graph", "Imported", "InputSpec", "Model", "as_graph", "describe", "find",
-    "from_torch", "is_file", "is_imported", "layers", "load", "parse", "parse_network", "save", "to_toml",
+    "from_torch", "is_file", "is_imported", "layers", "load", "parse", "parse_network", "save", "to_toml", "usual",
 ]  # fmt: skip

@@ -150,6 +150,18 @@ def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int
     return network
 
 
+def usual(model: str) -> tuple[tuple[int, ...], int]:
+    """The images (height, width, channels) and the number of classes that a model is for, where nothing else is said.
+
+    Those of an imported network, or of a model file's [input]; else 28 x 28 x 1 and 10.
+    """
+    network = find(model).layers
+    if not isinstance(network, Graph) or network.input.shape is None:
+        return (28, 28, 1), 10
+    shape = network.input.shape
+    return shape, nodes(network, shape)[-1].out_shape[0] if is_imported(model) else 10
+
+
 def _check_shapes(model: str, network: Graph | Stack, in_shape: tuple[int, ...], classes: int) -> None:
     try:
         last = nodes(network, in_shape)[-1]

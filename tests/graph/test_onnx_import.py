@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,15 @@ def test_import_and_train(tmp_path: Path) -> None:
     assert train.verify(tmp_path / "run").equal
     with pytest.raises(OctosimError, match="cannot take an input of shape"):
         graph.layers(str(path), 10, in_shape=(32,))
+
+
+def test_an_imported_network_is_priced_as_it_is(tmp_path: Path) -> None:
+    """The size of its images and its classes, where nothing else is said."""
+    net, shape = NETS["residual"]
+    onnx.save(build(net, 17, shape), tmp_path / "net.onnx")
+    assert octosim("import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "net")).returncode == 0
+    assert graph.usual(f"{tmp_path}/net") == ((8, 8, 3), 5) and graph.usual("lenet5") == ((28, 28, 1), 10)
+    asked = ("cost", "--profile", "pi4", "--inference", "--dtype", "float32", "--batch-size", "1", "--json")
+    own, theirs = (json.loads(octosim(*asked, "--model", str(tmp_path / name)).stdout) for name in ("net", "net.onnx"))
+    own, theirs = (sum(row["macs"] for row in found["layers"]) for found in (own, theirs))
+    assert own == theirs
