@@ -14,7 +14,7 @@ from octosim.errors import OctosimError
 
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run directory.")],
-    to: Annotated[str, typer.Option(help="onnx (QDQ and QOperator) or safetensors.")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx (QDQ and QOperator), c (one C99 file) or safetensors.")] = "onnx",
     out: Annotated[Optional[Path], typer.Option(help="Folder to write to; RUN/export if not given.")] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of the test set to compare on; all if not given.")] = None,  # noqa: UP045
     compare: Annotated[bool, typer.Option(help="Run what was written, and compare it with octosim.")] = True,
@@ -25,7 +25,7 @@ def export(
 
     Example: octosim export runs/a --to onnx
 
-    Example: octosim export runs/a --to safetensors --out deploy
+    Example: octosim export runs/a --to c --out deploy
     """
     from octosim.evidence import export as exporter
 
@@ -38,18 +38,20 @@ def export(
         return
     for name, size in dict.fromkeys((row["file"], row["bytes"]) for row in rows):
         say(f"{name}: {size:,} bytes")
+    if to == "c":
+        say(f"constants {rows[0]['flash']:,} bytes, buffers {rows[0]['ram']:,} bytes")
     if not compare:
         return
     unit = "tensors" if to == "safetensors" else "int8 steps of the logits"
     table = Table(title=f"against octosim, in {unit}")
     for column in ("file", "run by"):
         table.add_column(column)
-    columns = ["equal", "off by one", "more"] + (["same bits", "same class"] if to == "onnx" else [])
+    columns = ["equal", "off by one", "more"] + (["same bits", "same class"] if to != "safetensors" else [])
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
         counts = [f"{row[key]} of {row['elements']}" for key in ("equal",)] + [str(row[key]) for key in ("off_by_one", "more")]
-        if to == "onnx":
+        if to != "safetensors":
             counts += [str(row["same_bits"]), f"{row['same_class']} of {row['images']}"]
         table.add_row(Path(row["file"]).name, row["runtime"], *counts)
     out_console.print(table)

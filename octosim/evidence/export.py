@@ -8,6 +8,7 @@ qdq.onnx        QuantizeLinear and DequantizeLinear around float operators, whic
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ from octosim.integrity import sha256_of
 
 FORMS = ("qdq", "qoperator")
 OPSET = 17
-KINDS = ("onnx", "safetensors")
+KINDS = ("onnx", "c", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -395,6 +396,8 @@ def export(folder: Path, kind: str, out: Path, images: int | None = None, compar
         raise OctosimError(f"{folder} is not finished: continue it with --resume")
     run = train.reopen(folder)
     files: dict[str, bytes] = {}
+    if kind == "c":
+        return _export_c(run, out, images, comparing)
     if kind == "onnx":
         files = {f"{form}.onnx": onnx_model(run, form) for form in FORMS}
     else:
@@ -403,12 +406,7 @@ def export(folder: Path, kind: str, out: Path, images: int | None = None, compar
         held = tensors(run)
         about = _about(run) | {"layers": json.dumps(train.read_manifest(folder)["decides"]["layers"])}
         files = {"model.safetensors": save(held, {"octosim": json.dumps(about | {"sum": sha256_of(about)}, sort_keys=True)})}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OctosimError(f"cannot make {out}: {error.strerror}") from None
-    for name, content in files.items():
-        write_atomic(out / name, content)
+    _write(out, files)
     rows = [{"file": str(out / name), "bytes": len(content), "runtime": None} for name, content in files.items()]
     if not comparing:
         return rows
@@ -423,6 +421,40 @@ def export(folder: Path, kind: str, out: Path, images: int | None = None, compar
             runtime = f"onnxruntime, graph optimizations {'on' if optimized else 'off'}"
             compared.append(row | {"runtime": runtime, **compare(run_onnx(content, given, optimized), ours)})
     return compared
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OctosimError(f"cannot make {out}: {error.strerror}") from None
+    for name, content in files.items():
+        write_atomic(out / name, content)
+
+
+_MACHINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cc": (("cc",), ()),
+    "qemu-aarch64": (("aarch64-linux-gnu-gcc", "-static"), ("qemu-aarch64",)),
+}
+"""Compilers, and what runs their programs here; those for Arm are tried where they are there."""
+
+
+def _export_c(run: train.Run, out: Path, images: int | None, comparing: bool) -> list[dict[str, Any]]:
+    """network.c, compiled and run here, and for Arm where that is possible."""
+    from octosim.evidence import export_c
+
+    made = export_c.program(run)
+    _write(out, {"network.c": made.source.encode()})
+    row = {"file": str(out / "network.c"), "bytes": len(made.source), "flash": made.flash, "ram": made.ram, "runtime": None}
+    if not comparing:
+        return [row]
+    chosen = run.data.test_images[:images]
+    ours, rows = logits_of(run, chosen), []
+    for runtime, (compiler, runner) in _MACHINES.items():
+        if runtime == "cc" or all(shutil.which(name) for name in (compiler[0], *runner)):
+            made_there = export_c.run_c(out / "network.c", chosen, ours.shape[1], compiler, runner)
+            rows.append(row | {"runtime": runtime, **compare(made_there, ours)})
+    return rows
 
 
 def _compare_tensors(path: Path, expected: dict[str, Array]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,44 @@ def test_what_cannot_be_exported(change: dict[str, Any], sentence: str, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(
+    "change",
+    [dict(), dict(parameters={"lac": "feature"}), dict(method="hindsight"), dict(model=POOLED),
+     dict(model=[layer for layer in MIXED if not isinstance(layer, AvgPool)])],
+    ids=["lenet5", "feature", "hindsight", "pooled", "mixed"],
+)  # fmt: skip
+def test_the_c_program_has_octosims_bits(change: dict[str, Any], tmp_path: Path) -> None:
+    """On this machine, and on Arm where its compiler and qemu are there."""
+    trained(tmp_path / "run", **change)
+    rows = export.export(tmp_path / "run", "c", tmp_path / "out", images=60)
+    assert {row["runtime"] for row in rows} >= {"cc"}
+    for row in rows:
+        assert row["same_bits"] == row["equal"] == 600, row
+        assert 0 < row["flash"] < 200_000 and 0 < row["ram"] < 200_000
+    text = (tmp_path / "out" / "network.c").read_text()
+    normalized = any(isinstance(node.layer, BatchNorm) for node in octosim.open(tmp_path / "run").network.nodes)
+    assert "malloc" not in text and ("static void affine(" in text) == normalized  # only the kernels that it needs
+
+
+def test_what_the_c_export_refuses(tmp_path: Path) -> None:
+    for i, (change, sentence) in enumerate((
+        (dict(method="fp32"), "layer conv1: products in float32"), (dict(model=MIXED), "'averagepool' are not exported to C"),
+        (dict(accumulator="acc24"), "trained in acc24"),
+    )):  # fmt: skip
+        trained(tmp_path / str(i), steps=1, **change)
+        with pytest.raises(OctosimError, match=sentence):
+            export.export(tmp_path / str(i), "c", tmp_path / "out")
+
+
 def test_command(tmp_path: Path) -> None:
     trained(tmp_path / "run", steps=1)
     done = command("export", str(tmp_path / "run"), "--images", "50")
     assert done.returncode == 0 and "qoperator.onnx" in done.stdout and "500 of 500" in done.stdout, done.stderr
     done = command("export", str(tmp_path / "run"), "--to", "safetensors", "--out", str(tmp_path / "s"), "--json")
     assert json.loads(done.stdout)[0]["more"] == 0
+    done = command("export", str(tmp_path / "run"), "--to", "c", "--no-compare", "--out", str(tmp_path / "c"))
+    assert done.returncode == 0 and "buffers" in done.stdout and (tmp_path / "c" / "network.c").exists(), done.stderr
     for arguments, sentence in (
         (["--to", "tflite"], "to onnx"), (["--images", "0"], "--images must be at least 1"),
     ):  # fmt: skip
