@@ -101,7 +101,7 @@ def train(
         run = trainer.reopen(folder, place=moved)
         hint(f"resuming {folder} after step {run.step}")
     else:
-        run = trainer.create(config, folder, command_line(), dataset=_own_data(config))
+        run = trainer.create(config, folder, command_line(), dataset=(lambda: _own_data(config)) if _is_own(data) else None)
     with progress_bar() as bar:
         task = bar.add_task("starting", total=run.steps, completed=run.step)
         finished = trainer.train(run, folder, _follow(bar, task, json_), checkpoint_every, prefetch)
@@ -123,11 +123,9 @@ def _data_name(data: str) -> str:
 
 
 def _own_data(config: Any) -> Any:
-    """The user's own data, read with a progress bar; None for a data set by name."""
+    """The user's own data, read with a progress bar."""
     from octosim import train as trainer
 
-    if not _is_own(config.data):
-        return None
     with progress_bar() as bar:
         task = bar.add_task(f"reading {config.data}")
         found = trainer.load_data(config, lambda done, total: bar.update(task, completed=done, total=total))

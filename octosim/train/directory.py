@@ -56,7 +56,7 @@ from octosim.integrity import (
     sha256_of,
 )
 from octosim.train.config import Config, from_json
-from octosim.train.run import Run, digest_of, load_data
+from octosim.train.run import Data, Run, digest_of, load_data
 
 FORMAT = 1
 CHECKPOINT_FORMAT = 2  # 1 had no sums
@@ -485,7 +485,7 @@ def alone(folder: Path) -> AbstractContextManager[None]:
 
 
 def create(
-    config: Config, folder: Path, command: str, layers: Stack | None = None, dataset: Dataset | None = None
+    config: Config, folder: Path, command: str, layers: Stack | None = None, dataset: Data | None = None
 ) -> Run:
     """A new run directory; OctosimError where it exists or the configuration is refused (then nothing is written).
 

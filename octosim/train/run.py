@@ -26,6 +26,10 @@ Batch = tuple[Array, Array]
 """Images (batch, height, width, channels) or vectors (batch, values), uint8 or float32, and labels int32 (batch,)."""
 
 
+Data = data.Dataset | Callable[[], data.Dataset]
+"""A data set, or what loads it."""
+
+
 def load_data(config: Config, progress: Callable[[int, int], None] | None = None) -> data.Dataset:
     """The data of a configuration.  progress: is told of the images decoded and their number."""
     names = ("image", "test_share", "limit")
@@ -50,9 +54,9 @@ class Run:
     """
 
     @core.float_environment()
-    def __init__(self, config: Config, layers: graph.Graph | Stack | None = None, dataset: data.Dataset | None = None):
+    def __init__(self, config: Config, layers: graph.Graph | Stack | None = None, dataset: Data | None = None):
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
-        dataset: config.data, where it is loaded already."""
+        dataset: config.data, where it is loaded already, or what loads it when all else is found right."""
         config.check_ranges()
         self.config = config
         self.method = methods.make(config.method, config.parameters)
@@ -65,7 +69,7 @@ class Run:
         batches.check_augmentation(config.augment)
         if layers is None:
             graph.find(config.model)  # an unknown model is told before the data is read
-        self.data = dataset or load_data(config)
+        self.data = dataset() if callable(dataset) else dataset or load_data(config)
         images = len(self.data.train_labels)
         if config.batch_size > images:
             raise ArgumentError(

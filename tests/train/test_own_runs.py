@@ -157,6 +157,9 @@ def test_command_line(
     for wrong in (("moved", "--image", "0x1x3"), ("moved", "--test-share", "0.5"), ("nowhere/",), ("moved", "--limit", "1")):
         code, _, err = octosim("train", "--data", *wrong, *arguments, "--out", "x")
         assert code == 2 and len(err.strip().splitlines()) == 1 and not Path("x").exists()
+    for wrong in (("--out", str(made)), ("--model", "mpl", "--out", "x")):  # told before a long time of decoding
+        code, _, err = octosim("train", "--data", "moved", *arguments, *wrong)
+        assert code == 2 and len(err.strip().splitlines()) == 1
     Path("moved/train/class0/zz.jpg").write_text("hello")
     for command in (("data", "check", "moved"), ("train", "--data", "moved", *arguments, "--out", "x")):
         code, _, err = octosim(*command)
