@@ -21,6 +21,7 @@ from octosim.cli.terminal import (
     shell_word,
 )
 from octosim.errors import OctosimError
+from octosim.textfile import read_csv
 
 profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema, calibrate.")
 
@@ -116,6 +117,52 @@ def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) 
     say(f"{file}: a good profile of {device.title}")
 
 
+@profiles_app.command("validate")
+def profiles_validate(
+    from_: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", help="CSV of measured times of networks, as for calibrate, or of training steps (train_ms)."),
+    ] = None,
+    profile: Annotated[Optional[str], typer.Option(help="With --from, the device that was measured.")] = None,  # noqa: UP045
+    layers: Annotated[Optional[Path], typer.Option(help="CSV of the networks' layers.")] = None,  # noqa: UP045
+    summary: Annotated[Optional[Path], typer.Option(help="CSV with the networks' activation_elements_sum.")] = None,  # noqa: UP045
+    device: Annotated[str, typer.Option(help="Take only rows whose device begins so.")] = "",
+    runtime: Annotated[Optional[str], typer.Option(help="The software that was measured.")] = None,  # noqa: UP045
+    json_: AsJson = False,
+) -> None:
+    """How far predictions are off: each sourced efficiency against its source, or a table of measurements against the model.
+
+    Example: octosim profiles validate
+
+    Example: octosim profiles validate --from measured.csv --layers layers.csv --profile pi4 --runtime tflite
+    """
+    from octosim.cost import validate
+
+    if from_ is None:
+        if profile or layers or summary or device or runtime:
+            raise OctosimError("--profile, --layers, --summary, --device and --runtime go with --from")
+        rows = validate.efficiencies()
+    elif profile is None:
+        raise OctosimError("--from needs --profile, the device that was measured")
+    elif any("train_ms" in row.cells for row in read_csv(from_, ("network",))[:1]):
+        if layers is None:
+            raise OctosimError("training steps need --layers, the CSV of the networks' layers")
+        rows = validate.training(from_, layers, profile, runtime or "mnn")
+    else:
+        rows = validate.inference(from_, profile, layers, summary, device, runtime)
+    if json_:
+        print_json(rows)
+        return
+    table = Table(title="predicted against measured")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="right" if isinstance(rows[0][name], float) else "left")
+    for row in rows:
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+    out_console.print(table)
+    for line in validate.said(rows):
+        say(line)
+
+
 @profiles_app.command("calibrate")
 def profiles_calibrate(
     from_: Annotated[
@@ -132,6 +179,10 @@ def profiles_calibrate(
     ] = None,
     summary: Annotated[Optional[Path], typer.Option(help="CSV with the networks' activation_elements_sum.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="Take only rows whose device begins so.")] = "",
+    runtime: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="With --from, the software that was measured; ncnn if not given, mnn for training steps."),
+    ] = None,
     out: Annotated[Optional[Path], typer.Option("-o", "--out", help="A copy of the profile with the factors.")] = None,  # noqa: UP045
     json_: AsJson = False,
 ) -> None:
@@ -142,12 +193,19 @@ def profiles_calibrate(
     With --from: fit another CPU's efficiency factors to measured times of networks.  The CSV has the columns network,
     precision (int8, fp16 or fp32), threads, value and, if there, unit (ms) and device.
 
-    Example: octosim profiles calibrate --from measured.csv --profile pi4 -o my-pi4.toml
+    Example: octosim profiles calibrate --from measured.csv --profile pi4 --runtime tflite -o my-pi4.toml
+
+    A CSV with the columns network, batch and train_ms holds training steps: the runtime's backward pass is fitted, and written
+    as a runtime file for `octosim cost --runtime`.
+
+    Example: octosim profiles calibrate --from steps.csv --layers layers.csv --profile snapdragon-855 --runtime mnn -o mnn.toml
     """
     check_output("--out", out)
     if from_ is None:
-        if profile or layers or summary or device:
-            raise OctosimError("--profile, --layers, --summary and --device go with --from; else this machine is measured")
+        if profile or layers or summary or device or runtime:
+            raise OctosimError(
+                "--profile, --layers, --summary, --device and --runtime go with --from; else this machine is measured"
+            )
         _calibrate_host(out, json_)
         return
     if profile is None:
@@ -158,10 +216,16 @@ def profiles_calibrate(
     from octosim.cost import fit
     from octosim.hardware import efficiency
 
+    if any("train_ms" in row.cells for row in read_csv(from_, ("network",))[:1]):
+        _calibrate_training(from_, layers, profile, runtime or "mnn", out, json_)
+        return
     rows = [row for row in fit.measurements(from_) if row.device.startswith(device)]
     if not rows:
         raise OctosimError(f"{from_}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
-    found = fit.calibrate(hardware.load(profile), rows, fit.networks(layers, summary) if layers else {}, from_.name)
+    found = fit.calibrate(
+        hardware.load(profile), rows, fit.networks(layers, summary) if layers else {}, from_.name,
+        hardware.load_runtime(runtime) if runtime else None,
+    )  # fmt: skip
     text = tomli_w.dumps({"calibration": {path: efficiency.table(f) for path, f in found.factors.items()}})
     if out:
         from octosim.files import write_atomic
@@ -176,11 +240,41 @@ def profiles_calibrate(
     for path, r in found.report.items():
         hint(
             f"{path}: {r['measurements']} measurements; median error {100 * r['uncalibrated']:.1f} % before, "
-            f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit"
+            f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit, "
+            f"{100 * r['one_scale']:.1f} % there by one scale"
         )
         if r["left_out"] > r["uncalibrated"] or r["fitted"] > r["uncalibrated"]:
             hint(f"{path}: on networks left out of the fit these factors predict worse than those before; keep the profile "
                  "as it is, unless the measurements are of your board")  # fmt: skip
+
+
+def _calibrate_training(
+    from_: Path, layers: Path | None, profile: str, runtime: str, out: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    """Fits a framework's backward pass to training steps; the spread is that of networks left out, two at a time."""
+    import numpy as np
+    import tomli_w
+
+    from octosim import hardware
+    from octosim.cost import fit_training
+    from octosim.files import write_atomic
+
+    if layers is None:
+        raise OctosimError("training steps need --layers, the CSV of the networks' layers")
+    measured, device, software = fit_training.steps(from_, layers), hardware.load(profile), hardware.load_runtime(runtime)
+    rows = fit_training.leave_out(measured, device, software, 2)
+    values = fit_training.fit(measured, device, software)
+    count, spread = len({s.network for s in measured}), fit_training.spread_of(rows)
+    fitted = fit_training.with_backward(software, values, spread, f"{from_.name}: {len(measured)} steps of {count} networks")
+    error = float(np.median(np.abs(np.expm1([row["error"] for row in rows]))))
+    text = tomli_w.dumps(fitted.model_dump(mode="json", exclude_none=True))
+    if out:
+        write_atomic(out, text.encode())
+    if as_json:
+        print_json({"backward": values, "spread": spread, "left_out": error, "steps": len(measured), "networks": count})
+    elif not out:
+        print_text(text)
+    hint(f"{runtime}: median error {100 * error:.0f} % on steps of two networks left out of the fit, all splits of {count}")
 
 
 def _calibrate_host(out: Path | None, as_json: bool) -> None:

@@ -81,20 +81,10 @@ def _onnx(asked: Asked) -> Source:
         raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
     path, kind = Path(asked.model), asked.dtype or "float32"
 
-    def floats(device: Any, runtime: Any) -> str | None:
-        """The type between int8 products; None is the usual one."""
-        if kind != "int8" or not asked.inference:
-            return None
-        if runtime.codes == "throughout":
-            return "int8"
-        halves = any("float16" in engine.macs_per_clock.given() for engine in device.engines)
-        return "float16" if halves and runtime.float16 else None
-
     def ops(device: Any, batch: int | None, runtime: Any) -> list[Any]:
         found = onnx_ops.ops(
-            path, batch=batch, dtype=kind, float_dtype=floats(device, runtime), inference=asked.inference,
-            lenient=asked.lenient, fuses=runtime.fuses, winograd=runtime.winograd,
-            shapes=asked.shapes,
+            path, batch=batch, dtype=kind, lenient=asked.lenient, shapes=asked.shapes,
+            **runtimes.onnx_rules(runtime, device, kind, asked.inference),
         )  # fmt: skip
         return found if asked.inference else runtimes.training_ops(found, runtime)
 

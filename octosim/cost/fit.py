@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from octosim import cost
+from octosim.cost.runtimes import onnx_rules
 from octosim.errors import OctosimError
-from octosim.hardware import Device
+from octosim.hardware import Device, Runtime, load_runtime
 from octosim.hardware.efficiency import Factors
 from octosim.textfile import read_csv
 from octosim.trace import DTYPE_BYTES, Op, with_winograd
@@ -147,7 +148,8 @@ def layer_ops(stack: Sequence[Layer], other: int, float_dtype: str, int8: bool, 
         inputs, outputs = math.prod(layer.inputs), math.prod(layer.outputs)
         (ci, _, wi), (co, ho, wo) = layer.inputs, layer.outputs
         if layer.type == "Pooling":
-            ops.append(Op(layer.name, "forward", "elementwise", "pool", (outputs,), float_dtype, inputs * size, outputs * size))
+            count = outputs * max(1, layer.kernel[0] * layer.kernel[1])  # a sum or maximum over the window
+            ops.append(Op(layer.name, "forward", "elementwise", "pool", (count,), float_dtype, inputs * size, outputs * size))
             continue
         if layer.type == "MultiHeadAttention":
             ops += attention_ops(layer.name, wi, ci, layer.groups, float_dtype)
@@ -332,21 +334,25 @@ class Calibration:
 
 
 def calibrate(
-    device: Device, rows: Iterable[Measurement], nets: Mapping[str, tuple[list[Layer], int]], source: str
+    device: Device, rows: Iterable[Measurement], nets: Mapping[str, tuple[list[Layer], int]], source: str,
+    runtime: Runtime | None = None,
 ) -> Calibration:
     """Factors of a device from measured times of whole networks, leaning to the pool's where they say little.
 
+    runtime: the software that was measured, ncnn if not given: what `octosim cost --runtime` will price is what is fitted here.
+    Factors that predict networks left out of the fit worse than one scale of the software are not returned: the scale is.
     Networks are names of `nets` or paths of .onnx files.  A float precision ("fp32", "fp16..." ...) counts as the
     narrowest float type that its name allows and the device has.
     """
     rows = list(rows)
+    runtime = runtime or load_runtime("ncnn")
     engine = max(device.engines, key=lambda e: e.rate_mac_s("float32", 1.0) or e.rate_mac_s("int8", 1.0))
     if not cost.path_of(engine, "int8"):
         raise OctosimError(f"profile {device.name}: engine {engine.name} is no CPU core with an accumulator smlal or sdot")
     groups: dict[str, list[Sample]] = {}
     for row in rows:
-        ops, path = _ops_of(row, device, nets, cost.path_of(engine, "int8"))
-        sample = Sample(row.network, row.device, cost.prepare(ops, device, row.threads), row.time_s)
+        ops, path = operations(row, device, nets, cost.path_of(engine, "int8"), runtime)
+        sample = Sample(row.network, row.device, cost.prepare(ops, device, row.threads, runtime), row.time_s)
         groups.setdefault(path, []).append(sample)
     known: dict[str, Array] = {}
     factors: dict[str, Factors] = {}
@@ -362,15 +368,31 @@ def calibrate(
         measured = np.log([s.time_s for s in samples])
         plain = log_times(samples, {**known, path: pool}) - measured
         inside = log_times(samples, fitted.factors) - measured
+        by_scale = _one_scale(samples, plain)
+        chosen = fitted.factors[path]
+        if median_error(left - measured) > median_error(by_scale) and len({s.network for s in samples}) > 1:
+            scale = float(np.exp(-np.median(plain)))
+            chosen, left = cost.slowed(pool, scale), by_scale + measured
+            inside = plain + np.log(scale)
         spread = float(np.sqrt(np.mean((left - measured) ** 2)))
         text = f"{source}: {len(samples)} measurements of {len({s.network for s in samples})} networks"
-        factors[path] = as_factors(fitted.factors[path], max(spread, 0.05), text)
-        known = fitted.factors
+        factors[path] = as_factors(chosen, max(spread, 0.05), text)
+        known = {**known, path: chosen}
         report[path] = {
             "measurements": len(samples), "fitted": median_error(inside), "left_out": median_error(left - measured),
-            "uncalibrated": median_error(plain),
+            "one_scale": median_error(by_scale), "uncalibrated": median_error(plain),
         }  # fmt: skip
     return Calibration(factors, report)
+
+
+def _one_scale(samples: Sequence[Sample], plain: Array) -> Array:
+    """ln(predicted / measured) with one scale of all times, from the other networks' measurements; plain: without the scale."""
+    found = plain.copy()
+    names = np.array([s.network for s in samples])
+    for network in set(names.tolist()):
+        others = plain[names != network]
+        found[names == network] -= np.median(others) if len(others) else 0.0
+    return found
 
 
 def leave_one_out(samples: Sequence[Sample], path: str, known: Mapping[str, Array], prior: Array) -> Array:
@@ -389,18 +411,33 @@ def median_error(log_ratio: Array) -> float:
     return float(np.median(np.abs(np.expm1(log_ratio))))
 
 
-def _ops_of(
-    row: Measurement, device: Device, nets: Mapping[str, tuple[list[Layer], int]], int8_path: str
+def operations(
+    row: Measurement, device: Device, nets: Mapping[str, tuple[list[Layer], int]], int8_path: str, runtime: Runtime
 ) -> tuple[list[Op], str]:
+    """The operations that a measurement's software runs, and the arithmetic that its factors belong to."""
     has = {dtype for engine in device.engines for dtype in engine.macs_per_clock.given()}
-    narrow = "float16" in has and (row.is_int8 or "16" in row.precision)  # int8 networks hold float layers too
+    halves = row.is_int8 and runtime.float16 or "16" in row.precision  # int8 networks hold float layers too
+    narrow = "float16" in has and halves
     dtype: Literal["float32", "float16"] = "float16" if narrow else "float32"
     path = int8_path if row.is_int8 else dtype
     if row.network.casefold().endswith(".onnx"):
         from octosim.cost import onnx as onnx_ops
 
-        return onnx_ops.ops(Path(row.network), dtype="int8" if row.is_int8 else dtype), path
+        kind = "int8" if row.is_int8 else dtype
+        return onnx_ops.ops(Path(row.network), dtype=kind, **onnx_rules(runtime, device, kind, True)), path
     if row.network not in nets:
         raise OctosimError(f"network {row.network!r} is neither in the table of layers nor the path of an .onnx file")
     stack, other = nets[row.network]
-    return layer_ops(stack, other, dtype, row.is_int8), path
+    if row.is_int8 and runtime.codes == "throughout":
+        stack = [replace(layer, int8_output=True) for layer in stack]
+    ops = layer_ops(stack, other, dtype, row.is_int8)
+    if row.is_int8 and runtime.codes == "throughout":  # no pass makes codes or floats of each other, sums leave as codes
+        ops = [_in_codes(op) for op in ops if op.name not in ("quantize", "requantize")]
+    return [op if runtime.winograd else replace(op, algorithm="direct") for op in ops], path
+
+
+def _in_codes(op: Op) -> Op:
+    if op.kind == "gemm":
+        return replace(op, writes=op.writes // 4)
+    size = DTYPE_BYTES[op.dtype]
+    return replace(op, dtype="int8", reads=op.reads // size, writes=op.writes // size)

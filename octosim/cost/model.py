@@ -318,8 +318,10 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | 
         return engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY) * busy
 
     def factors(engine: Engine, dtype: Dtype) -> Factors | None:
-        found = factors_of(device, engine, dtype)
-        return found and with_kernels(found, path_of(engine, dtype), runtime)
+        found, path = factors_of(device, engine, dtype), path_of(engine, dtype)
+        if path in device.calibration:  # fitted with this software: nothing of it counts twice
+            return found
+        return found and with_kernels(found, path, runtime)
 
     if op.kind != "gemm":
         engine = max(engines, key=lambda e: (e.elements_s(), rate(e, "float32")))
@@ -595,13 +597,18 @@ _SLOWS = dict.fromkeys((*KINDS, "bandwidth", "cache"), -1) | {"overhead_us": 1, 
 """Powers of a software's scale that the factors are multiplied by, so that every time is multiplied by it once."""
 
 
+def slowed(factors: Array, scale: float) -> Array:
+    """Factors with which every time is `scale` times as long."""
+    return factors * np.array([scale ** _SLOWS.get(name, 0) for name in PARAMETERS])
+
+
 def _parameters(run: Run, device: Device, runtime: Runtime | None, training: bool) -> Array:
     """The factors, or without them the profile's one efficiency: no cache, no loss with threads, all memory time hidden."""
     backward = runtime.backward if runtime and training else None
     if run.factors:
         made = vector(run.factors)
-        if runtime and runtime.scale:
-            made *= [runtime.scale.value ** _SLOWS.get(name, 0) for name in PARAMETERS]
+        if runtime and runtime.scale and run.path not in device.calibration:
+            made = slowed(made, runtime.scale.value)
         if backward:
             made[[PARAMETERS.index("overhead_us"), PARAMETERS.index("fork_us")]] = backward.call_us.value, 0.0
         return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from octosim.cost.model import DEPTHWISE, KINDS, kind_of
 from octosim.errors import OctosimError
@@ -97,6 +98,15 @@ def inference_ops(ops: Sequence[Op], runtime: Runtime, dtype: str) -> list[Op]:
         after_product = False
         found.append(replace(op, dtype=dtype, reads=op.reads * size // 4, writes=op.writes * size // 4, function=""))
     return found
+
+
+def onnx_rules(runtime: Runtime, device: Device, dtype: str, inference: bool) -> dict[str, Any]:
+    """Arguments of octosim.cost.onnx.ops by runtime and device: what predictions and calibrations both plan with."""
+    floats = None
+    if dtype == "int8" and inference:
+        halves = runtime.float16 and any("float16" in engine.macs_per_clock.given() for engine in device.engines)
+        floats = "int8" if runtime.codes == "throughout" else "float16" if halves else None
+    return {"float_dtype": floats, "inference": inference, "fuses": runtime.fuses, "winograd": runtime.winograd}
 
 
 def choose(asked: str | None, device: Device, dtype: str, training: bool, own: bool) -> Runtime:

@@ -1,0 +1,84 @@
+"""How far the cost model is off, as rows: against the sources of efficiencies, measured inferences, measured training steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octosim import cost, hardware
+from octosim.cost import fit, fit_training, reference, runtimes
+from octosim.errors import OctosimError
+
+Rows = list[dict[str, Any]]
+
+
+def efficiencies() -> Rows:
+    """Each efficiency of a shipped profile that names its source's figure: that and the prediction, images or GMAC a second."""
+    rows = []
+    for name in hardware.names()[:-1]:
+        device = hardware.load(name)
+        for engine, dtype, ratio in reference.references(device):
+            assert ratio.reproduces is not None
+            published = ratio.reproduces.images_s or ratio.reproduces.gmac_s or math.nan
+            predicted = reference.predicted(device, engine, dtype, ratio.reproduces, ratio.value)
+            rows.append({"profile": name, "engine": engine.name, "type": dtype, "network": ratio.reproduces.network,
+                         "measured": published, "predicted": predicted, "error": predicted / published - 1})  # fmt: skip
+    return rows
+
+
+def inference(
+    path: Path, profile: str, layers: Path | None, summary: Path | None, device: str, runtime: str | None
+) -> Rows:  # fmt: skip
+    """Measured inferences of one device against the model and against a roofline with nothing fitted, in seconds."""
+    rows = [row for row in fit.measurements(path) if row.device.startswith(device)]
+    if not rows:
+        raise OctosimError(f"{path}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
+    found, chip = hardware.load(profile), hardware.load(profile)
+    software = hardware.load_runtime(runtime) if runtime else runtimes.default(chip, False)
+    runtimes.check(software, chip, False)
+    nets = fit.networks(layers, summary) if layers else {}
+    engine = max(found.engines, key=lambda e: e.rate_mac_s("float32", 1.0) or e.rate_mac_s("int8", 1.0))
+    result = []
+    for row in rows:
+        ops, _ = fit.operations(row, found, nets, cost.path_of(engine, "int8") or "int8", software)
+        prepared = cost.prepare(ops, found, row.threads, software)
+        seconds = float(cost.times(prepared, prepared.parameters)[0].sum())
+        macs, moved = np.array([op.macs for op in ops], float), np.array([op.bytes for op in ops], float)
+        roof = float(np.maximum(macs / (prepared.rate * prepared.cores), moved / prepared.bandwidth).sum())
+        result.append({"network": row.network, "precision": row.precision, "threads": row.threads, "measured": row.time_s,
+                       "predicted": seconds, "error": seconds / row.time_s - 1,
+                       "roofline_error": roof / row.time_s - 1})  # fmt: skip
+    return result
+
+
+def training(path: Path, layers: Path, profile: str, runtime: str) -> Rows:
+    """Measured training steps in seconds, each predicted by fits without its network and another one: their median."""
+    measured = fit_training.steps(path, layers)
+    errors = fit_training.leave_out(measured, hardware.load(profile), hardware.load_runtime(runtime))
+    width = cost.INTERVAL * fit_training.spread_of(errors)
+    rows = []
+    for step in measured:
+        mine = [row["error"] for row in errors if (row["network"], row["batch"]) == (step.network, step.batch)]
+        error = float(np.median(mine))
+        predicted, inside = step.time_s * math.exp(error), float(np.mean(np.abs(mine) <= width))
+        rows.append({"network": step.network, "batch": step.batch, "measured": step.time_s, "predicted": predicted,
+                     "error": math.expm1(error), "inside": inside})  # fmt: skip
+    return rows
+
+
+def said(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The figures of a table in a sentence."""
+    error = [abs(row["error"]) for row in rows]
+    lines = [f"median error {100 * float(np.median(error)):.1f} %, worst {100 * max(error):.0f} %, of {len(rows)}"]
+    if len(rows) > 2 and "roofline_error" in rows[0]:
+        plain = [abs(row["roofline_error"]) for row in rows]
+        order: list[Any] = [np.argsort(np.argsort([row[key] for row in rows])) for key in ("measured", "predicted")]
+        lines[0] += f"; a roofline with nothing fitted {100 * float(np.median(plain)):.1f} %"
+        lines[0] += f"; rank correlation {float(np.corrcoef(order[0], order[1])[0, 1]):.3f}"
+    if "inside" in rows[0]:
+        lines[0] += f"; {100 * float(np.mean([row['inside'] for row in rows])):.0f} % inside the interval"
+    return lines

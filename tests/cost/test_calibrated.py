@@ -1,0 +1,102 @@
+"""Calibration prices what `octosim cost` prices: times that the model made give its factors back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from octosim import cost, hardware
+from octosim.cost import fit, fit_training, reference
+from octosim.hardware import load_runtime
+
+
+def shifted(device, path, **factors):
+    """The device with known factors of its own in one arithmetic."""
+    known = cost.factors_of(device, device.engines[0], "int8" if path in ("sdot", "smlal") else path)
+    changed = {name: getattr(known, name) * value for name, value in factors.items()}
+    return device.model_copy(update={"calibration": {path: known.model_copy(update=changed)}})
+
+
+@pytest.mark.parametrize("name, path, dtype, threads", [
+    ("pi5", "float16", "float16", 1), ("pi5", "sdot", "int8", 2), ("pi4", "float32", "float32", 4)])
+def test_the_fit_returns_the_factors_that_made_the_times(name, path, dtype, threads):
+    device = hardware.load(name)
+    truth = shifted(device, path, conv=0.8, pointwise=0.7, bandwidth=0.8)
+    samples = []
+    for network, build in reference.NETWORKS.items():
+        for batch in (1, 2):
+            ops = build(batch, dtype)
+            seconds = sum(c.time_s for c in cost.predict(ops, truth, threads))
+            samples.append(fit.Sample(f"{network}{batch}", "made", cost.prepare(ops, device, threads), seconds))
+    prior = cost.vector(cost.factors_of(device, device.engines[0], "int8" if path == "sdot" else path))
+    found = fit.fit(samples, path, None, prior).factors
+    error = fit.log_times(samples, found) - np.log([s.time_s for s in samples])
+    assert np.abs(error).max() < 0.03
+    expected = cost.vector(truth.calibration[path])
+    conv, pointwise = (cost.PARAMETERS.index(kind) for kind in ("conv", "pointwise"))
+    assert found[path][[conv, pointwise]] == pytest.approx(expected[[conv, pointwise]], rel=0.15)  # the prior pulls a little
+
+
+@pytest.mark.parametrize("runtime", ["ncnn", "tflite"])
+@pytest.mark.parametrize("precision", ["int8", "fp32", "fp16"])
+def test_calibration_and_prediction_have_one_plan(tmp_path, runtime, precision):
+    """With the factors of the profile itself every measured time is met: an ONNX file, a core with float16."""
+    onnx = pytest.importorskip("onnx")
+    from octosim.cli.workload import Asked, source
+
+    path = tmp_path / "small.onnx"
+    weights = [("w1", (16, 3, 3, 3)), ("w2", (32, 16, 3, 3)), ("w3", (8, 32, 1, 1))]
+    chain = [("x", "w1", "a", 1), ("r", "w2", "b", 1), ("b", "w3", "y", 0)]
+    nodes = [onnx.helper.make_node("Conv", [x, w], [y], pads=[p] * 4) for x, w, y, p in chain]
+    nodes.insert(1, onnx.helper.make_node("Relu", ["a"], ["r"]))
+    io = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n, shape in
+          (("x", (1, 3, 16, 16)), ("y", (1, 8, 16, 16)))]
+    initializers = [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights]
+    graph = onnx.helper.make_graph(nodes, "small", io[:1], io[1:], initializers)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+    device, software = hardware.load("pi5"), load_runtime(runtime)
+    row = fit.Measurement("pi5", str(path), precision, 2, 1.0, {})
+    planned, _ = fit.operations(row, device, {}, "sdot", software)
+    dtype = {"int8": "int8", "fp32": "float32", "fp16": "float16"}[precision]
+    asked = source(Asked(str(path), None, dtype, True, None, False, runtime=runtime))
+    assert planned == asked.ops(device, 1, software)
+
+
+def test_factors_of_a_calibration_are_not_overridden_by_a_runtime():
+    device, tflite = hardware.load("pi4"), load_runtime("tflite")
+    own = shifted(device, "float32", conv=0.5)
+    ops = reference.NETWORKS["resnet50"](1, "float32")
+    prepared = cost.prepare(ops, own, 1, tflite)
+    assert (prepared.parameters == cost.vector(own.calibration["float32"])).all()
+
+
+LAYERS = [{"name": "conv1", "kind": "conv", "in_channels": 3, "out_channels": 32, "kernel": 3, "stride": 2, "in_size": 64,
+           "out_size": 32, "weights": 896},
+          {"name": "dw", "kind": "depthwise", "in_channels": 32, "out_channels": 32, "kernel": 3, "stride": 1, "in_size": 32,
+           "out_size": 32, "weights": 320},
+          {"name": "pw", "kind": "conv", "in_channels": 32, "out_channels": 256, "kernel": 1, "stride": 1, "in_size": 32,
+           "out_size": 32, "weights": 8448},
+          {"name": "fc", "kind": "linear", "in_channels": 256, "out_channels": 1000, "kernel": 1, "stride": 1, "in_size": 1,
+           "out_size": 1, "weights": 257000}]  # fmt: skip
+
+
+def test_a_training_fit_meets_times_of_known_parameters():
+    pytest.importorskip("scipy")
+    device, mnn = hardware.load("snapdragon-855"), load_runtime("mnn")
+    true = {"dx": 0.7, "dw": 0.7, "depthwise": 0.03, "passes": 10.0, "update_passes": 20.0, "call_us": 80.0, "step_ms": 4.0}
+    nets = {"all": LAYERS, "dense": [LAYERS[0], LAYERS[2]], "fc": LAYERS[2:], "dw": LAYERS[:2]}
+    steps = [fit_training.Step(name, batch, tuple(fit_training.step_ops(layers, batch)), 1.0)
+             for name, layers in nets.items() for batch in (1, 4, 16)]
+    times = np.exp(fit_training._Problem(steps, device, mnn, 4).log_times(true))
+    steps = [replace(step, time_s=float(t)) for step, t in zip(steps, times, strict=True)]
+    found = fit_training.fit(steps, device, mnn, 4)
+    assert np.exp(fit_training._Problem(steps, device, mnn, 4).log_times(found)) == pytest.approx(times, rel=0.1)
+    fitted = fit_training.with_backward(mnn, found, 0.1, "a test's steps")
+    from octosim.cost import runtimes
+
+    predicted = [sum(c.time_s for c in cost.predict(runtimes.training_ops(s.ops, fitted), device, 4, fitted)) for s in steps]
+    assert predicted == pytest.approx(times, rel=0.11)
+    rows = fit_training.leave_out(steps[:9], device, mnn, 1, 4)
+    assert len(rows) == 9 and fit_training.spread_of(rows) >= 0.05
