@@ -49,6 +49,14 @@ def cost(
     mode: Annotated[Optional[str], typer.Option(help="Power mode of a Jetson, as 10W.")] = None,  # noqa: UP045
     cluster: Annotated[Optional[str], typer.Option(help="One cluster of CPU cores of a big.LITTLE chip, as a53.")] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of your data set: prints the time of an epoch.")] = None,  # noqa: UP045
+    advise: Annotated[bool, typer.Option("--advise", help="Find the best batch, type, method and device.")] = False,
+    max_memory: Annotated[Optional[float], typer.Option(help="With --advise: MiB that a step may take.")] = None,  # noqa: UP045
+    max_energy: Annotated[Optional[float], typer.Option(help="With --advise: joules that a step may take.")] = None,  # noqa: UP045
+    deadline: Annotated[Optional[float], typer.Option(help="With --advise: seconds that a step may take.")] = None,  # noqa: UP045
+    sweep: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write all devices, types and batches as CSV; --compare all takes every profile."),
+    ] = None,
     lenient: Annotated[bool, typer.Option("--lenient", help="Count unknown ONNX operators as memory traffic.")] = False,
     shape: Annotated[
         list[str], typer.Option(help="Sizes of an input of an ONNX file that it leaves open, NAME=1x3x224x224.")
@@ -67,6 +75,10 @@ def cost(
 
     Example: octosim cost --profile pi4 --model resnet18.onnx --inference --dtype int8 --threads 4 --compare pi5,rk3588
 
+    Example: octosim cost --profile pi4 --model resnet20 --image 32x32x3 --advise --max-memory 200 --deadline 1
+
+    Example: octosim cost --model resnet18.onnx --batch-size 1,8,32 --compare all --sweep points.csv
+
     Example: octosim cost --profile pi4 --model resnet20 --image 32x32x3 --method octo --set keep=float32
 
     Example: octosim cost --profile pi4 --model vgg11 --image 32x32x3 --batch-size 1,8,32,128 --compare jetson --plot bars.png
@@ -76,7 +88,15 @@ def cost(
 
     check_output("--plot", plot, ".png", ".svg")
     check_output("--roofline", roofline, ".png", ".svg")
-    devices = [hardware.load(name) for name in (profile, *(compare or "").split(",")) if name]
+    check_output("--sweep", sweep, ".csv")
+    others = hardware.names()[:-1] if compare == "all" else (compare or "").split(",")
+    devices = [hardware.load(name) for name in dict.fromkeys((profile, *others)) if name]
+    limits = {"--max-memory": max_memory, "--max-energy": max_energy, "--deadline": deadline}
+    for option, value in limits.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise OctosimError(f"{option} must be above 0, not {value}")
+        if value is not None and not advise:
+            raise OctosimError(f"{option} goes with --advise")
     sizes = batch_sizes(batch_size)
     dtype = SHORT_DTYPES.get(dtype or "", dtype)
     if dtype is not None and dtype not in hardware.DTYPES:
@@ -93,6 +113,19 @@ def cost(
         devices = [hardware.at_clock(device, clock_ghz) for device in devices]
     asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape))
     first = source(asked)
+    if sweep is not None:
+        from octosim.cli import advise as advice
+
+        count = advice.sweep(asked, first, devices, sizes, threads, sweep)
+        print_json({"points": count, "file": str(sweep)}) if json_ else say(f"{sweep}: {count} points")
+        return
+    if advise:
+        from octosim.cli import advise as advice
+
+        room = None if max_memory is None else max_memory * 2**20
+        found = advice.advise(asked, devices, sizes, threads, advice.Limits(room, max_energy, deadline))
+        print_json(found) if json_ else advice.show(found)
+        return
     several = compare is not None or len(sizes) > 1
     if plot and not several:
         raise OctosimError("--plot goes with --compare or with several batch sizes")

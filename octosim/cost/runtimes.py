@@ -54,8 +54,7 @@ def training_ops(ops: Sequence[Op], runtime: Runtime) -> list[Op]:
             op = replace(op, slow=op.slow / speed)
             area = op.kernel[0] * op.kernel[1]
             if rules.patches and area > 1:
-                unfolded = patch_bytes(op)
-                op = replace(op, reads=op.reads + unfolded, writes=op.writes + unfolded)
+                op = replace(op, writes=op.writes + 2 * patch_bytes(op))  # and read again; the border is in it already
         elif op.kind == "gemm" and runtime.winograd:  # frameworks train with the forward kernels that they infer with
             op = with_winograd(op)
         elif op.kind == "elementwise":

@@ -72,11 +72,13 @@ def times(network: Table, batches: Sequence[int], devices: Sequence[tuple[Device
     """
     training = any(op.pass_ != "forward" for op in network.ops)
     machines = [None if d.rates is not None else model.Machine(d, r, t, training) for d, r, t in devices]
-    if network.exact:
-        found = _times(network.ops, network.at(batches), machines)
-    else:
-        read = [network.read(batch) for batch in batches]
-        found = np.concatenate([_times(ops, columns[:, None], machines) for ops, columns in read], axis=1)
+    found = np.full((len(devices), len(batches)), np.nan)
+    several = [at for at, batch in enumerate(batches) if network.exact and batch > 1]  # one row is another kind
+    if several:
+        found[:, several] = _times(network.ops, network.at([batches[at] for at in several]), machines)
+    for at in set(range(len(batches))) - set(several):
+        ops, columns = network.read(batches[at])
+        found[:, [at]] = _times(ops, columns[:, None], machines)
     for at, (_, runtime, _) in enumerate(devices):
         if training and runtime and runtime.backward:
             found[at] += runtime.backward.step_ms.value * 1e-3

@@ -1,0 +1,151 @@
+"""`octosim cost --advise` and `--sweep`: many points, the best of them under limits, or all of them as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from octosim.cli.terminal import out_console, progress_bar, say, time_text
+from octosim.cli.workload import Asked, Source, source, typed, types_of
+from octosim.errors import OctosimError
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Batches that are tried where none are asked for."""
+
+METHODS = ("octo", "niti", "qat", "jetfire")
+"""Training methods that are tried where none is asked for: one of each family."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step may take: bytes, joules, seconds; None is no limit.  Without a limit of bytes the device's memory is one."""
+
+    bytes: float | None = None
+    energy_j: float | None = None
+    time_s: float | None = None
+
+    def broken(self, row: dict[str, Any]) -> str:
+        """Which limit a point breaks, "" where none."""
+        if self.bytes is not None and (row["peak_bytes"] or 0) > self.bytes:
+            return "memory"
+        if self.bytes is None and row.get("fits") is False:
+            return "memory of the device"
+        if self.energy_j is not None and (row["energy_j"] is None or row["energy_j"] > self.energy_j):
+            return "energy"
+        return "deadline" if self.time_s is not None and row["time_s"] > self.time_s else ""
+
+
+def advise(asked: Asked, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits) -> dict[str, Any]:
+    """{"best": the point with the most images a second within the limits or None, "tried": all points, best first}."""
+    from octosim.cli.cost import point
+
+    own = not asked.model.casefold().endswith(".onnx")
+    free = own and asked.method is None and not asked.inference and asked.dtype in (None, "int8")
+    names = METHODS if free else (asked.method,)
+    sizes = [b for b in batches if b is not None] or list(BATCHES)
+    tried: list[dict[str, Any]] = []
+    seen = set()
+    with progress_bar() as bar:
+        task = bar.add_task("pricing", total=len(names) * len(devices) * len(sizes))
+        for name in names:
+            wanted = replace(asked, method=name)
+            try:
+                first = source(wanted)
+            except OctosimError:
+                if not free:
+                    raise
+                continue  # a method that does not cover the network's layers
+            for device in devices:
+                for batch in sizes:
+                    bar.advance(task)
+                    try:
+                        record, _ = point(wanted, first, device, first.batch(batch), threads)
+                    except OctosimError:
+                        continue  # a batch beyond the accumulators, or fixed in the file
+                    for dtype, row in record["types"].items():
+                        method = first.method if dtype == first.dtype else None
+                        key = (device.name, record["batch_size"], dtype, method)
+                        if key in seen:
+                            continue
+                        seen.add(key)
+                        at = {"device": device.name, "batch_size": record["batch_size"], "dtype": dtype, "method": method}
+                        speed = record["batch_size"] / row["time_s"]
+                        tried.append(at | {"images_s": speed, "breaks": limits.broken(row)} | row)
+    if not tried:
+        raise OctosimError("nothing to advise: no device can run the network at any of these batches")
+    tried.sort(key=lambda row: (bool(row["breaks"]), -row["images_s"]))
+    return {"best": None if tried[0]["breaks"] else tried[0], "tried": tried}
+
+
+def show(found: dict[str, Any], most: int = 12) -> None:
+    """The advice in a sentence, then the best of what was tried."""
+    best, tried = found["best"], found["tried"]
+    if best is None:
+        breaks = sorted({row["breaks"] for row in tried})
+        nearest = min(tried, key=lambda row: row["peak_bytes"] or 0)
+        say(f"nothing fits the limits ({', '.join(breaks)}): {len(tried)} points tried; the smallest takes "
+            f"{(nearest['peak_bytes'] or 0) / 2**20:.4g} MiB and {time_text(nearest['time_s'])}")  # fmt: skip
+    else:
+        what = " ".join(x for x in (best["dtype"], best["method"]) if x)
+        say(f"best: {what}, batch {best['batch_size']} on {best['device']}: {time_text(best['time_s'])} a step, "
+            f"{best['images_s']:.3g} images/s; {len(tried)} points tried")  # fmt: skip
+    table = Table(title=f"the first {min(most, len(tried))} of {len(tried)} points")
+    for name in ("device", "type", "method", "kernels"):
+        table.add_column(name)
+    for name in ("batch", "time", "images/s", "energy", "memory", "breaks"):
+        table.add_column(name, justify="right")
+    for row in tried[:most]:
+        energy = "-" if row["energy_j"] is None else f"{row['energy_j']:.3g} J"
+        memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.4g} MiB"
+        kernels = row["runtime"] + (" (hypothetical)" if row["hypothetical"] else "")
+        cells = str(row["batch_size"]), time_text(row["time_s"]), f"{row['images_s']:.3g}", energy, memory, row["breaks"]
+        table.add_row(row["device"], row["dtype"], row["method"] or "", kernels, *cells)
+    out_console.print(table)
+
+
+def sweep(asked: Asked, first: Source, devices: list[Any], batches: list[int | None], threads: int | None, path: Path) -> int:
+    """Writes a row for each device, type and batch; returns how many.  A device that cannot run a type has no row."""
+    from octosim.cost import compare, runtimes
+    from octosim.cost import sweep as sweeps
+    from octosim.files import write_atomic
+
+    sizes = [first.batch(b) for b in batches if b is not None] or list(BATCHES)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("device", "dtype", "runtime", "batch_size", "time_s", "images_s", "hypothetical"))
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for device in devices:
+        for dtype in types_of(device, first, asked.inference):
+            runtime = runtimes.choose(asked.runtime, device, dtype, not asked.inference, first.method is not None)
+            key = (dtype, runtime.name)
+            groups.setdefault(key, []).append((device, runtime))
+    count = 0
+    for (dtype, _), members in groups.items():
+        made = typed(asked, first, dtype)
+        # what is planned depends on the device only by the float type between int8 products
+        tables: dict[str, tuple[Any, list[Any]]] = {}
+        for device, runtime in members:
+            kind = str(runtimes.onnx_rules(runtime, device, dtype, asked.inference)["float_dtype"])
+            tables.setdefault(kind, (device, []))[1].append((device, runtime))
+        for model_device, some in tables.values():
+            runtime = some[0][1]
+            table = sweeps.table(lambda b, m=made, d=model_device, r=runtime: m.ops(d, b, r))  # type: ignore[misc]
+            times = sweeps.times(table, sizes, [(d, r, threads) for d, r in some])
+            for (device, software), row in zip(some, times.tolist(), strict=True):
+                for batch, seconds in zip(sizes, row, strict=True):
+                    if seconds != seconds and device.rates is not None:
+                        seconds = compare.time_of(made.ops(device, batch, software), device, threads, software)
+                    if seconds == seconds:
+                        hypothetical = bool(runtimes.hypothetical(software, device))
+                        writer.writerow((device.name, dtype, software.name, batch, f"{seconds:.6g}", f"{batch / seconds:.6g}",
+                                         hypothetical))  # fmt: skip
+                        count += 1
+    if not count:
+        raise OctosimError("nothing to sweep: no device can run the network")
+    write_atomic(path, text.getvalue().encode())
+    return count

@@ -1,0 +1,108 @@
+"""Many points at once, advice under limits, and the command's answer."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from octosim import cost, graph, hardware, methods
+from octosim.cli.app import app
+from octosim.cost import reference, runtimes, sweep
+from octosim.engine import plan
+from octosim.errors import OctosimError
+
+DEVICES = [(hardware.load(name), None, threads) for name, threads in
+           (("pi4", None), ("pi5", 2), ("jetson", None), ("atlas", None), ("rk3399", 4), ("xeon-gold-6455b", None))]
+
+
+def step(method):
+    network = plan.dry(graph.layers("lenet5", 10, True, in_shape=(28, 28, 1)), (28, 28, 1), methods.make(method, {}))
+    return lambda batch: plan.ops(plan.plan_like(network, batch))
+
+
+@pytest.mark.parametrize("read", [
+    step("octo"), step("fp32"), lambda b: reference.NETWORKS["mobilenet_v2"](b, "int8"),
+    lambda b: runtimes.in_float16(reference.NETWORKS["resnet50"](b, "float32"))])
+def test_a_sweep_equals_single_predictions(read):
+    batches = [1, 3, 16, 100]
+    found = sweep.times(sweep.table(read), batches, DEVICES)
+    for row, (device, runtime, threads) in zip(found, DEVICES, strict=True):
+        single = [sum(c.time_s for c in cost.predict(read(b), device, threads, runtime)) for b in batches]
+        assert row == pytest.approx(single, rel=1e-9)
+
+
+def test_frameworks_in_a_sweep_and_devices_that_cannot():
+    read, torch = step("fp32"), hardware.load_runtime("pytorch")
+    pi, tpu = hardware.load("pi4"), hardware.load("coral-edge-tpu")
+
+    def theirs(batch):
+        return runtimes.training_ops(read(batch), torch)
+
+    found = sweep.times(sweep.table(theirs), [8], [(pi, torch, 2), (tpu, torch, None)])
+    assert found[0, 0] == pytest.approx(sum(c.time_s for c in cost.predict(theirs(8), pi, 2, torch)), rel=1e-6)
+    assert np.isnan(found[1, 0])
+
+
+def test_thousands_of_points_a_second():
+    table = sweep.table(lambda b: reference.NETWORKS["resnet50"](b, "int8"))
+    devices = [d for d in DEVICES if d[0].engines[0].kind == "cpu"] * 8
+    batches = list(range(1, 65))
+    sweep.times(table, batches[:2], devices)
+    seconds = []
+    for _ in range(3):
+        before = time.process_time()
+        found = sweep.times(table, batches, devices)
+        seconds.append(time.process_time() - before)
+    assert found.size / min(seconds) > 4000, "about 20,000 on an idle machine"
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, ["cost", *arguments], standalone_mode=False)
+    if done.exception:
+        raise done.exception
+    return done.stdout
+
+
+LENET = ("--model", "lenet5", "--profile", "pi4")
+
+
+def test_the_command_writes_a_sweep(tmp_path):
+    file = tmp_path / "points.csv"
+    run(*LENET, "--compare", "pi5,jetson", "--batch-size", "1,8", "--sweep", str(file))
+    rows = list(csv.DictReader(file.open()))
+    assert {(r["device"], r["dtype"]) for r in rows} >= {
+        ("raspberry-pi-4", "int8"), ("raspberry-pi-4", "float32"), ("jetson-xavier-nx", "float16")}
+    one = next(r for r in rows if (r["device"], r["dtype"], r["batch_size"]) == ("raspberry-pi-4", "int8", "8"))
+    record = json.loads(run(*LENET, "--batch-size", "8", "--json"))
+    assert float(one["time_s"]) == pytest.approx(record["total"]["time_s"], rel=1e-4)
+    with pytest.raises(OctosimError, match="--sweep"):
+        run(*LENET, "--sweep", str(tmp_path / "points.txt"))
+
+
+def test_the_answer_comes_first():
+    record = json.loads(run("--model", "lenet5", "--profile", "jetson", "--batch-size", "8", "--images", "100", "--json"))
+    assert record["answer"].startswith("lenet5, batch 8 on NVIDIA Jetson Xavier NX")
+    assert all(text in record["answer"] for text in ("hypothetical", "FP16", "an epoch of your 100 images"))
+    assert record["epoch_s"] == pytest.approx(13 * record["total"]["time_s"])
+    assert set(record["types"]) == {"int8", "float16", "float32"}
+    assert record["types"]["int8"]["runtime"] == "octosim" and record["types"]["float16"]["runtime"] == "pytorch"
+    assert run(*LENET).splitlines()[0].startswith("lenet5, batch 100 on Raspberry Pi 4")
+    assert "does not fit" in run("--model", "lenet5", "--profile", "stm32h743").splitlines()[0]
+
+
+def test_advice_under_limits():
+    found = json.loads(run(*LENET, "--method", "octo", "--advise", "--batch-size", "1,8,64", "--deadline", "0.01", "--json"))
+    best = found["best"]
+    assert best["time_s"] <= 0.01 and not best["breaks"]
+    allowed = [row for row in found["tried"] if not row["breaks"]]
+    assert best["images_s"] == max(row["images_s"] for row in allowed)
+    assert all(row["time_s"] > 0.01 for row in found["tried"] if row["breaks"] == "deadline")
+    none = json.loads(run(*LENET, "--method", "octo", "--advise", "--batch-size", "1", "--max-memory", "0.01", "--json"))
+    assert none["best"] is None and none["tried"]
+    with pytest.raises(OctosimError, match="--deadline goes with --advise"):
+        run(*LENET, "--deadline", "1")
