@@ -19,6 +19,7 @@ from octosim import core, cost, hardware
 from octosim.bench import calibrate, peers
 from octosim.bench.clock import LR, Clock, Key, stepper
 from octosim.bench.memory import measure
+from octosim.cost import runtimes
 from octosim.engine import plan
 from octosim.errors import ArgumentError, OctosimError
 from octosim.files import environment
@@ -94,11 +95,37 @@ def _part(run: Run, device: hardware.Device, here: bool, clock: Clock, totals: l
             "p75_s": spread["p75_s"],
             "n": spread["n"],
             "predicted_time_s": predicted,
+            "is": _is(device, core.threads()),
             "error": predicted / spread["median_s"] - 1 if here else None,
             "macs": sum(c.op.macs for c in costs),
             "bytes": sum(c.op.bytes for c in costs),
         },
     }
+
+
+def _is(device: hardware.Device, threads: int) -> dict[str, str]:
+    """What each figure of a part is: measured here, predicted by the model, or scaled from rates measured at other threads."""
+    if device.rates is None:
+        return {"time_s": "measured", "predicted_time_s": "predicted"}
+    known = {row.threads for row in device.rates.products}
+    return {"time_s": "measured", "predicted_time_s": "predicted from measured rates" if threads in known else "scaled"}
+
+
+def _frameworks(run: Run, device: hardware.Device) -> dict[str, Any]:
+    """Float training by the device's framework, where that is not octosim: predicted times with intervals by type."""
+    found = {}
+    for dtype in ("float16", "float32"):
+        runtime = runtimes.choose(None, device, dtype, True, True)
+        if runtime.name == "octosim":
+            continue
+        ops = runtimes.training_ops(plan.trace(run.network, run.config.batch_size), runtime)
+        try:
+            costs = cost.predict(runtimes.in_float16(ops) if dtype == "float16" else ops, device, runtime=runtime)
+        except OctosimError:
+            continue
+        total = cost.total(costs, device)
+        found[dtype] = {key: total[key] for key in ("time_s", "time_low_s", "time_high_s")} | {"runtime": runtime.name}
+    return found
 
 
 def step_bench(
@@ -160,7 +187,9 @@ def step_bench(
         "method": config.method,
         "parameters": config.parameters,
         "device": {"name": device.name, "title": device.title, "training": device.training_note,
-                   "here": here, "calibrated": device.rates is not None},
+                   "here": here, "calibrated": device.rates is not None,
+                   "hypothetical": runtimes.hypothetical(hardware.load_runtime("octosim"), device),
+                   "frameworks": _frameworks(runs[-1], device) if any(e.trains for e in device.engines) else {}},
         "environment": environment(core.isa(), core.threads()),
         **_part(runs[0], device, here, clocks[0], totals[0]),
     }

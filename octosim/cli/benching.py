@@ -190,7 +190,8 @@ def _show_bench(record: dict[str, Any]) -> None:
     parts = [(record["method"], record)] + ([("fp32", record["fp32"])] if "fp32" in record else [])
     for name, part in parts:
         title = (
-            f"{record['model']}, batch {record['batch_size']}, {name}: predicted on {record['device']['title']}, measured here"
+            f"{record['model']}, batch {record['batch_size']}, {name}: predicted on {record['device']['title']}"
+            f"{' (hypothetical)' if record['device']['hypothetical'] else ''}, measured here"
         )
         table = Table(title=title)
         for column in ("layer", "pass"):
@@ -251,6 +252,13 @@ def _show_bench(record: dict[str, Any]) -> None:
         ratio = record["fp32"]["total"]["predicted_time_s"] / record["total"]["predicted_time_s"]
         say(f"predicted on {record['device']['title']}: {record['method']} is {ratio:.2f} times as fast as fp32; "
             f"training there is {record['device']['training']}")  # fmt: skip
+    figure = record["total"]["is"]["predicted_time_s"]
+    say(f"measured: the times of this machine; {figure}: those of {record['device']['name']}")
+    if record["device"]["hypothetical"]:
+        say(record["device"]["hypothetical"])
+    for dtype, row in record["device"]["frameworks"].items():
+        say(f"predicted there: {dtype} training by {row['runtime']} {time_text(row['time_s'])} "
+            f"({time_text(row['time_low_s'])} to {time_text(row['time_high_s'])})")  # fmt: skip
     if record["device"]["here"]:
         errors = ", ".join(f"{100 * part['total']['error']:+.0f} % ({name})" for name, part in parts)
         say(f"this machine is {record['device']['name']}: the prediction is off by {errors}")
