@@ -12,6 +12,9 @@ from octosim.cli.workload import Asked, Source
 from octosim.cost.compare import PAYS, SHORT
 from octosim.hardware import Device
 
+MOST_ROWS = 40
+"""Operations in a table: the costliest, in their order."""
+
 
 def title(asked: Asked, first: Source, sizes: list[int | None]) -> str:
     """What a table of several devices or batches is about."""
@@ -114,11 +117,15 @@ def show_layers(record: dict[str, Any], costs: list[Any], device: Device, asked:
         table.add_column(name)
     for name in ("MACs", "bytes", "time", "bound by"):
         table.add_column(name, justify="right")
-    for c in costs:
+    shown = sorted(range(len(costs)), key=lambda at: -costs[at].time_s)[:MOST_ROWS]
+    for c in (costs[at] for at in sorted(shown)):
         macs = count_text(c.op.macs) if c.op.macs else ""
         table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, count_text(c.op.bytes), time_text(c.time_s), c.bound)
     out_console.print(table)
     total = record["total"]
+    rest = sum(c.time_s for c in costs) - sum(costs[at].time_s for at in shown)
+    if len(shown) < len(costs):
+        say(f"{len(costs) - len(shown)} more operations take {time_text(rest)} together; --json has all")
     what = "inference" if asked.inference else "step"
     lines = [f"{what}: {time_text(total['time_s'])} ({_interval(total)} with 80 % probability)"]
     lines[0] += "" if asked.inference else f"; training on this device is {total['training']}"

@@ -66,6 +66,10 @@ def source(asked: Asked) -> Source:
     return _onnx(asked) if asked.model.casefold().endswith(".onnx") else _own(asked)
 
 
+_OWN_BATCH: dict[Path, int] = {}
+"""Batches of files that were read without one asked for."""
+
+
 def _onnx(asked: Asked) -> Source:
     from octosim.cost import memory as onnx_memory
     from octosim.cost import onnx as onnx_ops
@@ -81,15 +85,25 @@ def _onnx(asked: Asked) -> Source:
         raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
     path, kind = Path(asked.model), asked.dtype or "float32"
 
+    def batch_of(batch: int | None) -> int:
+        found = onnx_ops.batch_size(path, batch, asked.shapes)
+        if batch is None:
+            _OWN_BATCH[path] = found
+        return found
+
+    def as_read(batch: int | None) -> int | None:
+        """The batch as the file was read with: its own is None, so that it is read once."""
+        return None if batch == _OWN_BATCH.get(path) else batch
+
     def ops(device: Any, batch: int | None, runtime: Any) -> list[Any]:
         found = onnx_ops.ops(
-            path, batch=batch, dtype=kind, lenient=asked.lenient, shapes=asked.shapes,
+            path, batch=as_read(batch), dtype=kind, lenient=asked.lenient, shapes=asked.shapes,
             **runtimes.onnx_rules(runtime, device, kind, asked.inference),
         )  # fmt: skip
         return found if asked.inference else runtimes.training_ops(found, runtime)
 
     def memory(batch: int | None) -> dict[str, int]:
-        return onnx_memory.memory(path, batch, kind, asked.inference, shapes=asked.shapes)
+        return onnx_memory.memory(path, as_read(batch), kind, asked.inference, shapes=asked.shapes)
 
     def largest(capacity: float) -> int:
         """The batch that fits, of a model whose batch is symbolic."""
@@ -100,7 +114,7 @@ def _onnx(asked: Asked) -> Source:
         return max(0, int((capacity - one) / max(1, two - one)) + 1)
 
     return Source(
-        None, kind, ops, lambda batch: onnx_ops.batch_size(path, batch, asked.shapes), memory, largest,
+        None, kind, ops, batch_of, memory, largest,
         notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient),
     )  # fmt: skip
 

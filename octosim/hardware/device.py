@@ -11,6 +11,7 @@ import functools
 import importlib.resources
 import os
 import platform
+import tomllib
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import ModuleType
@@ -408,7 +409,14 @@ def names() -> list[str]:
 
 def aliases() -> dict[str, str]:
     """Alias -> profile name, of the shipped profiles."""
-    return {alias: name for name in sorted(_shipped()) for alias in _shipped_device(name).aliases}
+    return {alias: name for name in sorted(_shipped()) for alias in _aliases_of(name)}
+
+
+@functools.cache
+def _aliases_of(name: str) -> tuple[str, ...]:
+    """Aliases of a shipped profile: those of its head, without reading the rest of it."""
+    head = _shipped()[name].read_text(encoding="utf-8").split("\n[", 1)[0]
+    return tuple(tomllib.loads(head).get("aliases", ()))
 
 
 def check(path: str | Path) -> Device:
