@@ -36,20 +36,24 @@ def _square(x: Array) -> float:
 
 
 def _unit(x: Array) -> Array:
-    return x * np.float32(1 / math.sqrt(_square(x)))
+    """x / |x|, in its memory."""
+    x *= np.float32(1 / math.sqrt(_square(x)))
+    return x
 
 
-def deviation(g: Array, q: Array) -> float:
+def deviation(g: Array, q: Array, memory: Callable[[], Array] | None = None) -> float:
     """1 - cos(g, q) = |g / |g| - q / |q||^2 / 2 of gradients and their codes; 0 where either is all zero.
 
-    1 - cos as such would keep no digits of a small deviation in float32.
+    1 - cos as such would keep no digits of a small deviation in float32.  memory: gives float32 memory of g's shape.
     """
+    memory = memory or (lambda: np.empty(g.shape, np.float32))
     low, high = core.value_range(g)
     largest = max(-low, high)
     if largest < 1e-30 or not q.any():
         return 0.0
-    scaled = g * np.float32(1 / largest)  # within +-1, so that squares stay in range
-    return _square(_unit(scaled) - _unit(core.dequantize(q, 1.0))) / 2
+    unit = _unit(np.multiply(g, np.float32(1 / largest), out=memory()))  # of what is within +-1: squares stay in range
+    unit -= _unit(core.dequantize(q, 1.0, out=memory()))
+    return _square(unit) / 2
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Ui8(Method):
 
         if self.phase(context) is None:
             shares = [i / self.grid for i in range(self.grid, 0, -1)]
-            tried = [np.float32(deviation(dy, codes(share).q)) for share in shares]
+            tried = [np.float32(deviation(dy, codes(share).q, lambda: node.buffer(dy.shape, np.float32))) for share in shares]
             best = int(np.argmin(tried))  # the first, which clips least, of equals
             clip[:] = shares[best], tried[best]
         return codes(core.Range.of(clip).low)
