@@ -97,6 +97,10 @@ def _copy(*arrays: Array) -> None:
         np.copyto(target, source)
 
 
+def _move(update: Update, w: Array, before: Array, direction: Array, d: Array) -> None:
+    np.copyto(w, before - F(float(update.lr)) * direction / d)
+
+
 class _Stages:
     """The two-stage step of a layer's weights, in the order of its functions.
 
@@ -118,18 +122,15 @@ class _Stages:
     def _state(self) -> list[Array]:
         return [self.node.state[key] for key in ("codes", "alpha", "sign", "counts")]
 
-    def _moved(self, w: Array, before: Array, direction: Array, d: Array) -> None:
-        np.copyto(w, before - F(float(self.update.lr)) * direction / d)
-
     def trial(self) -> None:
         """The weights after the first pass's step, quantized."""
-        method, node, update, moved, names = self.method, self.node, self.update, self._moved, list(self.slots)
+        method, node, update, names = self.method, self.node, self.update, list(self.slots)
 
         def trial(g: Array, w: Array, before: Array, d: Array, codes: Array, alpha: Array, sign: Array, counts: Array,
                   *slots: Array) -> None:  # fmt: skip
             direction, curvature, after = update.newton(node, g)
             _copy(w, curvature, *(after[name] for name in names), before, d, *slots)
-            moved(w, before, direction, d)
+            _move(update, w, before, direction, d)
             method._settle(before, d, w, codes, alpha, sign, counts)
 
         node.known.discard("w")
@@ -163,12 +164,12 @@ class _Stages:
 
     def backtrack(self) -> None:
         """Takes that step and quantizes the weights."""
-        method, node, update, moved, names = self.method, self.node, self.update, self._moved, list(self.slots)
+        method, node, update, names = self.method, self.node, self.update, list(self.slots)
 
         def backtrack(*arrays: Array) -> None:
             before, direction, d, *slots = arrays[: 3 + len(names)]
             w, codes, alpha, sign, counts = arrays[3 + len(names) :]
-            moved(w, before, direction, d)
+            _move(update, w, before, direction, d)
             update.set_slots(node, dict(zip(names, slots, strict=True)))
             method._settle(before, d, w, codes, alpha, sign, counts)
 

@@ -100,14 +100,14 @@ def split(codes: Array, low: Array, high: Array) -> None:
 
 def in_parts(node: Node, name: str, x: Array, code: Callable[[Array], tuple[Array, float]]) -> Parts:
     """The codes of float32 x, and their scale, that `code` makes."""
-    made = Parts(node.buffer(x.shape, np.int8), node.buffer(x.shape, np.int8), core.number64(0.0))
+    low, high, scale = node.buffer(x.shape, np.int8), node.buffer(x.shape, np.int8), core.number64(0.0)
 
     def quantize(x: Array, low: Array, high: Array) -> None:
-        codes, made.scale.at[0] = code(x)
+        codes, scale.at[0] = code(x)
         split(codes, low, high)
 
-    core.python(name, quantize, [x], [made.low, made.high])
-    return made
+    core.python(name, quantize, [x], [low, high])
+    return Parts(low, high, scale)
 
 
 def exact_sums(product: Callable[..., Array], a: Parts, b: Parts, buffer: Callable[[], Array]) -> list[Array]:
@@ -129,12 +129,13 @@ def together(sums: Sequence[Array]) -> Array:
 def real_sums(node: Node, a: Parts, b: Parts, sums: list[Array], bias: Array | None = None) -> Array:
     """float32 values of the sums, and the bias."""
     out, given = node.buffer(sums[0].shape, np.float32), [] if bias is None else [bias]
+    scales = a.scale, b.scale
 
     def combine(*arrays: Array) -> None:
         cols = arrays[0].shape[-1]
         *sums, out = (each.reshape(-1, cols) for each in (*arrays[:4], arrays[-1]))
         for part in chunks(len(out), max(1, (1 << 16) // cols)):
-            real = together([each[part] for each in sums]) * (float(a.scale) * float(b.scale))
+            real = together([each[part] for each in sums]) * (float(scales[0]) * float(scales[1]))
             for bias in arrays[4:-1]:
                 real += bias
             np.copyto(out[part], real, casting="same_kind")
