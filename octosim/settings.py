@@ -15,8 +15,8 @@ from typing import Any
 
 from octosim.errors import ArgumentError
 
-NETWORK, METHOD, OPTIMIZER, LENGTH, ARITHMETIC, MEASURING = (
-    "Network and data", "Method", "Optimizer", "Length of the run", "Arithmetic", "Measuring"
+NETWORK, METHOD, OPTIMIZER, LENGTH, FINE_TUNING, ARITHMETIC, MEASURING = (
+    "Network and data", "Method", "Optimizer", "Length of the run", "Fine-tuning", "Arithmetic", "Measuring"
 )  # fmt: skip
 """Panels of the help, in their order."""
 
@@ -117,6 +117,36 @@ class Settings:
     limit: int | None = setting(None, "Train on N images, as many of each class.", NETWORK, later=True)
     normalize: str | None = setting(
         None, "Input: data (mean 0, deviation 1 in each channel) or none; by default data for float32 only.", NETWORK,
+        later=True,
+    )  # fmt: skip
+
+    init: str | None = setting(
+        None, "Begin with the weights of a run directory, an imported network, a .safetensors or .onnx file.", FINE_TUNING,
+        later=True,
+    )  # fmt: skip
+    train: list[str] = setting(
+        [], "Train the layers that match PATTERN alone, as conv1* or fc1; may be repeated. Adds to --train-last.", FINE_TUNING,
+        later=True,
+    )  # fmt: skip
+    freeze: list[str] = setting(
+        [], "Do not train the layers that match PATTERN; may be repeated.", FINE_TUNING, later=True
+    )  # fmt: skip
+    train_last: int | None = setting(
+        None, "Train the last N weighted layers alone, each with the normalization behind it.", FINE_TUNING, least=1, later=True
+    )
+    update: str = setting(
+        "all", "Trained parameters of these layers: all; biases, and the whole head; head, the last layer alone.", FINE_TUNING,
+        later=True,
+    )  # fmt: skip
+    batchnorm_statistics: str = setting(
+        "batch", "Statistics of batch normalization in training: batch, or frozen, the running ones.", FINE_TUNING, later=True
+    )
+    rate: list[str] = setting(
+        [], "PATTERN=FACTOR on the learning rate of layers, as conv*=0.1; may be repeated, the last match counts.", FINE_TUNING,
+        later=True,
+    )  # fmt: skip
+    accumulate: int = setting(
+        1, "Make each step in N micro-batches of batch size / N images and add their gradients.", FINE_TUNING, least=1,
         later=True,
     )  # fmt: skip
 

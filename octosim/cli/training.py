@@ -75,6 +75,8 @@ def train(
     Example: octosim train --model simplecnn --data photos/ --image 64x64x3 --batch-size 20
 
     Example: octosim train --model lenet5 --profile pi4 --count-overflow 10
+
+    Example: octosim train --model resnet20 --data cifar10 --init runs/pretrained --train-last 3 --lr 0.01
     """
     from octosim import train as trainer
 
@@ -102,6 +104,8 @@ def train(
         hint(f"resuming {folder} after step {run.step}")
     else:
         run = trainer.create(config, folder, command_line(), dataset=(lambda: _own_data(config)) if _is_own(data) else None)
+        for sentence in run.initial.sentences if run.initial else ():
+            hint(f"--init {config.init}: {sentence}")
     with progress_bar() as bar:
         task = bar.add_task("starting", total=run.steps, completed=run.step)
         finished = trainer.train(run, folder, _follow(bar, task, json_), checkpoint_every, prefetch)

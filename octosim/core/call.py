@@ -320,6 +320,17 @@ def scalar(value: Number) -> Scalar:
     return value if isinstance(value, Scalar) else Scalar(ffi.new("float *", value))
 
 
+def scalar_array(value: Scalar) -> Array:
+    """The float32 (1,) array in a number's memory."""
+    array: Array = np.frombuffer(ffi.buffer(value.at, 4), F32)
+    return array
+
+
+def array_scalar(array: Array) -> Scalar:
+    """The number that a float32 (1,) array is, in its memory."""
+    return Scalar(ffi.from_buffer("float *", array), array)
+
+
 def number64(value: float) -> Scalar:
     """A float64 number in C memory."""
     return Scalar(ffi.new("double *", value))

@@ -75,6 +75,9 @@ def fuse(nodes: Sequence[Node], passes: list[Any]) -> Fusion:
         if node.layer.weighted and (pair or alone(source, BatchNorm, FusedBatchNorm)):
             sums_dx.add(node.index)
         if type(fused[node.index]) in (Add, FusedAdd):
+            if not all(i >= 0 and nodes[i].backward for i in node.inputs):  # one of them takes the gradient
+                fused[node.index] = FusedAdd(relu=fused[node.index].relu, shares_dy=True)
+                continue
             first, second = max(node.inputs), min(node.inputs)
             while alone(first, Done):
                 first = nodes[first].inputs[0]

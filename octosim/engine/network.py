@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,16 @@ import numpy as np
 from octosim import core
 from octosim.core.memory import Pool
 from octosim.engine import fusion
+from octosim.engine.accumulation import accumulated, micro_batch
 from octosim.engine.graph import INPUT, Graph, as_graph
 from octosim.engine.inputs import Input
 from octosim.engine.layers import BatchNorm, Stack
 from octosim.engine.nodes import Array, Context, Method, Node, Observer
+from octosim.engine.selection import ALL, Selection, apply
 from octosim.errors import OctosimError
 
+RANGE = "x_range"
+"""In a layer's state: the range of its input that inference uses."""
 QUIET = np.errstate(over="ignore", invalid="ignore")
 """A method's NumPy need not warn of infinities and NaNs: they are found, and told with the layer's name."""
 
@@ -32,16 +38,21 @@ class Network:
 
     def __init__(
         self, graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, seed: int | None, float_layers: bool = False,
-        source: Input = Input(),
+        source: Input = Input(), *, selection: Selection = ALL, accumulate: int = 1,
+        initial: Mapping[str, Array] | None = None,
     ):  # fmt: skip
         """seed None: a network without weights, to be priced and not trained; their memory is reserved and never touched.
         float_layers: layers that the method does not cover are in float32; otherwise they are refused, with OctosimError.
-        source: what the network is given."""
+        source: what the network is given.  selection: the trained parameters.  accumulate: micro-batches of a step, whose
+        gradients are added.  initial: tensors to begin with, by `tensors`' names, in place of random ones; those that do not
+        fit are left out."""
         self.graph = as_graph(graph)
         self.nodes = nodes(self.graph, in_shape)
         self.method = method
         self.seed = seed or 0
         self.source = source
+        self.float_layers, self.selection, self.accumulate = float_layers, selection, accumulate
+        self.batch: int | None = None  # images of a full step, where `accumulate` divides smaller ones as that
         self.pool = Pool()
         self.observers: list[Observer] = []
         passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
@@ -50,15 +61,55 @@ class Network:
             if isinstance(node.layer, BatchNorm) and not method.batchnorm:
                 raise OctosimError(f"layer {node.name}: method {method.name} has no batch normalization; use --no-batchnorm")
             node.pool, node.observers = self.pool, self.observers
+            prefix = f"{node.name}."
+            node.initial = {k.removeprefix(prefix): v for k, v in (initial or {}).items() if k.startswith(prefix)}
             layer.init(node, method, seed)
+            node.initial = {}
+        self.taken = self._load(initial or {})
+        apply(selection, self.nodes)
+        for node, layer in zip(self.nodes, passes, strict=True):
+            if node.running and not getattr(layer, "running", False):
+                raise OctosimError(
+                    f"layer {node.name}: the batch normalization of method {method.name} cannot be frozen behind a trained "
+                    "layer; train its gamma and beta too, and leave --batchnorm-statistics at batch"
+                )
+        self.rates = tuple(dict.fromkeys(node.rate for node in self.nodes if node.rate != 1))
         self._users = Counter(i for node in self.nodes for i in node.inputs)
         self._last_user = {i: node.index for node in self.nodes for i in node.inputs}
         self.fusion = fusion.fuse(self.nodes, passes)
         self.passes = self.fusion.passes
-        # only tensors that depend on something trained need a gradient
-        self._trained: list[bool] = []
+
+    def _load(self, initial: Mapping[str, Array]) -> set[str]:
+        """Sets the tensors that are given with the names, types and shapes that this network has; the names of those that were
+        taken, here or by a layer."""
+        taken = {f"{node.name}.{key}" for node in self.nodes for key in node.taken}
+        for name, tensor in self.tensors().items():
+            given = initial.get(name)
+            if given is not None and given.dtype == tensor.dtype and given.shape == tensor.shape:
+                tensor[...] = given
+                taken.add(name)
+        return taken
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether layers use ranges of activations that no training step has found: `calibrate` does."""
+        return any(RANGE in node.state for node in self.nodes if not node.backward)
+
+    @QUIET
+    def calibrate(self, batches: Iterable[Array], context: Context) -> None:
+        """Finds the ranges of activations that inference uses, where the method has such, on batches of images.
+
+        Weighted layers run as in training, all others as in inference; nothing but the ranges changes.
+        """
+        if not any(RANGE in node.state for node in self.nodes):
+            return
         for node in self.nodes:
-            self._trained.append(bool(node.params) or any(self._needs_gradient(i) for i in node.inputs))
+            if RANGE in node.state:
+                node.state[RANGE][:] = 0
+        inference = replace(context, training=False)
+        for images in batches:
+            self._run(self.input(images), lambda node: context if node.layer.weighted else inference, keep=False)
+        self.pool.trim()
 
     def _check_covered(self, node: Node, float_layers: bool) -> None:
         usual = node.layer.usual and len(set(node.in_shapes)) == 1
@@ -74,11 +125,11 @@ class Network:
 
     def _needs_gradient(self, tensor: int) -> bool:
         """Whether a node's output, or -1, the input, needs one."""
-        return tensor >= 0 and self._trained[tensor]
+        return tensor >= 0 and self.nodes[tensor].backward
 
     def _passes_on(self, node: Node) -> bool:
         """Whether a node makes an input gradient.  Layers without a matrix product make those of their parameters with it."""
-        return any(self._needs_gradient(i) for i in node.inputs) or bool(node.params and not node.layer.weighted)
+        return any(self._needs_gradient(i) for i in node.inputs) or bool(node.trained and not node.layer.weighted)
 
     def check(self, batch: int) -> None:
         """Refuses a batch with which a layer's sums could overflow; OctosimError."""
@@ -98,14 +149,20 @@ class Network:
     def forward(self, x: Any, context: Context, check: bool = False) -> Any:
         """The logits (batch, classes).  A NaN or infinity that a layer refuses, or with `check` returns, is reported
         with its name."""
+        inference = replace(context, training=False)
+        return self._run(x, lambda node: context if node.backward else inference, check, context.training)
+
+    def _run(self, x: Any, of: Callable[[Node], Context], check: bool = False, keep: bool = True) -> Any:
+        """The forward pass, each layer in its context.  keep: what layers save for a backward pass."""
         values = {-1: x}
         ranges: dict[int, core.Range | None] = {}
         for node in self.nodes:
+            here = of(node)
             given = tuple(values[i] for i in node.inputs)
             core.at(node.name, "forward")
             node.x_range = ranges.get(node.inputs[0])
             try:
-                x = self.passes[node.index].forward(node, given if len(given) > 1 else given[0], self.method, context)
+                x = self.passes[node.index].forward(node, given if len(given) > 1 else given[0], self.method, here)
                 if check or node.index not in self.fusion.sums_y:
                     x = core.values(x)
                 if check:
@@ -119,8 +176,11 @@ class Network:
             for i in node.inputs:
                 if self._last_user[i] == node.index:
                     values.pop(i, None)
-            if not context.training:
+            if not (keep and here.training):
                 node.saved.clear()
+            elif "w" in node.frozen:
+                for key in self.method.for_weight_grad:
+                    node.saved.pop(key, None)
         return x
 
     @QUIET
@@ -128,9 +188,9 @@ class Network:
         """Fills every node's grads from dL/dlogits, which is overwritten; done: see `nodes.Gradients`."""
         sums = {len(self.nodes) - 1: dy}
         for node in reversed(self.nodes):
-            if not self._trained[node.index]:
+            if not node.backward:
                 continue
-            core.at(node.name, "dW" if node.layer.weighted else "dX")
+            core.at(node.name, "dW" if node.layer.weighted and node.trained else "dX")
             try:
                 dy = self.passes[node.index].weight_grad(node, sums.pop(node.index), self.method, context)
                 node.dy_range = None
@@ -147,6 +207,8 @@ class Network:
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, backward: {error}") from None
             node.saved.clear()
+            for key in node.frozen:
+                node.grads.pop(key, None)
             if done:
                 done(node)
                 node.grads.clear()
@@ -168,7 +230,17 @@ class Network:
         """One forward and backward pass; the mean loss and the number of images classified correctly.
 
         smoothing: of the labels, see `core.softmax_cross_entropy`.  done: see `nodes.Gradients`.
+        With `accumulate` a pass for each micro-batch: gradients and loss are their means, the count is the last one's.
         """
+        if self.accumulate > 1:
+            size = micro_batch(self.batch or len(labels), self.accumulate)
+            one = partial(self._pass, smoothing=smoothing)
+            return accumulated(one, self.nodes, size, images, labels, context, done)
+        return self._pass(images, labels, context, done, smoothing)
+
+    def _pass(
+        self, images: Array, labels: Array, context: Context, done: Callable[[Node], None] | None, smoothing: float
+    ) -> tuple[core.Number, core.Whole]:
         logits = self.forward(self.input(images), context)
         core.at("loss", "forward")
         try:
@@ -199,7 +271,7 @@ class Network:
 
     def parameters(self) -> dict[str, tuple[Array, Array]]:
         """Every trained tensor with its gradient, by name "layer.parameter"."""
-        return {f"{n.name}.{k}": (v, n.grads[k]) for n in self.nodes for k, v in n.params.items()}
+        return {f"{n.name}.{k}": (v, n.grads[k]) for n in self.nodes for k, v in n.params.items() if k not in n.frozen}
 
     def tensors(self) -> dict[str, Array]:
         """Every tensor that decides what the network computes: parameters and running statistics."""

@@ -17,13 +17,17 @@ from octosim.core.memory import Pool
 
 Array = np.ndarray[Any, Any]
 
+MICRO = 1 << 20
+"""Tensors of a network in the Philox streams: those of the next micro-batch of a step have numbers from here on."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a pass needs to know beyond its operands.  `step` counts from 1 and, with the seed, keys all randomness.
 
     steps: how many the run has, for methods with a schedule of their own; 0 where there is no run.  epoch: from 1.
     recorded: of a step that is recorded, and made again as others: the step's number, for what is the same in all of a phase
-    (`Method.phase`).
+    (`Method.phase`).  micro: the number of the micro-batch in its step, from 0, which has random streams of its own.
     """
 
     training: bool
@@ -32,6 +36,7 @@ class Context:
     steps: int = 0
     epoch: int = 1
     recorded: int | None = None
+    micro: int = 0
 
     @property
     def number(self) -> int:
@@ -40,7 +45,7 @@ class Context:
 
     def random(self, tensor: int) -> core.Stream:
         """The Philox stream of a tensor in this step."""
-        return self.seed, self.step, tensor
+        return self.seed, self.step, tensor + self.micro * MICRO
 
 
 @dataclass(frozen=True)
@@ -300,6 +305,10 @@ class Node:
     found, for the next.
     ranges: of parameters as the optimizer's last step left them, always in the same memory; known: whose are right.
     still: parameters whose gradient is 0 by the layer's place in the network, so that no step moves them.
+    frozen: parameters that the run does not train.  backward: whether it takes part in the backward pass; a layer that does not
+    lies before every trained one, runs as in inference and saves nothing.  running: of a normalization: it uses its running
+    statistics in training too, and leaves them as they are.  rate: a factor on the learning rate.
+    initial: of parameters that are given, by name, in place of random ones; taken: those that the layer took.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -321,11 +330,34 @@ class Node:
     ranges: dict[str, core.Range] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
     still: set[str] = field(default_factory=set)
+    frozen: set[str] = field(default_factory=set)
+    backward: bool = True
+    running: bool = False
+    rate: float = 1.0
+    initial: Mapping[str, Array] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
     params: dict[str, Array] = field(default_factory=dict)
     state: dict[str, Array] = field(default_factory=dict)
     grads: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, Any] = field(default_factory=dict)
     pool: Pool = field(default_factory=Pool)
+
+    @property
+    def trained(self) -> set[str]:
+        """The parameters that the run trains."""
+        return self.params.keys() - self.frozen
+
+    def given(self, key: str, shape: tuple[int, ...]) -> Array | None:
+        """A copy of the float32 values that a parameter of this shape begins with, if they are given."""
+        values = self.initial.get(key)
+        if values is None or values.dtype != np.float32 or values.shape != shape:
+            return None
+        self.taken.add(key)
+        return values.copy()
+
+    def trains(self, key: str) -> bool:
+        """Whether a parameter's gradient is asked for."""
+        return key not in self.frozen
 
     def tensor(self, role: int) -> int:
         """The number of a tensor of this layer in the Philox streams; roles 0 .. 15."""
@@ -348,6 +380,9 @@ class Node:
 
         Who changes a parameter otherwise than by the optimizer takes it out of `known`.
         """
+        if key not in self.known and key in self.frozen:
+            self.ranges[key] = core.value_range(self.params[key])
+            self.known.add(key)
         return self.ranges[key] if key in self.known else core.value_range(self.params[key])
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -370,6 +405,9 @@ class Update(Protocol):
 
     def node(self, node: Node) -> None:
         """The optimizer's step on a layer's parameters; NotFiniteError names a NaN or an infinity in what they are then."""
+
+    def rate(self, node: Node) -> core.Number:
+        """The learning rate of a layer."""
 
     def all(self) -> None:
         """The optimizer's step on every layer."""
@@ -410,6 +448,7 @@ class Method(Protocol):
                float32 where that is asked for.
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
     values:    what the values between layers are made of, for the manifest.
+    for_weight_grad: what it saves of a weighted layer for dW alone, by name: gone at once where `w` is frozen.
     layers:    its own passes of layers without a matrix product, by the layer's stem ("relu", "bn" ...): objects with `init`,
                `forward`, `weight_grad` and `input_grad`, as `layers.Unweighted` has them, which find the geometry in
                node.layer.
@@ -425,6 +464,7 @@ class Method(Protocol):
     multiplies: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
     values: ClassVar[str] = "float32"
+    for_weight_grad: ClassVar[tuple[str, ...]] = ("x",)
     layers: ClassVar[Mapping[str, Any]] = {}
 
     def input(self, images: Array, out: Array) -> Any:
@@ -494,7 +534,7 @@ class Method(Protocol):
         """dY as the two gradient passes want it, made once."""
 
     def weight_grad(self, node: Node, error: Any, context: Context) -> None:
-        """Fills node.grads, with arrays or `core.Sums`."""
+        """Fills node.grads, with arrays or `core.Sums`, of the parameters that node.trains."""
 
     def input_grad(self, node: Node, error: Any, context: Context) -> Any:
         """dX, values or `core.Sums`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from octosim.engine.nodes import Context, Method, Node
 from octosim.engine.schedules import Schedule
 from octosim.errors import OctosimError, suggest
 from octosim.numerics import power
+
+if TYPE_CHECKING:
+    from octosim.engine.network import Network
 
 Array = np.ndarray[Any, Any]
 Numbers = tuple[core.Number, ...]
@@ -93,7 +97,8 @@ without making its function smoother (He et al. 2019, "Bag of Tricks", section 3
 
 @dataclass(frozen=True)
 class Update:
-    """An optimizer at one step of a run: `nodes.Update`.  corrections: the optimizer's.  slots: by the parameters' names."""
+    """An optimizer at one step of a run: `nodes.Update`.  corrections: the optimizer's.  slots: by the parameters' names.
+    rates: the learning rates of layers whose `rate` is not 1, by that factor."""
 
     optimizer: Sgd | Adam
     method: Method
@@ -102,15 +107,30 @@ class Update:
     corrections: Numbers
     nodes: list[Node]
     slots: dict[str, dict[str, Array]]
+    rates: Mapping[float, core.Number] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, optimizer: Sgd | Adam, network: Network, context: Context, numbers: Numbers, slots: dict[str, dict[str, Array]]
+    ) -> Update:
+        """numbers: as `numbers` has them."""
+        count = len(network.rates)
+        own, rates = numbers[: len(numbers) - count], numbers[len(numbers) - count :]
+        by_factor = dict(zip(network.rates, rates, strict=True))
+        return cls(optimizer, network.method, context, own[0], own[1:], network.nodes, slots, by_factor)
 
     def node(self, node: Node) -> None:
         core.at("optimizer", "update")
-        node.known.clear()
+        node.known &= node.frozen
         for key in node.params:
-            if key in node.still:
+            if key in node.still or key in node.frozen:
                 continue
-            self.method.update(node, key, self.lr, partial(self._rule, node, key), self.context)
+            self.method.update(node, key, self.rate(node), partial(self._rule, node, key), self.context)
         node.check_finite(node.state)
+
+    def rate(self, node: Node) -> core.Number:
+        """The learning rate of a layer."""
+        return self.rates.get(node.rate, self.lr)
 
     def all(self) -> None:
         for node in self.nodes:
@@ -142,6 +162,20 @@ class Update:
     def set_slots(self, node: Node, slots: dict[str, Array]) -> None:
         for key, value in slots.items():
             self.slots[f"{node.name}.w"][key][:] = value
+
+
+def numbers(optimizer: Sgd | Adam, lr: float, step: int, network: Network) -> tuple[float, ...]:
+    """What differs from step to step of an optimizer: the learning rate, its corrections, and the rates of `network.rates`."""
+    return lr, *optimizer.corrections(step), *(lr * factor for factor in network.rates)
+
+
+def slots(optimizer: Sgd | Adam, network: Network) -> dict[str, dict[str, Array]]:
+    """The optimizer's tensors by the trained parameters' names, zeros."""
+    names = () if "optimizer" in network.method.unused else optimizer.slots
+    return {
+        f"{node.name}.{key}": {slot: np.zeros(w.shape, w.dtype) for slot in names}
+        for node in network.nodes for key, w in node.params.items() if key not in node.frozen
+    }  # fmt: skip
 
 
 # ---- by name --------------------------------------------------

@@ -19,12 +19,14 @@ import numpy as np
 
 from octosim import core
 from octosim.core.memory import PAGE, SMALL, Lease, Pool
+from octosim.engine import optimizers
 from octosim.engine.graph import Graph
 from octosim.engine.inputs import Input
 from octosim.engine.layers import Stack
 from octosim.engine.network import Network
 from octosim.engine.nodes import Context, Method
 from octosim.engine.optimizers import Sgd, Update
+from octosim.engine.selection import ALL, Selection
 from octosim.trace import Op
 
 LEAST = 64
@@ -115,7 +117,8 @@ class Plan:
     """A step on so many images.
 
     calls: in their order.  buffers: of values, in the order in which they are free again.  weights, slots: bytes of parameters
-    and other tensors that stay, and of the optimizer's.  gradients: bytes of the largest gradient of a parameter.
+    and other tensors that stay, and of the optimizer's.  gradients: bytes of the largest gradient of a parameter,
+    or of all where they are accumulated.
     most: bytes of values that are there at once, in blocks that are used again and again, and of the core's own copies.
     """
 
@@ -138,11 +141,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
     method, nodes = network.method, network.nodes
     images = np.zeros((batch, *nodes[0].in_shape), network.source.dtype)
     labels = np.zeros(batch, np.int32)
-    slots: dict[str, dict[str, Any]] = {
-        f"{node.name}.{key}": {slot: np.zeros(w.shape, np.float32) for slot in optimizer.slots}
-        for node in nodes for key, w in node.params.items()
-        if training and "optimizer" not in method.unused
-    }  # fmt: skip
+    slots: dict[str, dict[str, Any]] = optimizers.slots(optimizer, network) if training else {}
     tape = _Dry()
     def step() -> None:
         """As `train.Run` makes it."""
@@ -150,8 +149,8 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
         if not training:
             network.forward(network.input(images), context)
             return
-        numbers = tuple(core.scalar(1.0) for _ in range(1 + len(optimizer.corrections(1))))
-        update = Update(optimizer, method, context, numbers[0], numbers[1:], nodes, slots)
+        numbers = tuple(core.scalar(1.0) for _ in optimizers.numbers(optimizer, 1.0, 1, network))
+        update = Update.of(optimizer, network, context, numbers, slots)
 
         def gradients(done: Any = None) -> core.Number:
             return network.gradients(images, labels, context, done=done)[0]
@@ -167,20 +166,21 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
     pool = network.pool = _Reserved(tape)
     for node in nodes:
         node.pool = pool
-    for held in (images, labels, *(v for node in nodes for v in (*node.params.values(), *node.state.values())),
+    for array in (images, labels, *(v for node in nodes for v in (*node.params.values(), *node.state.values())),
                  *(v for kept in slots.values() for v in kept.values())):  # fmt: skip
-        tape.outside(held)
+        tape.outside(array)
     tape.most = tape.held = 0
     with tape.recording(), core.pooled(pool):
         step()
     held = [values for node in nodes for values in (*node.params.values(), *node.state.values())]
+    trained = [4 * node.params[key].size for node in nodes for key in node.trained] if training else [0]
     return Plan(
         batch,
         tuple(tape.calls),
         tuple(tape.buffers),
         sum(values.nbytes for values in held),
         sum(v.nbytes for kept in slots.values() for v in kept.values()),
-        4 * max(w.size for node in nodes for w in node.params.values()) if training else 0,
+        sum(trained) if network.accumulate > 1 else max(trained),
         tape.most + max(map(_padded, tape.calls)) + SCRATCH + (RECORDED * len(tape.calls) if training else 0),
     )
 
@@ -199,11 +199,12 @@ def _padded(call: core.Call) -> int:
 
 
 def dry(
-    graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, float_layers: bool = False, source: Input = Input()
-) -> Network:
+    graph: Graph | Stack, in_shape: tuple[int, ...], method: Method, float_layers: bool = False, source: Input = Input(),
+    selection: Selection = ALL, accumulate: int = 1,
+) -> Network:  # fmt: skip
     """A network without weights, to be planned."""
     with core.Tape(dry=True).recording(), np.errstate(all="ignore"):
-        return Network(graph, in_shape, method, None, float_layers, source)
+        return Network(graph, in_shape, method, None, float_layers, source, selection=selection, accumulate=accumulate)
 
 
 # ---- price --------------------------------------------------
@@ -293,7 +294,9 @@ def _with(op: Op, small: Op) -> Op:
 
 def plan_like(network: Network, batch: int, optimizer: Any = None, training: bool = True) -> Plan:
     """The plan of a step of a network like this one, which is left as it is."""
-    same = dry(network.graph, network.nodes[0].in_shape, network.method, True, network.source)
+    same = dry(
+        network.graph, network.nodes[0].in_shape, network.method, True, network.source, network.selection, network.accumulate
+    )
     return plan(same, batch, optimizer, training)
 
 
@@ -309,7 +312,7 @@ def memory(step: Plan) -> dict[str, int]:
     """Bytes by what they hold, and their sum "peak": weights, gradients, optimizer, activations, workspace.
 
     activations: what the forward pass leaves for the backward pass.  gradients: the largest of a parameter; each is gone when
-    the parameter has moved.  workspace: what else there is at the moment when there is most.
+    the parameter has moved, unless they are accumulated.  workspace: what else there is at the moment when there is most.
     """
     loss = next((at for at, call in enumerate(step.calls) if call.key[0] == "loss"), -1)
     activations = sum(buffer.nbytes for buffer in step.buffers if buffer.first <= loss < buffer.last)

@@ -169,7 +169,9 @@ def golden(
     nodes = {node.name: node for node in run.network.nodes if node.layer.weighted}
     if layer is not None and layer not in nodes:
         raise OctosimError(f"{folder} has no weighted layer '{layer}'" + suggest(layer, nodes))
-    chosen = [nodes[layer]] if layer is not None else list(nodes.values())
+    chosen = [nodes[layer]] if layer is not None else [node for node in nodes.values() if node.trains("w")]
+    if layer is not None and not nodes[layer].trains("w"):
+        raise OctosimError(f"{folder} does not train layer {layer}: there is no backward pass to make vectors of")
     train.advance_before(run, step, progress)
     params = {(node.name, name): values.copy() for node in chosen for name, values in node.params.items()}
     observed = probes.watch(run.network)

@@ -128,10 +128,11 @@ class Banner(Method):
     def weight_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> None:
         """dW from the values that the codes of x represent and dY, in float32."""
         _, dy = error
-        qx, w = node.saved["x"], node.params["w"]
-        x = core.dequantize(qx.q, qx.s, zero=qx.z, out=node.buffer(qx.q.shape, np.float32))
-        product = node.layer.product(node, dy.shape[0])
-        node.grads["w"] = product.weight_grad(x, dy, out=node.buffer(w.shape, np.float32))
+        if node.trains("w"):
+            qx, w = node.saved["x"], node.params["w"]
+            x = core.dequantize(qx.q, qx.s, zero=qx.z, out=node.buffer(qx.q.shape, np.float32))
+            product = node.layer.product(node, dy.shape[0])
+            node.grads["w"] = product.weight_grad(x, dy, out=node.buffer(w.shape, np.float32))
         node.grads["b"] = core.column_sums(dy)
 
     def input_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> core.Sums:

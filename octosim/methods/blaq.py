@@ -26,7 +26,7 @@ import numpy as np
 from octosim import core
 from octosim.engine.nodes import Array, Context, Gradients, Node, Update
 from octosim.errors import OctosimError
-from octosim.methods.laq import Laq
+from octosim.methods.laq import Laq, trained
 
 F = np.float32
 
@@ -67,7 +67,7 @@ class Blaq(Laq):
         if context.epoch % self.period:
             return super().step(nodes, gradients, update, context)
         loss = gradients()
-        weighted = [_Stages(self, node, update) for node in nodes if node.layer.weighted]
+        weighted = [_Stages(self, node, update) for node in trained(nodes)]
         grads = [dict(node.grads) for node in nodes]
         state = [[node.buffer(value.shape, value.dtype) for value in node.state.values()] for node in nodes]
         for node, kept in zip(nodes, state, strict=True):
@@ -97,8 +97,8 @@ def _copy(*arrays: Array) -> None:
         np.copyto(target, source)
 
 
-def _move(update: Update, w: Array, before: Array, direction: Array, d: Array) -> None:
-    np.copyto(w, before - F(float(update.lr)) * direction / d)
+def _move(lr: core.Number, w: Array, before: Array, direction: Array, d: Array) -> None:
+    np.copyto(w, before - F(float(lr)) * direction / d)
 
 
 class _Stages:
@@ -130,7 +130,7 @@ class _Stages:
                   *slots: Array) -> None:  # fmt: skip
             direction, curvature, after = update.newton(node, g)
             _copy(w, curvature, *(after[name] for name in names), before, d, *slots)
-            _move(update, w, before, direction, d)
+            _move(update.rate(node), w, before, direction, d)
             method._settle(before, d, w, codes, alpha, sign, counts)
 
         node.known.discard("w")
@@ -169,7 +169,7 @@ class _Stages:
         def backtrack(*arrays: Array) -> None:
             before, direction, d, *slots = arrays[: 3 + len(names)]
             w, codes, alpha, sign, counts = arrays[3 + len(names) :]
-            _move(update, w, before, direction, d)
+            _move(update.rate(node), w, before, direction, d)
             update.set_slots(node, dict(zip(names, slots, strict=True)))
             method._settle(before, d, w, codes, alpha, sign, counts)
 

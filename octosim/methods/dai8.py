@@ -88,10 +88,11 @@ class Dai8(Method):
 
     def weight_grad(self, node: Node, error: _Error, context: Context) -> None:
         """dW = (sum q_dy q_x) S_dy[channel] S_x, db = S_dy[channel] sum q_dy."""
-        x, w = node.saved["x"], node.params["w"]
-        acc = node.buffer(w.shape, np.int32)
-        node.layer.product(node, error.q.shape[0]).weight_grad(x.q, error.q, out=acc)
-        node.grads["w"] = core.dequantize_channels(acc, error.scales, x.s, out=acc.view(np.float32))
+        if node.trains("w"):
+            x, w = node.saved["x"], node.params["w"]
+            acc = node.buffer(w.shape, np.int32)
+            node.layer.product(node, error.q.shape[0]).weight_grad(x.q, error.q, out=acc)
+            node.grads["w"] = core.dequantize_channels(acc, error.scales, x.s, out=acc.view(np.float32))
         node.grads["b"] = core.dequantize_channels(core.column_sums(error.q), error.scales)
 
     def input_grad(self, node: Node, error: _Error, context: Context) -> core.Sums:

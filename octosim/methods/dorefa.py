@@ -51,6 +51,8 @@ class Dorefa(Method):
         "normalization": "float32",
     }
 
+    for_weight_grad: ClassVar[tuple[str, ...]] = ("x", "slope")
+
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "gradient_bits"):
             value = getattr(self, name)
@@ -101,8 +103,8 @@ class Dorefa(Method):
         return core.level_errors(dy, 2**gradient_bits - 1, random, out=node.buffer(dy.shape, F))
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        float32.weight_grad(node, node.saved["x"], error)
-        if node.saved["slope"] is not None:
+        float32.weight_grad(node, node.saved.get("x"), error)
+        if node.trains("w") and node.saved["slope"] is not None:
             core.multiply(node.grads["w"], node.saved["slope"], out=node.grads["w"])
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:

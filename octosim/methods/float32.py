@@ -16,10 +16,11 @@ def forward(node: Node, x: Array, w: Array) -> Array:
     return core.affine(y, np.ones_like(b), b, out=y)
 
 
-def weight_grad(node: Node, x: Array, dy: Array) -> None:
+def weight_grad(node: Node, x: Array | None, dy: Array) -> None:
     """dY^T X and the bias's gradient, into node.grads."""
     product, w, b = node.layer.product(node, dy.shape[0]), node.params["w"], node.params["b"]
-    node.grads["w"] = product.weight_grad(x, dy, out=node.buffer(w.shape, np.float32))
+    if node.trains("w"):
+        node.grads["w"] = product.weight_grad(x, dy, out=node.buffer(w.shape, np.float32))
     node.grads["b"] = core.column_sums(dy, out=node.buffer(b.shape, np.float32))
 
 

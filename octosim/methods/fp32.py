@@ -33,7 +33,7 @@ class Fp32(Method):
         return dy
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        float32.weight_grad(node, node.saved["x"], error)
+        float32.weight_grad(node, node.saved.get("x"), error)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         return float32.input_grad(node, error, node.params["w"])

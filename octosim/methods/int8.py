@@ -128,6 +128,9 @@ def real(sums: Array, codes: QTensor) -> Array:
 def weight_grad(node: Node, dy: QTensor) -> None:
     """dW = (sum q_dy q_x) S_dy S_x, db = S_dy sum q_dy."""
     product = node.layer.product(node, len(dy.q))
+    if not node.trains("w"):
+        node.grads["b"] = real(core.column_sums(dy.q), dy)
+        return
     if product.depths[2] <= SAFE or not product.any_length:
         node.grads["w"] = weight_sums(node, dy, np.zeros(len(node.params["w"]), np.int32))
         node.grads["b"] = real(core.column_sums(dy.q), dy)

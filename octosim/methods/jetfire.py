@@ -67,6 +67,8 @@ def product(a: Blocks, b: Blocks, out: Array | None = None) -> Array:
 class _Coded:
     """A layer whose float32 passes read codes and whose results become codes, in blocks of 32 pixels x 32 channels."""
 
+    running = True
+
     def init(self, node: Node, method: Jetfire, seed: int | None) -> None:
         node.layer.init(node, method, seed)
 
@@ -148,7 +150,11 @@ class Jetfire(Method):
         return cut(dy, self.scales, context.random(node.tensor(ERROR)), node.buffer(dy.shape, np.int8))
 
     def weight_grad(self, node: Node, error: Blocks, context: Context) -> None:
-        x, w, dy = node.saved["x"], node.params["w"], error.real(node.buffer(error.q.shape, F))
+        w, dy = node.params["w"], error.real(node.buffer(error.q.shape, F))
+        if not node.trains("w"):
+            node.grads["b"] = core.column_sums(dy, out=node.buffer(node.params["b"].shape, F))
+            return
+        x = node.saved["x"]
         if isinstance(x, Blocks):
             rows, cols = error.q.shape[1], x.q.shape[1]
             node.grads["w"] = product(error.transposed, x.transposed, node.buffer((rows, cols), F)).reshape(w.shape)

@@ -84,6 +84,11 @@ def _curvature(update: Update, node: Node, w: Array, g: Array, before: Array, d:
     d[:] = update.newton(node, g)[1]
 
 
+def trained(nodes: list[Node]) -> list[Node]:
+    """The layers whose weights are trained."""
+    return [node for node in nodes if node.layer.weighted and node.trains("w")]
+
+
 @dataclass(frozen=True)
 class Laq(Method):
     """Parameters of the method.
@@ -133,7 +138,7 @@ class Laq(Method):
     def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> core.Number:
         """One pass and the optimizer's update; then the new weights are quantized, with this step's curvature."""
         loss = gradients()
-        weighted = [node for node in nodes if node.layer.weighted]
+        weighted = trained(nodes)
         before = []
         for node in weighted:
             w, g = node.params["w"], node.grads["w"]
@@ -160,7 +165,9 @@ class Laq(Method):
 
     def metrics(self, nodes: list[Node]) -> dict[str, Any]:
         """By layer, per weight: updates against the one before, and changes of level."""
-        weighted = [node for node in nodes if node.layer.weighted]
+        weighted = trained(nodes)
+        if not weighted:
+            return {}
         found = {
             name: {node.name: int(node.state["counts"][which]) / node.params["w"].size for node in weighted}
             for name, which in (("update_sign_flips", FLIPS), ("level_changes", CHANGES))
@@ -184,7 +191,7 @@ class Laq(Method):
         return dy
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        float32.weight_grad(node, node.saved["x"], error)
+        float32.weight_grad(node, node.saved.get("x"), error)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         return float32.input_grad(node, error, node.saved["w"])

@@ -68,6 +68,8 @@ class Logbtq(Method):
         "normalization": "float32",
     }
 
+    for_weight_grad: ClassVar[tuple[str, ...]] = ("x_real",)
+
     def __post_init__(self) -> None:
         for name in ("t", "t_max", "weight_bound", "activation_bound"):
             if not 1e-3 <= getattr(self, name) <= 1e6:
@@ -166,8 +168,9 @@ class Logbtq(Method):
         return dy
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        float32.weight_grad(node, node.saved["x_real"], error)
-        self._barrier(node.grads["w"], node.params["w"], self.weight_bound, context)
+        float32.weight_grad(node, node.saved.get("x_real"), error)
+        if node.trains("w"):
+            self._barrier(node.grads["w"], node.params["w"], self.weight_bound, context)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         dx = float32.input_grad(node, error, node.saved["w_real"])

@@ -212,16 +212,28 @@ class Niti(Method):
         int8.refuse_overflow(node, batch)
 
     def init(self, node: Node, seed: int) -> None:
-        """Glorot's uniform weights as codes of +-max|w|, with the exponent ceil(log2 max|w|) - 7; no bias."""
-        shape = node.params.pop("w").shape
+        """Glorot's uniform weights as codes of +-max|w|, with the exponent ceil(log2 max|w|) - 7; no bias.  Of weights that are
+        given the nearest codes with that exponent."""
+        w = node.params.pop("w")
+        shape = w.shape
         del node.params["b"]
+        node.taken.discard("b")
+        if "w" in node.taken and w.any():
+            self._set_exponent(node, float(np.abs(w).max()))
+            codes = np.rint(np.ldexp(w.astype(np.float64), -int(node.state["exponent"][0])))
+            node.params["w"] = np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int8)
+            return
         taps = math.prod(shape[1:-1]) if len(shape) > 2 else 1
         limit = math.sqrt(6 / (taps * (shape[0] + shape[-1])))
         words = core.philox(math.prod(shape), seed, 0, node.tensor(WEIGHT)).astype(np.float64)
         uniform = (2 * words + 1) / 2**32 - 1
         largest = float(np.abs(uniform).max())
         node.params["w"] = np.rint(uniform / largest * LARGEST_CODE).astype(np.int8).reshape(shape)
-        mantissa, exponent = math.frexp(limit * largest)
+        self._set_exponent(node, limit * largest)
+
+    def _set_exponent(self, node: Node, largest: float) -> None:
+        """Of codes of values up to this magnitude."""
+        mantissa, exponent = math.frexp(largest)
         node.state["exponent"] = np.array([exponent - (mantissa == 0.5) - BITS], np.int32)
 
     def input(self, images: Array, out: Array) -> IntTensor:

@@ -225,9 +225,13 @@ class Octo(Method):
         core.symmetric_codes(max(low, ends[0]), min(high, ends[1]), out=codes)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
-        qx, sums = node.saved["x"], core.column_sums(error.q)
-        node.grads["w"] = int8.weight_values(node, error, sums, qx.z if self.zero_point == "exact" else 0)
+        sums = core.column_sums(error.q)
+        if node.trains("w"):
+            zero = node.saved["x"].z if self.zero_point == "exact" else 0
+            node.grads["w"] = int8.weight_values(node, error, sums, zero)
         each = node.grads["b"] = int8.real(sums, error)
+        if not node.trained.intersection(COMPENSATION):
+            return
         lac = self._compensation(node, len(error.q), context)
         if lac and self.lac == "sample":
             each = core.dequantize(error.q, error.s)

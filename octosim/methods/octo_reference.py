@@ -318,9 +318,10 @@ class OctoReference(Method):
             return
         grads, shape, bias = node.grads, node.params["w"].shape, np.empty_like(node.params["b"])
         product, qg = _product(node, len(dy)), node.saved["dy"]
-        qx = self._backward_codes(node, node.saved["x"], with_zero=max(product.geometry.pads) > 0)
-        sums = exact_sums(product.weight_grad, qx, qg, lambda: node.buffer(shape, np.int32))
-        grads["w"] = real_sums(node, qx, qg, sums)
+        if node.trains("w"):
+            qx = self._backward_codes(node, node.saved["x"], with_zero=max(product.geometry.pads) > 0)
+            sums = exact_sums(product.weight_grad, qx, qg, lambda: node.buffer(shape, np.int32))
+            grads["w"] = real_sums(node, qx, qg, sums)
 
         def gradient_of_bias(sums: Array, out: Array) -> None:
             codes, scale = backward_codes(sums, 1.0)

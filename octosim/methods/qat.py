@@ -124,7 +124,7 @@ class Qat(Method):
         return dy
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
-        float32.weight_grad(node, node.saved["x"], error)
+        float32.weight_grad(node, node.saved.get("x"), error)
 
     def input_grad(self, node: Node, error: Array, context: Context) -> Array:
         dx = float32.input_grad(node, error, node.saved["w"])

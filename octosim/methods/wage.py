@@ -74,6 +74,7 @@ class Wage(Method):
         """Uniform weights rounded to -0.5, 0 and 0.5, and the layer's scale; no bias."""
         w = node.params.pop("w")
         del node.params["b"]
+        node.taken.clear()  # float32 weights are none of two bits
         limit = math.sqrt(3 / math.prod(w.shape[1:]))
         bound = max(limit, 0.75)
         uniform = (2 * core.philox(w.size, seed, 0, node.tensor(WEIGHT)).astype(np.float64) + 1) / 2**32 - 1

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from octosim import methods
+from octosim.engine import selection
 from octosim.engine.nodes import Method
 from octosim.errors import OctosimError
 from octosim.numerics import Accumulator
@@ -29,6 +30,9 @@ class Config(Settings):
     in optimizers.DECAYED.  schedule, milestones, gamma, warmup: see schedules.Schedule.  augment: of batches.AUGMENTATIONS.
     label_smoothing: of the training loss; the test loss is without.  accumulator: of numerics.ACCUMULATORS.
 
+    init, train, freeze, train_last, update, batchnorm_statistics, rate, accumulate: see initial.py, selection.Selection and
+    engine.accumulation.
+
     method and accumulator may be given as objects: a `Method` with its parameters, a `numerics.Accumulator`.
     data: a data set's name, or the path of a user's own.  image: "HEIGHTxWIDTHxCHANNELS" to which images are brought.
     test_share: of each class, put aside where the data have no test part.  limit: training images.  normalize: of
@@ -36,6 +40,11 @@ class Config(Settings):
 
     OctosimError, naming the argument, for a value that is not of its kind; what is out of range is refused with the run.
     """
+
+    @property
+    def selection(self) -> selection.Selection:
+        """The rules that choose the trained parameters; OctosimError where one cannot be read."""
+        return selection.make(self.train, self.freeze, self.train_last, self.update, self.batchnorm_statistics, self.rate)
 
     def __post_init__(self) -> None:
         if isinstance(self.accumulator, Accumulator):

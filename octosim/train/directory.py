@@ -10,6 +10,7 @@ A run directory holds
     timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
     checkpoint.safetensors parameters, running statistics and optimizer state, replaced atomically; in its metadata the step,
                            and sums of the tensors, of "decides" and of the records up to that step
+    init.safetensors       with init, the tensors that the run began with, whose digest the manifest has
     digest.txt             sha256 over the checkpoint's tensors after the last step; its presence means "finished"
     failure.json           why a step could not be made (a NaN, in which layer): {"step", "reason"}; until the run goes on
     data.npz               the data of a run that was given arrays, in Python
@@ -39,8 +40,9 @@ from octosim import core, data, graph, integrity, methods
 from octosim.data import Dataset
 from octosim.engine import optimizers, plan
 from octosim.engine.layers import Stack
-from octosim.engine.network import is_covered
-from octosim.engine.nodes import Array
+from octosim.engine.network import Network, is_covered
+from octosim.engine.nodes import Array, Method
+from octosim.engine.selection import trained
 from octosim.errors import OctosimError
 from octosim.files import environment, locked, open_regular, parse_json, read_bytes, read_json, read_lines, write_atomic
 from octosim.integrity import (
@@ -56,12 +58,14 @@ from octosim.integrity import (
     sha256_of,
 )
 from octosim.train.config import Config, from_json
+from octosim.train.initial import read_tensors
 from octosim.train.run import Data, Run, digest_of, load_data
 
 FORMAT = 1
 CHECKPOINT_FORMAT = 2  # 1 had no sums
 LOCK = ".lock"
 ARRAYS_FILE = "data.npz"
+INIT = "init.safetensors"
 
 
 # ---- manifest --------------------------------------------------
@@ -71,8 +75,9 @@ def parameter_counts(run: Run) -> dict[str, int]:
     """How many trained numbers of each kind there are in all layers: w, b, gamma, a method's own as lac_mu ..."""
     counts: dict[str, int] = {}
     for node in run.network.nodes:
-        for name, values in node.params.items():
-            counts[name] = counts.get(name, 0) + values.size
+        for name in node.params:
+            if name in node.trained:
+                counts[name] = counts.get(name, 0) + node.params[name].size
     return counts
 
 
@@ -81,9 +86,26 @@ def memory(run: Run) -> dict[str, dict[str, int]]:
     shape, batch = run.data.train_images.shape[1:], run.config.batch_size
     used = {"fp32": methods.make("fp32", {}), run.config.method: run.method}
     return {
-        name: plan.memory(plan.plan(plan.dry(run.layers, shape, method, True, run.source), batch, run.optimizer))
+        name: plan.memory(plan.plan(_dry(run, shape, method), batch, run.optimizer))
         for name, method in used.items()
     }
+
+
+def _dry(run: Run, shape: tuple[int, ...], method: Method) -> Network:
+    return plan.dry(run.layers, shape, method, True, run.source, run.network.selection, run.network.accumulate)
+
+
+def _fine_tuning(run: Run) -> dict[str, Any]:
+    """What decides the bits of a run that begins with given weights, or trains a part of its network."""
+    selection, found = run.network.selection, dict[str, Any]()
+    if run.initial is not None:
+        found["init"] = {"sha256": digest_of(run.initial.taken)}
+    if not selection.everything:
+        found["trained"] = trained(run.network.nodes)
+    if selection.statistics != "batch":
+        found["batchnorm_statistics"] = selection.statistics
+    rates = {node.name: node.rate for node in run.network.nodes if node.rate != 1}
+    return found | ({"rates": rates} if rates else {}) | ({"accumulate": c} if (c := run.config.accumulate) > 1 else {})
 
 
 def decides(run: Run) -> dict[str, Any]:
@@ -113,7 +135,16 @@ def decides(run: Run) -> dict[str, Any]:
         "epochs": run.epochs,
         "steps": c.steps,
         "seed": c.seed,
-    } | ({"float_layers": in_float} if in_float else {}) | ({"input": run.source.describe()} if run.source.describe() else {})
+    } | ({"float_layers": in_float} if in_float else {}) | (
+        {"input": run.source.describe()} if run.source.describe() else {}
+    ) | _fine_tuning(run)  # fmt: skip
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    """Where a run's weights come from, and what of them was not taken."""
+    assert run.initial is not None
+    unfit = {key: list(getattr(run.initial, key)) for key in ("unfit", "missing", "unknown")}
+    return {"source": run.config.init, "taken": list(run.initial.taken), **unfit}
 
 
 def manifest(run: Run, command: str) -> dict[str, Any]:
@@ -130,6 +161,7 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
             "classes": list(run.data.classes),
         } | ({"path": run.data.path, "test_share": run.data.test_share} if run.data.path else {}),
         "parameters": parameter_counts(run),
+        **({"init": _origin(run)} if run.initial is not None else {}),
         "memory": memory(run),
         "environment": environment(core.isa(), core.threads()),
         "command": command,
@@ -177,11 +209,12 @@ def rebuild(
     where = str(folder / "manifest.json")
     config = from_json(content.get("config"), where)
     refuse_changed(folder, [name for name in changed_fields(content) if name.startswith("config") or name == "decides.layers"])
+    tensors = _initial_tensors(folder, content) if config.init is not None else None
     try:
         dataset = dataset or _own_data(folder, content, config, place)
         if graph.is_file(config.model):
-            return Run(config, graph.parse_network(f"{where}:", content["decides"].get("layers")), dataset)
-        return Run(config, dataset=dataset)
+            return Run(config, graph.parse_network(f"{where}:", content["decides"].get("layers")), dataset, tensors)
+        return Run(config, dataset=dataset, tensors=tensors)
     except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise OctosimError(f"{where} describes a run that cannot be built: {error!r}") from None
 
@@ -205,6 +238,14 @@ def _own_data(folder: Path, content: dict[str, Any], config: Config, place: str 
     if dataset.sha256 != told["sha256"] and "decides.data" not in changed_fields(content):
         raise OctosimError(f"{folder}: the run's data had sha256 {told['sha256']}, those at {found} have {dataset.sha256}")
     return replace(dataset, name=str(told.get("name")))
+
+
+def _initial_tensors(folder: Path, content: dict[str, Any]) -> dict[str, Array]:
+    """The tensors that a run began with; OctosimError where they are not those of its manifest."""
+    tensors, told = read_tensors(folder / INIT), content["decides"].get("init")
+    if not isinstance(told, dict) or told.get("sha256") != digest_of(tensors):
+        raise OctosimError(f"{folder / INIT}: its tensors are not those that the run began with; the file is damaged")
+    return tensors
 
 
 def differing(recorded: Any, expected: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
@@ -502,6 +543,8 @@ def create(
         with alone(folder):
             _refuse_existing(folder)
             sweep_run(folder)
+            if run.initial is not None:
+                write_atomic(folder / INIT, save_tensors(run.initial.taken))
             write_manifest(folder, manifest(run, command))
     except OctosimError:
         with contextlib.suppress(OSError):
@@ -511,7 +554,7 @@ def create(
 
 
 def _is_leftover(name: str) -> bool:
-    return name == LOCK or name.startswith(".") and name.endswith(".tmp")
+    return name in (LOCK, INIT) or name.startswith(".") and name.endswith(".tmp")
 
 
 def _refuse_existing(folder: Path) -> None:

@@ -33,6 +33,7 @@ from octosim.engine.layers import Stack
 from octosim.engine.nodes import Array, Context, FullProduct, Node, Product
 from octosim.engine.probes import watching
 from octosim.engine.registers import InRegister, Registers, as_record, exact_sums, multiply, resized, x_windows
+from octosim.engine.selection import ALL, Selection
 from octosim.numerics import Accumulator
 
 ROLES = ("weight", "activation", "error", "gradient", "update", "accumulator")
@@ -212,10 +213,14 @@ class Meter:
     Where a method takes a layer's pass more than once in a step, the first one is measured.
     """
 
-    def __init__(self, layers: Graph | Stack, in_shape: tuple[int, ...], accumulator: Accumulator, source: Input = Input()):
+    def __init__(
+        self, layers: Graph | Stack, in_shape: tuple[int, ...], accumulator: Accumulator, source: Input = Input(),
+        selection: Selection = ALL,
+    ):  # fmt: skip
+        """source, selection: of the run's network."""
         self._accumulator = accumulator
         self._fp32 = methods.make("fp32", {})
-        self._shadow = Network(layers, in_shape, self._fp32, None, source=source)
+        self._shadow = Network(layers, in_shape, self._fp32, None, source=source, selection=selection)
         self._nodes = {node.name: node for node in self._shadow.nodes if node.layer.weighted}
 
     @contextmanager
@@ -247,8 +252,8 @@ class Meter:
         """Copies the network's parameters as far as float32 has them; whether all weights have values."""
         self._known: set[str] = set()
         for own, node in zip(network.nodes, self._shadow.nodes, strict=True):
-            for name, held in node.params.items():
-                value = own.params.get(name)
+            for name, held in (*node.params.items(), *node.state.items()):
+                value = (own.params | own.state).get(name)
                 if name == "w" and node.layer.weighted:
                     value = _real_weight(own)
                     if value is not None:
@@ -268,6 +273,8 @@ class Meter:
         except core.NotFiniteError:
             return {}
         for name, node in self._nodes.items():
+            if (name, "dW") not in results.kept:
+                continue
             w = node.params["w"].copy()
             update(f"{name}.w", w, results.kept[name, "dW"])
             results.kept[name, "update"] = w - node.params["w"]

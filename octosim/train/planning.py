@@ -9,6 +9,7 @@ from octosim.engine import optimizers, plan
 from octosim.engine.inputs import Input
 from octosim.errors import OctosimError
 from octosim.trace import Op
+from octosim.train.config import from_json
 
 
 def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
@@ -26,7 +27,11 @@ def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
     normalized = isinstance(held, dict)
     channels = (0.0,) * shape[-1], (1.0,) * shape[-1]
     source = Input(held.get("values") == "float32", *(channels if held.get("mean") else ())) if normalized else Input()
-    network = plan.dry(graph.parse_network("manifest.json:", decides.get("layers")), shape, method, True, source)
+    config = from_json(manifest.get("config"), "manifest.json")
+    network = plan.dry(
+        graph.parse_network("manifest.json:", decides.get("layers")), shape, method, True, source, config.selection,
+        config.accumulate,
+    )  # fmt: skip
     step = plan.plan(network, batch, optimizers.make((decides.get("optimizer") or {}).get("name", "sgd"), None))
     return plan.ops(step), plan.memory(step)["peak"]
 

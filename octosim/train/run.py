@@ -14,6 +14,7 @@ from octosim import core, data, engine, graph, limits, methods, numerics
 from octosim.data import batches
 from octosim.engine import inputs, optimizers, plan, schedules
 from octosim.engine import registers as accumulators
+from octosim.engine.accumulation import micro_batch
 from octosim.engine.layers import BatchNorm, Stack
 from octosim.engine.nodes import Array, Context, Node
 from octosim.engine.replay import RecordedSteps
@@ -21,6 +22,13 @@ from octosim.errors import ArgumentError, OctosimError, suggest
 from octosim.numerics import EXACT32
 from octosim.train import measure
 from octosim.train.config import EPOCHS, NORMALIZATIONS, Config
+from octosim.train.initial import fit as fit_initial
+from octosim.train.initial import read as read_initial
+
+CALIBRATION, CALIBRATED = 512, 64
+"""Images, the first of the first epoch's order, that set the ranges of activations before the first step, and of a pass."""
+MOST_MICRO = 1024
+"""Micro-batches of a step, whose random streams 2^32 tensors hold."""
 
 Batch = tuple[Array, Array]
 """Images (batch, height, width, channels) or vectors (batch, values), uint8 or float32, and labels int32 (batch,)."""
@@ -54,15 +62,21 @@ class Run:
     """
 
     @core.float_environment()
-    def __init__(self, config: Config, layers: graph.Graph | Stack | None = None, dataset: Data | None = None):
+    def __init__(
+        self, config: Config, layers: graph.Graph | Stack | None = None, dataset: Data | None = None,
+        tensors: dict[str, Array] | None = None,
+    ):  # fmt: skip
         """layers: of a run from a model file, which its manifest holds; the file may be gone or changed since.
-        dataset: config.data, where it is loaded already, or what loads it when all else is found right."""
+        dataset: config.data, where it is loaded already, or what loads it when all else is found right.
+        tensors: of config.init, where they are read already."""
         config.check_ranges()
         self.config = config
         self.method = methods.make(config.method, config.parameters)
         for name in self.method.unused:
             if getattr(config, name) != getattr(Config(), name):
                 raise ArgumentError(f"{{{name}}} has no meaning for method {config.method}, see docs/methods.md")
+        selection = config.selection
+        self._check_fine_tuning()
         self.optimizer = optimizers.make(config.optimizer, config.lr, config.weight_decay)
         self.schedule = schedules.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
         schedules.check_schedule(self.schedule)
@@ -90,7 +104,13 @@ class Run:
         self._check_fits(in_shape)
         self.source = source_of(config, graph.as_graph(self.layers), self.data.train_images)
         self._check_memory(in_shape)
-        self.network = engine.Network(self.layers, in_shape, self.method, config.seed, config.float_layers, self.source)
+        initial = tensors if tensors is not None else read_initial(config.init) if config.init is not None else {}
+        self.network = engine.Network(
+            self.layers, in_shape, self.method, config.seed, config.float_layers, self.source, selection=selection,
+            accumulate=config.accumulate, initial=initial,
+        )  # fmt: skip
+        self.network.batch = config.batch_size
+        self.initial = fit_initial(config.init, initial, self.network) if config.init is not None else None
         self.registers = accumulators.Registers(numerics.find(config.accumulator))
         self._check_registers()
         self._check_normalization(images)
@@ -98,11 +118,7 @@ class Run:
         self.overflow: list[dict[str, Any]] = []
         self.measures: list[dict[str, Any]] = []
         self.meter: measure.Meter | None = None  # `train` makes one; a replay measures nothing
-        slots = () if "optimizer" in self.method.unused else self.optimizer.slots
-        self.slots = {
-            name: {slot: np.zeros_like(w) for slot in slots}
-            for name, w in ((f"{n.name}.{k}", v) for n in self.network.nodes for k, v in n.params.items())
-        }
+        self.slots = optimizers.slots(self.optimizer, self.network)
         self.step = 0
         self.records = False
         self.recorded = RecordedSteps(self.network)
@@ -128,7 +144,8 @@ class Run:
         allowed = limits.usable()
         if allowed is None:
             return
-        network = plan.dry(self.layers, in_shape, self.method, self.config.float_layers, self.source)
+        c = self.config
+        network = plan.dry(self.layers, in_shape, self.method, c.float_layers, self.source, c.selection, c.accumulate)
         values = sum(math.prod(node.out_shape) for node in network.nodes) * self.config.batch_size
         weights = sum(w.size for node in network.nodes for w in node.params.values())
         if 4 * (weights + values) < allowed / 16:
@@ -142,14 +159,44 @@ class Run:
 
     def new_meter(self) -> measure.Meter:
         """What measures the run's steps."""
-        return measure.Meter(self.layers, self.data.train_images.shape[1:], self.registers.accumulator, self.source)
+        shape, accumulator = self.data.train_images.shape[1:], self.registers.accumulator
+        return measure.Meter(self.layers, shape, accumulator, self.source, self.network.selection)
+
+    def _check_fine_tuning(self) -> None:
+        """Refuses, with OctosimError, settings that do not go together."""
+        c = self.config
+        if c.rate and "lr" in self.method.unused:
+            raise ArgumentError(f"{{rate}} has no meaning for method {c.method}, which has no learning rate")
+        if c.accumulate == 1:
+            return
+        if "optimizer" in self.method.unused:
+            raise ArgumentError(
+                f"{{accumulate}} adds float32 gradients; those of method {c.method} are integers, with a scale of each batch"
+            )
+        if c.accumulate > min(c.batch_size, MOST_MICRO):
+            most = f"{{batch_size}} {c.batch_size} and {MOST_MICRO}"
+            raise ArgumentError(f"{{accumulate}} must be at most {most}, not {c.accumulate}")
+        for name in ("count_overflow", "measure"):
+            if getattr(c, name) is not None:
+                raise ArgumentError(f"{{{name}}} looks at whole batches: leave out {{accumulate}}")
 
     def _check_normalization(self, images: int) -> None:
-        """Refuses batch normalization over one value a channel, whose output is beta whatever its input."""
+        """Refuses batch normalization over one value a channel, whose output is beta whatever its input, and over one image in
+        every step, whose statistics are not those of inference."""
         last = images - (self.steps_per_epoch - 1) * self.config.batch_size
-        sizes = {self.config.batch_size, last if self.steps >= self.steps_per_epoch else self.config.batch_size}
+        size = micro_batch(self.config.batch_size, self.config.accumulate)
+        whole = {self.config.batch_size, last if self.steps >= self.steps_per_epoch else self.config.batch_size}
+        sizes = {min(size, images) for images in whole} | {images % size or size for images in whole}
         for node in self.network.nodes:
-            if isinstance(node.layer, BatchNorm) and min(sizes) * math.prod(node.in_shape[:-1]) == 1:
+            if not isinstance(node.layer, BatchNorm) or not node.backward or node.running:
+                continue
+            if size == 1:
+                micro = "a micro-batch" if self.config.accumulate > 1 else "a batch"
+                raise ArgumentError(
+                    f"layer {node.name}: batch normalization over {micro} of one image has other statistics than inference; "
+                    "use {batchnorm_statistics} frozen, or a larger {batch_size}"
+                )
+            if min(sizes) * math.prod(node.in_shape[:-1]) == 1:
                 batch = "a batch" if self.config.batch_size == 1 else f"the last batch of an epoch of {images} images"
                 raise OctosimError(
                     f"layer {node.name}: batch normalization has one value a channel in {batch}, and nothing can be learned "
@@ -158,7 +205,7 @@ class Run:
 
     def _check_registers(self) -> None:
         """Refuses sums that the exact register cannot hold; in any other an overflow is what the user wants to see."""
-        register, batch = self.registers.accumulator, self.config.batch_size
+        register, batch = self.registers.accumulator, micro_batch(self.config.batch_size, self.config.accumulate)
         chosen = "{count_overflow}" if register == EXACT32 else f"{{accumulator}} {register.name}"
         if register == EXACT32:
             self.network.check(batch)
@@ -202,7 +249,9 @@ class Run:
         self.step += 1
         images, labels = batch or self.batch(self.step)
         context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps, epoch=self.epoch)
-        numbers = self.learning_rate(self.step), *self.optimizer.corrections(self.step)
+        if self.step == 1:
+            self._calibrate()
+        numbers = optimizers.numbers(self.optimizer, self.learning_rate(self.step), self.step, self.network)
         self.registers.counting, self.registers.counts = self._due(self.config.count_overflow), []
         meter = self.meter if self._due(self.config.measure) else None
         self.measures = []
@@ -221,6 +270,14 @@ class Run:
         ]
         return loss
 
+    def _calibrate(self) -> None:
+        """Before the first step of a run with given weights, or with layers that only infer: the ranges of activations."""
+        if self.config.init is None and not self.network.needs_calibration:
+            return
+        chosen = self.order(0)[:CALIBRATION]
+        parts = (self.data.train_images[chosen[i : i + CALIBRATED]] for i in range(0, len(chosen), CALIBRATED))
+        self.network.calibrate(parts, Context(training=True, seed=self.config.seed, step=0, steps=self.steps))
+
     def _replays(self, images: int) -> bool:
         """Whether a step on that many images may be recorded: not on the smaller batch at the end of an epoch, nor where sums
         are counted or narrowed, or the passes observed."""
@@ -236,8 +293,8 @@ class Run:
             self.registers.counting = False  # a second pass of the same step is not counted again
             return loss
 
-        nodes, (lr, *corrections) = self.network.nodes, numbers
-        update = optimizers.Update(self.optimizer, self.method, context, lr, tuple(corrections), nodes, self.slots)
+        nodes = self.network.nodes
+        update = optimizers.Update.of(self.optimizer, self.network, context, numbers, self.slots)
         with np.errstate(over="ignore", invalid="ignore"), core.pooled(self.network.pool):  # as network.QUIET
             return self.method.step(nodes, gradients, update, context)
 
@@ -249,12 +306,12 @@ class Run:
         if not meter:
             yield
             return
-        lr, *corrections = numbers
+        lr, corrections = numbers[0], numbers[1 : 1 + len(self.optimizer.corrections(1))]
 
         def trial(name: str, w: Array, g: Array) -> None:
-            held = {slot: self.slots[name].get(slot, np.zeros_like(w)) for slot in self.optimizer.slots}
+            held = {slot: self.slots.get(name, {}).get(slot, np.zeros_like(w)) for slot in self.optimizer.slots}
             copies = {slot: v.astype(np.float32) for slot, v in held.items()}
-            self.optimizer.update(tuple(corrections), lr, self.optimizer.decay, w, g, copies)
+            self.optimizer.update(corrections, lr, self.optimizer.decay, w, g, copies)
 
         with meter.step(self.network, self.registers, batch, context, self.config.label_smoothing, trial):
             yield

@@ -174,12 +174,15 @@ class Weighted(Layer):
         raise NotImplementedError
 
     def init(self, node: Node, method: Method, seed: int | None) -> None:
-        """Normal weights, with the layer's deviation or He's sqrt(2 / fan-in); zero biases.  seed None: zero weights too."""
+        """The weights and biases that are given; else normal weights, with the layer's deviation or He's sqrt(2 / fan-in), and
+        zero biases.  seed None: zero weights too."""
         shape = self.weight_shape(node.in_shape)
         deviation = self.deviation or math.sqrt(2 / elements(shape[1:]))
-        w = np.zeros(shape, np.float32) if seed is None else core.normal(shape, seed, node.tensor(WEIGHT), deviation)
+        w, b = node.given("w", shape), node.given("b", shape[:1])
+        if w is None:
+            w = np.zeros(shape, np.float32) if seed is None else core.normal(shape, seed, node.tensor(WEIGHT), deviation)
         node.params["w"] = w
-        node.params["b"] = np.zeros(shape[0], np.float32)
+        node.params["b"] = np.zeros(shape[0], np.float32) if b is None else b
         if node.normalized or not self.bias:
             node.still.add("b")
         method.init(node, seed or 0)
@@ -201,6 +204,8 @@ class Weighted(Layer):
         error = method.error(node, dy, context)
         if node.observers:
             _tell_meanings(node, {"dy": error})
+        if not node.trained:
+            return error
         method.weight_grad(node, error, context)
         if node.observers:
             node.grads = {name: core.values(g) for name, g in node.grads.items()}
@@ -208,7 +213,7 @@ class Weighted(Layer):
             for name, values in node.grads.items():
                 observer.add(node.name, "dW", f"gradient of {name}", values)
         # of a normalized layer only rounding would move it, and the running mean could not follow
-        if "b" in node.still and "b" in node.params:
+        if "b" in node.still and "b" in node.trained:
             node.grads["b"] = np.zeros_like(node.params["b"])
         return error
 

@@ -12,15 +12,18 @@ from octosim import core
 from octosim.engine.layers.base import Rule, Unweighted, number
 from octosim.engine.nodes import Array, Context, Method, Node
 
+NORMAL_STEP = 1 / 16  # of the codes of normalized values, as in core.batchnorm_forward
+
 
 @dataclass(frozen=True)
 class BatchNorm(Unweighted):
     """Batch normalization of each channel (Ioffe & Szegedy 2015); inference uses the running statistics.
 
     momentum is the weight of the new batch in the running mean and variance, as in PyTorch.
-    relu, keeps_dy: see FusedBatchNorm.
+    running: whether it can use its running statistics in training (`nodes.Node.running`).  relu, keeps_dy: see FusedBatchNorm.
     """
 
+    running: ClassVar[bool] = True
     relu = keeps_dy = False
 
     eps: float = 1e-5
@@ -50,6 +53,8 @@ class BatchNorm(Unweighted):
         columns = (p["gamma"], p["beta"], s["mean"], s["var"])
         if not context.training:
             return core.batchnorm_inference(x, *columns, eps=self.eps, relu=self.relu, out=out)
+        if node.running:
+            return self._forward_running(node, x, method, out)
         if not method.compact:
             x = core.values(x)
         codes = node.buffer(x.shape, np.int8) if method.compact else None
@@ -61,8 +66,44 @@ class BatchNorm(Unweighted):
         node.saved.update(x=x if codes is None else codes, mean=mean, inv_std=inv_std, signs=signs)
         return y
 
+    def _forward_running(self, node: Node, x: core.Values, method: Method, out: Array) -> Array:
+        """As in inference; keeps what a step of gamma and a ReLU behind need."""
+        p, s = node.params, node.state
+        if node.trains("gamma"):
+            x = core.values(x)
+            normal = core.batchnorm_inference(
+                x, np.ones_like(p["gamma"]), np.zeros_like(p["beta"]), s["mean"], s["var"], eps=self.eps,
+                out=node.buffer(x.shape, np.float32),
+            )  # fmt: skip
+            if method.compact:
+                normal = core.quantize(normal, 1 / NORMAL_STEP, out=node.buffer(x.shape, np.int8))
+            node.saved["normal"] = normal
+        y = core.batchnorm_inference(x, p["gamma"], p["beta"], s["mean"], s["var"], eps=self.eps, out=out)
+        if self.relu:
+            signs = node.saved["signs"] = node.buffer((core.sign_bytes(y.size),), np.uint8)
+            y, node.found = core.relu(y, signs=signs, find_range=method.compact, out=y)
+        return y
+
+    def _backward_running(self, node: Node, dy: core.Values) -> Array:
+        """dy times gamma / deviation; the statistics are constants."""
+        p, saved = node.params, node.saved
+        out = node.buffer(dy.shape, np.float32) if self.keeps_dy else core.memory_of(dy)
+        dy = core.relu_backward(saved["signs"], dy, out=out) if self.relu else core.values(dy)
+        if node.trains("gamma"):
+            normal = saved["normal"]
+            if normal.dtype == np.int8:
+                normal = core.dequantize(normal, NORMAL_STEP, out=node.buffer(dy.shape, np.float32))
+            node.grads["gamma"] = core.column_sums(core.multiply(dy, normal, out=normal))
+        if node.trains("beta"):
+            node.grads["beta"] = core.column_sums(dy)
+        zeros, row = np.zeros_like(p["gamma"]), np.ones((1, p["gamma"].size), np.float32)
+        scale = core.batchnorm_inference(row, p["gamma"], zeros, zeros, node.state["var"], eps=self.eps)
+        return core.affine(dy, scale.reshape(-1), zeros, out=out)
+
     def input_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> Array:
         saved = node.saved
+        if node.running:
+            return self._backward_running(node, dy)
         dx, dgamma, dbeta, node.found = core.batchnorm_backward(
             saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], signs=saved["signs"],
             find_range=method.compact, out=node.buffer(dy.shape, np.float32) if self.keeps_dy else core.memory_of(dy),

@@ -1,0 +1,108 @@
+"""Weights to begin a run with: another run's, or a safetensors file's; and what of them fits a network."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from octosim import graph
+from octosim.engine import Network
+from octosim.engine.nodes import Array
+from octosim.errors import ArgumentError, OctosimError
+from octosim.files import open_regular
+
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
+SLOT = "optimizer."
+"""What the names of an optimizer's tensors begin with in a checkpoint."""
+LISTED = 6
+"""Tensors that a sentence names."""
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """The tensors of a safetensors file by name; OctosimError where it cannot be read."""
+    try:
+        open_regular(path).close()
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise OctosimError(f"{path} cannot be read: {error}") from None
+
+
+def read(source: str) -> dict[str, Array]:
+    """The tensors of a run directory (without an optimizer's), of a folder that `octosim import` made, of a safetensors file or
+    of an ONNX file.
+
+    OctosimError where there are none.
+    """
+    path = Path(source)
+    if os.path.isdir(path):
+        inside = [path / name for name in (CHECKPOINT, WEIGHTS) if os.path.lexists(path / name)]
+        if not inside:
+            raise ArgumentError(f"{{init}} {source} has neither {CHECKPOINT}, as a run, nor {WEIGHTS}")
+        path = inside[0]
+    elif not os.path.lexists(path):
+        raise ArgumentError(f"{{init}} {source} does not exist: expected a run directory or a .safetensors file")
+    elif path.suffix.lower() == ".onnx":
+        return graph.load(path).weights
+    elif path.suffix.lower() != ".safetensors":
+        raise ArgumentError(f"{{init}} {source}: expected a run directory, an imported network, a .safetensors or .onnx file")
+    return {name: tensor for name, tensor in read_tensors(path).items() if not name.startswith(SLOT)}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What became of the tensors to begin with.
+
+    taken: by name; they decide the bits.  unfit: what stood in the source and in the network with another type or shape, in
+    words.  missing: the network's parameters that the source lacks.  unknown: the source's tensors that the network lacks.
+    """
+
+    taken: dict[str, Array]
+    unfit: tuple[str, ...]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def sentences(self) -> list[str]:
+        said = [f"{len(self.taken)} of {len(self.taken) + len(self.unfit) + len(self.missing)} tensors taken"]
+        if self.unfit:
+            said.append(
+                f"not taken: {_listed(self.unfit)}; they begin as in a new run, as is right for another number of classes"
+            )
+        if self.missing:
+            said.append(f"not in it: {_listed(self.missing)}; they begin as in a new run")
+        if self.unknown:
+            said.append(f"no tensors of this network: {_listed(self.unknown)}")
+        return said
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def fit(source: str, tensors: dict[str, Array], network: Network) -> Fit:
+    """What a network took of tensors that it was built with; OctosimError where it took no weights."""
+    own = network.tensors()
+    parameters = [f"{node.name}.{key}" for node in network.nodes for key in node.params]
+    taken = {name: tensors[name] for name in sorted(tensors) if name in network.taken}
+    unfit = tuple(
+        f"{name} ({_kind(tensors[name])}, here {_kind(own[name])})"
+        for name in own if name in tensors and name not in taken
+    )  # fmt: skip
+    if not any(name in taken for name in parameters):
+        theirs = [f"{name} ({_kind(tensor)})" for name, tensor in sorted(tensors.items())]
+        raise ArgumentError(
+            f"{{init}} {source}: none of its tensors fits this network: it has {_listed(tuple(theirs)) or 'none'}; expected "
+            f"{_listed(tuple(f'{name} ({_kind(own[name])})' for name in parameters))}"
+        )
+    missing = tuple(name for name in parameters if name not in tensors)
+    return Fit(taken, unfit, missing, tuple(sorted(set(tensors) - set(own) - set(taken))))
+
+
+def _kind(tensor: Array) -> str:
+    return f"{np.dtype(tensor.dtype).name} {' x '.join(map(str, tensor.shape)) or 'number'}"
