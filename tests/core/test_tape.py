@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,30 @@ from octosim import core, methods, train
 from octosim.bench.clock import Clock, stepper
 from octosim.core import call
 from octosim.core.memory import Pool
+from octosim.engine.graph import Entry, Graph
+from octosim.engine.layers import (
+    GELU,
+    Add,
+    Attention,
+    BatchNorm,
+    Concat,
+    Conv2d,
+    DepthwiseConv2d,
+    Flatten,
+    GlobalAvgPool,
+    HardSigmoid,
+    HardSwish,
+    LayerNorm,
+    Linear,
+    MaxPool,
+    Multiply,
+    Positions,
+    Reshape,
+    Slice,
+    Token,
+)
 from octosim.errors import OctosimError
+from octosim.graph import model_file
 from octosim.numerics import Rounding
 from octosim.train import measure
 
@@ -228,6 +252,30 @@ def test_both_kinds_of_step_are_recorded() -> None:
     options = {"method": "blaq", "parameters": {"weight_bits": 2, "period": 2}, "optimizer": "adam"}
     runs = [steps(options, 6, records, first=98) for records in (False, True)]
     assert runs[0].losses == runs[1].losses and runs[0].digest() == runs[1].digest() and runs[1].epoch == 2
+
+
+MIXED = (
+    ("stem", Conv2d(8, 3, 4, (0, 0, 1, 1), bias=False)), ("bn", BatchNorm()), ("hs", HardSwish()),
+    ("dw", DepthwiseConv2d(multiplier=2)), ("pool", GlobalAvgPool()), ("r", Linear(16)),
+    ("g", HardSigmoid()), ("m", Multiply(), "dw", "g"),
+    ("gc", Conv2d(8, 3, pad=2, dilation=2, groups=2)), ("c", Concat(), "gc", "hs"), ("mp", MaxPool(3, 2, 1)),
+    ("t", Reshape((-1, 16))), ("k", Token()), ("p", Positions()), ("n", LayerNorm()),
+    ("a", Attention(2), "n", "n", "n"), ("ge", GELU()),
+    ("s", Add(), "ge", "p"), ("sl", Slice(0, 1, 0)), ("f", Flatten()), ("fc", Linear()),
+)  # fmt: skip
+"""A layer of each way to move and multiply tensors: name, layer, inputs."""
+
+
+@pytest.mark.parametrize("method", ["octo", "fp32"])
+def test_layers_of_all_kinds_are_replayed(method: str, tmp_path: Path) -> None:
+    entries: list[Entry] = []
+    for name, layer, *inputs in MIXED:
+        entries.append(Entry(name, layer, tuple(inputs) or (entries[-1].name if entries else "input",)))
+    path = tmp_path / "mixed.toml"
+    path.write_text(model_file.to_toml(Graph(tuple(entries))))
+    options = {"method": method, "steps": 5, "batch_size": 20, "model": str(path)}
+    runs = [steps(options, 5, records) for records in (False, True)]
+    assert runs[0].losses == runs[1].losses and runs[0].digest() == runs[1].digest() and runs[1].recorded.tape is not None
 
 
 @pytest.mark.parametrize(("method", "least"), [("niti", 3), ("wage", 3)])
