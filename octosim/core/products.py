@@ -70,6 +70,8 @@ def _address(name: str, x: Array) -> Any:
     """The pointer of an array whose rows may lie apart."""
     if x.flags.c_contiguous:
         return address(x, READS, name)
+    if not x.flags.aligned:
+        raise CoreError(f"{name} must be aligned to the size of its items")
     if here.recorder is not None:
         here.recorder.operand(name, x, READS)
     return ffi.cast(C_TYPES[x.dtype].replace("[]", " *"), x.ctypes.data)

@@ -160,6 +160,8 @@ def _at(name: str, x: Array, access: str) -> Any:
         raise CoreError(f"{name} must be a float32 array")
     if access == WRITES and not x.flags.writeable:
         raise CoreError(f"{name} is read-only")
+    if not x.flags.aligned:
+        raise CoreError(f"{name} must be aligned to the size of its items")
     if here.recorder is not None:
         here.recorder.operand(name, x, access)
     return ffi.cast("float *", x.ctypes.data)

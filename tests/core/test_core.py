@@ -452,6 +452,8 @@ def sums(addends: int, by_rows: bool = False) -> core.Sums:
         (lambda: core.relu(np.zeros((4, 4), F)[:, ::2]), "x must be C-contiguous"),
         (lambda: core.relu(np.zeros(17, np.uint8)[1:].view(F)), "x must be aligned to the size of its items"),
         (lambda: core.relu(np.zeros(4, F), out=np.zeros(17, np.uint8)[1:].view(F)), "out must be aligned"),
+        (lambda: core.assign(np.zeros(4, F), np.zeros(17, np.uint8)[1:].view(F)), "a must be aligned"),
+        (lambda: core.gemm(np.zeros(65, np.uint8)[1:].view(F).reshape(4, 4)[:, :2], np.zeros((2, 2), F)), "a must be aligned"),
         (lambda: core.relu(np.zeros(3, F), out=np.zeros(4, F)), "out must have shape (3,), not (4,)"),
         (lambda: core.quantize(np.zeros(3, F), 1.0, low=-129), "do not fit in int8"),
         (lambda: core.quantize(np.zeros(3, F), 1.0, low=5, high=4), "do not fit in int8"),
