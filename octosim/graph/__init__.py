@@ -1,7 +1,7 @@
 """Networks as data: graphs, the table of models, model files and what a manifest stores."""
 
 from octosim.engine.graph import INPUT, Entry, Graph, InputSpec, as_graph
-from octosim.graph.imported import from_torch, is_imported, load, save
+from octosim.graph.imported import from_torch, has_weights, is_imported, load, save
 from octosim.graph.model_file import KINDS, describe, is_file, parse, parse_network, to_toml
 from octosim.graph.networks import NETWORKS
 from octosim.graph.onnx import Imported
@@ -9,5 +9,6 @@ from octosim.graph.zoo import MODELS, Model, find, layers, usual
 
 __all__ = [
     "INPUT", "KINDS", "MODELS", "NETWORKS", "Entry", "Graph", "Imported", "InputSpec", "Model", "as_graph", "describe", "find",
-    "from_torch", "is_file", "is_imported", "layers", "load", "parse", "parse_network", "save", "to_toml", "usual",
+    "from_torch", "has_weights", "is_file", "is_imported", "layers", "load", "parse", "parse_network", "save", "to_toml",
+    "usual",
 ]  # fmt: skip

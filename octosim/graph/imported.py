@@ -25,6 +25,11 @@ def is_imported(model: str) -> bool:
     return model.casefold().endswith(".onnx") or "/" in model and os.path.isdir(model)
 
 
+def has_weights(model: str) -> bool:
+    """Whether a model comes with weights: an ONNX file, or a folder with weights.safetensors."""
+    return is_imported(model) and (not os.path.isdir(model) or os.path.lexists(os.path.join(model, WEIGHTS)))
+
+
 def load(source: str | Path) -> Imported:
     """The network of an ONNX file, or of a folder that `save` wrote; OctosimError where there is none."""
     path = Path(source)

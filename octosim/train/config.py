@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim import methods
+from octosim import graph, methods
 from octosim.engine import selection
 from octosim.engine.nodes import Method
 from octosim.errors import OctosimError
@@ -30,7 +30,8 @@ class Config(Settings):
     in optimizers.DECAYED.  schedule, milestones, gamma, warmup: see schedules.Schedule.  augment: of batches.AUGMENTATIONS.
     label_smoothing: of the training loss; the test loss is without.  accumulator: of numerics.ACCUMULATORS.
 
-    init, train, freeze, train_last, update, batchnorm_statistics, rate, accumulate: see initial.py, selection.Selection and
+    init: where it is not given, the weights of an imported model.
+    train, freeze, train_last, update, batchnorm_statistics, rate, accumulate: see initial.py, selection.Selection and
     engine.accumulation.
 
     method and accumulator may be given as objects: a `Method` with its parameters, a `numerics.Accumulator`.
@@ -61,6 +62,8 @@ class Config(Settings):
                     expected = expected.replace("a string", "a string in UTF-8, without NUL")
                 raise OctosimError(f"{name} is '{str(value)[:40]}', expected {expected}")
             object.__setattr__(self, name, value)
+        if self.init is None and graph.has_weights(self.model):
+            object.__setattr__(self, "init", self.model)
 
 
 _NAMES = {str: "a string", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object"}

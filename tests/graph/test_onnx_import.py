@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,9 +176,17 @@ def test_import_and_train(tmp_path: Path) -> None:
     assert done.returncode == 0 and "images of 28x28x1" in done.stdout, done.stderr
     layers = [graph.layers(str(source), 10) for source in (path, tmp_path / "net")]
     assert layers[0] == layers[1]
-    config = train.Config(model=str(tmp_path / "net"), steps=2, batch_size=10)
-    assert train.train(train.create(config, tmp_path / "run", "test"), tmp_path / "run")
-    assert train.verify(tmp_path / "run").equal
+    for source in (path, tmp_path / "net"):
+        config = train.Config(model=str(source), steps=2, batch_size=10)
+        run = train.create(config, tmp_path / f"run-{source.stem}{source.suffix}", "test")
+        weights, tensors = graph.load(source).weights, run.network.tensors()
+        fitting = [key for key, w in weights.items() if tensors[key].shape == w.shape]
+        assert config.init == str(source) and len(fitting) >= 6
+        assert all((tensors[key] == weights[key]).all() for key in fitting)
+    folder = tmp_path / "run-net"
+    assert train.train(run, folder)
+    shutil.rmtree(tmp_path / "net")
+    assert train.verify(folder).equal
     with pytest.raises(OctosimError, match="cannot take an input of shape"):
         graph.layers(str(path), 10, in_shape=(32,))
 
