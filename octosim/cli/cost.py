@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from octosim.cli.importing import shapes_of
+from octosim.cli.settings import with_settings
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
 from octosim.cli.workload import Asked, Source, batch_sizes, source, typed, types_of
 from octosim.errors import OctosimError
@@ -18,7 +19,9 @@ LARGEST = 1024
 SHORT_DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 
+@with_settings("train", "freeze", "train_last", "update", "batchnorm_statistics", "accumulate")
 def cost(
+    settings: dict[str, Any],
     profile: Annotated[str, typer.Option(help="Device: a profile's name or alias, or a .toml file.")] = "jetson",
     model: Annotated[str, typer.Option(help="Network, by name, or a model file (.toml), or an ONNX file.")] = "simplecnn",
     batch_size: Annotated[
@@ -111,7 +114,8 @@ def cost(
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
         devices = [hardware.at_clock(device, clock_ghz) for device in devices]
-    asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape))
+    asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape),
+                  settings)  # fmt: skip
     first = source(asked)
     if sweep is not None:
         from octosim.cli import advise as advice

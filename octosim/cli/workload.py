@@ -27,6 +27,19 @@ class Asked:
     batchnorm: bool = True
     runtime: str | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tuning: dict[str, Any] = field(default_factory=dict)
+
+
+def selection_of(asked: Asked) -> tuple[Any, int]:
+    """Which parameters are trained (`selection.Selection`), and the micro-batches of a step."""
+    from octosim.engine.selection import make
+
+    rules: dict[str, Any] = {"train": [], "freeze": [], "train_last": None, "update": "all", "batchnorm_statistics": "batch"}
+    rules |= {"accumulate": 1} | asked.tuning
+    accumulate: Any = rules.pop("accumulate")
+    if accumulate < 1:
+        raise OctosimError(f"--accumulate must be at least 1, not {accumulate}")
+    return make(**rules, rate=[]), accumulate
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ def _onnx(asked: Asked) -> Source:
         raise OctosimError("--image is for octosim's own networks; an ONNX file has the size of its inputs")
     if not asked.batchnorm:
         raise OctosimError("--no-batchnorm is for octosim's own networks; export the ONNX file without it")
+    if any(asked.tuning.get(name) for name in ("train", "freeze", "train_last")):
+        raise OctosimError("--train, --train-last and --freeze are for octosim's own networks")
     if asked.parameters:
         raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
     path, kind = Path(asked.model), asked.dtype or "float32"
@@ -139,7 +154,9 @@ def _own(asked: Asked) -> Source:
     if not all(1 <= size <= LARGEST_IMAGE for size in shape):
         raise OctosimError(f"--image takes sizes in 1 .. {LARGEST_IMAGE}, not {asked.image}")
     made = methods.make(method, asked.parameters)
-    network = plan.dry(graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape), shape, made)
+    selection, accumulate = selection_of(asked)
+    stack = graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape)
+    network = plan.dry(stack, shape, made, selection=selection, accumulate=accumulate)
     plans: dict[int, plan.Plan] = {}
 
     def check(batch: int) -> None:
@@ -161,7 +178,7 @@ def _own(asked: Asked) -> Source:
         if asked.inference:  # other software runs the network, not the method
             if batch not in floats:
                 stack = graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape)
-                plain = plan.dry(stack, shape, methods.make("fp32", {}))
+                plain = plan.dry(stack, shape, methods.make("fp32", {}), selection=selection, accumulate=accumulate)
                 floats[batch] = plan.plan_like(plain, batch, training=False)
             return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)
         found = runtimes.training_ops(plan.ops(planned(batch)), runtime)

@@ -396,3 +396,19 @@ def test_broken_or_strange_weights(tmp_path: Path) -> None:
     save_file({"x": np.zeros(3, np.float32)}, path)
     with pytest.raises(OctosimError, match="none of its tensors fits this network: it has x .float32 3.; expected conv1.w"):
         run_of(init=str(path))
+
+
+def test_cost_prices_the_shorter_step() -> None:
+    """Of the last layers of resnet20: less time, less memory, as the plan of that step has them."""
+    from octosim.cli.workload import Asked, source
+    from octosim.hardware import load
+
+    device, peaks, times = load("pi4"), [], []
+    for tuning in ({}, {"train_last": 3}, {"train_last": 1}, {"accumulate": 4}):
+        found = source(Asked("resnet20", "octo", None, False, "32x32x3", False, tuning=tuning))
+        peaks.append(found.memory(16)["peak"])
+        times.append(sum(op.macs for op in found.ops(device, 16, None)))
+    assert peaks[0] > peaks[1] > peaks[2] and times[0] > times[1] > times[2]
+    assert peaks[3] < peaks[0] and times[3] == times[0]
+    with pytest.raises(OctosimError, match="train_last must be in 1 .. "):
+        source(Asked("resnet20", "octo", None, False, "32x32x3", False, tuning={"train_last": 99}))
