@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -404,10 +405,11 @@ def test_cost_prices_the_shorter_step() -> None:
     from octosim.hardware import load
 
     device, peaks, times = load("pi4"), [], []
+    own = SimpleNamespace(name="octosim")
     for tuning in ({}, {"train_last": 3}, {"train_last": 1}, {"accumulate": 4}):
         found = source(Asked("resnet20", "octo", None, False, "32x32x3", False, tuning=tuning))
         peaks.append(found.memory(16)["peak"])
-        times.append(sum(op.macs for op in found.ops(device, 16, None)))
+        times.append(sum(op.macs for op in found.ops(device, 16, own)))
     assert peaks[0] > peaks[1] > peaks[2] and times[0] > times[1] > times[2]
     assert peaks[3] < peaks[0] and times[3] == times[0]
     with pytest.raises(OctosimError, match="train_last must be in 1 .. "):
