@@ -189,12 +189,12 @@ def test_a_thousand_points():
     nets = [network(m, graph.layers(name, 10, in_shape=(32, 32, 3)), (32, 32, 3)) for name in ("vgg11", "resnet20")
             for m in ("octo", "fp32")]  # fmt: skip
     devices = [hardware.load(name) for name in ("pi4", "pi5", "jetson", "atlas")]
-    before, points = time.perf_counter(), 0
+    before, points = time.process_time(), 0
     for net in nets:
         for batch in (1, 8, 32):
             ops = plan.trace(net, batch)
             points += sum(compare.time_of(ops, device) > 0 for device in devices)
-    assert points == 48 and time.perf_counter() - before < 48 / 1000 * 10 * 5  # five times: a busy machine
+    assert points == 48 and time.process_time() - before < 48 / 1000 * 10 * 5  # five times: a slow machine
 
 
 ASKED = ("cost", "--profile", "pi4", "--model", "vgg11", "--image", "32x32x3", "--batch-size")
