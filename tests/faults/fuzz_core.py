@@ -74,7 +74,7 @@ class Draw:
     def filled(self, dtype: np.dtype[Any], shape: tuple[int, ...], kind: float) -> Any:
         """kind: in [0, 1), decides whether it overlaps others, its strides, and whether it is read-only."""
         size = math.prod(shape) * dtype.itemsize
-        if not 0 <= size <= MEMORY.nbytes // 2 or any(n < 0 for n in shape):
+        if not 0 <= size <= MEMORY.nbytes // 2 or not all(0 <= n < 1 << 31 for n in shape):
             shape, size = (3, 5), 15 * dtype.itemsize
         if kind < 0.1:  # beside other operands of the call, or over them
             start = self.r.randrange(64)
