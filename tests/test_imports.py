@@ -16,7 +16,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "octosim"
 
 # A row may import only from rows above it.
 ROWS = [
-    {"errors", "schema", "settings", "files", "_callable", "extensions", "limits", "onnxfile", "textfile", "trace", "_core"},
+    {
+        "errors", "schema", "settings", "files", "_callable", "extensions", "limits", "onnxfile", "outcome", "textfile",
+        "trace", "_core",
+    },
     {"integrity"},
     {"numerics"},
     {"core", "hardware"},
@@ -26,13 +29,14 @@ ROWS = [
     {"graph", "methods"},
     {"train"},
     {"study", "evidence", "bench", "torch"},
-    {"report"},
+    {"report", "watch"},
     {"api", "testing"},
     {"cli"},
     {"__main__"},
 ]
 # A report is made where no run can be: it reads records and computes no result.
-NOT_BELOW = {"report": {"core", "data", "engine", "graph", "methods", "train", "study", "evidence", "bench"}}
+RESULTS = {"core", "data", "engine", "graph", "methods", "train", "study", "evidence", "bench"}
+NOT_BELOW = {"report": RESULTS, "watch": RESULTS}
 WITHIN_A_ROW = {(name, "errors") for name in ("schema", "settings", "files", "textfile", "onnxfile", "extensions")}
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p not in (PACKAGE / "__init__.py", PACKAGE / "_moved.py"))
 

@@ -20,6 +20,7 @@ from octosim.cli import (
     show_env,
     studying,
     training,
+    watching,
 )
 from octosim.cli.terminal import say
 
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 for _command in (
     training.train, training.verify, training.diff, checking.golden, checking.check, exporting.export, audit.audit, cost.cost,
-    benching.bench, studying.study, studying.report, show_env.show_env,
+    benching.bench, studying.study, watching.watch, studying.report, show_env.show_env,
 ):  # fmt: skip
     app.command()(_command)
 app.command("import")(importing.import_)

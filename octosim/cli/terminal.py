@@ -118,6 +118,14 @@ def time_text(value: float | None) -> str:
     return f"{value / 1e-9:.3g} ns"
 
 
+def duration_text(seconds: float) -> str:
+    """A time to wait for people: 40 s, 12 min, 3.4 h, 2.1 days."""
+    for unit, size, most in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 129600)):
+        if seconds < most:
+            return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
 def count_text(value: float) -> str:
     """A count for people: three digits and k, M or G."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

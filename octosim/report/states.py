@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
 from dataclasses import dataclass
 
+from octosim.outcome import chance, failed
 from octosim.report.read import Run
 from octosim.report.tables import Group, finals, last_value
 
-SURE = 3.0
-"""Standard errors by which an accuracy must lie above chance to count as learned."""
 
 @dataclass(frozen=True)
 class State:
@@ -21,31 +18,14 @@ class State:
     detail: str = ""
 
 
-def chance(run: Run) -> float | None:
-    """The accuracy that guessing may reach on this run's test images; None where the manifest does not hold the classes."""
-    layers = run.decides.get("layers")
-    layers = layers.get("layers") if isinstance(layers, dict) else layers
-    units = [row.get("units") for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []
-    classes = next((n for n in reversed(units) if isinstance(n, int) and n > 1), None)
-    if classes is None:
-        return None
-    share = 1 / classes
-    images = run.decides["data"].get("test_images")
-    images = images if isinstance(images, int) and images > 0 else 1000
-    return share + SURE * math.sqrt(share * (1 - share) / images)
-
-
 def state_of(run: Run) -> State:
     """The state of a run, from its records and from what the run or its study says of its end."""
     if run.digest is None:
         if run.failure:
-            layer = re.search(r"layer ([^,:]+)", run.failure)
             step = 1 + (0 if run.records.empty else int(run.records["step"].iloc[-1]))
-            if re.search(r"\bNaN\b|infinit", run.failure):
-                return State("diverged", f"step {step}" + (f", layer {layer[1]}" if layer else ""))
-            return State("broken", run.failure)
+            return State(*failed(run.failure, step))
         return State("unfinished", "" if run.records.empty else f"step {int(run.records['step'].iloc[-1])}")
-    accuracy, guessing = last_value(run.records["test_accuracy"]), chance(run)
+    accuracy, guessing = last_value(run.records["test_accuracy"]), chance(run.decides)
     if accuracy is not None and guessing is not None and accuracy <= guessing:
         return State("at chance")
     return State("finished")

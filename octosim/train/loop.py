@@ -54,6 +54,7 @@ class Records:
         if name not in self._open:
             self._open[name] = self._files.enter_context(open(self._folder / name, "ab"))
         self._open[name].write(content)
+        self._open[name].flush()  # `octosim watch` reads it
         self.parts[name].add(content)
 
     def sync(self) -> None:

@@ -1,0 +1,32 @@
+"""How a run ends, said the same by every command: at chance, diverged or broken."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+SURE = 3.0
+"""Standard errors by which an accuracy must lie above chance to count as learned."""
+
+
+def chance(decides: dict[str, Any]) -> float | None:
+    """The accuracy that guessing may reach on a run's test images; None where its manifest does not hold the classes."""
+    layers = decides.get("layers")
+    layers = layers.get("layers") if isinstance(layers, dict) else layers
+    units = [row.get("units") for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []
+    classes = next((n for n in reversed(units) if isinstance(n, int) and n > 1), None)
+    if classes is None:
+        return None
+    share = 1 / classes
+    images = decides["data"].get("test_images")
+    images = images if isinstance(images, int) and images > 0 else 1000
+    return share + SURE * math.sqrt(share * (1 - share) / images)
+
+
+def failed(reason: str, step: int) -> tuple[str, str]:
+    """The state of a run that could not take a step, diverged or broken, and where or why."""
+    if not re.search(r"\bNaN\b|infinit", reason):
+        return "broken", reason
+    layer = re.search(r"layer ([^,:]+)", reason)
+    return "diverged", f"step {step}" + (f", layer {layer[1]}" if layer else "")
