@@ -47,6 +47,10 @@ BACKWARD_SPREAD = 0.3
 BORROWED_SPREAD = 0.2
 """The same, in addition, where a core has factors in float16 alone and they stand for float32."""
 
+ESTIMATED_SPREAD = 0.3
+"""The same, in addition, for products of a core whose rate is an estimate and whose factors are those of other cores: one
+pipe more or less is a factor of two."""
+
 WAVE_EFFICIENCY = 0.5
 """Achieved / peak of a GPU's full waves of output tiles where a profile states none: the median of the stated."""
 
@@ -136,7 +140,8 @@ def predict(
     slowest = np.stack([compute, memory, overhead]).argmax(axis=0) if len(time) else []
     return [
         OpCost(
-            op, t, c, m, o, BOUNDS[b], run.dtype, run.note, _spread(op, run, runtime, training), cores / run.engine.units.value
+            op, t, c, m, o, BOUNDS[b], run.dtype, run.note, _spread(op, run, device, runtime, training),
+            cores / run.engine.units.value,
         )
         for op, run, t, c, m, o, b, cores in zip(
             prepared.ops, prepared.runs, *(x.tolist() for x in (time, compute, memory, overhead)), slowest,
@@ -575,7 +580,14 @@ def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
     return overhead + np.maximum(compute, memory) + at["exposed"] * hidden, compute, memory, overhead
 
 
-def _spread(op: Op, run: Run, runtime: Runtime | None, training: bool) -> float:
+def _rate_is_estimate(run: Run, device: Device) -> bool:
+    """Whether a core's factors were fitted to other cores and multiply a rate that nobody measured."""
+    fitted = run.path in device.calibration or run.path in efficiency.shipped().get(device.cores_of or device.name, {})
+    rate = getattr(run.engine.macs_per_clock, run.dtype, None)
+    return run.factors is not None and not fitted and rate is not None and rate.kind == "estimate"
+
+
+def _spread(op: Op, run: Run, device: Device, runtime: Runtime | None, training: bool) -> float:
     if training and runtime and runtime.backward:
         return runtime.backward.spread.value
     own = ASSUMED_SPREAD
@@ -585,6 +597,8 @@ def _spread(op: Op, run: Run, runtime: Runtime | None, training: bool) -> float:
             own = kernels.spread.value
         else:
             own = math.hypot(run.factors.spread, runtime.spread if runtime else SOFTWARE_SPREAD)
+        if op.kind == "gemm" and _rate_is_estimate(run, device):
+            own = math.hypot(own, ESTIMATED_SPREAD)
     return own if op.pass_ == "forward" else math.hypot(own, BACKWARD_SPREAD)
 
 

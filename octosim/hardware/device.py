@@ -239,7 +239,10 @@ class Energy(Frozen):
 
 
 class Mode(Frozen):
-    """A power mode: clocks (GHz) and units by engine where they differ from the profile's, and the budget of the module."""
+    """A power mode: clocks (GHz) and units by engine where they differ from the profile's, and the budget of the module.
+
+    bandwidth_source: who measured the bandwidth; absent: it is the profile's in proportion to the memory clock.
+    """
 
     name: Text
     source: Text
@@ -247,6 +250,7 @@ class Mode(Frozen):
     units: dict[str, Annotated[int, Field(ge=1)]] = {}  # noqa: RUF012
     power_w: Positive | None = None
     bandwidth_gb_s: Positive | None = None
+    bandwidth_source: Text | None = None
 
 
 class Training(Frozen):
@@ -371,13 +375,20 @@ def at_mode(device: Device, name: str) -> Device:
         if engine.name in mode.clock_ghz:
             changes["clock_ghz"] = Figure(**figure(mode.clock_ghz[engine.name]))
         if engine.name in mode.units:
-            changes["units"] = Count(value=mode.units[engine.name], kind="datasheet", source=mode.source)
+            units = mode.units[engine.name]
+            changes["units"] = Count(value=units, kind="datasheet", source=mode.source)
+            if sms := engine.multiprocessors:
+                left = max(1, round(sms.value * units / engine.units.value))
+                changes["multiprocessors"] = Count(value=left, kind="derived", source=mode.source)
         engines.append(engine.model_copy(update=changes))
     update: dict[str, Any] = {"engines": tuple(engines), "title": f"{device.title.split(', MAXN')[0]} in mode {mode.name}"}
     if mode.power_w:
         update["power"] = device.power.model_copy(update={"busy_w": Figure(**figure(mode.power_w)), "budget": True})
     if mode.bandwidth_gb_s:
-        sustained = Figure(**figure(mode.bandwidth_gb_s))
+        base = device.memory.bandwidth_sustained_gb_s
+        scaled: Kind = "estimate" if base is None or base.kind == "estimate" else "derived"
+        sustained = Figure(value=mode.bandwidth_gb_s, kind="measured" if mode.bandwidth_source else scaled,
+                           source=mode.bandwidth_source or f"in proportion to the memory clock: {mode.source}")  # fmt: skip
         update["memory"] = device.memory.model_copy(update={"bandwidth_sustained_gb_s": sustained})
     return device.model_copy(update=update)
 

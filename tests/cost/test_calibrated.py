@@ -82,8 +82,9 @@ LAYERS = [{"name": "conv1", "kind": "conv", "in_channels": 3, "out_channels": 32
            "out_size": 1, "weights": 257000}]  # fmt: skip
 
 
-def test_a_training_fit_meets_times_of_known_parameters():
+def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     pytest.importorskip("scipy")
+    monkeypatch.setattr(fit_training, "NOISE", 0.02)  # these times have none: the prior counts for little
     device, mnn = hardware.load("snapdragon-855"), load_runtime("mnn")
     true = {"dx": 0.7, "dw": 0.7, "depthwise": 0.03, "passes": 10.0, "update_passes": 20.0, "call_us": 80.0, "step_ms": 4.0}
     nets = {"all": LAYERS, "dense": [LAYERS[0], LAYERS[2]], "fc": LAYERS[2:], "dw": LAYERS[:2]}
@@ -99,5 +100,7 @@ def test_a_training_fit_meets_times_of_known_parameters():
     predicted = [sum(c.time_s for c in cost.predict(runtimes.training_ops(s.ops, fitted), device, 4, fitted)) for s in steps]
     assert np.median(np.abs(np.array(predicted) / times - 1)) < 0.06
     assert predicted == pytest.approx(times, rel=0.3)  # tiny passes divide unevenly among the cores
+    other = fit_training.with_backward(mnn, dict.fromkeys(true, 3.0), 0.1, "other steps, which the fit may not lean to")
+    assert fit_training.fit(steps, device, other, 4) == found
     rows = fit_training.leave_out(steps[:9], device, mnn, 1, 4)
     assert len(rows) == 9 and fit_training.spread_of(rows) >= 0.05

@@ -176,8 +176,8 @@ def test_clusters_are_an_input():
     def clock(device, threads):
         return cost.prepare([conv()], device, threads).clock[0]
 
-    assert [clock(chip, n) for n in (1, 2, 4)] == [1.8e9, 1.8e9, 1.4e9]
-    assert clock(hardware.with_cluster(chip, "a53"), 1) == clock(hardware.with_cluster(chip, "Cortex-A53"), 1) == 1.4e9
+    assert [clock(chip, n) for n in (1, 2, 4)] == [1.8e9, 1.8e9, 1.416e9]
+    assert clock(hardware.with_cluster(chip, "a53"), 1) == clock(hardware.with_cluster(chip, "Cortex-A53"), 1) == 1.416e9
     assert clock(chip, None) == 1.8e9
     with pytest.raises(OctosimError, match="profile rk3399 has no cluster 'a76'"):
         hardware.with_cluster(chip, "a76")
@@ -194,6 +194,38 @@ def test_power_modes(name, mode, clock, watts):
     assert slow >= fast * (1 - 0.01)
     with pytest.raises(OctosimError, match=f"profile {device.name} has no power mode '99W'"):
         hardware.at_mode(device, "99W")
+
+
+@pytest.mark.parametrize("name, mode, units, sms", [
+    ("jetson-agx-orin", "15W", [6, 768], 6), ("jetson-agx-orin", "30W", [8, 1024], 8),
+    ("jetson-agx-orin", "50W", [16, 2048], 16), ("jetson-orin-nx", "10W", [4, 512], 4),
+    ("jetson-orin-nx", "25W", [8, 1024], 8), ("jetson-orin-nano", "7W", [4, 512], 4),
+    ("jetson-agx-xavier", "10W", [32, 256], 4), ("jetson-agx-xavier", "15W", [64, 512], 8), ("jetson", "10W", [48, 384], 6)])
+def test_a_power_mode_turns_multiprocessors_off(name, mode, units, sms):
+    """nvpmodel's TPC_PG_MASK: a bit for each pair of multiprocessors that is off."""
+    gpu = [e for e in hardware.at_mode(hardware.load(name), mode).engines if e.kind == "gpu"]
+    assert [e.units.value for e in gpu] == units and {e.multiprocessors.value for e in gpu} == {sms}
+
+
+def test_the_bandwidth_of_a_mode_says_whether_it_was_measured():
+    def kinds(name):
+        device = hardware.load(name)
+        modes = [hardware.at_mode(device, m.name) for m in device.modes if m.bandwidth_gb_s]
+        return {mode.memory.bandwidth_sustained_gb_s.kind for mode in modes}
+
+    assert kinds("jetson-agx-orin") == {"measured"} and kinds("jetson-orin-nx") == {"measured"}
+    assert kinds("jetson-xavier-nx") == {"estimate"}  # in proportion to a fraction of the peak
+
+
+def test_products_of_a_core_with_an_estimated_rate_have_wider_intervals():
+    known, guessed = hardware.load("rk3399"), hardware.load("odroid-n2-plus")  # both with the pool's factors
+
+    def spreads(device, op):
+        return cost.predict([op], device)[0].spread
+
+    passes = Op("relu1", "forward", "elementwise", "relu", (4096 * 64,), "float32", 4 * 4096 * 64, 4 * 4096 * 64)
+    assert spreads(guessed, conv()) == pytest.approx(math.hypot(spreads(known, conv()), cost.model.ESTIMATED_SPREAD))
+    assert spreads(guessed, passes) == spreads(known, passes)
 
 
 def test_the_same_chip_at_another_clock_has_its_factors():
