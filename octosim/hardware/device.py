@@ -11,6 +11,7 @@ import functools
 import importlib.resources
 import os
 import platform
+import re
 import tomllib
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -381,7 +382,8 @@ def at_mode(device: Device, name: str) -> Device:
                 left = max(1, round(sms.value * units / engine.units.value))
                 changes["multiprocessors"] = Count(value=left, kind="derived", source=mode.source)
         engines.append(engine.model_copy(update=changes))
-    update: dict[str, Any] = {"engines": tuple(engines), "title": f"{device.title.split(', MAXN')[0]} in mode {mode.name}"}
+    title = re.sub(r", (MAXN\w*|[\d.]+ W mode)\)$", ")", device.title)
+    update: dict[str, Any] = {"engines": tuple(engines), "title": f"{title} in mode {mode.name}"}
     if mode.power_w:
         update["power"] = device.power.model_copy(update={"busy_w": Figure(**figure(mode.power_w)), "budget": True})
     if mode.bandwidth_gb_s:
