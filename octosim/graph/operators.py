@@ -336,7 +336,7 @@ def _two(importer: Importer, node: Any, layer: Any, a: Value, b: Value) -> Value
         turned = replace(turned, layer=importer.shaped(node, turned.layer, own), axes=large.axes)
         turned = replace(turned, shape=(1, *own), axes=tuple(range(1, len(own) + 1)))
     orders = [order for order in (large.order, small.order) if order is not None]
-    if len(orders) == 1 or len(orders) == 2 and not np.array_equal(*orders):
+    if len(orders) == 1 or len(orders) == 2 and not np.array_equal(orders[0], orders[1]):
         raise Unsupported("of flattened tensors in two orders")
     pair = [large, turned] if large is a else [turned, large]
     return replace(large, layer=importer.emit(node, layer, pair), shape=shape, axes=target)

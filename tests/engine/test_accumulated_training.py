@@ -154,16 +154,16 @@ def test_counts_of_the_exact_register_say_what_would_be_enough() -> None:
 def test_a_narrow_register_takes_a_batch_that_the_exact_one_refuses() -> None:
     config = dict(model="lenet5", data="fashion-mnist-5k", batch_size=200, steps=1)
     with pytest.raises(OctosimError, match="could overflow the 32-bit accumulator"):
-        train.Run(train.Config(**config))
+        train.Run(train.Config(**config, method="niti", batchnorm=False))
     train.Run(train.Config(**config, accumulator="acc24"))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"accumulator": "acc17"}, "unknown accumulator 'acc17'; did you mean"),
-        ({"accumulator": "acc16", "method": "fp32"}, "--accumulator acc16 is for methods with int8 products, which fp32"),
-        ({"count_overflow": 1, "method": "fp32"}, "--count-overflow is for methods with int8 products, which fp32"),
+        ({"accumulator": "ack17"}, "unknown accumulator 'ack17'; did you mean"),
+        ({"accumulator": "acc16", "method": "fp32"}, "accumulator acc16 is for methods with int8 products, which fp32"),
+        ({"count_overflow": 1, "method": "fp32"}, "count_overflow is for methods with int8 products, which fp32"),
         ({"count_overflow": 0}, "count_overflow must be at least 1, not 0"),
     ],
 )

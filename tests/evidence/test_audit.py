@@ -105,7 +105,7 @@ def test_a_run(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(OctosimError, match=r"--step must be in 1 \.\. 3, the run's steps, not 4"):
+    with pytest.raises(OctosimError, match=r"^step must be in 1 \.\. 3, the run's steps, not 4"):
         audit.audit(started(tmp_path / "octo"), 4)
     with pytest.raises(OctosimError, match="method fp32 has no int8 products to audit"):
         audit.audit(started(tmp_path / "fp32", method="fp32"), 1)

@@ -110,6 +110,8 @@ def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None
     weighted = [node for node in made.nodes if node.layer.weighted]
     for node in weighted:
         macs = 3 * math.prod(node.out_shape) * math.prod(node.params["w"].shape[1:])
+        if method == "octo-reference" and node.layer.stem != "fc":  # codes of 9 bits in two parts each: four int8 products
+            macs *= 4
         passes = ("forward", "dW") if node is weighted[0] else ("forward", "dW", "dX")
         assert [macs_of.pop((node.name, pass_)) for pass_ in passes] == [macs] * len(passes)
         size = node.params["w"].size * (1 if method != "fp32" else 4)
@@ -375,7 +377,7 @@ def test_bad_model_files(content: str, words: str, file: Callable[[str], str], t
 def test_no_model_file(tmp_path: Path) -> None:
     with pytest.raises(OctosimError, match="no such model file"):
         graph.find(str(tmp_path / "none.toml"))
-    with pytest.raises(OctosimError, match="cannot be read"):
+    with pytest.raises(OctosimError, match="no model.toml in this folder"):
         (tmp_path / "folder.toml").mkdir()
         graph.find(str(tmp_path / "folder.toml"))
     (tmp_path / "bytes.toml").write_bytes(b"\xff")
