@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -12,6 +14,7 @@ from octosim.cli.terminal import (
     AsJson,
     check_output,
     command_line,
+    duration_text,
     err_console,
     hint,
     out_console,
@@ -82,16 +85,18 @@ def study(
             print_text("\n".join(row.name for row in plan))
         return
     told: set[str] = set()
+    left = _time_left()
     with Live(console=err_console, auto_refresh=False, transient=True) as live:
 
         def show(states: list[Any]) -> None:
             if err_console.is_terminal:
-                live.update(_study_table(read.title or path.stem, states), refresh=True)
+                live.update(_study_table((read.title or path.stem) + left(states), states), refresh=True)
                 return
+            ended = sum(state.state in ("finished", "broken") for state in states)
             for state in states:
                 if state.state in ("finished", "broken") and state.name not in told:
                     told.add(state.name)
-                    hint(f"{state.name}: {state.state}")
+                    hint(f"{state.name}: {state.state} ({ended} of {len(states)}{left(states)})")
 
         train_all: Any
         if cluster:
@@ -119,6 +124,21 @@ def study(
         hint("interrupted; the same command continues")
         raise typer.Exit(130)
     raise typer.Exit(1 if "broken" in found else 0)
+
+
+def _time_left() -> Callable[[list[Any]], str]:
+    """A text of the time that a study still takes, by how far its runs came since now; empty while too little is known."""
+    began, first = time.monotonic(), [-1.0]
+
+    def text(states: list[Any]) -> str:
+        far = sum(1.0 if s.state in ("finished", "broken") else s.step / s.steps if s.steps else 0.0 for s in states)
+        first[0] = far if first[0] < 0 else first[0]
+        seconds = time.monotonic() - began
+        if seconds < 3 or far <= first[0] or far >= len(states):
+            return ""
+        return f", about {duration_text(seconds * (len(states) - far) / (far - first[0]))} left"
+
+    return text
 
 
 def _study_table(title: str, states: list[Any]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -10,6 +11,7 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from octosim.cli import outlook as outlooks
 from octosim.cli.settings import with_settings
 from octosim.cli.terminal import (
     AsJson,
@@ -29,11 +31,13 @@ from octosim.errors import OctosimError
 from octosim.settings import ARITHMETIC, METHOD
 
 
-def _follow(bar: Progress, task: TaskID, quiet: bool) -> Any:
-    """A callback that moves the bar and, where there is no terminal, prints a line an epoch."""
+def _follow(bar: Progress, task: TaskID, quiet: bool, outlook: Callable[[Any], None] | None = None) -> Any:
+    """A callback that moves the bar and prints a line an epoch, unless quiet.  outlook: is called with each step's progress."""
     shown = [0.0]
 
     def follow(p: Any) -> None:
+        if outlook and not quiet:
+            outlook(p)
         accuracy = "" if p.test_accuracy is None else f", test {100 * p.test_accuracy:.2f} %"
         bar.update(task, completed=p.step, total=p.steps, description=f"epoch {p.epoch}, loss {p.loss:.4f}{accuracy}")
         if p.test_accuracy is not None and p.test_accuracy != shown[0] and not quiet:
@@ -66,6 +70,9 @@ def train(
     prefetch: Annotated[
         bool, typer.Option(help="Make batches in a thread of their own; worth a try with fewer --threads than cores.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print steps, memory and the time that a few steps tell; write nothing.")
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """Train a network with a method's exact arithmetic; the same command gives the same bits on every machine.
@@ -91,6 +98,11 @@ def train(
     data = config.data
     name = f"{Path(config.model).stem}-{_data_name(data)}-{config.method}-seed{config.seed}"
     folder = out or Path("runs") / name
+    if dry_run:
+        if resume:
+            raise OctosimError("--dry-run is of a run that begins; leave out --resume")
+        outlooks.dry_run(config, json_)
+        return
     if resume:
         stored = trainer.read_config(folder)
         moved = data if _typed(ctx, "data") and data != stored.data and _is_own(stored.data) else None
@@ -106,9 +118,12 @@ def train(
         run = trainer.create(config, folder, command_line(), dataset=(lambda: _own_data(config)) if _is_own(data) else None)
         for sentence in run.initial.sentences if run.initial else ():
             hint(f"--init {config.init}: {sentence}")
+    if not json_:
+        hint(f"{folder}: {outlooks.steps_text(run)}")
     with progress_bar() as bar:
         task = bar.add_task("starting", total=run.steps, completed=run.step)
-        finished = trainer.train(run, folder, _follow(bar, task, json_), checkpoint_every, prefetch)
+        follow = _follow(bar, task, json_, outlooks.Outlook(run))
+        finished = trainer.train(run, folder, follow, checkpoint_every, prefetch)
     if not finished:
         hint(f"interrupted after step {run.step}; continue with: octosim train --resume --out {shell_word(folder)}")
         raise typer.Exit(130)
@@ -182,16 +197,11 @@ def _summary(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    if result["parameters"]:
-        kinds = ", ".join(f"{name} {count:,}" for name, count in result["parameters"].items())
-        say(f"{sum(result['parameters'].values()):,} parameters: {kinds}")
-    if result["memory"]:
-        table = Table("", *next(iter(result["memory"].values())), title="memory of a step, MB")
-        for name, parts in result["memory"].items():
-            table.add_row(name, *(f"{held / 1e6:.2f}" for held in parts.values()))
-        out_console.print(table)
+    outlooks.show_memory(result["parameters"], result["memory"])
     after = plural(last["step"], "step")
     say(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {after}")
+    for line in outlooks.ending(folder):
+        say(line)
     say(f"sha256:{result['digest']}")
     say(f"run: {folder}")
 

@@ -9,7 +9,7 @@ from octosim.engine import optimizers, plan
 from octosim.engine.inputs import Input
 from octosim.errors import OctosimError
 from octosim.trace import Op
-from octosim.train.config import from_json
+from octosim.train.config import Config, from_json
 
 
 def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
@@ -27,7 +27,7 @@ def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
     normalized = isinstance(held, dict)
     channels = (0.0,) * shape[-1], (1.0,) * shape[-1]
     source = Input(held.get("values") == "float32", *(channels if held.get("mean") else ())) if normalized else Input()
-    config = from_json(manifest.get("config"), "manifest.json")
+    config = from_json(manifest["config"], "manifest.json") if "config" in manifest else Config()
     network = plan.dry(
         graph.parse_network("manifest.json:", decides.get("layers")), shape, method, True, source, config.selection,
         config.accumulate,

@@ -1,0 +1,127 @@
+"""What a run will take, and what its end means: the first and the last lines of `octosim train`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from octosim.cli.terminal import duration_text, hint, out_console, plural, print_json, say, time_text
+
+if TYPE_CHECKING:
+    from octosim.train import Config, Progress, Run
+
+FIRST_S = 3.0
+"""Seconds of training after which its end is estimated."""
+WORTH_S = 10.0
+"""Seconds that must be left for the estimate to be said."""
+TRIAL_S, TRIAL_STEPS = 6.0, 6
+"""A dry run times steps until so many seconds have passed, or so many were taken."""
+INFERENCE = 1 / 3
+"""An inference's share of a training step's time, for evaluations that were not timed."""
+
+
+def steps_text(run: Run) -> str:
+    c = run.config
+    epochs = run.steps / run.steps_per_epoch
+    whole = plural(round(epochs), "epoch") if epochs == round(epochs) else f"{epochs:.3g} epochs"
+    return f"{run.steps:,} step{'s' * (run.steps != 1)} of {plural(c.batch_size, 'image')}, {whole} of {run.steps_per_epoch:,}"
+
+
+def wrong_text(wrong: dict[str, Any], accumulator: str) -> str:
+    return f"{100 * wrong['share']:.2g} % of {wrong['layer']}'s sums ({wrong['pass']}) overflowed {accumulator}"
+
+
+class Outlook:
+    """Is told of each step: says once when the run will end and, at the first counted step, what its register loses."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._start, self._first = run, time.monotonic(), run.step
+        self._warm = self._told = self._counted = False
+
+    def __call__(self, p: Progress) -> None:
+        if self._run.overflow and not self._counted:
+            self._counted = True
+            rows = [row for row in self._run.overflow if row["outputs"]]
+            worst = max(rows, key=lambda row: row["inexact"] / row["outputs"], default=None)
+            if worst and worst["inexact"]:
+                wrong = worst | {"share": worst["inexact"] / worst["outputs"]}
+                hint(f"step {p.step}: {wrong_text(wrong, worst['accumulator'])}")
+        if self._told:
+            return
+        now = time.monotonic()
+        if now - self._start >= FIRST_S:
+            self._told = True
+            step_s = (now - self._start) / (p.step - self._first)
+            left = (p.steps - p.step) * step_s
+            if left >= WORTH_S:
+                hint(f"{time_text(step_s)} a step: ends {clock(left)} (about {duration_text(left)} left)")
+        elif not self._warm:  # the first step is slower: memory is taken, the calls are written down
+            self._warm, self._start, self._first = True, now, p.step
+
+
+def clock(seconds: float) -> str:
+    """The time of day in so many seconds, with the day where it is another."""
+    then, today = time.localtime(time.time() + seconds), time.localtime()
+    return time.strftime("at %H:%M" if then[:3] == today[:3] else "on %a %d %b at %H:%M", then)
+
+
+def ending(folder: Path) -> list[str]:
+    """What the user should know of a finished run: an accuracy that guessing reaches, a register that is too narrow."""
+    from octosim import numerics
+    from octosim.watch.runs import RunView
+
+    view = RunView(folder)
+    view.look()
+    lines = []
+    if view.state == "at chance" and view.accuracy is not None and view.chance is not None:
+        lines.append(f"at chance: guessing reaches up to {100 * view.chance:.2f} % on these test images")
+    wrong, narrow = view.saturated, view.accumulator not in ("", "int32", "exact32")
+    if wrong and wrong["share"]:
+        remedy = "acc24" if numerics.find(view.accumulator).bits < 24 else "exact32"
+        lines.append(f"{wrong_text(wrong, view.accumulator)}; try --accumulator {remedy}")
+    elif narrow and view.state == "at chance" and not wrong and numerics.find(view.accumulator).bits < 32:
+        lines.append(f"{view.accumulator} may be too narrow; --count-overflow 10 counts what it loses")
+    return lines
+
+
+def dry_run(config: Config, as_json: bool) -> None:
+    """Builds the run, takes and times a few of its steps, and writes nothing."""
+    from octosim import train as trainer
+
+    run = trainer.Run(config)
+    memory, counts = trainer.memory(run), trainer.parameter_counts(run)
+    run.records = True
+    times: list[float] = []
+    began = time.monotonic()
+    while len(times) < min(TRIAL_STEPS, run.steps) and (not times or time.monotonic() - began < TRIAL_S):
+        start = time.monotonic()
+        run.train_step()
+        times.append(time.monotonic() - start)
+    step_s = sorted(times[1:] or times)[len(times[1:] or times) // 2]
+    every = config.eval_every or run.steps_per_epoch
+    evaluations = max(1, run.steps // every)
+    batches = -(-len(run.data.test_labels) // config.batch_size)
+    seconds = step_s * (run.steps + INFERENCE * evaluations * batches)
+    if as_json:
+        result = {"steps": run.steps, "steps_per_epoch": run.steps_per_epoch, "batch_size": config.batch_size}
+        print_json(result | {"step_s": step_s, "seconds": seconds, "parameters": counts, "memory": memory})
+        return
+    say(f"{steps_text(run)}; {plural(evaluations, 'evaluation')} on {len(run.data.test_labels):,} test images")
+    show_memory(counts, memory)
+    timed = f"of {plural(len(times), 'step')} here"
+    say(f"{time_text(step_s)} a step (median {timed}): about {duration_text(seconds)}, would end {clock(seconds)}")
+    say("nothing was written")
+
+
+def show_memory(counts: dict[str, int], memory: dict[str, dict[str, int]]) -> None:
+    """How many numbers are trained, and the bytes of a step by what they hold."""
+    if counts:
+        say(f"{sum(counts.values()):,} parameters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
+    if memory:
+        table = Table("", *next(iter(memory.values())), title="memory of a step, MB")
+        for name, parts in memory.items():
+            table.add_row(name, *(f"{held / 1e6:.2f}" for held in parts.values()))
+        out_console.print(table)
