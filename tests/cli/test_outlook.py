@@ -58,7 +58,7 @@ def test_last_lines(tmp_path: Path, accumulator: str, counted: int | None, accur
 
 
 @pytest.mark.parametrize("step_s, steps, after", [
-    (0.5, 1000, 7), (40.0, 100, 1), (0.001, 10**6, 3001), (0.5, 10, None), (5.0, 2, None),
+    (0.5, 1000, 7), (40.0, 100, 1), (0.002, 10**6, 1502), (0.5, 10, None), (5.0, 2, None),
 ])  # fmt: skip
 def test_the_end_is_told_once(monkeypatch: pytest.MonkeyPatch, step_s: float, steps: int, after: int | None) -> None:
     """As early as it can be known, where it is worth a line."""
