@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from octosim.cli.terminal import out_console, progress_bar, say, time_text
+from octosim.cli.tables import Table
+from octosim.cli.terminal import progress_bar, say, time_text
 from octosim.cli.workload import Asked, Source, source, typed, types_of
 from octosim.errors import OctosimError
 
@@ -95,17 +94,17 @@ def show(found: dict[str, Any], most: int = 12) -> None:
         say(f"best: {what}, batch {best['batch_size']} on {best['device']}: {time_text(best['time_s'])} a step, "
             f"{best['images_s']:.3g} images/s; {len(tried)} points tried")  # fmt: skip
     table = Table(title=f"the first {min(most, len(tried))} of {len(tried)} points")
-    for name in ("device", "type", "method", "kernels"):
-        table.add_column(name)
-    for name in ("batch", "time", "images/s", "energy", "memory", "breaks"):
-        table.add_column(name, justify="right")
+    for name, rank in (("device", 0), ("type", 0), ("method", 2), ("kernels", 4)):
+        table.add_column(name, rank=rank)
+    for name, rank in (("batch", 0), ("time", 0), ("images/s", 3), ("energy", 1), ("memory", 1), ("breaks", 0)):
+        table.add_column(name, justify="left" if name == "breaks" else "right", rank=rank)
     for row in tried[:most]:
         energy = "-" if row["energy_j"] is None else f"{row['energy_j']:.3g} J"
         memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.4g} MiB"
         kernels = row["runtime"] + (" (hypothetical)" if row["hypothetical"] else "")
         cells = str(row["batch_size"]), time_text(row["time_s"]), f"{row['images_s']:.3g}", energy, memory, row["breaks"]
         table.add_row(row["device"], row["dtype"], row["method"] or "", kernels, *cells)
-    out_console.print(table)
+    table.show()
 
 
 def sweep(asked: Asked, first: Source, devices: list[Any], batches: list[int | None], threads: int | None, path: Path) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from octosim.cli.terminal import count_text, out_console, say, time_text
+from octosim.cli.tables import Table
+from octosim.cli.terminal import count_text, say, time_text
 from octosim.cli.workload import Asked, Source
 from octosim.cost.compare import PAYS, SHORT
 from octosim.hardware import Device
@@ -102,26 +101,26 @@ def show_layers(record: dict[str, Any], costs: list[Any], device: Device, asked:
     say(record["answer"])
     types = Table(title="by type of the products")
     types.add_column("type")
-    types.add_column("kernels")
-    for name in ("time", "80 % interval", "energy", "memory", "fits"):
-        types.add_column(name, justify="right")
+    types.add_column("kernels", rank=1)
+    for name, rank in (("time", 0), ("80 % interval", 0), ("energy", 0), ("memory", 0), ("fits", 2)):
+        types.add_column(name, justify="right", rank=rank)
     for name, row in record["types"].items():
         fits = {True: "yes", False: "no"}.get(row.get("fits"), "-")
         kernels = row["runtime"] + (" (hypothetical)" if row["hypothetical"] else "")
         cells = time_text(row["time_s"]), _interval(row), _energy(row), _bytes(row["peak_bytes"]), fits
         types.add_row(SHORT[name], kernels, *cells)
-    out_console.print(types)
+    types.show()
     name = f"{asked.model}, batch {record['batch_size']}, {record['method'] or record['dtype']}"
     table = Table(title=f"{name}: predicted on {device.title}")
     for name in ("layer", "pass", "what"):
         table.add_column(name)
-    for name in ("MACs", "bytes", "time", "bound by"):
-        table.add_column(name, justify="right")
+    for name, rank in (("MACs", 2), ("bytes", 3), ("time", 0), ("bound by", 1)):
+        table.add_column(name, justify="right", rank=rank)
     shown = sorted(range(len(costs)), key=lambda at: -costs[at].time_s)[:MOST_ROWS]
     for c in (costs[at] for at in sorted(shown)):
         macs = count_text(c.op.macs) if c.op.macs else ""
         table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, count_text(c.op.bytes), time_text(c.time_s), c.bound)
-    out_console.print(table)
+    table.show()
     total = record["total"]
     rest = sum(c.time_s for c in costs) - sum(costs[at].time_s for at in shown)
     if len(shown) < len(costs):
@@ -145,9 +144,11 @@ def show_points(heading: str, records: list[dict[str, Any]]) -> None:
     table = Table(title=heading)
     table.add_column("device")
     both = "gain" in records[0]
-    columns = ["batch", "INT8", "float32", "gain", "INT8 energy", "float32 energy", "INT8 memory", "float32 memory"]
-    for name in columns if both else ("batch", "time", "80 % interval", "against the first", "energy", "memory"):
-        table.add_column(name, justify="right")
+    pair = {"batch": 1, "INT8": 0, "float32": 0, "gain": 0, "INT8 energy": 2, "float32 energy": 3}
+    pair |= {"INT8 memory": 4, "float32 memory": 5}
+    one = {"batch": 1, "time": 0, "80 % interval": 0, "against the first": 4, "energy": 2, "memory": 3}
+    for name, rank in (pair if both else one).items():
+        table.add_column(name, justify="right", rank=rank)
     for record in records:
         total, batch = record["total"], str(record["batch_size"])
         if both:
@@ -166,7 +167,7 @@ def show_points(heading: str, records: list[dict[str, Any]]) -> None:
             ratio = f"{total['time_s'] / records[0]['total']['time_s']:.2f}"
             peak = _bytes(total["peak_bytes"])
             table.add_row(record["device"], batch, time_text(total["time_s"]), _interval(total), ratio, _energy(total), peak)
-    out_console.print(table)
+    table.show()
     several = len({record["batch_size"] for record in records}) > 1
     lines = []
     for record in records:

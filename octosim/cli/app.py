@@ -22,6 +22,7 @@ from octosim.cli import (
     training,
     watching,
 )
+from octosim.cli.tables import with_wide
 from octosim.cli.terminal import say
 
 app = typer.Typer(
@@ -31,11 +32,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+_WITH_TABLES = (
+    training.train, training.diff, checking.check, exporting.export, audit.audit, cost.cost, benching.bench, studying.study,
+    show_env.show_env,
+)  # fmt: skip
 for _command in (
     training.train, training.verify, training.diff, checking.golden, checking.check, exporting.export, audit.audit, cost.cost,
     benching.bench, studying.study, watching.watch, studying.report, show_env.show_env,
 ):  # fmt: skip
-    app.command()(_command)
+    app.command()(with_wide(_command) if _command in _WITH_TABLES else _command)
 app.command("import")(importing.import_)
 app.add_typer(profiles.profiles_app, name="profiles")
 app.add_typer(catalogue.data_app, name="data")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from octosim.cli.terminal import AsJson, Threads, out_console, print_json, progress_bar, say, use_threads
+from octosim.cli.tables import Table
+from octosim.cli.terminal import AsJson, Threads, print_json, progress_bar, say, use_threads
 
 
 def audit(
@@ -48,10 +48,11 @@ def _show(rows: list[dict[str, Any]], step: int) -> None:
     table = Table(title=f"step {step}: float32 sums are exact for sure where K max|a| max|b| < 2^24")
     for column in ("layer", "pass"):
         table.add_column(column)
-    for column in ("K", "max|a|, max|b|", "bound", "worst case", "largest sum", "sums", "wrong", "by up to"):
-        table.add_column(column, justify="right")
-    for column in ("scaled: wrong", "by up to"):
-        table.add_column(column, justify="right")
+    for rank, column in (
+        (2, "K"), (6, "max|a|, max|b|"), (1, "bound"), (5, "worst case"), (4, "largest sum"), (0, "sums"), (0, "wrong"),
+        (3, "wrong by up to"), (7, "scaled: wrong"), (8, "scaled: by up to"),
+    ):  # fmt: skip
+        table.add_column(column, justify="right", rank=rank)
     table.add_column("float32")
     for row in rows:
         verdict = "wrong" if row["differ"] else "proven" if row["proven"] else "exact here"
@@ -60,7 +61,7 @@ def _show(rows: list[dict[str, Any]], step: int) -> None:
             _bits(row["worst_bound"]), _bits(row["largest_sum"]), str(row["sums"]), str(row["differ"]),
             str(row["largest_difference"]), _number(row["scaled_differ"]), _number(row["scaled_largest_difference"]), verdict,
         )  # fmt: skip
-    out_console.print(table)
+    table.show()
     wrong, unproven = sum(row["differ"] > 0 for row in rows), sum(not row["proven"] for row in rows)
     say(
         f"of {len(rows)} products, float32 is not proven exact for {unproven}, and wrong in {wrong}; scaled: with the run's "

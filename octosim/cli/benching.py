@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.table import Table
 
 from octosim.cli.settings import with_settings
+from octosim.cli.tables import Table
 from octosim.cli.terminal import (
     AsJson,
     Threads,
@@ -17,7 +17,6 @@ from octosim.cli.terminal import (
     command_line,
     count_text,
     hint,
-    out_console,
     plural,
     print_json,
     progress_bar,
@@ -123,7 +122,8 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
         "of roof",
         *(f"{peer} / octosim" for peer in products),
     ):
-        table.add_column(column, justify="left" if column in ("shape", "pass") else "right")
+        rank = {"of peak": 2, "of roof": 3, "M x K x N": 1}.get(column, 0)
+        table.add_column(column, justify="left" if column in ("shape", "pass") else "right", rank=rank)
     for row in record["rows"]:
         size = f"{row['m']} x {row['k']} x {row['n']}"
         table.add_row(
@@ -131,7 +131,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
             f"{100 * row['of_peak']:.0f} %", f"{100 * row['of_roof']:.0f} %",
             *(_peer_cell(row, peer) for peer in products),
         )  # fmt: skip
-    out_console.print(table)
+    table.show()
     side = record["isas"][0]["cube"]
     for title, columns, rows in (
         (
@@ -166,7 +166,7 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
             table.add_column(column, justify="right" if i else "left")
         for cells in rows:
             table.add_row(*cells)
-        out_console.print(table)
+        table.show()
     say(f"register peak {limits['peak_ops_s'] / 1e9:.0f} GOPS, STREAM triad {limits['triad_bytes_s'] / 1e9:.1f} GB/s")
     if "ratio" in record:
         worst = min((row for row in record["rows"] if "ratio" in row), key=lambda row: row["ratio"])
@@ -194,11 +194,13 @@ def _show_bench(record: dict[str, Any]) -> None:
             f"{record['model']}, batch {record['batch_size']}, {name}: predicted on {record['device']['title']}"
             f"{' (hypothetical)' if record['device']['hypothetical'] else ''}, measured here"
         )
-        table = Table(title=title)
+        table, ranks = Table(title=title), dict[str, int]()
         for column in ("layer", "pass"):
             table.add_column(column)
+        for rank, column in enumerate(("predicted", "measured", "MACs", "bound by", "middle half", "bytes")):
+            ranks[column] = max(0, rank - 1)
         for column in ("MACs", "bytes", "predicted", "bound by", "measured", "middle half"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", rank=ranks[column])
         for row in part["layers"]:
             measured = row["measured"]
             shown = (
@@ -223,7 +225,7 @@ def _show_bench(record: dict[str, Any]) -> None:
             "step", "", count_text(total["macs"]), count_text(total["bytes"]), time_text(total["predicted_time_s"]), "",
             time_text(total["time_s"]), f"{time_text(total['p25_s'])} .. {time_text(total['p75_s'])}",
         )  # fmt: skip
-        out_console.print(table)
+        table.show()
     table = Table(title=f"whole step here: {env['cpu']}, {env['isa']}, {plural(env['threads'], 'thread')}")
     for column in ("what", "median", "against " + record["method"]):
         table.add_column(column, justify="left" if column == "what" else "right")
@@ -237,7 +239,7 @@ def _show_bench(record: dict[str, Any]) -> None:
         )
     for peer in record.get("against", {}).values():
         table.add_row(peer["what"], time_text(peer["time_s"]), f"{peer['ratio']:.2f}")
-    out_console.print(table)
+    table.show()
     for name, part in parts:
         said = ", ".join(f"{what.replace('_', ' ')} {time_text(seconds)}" for what, seconds in part["parts"].items())
         say(f"{name}: {said}")
@@ -274,13 +276,13 @@ def _show_bench(record: dict[str, Any]) -> None:
 def _show_memory(method: str, memory: dict[str, dict[str, Any]]) -> None:
     columns = {"weights": "weights", "optimizer": "optimizer", "kept": "kept for backward", "pool": "blocks of tensors"}
     table = Table("what", title="memory in MB above what the process held before the model was built")
-    for title in ("peak", "of torch's", *columns.values()):
-        table.add_column(title, justify="right")
+    for rank, title in enumerate(("peak", "of torch's", *columns.values())):
+        table.add_column(title, justify="right", rank=rank)
     for name, found in memory.items():
         share = f"{found['peak_bytes'] / memory['torch']['peak_bytes']:.2f}" if "torch" in memory else ""
         own = [f"{found[key] / 1e6:.1f}" if key in found else "" for key in columns]
         table.add_row("PyTorch FP32" if name == "torch" else f"octosim {name}", f"{found['peak_bytes'] / 1e6:.1f}", share, *own)
-    out_console.print(table)
+    table.show()
     if "fp32" in memory and method != "fp32":
         ratio = memory[method]["kept"] / memory["fp32"]["kept"]
         say(f"kept for the backward pass: {ratio:.2f} of fp32's")

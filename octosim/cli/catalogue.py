@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.table import Table
 
-from octosim.cli.terminal import AsJson, err_console, hint, out_console, plural, print_json, print_text, progress_bar, say
+from octosim.cli.tables import Table, with_wide
+from octosim.cli.terminal import AsJson, err_console, hint, plural, print_json, print_text, progress_bar, say
 
 methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
 MOST_CLASSES = 30  # rows of a table
@@ -15,6 +15,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch; check
 
 
 @methods_app.callback()
+@with_wide
 def methods_list(ctx: typer.Context, json_: AsJson = False) -> None:
     """Training methods: their papers, and the type of each tensor in a training step.
 
@@ -39,21 +40,25 @@ def _list_methods(as_json: bool) -> None:
     table = Table("method", "what it does", "paper")
     for row in rows:
         table.add_row(row["name"], row["summary"], row["paper"])
-    out_console.print(table)
+    table.show()
     roles = list(rows[0]["bits"])
-    table = Table("method", *roles, title="types; names of parameters are their bits")
+    table = Table("method", title="types; names of parameters are their bits")
+    for rank, role in enumerate(roles):
+        table.add_column(role, rank=rank)
     for row in rows:
         table.add_row(row["name"], *(row["bits"][role] for role in roles))
-    out_console.print(table)
+    table.show()
 
 
 @methods_app.command("list", hidden=True)
+@with_wide
 def methods_list_too(json_: AsJson = False) -> None:
     """The same as `octosim methods`."""
     _list_methods(json_)
 
 
 @methods_app.command("show")
+@with_wide
 def methods_show(name: Annotated[str, typer.Argument(help="A method.")], json_: AsJson = False) -> None:
     """One method: its source, how it differs from the paper, its parameters.  Example: octosim methods show octo"""
     from octosim import methods
@@ -69,10 +74,11 @@ def methods_show(name: Annotated[str, typer.Argument(help="A method.")], json_: 
     for key, parameter in about["parameters"].items():
         table.add_row(key, str(parameter["default"]), parameter["values"], parameter["doc"])
     if about["parameters"]:
-        out_console.print(table)
+        table.show()
 
 
 @data_app.command("list")
+@with_wide
 def data_list(json_: AsJson = False) -> None:
     """Data sets and where they are.  Example: octosim data list"""
     from octosim import data
@@ -81,14 +87,17 @@ def data_list(json_: AsJson = False) -> None:
     if json_:
         print_json(rows)
         return
-    table = Table(*rows[0])
+    table = Table()
+    for key, value in rows[0].items():
+        table.add_column(key, justify="right" if isinstance(value, int) else "left", rank=0 if key in ("name", "shape") else 1)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    out_console.print(table)
+        table.add_row(*(" x ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v) for v in row.values()))
+    table.show()
     say("your own: --data FOLDER (images, a folder a class), FILE.npz, FILE.csv or idx files; octosim data check PATH")
 
 
 @data_app.command("check")
+@with_wide
 def data_check(
     path: Annotated[str, typer.Argument(help="A folder of images, a .npz or .csv file, idx files; or a data set's name.")],
     image: Annotated[Optional[str], typer.Option(help="Bring images to HEIGHTxWIDTHxCHANNELS, as 96x96x3.")] = None,  # noqa: UP045
@@ -123,7 +132,7 @@ def _show_check(found: dict[str, Any]) -> None:
             table.add_column(part, justify="right")
         for row in found["classes"][:MOST_CLASSES]:
             table.add_row(row["name"], *("-" if row[part] is None else str(row[part]) for part in ("train", "test")))
-        out_console.print(table)
+        table.show()
         if len(found["classes"]) > MOST_CLASSES:
             say(f"and {len(found['classes']) - MOST_CLASSES} classes (--json has them)")
     if found.get("sizes"):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.table import Table
 
-from octosim.cli.terminal import AsJson, Threads, out_console, plural, print_json, progress_bar, say, shell_word, use_threads
+from octosim.cli.tables import Table
+from octosim.cli.terminal import AsJson, Threads, plural, print_json, progress_bar, say, shell_word, use_threads
 from octosim.errors import OctosimError
 
 
@@ -144,7 +144,7 @@ def check(
     table.add_column("elements", justify="right")
     for distance, count in result["off_by"].items():
         table.add_row(distance, str(count))
-    out_console.print(table)
+    table.show()
     for number, text in enumerate(result["hypotheses"]):
         say(f"{'also ' if number else ''}equal {text}")
     if not result["hypotheses"]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.table import Table
 
-from octosim.cli.terminal import AsJson, Threads, out_console, print_json, say, use_threads
+from octosim.cli.tables import Table
+from octosim.cli.terminal import AsJson, Threads, print_json, say, use_threads
 from octosim.errors import OctosimError
 
 
@@ -54,4 +54,4 @@ def export(
         if to != "safetensors":
             counts += [str(row["same_bits"]), f"{row['same_class']} of {row['images']}"]
         table.add_row(Path(row["file"]).name, row["runtime"], *counts)
-    out_console.print(table)
+    table.show()

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from octosim.cli.terminal import duration_text, hint, out_console, plural, print_json, say, time_text
+from octosim.cli.tables import Table
+from octosim.cli.terminal import duration_text, hint, plural, print_json, say, time_text
 
 if TYPE_CHECKING:
     from octosim.train import Config, Progress, Run
@@ -121,7 +120,9 @@ def show_memory(counts: dict[str, int], memory: dict[str, dict[str, int]]) -> No
     if counts:
         say(f"{sum(counts.values()):,} parameters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
     if memory:
-        table = Table("", *next(iter(memory.values())), title="memory of a step, MB")
+        table = Table("", title="memory of a step, MB")
+        for part in next(iter(memory.values())):
+            table.add_column(part, justify="right", rank=0 if part == "peak" else 1)
         for name, parts in memory.items():
             table.add_row(name, *(f"{held / 1e6:.2f}" for held in parts.values()))
-        out_console.print(table)
+        table.show()

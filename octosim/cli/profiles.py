@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.table import Table
 
+from octosim.cli.tables import Table, with_wide
 from octosim.cli.terminal import (
     AsJson,
     check_output,
     command_line,
     hint,
-    out_console,
     print_json,
     print_text,
     progress_bar,
@@ -27,6 +26,7 @@ profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, 
 
 
 @profiles_app.command("list")
+@with_wide
 def profiles_list(json_: AsJson = False) -> None:
     """All profiles: peaks in GMAC/s (dense), sustained bandwidth in GB/s.  Example: octosim profiles list"""
     from octosim import hardware
@@ -53,11 +53,11 @@ def profiles_list(json_: AsJson = False) -> None:
         return
     table = Table(title="peaks in GMAC/s (one MAC is two operations), bandwidth in GB/s; - is none or unknown")
     for name in ("profile", "engine"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for name in ("int8", "float16", "float32", "GB/s"):
-        table.add_column(name, justify="right")
-    table.add_column("accumulator")
-    table.add_column("trains")
+        table.add_column(name, justify="right", rank=1 if name == "float16" else 0)
+    table.add_column("accumulator", rank=3)
+    table.add_column("trains", rank=2)
     for row in rows:
         name, bandwidth = row["name"], _rate(row["bandwidth_gb_s"])
         for e in row["engines"]:
@@ -66,7 +66,7 @@ def profiles_list(json_: AsJson = False) -> None:
             rates = [_rate(e[f"{dtype}_gmac_s"]) for dtype in hardware.DTYPES]
             table.add_row(name, e["name"], *rates, bandwidth, accumulator, trains)
             name = bandwidth = ""
-    out_console.print(table)
+    table.show()
 
 
 def _rate(value: float | None) -> str:
@@ -74,6 +74,7 @@ def _rate(value: float | None) -> str:
 
 
 @profiles_app.command("runtimes")
+@with_wide
 def profiles_runtimes(json_: AsJson = False) -> None:
     """Software whose kernels `octosim cost --runtime` prices.  Example: octosim profiles runtimes"""
     from octosim import hardware
@@ -83,13 +84,14 @@ def profiles_runtimes(json_: AsJson = False) -> None:
         print_json([r.model_dump(mode="json", exclude_none=True) for r in known])
         return
     table = Table(title="runtimes")
-    for name in ("runtime", "aliases", "engines", "fuses", "Winograd", "int8 codes", "trains"):
-        table.add_column(name)
+    ranks = {"runtime": 0, "aliases": 5, "engines": 0, "fuses": 3, "Winograd": 2, "int8 codes": 1, "trains": 0}
+    for name, rank in ranks.items():
+        table.add_column(name, rank=rank)
     for r in known:
         trains = "yes" if r.backward or r.name == "octosim" else "no"
         cells = ", ".join(r.aliases), ", ".join(r.engines), ", ".join(r.fuses), "yes" if r.winograd else "no", r.codes, trains
         table.add_row(r.name, *cells)
-    out_console.print(table)
+    table.show()
 
 
 @profiles_app.command("schema")
@@ -118,6 +120,7 @@ def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) 
 
 
 @profiles_app.command("validate")
+@with_wide
 def profiles_validate(
     from_: Annotated[
         Optional[Path],  # noqa: UP045
@@ -158,7 +161,7 @@ def profiles_validate(
         table.add_column(name.replace("_", " "), justify="right" if isinstance(rows[0][name], float) else "left")
     for row in rows:
         table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
-    out_console.print(table)
+    table.show()
     for line in validate.said(rows):
         say(line)
 

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 import octosim
-from octosim.cli.terminal import AsJson, out_console, print_json
+from octosim.cli.tables import Table
+from octosim.cli.terminal import AsJson, print_json
 
 REQUIRED = ("numpy", "cffi", "pandas", "matplotlib", "pydantic", "safetensors", "typer", "rich")
 OPTIONAL = {"torch": "peers", "onnx": "onnx", "onnxruntime": "peers", "apytypes": "peers", "distributed": "cluster"}
@@ -130,4 +129,4 @@ def show_env(json_: AsJson = False) -> None:
     table = Table("what", "here", "remark")
     for row in _rows(found):
         table.add_row(*row)
-    out_console.print(table)
+    table.show()

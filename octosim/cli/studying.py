@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.table import Table
 
+from octosim.cli.tables import Table
 from octosim.cli.terminal import (
     AsJson,
     check_output,
@@ -17,7 +17,6 @@ from octosim.cli.terminal import (
     duration_text,
     err_console,
     hint,
-    out_console,
     plural,
     print_json,
     print_text,
@@ -90,7 +89,8 @@ def study(
 
         def show(states: list[Any]) -> None:
             if err_console.is_terminal:
-                live.update(_study_table((read.title or path.stem) + left(states), states), refresh=True)
+                table = _study_table((read.title or path.stem) + left(states), states)
+                live.update(table.fitted(err_console.width)[0], refresh=True)
                 return
             ended = sum(state.state in ("finished", "broken") for state in states)
             for state in states:
@@ -114,7 +114,7 @@ def study(
     if json_:
         print_json({"out": str(folder), "rows": [vars(state) for state in states]})
     else:
-        out_console.print(_study_table(read.title or path.stem, states))
+        _study_table(read.title or path.stem, states).show()
         say(f"records: {folder / 'records.csv'}; page: octosim report {shell_word(folder)}")
     for state in states:
         if state.state == "broken":
@@ -150,11 +150,11 @@ def _study_table(title: str, states: list[Any]) -> Table:
     table = Table(title=f"{title}: {counts}")
     for column in ("run", "state"):
         table.add_column(column)
-    for column in ("step", "loss", "test accuracy"):
-        table.add_column(column, justify="right")
+    for column, rank in (("step", 2), ("loss", 1), ("test accuracy", 0)):
+        table.add_column(column, justify="right", rank=rank)
     for s in states:
         step = f"{s.step} of {s.steps}" if s.steps else ""
-        loss = "" if s.loss is None else f"{s.loss:.4f}"
+        loss = "" if s.loss is None else f"{s.loss:.4f}" if s.loss < 1e4 else f"{s.loss:.3g}"
         accuracy = "" if s.test_accuracy is None else f"{100 * s.test_accuracy:.2f} %"
         table.add_row(s.name, s.state, step, loss, accuracy)
     return table

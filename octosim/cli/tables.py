@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Annotated, Any
 
+import rich.table
+import typer
 from rich.cells import cell_len
-from rich.table import Table
 
 from octosim.cli.terminal import out_console, plain, say
 
 NARROW = 16
-"""Columns to which text may be folded."""
+"""Columns of the terminal to which text may be folded."""
 FRAME = 3
-"""Columns of a column's edges: two blanks and a line; the table has one line more."""
+"""Columns of the terminal for a column's edges, two blanks and a line; the table has one line more."""
+_WIDE: ContextVar[bool] = ContextVar("wide", default=False)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column.  head: with the unit.  number: it is never broken.  rank: columns of the highest rank go first, 0 never."""
+    """head: with the unit.  number: it is never broken.  rank: columns of the highest rank go first, those of rank 0 stay."""
 
     head: str
     number: bool = False
@@ -29,55 +37,90 @@ def _longest(words: Iterable[str]) -> int:
     return max((cell_len(word) for word in words), default=0)
 
 
-def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], folded: bool) -> list[int]:
-    """The columns' widths: of their whole text, or with text folded and heads on several lines."""
-    widths = []
-    for column, cells in zip(columns, zip(*rows, strict=True) if rows else [()] * len(columns), strict=True):
-        whole = _longest(cells)
-        if folded:
-            whole = max(whole if column.number else min(whole, NARROW), _longest(column.head.split()))
-        else:
-            whole = max(whole, cell_len(column.head))
-        widths.append(whole)
-    return widths
+class Table:
+    """Rows of text under columns."""
+
+    def __init__(self, *heads: str, title: str = "") -> None:
+        self.title, self.rows = title, list[list[str]]()
+        self.columns = [Column(head) for head in heads]
+        self._sections: set[int] = set()
+
+    def add_column(self, head: str, justify: str = "left", rank: int = 0) -> None:
+        """justify: right is for numbers."""
+        self.columns.append(Column(head, justify == "right", rank))
+
+    def add_row(self, *cells: object) -> None:
+        self.rows.append([plain(cell) for cell in cells])
+
+    def add_section(self) -> None:
+        """A line follows the rows so far."""
+        self._sections.add(len(self.rows))
+
+    def _widths(self, shown: list[int], folded: bool) -> list[int]:
+        """The columns' widths: of their whole text, or with text folded and heads on several lines."""
+        widths = []
+        for i in shown:
+            column, whole = self.columns[i], _longest(row[i] for row in self.rows)
+            if folded:
+                text = whole if column.number else min(whole, NARROW)
+                widths.append(max(text, _longest(column.head.split())))
+            else:
+                widths.append(max(whole, cell_len(column.head)))
+        return widths
+
+    def fitted(self, width: int | None) -> tuple[rich.table.Table, list[str]]:
+        """The table of at most so many columns of the terminal, if its columns of rank 0 leave that; and the heads left out.
+
+        width: None for every column in full.
+        """
+        shown = list(range(len(self.columns)))
+        least = self._widths(shown, width is not None)
+        while width is not None and sum(least) + FRAME * len(least) + 1 > width:
+            rank = max(self.columns[i].rank for i in shown)
+            if rank == 0:
+                break
+            shown.remove(max(i for i in shown if self.columns[i].rank == rank))
+            least = self._widths(shown, True)
+        if width is not None:
+            spare = max(0, width - sum(least) - FRAME * len(least) - 1)
+            for at, wanted in enumerate(self._widths(shown, False)):
+                more = min(spare, max(0, wanted - least[at]))
+                least[at], spare = least[at] + more, spare - more
+        total = sum(least) + FRAME * len(least) + 1
+        table = rich.table.Table(title=self.title or None, width=total)
+        for i, size in zip(shown, least, strict=True):
+            justify: Any = "right" if self.columns[i].number else "left"
+            table.add_column(self.columns[i].head, justify=justify, width=size, overflow="fold")
+        for number, row in enumerate(self.rows):
+            table.add_row(*(row[i] for i in shown), end_section=number + 1 in self._sections)
+        return table, [column.head for i, column in enumerate(self.columns) if i not in shown]
+
+    def show(self) -> None:
+        """Prints the table, and below it the names of the columns for which there was no room."""
+        table, left_out = self.fitted(None if _WIDE.get() else out_console.width)
+        out_console.print(table, crop=False, width=max(table.width or 0, out_console.width))
+        if left_out:
+            say(f"not shown: {', '.join(left_out)} (--wide shows all)")
 
 
-def fitted(
-    columns: Sequence[Column], rows: Iterable[Sequence[object]], width: int | None, title: str = ""
-) -> tuple[Table, list[str]]:  # fmt: skip
-    """A table of at most `width` columns of the terminal, if its columns of rank 0 leave that; and the heads left out.
-
-    width: None for every column in full.
-    """
-    lines = [[plain(cell) for cell in row] for row in rows]
-    shown = list(range(len(columns)))
-
-    def widths(folded: bool) -> list[int]:
-        return _widths([columns[i] for i in shown], [[line[i] for i in shown] for line in lines], folded)
-
-    def total(sizes: Sequence[int]) -> int:
-        return sum(sizes) + FRAME * len(sizes) + 1
-
-    least = widths(folded=width is not None)
-    while width is not None and total(least) > width and (rank := max(columns[i].rank for i in shown)):
-        shown.remove(max(i for i in shown if columns[i].rank == rank))
-        least = widths(folded=True)
-    spare = 0 if width is None else max(0, width - total(least))
-    for at, wanted in enumerate(widths(folded=False)):
-        more = min(spare, max(0, wanted - least[at]))
-        least[at], spare = least[at] + more, spare - more
-    table = Table(title=title or None, width=total(least), title_justify="left" if total(least) < cell_len(title) else "center")
-    for i, size in zip(shown, least, strict=True):
-        number = columns[i].number
-        table.add_column(columns[i].head, justify="right" if number else "left", width=size, overflow="fold", no_wrap=False)
-    for line in lines:
-        table.add_row(*(line[i] for i in shown))
-    return table, [column.head for i, column in enumerate(columns) if i not in shown]
+Wide = Annotated[bool, typer.Option("--wide", help="Show every column of a table, however narrow the terminal is.")]
 
 
-def show_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], title: str = "", wide: bool = False) -> None:
-    """Prints a table, and below it the names of the columns for which there was no room."""
-    table, left_out = fitted(columns, rows, None if wide else out_console.width, title)
-    out_console.print(table, crop=False, width=max(table.width or 0, out_console.width))
-    if left_out:
-        say(f"not shown: {', '.join(left_out)} (--wide shows all)")
+def with_wide(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command that prints tables the option --wide."""
+    signature, hints = inspect.signature(command), typing.get_type_hints(command, include_extras=True)
+    option = inspect.Parameter("wide", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Wide)
+
+    @functools.wraps(command)
+    def run(wide: bool = False, **given: Any) -> None:
+        token = _WIDE.set(wide)
+        try:
+            command(**given)
+        finally:
+            _WIDE.reset(token)
+
+    every = [each.replace(annotation=hints[each.name], kind=each.KEYWORD_ONLY) for each in signature.parameters.values()]
+    every.append(option)
+    run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in every} | {"return": types.NoneType}
+    return run

@@ -9,16 +9,15 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
 from octosim.cli import outlook as outlooks
 from octosim.cli.settings import with_settings
+from octosim.cli.tables import Table
 from octosim.cli.terminal import (
     AsJson,
     Threads,
     command_line,
     hint,
-    out_console,
     parameters,
     plural,
     print_json,
@@ -276,11 +275,11 @@ def _show_diff(result: dict[str, Any]) -> None:
         where += f" at {result['index']} is {result['values'][0]} and {result['values'][1]}"
     say(f"the runs part at {where}")
     table = Table(title=f"tensors of step {result['step']} that differ")
-    for column in ("layer", "pass", "tensor", "dtype"):
-        table.add_column(column)
-    for column in ("differ", "largest", "SQNR, dB"):
-        table.add_column(column, justify="right")
-    table.add_column("off by: elements")
+    for column, rank in (("layer", 0), ("pass", 0), ("tensor", 0), ("dtype", 2)):
+        table.add_column(column, rank=rank)
+    for column, rank in (("differ", 0), ("largest", 0), ("SQNR, dB", 1)):
+        table.add_column(column, justify="right", rank=rank)
+    table.add_column("off by: elements", rank=3)
     rows = [row for row in result["tensors"] if row["differ"] != 0]
     shown = [row for row in rows if row["pass"] != "update"] or rows
     for row in shown:
@@ -291,6 +290,6 @@ def _show_diff(result: dict[str, Any]) -> None:
         sqnr = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
         classes = ", ".join(f"{n}: {count}" for n, count in (row["off_by"] or {}).items() if n != "0")
         table.add_row(*cells, f"{100 * row['differ'] / row['elements']:.2f} %", f"{row['largest']:.3g}", sqnr, classes)
-    out_console.print(table)
+    table.show()
     if len(shown) < len(rows):
         say(f"and {len(rows) - len(shown)} tensors after the update (--json has them)")

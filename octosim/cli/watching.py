@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import rich.table
 import typer
 from rich.live import Live
-from rich.table import Table
 
-from octosim.cli.tables import Column, fitted
+from octosim.cli.tables import Column, Table
 from octosim.cli.terminal import duration_text, out_console, say
 from octosim.errors import OctosimError
 
@@ -65,7 +65,7 @@ def _in_terminal(watched: Watch) -> None:
             live.update(_table(watched), refresh=True)
 
 
-def _table(watched: Watch) -> Table:
+def _table(watched: Watch) -> rich.table.Table:
     left = watched.seconds_left
     title = f"{watched.title}: {', '.join(f'{n} {state}' for state, n in watched.counts.items())}"
     title += "" if left is None else f"; about {duration_text(left)} left"
@@ -81,7 +81,11 @@ def _table(watched: Watch) -> Table:
             "" if run.seconds_left is None else duration_text(run.seconds_left),
         ))  # fmt: skip
     used = [i for i, column in enumerate(COLUMNS) if column.rank == 0 or any(row[i] for row in rows)]
-    return fitted([COLUMNS[i] for i in used], [[row[i] for i in used] for row in rows], out_console.width, title)[0]
+    table = Table(title=title)
+    table.columns += [COLUMNS[i] for i in used]
+    for row in rows:
+        table.add_row(*(row[i] for i in used))
+    return table.fitted(out_console.width)[0]
 
 
 def bars(values: list[float], width: int = 16) -> str:

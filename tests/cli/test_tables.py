@@ -1,0 +1,136 @@
+"""Tables of every command at 80, 100 and 160 columns: nothing is cut, no number is broken, and what had no room is named."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.pages import lines, make_run, records
+from rich.cells import cell_len
+from rich.console import Console
+
+from octosim import train
+from octosim.cli import studying, tables, watching
+from octosim.cli.app import app
+from octosim.cli.tables import Table
+from octosim.study import State
+
+WIDTHS = (80, 100, 160)
+RUN = dict(model="lenet5", batch_size=20, limit=60, steps=2)
+
+
+def rendered(table: Table, width: int | None) -> tuple[str, list[str]]:
+    shown, left_out = table.fitted(width)
+    out = io.StringIO()
+    size = max(shown.width or 0, width or 0)
+    Console(file=out, width=size, markup=False, emoji=False, highlight=False).print(shown, crop=False)
+    return out.getvalue(), left_out
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """The cells of each printed line, its title left out."""
+    return [[cell.strip() for cell in line.strip("│\n").split("│")] for line in text.splitlines() if line.startswith("│")]
+
+
+def check(table: Table, width: int | None) -> None:
+    text, left_out = rendered(table, width)
+    for line in text.splitlines():
+        assert width is None or cell_len(line) <= width, line
+        assert "…" not in line
+    shown = [column for column in table.columns if column.head not in left_out]
+    assert all(column.rank > 0 for column in table.columns if column.head in left_out)
+    kept = max((column.rank for column in shown), default=0)
+    assert all(column.rank >= kept for column in table.columns if column.head in left_out)
+    printed = cells_of(text)
+    for at, column in enumerate(shown):
+        found = [line[at] for line in printed]
+        wanted = [row[table.columns.index(column)].strip() for row in table.rows]
+        if column.number:
+            assert [cell for cell in found if cell] == [cell for cell in wanted if cell], column.head
+        else:
+            assert "".join("".join(found).split()) == "".join("".join(wanted).split()), column.head
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short runs of different rounding, and a study's folder."""
+    folder = tmp_path_factory.mktemp("tables")
+    for name, method in (("a", {"rounding": "half-up"}), ("b", {"rounding": "stochastic"})):
+        config = train.Config(**RUN, parameters=method)
+        train.train(train.create(config, folder / name, "test"), folder / name)
+    return folder
+
+
+COMMANDS = [
+    "profiles list", "profiles runtimes", "methods", "methods list", "methods show octo", "data list",
+    "data check fashion-mnist-5k", "show-env", "cost --model lenet5 --profile pi4",
+    "cost --model resnet20 --profile pi4 --compare pi5,jetson,stm32h7",
+    "cost --model lenet5 --profile pi4 --dtype float32 --compare pi5", "cost --model lenet5 --profile pi4 --advise",
+    "audit {}/a", "diff {}/a {}/b", "export {}/a --to safetensors --out {}/export", "train --resume --out {}/a",
+    "train --model lenet5 --limit 60 --batch-size 20 --steps 2 --dry-run",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_tables_of_commands(command: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Table] = []
+    monkeypatch.setattr(Table, "show", lambda self: found.append(self))
+    done = typer.testing.CliRunner().invoke(app, shlex.split(command.replace("{}", str(runs))))
+    assert found and done.exit_code in (0, 1), done.output or done.exception
+    for table in found:
+        for width in (*WIDTHS, None):
+            check(table, width)
+
+
+def test_table_of_a_study() -> None:
+    """A loss that explodes is no wider than another."""
+    states = [State(f"method=m{i},seed={i},accumulator=acc16", "broken", 18, 3000, 10.0**i, 0.1) for i in range(0, 39, 3)]
+    for width in WIDTHS:
+        check(studying._study_table("Methods", states), width)
+        assert "not" not in rendered(studying._study_table("Methods", states), width)[1]
+
+
+def test_what_has_no_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(tables, "say", said.append)
+    monkeypatch.setattr(tables.out_console, "_width", 80)
+    for arguments, expected in ((["profiles", "list"], ["not shown: accumulator, trains (--wide shows all)"]),
+                                (["profiles", "list", "--wide"], [])):  # fmt: skip
+        said.clear()
+        assert typer.testing.CliRunner().invoke(app, arguments).exit_code == 0
+        assert said == expected
+
+
+def test_watch_at_all_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from octosim import watch
+
+    for name in ("method=octo,rounding=half-up,seed=0", "method=fp32,seed=0"):
+        make_run(tmp_path / name, records())
+        (tmp_path / name / "overflow.jsonl").write_text(lines([{"layer": "conv2", "pass": "dW", "inexact": 1, "outputs": 2}]))
+    for width in WIDTHS:
+        monkeypatch.setattr(watching.out_console, "_width", width)
+        shown = watching._table(watch.open_watch(tmp_path))
+        assert shown.width and shown.width <= width
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_table(data: st.DataObject) -> None:
+    table = Table(title="t")
+    kinds = data.draw(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=1, max_size=12))
+    for number, (right, rank) in enumerate(kinds):
+        table.add_column(f"head {number}", justify="right" if right else "left", rank=rank)
+    for _ in range(data.draw(st.integers(0, 4))):
+        table.add_row(*(
+            data.draw(st.from_regex(r"-?[0-9]{1,9}(\.[0-9]{1,3})?( ms)?", fullmatch=True)) if right
+            else data.draw(st.text("abc déf", max_size=40)) for right, _ in kinds
+        ))  # fmt: skip
+    least = sum(table._widths([i for i, (_, rank) in enumerate(kinds) if rank == 0], True)) + 3 * len(kinds) + 1
+    for width in (40, *WIDTHS):
+        if least <= width and any(rank == 0 for _, rank in kinds):
+            check(table, width)
