@@ -38,7 +38,8 @@ class Lines:
         return anew, rows
 
     def _read(self) -> tuple[bool, list[dict[str, Any]]]:
-        anew, rows, self.problem = False, [], ""
+        anew, self.problem = False, ""
+        rows: list[dict[str, Any]] = []
         try:
             with open_regular(self.path) as file:
                 about = os.fstat(file.fileno())
