@@ -7,8 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from octosim.engine.graph import INPUT, LAYOUTS, Entry, Graph, InputSpec, arity, of_stack
 from octosim.engine.layers import LAYERS, Item, Residual, Rule, Stack
 from octosim.errors import OctosimError, suggest
@@ -44,6 +42,8 @@ def to_toml(graph: Graph) -> str:
     for entry, table in zip(graph.layers, content["layers"], strict=True):
         table["kind"] = entry.layer.kind
     plain = [{key: value for key, value in table.items() if value is not None} for table in content["layers"]]
+    import tomli_w  # by who writes a file: training needs none
+
     return tomli_w.dumps({"input": content["input"], "layers": plain})
 
 

@@ -357,7 +357,7 @@ def test_sums_that_could_overflow_are_refused() -> None:
     network = engine.Network((Conv2d(2, 3, pad=1), Flatten(), Linear(2)), (100, 100, 1), methods.make("niti", {}), 0)
     network.check(13)
     with pytest.raises(
-        OctosimError, match=r"layer conv1, dW: a sum of 140000 int8 products could overflow .* 133144.*--batch-size"
+        OctosimError, match=r"layer conv1, dW: a sum of 140000 int8 products could overflow .* 133144.*smaller batch size"
     ):
         network.check(14)
 

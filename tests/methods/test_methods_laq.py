@@ -213,6 +213,9 @@ class Newton:
         direction, d, _ = self.newton(self.node, self.node.grads["w"])
         w -= direction / d
 
+    def rate(self, node) -> float:
+        return self.lr
+
     def set_slots(self, node, slots) -> None:
         pass
 

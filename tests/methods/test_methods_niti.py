@@ -267,11 +267,11 @@ def test_a_step_has_no_floating_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_its_source_has_no_floating_point() -> None:
-    """No float literal and no true division outside the initial weights and the record's loss."""
+    """No float literal and no true division outside what comes in, weights and float32 data, and the record's loss."""
 
     class Without(ast.NodeTransformer):
         def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
-            return None if node.name in ("init", "loss") else node
+            return None if node.name in ("init", "_set_exponent", "input_values", "loss") else node
 
     for node in ast.walk(Without().visit(ast.parse(inspect.getsource(niti)))):
         assert not (isinstance(node, ast.Constant) and isinstance(node.value, float)), node.lineno
