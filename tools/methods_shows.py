@@ -77,7 +77,7 @@ def overflow(run: Run, images: Array) -> dict[str, dict[str, float]]:
         needed = core.gemm_counted(a, b, ACCUMULATORS["acc32"])[1]
         ma, _ = core.encode_mu8(np.ascontiguousarray(rows), method.activation_bound)
         mb, _ = core.encode_mu8(columns, method.weight_bound)
-        saturated = core.gemm_mu8(ma, mb, strict)[1]
+        saturated = int(core.gemm_mu8(ma, mb, strict)[1][0])
         found[name] = {f"{bits} bits": needed.would_overflow(bits) / (m * n) for bits in BITS} | {
             "mu8": saturated / (2 * m * n * k), "max x": float(np.abs(x).max()), "max w": float(np.abs(w).max())
         }  # fmt: skip

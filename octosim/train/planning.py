@@ -27,6 +27,7 @@ def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
     normalized = isinstance(held, dict)
     channels = (0.0,) * shape[-1], (1.0,) * shape[-1]
     source = Input(held.get("values") == "float32", *(channels if held.get("mean") else ())) if normalized else Input()
+    # without a configuration a run trained its whole network, a batch at once
     config = from_json(manifest["config"], "manifest.json") if "config" in manifest else Config()
     network = plan.dry(
         graph.parse_network("manifest.json:", decides.get("layers")), shape, method, True, source, config.selection,
