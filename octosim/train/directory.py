@@ -248,6 +248,15 @@ def _initial_tensors(folder: Path, content: dict[str, Any]) -> dict[str, Array]:
     return tensors
 
 
+def told(content: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says decides its run, its layers with the fields that layers have got since it was written."""
+    held = content["decides"]
+    try:
+        return held | {"layers": plain(graph.describe(graph.parse_network("manifest.json:", held.get("layers"))))}
+    except OctosimError:
+        return dict(held)
+
+
 def differing(recorded: Any, expected: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
     """(field, recorded, expected) of what differs between two values of JSON; 1, 1.0 and true are three values."""
     if isinstance(recorded, dict) and isinstance(expected, dict):
@@ -583,9 +592,9 @@ def reopen(folder: Path, dataset: Dataset | None = None, place: str | None = Non
     content = read_manifest(folder)
     with alone(folder):
         run = rebuild(folder, content, dataset, place)
-        now = plain(decides(run))
-        for key in {**now, **content["decides"]}:
-            before = content["decides"].get(key)
+        now, then = plain(decides(run)), told(content)
+        for key in {**now, **then}:
+            before = then.get(key)
             if any(differing(before, now.get(key), key)):
                 raise OctosimError(f"{folder}: '{key}' was {before} and is {now.get(key)} now; the bits could not be the same")
         refuse_changed(folder, changed_fields(content))

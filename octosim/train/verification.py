@@ -96,7 +96,7 @@ def verify(
         _refuse_other_data(run, folder, content)
     parted = [
         f"manifest.json: {name} is {_short(was)}, its config gives {_short(now)}"
-        for name, was, now in differing(content["decides"], decides, "decides")
+        for name, was, now in differing(directory.told(content), decides, "decides")
     ]
     if parted:
         return Verdict(False, recorded, "", None, (*changed, *parted))
