@@ -75,6 +75,7 @@ def test_checkasm(cpu: str, flags: str, compiled: Callable[..., Path]) -> None:
     check(cpu, compiled("-static", "-Wall", "-Wextra", *flags.split()), "--rounds", "16", "--seed", "6")
 
 
+@pytest.mark.slow  # minutes; those of x86 run with the others
 def test_sanitizers(compiled: Callable[..., Path]) -> None:
     """Reads and writes beyond operands, undefined behaviour; the largest processor runs every row."""
     program = compiled("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover")

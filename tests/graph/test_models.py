@@ -124,7 +124,10 @@ def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None
 @pytest.mark.parametrize(
     ("model", "method", "full"),
     [(model, method, False) for model in graph.MODELS for method in methods.METHODS]
-    + [(model, method, True) for model in graph.MODELS for method in ("octo", "fp32")],
+    + [
+        pytest.param(model, method, True, marks=[pytest.mark.slow] * model.startswith("vgg"))
+        for model in graph.MODELS for method in ("octo", "fp32")
+    ],
 )
 def test_gradients_of_colour_images_on_every_instruction_set(
     model: str, method: str, full: bool, each_isa: list[tuple[str, int]]
