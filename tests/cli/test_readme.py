@@ -42,6 +42,7 @@ ELSEWHERE = {
     "study isa-divergence": "tests/study/test_study.py",
     "calibrate": "tests/hardware/test_calibrate.py",
     ".onnx": "tests/graph/test_onnx_trace.py",
+    "watch": "tests/watch/test_watch.py",
 }
 """Commands of whose kind another test file runs some: of these the options are looked up."""
 SLOW = ("bench", "audit")
