@@ -240,7 +240,7 @@ MISTAKES = [
     (("train", "--model", "LeNet-5"), "did you mean 'lenet5'?"),
     (("train", "--method", "OCTO"), "did you mean 'octo'?"),
     (("train", "--accumulator", "16"), "did you mean 'acc16'?"),
-    (("train", "--model", "net.ONNX"), "net.ONNX is an ONNX file, which octosim cost prices"),
+    (("train", "--model", "net.ONNX"), "net.ONNX: cannot be read (No such file"),
     (("cost", "--model", "net.ONNX"), "net.ONNX: no such file"),
     (("train", "--set", "foo=1"), "no parameter 'foo' (known: keep, lac,"),
     (("train", "--method", "fp32", "--lac", "channel"), "no parameter 'lac'; it has none"),

@@ -60,7 +60,7 @@ def test_a_compiler_without_openmp(compiler: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
         shipped = {name for name in archive.namelist() if name.startswith("octosim/") and not name.endswith((".so", ".pyc"))}
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "octosim").rglob("*") if path.is_file()}
-    package |= {f"octosim/{path.relative_to(ROOT)}" for path in (ROOT / "hwprofiles").glob("*.toml")}
+    package |= {f"octosim/{path.relative_to(ROOT)}" for path in (ROOT / "hwprofiles").rglob("*.toml")}
     assert shipped == {name for name in package if not name.endswith((".so", ".pyc", "_core.c"))}
     program = "from octosim import core; core.set_threads(2); print(core.threads(), core.__file__)"
     used = run(sys.executable, "-c", program, PYTHONPATH=str(tmp_path / "site"), PYTHONSAFEPATH="1")
