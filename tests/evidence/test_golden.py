@@ -158,7 +158,7 @@ def test_the_same_files_again(model: str, tmp_path: Path) -> None:
 def test_what_is_refused(model: str, tmp_path: Path) -> None:
     with pytest.raises(OctosimError, match="no weighted layer 'conv9'; did you mean 'conv"):
         made(model, tmp_path / "a", layer="conv9")
-    with pytest.raises(OctosimError, match=r"--step must be in 1 \.\. 3, the run's steps, not 4"):
+    with pytest.raises(OctosimError, match=r"^step must be in 1 \.\. 3, the run's steps, not 4"):
         made(model, tmp_path / "b", step=4)
     with pytest.raises(OctosimError, match="layer conv1 has no int8 products"):
         made(model, tmp_path / "c", method="fp32")
