@@ -323,11 +323,13 @@ def test_divergence_is_one_sentence(tmp_path: Path) -> None:
     line = ("train", "--model", "lenet5", "--batch-size", "50", "--lr", "1e25", "--out", "run")
     done = octosim(*line, "--checkpoint-every", "1", folder=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(r"octosim: step \d+, layer \w+, .*: .*; a smaller learning rate may help\n", done.stderr)
+    told, error = done.stderr.splitlines(keepends=True)
+    assert told.startswith("run: 300 steps")
+    assert re.fullmatch(r"octosim: step \d+, layer \w+, .*: .*; a smaller learning rate may help\n", error)
     steps = len((tmp_path / "run/records.jsonl").read_text().splitlines())
-    assert done.stderr.startswith(f"octosim: step {steps + 1}, ") and not (tmp_path / "run/digest.txt").exists()
+    assert error.startswith(f"octosim: step {steps + 1}, ") and not (tmp_path / "run/digest.txt").exists()
     again = octosim("train", "--resume", "--out", "run", folder=tmp_path)
-    assert again.returncode == 2 and again.stderr.endswith(done.stderr)
+    assert again.returncode == 2 and again.stderr.endswith(error)
 
 
 def test_missing_full_set_names_both_remedies(tmp_path: Path) -> None:
