@@ -6,6 +6,7 @@ can be priced without running it; `octosim bench` measures the same (layer, pass
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,3 +95,8 @@ def with_winograd(op: Op) -> Op:
     if wide and op.kernel == (3, 3) and op.stride == 1 and op.groups == 1:
         return replace(op, algorithm="winograd")
     return op
+
+
+def is_training(ops: Sequence[Op]) -> bool:
+    """Whether operations are a training step's, not an inference's."""
+    return any(op.pass_ != "forward" for op in ops)

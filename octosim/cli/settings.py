@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from octosim.cli.terminal import parameters
+from octosim.cli.terminal import parameters, parameters_of, with_parameters
 from octosim.errors import OctosimError
 from octosim.settings import Settings, kinds, spelling
 
@@ -53,21 +52,16 @@ def with_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]], 
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature, hints = inspect.signature(command), typing.get_type_hints(command, include_extras=True)
         before, after = list[inspect.Parameter](), list[inspect.Parameter]()
-        for each in signature.parameters.values():
+        for each in parameters_of(command):
             if each.name != "settings":
-                first = hints[each.name] is typer.Context
-                (before if first else after).append(each.replace(annotation=hints[each.name], kind=each.KEYWORD_ONLY))
+                (before if each.annotation is typer.Context else after).append(each)
         options = [_option(name, helps.get(name, "")) for name in names or FIELDS]
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
             command(settings={each.name: _value(each.name, given.pop(each.name)) for each in options}, **given)
 
-        every = [*before, *options, *after]
-        run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in every} | {"return": types.NoneType}
-        return run
+        return with_parameters(run, [*before, *options, *after])
 
     return decorate

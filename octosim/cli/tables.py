@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
-import typing
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import rich.table
 import typer
 from rich.cells import cell_len
 
-from octosim.cli.terminal import out_console, plain, say
+from octosim.cli.terminal import out_console, parameters_of, plain, say, with_parameters
 
 NARROW = 16
 """Columns of the terminal to which text may be folded."""
@@ -108,7 +106,6 @@ Wide = Annotated[bool, typer.Option("--wide", help="Show every column of a table
 
 def with_wide(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command that prints tables the option --wide."""
-    signature, hints = inspect.signature(command), typing.get_type_hints(command, include_extras=True)
     option = inspect.Parameter("wide", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Wide)
 
     @functools.wraps(command)
@@ -119,8 +116,4 @@ def with_wide(command: Callable[..., None]) -> Callable[..., None]:
         finally:
             _WIDE.reset(token)
 
-    every = [each.replace(annotation=hints[each.name], kind=each.KEYWORD_ONLY) for each in signature.parameters.values()]
-    every.append(option)
-    run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in every} | {"return": types.NoneType}
-    return run
+    return with_parameters(run, [*parameters_of(command), option])

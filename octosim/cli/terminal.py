@@ -6,11 +6,15 @@ markup is off, and what a terminal would obey is shown as an escape.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
 import shlex
 import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -183,3 +187,18 @@ def parameters(settings: list[str], **named: str | None) -> dict[str, Any]:
         if given is not None:
             found[key] = given
     return found
+
+
+def parameters_of(command: Callable[..., None]) -> list[inspect.Parameter]:
+    """A command's parameters, by keyword, with their annotations as objects."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    every = inspect.signature(command).parameters.values()
+    return [each.replace(annotation=hints[each.name], kind=each.KEYWORD_ONLY) for each in every]
+
+
+def with_parameters(run: Callable[..., None], every: Iterable[inspect.Parameter]) -> Callable[..., None]:
+    """The function, with these parameters for typer to make options of."""
+    held = list(every)
+    run.__signature__ = inspect.signature(run).replace(parameters=held)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in held} | {"return": types.NoneType}
+    return run

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from octosim.errors import OctosimError
 from octosim.hardware import DTYPES, Device, Dtype, Engine, Runtime, efficiency, rates
 from octosim.hardware.efficiency import Factors
-from octosim.trace import DTYPE_BYTES, Op
+from octosim.trace import DTYPE_BYTES, Op, is_training
 
 BOUNDS = ("compute", "memory", "overhead")
 """What limits an operation: the largest of its three times, the first named here where they are equal."""
@@ -135,7 +135,7 @@ def predict(
     if device.rates is not None and (runtime is None or runtime.name == "octosim"):
         return [_measured(op, device, threads) for op in ops]
     prepared = prepare(ops, device, threads, runtime)
-    training = any(op.pass_ != "forward" for op in prepared.ops)
+    training = is_training(prepared.ops)
     time, compute, memory, overhead = times(prepared, prepared.parameters)
     slowest = np.stack([compute, memory, overhead]).argmax(axis=0) if len(time) else []
     return [
@@ -481,7 +481,7 @@ def prepare(
 ) -> Prepared:
     """The operations of one network on one device."""
     ops = list(ops)
-    machine = Machine(device, runtime, threads, any(op.pass_ != "forward" for op in ops))
+    machine = Machine(device, runtime, threads, is_training(ops))
     columns = geometry(ops)
     codes = columns[GEOMETRY.index("code")]
     machine.add(codes.astype(int).tolist(), ops)

@@ -37,10 +37,6 @@ def check(runtime: Runtime, device: Device, training: bool) -> None:
         raise OctosimError(f"runtime {runtime.name} does not train; --inference prices its forward pass")
 
 
-def is_training(ops: Sequence[Op]) -> bool:
-    return any(op.pass_ != "forward" for op in ops)
-
-
 def training_ops(ops: Sequence[Op], runtime: Runtime) -> list[Op]:
     """A float training step as the runtime's backward pass is built: the same operations, slower or with more traffic."""
     rules = runtime.backward

@@ -16,7 +16,7 @@ import numpy as np
 from octosim.cost import model
 from octosim.errors import OctosimError
 from octosim.hardware import Device, Runtime
-from octosim.trace import Op
+from octosim.trace import Op, is_training
 
 Array = np.ndarray[Any, Any]
 
@@ -70,7 +70,7 @@ def times(network: Table, batches: Sequence[int], devices: Sequence[tuple[Device
 
     devices: with their runtime and threads.  Devices whose rates were measured are left to octosim.cost.predict: NaN.
     """
-    training = any(op.pass_ != "forward" for op in network.ops)
+    training = is_training(network.ops)
     machines = [None if d.rates is not None else model.Machine(d, r, t, training) for d, r, t in devices]
     found = np.full((len(devices), len(batches)), np.nan)
     several = [at for at, batch in enumerate(batches) if network.exact and batch > 1]  # one row is another kind

@@ -69,11 +69,6 @@ class Value:
         return tuple(1 if axis is None else self.shape[axis] for axis in self.axes)
 
     @property
-    def is_image(self) -> bool:
-        """Whether it is (height, width, channels) of (batch, channels, height, width)."""
-        return self.axes == (2, 3, 1) and len(self.shape) == 4
-
-    @property
     def is_vector(self) -> bool:
         return len(self.axes) == 1
 
