@@ -34,15 +34,16 @@ def load(source: str | Path) -> Imported:
     """The network of an ONNX file, or of a folder that `save` wrote; OctosimError where there is none."""
     path = Path(source)
     try:
-        state = os.stat(path / WEIGHTS if path.is_dir() and (path / WEIGHTS).exists() else path)
+        files = [file for file in (path / MODEL, path / WEIGHTS) if file.exists()] if path.is_dir() else []
+        states = [os.stat(file) for file in files or [path]]
     except (OSError, ValueError) as error:
         raise OctosimError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    return _load(path, state.st_mtime_ns, state.st_size)
+    return _load(path, tuple((state.st_mtime_ns, state.st_size) for state in states))
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: Path, changed: int, size: int) -> Imported:
-    """changed, size: of the file, so that another one of this name is read anew."""
+def _load(path: Path, version: tuple[tuple[int, int], ...]) -> Imported:
+    """version: times and sizes of the files, so that others of these names are read anew."""
     if not path.is_dir():
         return onnx.read(path)
     if not (path / MODEL).exists():

@@ -263,7 +263,12 @@ def resize(importer: Importer, node: Any) -> Value:
     mode = attribute(node, "coordinate_transformation_mode", "half_pixel")
     if mode not in ("half_pixel", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric"):
         raise Unsupported(f"coordinates {mode}")
-    if mode == "asymmetric" and attribute(node, "nearest_mode", "round_prefer_floor") not in ("floor",) and max(factors) > 2:
-        raise Unsupported("rounded to the nearest pixel")
+    nearest = attribute(node, "nearest_mode", "round_prefer_floor")
+    if mode == "asymmetric":  # pixel k is at k / factor
+        repeats = nearest == "floor" or nearest == "round_prefer_floor" and max(factors) <= 2
+    else:  # at (k + 1/2) / factor - 1/2, less than half a pixel from the one that it belongs to
+        repeats = nearest.startswith("round_")
+    if not repeats and max(factors) > 1:
+        raise Unsupported(f"coordinates {mode}, rounded by {nearest}")
     layer = Upsample((int(factors[0]), int(factors[1])))
     return replace(x, layer=importer.emit(node, layer, [x]), shape=shape)

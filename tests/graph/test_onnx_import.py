@@ -67,6 +67,36 @@ def test_outputs_are_onnxruntimes(name: str, opset: int, tmp_path: Path) -> None
     assert all((again.weights[key] == imported.weights[key]).all() for key in again.weights)
 
 
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("nearest", ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
+@pytest.mark.parametrize("mode", ["asymmetric", "half_pixel", "pytorch_half_pixel", "align_corners"])
+def test_enlarged_images_are_onnxruntimes_or_refused(mode: str, nearest: str, factor: int, tmp_path: Path) -> None:
+    """Only where each pixel stands `factor` times: others would be other numbers, not an error."""
+    b = Builder(13)
+    scales = b.constant(np.array([1, 1, factor, factor], np.float32))
+    how = {"mode": "nearest", "coordinate_transformation_mode": mode, "nearest_mode": nearest}
+    y = b.gemm(b.add("Flatten", b.add("Resize", b.conv("x", 3, 2), "", scales, **how)), 2 * (5 * factor) ** 2, 3)
+    path = tmp_path / "net.onnx"
+    onnx.save(b.model(y, ("N", 3, 5, 5)), path)
+    repeats = {"asymmetric": ["floor"] + ["round_prefer_floor"] * (factor < 3)}.get(
+        mode, ["round_prefer_floor", "round_prefer_ceil"] if "half" in mode else []
+    )
+    if nearest in repeats or factor == 1 and mode != "align_corners":
+        assert relative(path, graph.load(path)) <= 1e-4
+    else:
+        with pytest.raises(OctosimError, match="Resize"):
+            graph.load(path)
+
+
+def test_an_edited_model_file_is_read_anew(tmp_path: Path) -> None:
+    net, shape = NETS["residual"]
+    onnx.save(build(net, 17, shape), tmp_path / "net.onnx")
+    graph.save(graph.load(tmp_path / "net.onnx"), tmp_path / "net")
+    before, file = graph.load(tmp_path / "net").graph, tmp_path / "net/model.toml"
+    file.write_text(file.read_text().replace("eps = 1e-05", "eps = 1e-03", 1))
+    assert graph.load(tmp_path / "net").graph != before
+
+
 def test_external_data(tmp_path: Path) -> None:
     net, shape = NETS["residual"]
     path = tmp_path / "net.onnx"
