@@ -36,7 +36,7 @@ class OnnxModel:
 
     nodes: those that depend on the inputs, in their order.  inputs, outputs: names.  parameters: initializers and constants of
     nodes.  constants: all that is known before the first input.  shapes, types: of tensors by name, as far as they can be
-    inferred; types as in onnx.TensorProto.  opset: of the standard operators.  problems: what inference said, by output.
+    inferred; types as in onnx.TensorProto.  opset: of the standard operators.
     """
 
     path: Path
@@ -48,7 +48,6 @@ class OnnxModel:
     types: dict[str, int] = field(default_factory=dict)
     parameters: set[str] = field(default_factory=set)
     constants: set[str] = field(default_factory=set)
-    problems: dict[str, str] = field(default_factory=dict)
     _tensors: dict[str, Any] = field(default_factory=dict)
     _values: dict[str, Array] = field(default_factory=dict)
     _later: dict[str, Any] = field(default_factory=dict)
@@ -382,8 +381,8 @@ class _Walk:
             found = onnx.shape_inference.infer_node_outputs(
                 schema, node, types, data or None, opset_imports=list(known._imports), ir_version=known._ir
             )
-        except Exception as error:  # no schema, or inconsistent shapes
-            known.problems[node.output[0] if node.output else ""] = " ".join(str(error).split())[:200]
+        except Exception:  # no schema, or inconsistent shapes: whoever needs one says that it is not known
+            pass
         for name in node.output:
             kind = self.declared.get(name, 0)
             shape = None

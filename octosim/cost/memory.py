@@ -36,8 +36,7 @@ def memory(
     parameters = graph.parameters - graph.integers
     count = sum(size.get(name, 0) for name in parameters)
     wide, narrow = DTYPE_BYTES[floats], DTYPE_BYTES[dtype]
-    constant = _constants(model, graph.parameters)
-    live = _live(model, constant, {name: n * wide for name, n in size.items()})
+    live = _live(model, graph.parameters, {name: n * wide for name, n in size.items()})
     padded = max((2 * size.get(node.input[0], 0) * narrow for node in model.graph.node if node.op_type == "Conv"), default=0)
     if inference:
         products = {name for node in model.graph.node if product_of(node) for name in node.input}
@@ -48,7 +47,7 @@ def memory(
     for node in model.graph.node:
         names = _kept(node)
         for name in names:
-            if name and name not in constant and name not in graph.integers:
+            if name and name not in graph.parameters and name not in graph.integers:
                 each = narrow if product_of(node) else wide
                 kept[name] = max(kept.get(name, 0), size.get(name, 0) * each)
     masters = 4 * count + (count * narrow if dtype != "float32" else 0)
@@ -60,14 +59,6 @@ def _kept(node: Any) -> list[str]:
     if node.op_type in onnx_ops.FREE or node.op_type in KEEPS_NOTHING:
         return []
     return list(node.output[:1]) if node.op_type in KEEPS_OUTPUT else list(node.input)
-
-
-def _constants(model: Any, parameters: set[str]) -> set[str]:
-    found = set(parameters)
-    for node in model.graph.node:
-        if all(not name or name in found for name in node.input):
-            found.update(node.output)
-    return found
 
 
 def _live(model: Any, constant: set[str], size: Mapping[str, int]) -> int:

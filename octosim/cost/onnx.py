@@ -65,8 +65,7 @@ class _Graph:
 
     shapes: dict[str, Shape]
     integers: set[str]  # tensors of whole numbers
-    constants: set[str]  # known before the first input: weights and what follows from them
-    parameters: set[str]  # initializers
+    parameters: set[str]  # initializers: all that is known before the first input, as `onnxfile.simplified` leaves it
     consumers: dict[str, list[Any]]
     inference: bool
     dtype: str
@@ -119,9 +118,6 @@ def ops(
     for index, node in enumerate(model.graph.node):
         outputs = [name for name in node.output if name]
         needs = any(name in graph.gradients or name in graph.parameters and name not in graph.integers for name in node.input)
-        if all(not name or name in graph.constants for name in node.input) and node.op_type not in ("RandomNormal",):
-            graph.constants.update(outputs)  # a constant expression, or a node without inputs
-            continue
         if needs:
             graph.gradients.update(outputs)
         geometry = products.of(node)
@@ -194,9 +190,15 @@ def load(path: Path, batch: int | None, shapes: Mapping[str, Shape] | None = Non
     return _loaded(path, batch, tuple((shapes or {}).items()), (status.st_mtime_ns, status.st_size, status.st_ino))
 
 
+@functools.lru_cache(maxsize=1)
+def _file(path: Path, version: tuple[int, ...]) -> Any:
+    """The file, for every batch; `prepare` leaves it as it is."""
+    return onnxfile.load(path)
+
+
 @functools.lru_cache(maxsize=8)
 def _loaded(path: Path, batch: int | None, shapes: tuple[tuple[str, Shape], ...], version: tuple[int, ...]) -> Any:
-    return onnxfile.simplified(onnxfile.read(path, batch, dict(shapes)))
+    return onnxfile.simplified(onnxfile.prepare(_file(path, version), path, batch, dict(shapes)))
 
 
 def batch_size(path: Path, batch: int | None, shapes: Mapping[str, Shape] | None = None) -> int:
@@ -239,7 +241,7 @@ def _read(model: Any, inference: bool, dtype: str, float_dtype: str, path: Path)
     for value in model.graph.output:
         consumers.setdefault(value.name, []).append(None)  # somebody outside
     parameters = {tensor.name for tensor in model.graph.initializer}
-    return _Graph(shapes, integers, set(parameters), parameters, consumers, inference, dtype, float_dtype, narrow=narrow)
+    return _Graph(shapes, integers, parameters, consumers, inference, dtype, float_dtype, narrow=narrow)
 
 
 def _shapes_known(graph: _Graph, node: Any, layer: str, path: Path, lenient: bool) -> bool:
@@ -266,7 +268,7 @@ def _find_coded(graph: _Graph, model: Any) -> None:
     real = {name: node for node in model.graph.node for name in node.output}
 
     def dequantized(name: str) -> bool:
-        return name in graph.constants or name in real and real[name].op_type == "DequantizeLinear"
+        return name in graph.parameters or name in real and real[name].op_type == "DequantizeLinear"
 
     for node in model.graph.node:
         geometry = products.of(node)
@@ -274,7 +276,7 @@ def _find_coded(graph: _Graph, model: Any) -> None:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") or not priced:
             continue
         inputs = [name for name in node.input if name and name not in graph.integers]
-        if not inputs or not all(dequantized(name) for name in inputs) or all(name in graph.constants for name in inputs):
+        if not inputs or not all(dequantized(name) for name in inputs) or all(name in graph.parameters for name in inputs):
             continue
         if geometry or _is_quantized_next(graph, node.output[0]):
             graph.coded.add(id(node))
@@ -297,7 +299,7 @@ def _fold(graph: _Graph, name: str, folded: set[str]) -> tuple[str, int]:
             return name, more
         node = readers[0]
         others = [other for other in node.input if other and other != name]
-        constant = all(other in graph.constants for other in others)
+        constant = all(other in graph.parameters for other in others)
         adds = node.op_type == "Add" and len(others) == 1 and "add" in graph.fuses and others[0] in graph.ready
         if constant:
             kind = "norm" if node.op_type in ("Add", "Mul") and others else FUSES.get(node.op_type)
@@ -326,7 +328,7 @@ def _product(graph: _Graph, node: Any, layer: str, part: Product, last: str, mor
     coded = id(node) in graph.coded
     quantized = coded or any(word in node.op_type for word in ("Integer", "QLinear", "QGemm", "DynamicQuantize"))
     dtype = "int8" if quantized else graph.dtype
-    fixed = w in graph.constants
+    fixed = w in graph.parameters
     x_size, w_size, y_size = graph.elements(x), graph.elements(w), graph.elements(y)
     size, wide = DTYPE_BYTES[dtype], DTYPE_BYTES[graph.float_dtype]
     fused = graph.inference and graph.float_dtype == "int8"
@@ -351,7 +353,7 @@ def _product(graph: _Graph, node: Any, layer: str, part: Product, last: str, mor
     scans = 1 if graph.inference else 2
     if dtype == "int8" and not quantized and not fused:
         for name, count in ((x, x_size), (w, w_size)):
-            if name not in graph.codes and not (graph.inference and name in graph.constants):
+            if name not in graph.codes and not (graph.inference and name in graph.parameters):
                 found.append(over("forward", "quantize", count, count * wide * scans, count))
                 graph.codes.add(name)
     forward = gemm("forward", (m, k, n), (x_size + w_size) * size + more * wide, y_size * sum_size, weights)

@@ -37,15 +37,14 @@ def inference(
     rows = [row for row in fit.measurements(path) if row.device.startswith(device)]
     if not rows:
         raise OctosimError(f"{path}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
-    found, chip = hardware.load(profile), hardware.load(profile)
+    chip = hardware.load(profile)
     software = hardware.load_runtime(runtime) if runtime else runtimes.default(chip, False)
     runtimes.check(software, chip, False)
     nets = fit.networks(layers, summary) if layers else {}
-    engine = max(found.engines, key=lambda e: e.rate_mac_s("float32", 1.0) or e.rate_mac_s("int8", 1.0))
     result = []
     for row in rows:
-        ops, _ = fit.operations(row, found, nets, cost.path_of(engine, "int8") or "int8", software)
-        prepared = cost.prepare(ops, found, row.threads, software)
+        ops, _ = fit.operations(row, chip, nets, "int8", software)
+        prepared = cost.prepare(ops, chip, row.threads, software)
         seconds = float(cost.times(prepared, prepared.parameters)[0].sum())
         macs, moved = np.array([op.macs for op in ops], float), np.array([op.bytes for op in ops], float)
         roof = float(np.maximum(macs / (prepared.rate * prepared.cores), moved / prepared.bandwidth).sum())
