@@ -34,6 +34,7 @@ from octosim import core, data, graph, hardware, methods  # noqa: I001 - by name
 from octosim import cost as _cost
 from octosim import study as _study
 from octosim import train as _train
+from octosim.cost import runtimes
 from octosim.engine import Network, plan
 from octosim.engine.nodes import Array, Context, Method
 from octosim.errors import OctosimError
@@ -54,14 +55,18 @@ LAYERS = "layers.toml"
 """The model's name where layers were given; the manifest holds them."""
 
 
+_OPTION = r"(?<![^\s(;'])--"  # that begins a word: a path may have two dashes too
+
+
 @contextmanager
 def _in_arguments() -> Iterator[None]:
     """Errors name the arguments of Python in place of the command line's options."""
     try:
         yield
     except OctosimError as error:
-        text = re.sub(r"--no-([a-z-]+)", r"\1=False", str(error)).replace("--resume", "octosim.open(...).resume()")
-        raise OctosimError(re.sub(r"--([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), text)) from None
+        text = re.sub(rf"{_OPTION}no-([a-z-]+)", r"\1=False", str(error))
+        text = re.sub(rf"{_OPTION}resume\b", "octosim.open(...).resume()", text)
+        raise OctosimError(re.sub(rf"{_OPTION}([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), text)) from None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -376,11 +381,11 @@ def _bar(run: _train.Run, progress: bool | None) -> Iterator[Callable[[Progress]
 # ---- data as arrays --------------------------------------------------
 
 
-def _labels(name: str, y: Any, count: int, classes: int = 256) -> Array:
+def _labels(name: str, y: Any, count: int, classes: int) -> Array:
     y = np.asarray(y)
     if y.shape != (count,) or y.dtype.kind not in "iu" or y.size and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise OctosimError(f"{name} is {y.dtype} {y.shape}, expected {count} whole numbers in 0 .. {classes - 1}")
-    return y.astype(np.uint8) if classes <= 256 else y
+    return y.astype(np.int32)
 
 
 def _dataset(arrays: Any) -> data.Dataset:
@@ -483,8 +488,10 @@ def cost(
     >>> result.totals["device"].tolist()
     ['raspberry-pi-4', 'jetson-xavier-nx']
     """
+    part: dict[str, Any] = {}  # what of the network is trained, and how
     if isinstance(model, Run):
         state = model.state
+        part = {"selection": state.network.selection, "accumulate": state.network.accumulate}
         layers, made, image = state.layers, state.method, state.network.nodes[0].in_shape  # type: ignore[assignment]
         batch_size, title = state.config.batch_size, state.config.model
     else:
@@ -495,14 +502,17 @@ def cost(
             layers, title = _checked_layers(model), "layers"
     if batch_size < 1:
         raise OctosimError(f"batch_size must be at least 1, not {batch_size}")
-    network = plan.dry(layers, tuple(image), made, float_layers=True)
+    network = plan.dry(layers, tuple(image), made, float_layers=True, **part)
     if not inference:
         network.check(batch_size)
     step = plan.plan_like(network, batch_size, training=not inference)
     peak, results = plan.memory(step), []
     for name in [profile] if isinstance(profile, str) else profile:
         device = hardware.load(name)
-        predicted = _cost.predict(plan.ops(step), device, threads)
+        runtime = runtimes.choose(None, device, "float32" if made.name == "fp32" else "int8", not inference, True)
+        ops = plan.ops(step)
+        ops = ops if runtime.name == "octosim" else runtimes.training_ops(ops, runtime)
+        predicted = _cost.predict(ops, device, threads, runtime)
         results.append(_cost.cost_json(predicted, device, peak["peak"]) | {"memory": peak})
     if not results:
         raise OctosimError("profile names no device")

@@ -22,7 +22,7 @@ from octosim import api, graph
 from octosim.engine.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU, Residual
 from octosim.methods.octo import Octo
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, find
-from octosim.train import verify
+from octosim.train import step_of, verify
 
 SMALL = dict(model="lenet5", batch_size=20, steps=2)
 
@@ -169,6 +169,24 @@ def test_errors_name_the_argument(arguments: dict, sentence: str) -> None:
     with pytest.raises(octosim.OctosimError, match=sentence) as caught:
         octosim.train(**(SMALL | arguments))
     assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method, profile", [("fp32", "jetson"), ("fp32", "pi4"), ("octo", "jetson")])
+def test_cost_is_the_command_lines(method: str, profile: str) -> None:
+    found = octosim.cost("lenet5", profile, batch_size=20, method=method)
+    line = f"--model lenet5 --batch-size 20 --profile {profile} --method {method} --json"
+    assert found.total == json.loads(command("cost", *line.split()).stdout)["total"]
+
+
+def test_paths_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(octosim.OctosimError, match=f"{tmp_path}/runs--old/a is not a run"):
+        octosim.open(tmp_path / "runs--old/a")
+
+
+def test_cost_of_a_run_that_trains_a_part() -> None:
+    part = octosim.train(**(SMALL | {"train_last": 1, "accumulate": 2}))
+    ops, peak = step_of(part.manifest)
+    assert len(octosim.cost(part, "pi4").table) == len(ops) and octosim.cost(part, "pi4").total["peak_bytes"] == peak
 
 
 def test_cost_and_its_pictures(run: octosim.Run, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def cost(
     if roofline:
         from octosim.cost import plots
 
-        both = [[c.op for c in costs] for name, costs in points[0][1].items() if name in (first.dtype, "float32")]
+        both = [costs for name, costs in points[0][1].items() if name in (first.dtype, "float32")]
         plots.roofline(devices[0], both, f"{model}, batch {points[0][0]['batch_size']}", roofline, threads)
     if plot:
         from octosim.cost import plots

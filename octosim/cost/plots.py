@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from octosim import cost
+from octosim.cost.model import OpCost
 from octosim.errors import OctosimError
 from octosim.hardware import Device
 from octosim.trace import Op
@@ -93,18 +94,18 @@ def roofs(device: Device, threads: int | None = None) -> dict[str, tuple[float, 
     return found
 
 
-def roofline(device: Device, traces: Sequence[Sequence[Op]], title: str, path: Path, threads: int | None = None) -> None:
-    """The matrix products of traces under the device's roofs: operations a byte against operations a second."""
+def roofline(device: Device, steps: Sequence[Sequence[OpCost]], title: str, path: Path, threads: int | None = None) -> None:
+    """The matrix products of priced steps under the device's roofs: operations a byte against operations a second."""
     figure, axes = _pyplot().subplots(figsize=(9, 6), layout="constrained")
     limits = roofs(device, threads)
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     layers: list[tuple[float, float, str]] = []
-    for ops in traces:
-        for c in cost.predict(ops, device, threads):
+    for costs in steps:
+        for c in costs:
             if c.op.kind == "gemm" and c.op.bytes and c.time_s:
                 place = (2 * c.op.macs / c.op.bytes, 2 * c.op.macs / c.time_s / 1e9)
                 points.setdefault((c.dtype_used, c.op.pass_), []).append(place)
-                if c.op.pass_ == "forward" and ops is traces[0]:
+                if c.op.pass_ == "forward" and costs is steps[0]:
                     layers.append((*place, c.op.layer))
     x_all = [x for some in points.values() for x, _ in some] or [1.0, 100.0]
     knees = [2 * peak / bandwidth for peak, bandwidth in limits.values() if np.isfinite(bandwidth)]

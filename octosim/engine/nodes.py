@@ -232,12 +232,12 @@ class BatchedProduct:
         return self.multiply(self.geometry, a, b, out)
 
     def left_grad(self, dc: Array, b: Array, *, out: Array | None = None) -> Array:
-        return self.multiply(self._left(), dc, b, out)
+        return self.multiply(self._left(), dc, b, out, "dX")
 
     def right_grad(self, a: Array, dc: Array, *, out: Array | None = None) -> Array:
-        return self.multiply(self._right(), *((dc, a) if self.geometry.transpose_b else (a, dc)), out)
+        return self.multiply(self._right(), *((dc, a) if self.geometry.transpose_b else (a, dc)), out, "dX")
 
-    def multiply(self, g: core.Batched, a: Array, b: Array, out: Array | None) -> Array:
+    def multiply(self, g: core.Batched, a: Array, b: Array, out: Array | None, pass_: str = "forward") -> Array:
         return core.gemm_batched(g, a, b, out=out)
 
 

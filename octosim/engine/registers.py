@@ -106,6 +106,13 @@ def resized(product: Product, batch: int) -> Product:
     return kind(replace(g, batch=batch))
 
 
+def in_rows(product: Product, operands: dict[str, Array]) -> dict[str, Array]:
+    """Operands with a row for each of the product's batch: a fully connected layer's images may have several, tokens."""
+    if product.kernel != (0, 0):
+        return operands
+    return {name: values if name == "w" else values.reshape(-1, values.shape[-1]) for name, values in operands.items()}
+
+
 def exact_sums(product: Product, pass_: str, operands: dict[str, Array], x_zero: int = 0) -> Array:
     """The int64 sums of a pass on int8 codes, without overflow whatever the batch.
 
@@ -113,6 +120,7 @@ def exact_sums(product: Product, pass_: str, operands: dict[str, Array], x_zero:
     """
     if pass_ != "dW":
         return multiply(product, pass_, operands, x_zero).astype(np.int64)  # depths up to layers.LONGEST_WINDOW: safe
+    operands = in_rows(product, operands)
     x, dy = operands["x"], operands["dy"]
     if max(product.depths) <= EXACT32.safe_depth(128, 128):
         return multiply(product, pass_, operands, x_zero).astype(np.int64)
@@ -327,7 +335,7 @@ class BatchedInRegister(BatchedProduct):
     layer: str
     registers: Registers
 
-    def multiply(self, g: core.Batched, a: Array, b: Array, out: Array | None) -> Array:
+    def multiply(self, g: core.Batched, a: Array, b: Array, out: Array | None, pass_: str = "forward") -> Array:
         if a.dtype != np.int8:
             return core.gemm_batched(g, a, b, out=out)
         product = InRegister(self.layer, FullProduct(1, 1, 1), self.registers)
@@ -342,7 +350,7 @@ class BatchedInRegister(BatchedProduct):
             made[:], count = product.gemm(left, right, transpose_a=g.transpose_a, transpose_b=g.transpose_b)
             counts += count
         if counts:
-            self.registers.counts.append((self.layer, "forward", total(counts)))
+            self.registers.counts.append((self.layer, pass_, total(counts)))
         return out
 
 

@@ -32,7 +32,7 @@ from octosim.engine.inputs import Input
 from octosim.engine.layers import Stack
 from octosim.engine.nodes import Array, Context, FullProduct, Node, Product
 from octosim.engine.probes import watching
-from octosim.engine.registers import InRegister, Registers, as_record, exact_sums, multiply, resized, x_windows
+from octosim.engine.registers import InRegister, Registers, as_record, exact_sums, in_rows, multiply, resized, x_windows
 from octosim.engine.selection import ALL, Selection
 from octosim.numerics import Accumulator
 
@@ -170,7 +170,7 @@ def _sample(product: Product, pass_: str, operands: dict[str, Array], x_zero: in
     spread over the kernel and the channels (depthwise: of the first one): X's windows make it a fully connected layer with an
     image a place.
     """
-    g = product.geometry
+    g, operands = product.geometry, in_rows(product, operands)
     if pass_ != "dW":
         batch = min(g.batch, COUNTED)
         return resized(product, batch), {k: v if k == "w" else v[:batch] for k, v in operands.items()}

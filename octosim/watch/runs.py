@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -208,9 +207,9 @@ class RunView:
             return "broken", self.problem
         reason = self.reason
         try:
-            found = json.loads((self.folder / "failure.json").read_bytes())
+            found = read_json(self.folder / "failure.json")
             reason = " ".join(str(found["reason"]).split()) or reason
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OctosimError, LookupError, TypeError):
             pass
         if reason:
             return outcome.failed(reason, self.step + 1)

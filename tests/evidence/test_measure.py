@@ -19,6 +19,7 @@ from kit.registers import PRODUCTS, Stop, operands, passes, stop_after_4
 
 from octosim import core, engine, methods, train
 from octosim.engine import probes, quantizers
+from octosim.engine.layers import Flatten, Linear, Reshape
 from octosim.engine.nodes import Context, Convolution, FullProduct
 from octosim.engine.registers import Registers, exact_sums, multiply, x_windows
 from octosim.methods.fp32 import Fp32
@@ -447,3 +448,12 @@ def test_a_shadow_that_overflows_leaves_its_rows_out() -> None:
     network, context = run.network, Context(training=True, seed=0, step=1)
     shown = run.meter._take_weights(network) and run.meter._shadow_step(run.batch(1), context, 0.0, lambda name, w, g: None)
     assert shown == {}
+
+
+def test_fully_connected_layers_of_tokens_are_measured() -> None:
+    """Their products have a row for each token of each image."""
+    layers = (Reshape((56, 14)), Linear(8), Linear(6), Flatten(), Linear(10))
+    run = train.Run(train.Config(**RUN | dict(batch_size=4, measure=1, batchnorm=False)), layers)
+    run.meter = run.new_meter()
+    run.train_step()
+    assert {(row["layer"], row["pass"]) for row in run.measures} >= {("fc1", "forward"), ("fc2", "dX"), ("fc2", "dW")}

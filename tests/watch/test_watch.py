@@ -48,6 +48,8 @@ def study(tmp_path: Path) -> Path:
     (folder / "running/overflow.jsonl").write_text(lines(COUNTED))
     begin(folder / "diverged", records()[:9])
     (folder / "diverged/failure.json").write_text(json.dumps({"step": 10, "reason": "step 10, layer conv2, dW: NaN"}))
+    begin(folder / "damaged", records()[:9], lock=False)
+    (folder / "damaged/failure.json").write_text("[" * 100_000)
     begin(folder / "broken", records()[:9], lock=False)
     begin(folder / "stopped", records()[:9], lock=False)
     begin(folder / "killed", records()[:9])
@@ -61,7 +63,7 @@ def study(tmp_path: Path) -> Path:
 STATES = {
     "finished": ("finished", ""), "chance": ("at chance", ""), "running": ("running", ""), "later": ("waiting", ""),
     "diverged": ("diverged", "step 10, layer conv2"), "broken": ("broken", "no space left"),
-    "stopped": ("unfinished", "step 9"), "killed": ("unfinished", "step 9"),
+    "damaged": ("unfinished", "step 9"), "stopped": ("unfinished", "step 9"), "killed": ("unfinished", "step 9"),
 }  # fmt: skip
 
 
