@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from octosim.cli.tables import Table
-from octosim.cli.terminal import AsJson, Threads, plural, print_json, progress_bar, say, shell_word, use_threads
+from octosim.cli.terminal import AsJson, Threads, is_typed, plural, print_json, progress_bar, say, shell_word, use_threads
 from octosim.errors import OctosimError
 
 
@@ -59,13 +59,13 @@ def golden(
         raise OctosimError("golden takes either a run directory or --shape; see octosim golden --help")
     if shape is not None:
         for name in ("step", "layer"):
-            if _typed(ctx, name):
+            if is_typed(ctx, name):
                 raise OctosimError(f"--{name} is for the steps of a run, not for --shape")
         rows = [_by_hand(shape, operands, accumulator, requantize, rounding, per_channel, out or Path("golden"), x_zero, seed)]
     else:
         assert run is not None
         for name in ("operands", "accumulator", "requantize", "rounding", "per_channel", "x_zero", "seed"):
-            if _typed(ctx, name):
+            if is_typed(ctx, name):
                 raise OctosimError(f"--{name.replace('_', '-')} is for --shape; a run has its own")
         with progress_bar() as bar:
             task = bar.add_task("replaying", total=step)
@@ -78,11 +78,6 @@ def golden(
         say(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}")
     checker = Path(rows[0]["checker"])
     say(f"to check: cc {shell_word(checker)} -o {shell_word(checker.stem)} && ./{shell_word(checker.stem)}")
-
-
-def _typed(ctx: typer.Context, option: str) -> bool:
-    source = ctx.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _by_hand(

@@ -20,7 +20,6 @@ from octosim.cli.terminal import (
     shell_word,
 )
 from octosim.errors import OctosimError
-from octosim.textfile import read_csv
 
 profiles_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check a file, its schema, calibrate.")
 
@@ -140,6 +139,7 @@ def profiles_validate(
     Example: octosim profiles validate --from measured.csv --layers layers.csv --profile pi4 --runtime tflite
     """
     from octosim.cost import validate
+    from octosim.textfile import read_csv
 
     if from_ is None:
         if profile or layers or summary or device or runtime:
@@ -218,6 +218,7 @@ def profiles_calibrate(
     from octosim import hardware
     from octosim.cost import fit
     from octosim.hardware import efficiency
+    from octosim.textfile import read_csv
 
     if any("train_ms" in row.cells for row in read_csv(from_, ("network",))[:1]):
         _calibrate_training(from_, layers, profile, runtime or "mnn", out, json_)

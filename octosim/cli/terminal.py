@@ -202,3 +202,9 @@ def with_parameters(run: Callable[..., None], every: Iterable[inspect.Parameter]
     run.__signature__ = inspect.signature(run).replace(parameters=held)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in held} | {"return": types.NoneType}
     return run
+
+
+def is_typed(ctx: typer.Context, option: str) -> bool:
+    """Whether an option was given, not left at its default."""
+    source = ctx.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"

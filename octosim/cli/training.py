@@ -18,6 +18,7 @@ from octosim.cli.terminal import (
     Threads,
     command_line,
     hint,
+    is_typed,
     parameters,
     plural,
     print_json,
@@ -91,7 +92,7 @@ def train(
         raise OctosimError(f"--checkpoint-every must be at least 1, not {checkpoint_every}")
     settings["parameters"] |= parameters([], lac=lac, prc=prc)
     if profile is not None:
-        asked = settings["accumulator"] if _typed(ctx, "accumulator") else None
+        asked = settings["accumulator"] if is_typed(ctx, "accumulator") else None
         settings["accumulator"] = _accumulator_of(profile, asked)
     config = trainer.Config(**settings)
     data = config.data
@@ -104,7 +105,7 @@ def train(
         return
     if resume:
         stored = trainer.read_config(folder)
-        moved = data if _typed(ctx, "data") and data != stored.data and _is_own(stored.data) else None
+        moved = data if is_typed(ctx, "data") and data != stored.data and _is_own(stored.data) else None
         _refuse_changes(ctx, folder, config if moved is None else replace(config, data=stored.data), stored)
         if trainer.read_digest(folder):
             trainer.check(folder)
@@ -157,11 +158,6 @@ def _own_data(config: Any) -> Any:
     return found
 
 
-def _typed(ctx: typer.Context, option: str) -> bool:
-    source = ctx.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def _accumulator_of(profile: str, asked: str | None) -> str:
     """The accumulator that a profile states; asked: by --accumulator."""
     from octosim import hardware
@@ -178,8 +174,8 @@ def _accumulator_of(profile: str, asked: str | None) -> str:
 def _refuse_changes(ctx: typer.Context, folder: Path, asked: Any, stored: Any) -> None:
     """Options typed beside --resume must be those that the run was started with."""
     for key, value in vars(asked).items():
-        typed = bool(value) if key == "parameters" else _typed(ctx, key)
-        typed = typed or key == "accumulator" and _typed(ctx, "profile")
+        typed = bool(value) if key == "parameters" else is_typed(ctx, key)
+        typed = typed or key == "accumulator" and is_typed(ctx, "profile")
         if typed and getattr(stored, key) != value:
             raise OctosimError(f"{folder} was started with {key} = {getattr(stored, key)}, not {value}; --resume keeps it")
 

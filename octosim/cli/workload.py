@@ -177,7 +177,6 @@ def _own(asked: Asked) -> Source:
             return runtimes.in_float16(found) if half else found
         if asked.inference:  # other software runs the network, not the method
             if batch not in floats:
-                stack = graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape)
                 plain = plan.dry(stack, shape, methods.make("fp32", {}), selection=selection, accumulate=accumulate)
                 floats[batch] = plan.plan_like(plain, batch, training=False)
             return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from octosim.engine.layers import Linear
 from octosim.engine.nodes import Node
 from octosim.errors import OctosimError
 from octosim.torch.modules import EngineLinear, EngineModule, EnginePasses
-from octosim.torch.products import MatrixLayer, Session
+from octosim.torch.products import Session
 
 
 class _Batched(EngineModule):
     """One of attention's products: X W^T of each head of each sample, where X and W are both values; scales of its own each."""
 
     def __init__(self, session: Session, name: str, training: bool):
-        super().__init__(session, name, MatrixLayer(), training)
+        super().__init__(session, name, Linear(), training)
         self.names = ("w", "b")
         node = Node(name, self.index, self.layer, (1,), (1,))
         node.params = {"w": np.zeros((1, 1), np.float32), "b": np.zeros(1, np.float32)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octosim import core
-from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, GlobalAvgPool, Layer
+from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, GlobalAvgPool, Layer, Linear
 from octosim.engine.nodes import Array, Context, Node
 from octosim.errors import OctosimError
-from octosim.torch.products import MatrixLayer, Session
+from octosim.torch.products import Session
 
 
 def _array(t: Tensor) -> Array:
@@ -120,7 +119,7 @@ class EngineModule(nn.Module):
         node = Node(self.name, self.index, self.layer, shape[1:], self.out_shape(shape[1:]))
         node.in_place, node.edge = False, False
         node.pool, node.observers = self.session.pool, self.session.observers
-        node.through = partial(self.session.through, self.name)
+        self.session.registers.install([node])
         node.params = {name: _array(p) for name, p in zip(self.names, params, strict=True)}
         node.state = {name: getattr(self, buffer).detach().numpy() for name, buffer in self.buffers_of.items()}
         return node
@@ -235,7 +234,7 @@ class EngineLinear(EngineWeighted):
     def __init__(self, session: Session, name: str, original: Any):
         nn.Module.__init__(self)
         self.outputs, self.inputs = original.weight.shape
-        super().__init__(session, name, MatrixLayer(), original, (self.inputs,))
+        super().__init__(session, name, Linear(), original, (self.inputs,))
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.outputs,)

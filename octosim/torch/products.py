@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from octosim.core.memory import Pool
 from octosim.engine import registers
-from octosim.engine.layers import Weighted
-from octosim.engine.nodes import Array, FullProduct, Method, Node, Product
-from octosim.numerics import EXACT32, Accumulator
+from octosim.engine.nodes import Array, Method
+from octosim.numerics import Accumulator
 
 
 @dataclass
@@ -44,10 +43,6 @@ class Session:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.__post_init__()
-
-    def through(self, layer: str, product: Product) -> Product:
-        exact = self.accumulator == EXACT32 and not self.registers.counting and not self.observers
-        return product if exact else registers.InRegister(layer, product, self.registers, self.observers)
 
     @contextlib.contextmanager
     def counting(self, wanted: bool) -> Iterator[None]:
@@ -81,12 +76,3 @@ class Session:
         held[1] += float(np.square(exact - values.reshape(exact.shape)).sum())
 
 
-@dataclass(frozen=True)
-class MatrixLayer(Weighted):
-    """Rows times a matrix [outputs][inputs]."""
-
-    stem: ClassVar[str] = "fc"
-    kind: ClassVar[str] = "linear"
-
-    def product(self, node: Node, batch: int) -> Product:
-        return node.through(FullProduct(batch, node.in_shape[0], node.out_shape[0]))
