@@ -4,6 +4,9 @@ VENV   ?= .venv
 # The full data sets, where they lie beside the checkout; tests that need them skip where they do not.
 export OCTOSIM_DATA ?= $(abspath $(wildcard ../shared/data))
 
+# One more than the processors: tests wait for programs that they start.
+WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN || echo 2))
+
 .PHONY: demo dev test test-slow bench lint install-matrix clean
 
 demo: .venv-demo/installed
@@ -12,11 +15,11 @@ demo: .venv-demo/installed
 dev: $(VENV)/installed
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -q -n auto
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # The tests marked slow: evidence rather than checks.
 test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -q -n auto -m slow
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 
 bench: $(VENV)/installed
 	$(VENV)/bin/octosim bench --profile jetson --model simplecnn --against torch

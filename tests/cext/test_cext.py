@@ -35,7 +35,7 @@ def check(program: Path, *arguments: str) -> str:
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_bare_compiler(compiler: str, tmp_path: Path) -> None:
     """cc -O2 cext/*.c: no other flag, no library, no warning; every kernel of every instruction set equals ref."""
-    output = check(build(tmp_path / "checkasm", compiler, "-O2", "-Wall", "-Wextra"), "--rounds", "100", "--seed", "2")
+    output = check(build(tmp_path / "checkasm", compiler, "-O2", "-Wall", "-Wextra"), "--rounds", "60", "--seed", "2")
     for name, supported in core.isas().items():
         assert (f"\n{name} " in output) == supported
 

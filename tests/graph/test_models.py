@@ -125,7 +125,7 @@ def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None
     ("model", "method", "full"),
     [(model, method, False) for model in graph.MODELS for method in methods.METHODS]
     + [
-        pytest.param(model, method, True, marks=[pytest.mark.slow] * model.startswith("vgg"))
+        pytest.param(model, method, True, marks=[pytest.mark.slow] * model.startswith(("vgg", "alexnet")))
         for model in graph.MODELS for method in ("octo", "fp32")
     ],
 )

@@ -235,6 +235,7 @@ def of_chip(found, chip, key, int8):
     return fit.median_error(np.array(ratios))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
 @pytest.mark.parametrize("chip", ["BCM2837", "BCM2711", "BCM2712", "RK3588"])
 def test_targets(validation, chip, int8):
@@ -244,12 +245,14 @@ def test_targets(validation, chip, int8):
     assert of_chip(found, chip, "uncalibrated", int8) <= 0.40
 
 
+@pytest.mark.slow
 def test_ranks(validation):
     _, found = validation
     ranks = [r["uncalibrated"]["rank"] for r in found["campaigns"] if r["role"] == "pool" and r["networks"] > 20]
     assert np.median(ranks) >= 0.95 and min(ranks) > 0.9
 
 
+@pytest.mark.slow
 def test_better_than_a_roofline(validation):
     _, found = validation
     rows = [r for r in found["campaigns"] if r["role"] == "pool"]

@@ -86,7 +86,7 @@ def test_digest_of_every_method(model: str, method: str, restore_core: None, mon
 
 @pytest.mark.parametrize("method", ["octo", "fp32", "niti"])
 @pytest.mark.parametrize(
-    "model", [pytest.param(model, marks=[pytest.mark.slow] * model.startswith("vgg")) for model in graph.MODELS]
+    "model", [pytest.param(model, marks=[pytest.mark.slow] * model.startswith(("vgg", "alexnet"))) for model in graph.MODELS]
 )
 def test_digest_of_every_model(model: str, method: str, restore_core: None) -> None:
     """The models as they are, whose products take the kernels' other paths."""
