@@ -188,9 +188,10 @@ static double power(int exponent) {
     return value;
 }
 
-int octo_direction_scale(float low, float high, float least, float *inverse) {
+int octo_direction_scale(float low, float high, float least, float *inverse, float *scale) {
     double most = octo_most(-(double)low, high);
     *inverse = most > 1e-30 ? (float)(power(-nearest_power(most)) / (double)least) : 0;
+    *scale = most > 1e-30 ? (float)(power(nearest_power(most)) * (double)least) : 0;
     return OCTO_OK;
 }
 

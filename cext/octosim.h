@@ -421,8 +421,8 @@ int octo_squared_error(int64_t rows, int64_t cols, const float *logits, const in
                        int64_t *correct);
 int octo_subtract_s8(int64_t n, const int8_t *g, int limit, int8_t *w); /* w = w - g within +-limit, in place */
 int octo_ternary_s8(int64_t n, const int8_t *x, int limit, int8_t *y);  /* (x > limit) - (x < -limit) */
-/* 1 / (least 2^round(log2 m)) of a range's larger magnitude m, 0 up to 1e-30; mantissas from sqrt(1/2) on go up. */
-int octo_direction_scale(float low, float high, float least, float *inverse);
+/* scale = least 2^round(log2 m) of a range's larger magnitude m and its inverse, both 0 up to 1e-30; mantissas from sqrt(1/2) on go up. */
+int octo_direction_scale(float low, float high, float least, float *inverse, float *scale);
 /* w = w - sign(g) n within +-limit, in place; n = |g| rate / 2^round(log2 max |g|), rounded to 15 bits of a fraction (half to even), then
  * stochastically to integers by word i >> 17 of the stream.  0 < rate <= 128. */
 int octo_walk_s8(int64_t n, const int32_t *g, double rate, int limit, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *w);

@@ -184,11 +184,14 @@ def ternary_codes(x: Array, limit: int, *, out: Array | None = None) -> Array:
     return out
 
 
-def direction_scale(found: Range, least: float) -> Scalar:
-    """1 / (least S), S the power of two next to the range's larger magnitude: what its direction is quantized with."""
-    made = Scalar.zero()
-    ok(lib.octo_direction_scale(found.low, found.high, least, made.at))
-    return made
+def direction_scale(found: Range, least: float) -> tuple[Scalar, Scalar]:
+    """1 / (least S), which the direction of values in a range is quantized with, and least S, the scale of these codes.
+
+    S is the power of two next to the range's larger magnitude; both are 0 where that is at most 1e-30.
+    """
+    inverse, scale = Scalar.zero(), Scalar.zero()
+    ok(lib.octo_direction_scale(found.low, found.high, least, inverse.at, scale.at))
+    return inverse, scale
 
 
 def walk_codes(w: Array, g: Array, rate: Number, limit: int, random: Stream) -> None:

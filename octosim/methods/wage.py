@@ -6,8 +6,9 @@ Wu, Li, Chen and Shi, "Training and Inference with Integers in Deep Neural Netwo
 Weights are int8 codes k, w = k / 128 in +-0.5; every product is on int8 codes.  Between the layers stand float32 values.
 
 Differs from the paper in: activations are quantized where a layer takes them and errors where it gets them, so pooling and ReLU
-lie between the two; the learning rate falls to 1/8 at 2/3 of the run and to 1/64 at 5/6, instead of after epochs 200 and 250 of
-300; the record's loss is the mean over images.
+lie between the two; an input gradient has its error's power of two again, without which gradients cannot be added where paths
+meet (the authors' networks are chains, where the next error divides by it and no bit changes); the learning rate falls to 1/8
+at 2/3 of the run and to 1/64 at 5/6, instead of after epochs 200 and 250 of 300; the record's loss is the mean over images.
 """
 
 from __future__ import annotations
@@ -100,27 +101,27 @@ class Wage(Method):
             node.saved.update(x=QTensor(codes, UNIT, 0), inside=inside, w=w)
         acc = node.buffer((len(x), *node.out_shape), np.int32)
         node.layer.product(node, len(x)).forward(codes, w, out=acc)
-        return self._real(node, acc)
+        return self._real(node, acc, UNIT)
 
-    def _real(self, node: Node, acc: Array) -> Array:
-        """Sums of products of 8-bit codes and 2-bit weights in float32, in the sums' memory."""
-        scale = UNIT * 0.5 / float(node.state["scale"][0])
+    def _real(self, node: Node, acc: Array, unit: core.Number) -> Array:
+        """Sums of products of 8-bit codes, in steps of `unit`, and 2-bit weights in float32, in the sums' memory."""
+        scale = core.product_scale(unit, 0.5 / float(node.state["scale"][0]))
         return core.dequantize_sums(acc, np.zeros(acc.shape[-1], np.int32), scale, out=acc.view(np.float32))
 
-    def error(self, node: Node, dy: Array, context: Context) -> Array:
-        """Codes of dY / Shift(max|dY|): its direction only."""
-        inverse = core.direction_scale(core.value_range(dy), UNIT)
-        return core.quantize(dy, inverse, out=node.buffer(dy.shape, np.int8))
+    def error(self, node: Node, dy: Array, context: Context) -> QTensor:
+        """Codes of dY / Shift(max|dY|): the weights' gradient has its direction only."""
+        inverse, scale = core.direction_scale(core.value_range(dy), UNIT)
+        return QTensor(core.quantize(dy, inverse, out=node.buffer(dy.shape, np.int8)), scale, 0)
 
-    def weight_grad(self, node: Node, error: Array, context: Context) -> None:
+    def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
         out = node.buffer(node.params["w"].shape, np.int32)
-        node.grads["w"] = node.layer.product(node, len(error)).weight_grad(node.saved["x"].q, error, out=out)
+        node.grads["w"] = node.layer.product(node, len(error.q)).weight_grad(node.saved["x"].q, error.q, out=out)
 
-    def input_grad(self, node: Node, error: Array, context: Context) -> Array:
-        """dX where x was not clipped."""
-        acc = node.buffer((len(error), *node.in_shape), np.int32)
-        node.layer.product(node, len(error)).input_grad(error, node.saved["w"], out=acc)
-        dx = self._real(node, acc)
+    def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
+        """dX where x was not clipped, in dY's unit: Shift(max|dY|) is given back, so that gradients can be added."""
+        acc = node.buffer((len(error.q), *node.in_shape), np.int32)
+        node.layer.product(node, len(error.q)).input_grad(error.q, node.saved["w"], out=acc)
+        dx = self._real(node, acc, error.s)
         return core.mask(dx, node.saved["inside"], out=dx)
 
     def loss(

@@ -337,9 +337,9 @@ def test_direction_scale(value: float) -> None:
     most = float(F(value))
     mantissa, exponent = math.frexp(most)
     unit = math.ldexp(1.0, exponent if mantissa >= math.sqrt(0.5) else exponent - 1)
-    expected = F(1 / (2.0**-7 * unit)) if most > 1e-30 else 0
+    expected = (F(1 / (2.0**-7 * unit)), F(2.0**-7 * unit)) if most > 1e-30 else (0, 0)
     for ends in ((-value, 0.0), (-value / 2, value)):
-        assert float(core.direction_scale(core.Range(*ends), 2.0**-7)) == expected
+        assert tuple(map(float, core.direction_scale(core.Range(*ends), 2.0**-7))) == expected
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "zero"])

@@ -9,7 +9,8 @@ import pytest
 from kit import passes as direct
 
 from octosim import core, engine, methods, train
-from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU
+from octosim.engine import probes
+from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU, Residual
 from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
 from octosim.methods import wage
@@ -91,6 +92,28 @@ def test_three_steps(rate: float) -> None:
             network.method.update(node, "w", 0.0, lambda lr: pytest.fail("no optimizer"), context)
             assert node.params["w"].dtype == np.int8 and np.array_equal(node.params["w"] / 128, w), (step, node.name)
     assert any(len(np.unique(w)) > 5 for w in ws), "between the 2-bit values after an update"
+
+
+@pytest.mark.parametrize("shortcut", [(), (Conv2d(8, 1),)], ids=["identity", "projection"])
+def test_gradients_meet_in_one_unit(shortcut: tuple) -> None:
+    """What arrives in front of residual blocks has the direction of the float gradients at the same weights and input."""
+    block = Residual((Conv2d(8, 3, pad=1), ReLU(), Conv2d(8, 3, pad=1)), shortcut)
+    stack = (Conv2d(8, 3, pad=1), block, block, Flatten(), Linear(4))
+    rng = np.random.default_rng(0)
+    images, dlogits = rng.integers(96, 160, (8, 6, 6, 3), dtype=np.uint8), rng.normal(size=(8, 4)).astype(F)
+    wage_, exact = (engine.Network(stack, (6, 6, 3), methods.make(name, {}), 1) for name in ("wage", "fp32"))
+    for a, b in zip(wage_.nodes, exact.nodes, strict=True):
+        if a.layer.weighted:
+            b.params["w"][:] = core.ternary_codes(a.params["w"], wage.TERNARY) * F(0.5) / a.state["scale"][0]
+    arrived = []
+    for network in (wage_, exact):
+        seen, context = probes.watch(network), Context(True, 1, 1)
+        network.forward(wage_.method.input(images, np.empty(images.shape, F)), context)
+        network.backward(dlogits.copy(), context)
+        arrived.append(seen.tensors["conv1", "dW", "gradient"].ravel().astype(np.float64))
+    a, b = arrived
+    assert a @ b / math.sqrt((a @ a) * (b @ b)) > 0.98
+    assert (a @ a) / (b @ b) == pytest.approx(1, abs=0.2)
 
 
 def test_shift_is_the_nearest_power_of_two() -> None:
