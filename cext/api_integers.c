@@ -121,15 +121,16 @@ static int check_labels(int64_t rows, int64_t cols, const int32_t *labels) {
     return OCTO_OK;
 }
 
-int octo_softmax_s8(int64_t rows, int64_t cols, const int8_t *q, int exponent, const int32_t *labels, int8_t *dlogits) {
+int octo_softmax_s8(int64_t rows, int64_t cols, const int8_t *q, int exponent, const int32_t *labels, uint64_t seed, uint32_t step,
+                    uint32_t tensor, int8_t *dlogits) {
     CHECK_MATRIX("loss", rows, cols);
     int status = check_labels(rows, cols, labels);
     if (status) return status;
     int32_t *grad = octo_scratch(OCTO_SLOT_LEFT, rows * cols * 4), add = 0, multiplier = 1, shift = 4;
     if (!grad) return octo_fail(OCTO_ENOMEM, "out of memory in loss");
     EACH_ROWS(rows, cols, octo_table.softmax_s8(count, cols, q + first * cols, exponent, labels + first, grad + first * cols));
-    return octo_requantize_s32(rows * cols, 1, grad, &add, &multiplier, &shift, OCTO_PSEUDO_STOCHASTIC, 0, -LARGEST, LARGEST, 0, 0, 0,
-                               dlogits);
+    return octo_requantize_s32(rows * cols, 1, grad, &add, &multiplier, &shift, OCTO_STOCHASTIC, 0, -LARGEST, LARGEST, seed, step,
+                               tensor, dlogits);
 }
 
 int octo_squared_error(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, double *loss, float *dlogits,

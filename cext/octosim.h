@@ -413,8 +413,9 @@ int octo_maxpool_backward_s8(const octo_pool *g, const int8_t *dy, const uint8_t
 int octo_pixel_sums_s8(int64_t images, int64_t pixels, int64_t cols, const int8_t *x, int32_t *sums); /* over an image's pixels */
 int octo_spread_s8(int64_t images, int64_t pixels, int64_t cols, const int8_t *dy, int8_t *dx); /* dx[image][pixel] = dy[image] */
 /* The gradient of softmax cross-entropy of logits q 2^exponent: floor(2^11 p / sum p), at the label less the row's sum, then divided
- * by 2^4, pseudo-stochastic, within +-127.  p: see softmax_s8 in integers.inc. */
-int octo_softmax_s8(int64_t rows, int64_t cols, const int8_t *q, int exponent, const int32_t *labels, int8_t *dlogits);
+ * by 2^4, rounded stochastically, within +-127.  p: see softmax_s8 in integers.inc. */
+int octo_softmax_s8(int64_t rows, int64_t cols, const int8_t *q, int exponent, const int32_t *labels, uint64_t seed, uint32_t step,
+                    uint32_t tensor, int8_t *dlogits);
 /* loss = half the mean over rows of the squared distance to the label's unit vector: squares in double, their sum rounded once; dlogits =
  * logits - that vector, may be NULL; correct: rows whose first largest logit is the label's.  OCTO_EFINITE as above. */
 int octo_squared_error(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, double *loss, float *dlogits,

@@ -24,6 +24,13 @@ def chance(decides: dict[str, Any]) -> float | None:
     return share + SURE * math.sqrt(share * (1 - share) / images)
 
 
+def caveats(manifest: dict[str, Any]) -> list[str]:
+    """What of its method did not act, of a finished run's manifest; empty where it says nothing."""
+    outcome = manifest.get("outcome")
+    told = outcome.get("caveats") if isinstance(outcome, dict) else None
+    return [text for text in told if isinstance(text, str)] if isinstance(told, list) else []
+
+
 def failed(reason: str, step: int) -> tuple[str, str]:
     """The state of a run that could not take a step, diverged or broken, and where or why."""
     if not re.search(r"\bNaN\b|infinit", reason):

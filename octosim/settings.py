@@ -63,8 +63,8 @@ class Settings:
     and measure, which decide records alone."""
 
     model: str = setting(
-        "simplecnn", "Network: simplecnn, lenet5, mlp, alexnet, vgg11, vgg-small-7, resnet20, mobilenet or a model file.",
-        NETWORK,
+        "simplecnn", "Network: simplecnn, lenet5, mlp, alexnet, vgg11, vgg-small-7, resnet20, preresnet20, mobilenet ... or a "
+        "model file.", NETWORK,
     )  # fmt: skip
     data: str = setting(
         "fashion-mnist-5k", "Data set: fashion-mnist-5k (in the package), fashion-mnist, mnist, cifar10; or your own: a folder "
@@ -97,6 +97,9 @@ class Settings:
     )
     seed: int = setting(0, "Seed of weights, order and stochastic rounding, 0 .. 2^64 - 1.", LENGTH, least=0, below=2**64)
     batchnorm: bool = setting(True, "Keep the network's batch normalization.", NETWORK)
+    hidden_batchnorm: bool = setting(
+        False, "Batch normalization behind hidden fully connected layers too.", NETWORK, later=True
+    )
     float_layers: bool = setting(
         False, "Run layers that the method does not cover in float32, instead of refusing.", METHOD, later=True
     )

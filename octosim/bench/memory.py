@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, data, engine, graph
+from octosim import core, data, engine, graph, methods
 from octosim.bench import peers
 from octosim.engine.nodes import Array
 from octosim.errors import ArgumentError, OctosimError
@@ -135,8 +135,9 @@ def main() -> None:
 
 
 def _torch(config: Config, dataset: data.Dataset, images: Array, labels: Array, threads: int) -> Callable[[], Any]:
-    stack = graph.layers(config.model, len(dataset.classes), config.batchnorm, images.shape[1:])
-    source = source_of(config, graph.as_graph(stack), dataset.train_images)
+    shape = images.shape[1:]
+    stack = graph.layers(config.model, len(dataset.classes), config.batchnorm, shape, config.hidden_batchnorm)
+    source = source_of(config, graph.as_graph(stack), dataset.train_images, methods.make(config.method, config.parameters))
     made = peers.torch_steps(stack, images, labels, config.optimizer, 0.01, threads, ("channels_last",), source)
     return made["channels_last"]
 

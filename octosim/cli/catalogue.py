@@ -62,10 +62,13 @@ def methods_list_too(json_: AsJson = False) -> None:
 def methods_show(name: Annotated[str, typer.Argument(help="A method.")], json_: AsJson = False) -> None:
     """One method: its source, how it differs from the paper, its parameters.  Example: octosim methods show octo"""
     from octosim import methods
+    from octosim.methods import recipes
 
     about = methods.about(name)
+    known = name in recipes.names()
+    recipe = {"source": recipes.find(name).source, "wants": recipes.find(name).wants} if known else {}
     if json_:
-        print_json(about)
+        print_json(about | ({"recipe": recipe | {"settings": recipes.settings_of(name)}} if known else {}))
         return
     print_text(f"{about['name']}: {about['summary']} ({about['paper']})\n\n{about['doc']}\n")
     for role, kind in about["bits"].items():
@@ -75,6 +78,10 @@ def methods_show(name: Annotated[str, typer.Argument(help="A method.")], json_: 
         table.add_row(key, str(parameter["default"]), parameter["values"], parameter["doc"])
     if about["parameters"]:
         table.show()
+    if known:
+        say(f"wants: {recipe['wants']}")
+        say(f"recipe: {recipe['source']}")
+        print_text(f"    octosim train --recipe {name}\n  is\n    {recipes.command(name)}")
 
 
 @data_app.command("list")

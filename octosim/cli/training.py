@@ -51,6 +51,11 @@ def _follow(bar: Progress, task: TaskID, quiet: bool, outlook: Callable[[Any], N
 def train(
     ctx: typer.Context,
     settings: dict[str, Any],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="The settings in which all of a method acts, by its name (octosim methods show); options replace "
+                     "them.", rich_help_panel=METHOD),
+    ] = None,
     lac: Annotated[
         str | None, typer.Option(help="Octo's compensation: off, channel, feature, sample.", rich_help_panel=METHOD)
     ] = None,
@@ -81,16 +86,22 @@ def train(
 
     Example: octosim train --model simplecnn --data photos/ --image 64x64x3 --batch-size 20
 
+    Example: octosim train --recipe dorefa --epochs 15
+
     Example: octosim train --model lenet5 --profile pi4 --count-overflow 10
 
     Example: octosim train --model resnet20 --data cifar10 --init runs/pretrained --train-last 3 --lr 0.01
     """
     from octosim import train as trainer
+    from octosim.methods.recipes import with_recipe
 
     use_threads(threads)
     if checkpoint_every < 1:
         raise OctosimError(f"--checkpoint-every must be at least 1, not {checkpoint_every}")
     settings["parameters"] |= parameters([], lac=lac, prc=prc)
+    if recipe is not None:
+        typed = {key: value for key, value in settings.items() if key == "parameters" or is_typed(ctx, key)}
+        settings = with_recipe(recipe, typed)
     if profile is not None:
         asked = settings["accumulator"] if is_typed(ctx, "accumulator") else None
         settings["accumulator"] = _accumulator_of(profile, asked)
@@ -120,6 +131,8 @@ def train(
             hint(f"--init {config.init}: {sentence}")
     if not json_:
         hint(f"{folder}: {outlooks.steps_text(run)}")
+        for sentence in run.caveats():
+            hint(f"caveat: {sentence}")
     with progress_bar() as bar:
         task = bar.add_task("starting", total=run.steps, completed=run.step)
         follow = _follow(bar, task, json_, outlooks.Outlook(run))
@@ -181,6 +194,7 @@ def _refuse_changes(ctx: typer.Context, folder: Path, asked: Any, stored: Any) -
 
 
 def _summary(folder: Path, as_json: bool) -> None:
+    from octosim import outcome
     from octosim import train as trainer
 
     last, made = trainer.last_record(folder), trainer.read_manifest(folder)
@@ -188,6 +202,7 @@ def _summary(folder: Path, as_json: bool) -> None:
         "out": str(folder), "step": last["step"], "loss": last["loss"], "test_loss": last["test_loss"],
         "test_accuracy": last["test_accuracy"], "digest": trainer.read_digest(folder),
         "parameters": made.get("parameters", {}), "memory": made.get("memory", {}),
+        "caveats": outcome.caveats(made),
     }  # fmt: skip
     if as_json:
         print_json(result)
@@ -197,6 +212,8 @@ def _summary(folder: Path, as_json: bool) -> None:
     say(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {after}")
     for line in outlooks.ending(folder):
         say(line)
+    for line in result["caveats"]:
+        say(f"caveat: {line}")
     say(f"sha256:{result['digest']}")
     say(f"run: {folder}")
 

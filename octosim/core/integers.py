@@ -154,11 +154,12 @@ def _labelled(logits: Array, labels: Array) -> Any:
     return pointer("labels", labels, S32, logits.shape[:1])
 
 
-def softmax_codes_gradient(q: Array, exponent: Whole, labels: Array, *, out: Array | None = None) -> Array:
-    """int8 gradient of softmax cross-entropy of logits q 2^exponent (rows, classes), in integers (octo_softmax_s8)."""
+def softmax_codes_gradient(q: Array, exponent: Whole, labels: Array, random: Stream, *, out: Array | None = None) -> Array:
+    """int8 gradient of softmax cross-entropy of logits q 2^exponent (rows, classes), in integers (octo_softmax_s8), whose last
+    shift is rounded stochastically."""
     pt = _labelled(q, labels)
     out, p = output("out", out, S8, q.shape)
-    ok(lib.octo_softmax_s8(*q.shape, pointer("q", q, S8), exponent, pt, p))
+    ok(lib.octo_softmax_s8(*q.shape, pointer("q", q, S8), exponent, pt, *random, p))
     return out
 
 

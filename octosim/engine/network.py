@@ -17,7 +17,7 @@ from octosim.engine.accumulation import accumulated, micro_batch
 from octosim.engine.graph import INPUT, Graph, as_graph
 from octosim.engine.inputs import Input
 from octosim.engine.layers import BatchNorm, Stack
-from octosim.engine.nodes import Array, Context, Method, Node, Observer
+from octosim.engine.nodes import LOSS, Array, Context, Method, Node, Observer
 from octosim.engine.selection import ALL, Selection, apply
 from octosim.errors import OctosimError
 
@@ -244,7 +244,8 @@ class Network:
         logits = self.forward(self.input(images), context)
         core.at("loss", "forward")
         try:
-            loss, dlogits, correct = self.method.loss(logits, labels, smoothing=smoothing)
+            random = {"random": context.random(self.nodes[-1].tensor(LOSS))} if self.method.random_loss else {}
+            loss, dlogits, correct = self.method.loss(logits, labels, smoothing=smoothing, **random)
         except core.NotFiniteError:
             self.forward(self.input(images), context, check=True)  # once more, to name the first layer; it raises
             raise

@@ -6,7 +6,7 @@ gradient dX = dY W, weight gradient dW = dY^T X; a method decides the numbers th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +17,8 @@ from octosim.core.memory import Pool
 
 Array = np.ndarray[Any, Any]
 
+LOSS = 13
+"""Role of the loss's gradient in the Philox streams, of the last layer's tensors."""
 MICRO = 1 << 20
 """Tensors of a network in the Philox streams: those of the next micro-batch of a step have numbers from here on."""
 
@@ -422,6 +424,19 @@ class Update(Protocol):
         """Makes these the optimizer's tensors of `w`."""
 
 
+@dataclass(frozen=True)
+class Circumstances:
+    """What a method's `caveats` needs to know of a run.  epochs: begun ones.  optimizer: its name."""
+
+    steps: int
+    epochs: int
+    optimizer: str
+
+
+SEEN = ("input", "gradient", "gradient of w", "result")
+Seen = Mapping[str, Mapping[str, Array]]
+"""Copies of a weighted layer's tensors in a step, by the layer's name and those of SEEN: X, dY, dW, dX."""
+
 Gradients = Callable[..., core.Number]
 """gradients(done=None): forward and backward on a step's batch, as often as called; returns the loss.  done: takes each layer
 when its gradients are complete, the last layer first; they are forgotten then."""
@@ -442,6 +457,9 @@ class Method(Protocol):
                keeps codes of the normalized values, see `core.batchnorm_forward`.  Not smooth activations, layer normalization
                and products of activations, which keep float32.
     batchnorm: whether it can train batch normalization.
+    normalize: how bytes are normalized where the user does not say, "none" or "data" (see `train.Config`).
+    inspects: whether `caveats` looks at the tensors of a step.
+    random_loss: whether `loss` takes the argument random, the Philox stream of its gradient.
     covers:    the layers, by stem ("conv", "relu" ...), whose numbers it knows how to make; None: all, those without a matrix
                product in float32.  A network with another is refused, or has it in float32 where that is asked for.
     multiplies: whether it makes the products of activations (attention) by its own numbers; those that do not have them in
@@ -460,6 +478,9 @@ class Method(Protocol):
     bits: ClassVar[Mapping[str, str]]
     compact: bool = False
     batchnorm: ClassVar[bool] = True
+    normalize: ClassVar[str] = "none"
+    inspects: ClassVar[bool] = False
+    random_loss: ClassVar[bool] = False
     covers: ClassVar[tuple[str, ...] | None] = None
     multiplies: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
@@ -497,6 +518,12 @@ class Method(Protocol):
     def update(self, node: Node, key: str, lr: Any, rule: Callable[[Any], None], context: Context) -> None:
         """Changes node.params[key] by node.grads[key].  rule(lr) lets the run's optimizer do it with that learning rate."""
         rule(lr)
+
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        """Sentences: what of the method cannot act, or did not, in a run with these layers; empty where all of it does.
+
+        seen: {} before the run; behind it, where `inspects`, the tensors of one more step."""
+        return []
 
     def metrics(self, nodes: list[Node]) -> dict[str, Any]:
         """What the method counted in node.state since the last call, by name; it counts from 0 again."""

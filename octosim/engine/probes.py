@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from octosim.engine import Network
 from octosim.engine.nodes import Array, Observer, Product
 
@@ -43,6 +45,24 @@ class Observed:
         self.products[layer, pass_] = product, x_zero
         for tensor, values in (operands | {"sums": sums}).items():
             self.add(layer, pass_, tensor, values)
+
+
+@dataclass
+class Tensors:
+    """An observer that keeps tensors of some names, by layer."""
+
+    names: tuple[str, ...]
+    kept: dict[str, dict[str, Array]] = field(default_factory=dict)
+
+    def add(self, layer: str, pass_: str, tensor: str, values: Any) -> None:
+        if tensor in self.names and isinstance(values, np.ndarray):
+            self.kept.setdefault(layer, {})[tensor] = values.copy()
+
+    def means(self, layer: str, operand: str, value: Any) -> None:
+        pass
+
+    def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
+        pass
 
 
 def watch(network: Network) -> Observed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from octosim.engine.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool,
+    Item,
     Layer,
     Linear,
     MaxPool,
@@ -54,6 +56,15 @@ def _basic_block(filters: int, stride: int, projects: bool) -> Stack:
     """ResNet's block of two convolutions.  The shortcut is the identity or, where the shape changes, a 1x1 convolution."""
     body = (*_conv(filters, 3, stride), Conv2d(filters, 3, pad=1), BatchNorm())
     return Residual(body, (Conv2d(filters, 1, stride), BatchNorm()) if projects else ()), ReLU()
+
+
+def _preactivated(filters: int, stride: int, projects: bool) -> Stack:
+    """A block of a pre-activation ResNet: a normalization and a ReLU in front of each convolution.  Where the shape changes,
+    the shortcut's 1x1 convolution takes what the first convolution takes."""
+    first = Conv2d(filters, 3, stride, 1), BatchNorm(), ReLU(), Conv2d(filters, 3, pad=1)
+    if projects:
+        return BatchNorm(), ReLU(), Residual(first, (Conv2d(filters, 1, stride),))
+    return (Residual((BatchNorm(), ReLU(), *first)),)
 
 
 def _classifier(*units: int) -> Stack:
@@ -108,6 +119,29 @@ MODELS: dict[str, Model] = {
 }  # fmt: skip
 
 
+VARIANTS: dict[str, Model] = {
+    # He et al. 2016, "Identity mappings in deep residual networks", figure 1 (b): no layer takes a sum that is not normalized
+    "preresnet20": Model((
+        Conv2d(16, 3, pad=1),
+        *_preactivated(16, 1, False), *_preactivated(16, 1, False), *_preactivated(16, 1, False),
+        *_preactivated(32, 2, True), *_preactivated(32, 1, False), *_preactivated(32, 1, False),
+        *_preactivated(64, 2, True), *_preactivated(64, 1, False), *_preactivated(64, 1, False),
+        BatchNorm(), ReLU(), GlobalAvgPool(), Linear(),
+    )),
+    # NITI's released form of it (wangmaolin/niti): dropout and one fully connected layer behind the convolutions
+    "vgg-small-7-niti": Model((
+        *_conv(128), *_conv(128), MaxPool(), *_conv(256), *_conv(256), MaxPool(), *_conv(512), *_conv(512), MaxPool(),
+        Dropout(0.5), Flatten(), Linear(),
+    )),
+    # BLAQ on MNIST (its appendix): 20C3-MP2-50C3-MP2-500FC-10, normalization behind each layer as in LAQ's code (houlu369)
+    "lenet5-wide": Model((
+        *_conv(20, pad=0), MaxPool(), *_conv(50, pad=0), MaxPool(),
+        Flatten(), Linear(500), BatchNorm(), ReLU(), Linear(), BatchNorm(),
+    )),
+}  # fmt: skip
+"""Networks that single methods' authors use, beside MODELS."""
+
+
 def find(model: str) -> Model:
     """A model by name or from its file; OctosimError where there is none."""
     if is_imported(model):
@@ -116,14 +150,19 @@ def find(model: str) -> Model:
         return Model(read_file(Path(model)))
     if model in NETWORKS:
         return Model(NETWORKS[model](1000))
-    if model not in MODELS:
+    if model not in MODELS | VARIANTS:
         folder = f"; did you mean the folder '{model}/'?" if os.path.isdir(model) else ""
-        raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, [*MODELS, *NETWORKS])))
-    return MODELS[model]
+        raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, [*MODELS, *VARIANTS, *NETWORKS])))
+    return (MODELS | VARIANTS)[model]
 
 
-def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int, ...] = (28, 28, 1)) -> Graph | Stack:
-    """The layers of a model (a name or a file) for so many classes and such images; OctosimError where they do not fit."""
+def layers(
+    model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int, ...] = (28, 28, 1), hidden_batchnorm: bool = False
+) -> Graph | Stack:
+    """The layers of a model (a name or a file) for so many classes and such images; OctosimError where they do not fit.
+
+    hidden_batchnorm: batch normalization behind hidden fully connected layers too, where a stack has none.
+    """
     found = Model(NETWORKS[model](classes)) if model in NETWORKS else find(model)
     network = found.small if found.small is not None and min(in_shape[:2]) < 32 else found.layers
 
@@ -137,6 +176,10 @@ def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int
             if batchnorm or not isinstance(item, BatchNorm)
         )
 
+    if hidden_batchnorm:
+        if isinstance(network, Graph):
+            raise OctosimError(f"{model} has layers with names: hidden_batchnorm (--hidden-batchnorm) is for networks without")
+        network = tuple(_normalized_hidden(network))
     if isinstance(network, Graph):
         entries = tuple(dataclasses.replace(entry, layer=sized(entry.layer)) for entry in network.layers)
         network = dataclasses.replace(network, layers=entries)
@@ -148,6 +191,15 @@ def layers(model: str, classes: int, batchnorm: bool = True, in_shape: tuple[int
     if is_file(model):
         _check_shapes(model, network, in_shape, classes)
     return network
+
+
+def _normalized_hidden(stack: Stack) -> Iterator[Item]:
+    """A stack with batch normalization behind its fully connected layers but the last."""
+    last = max(at for at, item in enumerate(stack) if getattr(item, "weighted", True))
+    for at, item in enumerate(stack):
+        yield item
+        if isinstance(item, Linear) and at != last and not isinstance(stack[at + 1], BatchNorm):
+            yield BatchNorm()
 
 
 def usual(model: str) -> tuple[tuple[int, ...], int]:

@@ -5,15 +5,15 @@ Equations: the authors' code (eladhoffer/quantized.pytorch, models/modules/quant
 
 Differs from the paper in: activations have 255 codes with an exact zero instead of 256 without; weights and dY are symmetric;
 the copy of dY for the weight gradient is float32 (as in the code; the paper has 16 bits); activations round to nearest (the
-code's are stochastic by a swap of arguments); Range BN keeps a running deviation for inference, not the running inverse
-scale, and takes fewer chunks where 16 do not divide a channel's values or would have less than 16 each; biases are float32
-masters, added to the sums as integers.
+code's are stochastic by a swap of arguments), Range BN's too; Range BN keeps a running deviation for inference, not the running
+inverse scale, begins with gamma 1 (the code's is uniform in 0 .. 1), and takes fewer chunks where 16 do not divide a channel's
+values or would have less than 16 each; biases are float32 masters, added to the sums as integers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,15 +21,15 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
 from octosim.engine.quantizers import QTensor
-from octosim.methods import int8
+from octosim.methods import caveats, int8
 from octosim.numerics import Rounding
 
 ERROR = 0  # role in the Philox streams
 CHUNKS = 16  # of a batch, whose ranges are averaged
 SHORTEST = 16  # values in a chunk, if there are as many; a chunk of one has no range
-KEEP = 0.1  # share of the old value in the running activation range
+KEEP = 0.1  # share of the old value in running ranges and statistics
 LN_4 = 1.3862943611198906
 SPREAD = (
     0.5 * 0.35 * (1 + math.sqrt(math.pi * LN_4))
@@ -43,25 +43,38 @@ def _factor(count: int) -> float:
     return SPREAD / math.sqrt(2 * ln)
 
 
+def _image_range(running: Array, x: Array, context: Context) -> core.Range:
+    """The mean of the images' minima and maxima; its running average in inference."""
+    if not context.training:  # before the first step the images' own
+        return core.Range.of(running) if running.any() else core.image_range(x)
+    found = core.image_range(x)
+    core.average(running, found, KEEP, from_zero=True)
+    return found
+
+
 class RangeBatchNorm:
     """y = gamma (x - mean) / (C range) + beta for each channel: the range stands for the deviation.
 
-    range = mean of 16 chunks' maxima - mean of their minima; C makes it the deviation of normal values.  gamma, beta and
-    1 / (C range) have 8-bit codes (each between its least and largest value) in the passes, and so has dY, stochastically;
-    gradients pass through the codes unchanged.
+    range = mean of 16 chunks' maxima - mean of their minima; C makes it the deviation of normal values.  x is taken as 8-bit
+    codes represent it, as a layer's activations are; gamma, beta and 1 / (C range) have 8-bit codes (each between its least and
+    largest value) in the passes, and so has dY, stochastically; gradients pass through the codes unchanged.
     """
 
     def init(self, node: Node, method: Method, seed: int) -> None:
         channels = node.in_shape[-1]
         node.params.update(gamma=np.ones(channels, np.float32), beta=np.zeros(channels, np.float32))
         node.state.update(mean=np.zeros(channels, np.float32), deviation=np.ones(channels, np.float32))
+        node.state["input_range"] = np.zeros(2, np.float32)
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         p, s, rows = node.params, node.state, x.size // x.shape[-1]
+        found = _image_range(s["input_range"], x, context)
+        q = quantizers.asymmetric(x, found.low, found.high, out=node.buffer(x.shape, np.int8))
+        x = core.dequantize(q.q, q.s, zero=q.z, out=node.buffer(x.shape, np.float32))
         most = min(CHUNKS, max(1, rows // SHORTEST))
         chunks = next(c for c in range(most, 0, -1) if rows % c == 0)
         y, node.saved["norm"] = core.range_norm_forward(
-            x, p["gamma"], p["beta"], s["mean"], s["deviation"], eps=node.layer.eps, keep=1 - node.layer.momentum,
+            x, p["gamma"], p["beta"], s["mean"], s["deviation"], eps=node.layer.eps, keep=KEEP,
             factor=_factor(rows // chunks), chunks=chunks if context.training else 0,
             centered=node.buffer(x.shape, np.float32), out=node.buffer(x.shape, np.float32),
         )  # fmt: skip
@@ -99,23 +112,17 @@ class Banner(Method):
     }
     layers: ClassVar[Mapping[str, Any]] = {"bn": RangeBatchNorm()}
 
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        return caveats.without_norm(nodes, "Range BN never acts")
+
     def check(self, node: Node, batch: int) -> None:
         int8.refuse_overflow(node, batch, ("forward", "dX"))
 
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)
 
-    def _range(self, node: Node, x: Array, context: Context) -> core.Range:
-        """The mean of the images' minima and maxima; its running average in inference."""
-        running = node.state["x_range"]
-        if not context.training:  # before the first step the images' own
-            return core.Range.of(running) if running.any() else core.image_range(x)
-        found = core.image_range(x)
-        core.average(running, found, KEEP, from_zero=True)
-        return found
-
     def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
-        found = self._range(node, x, context)
+        found = _image_range(node.state["x_range"], x, context)
         qx = quantizers.asymmetric(x, found.low, found.high, out=node.buffer(x.shape, np.int8))
         return int8.forward(node, qx, int8.weights(node))
 

@@ -17,14 +17,14 @@ D is 1 / learning rate for all weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Gradients, Node, Update
+from octosim.engine.nodes import Array, Circumstances, Context, Gradients, Node, Seen, Update
 from octosim.errors import OctosimError
 from octosim.methods.laq import Laq, trained
 
@@ -54,6 +54,12 @@ class Blaq(Laq):
             raise OctosimError(f"blaq: blend must be in [0, 1], not {self.blend}")
         if self.period < 1:
             raise OctosimError(f"blaq: period must be at least 1, not {self.period}")
+
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        found = super().caveats(nodes, run, seen)
+        if run.epochs < self.period:
+            found.append(f"no epoch of two-stage steps: the first is epoch {self.period} (period), the run has {run.epochs}")
+        return found
 
     def phase(self, context: Context) -> Hashable:
         """Steps of two stages, or of one."""

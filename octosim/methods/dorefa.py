@@ -11,18 +11,20 @@ no use is made of the codes' few bits: the products are in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
 from octosim.errors import OctosimError
-from octosim.methods import float32
+from octosim.methods import caveats, float32
 
 F = np.float32
 ERROR = 0  # role in the Philox streams
+SATURATED = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Dorefa(Method):
         "normalization": "float32",
     }
 
+    inspects: ClassVar[bool] = True
     for_weight_grad: ClassVar[tuple[str, ...]] = ("x", "slope")
 
     def __post_init__(self) -> None:
@@ -69,6 +72,20 @@ class Dorefa(Method):
         """Of weights, activations and gradients in a layer."""
         plain = node.edge and self.edges == "float"
         return (32, 32, 32) if plain else (self.weight_bits, self.activation_bits, self.gradient_bits)
+
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        """Its authors have batch normalization directly in front of each clip to [0, 1]."""
+        clipped = [node for node in nodes if node.layer.weighted and self._bits(node)[1] < 32]
+        bare = [node.name for node in clipped if node.inputs[0] >= 0 and not caveats.behind_norm(node, nodes)]
+        found = []
+        if bare:
+            where = caveats.layers_text(bare, len(clipped))
+            found.append(
+                f"no batch normalization in front of the clip to [0, 1] {where}: preresnet20 and hidden_batchnorm have it"
+            )
+        shares = {node.name: float(np.mean(seen[node.name]["input"] >= 1)) for node in clipped if node.name in seen}
+        half = [f"{name}: {share:.0%}" for name, share in shares.items() if share >= SATURATED]
+        return found + ([f"the clip saturates half of the inputs {caveats.layers_text(half, len(clipped))}"] if half else [])
 
     def input_values(self, x: Array, limit: float) -> Array:
         """Where the first layer's input is quantized: values in [0, 1], zero at 1/2."""

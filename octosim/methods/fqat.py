@@ -21,7 +21,7 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -29,10 +29,10 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import int8
+from octosim.methods import caveats, int8
 from octosim.numerics import Requantization, Rounding
 
 ERROR = 0  # role in the Philox streams
@@ -289,6 +289,9 @@ class Fqat(Method):
     def __post_init__(self) -> None:
         if not 0.1 <= self.z <= 100:
             raise OctosimError(f"fqat: z must be in 0.1 .. 100, not {self.z}")
+
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        return caveats.without_norm(nodes, "Clipping Batch Normalization never acts")
 
     def check(self, node: Node, batch: int) -> None:
         int8.refuse_overflow(node, batch, long=True)

@@ -13,6 +13,7 @@ float32; the models' own losses and initial weights are used (paper: square hing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Gradients, Method, Node, Update
+from octosim.engine.nodes import Array, Circumstances, Context, Gradients, Method, Node, Seen, Update
 from octosim.errors import OctosimError
 from octosim.methods import float32
 
@@ -126,6 +127,11 @@ class Laq(Method):
         node.state["alpha"] = np.array([alpha], np.float32)
         node.state["sign"] = np.zeros(w.shape, np.int8)
         node.state["counts"] = np.zeros(3, np.int64)
+
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        if run.optimizer == "adam":
+            return []
+        return [f"with {run.optimizer} the curvature is the same for all weights: the fit is least squares, not loss-aware"]
 
     def fit(self, w: Array, d: Array, codes: Array) -> tuple[Array, float]:
         """n beta and alpha of min 1/2 ||w - alpha beta||^2_D; codes: n beta of the step before."""

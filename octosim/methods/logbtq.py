@@ -17,17 +17,19 @@ The recorded loss is the task's, without the barrier.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
 from octosim.errors import OctosimError
-from octosim.methods import float32
+from octosim.methods import caveats, float32
 from octosim.numerics import MuLaw
 
+LEAST_PULL = 1e-4  # of the barrier's gradient, as a share of the whole
 ENCODED, ENCODINGS, X_OUTSIDE, X_VALUES, W_OUTSIDE, W_VALUES = range(6)  # of the counts; ENCODED: saturated ones
 COUNTS = {"accumulator": (ENCODED, ENCODINGS), "activations": (X_OUTSIDE, X_VALUES), "weights": (W_OUTSIDE, W_VALUES)}
 
@@ -36,7 +38,8 @@ COUNTS = {"accumulator": (ENCODED, ENCODINGS), "activations": (X_OUTSIDE, X_VALU
 class Logbtq(Method):
     """Parameters of the method.
 
-    barrier:          the barrier's weight in the loss; 0 leaves it out.
+    barrier:          the barrier's weight in the loss; 0 leaves it out.  The 0.01 of its authors' segmentation hardly acts: the
+                      pull on a value is divided by the tensor's size.
     t, growth, t_max: the barrier's tightness: t growth^(epoch - 1), at most t_max.
     weight_bound, activation_bound: the largest values of the codes, and the barriers' ends.
     accumulator:      "strict" is encoded again after each product, "blocked" after each `block` products; "exact" is float32,
@@ -45,7 +48,7 @@ class Logbtq(Method):
     headroom:         the accumulator's bound is 2^headroom weight_bound activation_bound, -8 .. 16.
     """
 
-    barrier: float = 0.01
+    barrier: float = 1.0
     t: float = 5.0
     growth: float = 1.1
     t_max: float = 100.0
@@ -68,6 +71,7 @@ class Logbtq(Method):
         "normalization": "float32",
     }
 
+    inspects: ClassVar[bool] = True
     for_weight_grad: ClassVar[tuple[str, ...]] = ("x_real",)
 
     def __post_init__(self) -> None:
@@ -163,6 +167,28 @@ class Logbtq(Method):
         for node in weighted:
             node.state["counts"][:] = 0
         return {"overflow_rates": rates}
+
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        found = []
+        if self.accumulator == "exact":
+            found.append("accumulators are float32 (accumulator=exact): blocked and strict are the 8-bit ones")
+        if not self.barrier:
+            return [*found, "barrier=0: no log barrier"]
+        weak, epoch, at_all = [], max(1, run.epochs), 0
+        for node in nodes:
+            pulls = [(t, x, bound) for t, x, bound in (
+                ("gradient of w", node.params.get("w"), self.weight_bound),
+                ("result", seen[node.name].get("input"), self.activation_bound),
+            ) if x is not None and t in seen[node.name]] if node.name in seen else []  # fmt: skip
+            for tensor, x, bound in pulls:
+                pull, g = np.zeros_like(x), seen[node.name][tensor]
+                core.barrier(pull, np.ascontiguousarray(x), bound, self.tightness(epoch), self.barrier / x.size)
+                at_all += 1
+                if np.linalg.norm(pull) < LEAST_PULL * np.linalg.norm(g):
+                    weak.append(f"{'w' if tensor == 'gradient of w' else 'x'} of {node.name}")
+        if weak:
+            found.append(f"the barrier's pull is below {LEAST_PULL:g} of the gradient {caveats.layers_text(weak, at_all)}")
+        return found
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         return dy

@@ -4,12 +4,14 @@ Wang et al., "NITI: Training Integer Neural Networks Using Integer-only Arithmet
 authors' code (wangmaolin/niti: ti_torch.py, ti_loss.py) as the algorithm card 5.6 gives them.
 
 A tensor is int8 codes in +-127 with one exponent, value = q 2^exponent.  Products are summed in int32, which is shifted back
-to 7 bits and a sign.  No operation of a step is on floating-point numbers; only the loss that a record shows is.
+to 7 bits and a sign.  No operation of a step is on floating-point numbers; only the normalization of the pixels in front of the
+first layer and the loss that a record shows are.
 
 Differs from the paper in: the bit width is that of max|acc| (for max|acc| = 2^b one bit more than ceil(log2 max|acc|)), so that
-no code overflows; pixels become codes by one right shift; the drops of mu are shares of the run, 1/2 and 3/4, instead of
-epochs 100 and 150 of 200; the loss gradient's last shift is pseudo-stochastic.  There are reconstructions for what the paper's
-networks do not have: sums of two tensors, average pooling (a power of two is divided by), depthwise convolutions.
+no code overflows; the drops of mu are shares of the run, 1/2 and 3/4, instead of epochs 100 and 150 of 200.  As in the authors'
+loader, pixels are normalized to mean 0 and deviation 1 before they become codes (--normalize none: a byte is shifted right by
+one, into [0, 127], which costs accuracy in a network without biases).  There are reconstructions for what the paper's networks
+do not have: sums of two tensors, average pooling (a power of two is divided by), depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -53,6 +55,12 @@ def rounded(acc: Array, exponent: core.Whole, out: Array | None = None) -> IntTe
     The width is max|acc|'s bit length: with ceil(log2 max|acc|), 128 would have 7 bits and become the code -128.
     """
     return IntTensor(*core.narrow(acc, BITS, Rounding.HALF_AWAY, exponent, out=out))
+
+
+def _in_32_bits(long: Array, acc: Array) -> None:
+    """int64 sums in int32, shifted right by the bits that the largest needs beyond 31: hardly ever any."""
+    bits = max(int(long.max()), -int(long.min())).bit_length()
+    np.right_shift(long, max(0, bits - 31), out=acc, casting="unsafe")
 
 
 def aligned_sum(node: Node, a: IntTensor, b: IntTensor) -> IntTensor:
@@ -195,6 +203,8 @@ class Niti(Method):
         "normalization": "none",
     }
     batchnorm: ClassVar[bool] = False
+    normalize: ClassVar[str] = "data"
+    random_loss: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip
@@ -209,7 +219,7 @@ class Niti(Method):
             raise OctosimError(f"niti: mu must be in 1 .. {BITS}, not {self.mu}")
 
     def check(self, node: Node, batch: int) -> None:
-        int8.refuse_overflow(node, batch)
+        int8.refuse_overflow(node, batch, long=True)
 
     def init(self, node: Node, seed: int) -> None:
         """Glorot's uniform weights as codes of +-max|w|, with the exponent ceil(log2 max|w|) - 7; no bias.  Of weights that are
@@ -262,8 +272,12 @@ class Niti(Method):
     def weight_grad(self, node: Node, error: IntTensor, context: Context) -> None:
         """PstoShift to mu bits; the exponent is not used: weights are moved by codes."""
         shape = node.params["w"].shape
-        acc = node.buffer(shape, np.int32)
-        node.layer.product(node, error.shape[0]).weight_grad(node.saved["x"].q, error.q, out=acc)
+        acc, product = node.buffer(shape, np.int32), node.layer.product(node, error.shape[0])
+        if product.depths[2] > int8.SAFE and product.any_length:
+            long = product.long_weight_grad(node.saved["x"].q, error.q, out=node.buffer(shape, np.int64))
+            core.python("narrow long sums", _in_32_bits, [long], [acc])
+        else:
+            product.weight_grad(node.saved["x"].q, error.q, out=acc)
         out = node.buffer(shape, np.int8)
         node.grads["w"], _ = core.narrow(acc, self.phase(context), Rounding.PSEUDO_STOCHASTIC, out=out)
 
@@ -280,15 +294,16 @@ class Niti(Method):
         return rounded(acc, self._exponent(node, error), node.buffer(shape, np.int8))
 
     def loss(
-        self, logits: IntTensor, labels: Array, *, smoothing: float = 0.0, gradient: bool = True
+        self, logits: IntTensor, labels: Array, *, smoothing: float = 0.0, gradient: bool = True,
+        random: core.Stream = (0, 0, 0),
     ) -> tuple[core.Number, IntTensor | None, core.Whole]:
-        """The gradient in integers, 2^11 (p - t), then 4 bits less; the loss and the count are for the record only, from the
-        logits' real values.
+        """The gradient in integers, 2^11 (p - t), then 4 bits less, rounded stochastically (StoShift); the loss and the count
+        are for the record only, from the logits' real values.
 
         Logits far from 0 (exponent > -7) take powers of two of x log2(e), the largest's being 2^10; near 0, exp(x) is
         1 + x + x^2 / 2, times 2^(1 - 2 exponent).
         """
-        dlogits = IntTensor(core.softmax_codes_gradient(logits.q, logits.exponent, labels), 0) if gradient else None
+        dlogits = IntTensor(core.softmax_codes_gradient(logits.q, logits.exponent, labels, random), 0) if gradient else None
         real = core.dequantize(logits.q, core.power_of_two(logits.exponent))
         value, _, correct = core.softmax_cross_entropy(real, labels, gradient=False)
         return value, dlogits, correct

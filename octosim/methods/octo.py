@@ -7,14 +7,14 @@ USENIX ATC 2021.  The paper's own equations for LAC and PRC are not known here; 
 Differs from the released demo in: all operands are int8 codes in +-127 (the demo's are 9-bit); zero points are integers and
 corrected exactly unless zero_point="dropped" (the demo drops them); fully connected layers are quantized too; one
 compensation for all samples unless lac="sample" (the demo has one a sample); the gradient passes use the codes of the forward
-pass (the demo quantizes the saved float tensors again); inference uses running activation ranges.  `octo_reference` is the demo
-as it is.
+pass unless prc_of="all" (the demo clips and quantizes the saved float tensors again); inference uses running activation ranges.
+`octo_reference` is the demo as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -23,10 +23,10 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import Array, BatchedProduct, Context, Method, Node
+from octosim.engine.nodes import Array, BatchedProduct, Circumstances, Context, Method, Node, Seen
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
-from octosim.methods import int8
+from octosim.methods import caveats, int8
 from octosim.numerics import Rounding
 
 MU, OFFSET, ERROR = range(3)  # roles in the Philox streams
@@ -102,13 +102,16 @@ class Octo(Method):
     """Parameters of the method.
 
     lac:        compensation out = y + alpha mu + offset, one value a channel or a feature (channel, row, column), or with
-                "sample" (demo) a mu and an offset a feature of each place in the batch; or "off".
+                "sample" (demo) a mu and an offset a feature of each place in the batch; or "off".  "channel" in front of batch
+                normalization is subtracted again: there the method is INT8 + PRC.
     lac_samples: places in the batch that lac=sample has numbers for, at least the batch size.  A smaller last batch takes the
                 first; inference takes the mean of those that training has used.
     lac_decay:  L2 factor on mu and offset (demo: 0.1).
     prc:        clipping of dY before it is quantized: "ratio" to prc_ratio times its extremes (demo: 0.95), "gauss" to
                 mean +- prc_z deviations (demo's comment: 1.96, 2.576), "percentile" to the magnitude that prc_percentile
                 per cent of its nonzero values do not exceed, or "off".
+    prc_of:     what is clipped: "dy"; or "all" (demo), in the gradient passes X and W too, which then take symmetric codes of
+                their own instead of the forward pass's.
     prc_ratio, prc_z, prc_percentile: what "ratio", "gauss" and "percentile" clip to.
     zero_point: "exact" subtracts the activations' zero point's part of the sums; "dropped" leaves it to LAC to learn.
     rounding:   of dY: "half-even" (demo), "stochastic", or another of `numerics.Rounding` for reals.  Weights and activations
@@ -121,6 +124,7 @@ class Octo(Method):
     lac_samples: int = 100
     lac_decay: float = 0.1
     prc: Literal["off", "ratio", "gauss", "percentile"] = "ratio"
+    prc_of: Literal["dy", "all"] = "dy"
     prc_ratio: float = 0.95
     prc_z: float = 2.576
     prc_percentile: float = 99.9
@@ -129,7 +133,7 @@ class Octo(Method):
     keep: Literal["int8", "float32"] = "int8"
 
     name: ClassVar[str] = "octo"
-    summary: ClassVar[str] = "INT8 forward and backward, loss-aware compensation, range clipping"
+    summary: ClassVar[str] = "INT8 forward and backward with range clipping (INT8 + PRC); lac=feature adds compensation"
     paper: ClassVar[str] = "Zhou et al., USENIX ATC 2021"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
     multiplies: ClassVar[bool] = True
@@ -169,6 +173,15 @@ class Octo(Method):
         if self.lac == "channel" and node.normalized:
             node.still |= set(COMPENSATION)
 
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        weighted = [node for node in nodes if node.layer.weighted]
+        inert = [node.name for node in weighted if self.lac == "channel" and node.normalized]
+        found = ["lac=off: no loss-aware compensation"] if self.lac == "off" else []
+        if inert:
+            where = caveats.layers_text(inert, len(weighted))
+            found.append(f"lac=channel is inert {where}: batch normalization subtracts it; INT8 + PRC there (lac=feature acts)")
+        return found + (["prc=off: no range clipping"] if self.prc == "off" else [])
+
     def _compensation(self, node: Node, batch: int, context: Context) -> tuple[Array, Array, Array] | None:
         """alpha, mu and offset of one shape, which repeats along the batch."""
         if self.lac == "off":
@@ -199,27 +212,37 @@ class Octo(Method):
         zero_term = self._zero_term(core.row_sums(qw.q), qx)
         scale = core.product_scale(qx.s, qw.s)
         lac = self._compensation(node, batch, context)
+        if self.prc_of == "all" and self.prc != "off" and context.training:
+            w = self._clipped(node, node.params["w"], node.range_of("w"))
+            node.saved.update(x=self._clipped(node, x, found), w=w)
         rest = np.empty((lac[0].size if lac else zero_term.size) + 1, np.float32)
         add = core.lac_fold(node.params["b"], zero_term, scale, lac, rest=rest)
         return core.Sums(acc, add, scale, rest=rest)
 
     def error(self, node: Node, dy: Array, context: Context) -> QTensor:
-        found = node.dy_range or core.value_range(dy)
-        out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
+        found, random = node.dy_range or core.value_range(dy), context.random(node.tensor(ERROR))
+        return self._clipped(node, dy, found, Rounding(self.rounding), random)
+
+    def _clipped(
+        self, node: Node, t: Array, found: core.Range, rounding: Rounding = Rounding.HALF_EVEN,
+        random: core.Stream | None = None,
+    ) -> QTensor:  # fmt: skip
+        """Symmetric codes of a tensor with this range after PRC."""
+        out = node.buffer(t.shape, np.int8)
         if self.prc in ("gauss", "percentile"):
             _, codes = core.new_codes()
-            core.python("limits of dY", partial(self._limit, found, codes), [dy])
+            core.python("limits of dY", partial(self._limit, found, codes), [t])
         else:
             codes = core.symmetric_codes(found.low, found.high, self.prc_ratio if self.prc == "ratio" else 1.0)
-        return quantizers.of_codes(dy, codes, rounding=Rounding(self.rounding), random=random, out=out)
+        return quantizers.of_codes(t, codes, rounding=rounding, random=random, out=out)
 
-    def _limit(self, found: core.Range, codes: core.Codes, dy: Array) -> None:
-        """Codes of dY clipped where its deviation or a percentile says, within the range found."""
+    def _limit(self, found: core.Range, codes: core.Codes, t: Array) -> None:
+        """Codes of a tensor clipped where its deviation or a percentile says, within the range found."""
         if self.prc == "gauss":
-            mean, deviation = core.moments(dy)
+            mean, deviation = core.moments(t)
             ends = mean - self.prc_z * deviation, mean + self.prc_z * deviation
         else:
-            limit = percentile(dy, self.prc_percentile)
+            limit = percentile(t, self.prc_percentile)
             ends = -limit, limit
         low, high = found
         core.symmetric_codes(max(low, ends[0]), min(high, ends[1]), out=codes)

@@ -14,6 +14,7 @@ biases are rounded in the forward pass, with the scale of that step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import Array, Context, Method, Node
+from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
 from octosim.methods import float32
@@ -59,6 +60,11 @@ class Qat(Method):
             raise OctosimError(f"qat: smoothing must be in [0, 1), not {self.smoothing}")
         if self.delay < 0:
             raise OctosimError(f"qat: delay must not be negative, not {self.delay}")
+
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        if self.delay < run.steps:
+            return []
+        return [f"activations are never quantized: delay={self.delay}, the run has {run.steps} steps"]
 
     def check(self, node: Node, batch: int) -> None:
         depth, safe = node.layer.product(node, batch).depths[0], EXACT32.safe_depth(LARGEST_CODE, LARGEST_CODE)

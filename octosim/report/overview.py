@@ -197,7 +197,17 @@ def sentences(tasks: Sequence[Task]) -> list[str]:
     """What the records say: accuracy, cost on each device, and what failed."""
     said = [accuracy_sentence(task) for task in tasks]
     said += [text for task in tasks for device in task.prices if (text := cost_sentence(task, device))]
-    return [*said, failures_sentence(tasks)]
+    return [*said, failures_sentence(tasks), *caveat_sentences(tasks)]
+
+
+def caveat_sentences(tasks: Sequence[Task]) -> list[str]:
+    """What of their methods did not act in the runs, as their manifests say; one sentence a configuration and caveat."""
+    found: dict[tuple[str, str], None] = {}
+    for task in tasks:
+        for group in task.groups:
+            for run in group.runs:
+                found |= dict.fromkeys((group.label, text) for text in run.caveats)
+    return [f"{label}: {text}." for label, text in found]
 
 
 # ---- the table --------------------------------------------------

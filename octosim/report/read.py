@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from octosim import outcome
 from octosim.errors import OctosimError
 from octosim.files import JSON_BYTES, LINE_BYTES, json_value, open_regular
 from octosim.integrity import check_told
@@ -34,6 +35,11 @@ class Run:
     @property
     def decides(self) -> dict[str, Any]:
         return self.manifest["decides"]
+
+    @property
+    def caveats(self) -> list[str]:
+        """What of the method did not act, of a finished run."""
+        return outcome.caveats(self.manifest)
 
     @property
     def environment(self) -> dict[str, Any]:

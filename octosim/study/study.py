@@ -35,6 +35,7 @@ import octosim
 from octosim import core, data, methods, settings, train
 from octosim.errors import OctosimError, suggest
 from octosim.files import locked, read_lines, write_atomic
+from octosim.methods import recipes
 from octosim.schema import Frozen, first_problem
 from octosim.textfile import TOML_BYTES, read_text, read_toml
 
@@ -50,11 +51,15 @@ _Scalar = str | int | float
 def _settings(name: str, parameters: Any, wrap: Callable[[Any], Any]) -> Any:
     """A pydantic model with the fields of train.Config, all optional."""
     kinds: dict[str, Any] = {key: (parameters if key == "parameters" else wrap(kind), None) for key, kind in _KINDS.items()}
-    return create_model(name, __base__=Frozen, **kinds)
+    return create_model(name, __base__=Frozen, **kinds, recipe=(wrap(str), None))
 
 
 def _all_methods(value: Any) -> Any:
     return list(methods.METHODS) if value == "all" else value
+
+
+def _all_recipes(value: Any) -> Any:
+    return recipes.names() if value == "all" else value
 
 
 _Base: Any = _settings("Base", dict[str, _Scalar], lambda kind: kind)
@@ -62,6 +67,7 @@ _Grid: Any = create_model(
     "Grid",
     __base__=_settings("Grid", dict[str, list[_Scalar]], lambda kind: list.__class_getitem__(kind)),
     method=(Annotated[list[str], BeforeValidator(_all_methods)], None),
+    recipe=(Annotated[list[str], BeforeValidator(_all_recipes)], None),
 )
 
 
@@ -72,7 +78,8 @@ MOST_ROWS = 10_000
 class Study(Frozen):
     """base: settings of every run, fields of train.Config.  grid: lists of settings; all combinations of each are rows.
 
-    method = "all" in a grid stands for every method of METHODS.
+    method = "all" in a grid stands for every method of METHODS, recipe = "all" for every recipe, whose settings those of the
+    study replace.
     """
 
     title: str = ""
@@ -136,6 +143,9 @@ def _choices(grid: Any) -> Iterator[dict[str, Any]]:
 def _config(flat: dict[str, Any]) -> train.Config:
     settings = {key: value for key, value in flat.items() if not key.startswith("method.")}
     parameters = {key.removeprefix("method."): value for key, value in flat.items() if key.startswith("method.")}
+    recipe = settings.pop("recipe", None)
+    if recipe is not None:
+        return train.Config(**recipes.with_recipe(recipe, settings | {"parameters": parameters}))
     return train.Config(**settings, parameters=parameters)
 
 

@@ -2,7 +2,7 @@
 
 A run directory holds
     manifest.json          what decides the bits ("decides") and what does not ("environment"); how many numbers are trained;
-                           "sums" of its own fields
+                           of a finished run "outcome": {"caveats"}, what of its method did not act; "sums" of its own fields
     records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy;
                            after an epoch also metrics, where the method has any
     overflow.jsonl         with count_overflow, an object a counted step, layer and pass: what happened in the accumulators
@@ -172,6 +172,11 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Replaces the manifest, with sums of its fields."""
     plain = json.loads(json.dumps({key: value for key, value in content.items() if key != "sums"}))
     write_atomic(folder / "manifest.json", (json.dumps(plain | {"sums": field_sums(plain)}, indent=2) + "\n").encode())
+
+
+def write_outcome(folder: Path, caveats: list[str]) -> None:
+    """Adds to the manifest of a run that ends what of its method did not act."""
+    write_manifest(folder, read_manifest(folder) | {"outcome": {"caveats": caveats}})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

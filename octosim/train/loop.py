@@ -96,6 +96,7 @@ def train(
             _cut_timing(folder / "timing.jsonl", run.step // run.steps_per_epoch)
             if not _steps(run, folder, records, progress, every, prefetch):
                 return False
+            directory.write_outcome(folder, run.look_back())
             write_atomic(folder / "digest.txt", directory.digest_text(run.digest(), run.step).encode())
     except OSError as error:
         raise OctosimError(f"cannot write records in {folder}: {error.strerror}") from None

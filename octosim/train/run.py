@@ -12,11 +12,11 @@ import numpy as np
 
 from octosim import core, data, engine, graph, limits, methods, numerics
 from octosim.data import batches
-from octosim.engine import inputs, optimizers, plan, schedules
+from octosim.engine import inputs, optimizers, plan, probes, schedules
 from octosim.engine import registers as accumulators
 from octosim.engine.accumulation import micro_batch
 from octosim.engine.layers import BatchNorm, Stack
-from octosim.engine.nodes import Array, Context, Node
+from octosim.engine.nodes import SEEN, Array, Circumstances, Context, Method, Node, Seen
 from octosim.engine.replay import RecordedSteps
 from octosim.errors import ArgumentError, OctosimError, suggest
 from octosim.numerics import EXACT32
@@ -27,6 +27,8 @@ from octosim.train.initial import read as read_initial
 
 CALIBRATION, CALIBRATED = 512, 64
 """Images, the first of the first epoch's order, that set the ranges of activations before the first step, and of a pass."""
+INSPECTED = 64
+"""Images, at most, of the pass whose tensors a method inspects."""
 MOST_MICRO = 1024
 """Micro-batches of a step, whose random streams 2^32 tensors hold."""
 
@@ -45,12 +47,15 @@ def load_data(config: Config, progress: Callable[[int, int], None] | None = None
     return data.load(config.data, **chosen | ({"progress": progress} if progress else {}))
 
 
-def source_of(config: Config, network: graph.Graph, images: Array) -> inputs.Input:
+def source_of(config: Config, network: graph.Graph, images: Array, method: Method) -> inputs.Input:
     """How the input of a network is normalized, whose training images these are."""
     if config.normalize not in (None, *NORMALIZATIONS):
         raise OctosimError(f"unknown normalization '{config.normalize}'" + suggest(str(config.normalize), NORMALIZATIONS))
     asked = inputs.of_network(network.input, images) if config.normalize is None else None
-    normalize = images.dtype == np.float32 if config.normalize is None else config.normalize == "data"
+    if config.normalize is None:
+        normalize = images.dtype == np.float32 or method.normalize == "data"
+    else:
+        normalize = config.normalize == "data"
     return asked or inputs.measured(images, normalize)
 
 
@@ -100,9 +105,11 @@ class Run:
         in_shape = self.data.train_images.shape[1:]
         if len(in_shape) != 3 and config.augment != "none":
             raise ArgumentError(f"{{augment}} {config.augment} is for images, and {self.data.name} has vectors")
-        self.layers = layers or graph.layers(config.model, len(self.data.classes), config.batchnorm, in_shape)
+        self.layers = layers or graph.layers(
+            config.model, len(self.data.classes), config.batchnorm, in_shape, config.hidden_batchnorm
+        )
         self._check_fits(in_shape)
-        self.source = source_of(config, graph.as_graph(self.layers), self.data.train_images)
+        self.source = source_of(config, graph.as_graph(self.layers), self.data.train_images, self.method)
         self._check_memory(in_shape)
         initial = tensors if tensors is not None else read_initial(config.init) if config.init is not None else {}
         self.network = engine.Network(
@@ -341,6 +348,33 @@ class Run:
             metrics = self.method.metrics(self.network.nodes)
             record |= {"metrics": metrics} if metrics else {}
         return record
+
+    def caveats(self, seen: Seen | None = None) -> list[str]:
+        """What of the method cannot act in this run; with the tensors of a step: or does not, see `Method.caveats`."""
+        epochs = -(-self.steps // self.steps_per_epoch)
+        return self.method.caveats(self.network.nodes, Circumstances(self.steps, epochs, self.config.optimizer), seen or {})
+
+    @core.float_environment()
+    def look_back(self) -> list[str]:
+        """The caveats at the run's end.  A method that inspects tensors gets those of one more pass, which changes nothing."""
+        if not self.method.inspects:
+            return self.caveats()
+        step = max(self.step, 1)
+        images, labels = (part[:INSPECTED] for part in self.batch(step))
+        context = Context(training=True, seed=self.config.seed, step=step, steps=self.steps, epoch=max(self.epoch, 1))
+        state = [{key: value.copy() for key, value in node.state.items()} for node in self.network.nodes]
+        tensors = probes.Tensors(SEEN)
+        try:
+            with probes.watching(self.network, tensors), core.pooled(self.network.pool):
+                self.network.gradients(images, labels, context, self.config.label_smoothing)
+        except core.NotFiniteError:
+            return self.caveats()
+        finally:
+            for node, before in zip(self.network.nodes, state, strict=True):
+                for key, value in before.items():
+                    node.state[key][...] = value
+                node.grads.clear()
+        return self.caveats(tensors.kept)
 
     def tensors(self) -> dict[str, Array]:
         """Everything that changes in training, by name."""

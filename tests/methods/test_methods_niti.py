@@ -13,7 +13,7 @@ from kit import passes as direct
 
 from octosim import core, engine, methods, train
 from octosim.engine.layers import Add, Conv2d, Dropout, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
-from octosim.engine.nodes import Context, Node
+from octosim.engine.nodes import LOSS, Context, Node
 from octosim.errors import OctosimError
 from octosim.methods import niti
 from octosim.methods.niti import IntTensor
@@ -50,7 +50,8 @@ def shifted(acc: np.ndarray, bits: int, rule) -> tuple[np.ndarray, int]:
     return np.array(made, np.int64).reshape(acc.shape), shift
 
 
-def loss_gradient(q: np.ndarray, e: int, labels: np.ndarray) -> np.ndarray:
+def loss_gradient(q: np.ndarray, e: int, labels: np.ndarray, random: core.Stream) -> np.ndarray:
+    """StoShift by 4: up where the dropped bits are above a random number, here by the core's requantization."""
     rows = []
     for row, label in zip(q.tolist(), labels, strict=True):
         if e > -7:
@@ -60,11 +61,12 @@ def loss_gradient(q: np.ndarray, e: int, labels: np.ndarray) -> np.ndarray:
             p = [2 ** (1 - 2 * e) + v * 2 ** (1 - e) + v * v for v in row]
         grad = [v * 2**11 // sum(p) for v in p]
         grad[label] -= sum(grad)
-        rows.append([min(max(pseudo(v, 4), -127), 127) for v in grad])
-    return np.array(rows, np.int64)
+        rows.append(grad)
+    acc = np.array(rows, np.int32)
+    return core.requantize(acc, 1, 4, rounding=Rounding.STOCHASTIC, low=-127, high=127, random=random).astype(np.int64)
 
 
-def direct_step(params, exponents, images, labels, mask, mu):
+def direct_step(params, exponents, images, labels, mask, mu, random):
     """One step; returns the updated weights and the logits."""
     (w1, w2, w3), (e1, e2, e3) = params, exponents
     x, ex = images.astype(np.int64) >> 1, -7
@@ -78,7 +80,7 @@ def direct_step(params, exponents, images, labels, mask, mu):
     flat = (y2 * mask).reshape(len(y2), -1)
     logits, s = shifted(direct.forward(flat, w3), 7, half_away)
     e_logits = ey2 + 1 + e3 + s
-    dlogits = loss_gradient(logits, e_logits, labels)
+    dlogits = loss_gradient(logits, e_logits, labels, random)
     g3, _ = shifted(direct.weight_grad(flat, dlogits, w3), mu, pseudo)
     d3, _ = shifted(direct.input_grad(dlogits, w3), 7, half_away)
     d2 = d3.reshape(y2.shape) * mask
@@ -106,7 +108,8 @@ def test_three_steps(mu: int) -> None:
         drop = network.nodes[4]
         mask = (core.philox(6 * math.prod(drop.in_shape), 3, step, drop.tensor(15)) >> 31 == 0).reshape(6, *drop.in_shape)
         assert 0.3 < mask.mean() < 0.7
-        params, logits = direct_step(params, exponents, images, labels, mask, mu)
+        random = (3, step, network.nodes[-1].tensor(LOSS))
+        params, logits = direct_step(params, exponents, images, labels, mask, mu, random)
         context = Context(True, 3, step)
         before = network.forward(network.input(images), context)
         assert np.array_equal(before.q, logits[0]) and int(before.exponent) == logits[1]
@@ -147,13 +150,22 @@ def test_initial_weights() -> None:
     assert abs(w.mean()) < 5 and w.std() == pytest.approx(127 / math.sqrt(3), rel=0.05)
 
 
+def test_loss_gradient_is_right_on_average() -> None:
+    """A pseudo-stochastic shift takes the same dropped bits for random bits in each step; a stochastic one does not."""
+    q, labels = np.array([[5, -3, 2, 0]], np.int8), np.array([1], np.int32)
+    drawn = [core.softmax_codes_gradient(q, -3, labels, (0, step, 0)) for step in range(2000)]
+    assert len(np.unique(np.stack(drawn), axis=0)) > 2
+    grad = np.mean(drawn, axis=0)
+    assert grad.sum() == pytest.approx(0, abs=0.1)
+
+
 @pytest.mark.parametrize("exponent", [-40, -21, -20, -9, -7, -6, -3, 0, 2, 30, 500])
 def test_loss_gradient(exponent: int) -> None:
     rng = np.random.default_rng(exponent & 7)
     q, labels = rng.integers(-127, 128, (50, 10)).astype(np.int8), rng.integers(0, 10, 50).astype(np.int32)
-    found = core.softmax_codes_gradient(q, exponent, labels)
+    found = core.softmax_codes_gradient(q, exponent, labels, (1, 2, 3))
     if -20 <= exponent <= 20:
-        assert np.array_equal(found, loss_gradient(q, exponent, labels))
+        assert np.array_equal(found, loss_gradient(q, exponent, labels, (1, 2, 3)))
     rows = np.arange(50)
     assert (found[rows, labels] <= 0).all() and (np.delete(found, 3, 1)[labels == 3] >= 0).all()
     real = q * 2.0 ** min(exponent, 8)
@@ -161,7 +173,7 @@ def test_loss_gradient(exponent: int) -> None:
     p /= p.sum(1, keepdims=True)
     p[rows, labels] -= 1
     # whole powers of two of the logits: within a factor of 2 of the true probabilities
-    assert np.abs(found - 128 * p).max() < (3 if exponent <= -7 else 50)
+    assert np.abs(found - 128 * p).max() < (4 if exponent <= -7 else 50)
     assert (found * p).sum() > 0.9 * np.linalg.norm(found.astype(float)) * np.linalg.norm(p)
 
 

@@ -1,0 +1,32 @@
+"""What methods say of runs in which a part of them does not act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from octosim.engine.layers import BatchNorm
+from octosim.engine.nodes import Node
+
+PASSED = ("relu", "pool", "flatten", "dropout", "avgpool")
+"""Layers, by stem, behind which values are still those of a normalization, rectified or pooled."""
+NAMED = 3
+
+
+def layers_text(names: Sequence[str], of: int) -> str:
+    """"in 2 of 20 layers (conv1, fc1)"."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"in {len(names)} of {of} layers ({', '.join(names[:NAMED])}{more})"
+
+
+def behind_norm(node: Node, nodes: Sequence[Node]) -> bool:
+    """Whether a layer's input comes from batch normalization, without another product or sum between."""
+    source = node.inputs[0]
+    while source >= 0 and nodes[source].layer.stem in PASSED:
+        source = nodes[source].inputs[0]
+    return source >= 0 and isinstance(nodes[source].layer, BatchNorm)
+
+
+def without_norm(nodes: Iterable[Node], what: str) -> list[str]:
+    """A caveat where a network has no batch normalization at all."""
+    found = any(isinstance(node.layer, BatchNorm) for node in nodes)
+    return [] if found else [f"the network has no batch normalization: {what}"]
