@@ -2,9 +2,9 @@
 
     python tools/make_judges.py --octo CLONE --niti CLONE --wage CLONE --banner CLONE tests/methods/judges.json
 
-Their code is run as it is, but for what needs a GPU: NITI's devices are the CPU, and integer division truncates as in PyTorch 1.7,
-the version of its Dockerfile.  Random numbers of stochastic rounding are the middle of their range.  No code is taken, figures
-only.
+Their code is run as it is, but for what needs a GPU: NITI's devices are the CPU, and integer division truncates as in
+PyTorch 1.7, the version of its Dockerfile.  Random numbers of stochastic rounding are the middle of their range.  No code is
+taken, figures only.
 """
 
 from __future__ import annotations
