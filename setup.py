@@ -72,5 +72,5 @@ if not os.access(".", os.W_OK):
 if not sysconfig.get_config_var("Py_GIL_DISABLED"):  # a free-threaded Python has no stable ABI
     options["bdist_wheel"] = {"py_limited_api": "cp311"}
 
-packages = [*find_packages(include=["octosim", "octosim.*"]), "octosim.hwprofiles"]
+packages = [*find_packages(include=["octosim", "octosim.*"]), "octosim.hwprofiles", "octosim.cext"]
 setup(packages=packages, cffi_modules=["cext/build_ffi.py:ffi"], cmdclass={"build_ext": Build}, options=options)

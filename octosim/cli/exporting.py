@@ -18,6 +18,8 @@ def export(
     out: Annotated[Optional[Path], typer.Option(help="Folder to write to; RUN/export if not given.")] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of the test set to compare on; all if not given.")] = None,  # noqa: UP045
     compare: Annotated[bool, typer.Option(help="Run what was written, and compare it with octosim.")] = True,
+    training: Annotated[bool, typer.Option("--training", help="With --to c: the training step itself, not inference.")] = False,
+    steps: Annotated[Optional[int], typer.Option(help="With --training: steps to compare; 10, or the run's.")] = None,  # noqa: UP045
     threads: Threads = None,
     json_: AsJson = False,
 ) -> None:
@@ -26,12 +28,19 @@ def export(
     Example: octosim export runs/a --to onnx
 
     Example: octosim export runs/a --to c --out deploy
+
+    Example: octosim export runs/a --to c --training --steps 10
     """
     from octosim.evidence import export as exporter
 
     use_threads(threads)
     if images is not None and images < 1:
         raise OctosimError(f"--images must be at least 1, not {images}")
+    if training or steps is not None:
+        if to != "c" or not training or images is not None:
+            raise OctosimError("--training goes with --to c, --steps with --training, and --images with neither")
+        _training(run, out or run / "export", steps, compare, json_)
+        return
     rows = exporter.export(run, to, out or run / "export", images, compare)
     if json_:
         print_json(rows)
@@ -55,3 +64,30 @@ def export(
             counts += [str(row["same_bits"]), f"{row['same_class']} of {row['images']}"]
         table.add_row(Path(row["file"]).name, row["runtime"], *counts)
     table.show()
+
+
+def _training(run: Path, out: Path, steps: int | None, compare: bool, json_: bool) -> None:
+    from octosim.evidence import export_step
+
+    rows = export_step.export(run, out, steps, compare)
+    if json_:
+        print_json(rows)
+        return
+    first = rows[0]
+    say(f"{first['file']}: {first['bytes']:,} bytes")
+    say(
+        f"memory: weights and state {first['state']:,} bytes, values {first['values']:,}, scratch {first['scratch']:,}; "
+        f"constants {first['initial']:,}; the plan's peak is {first['planned']:,}"
+    )
+    if not compare:
+        return
+    table = Table(title=f"{first['steps']} steps against octosim's")
+    for column in ("run by", "digest", "losses"):
+        table.add_column(column)
+    for column in ("flash [bytes]", "RAM [bytes]"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        told = ["equal" if row[key] else "differs" for key in ("digest", "losses")]
+        table.add_row(row["runtime"], *told, *("-" if row[key] is None else f"{row[key]:,}" for key in ("flash", "ram")))
+    table.show()
+    say(f"sha256:{first['sha256']}")

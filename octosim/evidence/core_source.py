@@ -40,7 +40,8 @@ def read(name: str) -> str:
 
 @dataclass
 class Piece:
-    """kind: "function", "macro", "undef", "include", "pragma" or "other".  names: what it defines; words, calls: what it uses."""
+    """kind: "function", "macro", "undef", "include", "pragma" or "other".  names: what it
+    defines.  words, calls: what it uses."""
 
     text: str
     kind: str
@@ -58,8 +59,8 @@ class Piece:
 
 
 def _expanded(line: str, macros: Mapping[str, tuple[str | None, str]], whole: bool) -> str:
-    """A line with the parameters of the file of kernels spelled out.  whole: those with an argument, too, which inside a macro may
-    be an argument of that."""
+    """A line with the parameters of the file of kernels spelled out.  whole: those with an argument, too, which in
+    another macro may be an argument of that."""
     before = None
     while before != line:
         before = line
@@ -183,7 +184,7 @@ def _names(text: str) -> tuple[str, tuple[str, ...]]:
 def pieces(file: str) -> list[Piece]:
     """The top-level pieces of a source file, each with the comment before it."""
     text, found, start = _text(file), list[Piece](), 0
-    at, pending = 0, ""
+    at = 0
     while True:
         space = re.compile(r"\s*").match(text, at)
         at = space.end() if space else at
@@ -223,11 +224,14 @@ def pieces(file: str) -> list[Piece]:
         start = at = end
 
 
+def api_files() -> list[str]:
+    """The files of the public functions."""
+    return sorted(each.name for each in _folder().iterdir() if each.name.startswith("api_") and each.name.endswith(".c"))
+
+
 @cache
 def _all() -> tuple[Piece, ...]:
-    folder = _folder()
-    api = sorted(each.name for each in folder.iterdir() if each.name.startswith("api_") and each.name.endswith(".c"))
-    return tuple(piece for name in (*HEADERS, "ref.c", *api) for piece in pieces(name))
+    return tuple(piece for name in (*HEADERS, "ref.c", *api_files()) for piece in pieces(name))
 
 
 @cache
@@ -272,7 +276,8 @@ def source(functions: Iterable[str]) -> tuple[str, str]:
             parts[piece.file in HEADERS].append(piece.text)
         last = number + 1 == len(every) or every[number + 1].file != piece.file
         if last and piece.file.startswith("api_"):
-            own = {name: None for i in sorted(kept) if every[i].file == piece.file and every[i].kind == "macro" for name in every[i].names}
+            mine = [every[i] for i in sorted(kept) if every[i].file == piece.file and every[i].kind == "macro"]
             undone = {each.names[0] for each in every if each.kind == "undef" and each.file == piece.file}
-            parts[False] += ["\n".join(f"#undef {name}" for name in own if name not in undone)] if set(own) - undone else []
+            lines = [f"#undef {name}" for each in mine for name in each.names if name not in undone]
+            parts[False] += ["\n".join(lines)] if lines else []
     return "\n".join(included) + "\n\n" + "\n\n".join(parts[True]) + "\n", "\n\n".join(parts[False]) + "\n"

@@ -212,12 +212,15 @@ def _product(w: _Writer, node: Node, x: list[str], held: dict[str, Weighted]) ->
     return w.node("Add", [y, _in_channels(w, f"{name}.b", bias, node)], f"{name}.y")
 
 
-def _batchnorm(w: _Writer, node: Node, x: list[str], held: Any) -> str:
-    """y = x scale + shift, as the core computes them."""
+def folded(node: Node) -> tuple[Array, Array]:
+    """Scale and shift of a batch normalization in inference, float32 by channel: y = x scale + shift, as the core has them."""
     p, s = node.params, node.state
-    one = np.float32(1)
-    scale = p["gamma"] * (one / np.sqrt(s["var"] + np.float32(node.layer.eps)))
-    shift = p["beta"] - s["mean"] * scale
+    scale = p["gamma"] * (np.float32(1) / np.sqrt(s["var"] + np.float32(node.layer.eps)))
+    return scale, p["beta"] - s["mean"] * scale
+
+
+def _batchnorm(w: _Writer, node: Node, x: list[str], held: Any) -> str:
+    scale, shift = folded(node)
     shape = (1, -1, *[1] * (len(node.in_shape) - 1))
     y = w.node("Mul", [x[0], w.constant(f"{node.name}.scale", scale.reshape(shape))], f"{node.name}.scaled")
     return w.node("Add", [y, w.constant(f"{node.name}.shift", shift.reshape(shape))], f"{node.name}.y")
@@ -406,7 +409,7 @@ def export(folder: Path, kind: str, out: Path, images: int | None = None, compar
         held = tensors(run)
         about = _about(run) | {"layers": json.dumps(train.read_manifest(folder)["decides"]["layers"])}
         files = {"model.safetensors": save(held, {"octosim": json.dumps(about | {"sum": sha256_of(about)}, sort_keys=True)})}
-    _write(out, files)
+    write(out, files)
     rows = [{"file": str(out / name), "bytes": len(content), "runtime": None} for name, content in files.items()]
     if not comparing:
         return rows
@@ -423,7 +426,7 @@ def export(folder: Path, kind: str, out: Path, images: int | None = None, compar
     return compared
 
 
-def _write(out: Path, files: dict[str, bytes]) -> None:
+def write(out: Path, files: dict[str, bytes]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -432,7 +435,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
         write_atomic(out / name, content)
 
 
-_MACHINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+MACHINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cc": (("cc",), ()),
     "qemu-aarch64": (("aarch64-linux-gnu-gcc", "-static"), ("qemu-aarch64",)),
 }
@@ -444,13 +447,13 @@ def _export_c(run: train.Run, out: Path, images: int | None, comparing: bool) ->
     from octosim.evidence import export_c
 
     made = export_c.program(run)
-    _write(out, {"network.c": made.source.encode()})
+    write(out, {"network.c": made.source.encode()})
     row = {"file": str(out / "network.c"), "bytes": len(made.source), "flash": made.flash, "ram": made.ram, "runtime": None}
     if not comparing:
         return [row]
     chosen = run.data.test_images[:images]
     ours, rows = logits_of(run, chosen), []
-    for runtime, (compiler, runner) in _MACHINES.items():
+    for runtime, (compiler, runner) in MACHINES.items():
         if runtime == "cc" or all(shutil.which(name) for name in (compiler[0], *runner)):
             made_there = export_c.run_c(out / "network.c", chosen, ours.shape[1], compiler, runner)
             rows.append(row | {"runtime": runtime, **compare(made_there, ours)})

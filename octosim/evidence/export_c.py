@@ -38,7 +38,7 @@ from octosim.engine.layers import (
 )
 from octosim.engine.nodes import Array, Node
 from octosim.errors import OctosimError
-from octosim.evidence.export import Weighted, takes_pixels, weighted
+from octosim.evidence.export import Weighted, folded, takes_pixels, weighted
 from octosim.numerics import EXACT32
 
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-O2")
@@ -238,9 +238,7 @@ def _product(w: _Writer, node: Node, x: Sequence[str], y: str, held: dict[str, W
 
 
 def _batchnorm(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
-    p, s = node.params, node.state
-    scale = p["gamma"] * (np.float32(1) / np.sqrt(s["var"] + np.float32(node.layer.eps)))
-    shift = p["beta"] - s["mean"] * scale
+    scale, shift = folded(node)
     names = w.array("float", f"{node.name}.scale", scale), w.array("float", f"{node.name}.shift", shift)
     w.call("affine", f"{math.prod(node.in_shape)}L", node.in_shape[-1], x[0], *names, y)
 

@@ -1,8 +1,8 @@
 """The training step of a run as one C99 program: the calls of a step on static memory, into the core's reference kernels.
 
-    void octosim_init(void);                                             before the first step: the weights that the run began with
-    int octosim_images(void);                                            images of the next step
-    int octosim_step(const octosim_pixel *, const octosim_label *, float *loss);   0, or a status with octosim_error()
+    void octosim_init(void);     before the first step: the weights that the run began with
+    int octosim_images(void);    images of the next step
+    int octosim_step(const octosim_pixel *images, const octosim_label *labels, float *loss);    0, or a status
 
 Nothing is allocated and nothing is called but memcpy, memset and memmove.  The bits are octosim's under the same conditions as
 those of `export_c`.
@@ -24,15 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core, train
-from octosim.core.call import ffi
+from octosim import train
 from octosim.engine import plan
-from octosim.engine.nodes import Array
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 from octosim.evidence import core_source
+from octosim.evidence.export import MACHINES, write
 from octosim.evidence.export_c import FLAGS
-from octosim.evidence.step_record import TYPES, Call, Recorded, Recording, Region, record
+from octosim.evidence.step_record import TYPES, Recording, record
+from octosim.evidence.step_writer import Writer
 
+OPTIMIZED = "-O1"
+"""Of the program that measures: it is compiled once, and makes each kind of step twice."""
 SPARE = 64
 """Bytes of scratch memory behind what kernels write: some read a few elements too far."""
 
@@ -50,8 +52,8 @@ typedef {label} octosim_label;
 void octosim_init(void);
 /* Images of the next step, at most OCTOSIM_BATCH, of OCTOSIM_PIXELS values each: height, width, channels. */
 int octosim_images(void);
-/* A step on so many images and their labels.  Returns 0, or a status, whose sentence octosim_error() has.  OCTOSIM_STEPS are the
-   run's; later ones have the learning rate of the last. */
+/* A step on these images and their labels.  Returns 0, or a status, whose sentence octosim_error() has.  OCTOSIM_STEPS is the
+   run's number of steps; later ones have the learning rate of the last. */
 int octosim_step(const octosim_pixel *images, const octosim_label *labels, float *loss);
 const char *octosim_error(void);
 
@@ -146,224 +148,35 @@ int main(int count, char **arguments) {{
 }}
 """
 
+ARENA = """
+static union {{
+    double aligned[2];
+    uint8_t bytes[{room}];
+}} arena __attribute__((aligned(16)));
+
+#define AT(type, offset) ((type *)(void *)(arena.bytes + (offset)))
+#ifndef TRY
+#define TRY(call)                    \\
+    do {{                             \\
+        int status_ = (call);        \\
+        if (status_) return status_; \\
+    }} while (0)
+#endif
+
+"""
+
 SLOTS = re.compile(r"OCTO_SLOT_[A-Z]+\b")
 
 
 @dataclass(frozen=True)
 class Program:
-    """files: their text by name.  ram: bytes by what they hold: "state", "values", "scratch".  initial: bytes of initial values and
-    other constants."""
+    """files: their text by name.  ram: bytes by what they hold: "state", "values", "scratch".  initial: bytes of constants and
+    initial values."""
 
     files: dict[str, str]
     ram: dict[str, int]
     initial: int
     recording: Recording
-
-
-# ---- literals --------------------------------------------------
-
-
-def _float(value: float) -> str:
-    value = float(np.float32(value))
-    return f"{value.hex()}f"
-
-
-def _integer(value: int, kind: str) -> str:
-    if kind.startswith("u"):
-        return f"{value % 2**64}u" if value < 2**32 else f"{value % 2**64}ull"
-    if value == -(2**63):
-        return "(-9223372036854775807LL - 1)"
-    if value == -(2**31):
-        return "(-2147483647 - 1)"
-    return str(value) if abs(value) < 2**31 else f"{value}LL"
-
-
-def _literals(kind: str, content: bytes) -> list[str] | None:
-    """The elements of an array as C has them; None where a float is infinite or NaN."""
-    dtype = next((dtype for dtype, name in TYPES.items() if name == kind), np.dtype(np.float64))
-    values = np.frombuffer(content, dtype)
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            return None
-        suffix = "f" if kind == "float" else ""
-        return [each.hex() + suffix for each in values.tolist()]
-    return [_integer(each, kind) for each in values.tolist()]
-
-
-def _identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name)
-
-
-# ---- the writer --------------------------------------------------
-
-
-class _Writer:
-    """Names of memory and the text of calls."""
-
-    def __init__(self, made: Recording) -> None:
-        self.made = made
-        self.names: dict[int, str] = {}  # of regions that stay, by address
-        self.constants: list[str] = []
-        self.states: list[str] = []
-        self.begin: list[str] = []
-        self.structs: dict[str, str] = {}  # by text, the name
-        self.state = self.flash = 0
-        memory, used = made.memory, set[str]()
-        owner = {memory.at(t.__array_interface__["data"][0]).start: name for name, t in made.tensors.items() if t.nbytes}
-        special = {
-            memory.at(made.labels.__array_interface__["data"][0]).start: "step_labels",
-            memory.at(int(ffi.cast("uintptr_t", made.step.at))).start: "step_number",
-        } | {memory.at(int(ffi.cast("uintptr_t", n.at))).start: f"rate_{i}" for i, n in enumerate(made.numbers)}
-        self.images = memory.at(made.images.__array_interface__["data"][0]).start
-        for region in memory.regions:
-            if region.start not in made.initial:
-                continue
-            if region.start == self.images:
-                self.names[region.start] = "images"
-                continue
-            given = special.get(region.start) or owner.get(region.start)
-            name = _identifier(given) if given else f"{_identifier(region.name)}_{len(self.names)}"
-            while name in used:
-                name += "_"
-            used.add(name)
-            self.names[region.start] = name
-            self._declare(region, name, region.start in made.written or not region.arrays)
-
-    def _declare(self, region: Region, name: str, changes: bool) -> None:
-        kind, content = region.kind, self.made.initial[region.start]
-        count = region.size // ffi.sizeof(kind)
-        literals = None if kind.startswith("octo_") else _literals(kind, content)
-        if literals is None and any(content):
-            kind, changes = "uint32_t" if kind == "float" else kind, True
-            literals = _literals("uint32_t" if kind == "uint32_t" else "uint8_t", content)
-        many = f"[{count}]"
-        if not changes:
-            self.constants.append(f"static const {kind} {name}{many} = {{\n{_wrapped(literals or [])}\n}};")
-            self.flash += region.size
-            return
-        self.states.append(f"static {region.kind} {name}{many};")
-        self.state += region.size
-        if not any(content):
-            self.begin.append(f"    memset({name}, 0, sizeof {name});")
-            return
-        held = kind if not kind.startswith("octo_") else "uint8_t"
-        self.constants.append(f"static const {held} first_{name}[] = {{\n{_wrapped(literals or [])}\n}};")
-        self.begin.append(f"    memcpy({name}, first_{name}, sizeof {name});")
-        self.flash += region.size
-
-    # ---- arguments
-
-    def pointer(self, address: int, kind: str) -> str:
-        """A pointer to elements of a type."""
-        region = self.made.memory.at(address)
-        offset = address - region.start
-        if region.start in self.made.arena:
-            return f"AT({kind}, {self.made.arena[region.start] + offset})"
-        name = self.names[region.start]
-        if region.kind == kind and offset % ffi.sizeof(kind) == 0:
-            return f"{name} + {offset // ffi.sizeof(kind)}" if offset else name
-        field = self._field(region, offset)
-        if field and field[1] == kind:
-            return f"&{name}[{field[2]}].{field[0]}"
-        const = "" if region.start in self.made.written or not region.arrays else "const "
-        inside = f"(({const}char *){name} + {offset})" if offset else name
-        return f"({const}{kind} *)({const}void *){inside}"
-
-    def value(self, address: int, kind: str) -> str:
-        """The number at an address."""
-        region = self.made.memory.at(address)
-        offset = address - region.start
-        name = self.names.get(region.start)
-        if name and region.kind == kind and offset % ffi.sizeof(kind) == 0:
-            return f"{name}[{offset // ffi.sizeof(kind)}]"
-        field = self._field(region, offset)
-        if name and field and field[1] == kind:
-            return f"{name}[{field[2]}].{field[0]}"
-        return f"*{self.pointer(address, kind)}" if "(" in self.pointer(address, kind) else f"*({self.pointer(address, kind)})"
-
-    @staticmethod
-    def _field(region: Region, offset: int) -> tuple[str, str, int] | None:
-        if not region.kind.startswith("octo_"):
-            return None
-        index, offset = divmod(offset, ffi.sizeof(region.kind))
-        for name, field in ffi.typeof(region.kind).fields:
-            if field.offset == offset:
-                return name, field.type.cname, index
-        return None
-
-    def argument(self, argument: Any, parameter: str, local: list[str]) -> str:
-        """An argument of a call, as the core's replay takes it."""
-        base = re.sub(r"\bconst\b|\*|\w+$", "", parameter).strip()
-        if isinstance(argument, core.Scalar) and "*" not in parameter:
-            held = ffi.typeof(argument.at).item.cname
-            text = self.value(int(ffi.cast("uintptr_t", argument.at)), held)
-            return text if held == base else f"({base}){text}"
-        if "*" in parameter:
-            at = argument.at if isinstance(argument, core.Scalar) else argument
-            if at == ffi.NULL:
-                return "NULL"
-            if parameter.count("*") == 2:
-                listed = ", ".join(self.pointer(int(ffi.cast("uintptr_t", each)), base) for each in at)
-                return self._named(f"static const {base} *const {{}}[] = {{{{{listed}}}}};", "list", local, "images" in listed)
-            if base.startswith("octo_") and "const" in parameter:
-                text = self._struct(ffi.cast(f"{base} *", at)[0], ffi.typeof(base))
-                return "&" + self._named(f"static const {base} {{}} = {text.replace('{', '{{').replace('}', '}}')};",
-                                         base.removeprefix("octo_"), local, "images" in text)  # fmt: skip
-            return self.pointer(int(ffi.cast("uintptr_t", at)), base)
-        if base == "float":
-            return _float(float(argument))
-        if base == "double":
-            return float(argument).hex()
-        return _integer(int(argument) % 2**64 if base == "uint64_t" else int(argument), base)
-
-    def _named(self, text: str, prefix: str, local: list[str], inside: bool) -> str:
-        if inside:  # it points to an argument of the function
-            name = f"{prefix}_here_{len(local)}"
-            local.append("    " + text.removeprefix("static ").format(name))
-            return name
-        if text not in self.structs:
-            self.structs[text] = f"{prefix}_{len(self.structs)}"
-        return self.structs[text]
-
-    def _struct(self, value: Any, kind: Any) -> str:
-        parts = []
-        for name, field in kind.fields:
-            held = getattr(value, name)
-            if field.type.kind == "pointer":
-                at = int(ffi.cast("uintptr_t", held))
-                parts.append(self.pointer(at, field.type.item.cname) if at else "NULL")
-            elif field.type.kind == "array":
-                parts.append("{" + ", ".join(_integer(int(each), field.type.item.cname) for each in held) + "}")
-            elif field.type.cname == "float":
-                parts.append(_float(held))
-            else:
-                parts.append(_integer(int(held), field.type.cname))
-        return "{" + ", ".join(parts) + "}"
-
-    def call(self, call: Call, local: list[str]) -> str:
-        given = [
-            self.argument(argument, parameter, local)
-            for argument, parameter in zip(call.arguments, core_source.prototypes()[call.function], strict=True)
-        ]
-        text = ", ".join(given)
-        return f"    TRY({call.function}({text}));"
-
-    def step(self, number: int, tape: Recorded) -> str:
-        local: list[str] = []
-        lines: list[str] = []
-        key: tuple[str, ...] = ()
-        for call in tape.made:
-            if call.key != key:
-                key = call.key
-                lines.append(f"    /* {', '.join(key)} */")
-            lines.append(self.call(call, local))
-        body = "\n".join([*local, *lines])
-        unused = "" if re.search(r"\bimages\b", body) else "    (void)images;\n"
-        return f"static int step_{number}(const octosim_pixel *images) {{\n{unused}{body}\n    return OCTO_OK;\n}}\n"
-
-
-def _wrapped(words: Sequence[str]) -> str:
-    return ",\n".join("    " + ", ".join(words[i : i + 12]) for i in range(0, len(words), 12))
 
 
 # ---- the program --------------------------------------------------
@@ -377,13 +190,13 @@ def program(run: train.Run, compiler: Sequence[str] = ("cc",)) -> Program:
     c = run.config
     about = f"model {c.model}, data {run.data.name}, method {c.method}, seed {c.seed}, {run.steps} steps".replace("*/", "* /")
     made = record(run)
-    w = _Writer(made)
+    w = Writer(made)
     steps = [w.step(number, tape) for number, tape in enumerate(made.steps)]
     functions = sorted({call.function for tape in made.steps for call in tape.made})
     declared, defined = core_source.source([*functions, *core_source.RUNTIME])
     header = HEADER.format(
-        about=about, batch=len(made.images), pixels=math.prod(made.images.shape[1:]), steps=run.steps, tensors=len(made.tensors),
-        pixel=TYPES[made.images.dtype], label="uint8_t" if len(run.data.classes) <= 256 else "uint16_t",
+        about=about, batch=len(made.images), pixels=math.prod(made.images.shape[1:]), steps=run.steps,
+        tensors=len(made.tensors), pixel=TYPES[made.images.dtype], label=TYPES[_label(run)],
     )  # fmt: skip
     top = HEAD.format(about=about) + declared
     body = f"{defined}\n{_memory(w)}\n" + "\n".join(steps) + _interface(made, w)
@@ -393,27 +206,24 @@ def program(run: train.Run, compiler: Sequence[str] = ("cc",)) -> Program:
     return Program(files, {"state": w.state, "values": made.room, "scratch": sum(needed.values())}, w.flash, made)
 
 
-def _memory(w: _Writer) -> str:
+def _memory(w: Writer) -> str:
     structs = [text.format(name) for text, name in w.structs.items()]
     return (
         "/* ---- memory: numbers that the run began with, what changes, and values that come and go ---- */\n\n"
         + "\n".join([*w.constants, *w.states])
-        + f"\nstatic union {{\n    double aligned[2];\n    uint8_t bytes[{max(1, w.made.room)}];\n}} arena __attribute__((aligned(16)));\n\n"
-        "#define AT(type, offset) ((type *)(void *)(arena.bytes + (offset)))\n"
-        "#ifndef TRY\n#define TRY(call)                     \\\n    do {                              \\\n        int status_ = (call);         \\\n"
-        "        if (status_) return status_;  \\\n    } while (0)\n#endif\n\n" + "\n".join(structs) + "\n"
-    )
+        + ARENA.format(room=max(1, w.made.room)) + "\n".join(structs) + "\n"
+    )  # fmt: skip
 
 
-def _interface(made: Recording, w: _Writer) -> str:
+def _interface(made: Recording, w: Writer) -> str:
     rates, tensors = len(made.numbers), []
     for name, tensor in sorted(made.tensors.items()):
         text = json.dumps(f"{name} {tensor.dtype.str} {tensor.shape}\n")
         where = w.pointer(tensor.__array_interface__["data"][0], TYPES[tensor.dtype]) if tensor.nbytes else '""'
         tensors.append(f"    {{{text}, {where}, {tensor.nbytes}}}")
-    rows = [
-        f"    {{{entry.first}u, {entry.index}, {{{', '.join(float(n).hex() for n in entry.numbers)}}}}}" for entry in made.schedule
-    ]
+    rows = []
+    for entry in made.schedule:
+        rows.append(f"    {{{entry.first}u, {entry.index}, {{{', '.join(float(n).hex() for n in entry.numbers)}}}}}")
     w.flash += len(rows) * (8 + 8 * rates)
     losses = [w.value(tape.loss, made.memory.at(tape.loss).kind) for tape in made.steps]
     lines = ["    switch (now->step) {"]
@@ -430,7 +240,7 @@ static const struct {{
     int32_t step;
     double rates[{rates}];
 }} schedule[] = {{
-{(","+chr(10)).join(rows)}
+{_listed(rows)}
 }};
 static const int32_t step_images[] = {{{counts}}};
 static uint32_t steps_done;
@@ -462,15 +272,18 @@ int octosim_step(const octosim_pixel *images, const octosim_label *labels, float
 }}
 
 const octosim_tensor octosim_tensors[OCTOSIM_TENSORS] = {{
-{(","+chr(10)).join(tensors)}
+{_listed(tensors)}
 }};
 """
 
 
+def _listed(rows: Sequence[str]) -> str:
+    return ",\n".join(rows)
+
+
 def _runtime(needed: dict[str, int]) -> str:
-    memory = "".join(
-        f"static double scratch_{slot.lower()}[{-(-size // 64) * 8}] __attribute__((aligned(64)));\n" for slot, size in needed.items()
-    )
+    place = "static double scratch_{}[{}] __attribute__((aligned(64)));\n"
+    memory = "".join(place.format(slot.lower(), -(-size // 64) * 8) for slot, size in needed.items())
     cases = "\n".join(f"    case {slot}: return scratch_{slot.lower()};" for slot in needed)
     return RUNTIME.format(memory=memory, cases=cases)
 
@@ -490,7 +303,7 @@ def _scratch(header: str, top: str, body: str, made: Recording, compiler: Sequen
         path = Path(folder) / "probe.c"
         path.write_text(source)
         path.with_name("training.h").write_text(header)
-        binary = _compiled([path], (*compiler, "-std=gnu11", "-O1"), Path(folder) / "probe")
+        binary = _compiled([path], (*compiler, "-std=gnu11", OPTIMIZED), Path(folder) / "probe")
         for arguments in ((), ("again",)):
             ran = subprocess.run([str(binary), *arguments], capture_output=True, text=True)
             found = ran.stdout.split()
@@ -509,6 +322,11 @@ def _compiled(sources: Sequence[Path], compiler: Sequence[str], out: Path) -> Pa
     return out
 
 
+def _label(run: train.Run) -> np.dtype[Any]:
+    """What holds a label."""
+    return np.dtype(np.uint8 if len(run.data.classes) <= 256 else np.int32)
+
+
 # ---- comparison --------------------------------------------------
 
 
@@ -523,7 +341,7 @@ class Expected:
 
 def expected(run: train.Run, steps: int) -> Expected:
     """The first steps of a run that is before its first one."""
-    label = np.uint8 if len(run.data.classes) <= 256 else np.uint16
+    label = _label(run)
     parts, losses = [], []
     for step in range(1, steps + 1):
         images, labels = run.batch(step)
@@ -533,7 +351,7 @@ def expected(run: train.Run, steps: int) -> Expected:
 
 
 def run_c(folder: Path, compiler: Sequence[str] = ("cc",), runner: Sequence[str] = ()) -> dict[str, Any]:
-    """Compiles the program of a folder without a warning and runs it on its batches: "losses" as float32, "digest", and the bytes
+    """Compiles the program of a folder without a warning and runs it on its batches: "losses", float32, "digest", and the bytes
     of its object file in "flash" and "ram"."""
     with tempfile.TemporaryDirectory(prefix="octosim-") as there:
         flags = (*compiler, *FLAGS, "-Werror")
@@ -564,10 +382,37 @@ def planned(run: train.Run) -> int:
     return parts["peak"] - plan.SCRATCH - plan.RECORDED * len(step.calls)
 
 
-def export(folder: Path, steps: int | None) -> tuple[Program, Expected | None]:
-    """The program of a run directory, and what octosim's own first steps give; none without `steps`."""
-    own = expected(train.replay(folder), steps) if steps else None
-    return program(train.replay(folder)), own
+STEPS = 10
+"""Steps that a program is compared over, where none are given."""
 
 
-__all__ = ["Array", "Expected", "Program", "expected", "export", "planned", "program", "run_c"]
+def export(folder: Path, out: Path, steps: int | None = None, comparing: bool = True) -> list[dict[str, Any]]:
+    """Writes the training of a run as a C program: training.h, training.c, main.c, and the run's first batches in batches.bin.
+
+    steps: to compare, STEPS or the run's where that has fewer, if not given.  Returns a row for each way to run it: "file",
+    "bytes", "runtime", "steps", "losses" and "digest" (whether they are octosim's), "sha256", "flash" and "ram" of the object
+    file, and of the memory "state", "values", "scratch", "initial" (constants), "planned" (the plan's peak).
+    """
+    run = train.replay(folder)
+    if steps is not None and not 1 <= steps <= run.steps:
+        raise ArgumentError(f"{{steps}} must be in 1 .. {run.steps}, the run's steps, not {steps}")
+    steps = steps or min(STEPS, run.steps)
+    peak = planned(run)
+    made = program(train.replay(folder))
+    own = expected(run, steps) if comparing else None
+    if own and steps == run.steps and train.read_digest(folder) not in (None, own.digest):
+        raise OctosimError(f"{folder}: its digest is not that of its steps: see octosim verify")
+    files = {name: text.encode() for name, text in made.files.items()} | ({"batches.bin": own.batches} if own else {})
+    write(out, files)
+    row: dict[str, Any] = {"file": str(out / "training.c"), "bytes": len(files["training.c"]), "runtime": None}
+    row |= made.ram | {"planned": peak, "initial": made.initial}
+    if not own:
+        return [row]
+    rows = []
+    for runtime, (compiler, runner) in MACHINES.items():
+        if runtime == "cc" or all(shutil.which(name) for name in (compiler[0], *runner)):
+            found = run_c(out, compiler, runner)
+            same = {"losses": found["losses"] == own.losses, "digest": found["digest"] == own.digest}
+            sizes = {key: found[key] for key in ("flash", "ram")}
+            rows.append(row | {"runtime": runtime, "steps": steps, "sha256": found["digest"], **same, **sizes})
+    return rows

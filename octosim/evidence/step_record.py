@@ -244,7 +244,8 @@ def record(run: train.Run) -> Recording:
                 with core.float_environment(), tape.recording():
                     loss = run._make(images[:size], labels[:size], context, numbers)
             except OctosimError as error:
-                raise OctosimError(f"{refuse}: {error}") from None
+                why = "Python reads numbers in it" if "was read while" in str(error) else error
+                raise OctosimError(f"{refuse}: {why}") from None
             if not isinstance(loss, core.Scalar):
                 raise OctosimError(f"{refuse}: its loss is a number of Python")
             memory.number(loss.at, loss)
@@ -283,7 +284,7 @@ def _joined(spans: list[tuple[int, int]], start: int, end: int) -> list[tuple[in
 def _classify(made: Recording) -> None:
     """Which regions are written, which are needed in a part of a step only, and where those lie."""
     memory = made.memory
-    lives: dict[int, list[tuple[int, int, int]]] = {}
+    lives: dict[int, Life] = {}
     stays = {memory.at(tensor.__array_interface__["data"][0]).start for tensor in made.tensors.values() if tensor.nbytes}
     stays |= {memory.at(array.__array_interface__["data"][0]).start for array in (made.images, made.labels)}
     stays |= {region.start for region in memory.regions if not region.arrays}
@@ -309,15 +310,20 @@ def _classify(made: Recording) -> None:
 ALIGNED = 16
 
 
-def _place(made: Recording, lives: dict[int, list[tuple[int, int, int]]]) -> None:
+Life = list[tuple[int, int, int]]
+"""Of a region: kind of step, first and last call."""
+
+
+def _meet(one: Life, other: Life) -> bool:
+    return any(a == b and first <= last_b and first_b <= last for a, first, last in one for b, first_b, last_b in other)
+
+
+def _place(made: Recording, lives: dict[int, Life]) -> None:
     """Offsets in the arena, the largest region first, each as low as those that are needed at the same time leave room."""
-    placed: list[tuple[int, int, list[tuple[int, int, int]]]] = []
+    placed: list[tuple[int, int, Life]] = []
     for at in sorted(lives, key=lambda start: -made.memory.at(start).size):
         size = -(-made.memory.at(at).size // ALIGNED) * ALIGNED
-        taken = sorted(
-            (offset, end) for offset, end, other in placed
-            if any(a == b and first <= last_b and first_b <= last for a, first, last in lives[at] for b, first_b, last_b in other)
-        )  # fmt: skip
+        taken = sorted((offset, end) for offset, end, other in placed if _meet(lives[at], other))
         offset = 0
         for low, high in taken:
             if low - offset >= size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -50,6 +51,12 @@ def test_the_sdist_has_every_file_of_the_checkout(tmp_path: Path) -> None:
     assert {name for name in packed if not name.startswith(WRITTEN)} == {n for n in tracked if not n.startswith(NOT_SHIPPED)}
 
 
+def sources() -> list[str]:
+    """Files of the core that an exported training step takes its kernels from: not what needs an operating system."""
+    names = [path.name for path in (ROOT / "cext").iterdir() if path.suffix in (".c", ".h", ".inc")]
+    return [name for name in names if not re.match(r"x86|arm|dispatch\.c|peak|checkasm|checks|accumulate", name)]
+
+
 def test_a_compiler_without_openmp(compiler: Path, tmp_path: Path) -> None:
     """The wheel is made, for every Python from 3.11 on, and works with one thread."""
     done = wheel(tmp_path, CC=f"'{compiler}' -DSPARE")
@@ -61,6 +68,7 @@ def test_a_compiler_without_openmp(compiler: Path, tmp_path: Path) -> None:
         shipped = {name for name in archive.namelist() if name.startswith("octosim/") and not name.endswith((".so", ".pyc"))}
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "octosim").rglob("*") if path.is_file()}
     package |= {f"octosim/{path.relative_to(ROOT)}" for path in (ROOT / "hwprofiles").rglob("*.toml")}
+    package |= {f"octosim/cext/{name}" for name in sources()}
     assert shipped == {name for name in package if not name.endswith((".so", ".pyc", "_core.c"))}
     program = "from octosim import core; core.set_threads(2); print(core.threads(), core.__file__)"
     used = run(sys.executable, "-c", program, PYTHONPATH=str(tmp_path / "site"), PYTHONSAFEPATH="1")
