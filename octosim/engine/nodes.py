@@ -467,6 +467,7 @@ class Method(Protocol):
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
     values:    what the values between layers are made of, for the manifest.
     for_weight_grad: what it saves of a weighted layer for dW alone, by name: gone at once where `w` is frozen.
+    counters:  tensors of node.state that `metrics` sets to 0.
     layers:    its own passes of layers without a matrix product, by the layer's stem ("relu", "bn" ...): objects with `init`,
                `forward`, `weight_grad` and `input_grad`, as `layers.Unweighted` has them, which find the geometry in
                node.layer.
@@ -486,6 +487,7 @@ class Method(Protocol):
     unused: ClassVar[tuple[str, ...]] = ()
     values: ClassVar[str] = "float32"
     for_weight_grad: ClassVar[tuple[str, ...]] = ("x",)
+    counters: ClassVar[tuple[str, ...]] = ()
     layers: ClassVar[Mapping[str, Any]] = {}
 
     def input(self, images: Array, out: Array) -> Any:

@@ -230,6 +230,11 @@ def _interface(made: Recording, w: Writer) -> str:
     for number, loss in enumerate(losses):
         lines.append(f"    case {number}: status = step_{number}(images); *loss = (float){loss}; break;")
     lines += ["    default: break;", "    }"]
+    counters = [name for name in made.tensors if name.rpartition(".")[2] in made.run.method.counters]
+    cleared = "\n".join(f"        memset({(held := w.tensor(name))}, 0, sizeof {held});" for name in counters)
+    if cleared:
+        ends = f"steps_done % {made.run.steps_per_epoch}u == 0 || steps_done == OCTOSIM_STEPS"
+        lines.append(f"    if ({ends}) {{ /* an epoch's counters */\n{cleared}\n    }}")
     counts = ", ".join(str(tape.images) for tape in made.steps)
     return f"""
 /* ---- steps ---- */
@@ -347,6 +352,8 @@ def expected(run: train.Run, steps: int) -> Expected:
         images, labels = run.batch(step)
         parts += [np.ascontiguousarray(images).tobytes(), labels.astype(label).tobytes()]
         losses.append(np.float32(run.train_step((images, labels))))
+        if step % run.steps_per_epoch == 0 or step == run.steps:
+            run.method.metrics(run.network.nodes)  # it counts from 0 again
     return Expected(b"".join(parts), losses, run.digest())
 
 

@@ -104,6 +104,10 @@ class Writer:
         self.begin.append(f"    memcpy({name}, first_{name}, sizeof {name});")
         self.flash += region.size
 
+    def tensor(self, name: str) -> str:
+        """The array that a tensor of the run is."""
+        return self.names[self.made.memory.at(self.made.tensors[name].__array_interface__["data"][0]).start]
+
     # ---- arguments
 
     def pointer(self, address: int, kind: str) -> str:

@@ -104,6 +104,7 @@ class Laq(Method):
     name: ClassVar[str] = "laq"
     summary: ClassVar[str] = "few-level weights, fitted in the metric of the curvature"
     paper: ClassVar[str] = "Hou & Kwok, ICLR 2018"
+    counters = ("counts",)
     bits: ClassVar[dict[str, str]] = {
         "weights": "weight_bits",
         "activations": "float32",

@@ -61,6 +61,7 @@ class Logbtq(Method):
     name: ClassVar[str] = "logbtq"
     summary: ClassVar[str] = "mu-law codes and accumulators, held in range by a log barrier"
     paper: ClassVar[str] = "Li et al., submission to ICLR 2021"
+    counters = ("counts",)
     bits: ClassVar[dict[str, str]] = {
         "weights": "8-bit mu-law",
         "activations": "8-bit mu-law",
