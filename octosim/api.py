@@ -39,6 +39,7 @@ from octosim.engine import Network, plan
 from octosim.engine.nodes import Array, Context, Method
 from octosim.errors import OctosimError
 from octosim.files import read_lines, write_atomic
+from octosim.methods.recipes import with_recipe
 from octosim.numerics import Accumulator
 from octosim.train import Config, Progress, Verdict
 
@@ -273,6 +274,7 @@ def train(
     *,
     on_step: Callable[[Progress], None] | None = None,
     out: str | Path | None = None,
+    recipe: str | None = None,
     model: str | Sequence[Any] | None = None,
     method: str | Method | None = None,
     accumulator: str | Accumulator | None = None,
@@ -285,6 +287,7 @@ def train(
     """Trains a network with a method's exact arithmetic, and returns the run.
 
     config: what the run is; the other arguments replace its fields, and `changes` are more of them (steps=100, seed=1 ...).
+    recipe: a method's name, in place of `config`: the settings in which all of it acts (`octosim methods show`).
     model: a name, a model file, or layers, as [Conv2d(8, 3), ReLU(), Flatten(), Linear(10)] of octosim.engine.layers.
     method: a name, an import path "module:Class", or a method with its parameters, as octosim.methods.octo.Octo(lac="off").
     accumulator: a name, or a `numerics.Accumulator`.
@@ -306,6 +309,11 @@ def train(
         changes["data"] = data
     elif data is not None:
         dataset, changes["data"] = _dataset(data), _ARRAYS
+    if recipe is not None:
+        if config is not None:
+            raise OctosimError("give either config or recipe")
+        named = {} if method is None else {"method": method if isinstance(method, str) else methods.name_of(method)}
+        config = Config(**with_recipe(recipe, named))
     made = _config(config or Config(), changes)
     if threads is not None:
         core.set_threads(threads)

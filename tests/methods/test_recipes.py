@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from octosim import engine, graph, methods, study, train
+from octosim import api, engine, graph, methods, study, train
 from octosim.cli.app import app
 from octosim.engine.nodes import Circumstances
 from octosim.errors import OctosimError
@@ -67,6 +67,15 @@ def test_command_line(tmp_path: Path) -> None:
     rows = study.rows(study.read(file), file)
     assert [row.name for row in rows] == ["recipe=laq", "recipe=blaq"]
     assert rows[1].config.parameters["period"] == 5 and rows[1].config.steps == 1 and rows[1].config.optimizer == "adam"
+
+
+def test_from_python(tmp_path: Path) -> None:
+    run = api.train(recipe="laq", data="fashion-mnist-5k", steps=1, batch_size=20, out=tmp_path / "run", progress=False)
+    config = train.read_config(tmp_path / "run")
+    assert (config.model, config.optimizer, config.lr, config.steps) == ("lenet5-wide", "adam", 0.005, 1)
+    assert len(run.records) == 1
+    with pytest.raises(OctosimError, match="either config or recipe"):
+        api.train(train.Config(), recipe="laq")
 
 
 # ---- caveats --------------------------------------------------
