@@ -7,7 +7,7 @@ export OCTOSIM_DATA ?= $(abspath $(wildcard ../shared/data))
 # One more than the processors: tests wait for programs that they start.
 WORKERS ?= $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN || echo 2))
 
-.PHONY: demo dev test test-slow bench lint install-matrix clean
+.PHONY: demo dev docs test test-slow bench lint install-matrix clean
 
 demo: .venv-demo/installed
 	.venv-demo/bin/python tools/demo.py demo
@@ -20,6 +20,12 @@ test: $(VENV)/installed
 # The tests marked slow: evidence rather than checks.
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
+
+# The documentation site in site/, of docs/, reports/ and the code; strict: a broken link ends it.
+docs: $(VENV)/installed
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[docs,torch,onnx]'
+	$(VENV)/bin/python -m mkdocs build --strict -q
+	@echo "site/index.html; to search, serve it: python3 -m http.server -d site"
 
 bench: $(VENV)/installed
 	$(VENV)/bin/octosim bench --profile jetson --model simplecnn --against torch
@@ -43,4 +49,4 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard cext/*)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo build dist demo octosim.egg-info octosim/_core*.so
+	rm -rf .venv .venv-demo build dist demo site octosim.egg-info octosim/_core*.so

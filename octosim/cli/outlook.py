@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from octosim.cli.tables import Table
 from octosim.cli.terminal import duration_text, hint, plural, print_json, say, time_text
+from octosim.errors import OctosimError
 
 if TYPE_CHECKING:
     from octosim.train import Config, Progress, Run
@@ -30,7 +31,7 @@ def steps_text(run: Run) -> str:
 
 
 def wrong_text(wrong: dict[str, Any], accumulator: str) -> str:
-    return f"{100 * wrong['share']:.2g} % of {wrong['layer']}'s sums ({wrong['pass']}) overflowed {accumulator}"
+    return f"{100 * wrong['share']:.3g} % of {wrong['layer']}'s sums ({wrong['pass']}) overflowed {accumulator}"
 
 
 class Outlook:
@@ -67,21 +68,30 @@ def clock(seconds: float) -> str:
     return time.strftime("at %H:%M" if then[:3] == today[:3] else "on %a %d %b at %H:%M", then)
 
 
+def _register_bits(accumulator: str) -> int:
+    """The width of a manifest's accumulator; 32 where the sums are in no register of a choice, as float32."""
+    from octosim import numerics
+
+    try:
+        return numerics.find(accumulator).bits
+    except OctosimError:
+        return 32
+
+
 def ending(folder: Path) -> list[str]:
     """What the user should know of a finished run: an accuracy that guessing reaches, a register that is too narrow."""
-    from octosim import numerics
     from octosim.watch.runs import RunView
 
     view = RunView(folder)
     view.look()
-    lines = []
+    lines, bits = list[str](), _register_bits(view.accumulator)
     if view.state == "at chance" and view.accuracy is not None and view.chance is not None:
         lines.append(f"at chance: guessing reaches up to {100 * view.chance:.2f} % on these test images")
-    wrong, narrow = view.saturated, view.accumulator not in ("", "int32", "exact32")
+    wrong = view.saturated
     if wrong and wrong["share"]:
-        remedy = "acc24" if numerics.find(view.accumulator).bits < 24 else "exact32"
+        remedy = "acc24" if bits < 24 else "exact32"
         lines.append(f"{wrong_text(wrong, view.accumulator)}; try --accumulator {remedy}")
-    elif narrow and view.state == "at chance" and not wrong and numerics.find(view.accumulator).bits < 32:
+    elif view.state == "at chance" and not wrong and bits < 32:
         lines.append(f"{view.accumulator} may be too narrow; --count-overflow 10 counts what it loses")
     return lines
 

@@ -32,7 +32,8 @@ def _pyplot() -> Any:
 def _save(figure: Any, path: Path) -> None:
     drawn = io.BytesIO()  # or a picture that cannot be drawn would leave half a file
     try:
-        figure.savefig(drawn, dpi=120, format=path.suffix.removeprefix(".") or "png")
+        with _pyplot().rc_context({"svg.fonttype": "none"}):  # text stays text: smaller, in the reader's font
+            figure.savefig(drawn, dpi=120, format=path.suffix.removeprefix(".") or "png")
         path.write_bytes(drawn.getvalue())
     except (OSError, ValueError) as error:
         raise OctosimError(f"cannot write {path}: {error}") from None

@@ -8,6 +8,7 @@ qdq.onnx        QuantizeLinear and DequantizeLinear around float operators, whic
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -300,7 +301,12 @@ def onnx_model(run: train.Run, form: str) -> bytes:
     model.ir_version = 8
     for key, value in _about(run).items():
         model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=str(value)))
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        what = re.search(r"op_type:(\w+), node name: (\S+?)\.", str(error))
+        where = f"layer {what[2]}: " if what else ""
+        raise OctosimError(f"{where}ONNX's {what[1] if what else 'operators'} does not take its shapes") from None
     data: bytes = model.SerializeToString()
     return data
 

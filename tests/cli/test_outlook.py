@@ -40,8 +40,10 @@ def test_a_run_in_a_narrow_register(tmp_path: Path) -> None:
 @pytest.mark.parametrize("accumulator, counted, accuracy, expected", [
     ("exact32", None, 0.9, []),
     ("exact32", None, 0.1, ["at chance: guessing reaches up to 10.90 % on these test images"]),
+    ("float32", None, 0.1, ["at chance:"]),
     ("acc16", None, 0.9, []),
     ("acc16", None, 0.1, ["at chance:", "acc16 may be too narrow; --count-overflow 10 counts what it loses"]),
+    ("acc16", 100, 0.9, ["100 % of conv2's sums (dW) overflowed acc16; try --accumulator acc24"]),
     ("acc16", 31, 0.1, ["at chance:", "31 % of conv2's sums (dW) overflowed acc16; try --accumulator acc24"]),
     ("acc24", 31, 0.9, ["31 % of conv2's sums (dW) overflowed acc24; try --accumulator exact32"]),
     ("acc24", 0, 0.1, ["at chance:"]),

@@ -9,34 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit import own_data
+from kit import own_data, reader
 from kit.cli import octosim
 
-ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-BLOCKS = "".join(re.findall(r"```\n(.*?)```", TEXT, re.DOTALL))
-COMMANDS = sorted(
-    {line.split("  ")[0] for line in re.sub(r" {2,3}(?=--)", " ", BLOCKS).splitlines() if line.startswith("octosim ")}
-    | set(re.findall(r"`(octosim [a-z][^`|]*)`", TEXT))
-)
-
-SMALL = [  # what of a command is made small, in this order
-    (r"--data (mnist|cifar10)", "--data fashion-mnist-5k"),
-    (r"--epochs (3|20)", "--steps 6"),
-    (r"--model resnet20 --data photos", "--model lenet5 --data photos"),
-    (r"--step 100\b", "--step 4"),
-    (r"--step 10\b", "--step 4"),
-    (r"--(measure|count-overflow) 50", r"--\1 2"),
-    (r"--seconds 3", "--seconds 0.2"),
-    (r"^octosim train (?!.*(--steps|--resume))", "octosim train --steps 6 "),
-    (r"^octosim train (?!.*(--model|--resume))", "octosim train --model lenet5 "),
-    (r"^octosim train (?!.*--resume)", "octosim train --batch-size 20 "),
-    (r"(--schedule step.*)--milestones 0.5,0.75", r"\1--milestones 0.5,0.75"),
-    (r"studies/rounding", "runs"),
-    (r"^octosim bench (?!.*--seconds)", "octosim bench --seconds 0.2 "),
-    (r",?(onnxruntime|apytypes)", ""),
-]
+PYTHON = [block.text for block in reader.blocks(reader.ROOT / "README.md") if block.language == "python"]
+COMMANDS = reader.commands(reader.ROOT / "README.md")
 ELSEWHERE = {
     "--cluster": "tests/study/test_cluster.py",
     "study isa-divergence": "tests/study/test_study.py",
@@ -57,12 +34,6 @@ def elsewhere(command: str) -> bool:
 def cases(wanted: bool) -> list:
     slow = {command: [pytest.mark.slow] if command.split()[1] in SLOW else [] for command in COMMANDS}
     return [pytest.param(command, marks=slow[command]) for command in COMMANDS if elsewhere(command) == wanted]
-
-
-def small(command: str) -> list[str]:
-    for pattern, replacement in SMALL:
-        command = re.sub(pattern, replacement, command)
-    return command.split()[1:]
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +59,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_there_is_something_to_test() -> None:
     assert PYTHON and len(COMMANDS) >= 20
-    assert all((ROOT / path).exists() for path in ELSEWHERE.values())
+    assert all((reader.ROOT / path).exists() for path in ELSEWHERE.values())
 
 
 @pytest.mark.parametrize("code", PYTHON)
@@ -102,7 +73,7 @@ def test_commands_run(command: str, there: Path, tmp_path: Path) -> None:
     if "torch" in command:
         pytest.importorskip("torch")
     shutil.copytree(there, tmp_path / "here")
-    words = small(command)
+    words = reader.small(command).split()[1:]
     if words[0] == "train" and "--resume" not in words and "--out" in words:
         shutil.rmtree(tmp_path / "here" / words[words.index("--out") + 1], ignore_errors=True)
     done = octosim(*words, folder=tmp_path / "here")

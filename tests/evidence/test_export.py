@@ -164,3 +164,12 @@ def test_command(tmp_path: Path) -> None:
     ):  # fmt: skip
         done = command("export", str(tmp_path / "run"), *arguments)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("row", ["averagepool, without padding, ceil", "add, broadcast"])
+def test_what_onnx_defines_otherwise_is_refused(row: str) -> None:
+    from kit.layer_table import ROWS, SHAPE
+    from kit.small import run_of
+
+    with pytest.raises(OctosimError, match=r"layer \w+: ONNX's \w+ does not take its shapes"):
+        export.onnx_model(run_of("octo", ROWS[row], SHAPE), "qoperator")

@@ -6,7 +6,10 @@ import dataclasses
 import functools
 import math
 
-from octosim import data
+import numpy as np
+
+from octosim import data, train
+from octosim.engine.graph import Graph
 from octosim.engine.layers import Conv2d, Item, Linear, Residual, Stack
 
 
@@ -37,3 +40,14 @@ def few_images(name: str) -> data.Dataset:
         d, train_images=d.train_images[:600], train_labels=d.train_labels[:600],
         test_images=d.test_images[:60], test_labels=d.test_labels[:60],
     )  # fmt: skip
+
+
+def run_of(method: str, network: Graph, shape: tuple[int, ...], steps: int = 1) -> train.Run:
+    """A run of a method on a network and 16 random images of 4 classes, after some steps."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (16, *shape), dtype=np.uint8), np.arange(16, dtype=np.uint8) % 4
+    dataset = data.Dataset("random", images, labels, images, labels, tuple("abcd"), "", "")
+    run = train.Run(train.Config(model="layers.toml", method=method, batch_size=4, steps=steps), network, dataset)
+    for _ in range(steps):
+        run.advance()
+    return run

@@ -1,0 +1,31 @@
+"""Makes the pictures of the documentation's tutorial and tasks: runs the commands of each page, and keeps what it shows.
+
+    python tools/pictures.py [PAGE ...]     PAGE: tutorial, pays, mine ...; all pages if none is named
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+
+def main() -> None:
+    from kit import reader
+
+    for page in reader.WALKS:
+        if sys.argv[1:] and page.stem not in sys.argv[1:]:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            reader.walk(page, Path(folder), reduced=False)
+            for name in reader.pictures(page):
+                (page.parent / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(Path(folder) / name, page.parent / name)
+                print(page.parent / name, (page.parent / name).stat().st_size)
+
+
+if __name__ == "__main__":  # studies start processes
+    main()
