@@ -428,6 +428,48 @@ int octo_direction_scale(float low, float high, float least, float *inverse, flo
  * stochastically to integers by word i >> 17 of the stream.  0 < rate <= 128. */
 int octo_walk_s8(int64_t n, const int32_t *g, double rate, int limit, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *w);
 
+/* ---- weights of few levels, fitted in the metric of the curvature ---- */
+
+/* An optimizer's step taken apart, w - lr direction / curvature, and its tensors after it; what is NULL is not wanted.
+ * sgd: direction = momentum v + (g + decay w), curvature 1.  adam: m' = b1 m + (1-b1) g', v' = b2 v + (1-b2) (g' g') of g' = g + decay
+ * w; direction = m' / c1, curvature = sqrt(v' / c2) + eps. */
+int octo_newton_sgd_f32(int64_t n, const float *w, const float *g, const float *v, float momentum, float decay, float *direction,
+                        float *curvature, float *v_after);
+int octo_newton_adam_f32(int64_t n, const float *w, const float *g, const float *m, const float *v, float b1, float b2, float eps, float c1,
+                         float c2, float decay, float *direction, float *curvature, float *m_after, float *v_after);
+int octo_newton_move_f32(int64_t n, const float *from, const float *direction, const float *curvature, float lr, float *w);
+int octo_blend_f32(int64_t n, const float *a, const float *b, float share, float rest, float *y); /* share a + rest b; in place allowed */
+int octo_bias_correction(uint32_t step, uint32_t ahead, double base, double *correction); /* 1 - base^(step + ahead), by squaring */
+/* Codes q and scale of weights that are q alpha / n with the least sum of d (w - alpha q / n)^2, n = 2^(bits-1) - 1, or of 1 bit 1.
+ * 1 bit: q = -1 where w < 0, else 1; alpha = sum d |w| / sum d.  Else, from the q given, at most 10 times, until alpha changes by no
+ * more than 1e-6: alpha = |sum d b w / sum d b b|, b = q / n, or where the latter is 0 max |w|; q = round(clip(w / alpha, -1, 1) n),
+ * half to even.  2 bits, exact: with |w| descending, c_j = sum_{i<=j} d |w| / (2 sum_{i<=j} d), of the j with |w_j| > c_j > |w_j+1| the
+ * one with the largest c_j^2 sum_{i<=j} d; alpha = 2 c_j, q = sign(w) of those up to it.  Products in float32, sums in double, 65536
+ * elements one after the other, then their sums; exact: in double, one after the other.  changes += q that differ from those given. */
+int octo_fit_levels_f32(int64_t n, const float *w, const float *d, int bits, int exact, int8_t *q, float *alpha, int64_t *changes);
+/* w is kept within +-1, in place; turned += how many w - before are of the other sign than `sign`, which then is theirs where they are
+ * not 0. */
+int octo_turned_f32(int64_t n, const float *before, float *w, int8_t *sign, int64_t *turned);
+int octo_level_values_f32(int64_t n, const int8_t *q, const float *alpha, float levels, float *y); /* y = q (alpha / levels) */
+
+/* ---- codes 255 high + low within +-32512, in two int8 parts ---- */
+
+/* Of x in least .. most, in double: v = x / scale + zero, scale = (most - least) / 510 or 1, zero = 255 - most / scale within +-255;
+ * round(v), half to even, or floor(v + word / 2^32) of the stream.  OCTO_EFINITE where x holds a NaN or an infinity. */
+int octo_forward_parts_f32(int64_t n, const float *x, int rounding, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *low, int8_t *high,
+                           double *scale);
+/* round(clip(x, low, high) / scale), half to even, scale = (high - low) / 254 or 1: low = max(least, ratio least), high = min(most, ratio
+ * most) of x's range, which with_zero widens to contain 0.  values: code scale, with ratio 1. */
+int octo_backward_parts_f32(int64_t n, const float *x, double ratio, int with_zero, int8_t *low, int8_t *high, double *scale);
+int octo_backward_values_f32(int64_t n, const float *x, float *y);
+/* y = sum (scale_a scale_b) + bias of the sums of products of codes, from those of the parts; exact, then in double; bias [cols] or NULL. */
+int octo_combine_parts_s32(int64_t rows, int64_t cols, const int32_t *low_low, const int32_t *low_high, const int32_t *high_low,
+                           const int32_t *high_high, double scale_a, double scale_b, const float *bias, float *y);
+/* y = y + (alpha mu + offset), alpha [cols] for all rows; y = x factor, in place allowed; most = max(most, value) */
+int octo_compensate_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, float *y);
+int octo_scale_f32(int64_t n, const float *x, float factor, float *y);
+int octo_most_s32(int value, int32_t *most);
+
 /* A call of one of the functions above, to be made again.  function: its number, by octo_function.  args: in its order; where bit i of
  * `indirect` is set args[i].p points to the number: a float for a parameter of type float or double, an int32_t or a uint32_t for one
  * of that type; where bit 16 + i is set too, a double for a parameter of type float or double. */

@@ -249,10 +249,13 @@ def lac_fold(
     return out
 
 
-def lac_backward(sums: Array, lac: tuple[Array, Array, Array], decay: float) -> tuple[Array, Array, Array]:
+def lac_backward(
+    sums: Array, lac: tuple[Array, Array, Array], decay: float, *,
+    out: tuple[Array | None, Array | None, Array | None] = (None, None, None),
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """dalpha, dmu, doffset from sums = dL/d(compensation); decay is the L2 factor on mu and offset."""
     shape = lac[0].shape
-    made = [output(n, None, F32, shape) for n in ("dalpha", "dmu", "doffset")]
+    made = [output(n, array, F32, shape) for n, array in zip(("dalpha", "dmu", "doffset"), out, strict=True)]
     pointers = [pointer(n, v, F32, shape) for n, v in zip(("alpha", "mu", "offset"), lac, strict=True)]
     ok(lib.octo_lac_backward_f32(sums.size, pointer("sums", sums, F32, shape), *pointers, decay, *(p for _, p in made)))
     return made[0][0], made[1][0], made[2][0]

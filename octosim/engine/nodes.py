@@ -414,13 +414,15 @@ class Update(Protocol):
     def all(self) -> None:
         """The optimizer's step on every layer."""
 
-    def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> tuple[Array, Array, dict[str, Array]]:
-        """The optimizer's step on `w` for a gradient, taken apart: w - lr direction / curvature.  Changes nothing.
-
-        Returns direction, curvature and the optimizer's tensors after the step.  slots: such tensors, to take the step after.
+    def newton(
+        self, node: Node, g: Array, slots: Mapping[str, Array] | None = None, *, direction: Array | None = None,
+        curvature: Array | None = None, after: Mapping[str, Array] | None = None,
+    ) -> None:  # fmt: skip
+        """The optimizer's step on `w` for a gradient, taken apart: w - lr direction / curvature.  Changes nothing; writes these
+        and the optimizer's tensors after the step into the arrays that are given.  slots: such tensors, to take the step after.
         """
 
-    def set_slots(self, node: Node, slots: dict[str, Array]) -> None:
+    def set_slots(self, node: Node, slots: Mapping[str, Array]) -> None:
         """Makes these the optimizer's tensors of `w`."""
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Numbers = tuple[core.Number, ...]
-Newton = tuple[Array, Array, dict[str, Array]]
-"""A step taken apart, w - lr direction / curvature: direction, curvature and the optimizer's tensors after the step."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,10 @@ class Sgd:
 
     update, of every optimizer: a step on w in place, of a gradient that is an array or `core.Sums` by rows; returns w's range
     then, in `found`, NotFiniteError where it holds a NaN or an infinity.  corrections: what it takes beside lr that differs
-    from step to step.
+    from step to step; next_corrections: those of the step after.
+
+    newton, of every optimizer: the step taken apart, w - lr direction / curvature; writes these and the slots after the step
+    into the arrays that are given.
     """
 
     lr: float = 0.05
@@ -48,9 +49,17 @@ class Sgd:
     ) -> core.Range:  # fmt: skip
         return core.sgd(w, g, slots["v"], lr=lr, momentum=self.momentum, decay=decay, found=found)
 
-    def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
-        v = np.float32(self.momentum) * slots["v"] + (g + np.float32(decay) * w)
-        return v, np.ones_like(w), {"v": v}
+    def next_corrections(self, step: core.Whole) -> Numbers:
+        return ()
+
+    def newton(
+        self, corrections: Numbers, decay: float, w: Array, g: Array, slots: Mapping[str, Array], *,
+        direction: Array | None, curvature: Array | None, after: Mapping[str, Array],
+    ) -> None:  # fmt: skip
+        core.newton_sgd(
+            w, g, slots["v"], momentum=self.momentum, decay=decay, direction=direction, curvature=curvature,
+            after=after.get("v"),
+        )
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,18 @@ class Adam:
             w, g, slots["m"], slots["v"], lr=lr, b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay, found=found
         )
 
-    def newton(self, step: int, decay: float, w: Array, g: Array, slots: dict[str, Array]) -> Newton:
-        b1, b2, g = np.float32(self.b1), np.float32(self.b2), g + np.float32(decay) * w
-        m = b1 * slots["m"] + (np.float32(1) - b1) * g
-        v = b2 * slots["v"] + (np.float32(1) - b2) * (g * g)
-        c1, c2 = (np.float32(c) for c in self.corrections(step))
-        return m / c1, np.sqrt(v / c2) + np.float32(self.eps), {"m": m, "v": v}
+    def next_corrections(self, step: core.Whole) -> Numbers:
+        return core.bias_correction(step, 1, self.b1), core.bias_correction(step, 1, self.b2)
+
+    def newton(
+        self, corrections: Numbers, decay: float, w: Array, g: Array, slots: Mapping[str, Array], *,
+        direction: Array | None, curvature: Array | None, after: Mapping[str, Array],
+    ) -> None:  # fmt: skip
+        c1, c2 = corrections
+        core.newton_adam(
+            w, g, slots["m"], slots["v"], b1=self.b1, b2=self.b2, eps=self.eps, c1=c1, c2=c2, decay=decay,
+            direction=direction, curvature=curvature, m_after=after.get("m"), v_after=after.get("v"),
+        )  # fmt: skip
 
 
 MADE = 1 << 20
@@ -154,14 +169,20 @@ class Update:
             raise core.NotFiniteError(f"layer {node.name}, {key} after the step: {error}") from None
         node.known.add(key)
 
-    def newton(self, node: Node, g: Array, slots: dict[str, Array] | None = None) -> Newton:
-        step = int(self.context.step)
-        step, before = (step, self.slots[f"{node.name}.w"]) if slots is None else (step + 1, slots)
-        return self.optimizer.newton(step, self.optimizer.decay, node.params["w"], g, before)
+    def newton(
+        self, node: Node, g: Array, slots: Mapping[str, Array] | None = None, *, direction: Array | None = None,
+        curvature: Array | None = None, after: Mapping[str, Array] | None = None,
+    ) -> None:  # fmt: skip
+        corrections = self.corrections if slots is None else self.optimizer.next_corrections(self.context.step)
+        before = self.slots[f"{node.name}.w"] if slots is None else slots
+        self.optimizer.newton(
+            corrections, self.optimizer.decay, node.params["w"], g, before,
+            direction=direction, curvature=curvature, after=after or {},
+        )  # fmt: skip
 
-    def set_slots(self, node: Node, slots: dict[str, Array]) -> None:
+    def set_slots(self, node: Node, slots: Mapping[str, Array]) -> None:
         for key, value in slots.items():
-            self.slots[f"{node.name}.w"][key][:] = value
+            core.copy(value, out=self.slots[f"{node.name}.w"][key])
 
 
 def numbers(optimizer: Sgd | Adam, lr: float, step: int, network: Network) -> tuple[float, ...]:

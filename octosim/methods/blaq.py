@@ -17,7 +17,7 @@ D is 1 / learning rate for all weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -65,9 +65,6 @@ class Blaq(Laq):
         """Steps of two stages, or of one."""
         return context.epoch % self.period == 0
 
-    def _blended(self, first: Array, trial: Array) -> Array:
-        return F(self.blend) * first + F(1 - self.blend) * trial
-
     def step(self, nodes: list[Node], gradients: Gradients, update: Update, context: Context) -> core.Number:
         """The two-stage step in every `period`-th epoch, else `laq`'s."""
         if context.epoch % self.period:
@@ -78,7 +75,7 @@ class Blaq(Laq):
         state = [[node.buffer(value.shape, value.dtype) for value in node.state.values()] for node in nodes]
         for node, kept in zip(nodes, state, strict=True):
             core.at(node.name, "update")
-            core.python("keep state", _copy, list(node.state.values()), kept)
+            _copy(node.state.values(), kept)
         for stages in weighted:
             stages.trial()
         gradients()
@@ -87,7 +84,7 @@ class Blaq(Laq):
         for node, first, kept in zip(nodes, grads, state, strict=True):
             node.grads.update(first)
             core.at(node.name, "update")
-            core.python("restore state", _copy, kept, list(node.state.values()))
+            _copy(kept, node.state.values())
         for stages in weighted:
             stages.blend()
         update.all()  # biases and batch normalization; the weights' own step follows
@@ -96,15 +93,9 @@ class Blaq(Laq):
         return loss
 
 
-def _copy(*arrays: Array) -> None:
-    """Copies the first half of arrays into the second."""
-    half = len(arrays) // 2
-    for source, target in zip(arrays[:half], arrays[half:], strict=True):
-        np.copyto(target, source)
-
-
-def _move(lr: core.Number, w: Array, before: Array, direction: Array, d: Array) -> None:
-    np.copyto(w, before - F(float(lr)) * direction / d)
+def _copy(sources: Iterable[Array], targets: Iterable[Array]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        core.copy_codes(source.reshape(-1).view(np.int8), out=target.reshape(-1).view(np.int8))
 
 
 class _Stages:
@@ -121,64 +112,36 @@ class _Stages:
         self.trial_g = self.before
         self.slots = {name: node.buffer(self.w.shape, F) for name in update.optimizer.slots}
 
-    def _python(self, name: str, function: Callable[..., None], reads: list[Array], writes: list[Array]) -> None:
-        core.at(self.node.name, "update")
-        core.python(name, function, reads, writes)
-
-    def _state(self) -> list[Array]:
-        return [self.node.state[key] for key in ("codes", "alpha", "sign", "counts")]
+    def _move(self, d: Array) -> None:
+        """Takes the step from the weights as they were, and quantizes."""
+        core.newton_move(self.before, self.direction, d, self.update.rate(self.node), out=self.w)
+        self.method.settle(self.node, self.before, d)
 
     def trial(self) -> None:
         """The weights after the first pass's step, quantized."""
-        method, node, update, names = self.method, self.node, self.update, list(self.slots)
-
-        def trial(g: Array, w: Array, before: Array, d: Array, codes: Array, alpha: Array, sign: Array, counts: Array,
-                  *slots: Array) -> None:  # fmt: skip
-            direction, curvature, after = update.newton(node, g)
-            _copy(w, curvature, *(after[name] for name in names), before, d, *slots)
-            _move(update.rate(node), w, before, direction, d)
-            method._settle(before, d, w, codes, alpha, sign, counts)
-
-        node.known.discard("w")
-        self._python("trial step", trial, [node.grads["w"]],
-                     [self.w, self.before, self.first_d, *self._state(), *self.slots.values()])  # fmt: skip
+        core.at(self.node.name, "update")
+        core.copy(self.w, out=self.before)
+        gradient = self.node.grads["w"]
+        self.update.newton(self.node, gradient, direction=self.direction, curvature=self.first_d, after=self.slots)
+        self._move(self.first_d)
 
     def look(self) -> None:
         """The trial's gradient and curvature."""
-        node, update, names = self.node, self.update, list(self.slots)
-
-        def look(g: Array, *arrays: Array) -> None:
-            *slots, d = arrays
-            np.copyto(d, update.newton(node, g, dict(zip(names, slots, strict=True)))[1])
-
-        self.trial_g = node.grads["w"]
-        self._python("trial curvature", look, [self.trial_g, *self.slots.values()], [self.trial_d])
+        core.at(self.node.name, "update")
+        self.trial_g = self.node.grads["w"]
+        self.update.newton(self.node, self.trial_g, self.slots, curvature=self.trial_d)
 
     def blend(self) -> None:
         """The step of the blended gradient from the weights as they were."""
-        method, node, update, names = self.method, self.node, self.update, list(self.slots)
-
-        def blend(g: Array, trial_g: Array, before: Array, d: Array, trial_d: Array, w: Array, direction: Array,
-                  *slots: Array) -> None:  # fmt: skip
-            np.copyto(w, before)
-            towards, _, after = update.newton(node, method._blended(g, trial_g))
-            blended = method._blended(d, trial_d)
-            _copy(towards, blended, *(after[name] for name in names), direction, trial_d, *slots)
-
-        self._python("blend", blend, [node.grads["w"], self.trial_g, self.before, self.first_d],
-                     [self.trial_d, self.w, self.direction, *self.slots.values()])  # fmt: skip
+        core.at(self.node.name, "update")
+        core.copy(self.before, out=self.w)
+        share = self.method.blend
+        gradient = core.blend(self.node.grads["w"], self.trial_g, share, out=self.trial_g)
+        self.update.newton(self.node, gradient, direction=self.direction, after=self.slots)
+        core.blend(self.first_d, self.trial_d, share, out=self.trial_d)
 
     def backtrack(self) -> None:
         """Takes that step and quantizes the weights."""
-        method, node, update, names = self.method, self.node, self.update, list(self.slots)
-
-        def backtrack(*arrays: Array) -> None:
-            before, direction, d, *slots = arrays[: 3 + len(names)]
-            w, codes, alpha, sign, counts = arrays[3 + len(names) :]
-            _move(update.rate(node), w, before, direction, d)
-            update.set_slots(node, dict(zip(names, slots, strict=True)))
-            method._settle(before, d, w, codes, alpha, sign, counts)
-
-        node.known.discard("w")
-        self._python("backtrack", backtrack, [self.before, self.direction, self.trial_d, *self.slots.values()],
-                     [self.w, *self._state()])  # fmt: skip
+        core.at(self.node.name, "update")
+        self.update.set_slots(self.node, self.slots)
+        self._move(self.trial_d)

@@ -71,30 +71,26 @@ def sample_compensation(node: Node, batch: int) -> tuple[Array, Array, Array]:
     """alpha, mu and offset for each sample of a training batch, all of shape (batch, feature)."""
     alpha, mu, offset = (node.params[name] for name in COMPENSATION)
     refuse_samples(batch, len(mu))
-    every = node.buffer((batch, *alpha.shape), np.float32)
-
-    def repeat(alpha: Array, every: Array, used: Array) -> None:
-        used[0] = max(used[0], batch)
-        np.copyto(every, alpha)
-
-    core.python("repeat alpha", repeat, [alpha], [every, node.state["lac_places"]])
+    use_places(node, batch)
+    every = core.assign(node.buffer((batch, *alpha.shape), np.float32), alpha)
     return every, mu[:batch], offset[:batch]
+
+
+def use_places(node: Node, batch: int) -> None:
+    """Training uses so many places of the batch."""
+    core.raise_to(node.state["lac_places"], batch)
 
 
 def sample_gradients(node: Node, dy: Array, lac: tuple[Array, Array, Array], decay: float) -> dict[str, Array]:
     """Gradients of `sample_compensation`'s parameters for float32 dY; samples that the batch lacks have the decay's alone."""
-    d_alpha, *made = core.lac_backward(dy, lac, decay)
+    batch, params = len(dy), node.params
+    every = [node.buffer(params[name].shape, np.float32) for name in COMPENSATION[1:]]
+    d_alpha, *_ = core.lac_backward(dy, lac, decay, out=(None, every[0][:batch], every[1][:batch]))
+    for name, out in zip(COMPENSATION[1:], every, strict=True):
+        if batch < len(out):
+            core.scale(params[name][batch:], decay, out=out[batch:])
     sums = core.column_sums(d_alpha, d_alpha[0].size).reshape(d_alpha.shape[1:])
-    grads, batch = {COMPENSATION[0]: sums}, len(dy)
-
-    def extend(some: Array, values: Array, every: Array) -> None:
-        every[:batch] = some
-        np.multiply(np.float32(decay), values[batch:], out=every[batch:])
-
-    for name, some in zip(COMPENSATION[1:], made, strict=True):
-        grads[name] = node.buffer(node.params[name].shape, np.float32)
-        core.python("extend gradient", extend, [some, node.params[name]], [grads[name]])
-    return grads
+    return dict(zip(COMPENSATION, (sums, *every), strict=True))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ trained, as with every method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -28,12 +28,9 @@ from octosim.engine.nodes import Array, Context, Method, Node, Product
 from octosim.errors import OctosimError
 from octosim.methods import float32, int8, octo
 from octosim.methods.fp32 import Fp32
+from octosim.numerics import Rounding
 
 MU, OFFSET, X, W = range(4)  # roles in the Philox streams
-LARGEST = 255  # code of the forward pass; of the backward pass 254.  More where a tensor's range excludes 0
-PART = 127  # the largest |low| and |high|
-BASE = 2 * PART + 1
-LARGEST_CODE = BASE * PART + PART  # that two parts hold
 LINEAR = Fp32()  # fully connected layers
 EPS = 1e-6  # of the variance; "10e-7" in the demo
 
@@ -41,107 +38,20 @@ EPS = 1e-6  # of the variance; "10e-7" in the demo
 # ---- codes: int8 low and high parts --------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Codes 255 high + low, both int8 in +-127, and their scale, float64."""
-
-    low: Array
-    high: Array
-    scale: core.Scalar
+def _memory(node: Node, shape: tuple[int, ...]) -> dict[str, Array]:
+    return {name: node.buffer(shape, np.int8) for name in ("low", "high")}
 
 
-def chunks(size: int, each: int = 1 << 16) -> Iterator[slice]:
-    """Parts of so many elements: float64 values of a whole tensor would take more memory than the step."""
-    return (slice(first, first + each) for first in range(0, size, each))
-
-
-def forward_codes(x: Array, rounding: str, random: core.Stream) -> tuple[Array, float]:
-    """Codes floor(x / S + Z + u) and S = (max - min) / 510; Z = 255 - max / S, in +-255, is not rounded, nor ever subtracted.
-
-    u: uniform in [0, 1) of the Philox stream, or where rounding is "half-even" nothing and the nearest code.
-    """
-    low, high = core.value_range(x)
-    scale, zero = (high - low) / (2 * LARGEST), 0.0
-    if scale:
-        zero = min(max(LARGEST - high / scale, -LARGEST), LARGEST)
-    words = None if rounding == "half-even" else core.philox(x.size, *random)
-    flat, codes = x.reshape(-1), np.empty(x.size, np.int32)
-    for part in chunks(x.size):
-        real = flat[part] / np.float64(scale or 1.0) + zero
-        real = np.rint(real) if words is None else np.floor(real + words[part] * 2.0**-32)
-        codes[part] = np.clip(real, -LARGEST_CODE, LARGEST_CODE)
-    return codes.reshape(x.shape), scale or 1.0
-
-
-def backward_codes(x: Array, ratio: float, with_zero: bool = False) -> tuple[Array, float]:
-    """Codes rint(clip(x) / S), S = (max - min) / 254 of x clipped to `ratio` times its ends.
-
-    with_zero: x's windows also hold padding, whose 0 belongs to its range.
-    """
-    low, high = core.value_range(x)
-    if with_zero:
-        low, high = min(low, 0.0), max(high, 0.0)
-    low, high = max(low, ratio * low), min(high, ratio * high)
-    scale = (high - low) / (2 * PART) or 1.0
-    flat, codes = x.reshape(-1), np.empty(x.size, np.int32)
-    for part in chunks(x.size):
-        real = np.rint(np.clip(flat[part].astype(np.float64), low, high) / scale)
-        codes[part] = np.clip(real, -LARGEST_CODE, LARGEST_CODE)
-    return codes.reshape(x.shape), scale
-
-
-def split(codes: Array, low: Array, high: Array) -> None:
-    """The int8 parts of int32 codes in +-LARGEST_CODE."""
-    flat, low, high = codes.reshape(-1), low.reshape(-1), high.reshape(-1)
-    for part in chunks(codes.size):
-        np.copyto(high[part], (flat[part] + PART) // BASE, casting="unsafe")
-        np.copyto(low[part], flat[part] - BASE * high[part].astype(np.int32), casting="unsafe")
-
-
-def in_parts(node: Node, name: str, x: Array, code: Callable[[Array], tuple[Array, float]]) -> Parts:
-    """The codes of float32 x, and their scale, that `code` makes."""
-    low, high, scale = node.buffer(x.shape, np.int8), node.buffer(x.shape, np.int8), core.number64(0.0)
-
-    def quantize(x: Array, low: Array, high: Array) -> None:
-        codes, scale.at[0] = code(x)
-        split(codes, low, high)
-
-    core.python(name, quantize, [x], [low, high])
-    return Parts(low, high, scale)
-
-
-def exact_sums(product: Callable[..., Array], a: Parts, b: Parts, buffer: Callable[[], Array]) -> list[Array]:
+def exact_sums(
+    product: Callable[..., Array], a: core.Parts, b: core.Parts, buffer: Callable[[], Array]
+) -> list[Array]:
     """int32 products of the parts: low low, low high, high low, high high, each in memory of `buffer`."""
     return [product(u, v, out=buffer()) for u in (a.low, a.high) for v in (b.low, b.high)]
 
 
-def together(sums: Sequence[Array]) -> Array:
-    """int64 sums of the codes, from those of `exact_sums`."""
-    low, one, other, high = sums
-    total = one.astype(np.int64)
-    total += other
-    total += BASE * high.astype(np.int64)
-    total *= BASE
-    total += low
-    return total
-
-
-def real_sums(node: Node, a: Parts, b: Parts, sums: list[Array], bias: Array | None = None) -> Array:
+def real_sums(node: Node, a: core.Parts, b: core.Parts, sums: list[Array], bias: Array | None = None) -> Array:
     """float32 values of the sums, and the bias."""
-    out, given = node.buffer(sums[0].shape, np.float32), [] if bias is None else [bias]
-    scales = a.scale, b.scale
-
-    def combine(*arrays: Array) -> None:
-        cols = arrays[0].shape[-1]
-        *sums, out = (each.reshape(-1, cols) for each in (*arrays[:4], arrays[-1]))
-        for part in chunks(len(out), max(1, (1 << 16) // cols)):
-            real = together([each[part] for each in sums]) * (float(scales[0]) * float(scales[1]))
-            for bias in arrays[4:-1]:
-                real += bias
-            np.copyto(out[part], real, casting="same_kind")
-
-    core.python("combine parts", combine, [*sums, *given], [out])
-    return out
+    return core.combine_parts(sums, a.scale, b.scale, bias, out=node.buffer(sums[0].shape, np.float32))
 
 
 def _product(node: Node, batch: int) -> Product:
@@ -190,9 +100,7 @@ class Dropout:
 
     def _kept(self, node: Node, x: Array) -> Array:
         """x times the share that is kept, in its memory."""
-        keep = np.float32(1 - node.layer.rate)
-        core.python("multiply", lambda x: np.multiply(x, keep, out=x), [], [x])
-        return x
+        return core.scale(x, 1 - node.layer.rate, out=x)
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         y: Array = node.layer.forward(node, x, method, context)
@@ -203,11 +111,6 @@ class Dropout:
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
         return self._kept(node, node.layer.input_grad(node, dy, method, context))
-
-
-def _compensate(alpha: Array, mu: Array, offset: Array, y: Array) -> None:
-    for image, a, m, o in zip(y, alpha, mu, offset, strict=True):
-        np.add(image, a * m + o, out=image)
 
 
 @dataclass(frozen=True)
@@ -288,8 +191,9 @@ class OctoReference(Method):
         if "lac_mu" not in p:
             return y
         if context.training:
-            core.python("compensate", _compensate, list(octo.sample_compensation(node, batch)), [y])
-            return y
+            octo.refuse_samples(batch, len(p["lac_mu"]))
+            octo.use_places(node, batch)
+            return core.compensate(p["lac_alpha"], p["lac_mu"][:batch], p["lac_offset"][:batch], y)
 
         def compensate(alpha: Array, mu: Array, offset: Array, used: Array, y: Array) -> None:
             where = np.arange(batch) % octo.places(node)
@@ -298,11 +202,11 @@ class OctoReference(Method):
         core.python("compensate", compensate, [*(p[name] for name in octo.COMPENSATION), node.state["lac_places"]], [y])
         return y
 
-    def _forward_codes(self, node: Node, x: Array, random: core.Stream) -> Parts:
-        return in_parts(node, "codes of x or w", x, lambda x: forward_codes(x, self.rounding, random))
+    def _forward_codes(self, node: Node, x: Array, random: core.Stream) -> core.Parts:
+        return core.forward_parts(x, Rounding(self.rounding), random, **_memory(node, x.shape))
 
-    def _backward_codes(self, node: Node, x: Array, with_zero: bool = False) -> Parts:
-        return in_parts(node, "codes of the gradients' operand", x, lambda x: backward_codes(x, self._ratio(), with_zero))
+    def _backward_codes(self, node: Node, x: Array, with_zero: bool = False) -> core.Parts:
+        return core.backward_parts(x, self._ratio(), with_zero, **_memory(node, x.shape))
 
     def _ratio(self) -> float:
         return self.prc_ratio if self.prc == "ratio" else 1.0
@@ -316,19 +220,13 @@ class OctoReference(Method):
         if not self._quantized(node):
             LINEAR.weight_grad(node, dy, context)
             return
-        grads, shape, bias = node.grads, node.params["w"].shape, np.empty_like(node.params["b"])
+        grads, shape = node.grads, node.params["w"].shape
         product, qg = _product(node, len(dy)), node.saved["dy"]
         if node.trains("w"):
             qx = self._backward_codes(node, node.saved["x"], with_zero=max(product.geometry.pads) > 0)
             sums = exact_sums(product.weight_grad, qx, qg, lambda: node.buffer(shape, np.int32))
             grads["w"] = real_sums(node, qx, qg, sums)
-
-        def gradient_of_bias(sums: Array, out: Array) -> None:
-            codes, scale = backward_codes(sums, 1.0)
-            np.copyto(out, codes * scale, casting="same_kind")
-
-        core.python("gradient of bias", gradient_of_bias, [core.column_sums(dy)], [bias])
-        grads["b"] = bias
+        grads["b"] = core.backward_values(core.column_sums(dy))
         if "lac_mu" in node.params:
             lac = octo.sample_compensation(node, len(dy))
             grads.update(octo.sample_gradients(node, dy, lac, self.lac_decay))

@@ -132,7 +132,11 @@ def test_newton_is_the_update_taken_apart(name: str) -> None:
     w, slots = rng.normal(size=50).astype(F), {slot: np.zeros(50, F) for slot in optimizer.slots}
     for step in (1, 2, 3):
         g = rng.normal(size=50).astype(F)
-        direction, curvature, after = optimizer.newton(step, 0.1, w, g, slots)
+        direction, curvature, *spare = (np.empty(50, F) for _ in range(2 + len(slots)))
+        after = dict(zip(slots, spare, strict=True))
+        corrections = optimizer.corrections(step)
+        assert [float(c) for c in optimizer.next_corrections(step - 1)] == list(corrections)
+        optimizer.newton(corrections, 0.1, w, g, slots, direction=direction, curvature=curvature, after=after)
         expected = w - F(0.01) * direction / curvature
         optimizer.update(optimizer.corrections(step), 0.01, 0.1, w, g, slots)
         assert np.allclose(w, expected, rtol=1e-6, atol=1e-7)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit import few_levels, octo_demo, oracle
 from kit import hooks as direct
-from kit import octo_demo, oracle
 from kit.examples import examples
 
 from octosim import core, data, engine, methods
@@ -16,6 +16,7 @@ from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, F
 from octosim.engine.nodes import Context, Node
 from octosim.errors import OctosimError
 from octosim.methods import octo_reference
+from octosim.numerics import Rounding
 
 F = np.float32
 
@@ -23,7 +24,7 @@ F = np.float32
 # ---- codes and their exact sums --------------------------------------------------
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 127, 128, 254, 255, octo_reference.LARGEST_CODE]), st.integers(1, 300))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 127, 128, 254, 255, few_levels.LARGEST_CODE]), st.integers(1, 300))
 @examples(60)
 def test_sums_of_parts_are_exact(seed: int, largest: int, depth: int) -> None:
     rng = np.random.default_rng(seed)
@@ -31,35 +32,45 @@ def test_sums_of_parts_are_exact(seed: int, largest: int, depth: int) -> None:
     a[0], b[:, 0] = largest, -largest  # the extreme sum too
     parts = []
     for codes in (a, b):
-        low, high = np.empty((2, *codes.shape), np.int8)
-        octo_reference.split(codes, low, high)
-        assert np.abs(low.astype(int)).max() <= 127 and np.abs(high.astype(int)).max() <= 127
-        assert np.array_equal(255 * high.astype(int) + low, codes)
-        parts.append(octo_reference.Parts(low, high, core.number64(1.0)))
+        high = (codes + 127) // 255
+        parts.append(core.Parts((codes - 255 * high).astype(np.int8), high.astype(np.int8), core.number64(1.0)))
     sums = octo_reference.exact_sums(core.gemm, *parts, lambda: np.empty((3, 2), np.int32))
-    assert np.array_equal(octo_reference.together(sums), a.astype(np.int64) @ b.astype(np.int64))
+    exact = a.astype(np.int64) @ b.astype(np.int64)
+    assert np.array_equal(core.combine_parts(sums, *(part.scale for part in parts), out=np.empty((3, 2), F)), exact.astype(F))
+
+
+def in_whole(parts: core.Parts) -> tuple[np.ndarray, float]:
+    return 255 * parts.high.astype(int) + parts.low, float(parts.scale)
+
+
+def forward_codes(x: np.ndarray, rounding: str, stream: tuple[int, int, int]) -> tuple[np.ndarray, float]:
+    return in_whole(core.forward_parts(x, Rounding(rounding), stream))
+
+
+def backward_codes(x: np.ndarray, ratio: float, with_zero: bool = False) -> tuple[np.ndarray, float]:
+    return in_whole(core.backward_parts(x, ratio, with_zero))
 
 
 def test_codes_have_nine_bits() -> None:
     x = np.linspace(0, 3, 1021).astype(F)
-    codes, scale = octo_reference.forward_codes(x, "half-even", (0, 1, 2))
+    codes, scale = forward_codes(x, "half-even", (0, 1, 2))
     assert codes.min() == -255 and codes.max() == 255 and scale == 3 / 510
-    codes, scale = octo_reference.backward_codes(x, 0.95)
+    codes, scale = backward_codes(x, 0.95)
     assert codes.min() == 0 and codes.max() == 254 and scale == pytest.approx(0.95 * 3 / 254)
-    codes, _ = octo_reference.backward_codes(x + 1, 1.0, with_zero=True)
+    codes, _ = backward_codes(x + 1, 1.0, with_zero=True)
     assert codes.min() == 64 and codes.max() == 254  # padding's 0 belongs to the range
-    for made, scale in (octo_reference.forward_codes(np.zeros(4, F), "half-even", (0, 1, 2)),
-                        octo_reference.backward_codes(np.zeros(4, F), 0.95)):  # fmt: skip
+    for made, scale in (forward_codes(np.zeros(4, F), "half-even", (0, 1, 2)),
+                        backward_codes(np.zeros(4, F), 0.95)):  # fmt: skip
         assert not made.any() and scale == 1
-    codes, scale = octo_reference.forward_codes(x + 3, "half-even", (0, 1, 2))  # the zero point is clamped, codes are not
+    codes, scale = forward_codes(x + 3, "half-even", (0, 1, 2))  # the zero point is clamped, codes are not
     assert codes.min() == 510 - 255 and codes.max() == 1020 - 255
-    far, _ = octo_reference.backward_codes(np.array([1000, 1000.001], F), 1.0)
-    assert np.abs(far).max() == octo_reference.LARGEST_CODE
+    far, _ = backward_codes(np.array([1000, 1000.001], F), 1.0)
+    assert np.abs(far).max() == few_levels.LARGEST_CODE
 
 
 def test_stochastic_codes_are_unbiased_and_depend_on_the_stream() -> None:
     x = np.append(np.full(20000, 0.3003, F), [F(0), F(1)])
-    codes = [octo_reference.forward_codes(x, "stochastic", (7, step, 1))[0] for step in (1, 1, 2)]
+    codes = [forward_codes(x, "stochastic", (7, step, 1))[0] for step in (1, 1, 2)]
     assert np.array_equal(codes[0], codes[1]) and not np.array_equal(codes[0], codes[2])
     assert set(codes[0][:-2].tolist()) == {-102, -101}
     assert codes[0][:-2].mean() == pytest.approx(0.3003 * 510 - 255, abs=0.02)
