@@ -18,6 +18,8 @@ PARAMETERS = ("FN", "TARGET", "KIND", "OPERAND", "PRODUCT", "RESULT", "SUM")
 """Macros that a file of kernels defines for the file that it includes."""
 
 HEADERS = ("octosim.h", "kernels.h", "dispatch.h")
+REGISTER = "register.inc"
+"""Products in a narrow accumulator."""
 RUNTIME = ("octo_fail", "octo_scratch", "octo_threads")
 """Functions of dispatch.c, which needs an operating system; who uses this text defines them."""
 
@@ -231,13 +233,14 @@ def api_files() -> list[str]:
 
 @cache
 def _all() -> tuple[Piece, ...]:
-    return tuple(piece for name in (*HEADERS, "ref.c", *api_files()) for piece in pieces(name))
+    return tuple(piece for name in (*HEADERS, "ref.c", REGISTER, *api_files()) for piece in pieces(name))
 
 
 @cache
 def prototypes() -> dict[str, tuple[str, ...]]:
-    """The parameters of each function that returns a status, by its name, as octosim.h declares them."""
+    """The parameters of each function that returns a status, by its name, as octosim.h declares or REGISTER defines them."""
     declared = re.findall(r"^int (octo_\w+)\(([^)]*)\);", read("octosim.h"), re.MULTILINE)
+    declared += re.findall(r"^static int (octosim_\w+)\(([^)]*)\) \{", read(REGISTER), re.MULTILINE)
     return {name: tuple(re.sub(r"\s+", " ", each).strip() for each in listed.split(",")) for name, listed in declared}
 
 

@@ -444,6 +444,7 @@ def write(out: Path, files: dict[str, bytes]) -> None:
 MACHINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cc": (("cc",), ()),
     "qemu-aarch64": (("aarch64-linux-gnu-gcc", "-static"), ("qemu-aarch64",)),
+    "qemu-arm": (("arm-linux-gnueabihf-gcc", "-static", "-fno-math-errno"), ("qemu-arm",)),
 }
 """Compilers, and what runs their programs here; those for Arm are tried where they are there."""
 

@@ -22,7 +22,7 @@ from octosim.engine import optimizers
 from octosim.engine.nodes import Array, Context
 from octosim.errors import OctosimError
 from octosim.evidence import core_source
-from octosim.numerics import EXACT32
+from octosim.evidence.step_registers import RecordedRegisters
 
 RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 TYPES = {kind: name.removesuffix("[]") for kind, name in C_TYPES.items()}
@@ -208,13 +208,12 @@ class Recording:
 def record(run: train.Run) -> Recording:
     """The steps of a run before its first one, which is good for nothing else afterwards.
 
-    OctosimError, with the method or the accumulator, where a step is not calls of C alone.
+    OctosimError, with the method, where a step is not calls of C alone.
     """
     refuse = f"method {run.config.method}: its training step cannot be exported to C"
-    if run.registers.accumulator != EXACT32:
-        raise OctosimError(f"{refuse} with sums in {run.registers.accumulator.name}, only with those of exact 32 bits")
     run._calibrate()
     network, batch = run.network, run.config.batch_size
+    RecordedRegisters(run.registers.accumulator).install(network.nodes)
     memory = Memory()
     images = np.zeros((batch, *network.nodes[0].in_shape), run.data.train_images.dtype)
     labels = np.zeros(batch, np.int32)

@@ -13,7 +13,7 @@ import pytest
 from kit.cli import octosim as command
 
 import octosim
-from octosim.engine.layers import BatchNorm, Conv2d, Flatten, Linear, MaxPool, ReLU
+from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Flatten, Linear, MaxPool, ReLU
 from octosim.errors import OctosimError
 from octosim.evidence import core_source, export_step
 from octosim.methods import METHODS
@@ -100,8 +100,9 @@ def test_a_wrong_program_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def compile_alone(groups: dict[str, list[str]], folder: Path) -> None:
     for name, functions in groups.items():
         declared, defined = core_source.source([*functions, *core_source.RUNTIME])
-        (folder / f"{name}.c").write_text(declared + defined)
-    line = ["cc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only"]
+        static = "".join(f"int call_{each}(void) {{ return {each} != NULL; }}\n" for each in functions if each[:7] == "octosim")
+        (folder / f"{name}.c").write_text(declared + defined + static)
+    line = ["cc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-Wno-address", "-fsyntax-only"]
     done = subprocess.run([*line, *map(str, sorted(folder.glob("*.c")))], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr[:2000]
 
@@ -114,7 +115,10 @@ def functions(file: str) -> list[str]:
 
 def test_each_file_of_the_core_compiles_alone(tmp_path: Path) -> None:
     """With what it needs and nothing else: an unused static function would be a warning."""
-    compile_alone({file.removesuffix(".c"): functions(file) for file in core_source.api_files()}, tmp_path)
+    registers = [name for name in core_source.prototypes() if name.startswith("octosim_")]
+    assert len(registers) == 4
+    files = {file.removesuffix(".c"): functions(file) for file in core_source.api_files()}
+    compile_alone(files | {"register": registers}, tmp_path)
 
 
 @pytest.mark.slow
@@ -136,6 +140,19 @@ def test_command(tmp_path: Path) -> None:
     assert sorted(path.name for path in Path(run, "export").iterdir()) == ["main.c", "training.c", "training.h"]
 
 
+GROUPED = [
+    Conv2d(6, 3, 2, 1), ReLU(), DepthwiseConv2d(3, 2, 1), ReLU(),
+    Conv2d(8, 3, (2, 1), (0, 1, 2, 1), groups=2, dilation=2), ReLU(), Flatten(), Linear(10),
+]  # fmt: skip
+
+
+def test_narrow_accumulators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saturating pairs of uint8 and int8: order, zero points and padding are those of the register's definition."""
+    alone(monkeypatch)
+    exported(tmp_path / "run", **config("octo", model=GROUPED, batch_size=3, accumulator="maddubs"))
+    assert "octo_gemm_s8(" not in (tmp_path / "run" / "c" / "training.c").read_text()
+
+
 # ---- evidence: every method and setting, Arm, larger networks --------------------------------------------------
 
 
@@ -150,8 +167,9 @@ def test_every_method_on_lenet5(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [dict(optimizer="adam"), dict(schedule="cosine"), dict(label_smoothing=0.1, weight_decay=1e-3), dict(accumulate=3),
-     dict(augment="shift"), dict(train_last=2), dict(parameters={"lac": "feature"}), dict(seed=2**63 + 5)],
-    ids=lambda change: "-".join(change),
+     dict(augment="shift"), dict(train_last=2), dict(parameters={"lac": "feature"}), dict(seed=2**63 + 5),
+     *(dict(accumulator=name) for name in ("acc16", "acc20-wrap", "maddubs", "smlal"))],
+    ids=lambda change: "-".join(map(str, change.values() if "accumulator" in change else change)),
 )  # fmt: skip
 def test_settings(change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone(monkeypatch)
@@ -162,7 +180,7 @@ def test_settings(change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("method", ["octo", "niti", "fp32"])
 @pytest.mark.parametrize("model", ["resnet20", "mobilenet"])
 def test_larger_networks(model: str, method: str, tmp_path: Path) -> None:
-    exported(tmp_path / "run", **config(method, model=model, data="cifar-10-5k", batch_size=2, steps=2, limit=4))
+    exported(tmp_path / "run", **config(method, model=model, batch_size=2, steps=2, limit=4))
 
 
 @pytest.mark.slow
