@@ -1,6 +1,7 @@
 """Peak memory of training steps, octosim's and PyTorch's, each in a process of its own and measured the same way.
 
-Above what the process held before the model was built: the imports and the batch are not counted.  Needs Linux, whose
+Above what the process held before the model was built: the imports, the batch and a model file as it was read are not counted,
+nor is what passes before the first step (the ranges of activations of a fine-tuned network are found then).  Needs Linux, whose
 /proc/self/status has the resident set (VmRSS) and its peak (VmHWM), which /proc/self/clear_refs sets back.
 """
 
@@ -36,18 +37,29 @@ def measure(config: Config, against: list[str], threads: int) -> dict[str, dict[
     if not os.access("/proc/self/clear_refs", os.W_OK):
         raise ArgumentError("{memory} needs Linux: there is no /proc/self/clear_refs to write to")
     wanted = [config.method, *(["fp32"] if config.method != "fp32" else []), *against]
-    return {name: _in_a_process({"config": asdict(config), "contestant": name, "threads": threads}) for name in wanted}
+    return {name: measure_one(config, name, threads) for name in wanted}
 
 
-def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
+def measure_one(config: Config, contestant: str, threads: int) -> dict[str, Any]:
+    """Of one contestant, see `measure`."""
+    task = {"config": asdict(config), "contestant": contestant, "threads": threads}
     done = subprocess.run(
         [sys.executable, "-m", "octosim.bench.memory"], input=json.dumps(task), capture_output=True, text=True, check=False
     )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["killed"]
-        raise OctosimError(f"measuring the memory of {task['contestant']}: {last[0]}")
+        raise OctosimError(f"measuring the memory of {contestant}: {last[0]}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _forget_peak() -> None:
+    """Gives free memory back to the system and sets the peak to what is held."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: what loading left free would hide what a step takes
+    if trim:
+        trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident(field: str) -> int:
@@ -118,17 +130,16 @@ def main() -> None:
     parts: Callable[[], dict[str, int]] = dict
     if task["contestant"] == "torch":
         peers.torch_module().set_num_threads(task["threads"])
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc: what loading left free would hide what a step takes
-    if trim:
-        trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    graph.find(config.model)
+    _forget_peak()
     before = _resident("VmRSS")
     if task["contestant"] == "torch":
         step = _torch(config, dataset, images, labels, task["threads"])
     else:
         own = Config(**task["config"] | ({} if task["contestant"] == config.method else {"method": "fp32", "parameters": {}}))
         step, parts = _octosim(own, dataset)
+    step()
+    _forget_peak()
     for _ in range(STEPS):
         step()
     print(json.dumps({"peak_bytes": _resident("VmHWM") - before} | parts()))
@@ -138,7 +149,9 @@ def _torch(config: Config, dataset: data.Dataset, images: Array, labels: Array, 
     shape = images.shape[1:]
     stack = graph.layers(config.model, len(dataset.classes), config.batchnorm, shape, config.hidden_batchnorm)
     source = source_of(config, graph.as_graph(stack), dataset.train_images, methods.make(config.method, config.parameters))
-    made = peers.torch_steps(stack, images, labels, config.optimizer, 0.01, threads, ("channels_last",), source)
+    made = peers.torch_steps(
+        stack, images, labels, config.optimizer, 0.01, threads, ("channels_last",), source, config.selection, config.accumulate
+    )
     return made["channels_last"]
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from octosim.engine import Network
+from octosim import methods
+from octosim.engine import Network, plan
+from octosim.engine.accumulation import micro_batch
 from octosim.engine.graph import Graph
 from octosim.engine.inputs import Input
 from octosim.engine.layers import Flatten, Linear, ReLU, Stack
 from octosim.engine.network import nodes
+from octosim.engine.selection import ALL, Selection
 from octosim.errors import OctosimError
 
 Array = np.ndarray[Any, Any]
@@ -83,24 +86,38 @@ def to_torch(stack: Graph | Stack, in_shape: tuple[int, ...]) -> Any:
     return Graph(made, [node.inputs for node in flat])
 
 
+NAMES = {"w": "weight", "b": "bias", "gamma": "weight", "beta": "bias", "positions": "positions", "token": "token"}
+"""PyTorch's names of a layer's parameters."""
+
+
+def freeze(model: Any, stack: Graph | Stack, in_shape: tuple[int, ...], selection: Selection) -> None:
+    """Freezes the parameters of `to_torch`'s module that a selection does not train; layers that octosim runs as in inference,
+    and normalizations with running statistics, are in evaluation mode."""
+    flat = plan.dry(stack, in_shape, methods.make("fp32", {}), True, selection=selection).nodes
+    for node, module in zip(flat, model.children(), strict=True):
+        module.train(node.backward and not node.running)
+        for key in node.frozen:
+            parameter = getattr(module, NAMES.get(key, key), None)
+            if parameter is not None:
+                parameter.requires_grad_(False)
+
+
 def weights_to_torch(network: Network) -> dict[str, Array]:
     """The network's parameters, and its gradients under "grad.", named and laid out as `to_torch`'s state."""
     found: dict[str, Array] = {}
     flattened: tuple[int, ...] | None = None
-    names = {"w": "weight", "b": "bias", "gamma": "weight", "beta": "bias"}
-    names |= {"positions": "positions", "token": "token"}
     for i, node in enumerate(network.nodes):
         if isinstance(node.layer, Flatten) and len(node.in_shape) == 3:
             flattened = node.in_shape
         for key, value in node.params.items():
             for prefix, array in (("", value), ("grad.", node.grads.get(key))):
-                if array is None or key not in names or key == "b" and not getattr(node.layer, "bias", True):
+                if array is None or key not in NAMES or key == "b" and not getattr(node.layer, "bias", True):
                     continue
                 if key == "w" and array.ndim == 4:
                     array = array.transpose(0, 3, 1, 2)
                 elif key == "w" and flattened:
                     array = _permuted(array, flattened)
-                found[f"{prefix}{i}.{names[key]}"] = np.ascontiguousarray(array)
+                found[f"{prefix}{i}.{NAMES[key]}"] = np.ascontiguousarray(array)
         if isinstance(node.layer, Linear):
             flattened = None
     return found
@@ -119,11 +136,14 @@ def torch_steps(
     threads: int,
     kinds: tuple[str, ...] = TORCH_KINDS,
     source: Input = Input(),
+    selection: Selection = ALL,
+    accumulate: int = 1,
 ) -> dict[str, Callable[[], None]]:
     """PyTorch training steps on one batch, by kind, of TORCH_KINDS.
 
     Eager mode, fused optimizer, float32 weights; each call is one whole step (input conversion, forward, loss, backward,
-    update).  source: how the images are normalized.
+    update).  source: how the images are normalized.  selection: what is trained, as `freeze` has it.  accumulate: micro-batches
+    of a step.
     """
     torch = torch_module()
     torch.set_num_threads(threads)
@@ -134,26 +154,28 @@ def torch_steps(
     mean, deviation = np.array(source.mean or (0.0,)), np.array(source.deviation or (1.0,))
     factors = [v.astype(np.float32).reshape((-1, 1, 1) if planar else (-1,)) for v in (unit / deviation, -mean / deviation)]
     scale, shift = map(torch.from_numpy, factors)
-    target = torch.from_numpy(labels.astype(np.int64))
+    target, size = torch.from_numpy(labels.astype(np.int64)), micro_batch(len(labels), accumulate)
     for name in kinds:
         layout = torch.channels_last if planar and name.endswith("channels_last") else torch.contiguous_format
         half = name.startswith("bfloat16")
         model = to_torch(stack, images.shape[1:]).to(memory_format=layout)
+        freeze(model, stack, images.shape[1:], selection)
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
         extra = {"fused": True} | ({"momentum": 0.9} if optimizer == "sgd" else {})
-        updater = kind(model.parameters(), lr=lr, **extra)
+        updater = kind([p for p in model.parameters() if p.requires_grad], lr=lr, **extra)
         entropy = torch.nn.CrossEntropyLoss()
 
         def step(
             model: Any = model, updater: Any = updater, layout: Any = layout, entropy: Any = entropy, half: bool = half
         ) -> None:
-            x = pixels.to(dtype=torch.float32, memory_format=layout, copy=True).mul_(scale)
-            if source.mean:
-                x.add_(shift)
             updater.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = entropy(model(x), target)
-            loss.backward()
+            for some, labels in zip(pixels.split(size), target.split(size), strict=True):
+                x = some.to(dtype=torch.float32, memory_format=layout, copy=True).mul_(scale)
+                if source.mean:
+                    x.add_(shift)
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    loss = entropy(model(x), labels) * (len(labels) / len(target))
+                loss.backward()
             updater.step()
 
         steps[name] = step

@@ -163,8 +163,9 @@ def step_bench(
     if "torch" in against:
         images, labels = runs[0].batch(1)
         made = peers.torch_steps(
-            runs[0].layers, images, labels, config.optimizer, runs[0].optimizer.lr, core.threads(), source=runs[0].source
-        )
+            runs[0].layers, images, labels, config.optimizer, runs[0].optimizer.lr, core.threads(), source=runs[0].source,
+            selection=config.selection, accumulate=config.accumulate,
+        )  # fmt: skip
         for name, step in made.items():
             steps.append(_timed(step, peer_totals.setdefault(name, [])))
 

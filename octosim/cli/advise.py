@@ -49,12 +49,13 @@ def advise(asked: Asked, devices: list[Any], batches: list[int | None], threads:
     sizes = [b for b in batches if b is not None] or list(BATCHES)
     tried: list[dict[str, Any]] = []
     seen = set()
+    others: dict[str, Source] = {}  # of float products: the same for all methods
     with progress_bar() as bar:
         task = bar.add_task("pricing", total=len(names) * len(devices) * len(sizes))
         for name in names:
             wanted = replace(asked, method=name)
             try:
-                first = source(wanted)
+                first = replace(source(wanted), others=others)
             except OctosimError:
                 if not free:
                     raise

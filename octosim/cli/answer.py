@@ -27,14 +27,14 @@ def _interval(total: dict[str, Any]) -> str:
     return f"{time_text(total['time_low_s'])} .. {time_text(total['time_high_s'])}"
 
 
-def _energy(total: dict[str, Any]) -> str:
+def energy_text(total: dict[str, Any]) -> str:
     if total["energy_j"] is None:
         return "-"
     sign = "<= " if total.get("energy_is") == "at most" else ""
     return f"{sign}{total['energy_j']:.3g} J"
 
 
-def _bytes(value: int | None) -> str:
+def memory_text(value: int | None) -> str:
     return "-" if value is None else f"{value / 2**20:.4g} MiB"
 
 
@@ -107,7 +107,7 @@ def show_layers(record: dict[str, Any], costs: list[Any], device: Device, asked:
     for name, row in record["types"].items():
         fits = {True: "yes", False: "no"}.get(row.get("fits"), "-")
         kernels = row["runtime"] + (" (hypothetical)" if row["hypothetical"] else "")
-        cells = time_text(row["time_s"]), _interval(row), _energy(row), _bytes(row["peak_bytes"]), fits
+        cells = time_text(row["time_s"]), _interval(row), energy_text(row), memory_text(row["peak_bytes"]), fits
         types.add_row(SHORT[name], kernels, *cells)
     types.show()
     name = f"{asked.model}, batch {record['batch_size']}, {record['method'] or record['dtype']}"
@@ -129,8 +129,9 @@ def show_layers(record: dict[str, Any], costs: list[Any], device: Device, asked:
     lines = [f"{what}: {time_text(total['time_s'])} ({_interval(total)} with 80 % probability)"]
     lines[0] += "" if asked.inference else f"; training on this device is {total['training']}"
     if record["memory"]:
-        parts = ", ".join(f"{name} {_bytes(value)}" for name, value in record["memory"].items() if name != "peak" and value)
-        lines.append(f"memory: {_bytes(total['peak_bytes'])} ({parts})")
+        held = [(name, value) for name, value in record["memory"].items() if name != "peak" and value]
+        parts = ", ".join(f"{name} {memory_text(value)}" for name, value in held)
+        lines.append(f"memory: {memory_text(total['peak_bytes'])} ({parts})")
     if "gain" in record:
         gain = "" if record["gain"] is None else f"INT8 is {record['gain']:.2f} times as fast: "
         lines.append(f"float32: {time_text(record['float32']['time_s'])}; {gain}{record['reason']}")
@@ -155,18 +156,18 @@ def show_points(heading: str, records: list[dict[str, Any]]) -> None:
             sides = [record["int8"], record["float32"]]
             fits = [record.get("fits", {}).get(name) for name in ("INT8", "FP32")]
             memory = [
-                _bytes(side.get("peak_bytes")) + (" (too much)" if here is False else "")
+                memory_text(side.get("peak_bytes")) + (" (too much)" if here is False else "")
                 for side, here in zip(sides, fits, strict=True)
             ]
             table.add_row(
                 record["device"], batch, *(time_text(side["time_s"]) for side in sides),
                 "-" if record["gain"] is None else f"{record['gain']:.2f}",
-                *(_energy(side) for side in sides), *memory,
+                *(energy_text(side) for side in sides), *memory,
             )  # fmt: skip
         else:
             ratio = f"{total['time_s'] / records[0]['total']['time_s']:.2f}"
-            peak = _bytes(total["peak_bytes"])
-            table.add_row(record["device"], batch, time_text(total["time_s"]), _interval(total), ratio, _energy(total), peak)
+            used = energy_text(total), memory_text(total["peak_bytes"])
+            table.add_row(record["device"], batch, time_text(total["time_s"]), _interval(total), ratio, *used)
     table.show()
     several = len({record["batch_size"] for record in records}) > 1
     lines = []

@@ -57,9 +57,11 @@ def cost(
     max_energy: Annotated[Optional[float], typer.Option(help="With --advise: joules that a step may take.")] = None,  # noqa: UP045
     deadline: Annotated[Optional[float], typer.Option(help="With --advise: seconds that a step may take.")] = None,  # noqa: UP045
     sweep: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Write all devices, types and batches as CSV; --compare all takes every profile."),
+        Optional[str],  # noqa: UP045
+        typer.Option(help="`trainable`: steps that train the last layer, the last two, and so on to all (`trainable:1,4,all`: "
+                          "these); or a .csv file to write all devices, types and batches to."),
     ] = None,
+    csv: Annotated[Optional[Path], typer.Option("--csv", help="With --sweep trainable: also write its rows as CSV.")] = None,  # noqa: UP045
     lenient: Annotated[bool, typer.Option("--lenient", help="Count unknown ONNX operators as memory traffic.")] = False,
     shape: Annotated[
         list[str], typer.Option(help="Sizes of an input of an ONNX file that it leaves open, NAME=1x3x224x224.")
@@ -82,16 +84,23 @@ def cost(
 
     Example: octosim cost --model resnet18.onnx --batch-size 1,8,32 --compare all --sweep points.csv
 
+    Example: octosim cost --profile pi4 --model resnet20 --image 32x32x3 --sweep trainable --compare pi5 --plot curves.svg
+
     Example: octosim cost --profile pi4 --model resnet20 --image 32x32x3 --method octo --set keep=float32
 
     Example: octosim cost --profile pi4 --model vgg11 --image 32x32x3 --batch-size 1,8,32,128 --compare jetson --plot bars.png
     """
     from octosim import hardware
-    from octosim.cli import answer
+    from octosim.cli import answer, trainable
 
     check_output("--plot", plot, ".png", ".svg")
     check_output("--roofline", roofline, ".png", ".svg")
-    check_output("--sweep", sweep, ".csv")
+    check_output("--csv", csv, ".csv")
+    fine_tuning = trainable.asks(sweep)
+    table = None if sweep is None or fine_tuning else Path(sweep)
+    check_output("--sweep", table, ".csv")
+    if csv and not fine_tuning:
+        raise OctosimError("--csv goes with --sweep trainable")
     others = hardware.names()[:-1] if compare == "all" else (compare or "").split(",")
     devices = [hardware.load(name) for name in dict.fromkeys((profile, *others)) if name]
     limits = {"--max-memory": max_memory, "--max-energy": max_energy, "--deadline": deadline}
@@ -116,12 +125,15 @@ def cost(
         devices = [hardware.at_clock(device, clock_ghz) for device in devices]
     asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape),
                   settings)  # fmt: skip
+    if sweep is not None and fine_tuning:
+        _sweep_trainable(asked, sweep, devices, sizes, threads, csv, plot, json_)
+        return
     first = source(asked)
-    if sweep is not None:
+    if table is not None:
         from octosim.cli import advise as advice
 
-        count = advice.sweep(asked, first, devices, sizes, threads, sweep)
-        print_json({"points": count, "file": str(sweep)}) if json_ else say(f"{sweep}: {count} points")
+        count = advice.sweep(asked, first, devices, sizes, threads, table)
+        print_json({"points": count, "file": str(table)}) if json_ else say(f"{table}: {count} points")
         return
     if advise:
         from octosim.cli import advise as advice
@@ -156,6 +168,26 @@ def cost(
     for name, batch_from in crossing.items():
         text = f"from batch {batch_from} on" if batch_from else f"at no batch up to {_most(first)}"
         say(f"{name}: INT8 pays {text}")
+
+
+def _sweep_trainable(
+    asked: Asked, sweep: str, devices: list[Any], sizes: list[int | None], threads: int | None, csv: Path | None,
+    plot: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    from octosim.cli import trainable
+    from octosim.files import write_atomic
+
+    if len(sizes) > 1:
+        raise OctosimError("--sweep trainable takes one --batch-size")
+    found = trainable.rows(asked, sweep, devices, sizes[0], threads)
+    heading = f"{Path(asked.model).name}, batch {found[0]['batch_size']}, {found[0]['method']}: predicted training step"
+    if csv:
+        write_atomic(csv, trainable.as_csv(found))
+    if plot:
+        from octosim.cost import plots
+
+        plots.trainable(found, heading, plot)
+    print_json({"trainable": found}) if as_json else trainable.show(found, heading)
 
 
 def point(

@@ -48,7 +48,8 @@ class Source:
 
     dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts at a
     batch size, and `largest` the largest batch for so many bytes; None where they are not known.  check: raises where a batch
-    is too large for the accumulators.  notes: what a reader of the operations' price should know.
+    is too large for the accumulators.  notes: what a reader of the operations' price should know.  network: without weights;
+    None of an ONNX file.  others: of other types of products, as `typed` made them.
     """
 
     method: str | None
@@ -59,6 +60,8 @@ class Source:
     largest: Callable[[float], int] | None = None
     check: Callable[[int], None] | None = None
     notes: Callable[[list[Any]], list[str]] = lambda found: []
+    network: Any = None
+    others: dict[str, Source] = field(default_factory=dict)
 
 
 def batch_sizes(text: str | None) -> list[int | None]:
@@ -188,6 +191,7 @@ def _own(asked: Asked) -> Source:
         method, dtype, ops,
         lambda batch: batch or 100, lambda batch: plan.memory(planned(batch)),
         lambda capacity: plan.largest_batch(network, capacity, not asked.inference), check,
+        network=network,
     )  # fmt: skip
 
 
@@ -195,8 +199,10 @@ def typed(asked: Asked, first: Source, dtype: str) -> Source:
     """The same network in another type of products: INT8 by the method asked for (octo for ONNX files), floats without one."""
     if dtype == first.dtype:
         return first
-    method = None if first.method is None else {"int8": "octo"}.get(dtype, "fp32")
-    return source(replace(asked, method=method, dtype=dtype, parameters={}))
+    if dtype not in first.others:
+        method = None if first.method is None else {"int8": "octo"}.get(dtype, "fp32")
+        first.others[dtype] = source(replace(asked, method=method, dtype=dtype, parameters={}))
+    return first.others[dtype]
 
 
 def types_of(device: Any, first: Source, inference: bool) -> list[str]:

@@ -81,6 +81,39 @@ def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     _save(figure, path)
 
 
+def trainable(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Time and memory of a step over the number of trained layers, rows of `octosim cost --sweep trainable --json`."""
+    figure, (times, memory) = _pyplot().subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    own = rows[0]["dtype"]
+    order = {last: at for at, last in enumerate(dict.fromkeys(row["train_last"] for row in rows))}
+    names = ["all" if last is None else str(last) for last in order]
+    for number, device in enumerate(dict.fromkeys(row["device"] for row in rows)):
+        for dtype, style in {own: "-", "float32": "--"}.items():
+            some = [(order[row["train_last"]], row["types"][dtype]) for row in rows
+                    if row["device"] == device and dtype in row["types"]]  # fmt: skip
+            at = [x for x, _ in some]
+            times.plot(at, [p["time_s"] for _, p in some], style, color=f"C{number}", label=f"{device}, {dtype}")
+            if dtype == own:
+                band = [p["time_low_s"] for _, p in some], [p["time_high_s"] for _, p in some]
+                times.fill_between(at, *band, color=f"C{number}", alpha=0.12, lw=0)
+            if number == 0:  # the memory is the network's, on every device
+                peaks = [p["peak_bytes"] / 2**20 for _, p in some]
+                memory.plot(at, peaks, style, color=COLOURS[dtype], label=dtype)
+    times.set_yscale("log")
+    times.set_ylabel("s a step; shaded: 80 % interval")
+    memory.set_ylabel("MiB at the peak of a step")
+    memory.set_ylim(bottom=0)
+    step = -(-len(names) // 12)
+    for axes in (times, memory):
+        axes.set_xticks(range(len(names))[::-step][::-1], names[::-step][::-1])
+        axes.set_xlabel("trained layers, the last ones")
+        axes.grid(alpha=0.3)
+    times.legend(fontsize=8)
+    memory.legend(fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
 def roofs(device: Device, threads: int | None = None) -> dict[str, tuple[float, float]]:
     """dtype -> (peak MAC/s of its engine, bytes/s of main memory), of types that run on the device."""
     found = {}

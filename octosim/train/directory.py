@@ -58,8 +58,8 @@ from octosim.integrity import (
     sha256_of,
 )
 from octosim.train.config import Config, from_json
-from octosim.train.initial import read_tensors
-from octosim.train.run import Data, Run, digest_of, load_data
+from octosim.train.initial import digest_of, read_tensors
+from octosim.train.run import Data, Run, load_data
 
 FORMAT = 1
 CHECKPOINT_FORMAT = 2  # 1 had no sums
@@ -99,7 +99,7 @@ def _fine_tuning(run: Run) -> dict[str, Any]:
     """What decides the bits of a run that begins with given weights, or trains a part of its network."""
     selection, found = run.network.selection, dict[str, Any]()
     if run.initial is not None:
-        found["init"] = {"sha256": digest_of(run.initial.taken)}
+        found["init"] = {"sha256": run.initial.sha256}
     if not selection.everything:
         found["trained"] = trained(run.network.nodes)
     if selection.statistics != "batch":
@@ -558,7 +558,7 @@ def create(
             _refuse_existing(folder)
             sweep_run(folder)
             if run.initial is not None:
-                write_atomic(folder / INIT, save_tensors(run.initial.taken))
+                write_atomic(folder / INIT, save_tensors(run.initial.tensors))
             write_manifest(folder, manifest(run, command))
     except OctosimError:
         with contextlib.suppress(OSError):

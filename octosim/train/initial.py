@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +54,27 @@ def read(source: str) -> dict[str, Array]:
     return {name: tensor for name, tensor in read_tensors(path).items() if not name.startswith(SLOT)}
 
 
+def digest_of(tensors: dict[str, Array]) -> str:
+    """SHA-256 over names, dtypes, shapes and little-endian bytes of tensors, in the order of their names."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        total.update(tensor.tobytes())
+    return total.hexdigest()
+
+
 @dataclass(frozen=True)
 class Fit:
     """What became of the tensors to begin with.
 
-    taken: by name; they decide the bits.  unfit: what stood in the source and in the network with another type or shape, in
-    words.  missing: the network's parameters that the source lacks.  unknown: the source's tensors that the network lacks.
+    taken: names; their tensors decide the bits, and sha256 is their digest.  tensors: those, until the first step.  unfit: what
+    stood in the source and in the network with another type or shape, in words.  missing: the network's parameters that the
+    source lacks.  unknown: the source's tensors that the network lacks.
     """
 
-    taken: dict[str, Array]
+    taken: tuple[str, ...]
+    sha256: str
+    tensors: dict[str, Array]
     unfit: tuple[str, ...]
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -101,7 +114,7 @@ def fit(source: str, tensors: dict[str, Array], network: Network) -> Fit:
             f"{_listed(tuple(f'{name} ({_kind(own[name])})' for name in parameters))}"
         )
     missing = tuple(name for name in parameters if name not in tensors)
-    return Fit(taken, unfit, missing, tuple(sorted(set(tensors) - set(own) - set(taken))))
+    return Fit(tuple(taken), digest_of(taken), taken, unfit, missing, tuple(sorted(set(tensors) - set(own) - set(taken))))
 
 
 def _kind(tensor: Array) -> str:

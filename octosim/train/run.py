@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from octosim.errors import ArgumentError, OctosimError, suggest
 from octosim.numerics import EXACT32
 from octosim.train import measure
 from octosim.train.config import EPOCHS, NORMALIZATIONS, Config
+from octosim.train.initial import digest_of
 from octosim.train.initial import fit as fit_initial
 from octosim.train.initial import read as read_initial
 
@@ -258,6 +258,8 @@ class Run:
         context = Context(training=True, seed=self.config.seed, step=self.step, steps=self.steps, epoch=self.epoch)
         if self.step == 1:
             self._calibrate()
+            if self.initial is not None:
+                self.initial.tensors.clear()  # the network has copies, and the run directory a file
         numbers = optimizers.numbers(self.optimizer, self.learning_rate(self.step), self.step, self.network)
         self.registers.counting, self.registers.counts = self._due(self.config.count_overflow), []
         meter = self.meter if self._due(self.config.measure) else None
@@ -384,12 +386,3 @@ class Run:
     def digest(self) -> str:
         """`digest_of` all tensors."""
         return digest_of(self.tensors())
-
-
-def digest_of(tensors: dict[str, Array]) -> str:
-    """SHA-256 over names, dtypes, shapes and little-endian bytes of tensors, in the order of their names."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-        total.update(tensor.tobytes())
-    return total.hexdigest()

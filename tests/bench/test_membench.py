@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from octosim.bench import memory
+from octosim.engine import plan
 from octosim.errors import OctosimError
-from octosim.train import Config
+from octosim.train import Config, Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -24,6 +27,32 @@ def test_what_a_step_takes() -> None:
     # codes of 1 byte for float32 values, twice, beside argmax and codes of the weights
     assert 0.2 < found["octo"]["kept"] / found["fp32"]["kept"] < 0.45
     assert found["octo"]["peak_bytes"] < found["fp32"]["peak_bytes"]
+
+
+FINE_TUNED = [
+    pytest.param(method, rules, marks=[] if (method, rules) == ("octo", {"train_last": 3}) else pytest.mark.slow)
+    for method in ("octo", "fp32", "qat", "ui8")
+    for rules in ({"update": "head"}, {"train_last": 3}, {})
+]
+
+
+@pytest.mark.parametrize(("method", "rules"), FINE_TUNED)
+def test_a_plan_says_what_fine_tuning_takes(method, rules, tmp_path) -> None:
+    """A pretrained network, where the weights that it began with and the first step's calibration are gone."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (160, 32, 32, 3), np.uint8)
+    labels = np.arange(160, dtype=np.uint8) % 5
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    weights = Run(Config(model="resnet20", data=str(tmp_path / "a.npz"), method="fp32", batch_size=5)).network.tensors()
+    save_file(weights, tmp_path / "w.safetensors")
+    config = Config(
+        model="resnet20", data=str(tmp_path / "a.npz"), init=str(tmp_path / "w.safetensors"), method=method, batch_size=64,
+        **rules,
+    )  # fmt: skip
+    run = Run(config)
+    planned = plan.memory(plan.plan_like(run.network, 64, run.optimizer))["peak"]
+    measured = memory.measure_one(config, method, 1)["peak_bytes"]
+    assert abs(planned / measured - 1) < 0.05, (planned, measured)
 
 
 def test_what_fails_is_told_in_a_sentence() -> None:
