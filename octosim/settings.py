@@ -117,6 +117,9 @@ class Settings:
     test_share: float | None = setting(
         None, "Share of each class to test with, of data without a test part; 0.2 if not given.", NETWORK, later=True
     )
+    skip_unreadable: bool = setting(
+        False, "Leave out image files that cannot be decoded, and say which, instead of refusing all.", NETWORK, later=True
+    )
     limit: int | None = setting(None, "Train on N images, as many of each class.", NETWORK, later=True)
     normalize: str | None = setting(
         None, "Input: data (mean 0, deviation 1 in each channel) or none; by default data for float32 only.", NETWORK,

@@ -112,6 +112,9 @@ def data_check(
         Optional[float],  # noqa: UP045
         typer.Option(help="Share of each class to test with, of data without a test part; 0.2 if not given."),
     ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out image files that cannot be decoded, as train does with it.")
+    ] = False,
     json_: AsJson = False,
 ) -> None:
     """What your data hold: classes, sizes, broken files, duplicates, range and digest.
@@ -124,7 +127,9 @@ def data_check(
 
     with progress_bar() as bar:
         task = bar.add_task(f"reading {path}")
-        found = data.check(path, image, test_share, lambda done, total: bar.update(task, completed=done, total=total))
+        found = data.check(
+            path, image, test_share, lambda done, total: bar.update(task, completed=done, total=total), skip_unreadable
+        )
     if json_:
         print_json(found)
     else:

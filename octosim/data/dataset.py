@@ -49,14 +49,27 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Options:
-    """How a source is read.  image: (height, width, channels) that images are brought to.  test_share: see Dataset."""
+    """How a source is read.
+
+    image: (height, width, channels) that images are brought to.  test_share: see Dataset.  skip_unreadable: leave out image
+    files that cannot be decoded, instead of refusing all.
+    """
 
     image: tuple[int, int, int] | None = None
     test_share: float | None = None
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise ArgumentError(f"{{test_share}} must be above 0 and below 1, not {self.test_share}")
+
+    def share_of(self, path: Path, has_test: bool) -> float | None:
+        """The share that a source puts aside, None where it has a test part; ArgumentError where one is asked for then."""
+        if not has_test:
+            return TEST_SHARE if self.test_share is None else self.test_share
+        if self.test_share is not None:
+            raise ArgumentError(f"{path} has a test part; {{test_share}} is for data without one")
+        return None
 
 
 def parse_image(text: str) -> tuple[int, int, int]:
@@ -232,8 +245,9 @@ def checked(given: Given, options: Options) -> Dataset:
     count = max(int(labels.max()) + 1, len(given.classes))
     classes = given.classes or tuple(str(number) for number in range(count))
     path = os.path.abspath(given.path)
+    share = options.share_of(given.path, given.test_images is not None and given.test_labels is not None)
     if given.test_images is None or given.test_labels is None:
-        share = TEST_SHARE if options.test_share is None else options.test_share
+        assert share is not None
         train, test = split(row_digests(images), labels, share)
         if not test.size:
             raise OctosimError(f"{x_name}: no class has two different images, so none can be put aside for testing")
@@ -241,8 +255,6 @@ def checked(given: Given, options: Options) -> Dataset:
         return Dataset(
             name_of(given.path), *arrays, classes, digest_of(*arrays), path, share, tuple(given.notes)
         )  # fmt: skip
-    if options.test_share is not None:
-        raise ArgumentError(f"{given.path} has a test part; {{test_share}} is for data without one")
     check_header(tx_name, given.test_images.shape, given.test_images.dtype)
     tests = as_values(tx_name, given.test_images, given.notes)
     if tests.shape[1:] != images.shape[1:]:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ import numpy as np
 
 from octosim import limits
 from octosim.data.arrays import file_digest
-from octosim.data.dataset import LARGEST_SIDE, TEST_SHARE, Array, Dataset, Options, digest_of, name_of, row_digests, split
+from octosim.data.dataset import LARGEST_SIDE, Array, Dataset, Options, digest_of, name_of, row_digests, split
 from octosim.errors import ArgumentError, OctosimError
 from octosim.files import locked, open_regular, read_json, sync_folder, write_atomic
 
@@ -31,14 +31,19 @@ LARGEST_FILE = 1 << 28
 MOST_PIXELS = 1 << 27
 SKIPPED = {"thumbs.db", "desktop.ini", "__macosx"}
 """What systems put among the images, besides hidden files; in lower case."""
+PICTURES = (
+    ".jpg .jpeg .jpe .jfif .png .bmp .dib .gif .tif .tiff .webp .ppm .pgm .pbm .pnm "
+    ".heic .heif .avif .jp2 .jxl .raw .dng .cr2 .nef .psd .svg .eps"
+).split()
+"""Endings of images, in lower case, with those that cannot be read: a file with one of them is never left out in silence."""
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 MOST_NAMED = 5
 """Files that an error's sentence names."""
 
 Progress = Callable[[int, int], None]
 """Told of the images done and their number."""
-Read = tuple[tuple[Array, Array, Array, Array], str]
-"""The four arrays of a data set and their digest."""
+Read = tuple[tuple[Array, Array, Array, Array], str, tuple[str, ...]]
+"""The four arrays of a data set, their digest, and of each file that was skipped what is wrong with it."""
 
 
 # ---- what is there --------------------------------------------------
@@ -47,12 +52,14 @@ Read = tuple[tuple[Array, Array, Array, Array], str]
 @dataclass
 class Listing:
     """The files of a folder of images.  train, test: (file, class) in the order of classes and names; test None: no such part.
-    ignored: files that belong to no class.  outside: links that lead out of the folder."""
+    ignored: files that belong to no class.  others: files among the images that are none, by ending and content.
+    outside: links that lead out of the folder."""
 
     classes: tuple[str, ...]
     train: list[tuple[Path, int]]
     test: list[tuple[Path, int]] | None
     ignored: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
     outside: list[Path] = field(default_factory=list)
 
 
@@ -106,6 +113,18 @@ def listing(root: Path) -> Listing:
     return found
 
 
+def _is_no_image(path: Path) -> bool:
+    """Whether a file can be read and holds something else than an image."""
+    try:
+        with quiet():
+            _opened(path, lambda image: None)
+    except NoImageError:
+        return True
+    except OctosimError:
+        pass
+    return False
+
+
 def _of_classes(found: Listing, root: Path, place: Path) -> list[tuple[Path, int]]:
     numbers = {name: number for number, name in enumerate(found.classes)}
     files: list[tuple[Path, int]] = []
@@ -117,6 +136,9 @@ def _of_classes(found: Listing, root: Path, place: Path) -> list[tuple[Path, int
         if folder.name not in numbers:
             raise OctosimError(f"{folder} is a class that the training images do not have ({', '.join(numbers)[:200]})")
         for path in _files_below(folder):
+            if path.suffix.lower() not in PICTURES and _is_no_image(path):
+                found.others.append(path)
+                continue
             files.append((path, numbers[folder.name]))
             if path.is_symlink() and os.path.commonpath([real, os.path.realpath(path)]) != real:
                 found.outside.append(path)
@@ -124,6 +146,10 @@ def _of_classes(found: Listing, root: Path, place: Path) -> list[tuple[Path, int
 
 
 # ---- decoding --------------------------------------------------
+
+
+class NoImageError(OctosimError):
+    """A file is of no format that is read, whatever its ending."""
 
 
 def pillow() -> Any:
@@ -177,7 +203,7 @@ def _opened(path: Path, use: Callable[[Any], Any]) -> Any:
     except image_module.DecompressionBombError:
         raise OctosimError(f"{path} has more than {MOST_PIXELS:,} pixels") from None
     except image_module.UnidentifiedImageError:
-        raise OctosimError(f"{path} is no image that can be read ({', '.join(FORMATS)})") from None
+        raise NoImageError(f"{path} is no image that can be read ({', '.join(FORMATS)})") from None
     except OctosimError:
         raise
     except Exception as error:  # a broken file may raise nearly anything: struct.error, SyntaxError, ValueError, OSError
@@ -261,14 +287,11 @@ class Folder:
     def _key(self, found: Listing) -> str:
         parts = [None if part is None else [(file_digest(p), label) for p, label in part] for part in (found.train, found.test)]
         about = [FORMAT, _version(), self.options.image, self._share(found), len(found.classes), parts]
+        about += ["skip"] if self.options.skip_unreadable else []
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def _share(self, found: Listing) -> float | None:
-        if found.test is None:
-            return TEST_SHARE if self.options.test_share is None else self.options.test_share
-        if self.options.test_share is not None:
-            raise ArgumentError(f"{self.path} has a test part; {{test_share}} is for data without one")
-        return None
+        return self.options.share_of(self.path, found.test is not None)
 
     def load(self, progress: Progress | None = None) -> Dataset:
         found = listing(self.path)
@@ -282,22 +305,23 @@ class Folder:
             if cached:
                 stack.enter_context(locked(cached.folder.with_suffix(".lock"), "", wait=True))
             read = cached.read() if cached else None
-            arrays, digest = read or self._decode(found, share, cached, progress)
-        notes = [f"{path} belongs to no class: left out" for path in found.ignored[:MOST_NAMED]]
-        if len(found.ignored) > MOST_NAMED:
-            notes.append(f"{len(found.ignored) - MOST_NAMED} more files belong to no class")
+            arrays, digest, skipped = read or self._decode(found, share, cached, progress)
+        notes = [
+            *_few("belongs to no class: left out", "files belong to no class", found.ignored),
+            *_few("is no image: left out", "files are no images", found.others),
+            *_few("; left out", "files cannot be used", skipped),
+        ]
         path = os.path.abspath(self.path)
         return Dataset(name_of(self.path), *arrays, found.classes, digest, path, share, tuple(notes))
 
     def _decode(
         self, found: Listing, share: float | None, cached: _Cache | None, progress: Progress | None
     ) -> Read:
-        files = found.train + (found.test or [])
+        files, count = found.train + (found.test or []), len(found.train)
         with quiet():
             shape = self.options.image or self._common_shape(files)
-        labels = np.array([label for _, label in files], np.int32)
         images = cached.new((len(files), *shape)) if cached else np.empty((len(files), *shape), np.uint8)
-        wrong: list[str] = []
+        wrong: dict[int, str] = {}
 
         def decode(number: int) -> None:
             pixels = read_image(files[number][0], self.options.image)
@@ -316,37 +340,54 @@ class Folder:
                     try:
                         each.result()
                     except OctosimError as error:
-                        wrong.append(str(error))
+                        wrong[number] = str(error)
                     if progress:
                         progress(number + 1, len(files))
             finally:
                 pool.shutdown(cancel_futures=True)
-        if wrong:
+        try:
+            order, count = self._order(found, wrong, images, share)
+        except OctosimError:
             if cached:
                 cached.drop()
-            raise OctosimError(_sentence(self.path, wrong))
-        count = len(found.train)
-        if share is not None:
-            train, test = split(row_digests(images), labels, share)
-            if not test.size:
-                if cached:
-                    cached.drop()
-                raise OctosimError(f"{self.path}: no class has two different images, so none can be put aside for testing")
-            order, count = np.concatenate([train, test]), len(train)
-            images, labels = (cached.reordered(images, order) if cached else images[order]), labels[order]
+            raise
+        labels = np.array([label for _, label in files], np.int32)[order]
+        if len(order) < len(files) or share is not None:
+            images = cached.reordered(images, order) if cached else images[order]
         arrays = images[:count], labels[:count], images[count:], labels[count:]
-        return cached.keep(*arrays) if cached else (arrays, digest_of(*arrays))
+        skipped = tuple(wrong.values())
+        return cached.keep(skipped, *arrays) if cached else (arrays, digest_of(*arrays), skipped)
+
+    def _order(self, found: Listing, wrong: dict[int, str], images: Array, share: float | None) -> tuple[Array, int]:
+        """The numbers of the files in the order of the data set, and how many of them are to train on.
+
+        wrong: what is wrong with files that were not decoded, by number.  OctosimError where that refuses the folder.
+        """
+        if wrong and not self.options.skip_unreadable:
+            raise _refused(self.path, [*wrong.values()])
+        files = found.train + (found.test or [])
+        order = np.array([number for number in range(len(files)) if number not in wrong], np.intp)
+        labels = np.array([label for _, label in files], np.int32)[order]
+        count = int(np.count_nonzero(order < len(found.train)))
+        empty = np.flatnonzero(np.bincount(labels[:count], minlength=len(found.classes)) == 0)
+        if empty.size or found.test is not None and count == len(order):
+            lost = f"class {found.classes[empty[0]]}" if empty.size else "the test part"
+            raise OctosimError(f"{self.path}: {lost} has no image that can be read; " + _listed([*wrong.values()]))
+        if share is None:
+            return order, count
+        train, test = split(row_digests(images[order] if wrong else images), labels, share)
+        if not test.size:
+            raise OctosimError(f"{self.path}: no class has two different images, so none can be put aside for testing")
+        return order[np.concatenate([train, test])], len(train)
 
     def _common_shape(self, files: list[tuple[Path, int]]) -> tuple[int, int, int]:
         """Height, width and channels where no size is asked for: the images' own; grey ones fit into RGB."""
-        sizes, channels = set(), 1
-        for path, _ in files:
-            try:
-                height, width, depth = peek(path)
-            except OctosimError:
-                raise OctosimError(_sentence(self.path, _wrong(files))) from None
-            sizes.add((height, width))
-            channels = max(channels, depth)
+        sizes, channels, unknown = _sizes(files)
+        if unknown or len(sizes) > 1:  # a header may be right where the rest is not
+            wrong = _wrong(files)
+            if wrong and not (self.options.skip_unreadable and len(wrong) < len(files)):
+                raise _refused(self.path, [*wrong.values()])
+            sizes, channels, _ = _sizes([file for file in files if file[0] not in wrong])
         if len(sizes) > 1:
             (h0, w0), (h1, w1) = min(sizes), max(sizes)
             raise ArgumentError(
@@ -373,22 +414,49 @@ def peek(path: Path) -> tuple[int, int, int]:
     return found
 
 
-def _wrong(files: list[tuple[Path, int]]) -> list[str]:
+def _sizes(files: list[tuple[Path, int]]) -> tuple[set[tuple[int, int]], int, int]:
+    """Heights and widths of image files, the most channels, and the number of files whose header cannot be read."""
+    sizes, channels, unknown = set[tuple[int, int]](), 1, 0
+    for path, _ in files:
+        try:
+            height, width, depth = peek(path)
+        except OctosimError:
+            unknown += 1
+            continue
+        sizes.add((height, width))
+        channels = max(channels, depth)
+    return sizes, channels, unknown
+
+
+def _wrong(files: list[tuple[Path, int]]) -> dict[Path, str]:
     """What is wrong with each file that cannot be decoded."""
-    wrong = []
+    wrong = {}
     for path, _ in files:
         try:
             read_image(path)
         except OctosimError as error:
-            wrong.append(str(error))
+            wrong[path] = str(error)
     return wrong
 
 
-def _sentence(root: Path, wrong: list[str]) -> str:
-    shown = "; ".join(wrong[:MOST_NAMED])
+def _listed(wrong: list[str]) -> str:
     more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+    return "; ".join(wrong[:MOST_NAMED]) + more
+
+
+def _refused(root: Path, wrong: list[str]) -> ArgumentError:
     files = "1 file" if len(wrong) == 1 else f"{len(wrong)} files"
-    return f"{root} has {files} that cannot be used: {shown}{more}; 'octosim data check' lists all, move them away"
+    return ArgumentError(
+        f"{root} has {files} that cannot be used: {_listed(wrong)}; 'octosim data check' lists all; move them away, or leave "
+        "them out with {skip_unreadable}"
+    )
+
+
+def _few(what: str, many: str, some: Sequence[Path | str]) -> list[str]:
+    """A sentence for each of the first, and one for the number of the others."""
+    more = len(some) - MOST_NAMED
+    said = [f"{each}{'' if what.startswith(';') else ' '}{what}" for each in some[:MOST_NAMED]]
+    return said + ([f"{more} more {many}"] if more > 0 else [])
 
 
 # ---- the cache --------------------------------------------------
@@ -420,7 +488,7 @@ class _Cache:
             labels, count = np.array(index["labels"], np.int32), index["train"]
             arrays = images[:count], labels[:count], images[count:], labels[count:]
             if images.dtype == np.uint8 and images.ndim == 4 and index["sha256"] == digest_of(*arrays):
-                return arrays, index["sha256"]
+                return arrays, index["sha256"], tuple(map(str, index.get("skipped", ())))
         except (OctosimError, OSError, KeyError, TypeError, ValueError, EOFError):
             pass
         return None
@@ -439,18 +507,19 @@ class _Cache:
         return self._open("decoded.tmp", shape)
 
     def reordered(self, images: Array, order: Array) -> Array:
-        made = self._open("ordered.tmp", images.shape)
+        made = self._open("ordered.tmp", (len(order), *images.shape[1:]))
         for first in range(0, len(order), 256):
             made[first : first + 256] = images[order[first : first + 256]]
         os.replace(self.folder / "ordered.tmp", self.folder / "decoded.tmp")
         return made
 
-    def keep(self, *arrays: Array) -> Read:
+    def keep(self, skipped: tuple[str, ...], *arrays: Array) -> Read:
         """Puts decoded images in place, durably; they are read from there from now on."""
         index = {
             "train": len(arrays[1]),
             "labels": [*arrays[1].tolist(), *arrays[3].tolist()],
             "sha256": digest_of(*arrays),
+            "skipped": skipped,
         }
         base: Any = arrays[0]
         while not isinstance(base, np.memmap):

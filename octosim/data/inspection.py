@@ -23,7 +23,8 @@ Progress = Callable[[int, int], None]
 
 
 def check(
-    name: str, image: str | None = None, test_share: float | None = None, progress: Progress | None = None
+    name: str, image: str | None = None, test_share: float | None = None, progress: Progress | None = None,
+    skip_unreadable: bool = False,
 ) -> dict[str, Any]:
     """What there is to know of a data set before training on it.
 
@@ -31,14 +32,14 @@ def check(
     which the images were looked at, where they have several.  Other fields are missing where the data cannot be read.
     """
     report: dict[str, Any] = {"data": name, "kind": "data set", "problems": [], "warnings": []}
-    options = Options(parse_image(image) if image is not None else None, test_share)
+    options = Options(parse_image(image) if image is not None else None, test_share, skip_unreadable)
     try:
         source = open_source(name, options) if is_own(name) else None
         report["kind"] = "data set" if source is None else type(source).__name__.lower()
         if isinstance(source, Folder):
             image = _look_at_files(source, image, report, progress)
         if not report["problems"]:
-            _describe(load(name, image, test_share, progress=progress), report)
+            _describe(load(name, image, test_share, progress=progress, skip_unreadable=skip_unreadable), report)
     except OctosimError as error:
         report["problems"].append(error.spelled(spelling) if isinstance(error, ArgumentError) else str(error))
     return report
@@ -63,12 +64,13 @@ def _look_at_files(source: Folder, image: str | None, report: dict[str, Any], pr
                 channels = max(channels, depth)
             except OctosimError as error:
                 broken += 1
-                report["problems"].append(str(error))
+                report["warnings" if source.options.skip_unreadable else "problems"].append(str(error))
             if progress:
                 progress(number, len(files))
     report |= {"files": len(files), "broken": broken, "sizes": dict(sizes.most_common())}
     report["classes"] = _counts(found)
     report["warnings"] += [f"{path} belongs to no class: left out" for path in found.ignored]
+    report["warnings"] += [f"{path} is no image: left out" for path in found.others]
     report["warnings"] += [f"{path} is a link out of the folder" for path in found.outside]
     if len(sizes) > 1 and image is None:
         image = f"{PREVIEW[0]}x{PREVIEW[1]}x{channels}"
@@ -100,7 +102,7 @@ def _describe(data: Dataset, report: dict[str, Any]) -> None:
         "shape": list(data.train_images.shape[1:]), "dtype": str(data.train_images.dtype), "sha256": data.sha256,
     }  # fmt: skip
     report |= _values(data.train_images)
-    report["warnings"] += data.notes
+    report["warnings"] += [note for note in data.notes if "files" not in report]  # those of a folder are there already
     for row in report["classes"]:
         for part in ("train", "test"):
             if row[part] < FEW:

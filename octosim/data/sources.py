@@ -76,13 +76,15 @@ def load(
     test_share: float | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    skip_unreadable: bool = False,
 ) -> Dataset:
     """A data set by name, alias or path.
 
     image: "HEIGHTxWIDTHxCHANNELS", to which images are brought.  test_share: of each class, put aside for testing where there
-    is no test part.  limit: training images, see `limited`.  Raises OctosimError for what is not there or cannot be trained on.
+    is no test part.  limit: training images, see `limited`.  skip_unreadable: of a folder of images, leave out files that
+    cannot be decoded; `notes` says which.  Raises OctosimError for what is not there or cannot be trained on.
     """
-    options = Options(parse_image(image) if image is not None else None, test_share)
+    options = Options(parse_image(image) if image is not None else None, test_share, skip_unreadable)
     if limit is not None and limit < 1:
         raise ArgumentError(f"{{limit}} must be at least 1, not {limit}")
     if is_own(name):

@@ -198,7 +198,7 @@ def check(plan: Sequence[Row], path: Path, progress: Callable[[int], None] | Non
         where = f"{path}, row {number} ({row.name})"
         try:
             c = row.config
-            key = (c.data, c.image, c.test_share, c.limit)
+            key = (c.data, *(getattr(c, name) for name in train.DATA))
             if key not in kept:
                 kept[key] = train.load_data(c)
             made = train.Run(c, dataset=kept[key])

@@ -23,11 +23,11 @@ from octosim.train.directory import (
 from octosim.train.interrupt import Interrupt
 from octosim.train.loop import Progress, train
 from octosim.train.planning import step_of
-from octosim.train.run import Batch, Run, load_data, source_of
+from octosim.train.run import DATA, Batch, Run, load_data, source_of
 from octosim.train.verification import Verdict, advance_before, replay, verify
 
 __all__ = [
-    "ARRAYS_FILE", "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before",
+    "ARRAYS_FILE", "DATA", "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before",
     "check", "create",
     "decides", "last_record", "load_data", "manifest", "memory", "parameter_counts", "read_config", "read_digest",
     "read_manifest", "rebuild", "reopen", "replay", "save", "source_of", "step_of", "train", "verify", "write_manifest",

@@ -36,8 +36,9 @@ class Config(Settings):
 
     method and accumulator may be given as objects: a `Method` with its parameters, a `numerics.Accumulator`.
     data: a data set's name, or the path of a user's own.  image: "HEIGHTxWIDTHxCHANNELS" to which images are brought.
-    test_share: of each class, put aside where the data have no test part.  limit: training images.  normalize: of
-    NORMALIZATIONS; None: the model file's [input], or else "data" for float32, "none" for bytes.
+    test_share: of each class, put aside where the data have no test part.  skip_unreadable: leave out image files that
+    cannot be decoded.  limit: training images.  normalize: of NORMALIZATIONS; None: the
+    model file's [input], or else "data" for float32, "none" for bytes.
 
     OctosimError, naming the argument, for a value that is not of its kind; what is out of range is refused with the run.
     """

@@ -29,6 +29,8 @@ CALIBRATION, CALIBRATED = 512, 64
 """Images, the first of the first epoch's order, that set the ranges of activations before the first step, and of a pass."""
 INSPECTED = 64
 """Images, at most, of the pass whose tensors a method inspects."""
+DATA = ("image", "test_share", "skip_unreadable", "limit")
+"""Settings that say how `data` is read."""
 MOST_MICRO = 1024
 """Micro-batches of a step, whose random streams 2^32 tensors hold."""
 
@@ -42,8 +44,7 @@ Data = data.Dataset | Callable[[], data.Dataset]
 
 def load_data(config: Config, progress: Callable[[int, int], None] | None = None) -> data.Dataset:
     """The data of a configuration.  progress: is told of the images decoded and their number."""
-    names = ("image", "test_share", "limit")
-    chosen: dict[str, Any] = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    chosen: dict[str, Any] = {name: getattr(config, name) for name in DATA if getattr(config, name) not in (None, False)}
     return data.load(config.data, **chosen | ({"progress": progress} if progress else {}))
 
 

@@ -151,10 +151,66 @@ def test_broken_files(photos: Path, own_cache: Path, damage: str, size: str | No
     with pytest.raises(OctosimError, match=words) as caught:
         data.load(str(photos), image=size)
     text = str(caught.value)
-    assert "has 2 files that cannot be used" in text and str(path) in text and "notes.txt" in text and "\n" not in text
+    assert "has 1 file that cannot be used" in text and str(path) in text and "notes.txt" not in text and "\n" not in text
+    assert "leave them out with skip_unreadable" in text
     report = data.check(str(photos), image=size)
-    assert report["broken"] == 2 == len(report["problems"]) and sum(report["sizes"].values()) == 18
+    assert report["broken"] == 1 == len(report["problems"]) and sum(report["sizes"].values()) == 18
+    assert any("notes.txt is no image: left out" in warning for warning in report["warnings"])
     assert not list(own_cache.glob("images/*"))
+
+
+@pytest.mark.parametrize("size", [None, "8x8x3"])
+@pytest.mark.parametrize("damage", BROKEN)
+def test_broken_files_left_out(photos: Path, own_cache: Path, damage: str, size: str | None) -> None:
+    whole = data.load(str(photos), image=size)
+    paths = [photos / "train" / "class1" / "aa.jpg", photos / "test" / "class0" / "b.png"]
+    for path in paths:
+        BROKEN[damage][0](path)
+    for _ in range(2):  # decoded, then from the cache
+        found = data.load(str(photos), image=size, skip_unreadable=True)
+        assert found.sha256 == whole.sha256 and np.array_equal(found.test_images, whole.test_images)
+        assert all(f"{path} " in note and note.endswith("; left out") for path, note in zip(paths, found.notes, strict=True))
+    with pytest.raises(OctosimError, match="has 2 files that cannot be used"):
+        data.load(str(photos), image=size)
+    report = data.check(str(photos), image=size, skip_unreadable=True)
+    assert report["problems"] == [] and report["sha256"] == whole.sha256 and len(report["warnings"]) >= 2
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_nothing_left_when_broken_files_are_left_out(photos: Path, own_cache: Path, part: str) -> None:
+    for folder in [photos / "train" / "class1"] if part == "train" else (photos / "test").iterdir():
+        for path in folder.iterdir():
+            path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(OctosimError, match="class class1 has no image that can be" if part == "train" else "test part has no"):
+        data.load(str(photos), skip_unreadable=True)
+    assert not list(own_cache.glob("images/*"))
+
+
+def test_the_split_without_what_is_left_out(tmp_path: Path) -> None:
+    root = own_data.folder(tmp_path / "all", parts(40, 2, classes=2)) / "train"
+    whole = data.load(str(root))
+    (root / "class0" / "0.png").write_bytes(b"\x89PNG")
+    found = data.load(str(root), skip_unreadable=True)
+    assert found.sha256 == whole.sha256 and found.test_share == whole.test_share == 0.2
+
+
+OTHERS = {"a.txt": b"x", "b.csv": b"1,2", "c": b"no ending", "d.json": b"{}", "e.mp4": b"\0\0\0 ftypisom", "f.py": b""}
+
+
+def test_files_that_are_no_images_are_left_out(photos: Path) -> None:
+    """By ending and content: an image without an ending is one; a picture of a kind that is not read is not passed over."""
+    before = data.load(str(photos))
+    place = photos / "train" / "class0"
+    for name, content in OTHERS.items():
+        (place / name).write_bytes(content or b"import os")
+    (next(place.glob("*.png"))).rename(place / "0")
+    found = data.load(str(photos))
+    assert len(found.train_labels) == len(before.train_labels)
+    assert [note.rpartition("/")[2] for note in found.notes[:-1]] == [f"{name} is no image: left out" for name in [*OTHERS][:5]]
+    assert found.notes[-1] == "1 more files are no images"
+    (place / "phone.heic").write_bytes(b"\0\0\0 ftypheic")
+    with pytest.raises(OctosimError, match="phone.heic is no image that can be read"):
+        data.load(str(photos))
 
 
 def _clear(folder: Path) -> None:
