@@ -76,8 +76,10 @@ def golden(
         return
     for row in rows:
         say(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}")
-    checker = Path(rows[0]["checker"])
-    say(f"to check: cc {shell_word(checker)} -o {shell_word(checker.stem)} && ./{shell_word(checker.stem)}")
+        say(f"  for $readmemh: {', '.join(row['hex'].values())}")
+    for row in rows:
+        checker = Path(row["checker"])
+        say(f"to check: cc {shell_word(checker)} -o {shell_word(checker.stem)} && ./{shell_word(checker.stem)}")
 
 
 def _by_hand(

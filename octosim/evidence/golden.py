@@ -123,6 +123,12 @@ def hex_lines(values: Array) -> str:
     return "".join(f"{value & mask:0{digits}x}\n" for value in values.ravel().tolist())
 
 
+def prefixed(layer: str, text: str) -> str:
+    """C text whose names octo_... and OCTO_... are those of one layer: the headers of several can be in one program."""
+    name = re.sub(r"\W", "_", layer)
+    return re.sub(r"\bOCTO_(?=\w)", f"OCTO_{name.upper()}_", re.sub(r"\bocto_(?=\w)", f"octo_{name}_", text))
+
+
 def _array(kind: str, name: str, values: Array) -> str:
     flat = values.ravel().tolist()
     lines = [",".join(map(str, flat[i : i + 32])) for i in range(0, len(flat), 32)]
@@ -138,10 +144,11 @@ _ROUNDINGS = ["half-up", "half-even", "half-away", "floor", "toward-zero", "gemm
 
 
 def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
-    """The vectors as a C header: sizes and scales as macros, int8 operands and int32 sums as arrays."""
+    """The vectors as a C header: sizes and scales as macros, int8 operands and int32 sums as arrays; names by layer."""
     integers = {key: int(v) for key, v in numbers.items() if np.ndim(v) == 0 and not key.endswith("_scale")}
     text = json.dumps(about, indent=1).replace("*/", "* /").replace("\n", "\n * ")
-    parts = [f"/* Made by octosim golden from\n * {text} */\n\n#include <stdint.h>\n\n", f'#define OCTO_LAYER "{layer}"\n']
+    about_text = f"/* Made by octosim golden from\n * {text} */\n\n"
+    parts = ["#ifndef OCTO_GOLDEN_H\n#define OCTO_GOLDEN_H\n#include <stdint.h>\n\n", f'#define OCTO_LAYER "{layer}"\n']
     parts += [f"#define OCTO_{key.upper()} {value if value >= 0 else f'({value})'}\n" for key, value in integers.items()]
     parts += [f"#define OCTO_{key.upper()} {_hex(v)}\n" for key, v in numbers.items() if key.endswith("_scale")]
     parts += [f"#define OCTO_HAS_DX {int('dx' in numbers)}\n"]
@@ -154,7 +161,7 @@ def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
             for scale in ("multiplier", "shift"):  # one, or one for each index of the last axis
                 values = np.atleast_1d(np.asarray(numbers[f"{name}_{scale}"]))
                 parts += [_array("int32_t", f"{name}_{scale}s", values)]
-    return "".join(parts)
+    return about_text + prefixed(layer, "".join(parts)) + "#endif\n"
 
 
 def golden(
@@ -206,12 +213,15 @@ def write(
     np.savez_compressed(buffer, about=json.dumps(about), **(numbers if everything is None else everything))
     write_atomic(files["npz"], buffer.getvalue())
     write_atomic(files["header"], header(name, numbers, about).encode())
-    write_atomic(files["checker"], CHECKER.read_text().replace("@HEADER@", files["header"].name).encode())
+    checker = prefixed(name, CHECKER.read_text()).replace("@HEADER@", files["header"].name)
+    write_atomic(files["checker"], checker.encode())
     tensors = {key: v for key, v in numbers.items() if np.ndim(v) and v.dtype in (np.int8, np.int32)}
+    listed = {key: out / f"{name}_{key}.hex" for key in tensors}
     for key, values in tensors.items():
-        write_atomic(out / f"{name}_{key}.hex", hex_lines(values).encode())
+        write_atomic(listed[key], hex_lines(values).encode())
     passes = [pass_ for pass_, sums in SUMS.items() if sums in numbers]
-    return {"layer": name, "passes": passes} | {kind: str(path) for kind, path in files.items()}
+    about_files = {kind: str(path) for kind, path in files.items()}
+    return {"layer": name, "passes": passes} | about_files | {"hex": {key: str(path) for key, path in listed.items()}}
 
 
 # ---- a layer without a run --------------------------------------------------

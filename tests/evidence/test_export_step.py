@@ -45,7 +45,7 @@ def exported(folder: Path, steps: int | None = None, **settings: Any) -> list[di
     for row in rows:
         assert row["losses"] and row["digest"], row
         assert steps or row["sha256"] == octosim.open(folder).digest
-        assert row["ram"] <= row["state"] + row["values"] + row["scratch"] + 4096 and row["values"] < row["planned"]
+        assert row["ram"] <= row["state"] + row["values"] + row["scratch"] + 16384 and row["values"] < row["planned"]
         assert row["flash"] >= row["initial"]
     return rows
 

@@ -75,7 +75,7 @@ def compile_and_run(checker: Path) -> subprocess.CompletedProcess[str]:
 def flipped(header: Path, name: str, bit: int) -> None:
     """Changes one bit of one expected sum, in the middle of its array."""
     text = header.read_text()
-    found = re.search(rf"octo_{name}\[\d+\] = \{{\n(.*?)\n\}};", text, re.DOTALL)
+    found = re.search(rf"octo_{header.stem}_{name}\[\d+\] = \{{\n(.*?)\n\}};", text, re.DOTALL)
     assert found
     values = found[1].split(",")
     place = len(values) // 2
@@ -94,6 +94,23 @@ def test_the_checker_passes(model: str, accumulator: str, tmp_path: Path) -> Non
         done = compile_and_run(Path(row["checker"]))
         assert done.returncode == 0, done.stdout
         assert done.stdout.count("are equal") == len(row["passes"]) == (2 if name == "conv1" else 3)
+
+
+@needs_cc
+def test_vectors_of_two_layers_in_one_program(model: str, tmp_path: Path) -> None:
+    """Their names are by layer, and a header may be included twice; the rows name every file."""
+    rows = made(model, tmp_path)
+    program = tmp_path / "vectors" / "both.c"
+    program.write_text(
+        '#include "conv2.h"\n#include "fc1.h"\n#include "conv2.h"\n#include <stdio.h>\nint main(void)\n{\n'
+        '    return printf("%s %s %d\\n", OCTO_CONV2_LAYER, OCTO_FC1_LAYER, OCTO_FC1_BATCH) < 0;\n}\n'
+    )
+    line = [CC or "", "-std=c99", "-Wall", "-pedantic", "-Werror", "-Wno-unused-const-variable", "-Wno-unused-variable"]
+    done = subprocess.run([*line, str(program), "-o", str(tmp_path / "both")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert subprocess.run([str(tmp_path / "both")], capture_output=True, text=True).stdout == "conv2 fc1 4\n"
+    written = {path.name for path in (tmp_path / "vectors").glob("*.hex")}
+    assert written == {Path(path).name for row in rows.values() for path in row["hex"].values()}
 
 
 @needs_cc
