@@ -70,6 +70,9 @@ int octo_range_norm_backward(int64_t rows, int64_t cols, int64_t chunks, const f
                              float factor, const int32_t *extremes, float *dx, float *dgamma, float *dbeta) {
     CHECK_MATRIX("range normalization", rows, cols);
     OCTO_CHECK(chunks >= 1 && rows % chunks == 0, "range normalization: %lld chunks of %lld rows", (long long)chunks, (long long)rows);
+    int64_t count = rows / chunks, all = chunks * cols; /* rows of a chunk; extremes of a kind */
+    for (int64_t i = 0; i < 2 * all; i++)
+        OCTO_CHECK(extremes[i] >= 0 && extremes[i] < count, "range normalization: row %ld of %lld", (long)extremes[i], (long long)count);
     const float *scale = columns, *coded_scale = columns + cols, *coded_gamma = columns + 2 * cols;
     float *products = octo_scratch(OCTO_SLOT_LEFT, 3 * cols * 4), *slope = products + cols, *mean = slope + cols;
     if (!products) return octo_fail(OCTO_ENOMEM, "out of memory in range normalization");
@@ -82,7 +85,6 @@ int octo_range_norm_backward(int64_t rows, int64_t cols, int64_t chunks, const f
     for (int64_t c = 0; c < cols; c++) mean[c] = mean[c] / (float)rows;
     EACH_ROWS(rows, cols, octo_table.subtract_columns_f32(count, cols, dx + first * cols, mean, dx + first * cols));
     /* d(1 / (C range + eps)) / d range = -C scale^2; the range's own gradient goes to the chunks' extremes */
-    int64_t count = rows / chunks, all = chunks * cols;
     for (int64_t p = 0; p < chunks; p++)
         for (int64_t c = 0; c < cols; c++) {
             float d_range = products[c] * coded_gamma[c] * -(scale[c] * scale[c]) * factor, share = d_range / (float)chunks;

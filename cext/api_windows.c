@@ -59,10 +59,30 @@ int octo_window_max_f32(const octo_window *g, const float *x, float *y, uint8_t 
     return OCTO_OK;
 }
 
+/* Whether every position of an image's windows lies in the window and on the image: dx is written there. */
+static int positions_fit(const octo_window *g, const uint8_t *argmax) {
+    int outside = 0;
+    for (int64_t oy = 0; oy < g->out_h; oy++)
+        for (int64_t ox = 0; ox < g->out_w; ox++, argmax += g->channels) {
+            int64_t top = oy * g->stride_h - g->pad_h, left = ox * g->stride_w - g->pad_w;
+            if (top >= 0 && left >= 0 && top + g->kernel_h <= g->height && left + g->kernel_w <= g->width) {
+                int64_t positions = g->kernel_h * g->kernel_w;
+                for (int64_t i = 0; i < g->channels; i++) outside |= argmax[i] >= positions;
+            } else
+                for (int64_t i = 0; i < g->channels; i++) {
+                    int64_t y = argmax[i] / g->kernel_w, x = argmax[i] % g->kernel_w;
+                    outside |= y >= g->kernel_h || top + y < 0 || top + y >= g->height || left + x < 0 || left + x >= g->width;
+                }
+        }
+    return !outside;
+}
+
 int octo_window_max_backward_f32(const octo_window *g, const float *dy, const uint8_t *argmax, float *dx) {
-    int status = check_window(g);
+    int status = check_window(g), failed = 0;
     if (status) return status;
     CHECK_POSITIONS(g);
+    OCTO_PARALLEL(image, g->batch) if (!positions_fit(g, argmax + image * g->out_h * g->out_w * g->channels)) failed = 1;
+    OCTO_CHECK(!failed, "max pooling: a position lies outside its window or the image");
     OCTO_PARALLEL(image, g->batch) octo_table.window_max_backward_f32(g, image, 1, dy, argmax, dx);
     return OCTO_OK;
 }

@@ -14,7 +14,7 @@ import pytest
 from kit.cli import octosim as command
 
 import octosim
-from octosim import extensions, methods
+from octosim import extensions, methods, train
 from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods.octo import Octo
@@ -120,6 +120,34 @@ def test_a_changed_source_is_another_method(installed: Path, tmp_path: Path) -> 
         assert done.returncode == 1 and "decides.method.plugin.sha256" in done.stdout, done.stdout + done.stderr
     finally:
         module.write_text(before)
+
+
+def test_a_run_directory_imports_nothing_from_its_folder(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest names a method whose module lies beside it: it is imported where the user says so, and nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(methods.plugins.TRUSTED, "")
+    marked = "\nfrom pathlib import Path\nPath('imported').touch()\n"
+    (tmp_path / "beside.py").write_text((site / "octosim_clipped" / "__init__.py").read_text() + marked)
+    run = tmp_path / "run"
+    octosim.train(model="mlp", batch_size=10, steps=1, method="beside:Clipped", out=run)
+    (tmp_path / "imported").unlink()
+    monkeypatch.setenv(methods.plugins.TRUSTED, "")  # a stranger's process
+    monkeypatch.delitem(sys.modules, "beside")
+    manifest = train.read_manifest(run)
+    readers = [  # what verify, --resume, diff, audit, golden, export and --init read a run with, and reports price it by
+        lambda: octosim.open(run).verify(), lambda: train.read_config(run), lambda: train.reopen(run),
+        lambda: train.step_of(manifest), lambda: train.step_of({k: v for k, v in manifest.items() if k != "config"}),
+    ]  # fmt: skip
+    for read in readers:
+        with pytest.raises(OctosimError, match="--plugin beside"):
+            read()
+    refused = command("verify", "run", folder=tmp_path)
+    assert refused.returncode == 2 and "octosim --plugin beside" in refused.stderr and refused.stderr.count("\n") == 1
+    assert not (tmp_path / "imported").exists() and "beside" not in sys.modules
+    done = command("--plugin", "beside", "verify", "run", folder=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "imported").exists(), done.stderr
 
 
 def test_broken_ones_break_nothing(installed: Path) -> None:

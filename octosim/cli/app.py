@@ -24,6 +24,7 @@ from octosim.cli import (
 )
 from octosim.cli.tables import with_wide
 from octosim.cli.terminal import say
+from octosim.methods.plugins import trust
 
 app = typer.Typer(
     name="octosim",
@@ -57,5 +58,12 @@ def _version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    plugin: Annotated[
+        list[str],
+        typer.Option(
+            metavar="MODULE", help="A module in the current folder whose methods run directories may name; repeatable."
+        ),
+    ] = [],  # noqa: B006 - typer's way
 ) -> None:
-    pass
+    for module in plugin:
+        trust(module)

@@ -207,7 +207,8 @@ def range_norm_backward(saved: RangeNorm, dy: Array, *, out: Array | None = None
     out, p = output("out", out, F32, dy.shape)
     (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
     pd, pm = pointer("dy", dy, F32, shape), pointer("centered", saved.centered, F32, shape)
-    pc, pe = pointer("columns", saved.columns, F32, (3, cols)), pointer("extremes", saved.extremes, S32)
+    pc = pointer("columns", saved.columns, F32, (3, cols))
+    pe = pointer("extremes", saved.extremes, S32, (2, saved.chunks, cols))
     ok(lib.octo_range_norm_backward(rows, cols, saved.chunks, pd, pm, pc, saved.factor, pe, p, pg, pb))
     return out, dgamma, dbeta
 

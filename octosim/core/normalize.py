@@ -150,5 +150,6 @@ def relu_backward(signs: Array, dy: Values | Pair, *, out: Array | None = None) 
     a, b = (dy.a, dy.b) if isinstance(dy, Pair) else (dy, None)
     pa, pb, (rows, cols) = tensor("dy", a), ffi.NULL if b is None else tensor("dy", b, a.shape), _matrix(a)
     out, p = output("out", out, F32, a.shape)
-    ok(lib.octo_relu_backward(rows, cols, _signs(signs, out.size, READS), pa, pb, p))
+    given = pointer("signs", signs, U8, (sign_bytes(out.size),))
+    ok(lib.octo_relu_backward(rows, cols, given, pa, pb, p))
     return out

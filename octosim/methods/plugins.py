@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import inspect
 import os
@@ -32,13 +33,13 @@ def is_path(name: str) -> bool:
 def load(name: str) -> type[Any]:
     """The class of an entry point, or of an import path; OctosimError where it cannot be imported or is no method.
 
-    Modules are found as Python finds them, and in the current folder.
+    Modules are found as Python finds them, and in the current folder.  A name out of a file has to pass `admit` before.
     """
     if not is_path(name):
         return check(name, extensions.load(GROUP, name))
     module_name, _, qualified = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
+    top, here = module_name.partition(".")[0], os.getcwd()
+    if here not in sys.path and not _is_installed(top):
         sys.path.append(here)
     try:
         found: Any = importlib.import_module(module_name)
@@ -46,7 +47,44 @@ def load(name: str) -> type[Any]:
             found = getattr(found, part)
     except Exception as error:  # a plug-in may fail in any way
         raise OctosimError(f"method {name} cannot be imported: {type(error).__name__}: {error}") from None
+    if not _is_installed(top):
+        trust(top)  # who asked for it once, by --method, need not ask again: a study's processes read its runs
     return check(name, found)
+
+
+TRUSTED = "OCTOSIM_PLUGINS"
+"""The environment variable with the modules that may be imported from anywhere, with commas between them."""
+
+
+def trust(module: str) -> None:
+    """Lets files name methods of this module or package, wherever Python finds it; in processes that this one starts too."""
+    os.environ[TRUSTED] = ",".join(dict.fromkeys([*filter(None, os.environ.get(TRUSTED, "").split(",")), module]))
+
+
+def _is_installed(top: str) -> bool:
+    """Whether Python finds a module or package elsewhere than in the current folder; it is not imported."""
+    here = os.path.realpath(os.getcwd())
+    elsewhere = [folder for folder in sys.path if folder and os.path.realpath(folder) != here]
+    try:
+        found = importlib.machinery.PathFinder.find_spec(top, elsewhere)
+    except (ImportError, ValueError):
+        found = None
+    return found is not None or top in importlib.metadata.packages_distributions()  # those are editable installations
+
+
+def admit(name: Any, where: str) -> None:
+    """OctosimError, beginning with `where`, where a run directory names a method whose code lies in the current folder only and
+    nobody asked for it: such a directory may come from a stranger."""
+    if not isinstance(name, str) or not is_path(name):
+        return
+    module = name.partition(":")[0]
+    top = module.partition(".")[0]
+    if {module, top} & set(os.environ.get(TRUSTED, "").split(",")) or module in sys.modules or _is_installed(top):
+        return
+    raise OctosimError(
+        f"{where}: method {name} is code that is not installed; to import it from the current folder, say "
+        f"`octosim --plugin {top} ...`, or set {TRUSTED}={top}"
+    )
 
 
 def check(name: str, cls: Any) -> type[Any]:

@@ -105,4 +105,5 @@ def from_json(content: Any, where: str) -> Config:
     for name, value in content.items():
         if not _is(value, kinds()[name]):
             raise OctosimError(f"{where}: config.{name} is {str(value)[:40]!r}, expected {_name(kinds()[name])}")
+    methods.plugins.admit(content["method"], where)
     return Config(**content)

@@ -22,6 +22,7 @@ def step_of(manifest: dict[str, Any]) -> tuple[list[Op], int]:
     if not isinstance(batch, int) or batch < 1:
         raise OctosimError(f"field decides.batch_size is {batch!r}, expected a whole number above 0")
     shape = _image_shape(manifest)
+    methods.plugins.admit(decides["method"]["name"], "manifest.json")
     method = methods.make(decides["method"]["name"], decides["method"]["parameters"])
     held = decides.get("input")
     normalized = isinstance(held, dict)

@@ -120,3 +120,40 @@ def test_normalization_of_one_value(batch: int, images: int, refused: bool) -> N
             train.Run(config, layers, d)
     else:
         train.Run(config, layers, d)
+
+
+# ---- positions that a caller gives and that the core writes at --------------------------------------------------
+
+
+def _window(kernel: int, pad: int, argmax: int) -> None:
+    g = core.Window(2, 4, 4, 3, (kernel, kernel), (2, 2), (pad,) * 4)
+    core.window_max_backward(g, np.ones(g.y_shape, np.float32), np.full(g.y_shape, argmax, np.uint8))
+
+
+@pytest.mark.parametrize(("kernel", "pad", "argmax"), [(2, 0, 4), (2, 0, 255), (1, 0, 1), (3, 1, 0), (3, 1, 9), (3, 1, 200)])
+def test_positions_outside_a_window_are_refused(kernel: int, pad: int, argmax: int) -> None:
+    """With padding the first window's first position lies beside the image."""
+    with pytest.raises(core.CoreError, match="lies outside its window"):
+        _window(kernel, pad, argmax)
+
+
+def test_positions_on_the_image_are_taken() -> None:
+    _window(2, 0, 3)
+    _window(3, 1, 4)
+
+
+@pytest.mark.parametrize("row", [-1, 2, 2**31 - 1])
+def test_rows_outside_a_chunk_are_refused(row: int) -> None:
+    ones, columns = np.ones((4, 3), np.float32), np.ones((3, 3), np.float32)
+    saved = core.RangeNorm(ones, columns, np.zeros((2, 2, 3), np.int32), 2, 0.5)
+    core.range_norm_backward(saved, ones)
+    saved.extremes[1, 1, 2] = row
+    with pytest.raises(core.CoreError, match="range normalization: row"):
+        core.range_norm_backward(saved, ones)
+    with pytest.raises(core.CoreError, match="extremes must have shape"):
+        core.range_norm_backward(core.RangeNorm(ones, columns, np.zeros((2, 1, 3), np.int32), 2, 0.5), ones)
+
+
+def test_signs_are_needed() -> None:
+    with pytest.raises(core.CoreError, match="signs must be a uint8 array"):
+        core.relu_backward(None, np.ones((4, 4), np.float32))  # type: ignore[arg-type]
