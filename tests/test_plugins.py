@@ -141,10 +141,10 @@ def test_a_run_directory_imports_nothing_from_its_folder(
         lambda: train.step_of(manifest), lambda: train.step_of({k: v for k, v in manifest.items() if k != "config"}),
     ]  # fmt: skip
     for read in readers:
-        with pytest.raises(OctosimError, match="--plugin beside"):
+        with pytest.raises(OctosimError, match="OCTOSIM_PLUGINS=beside"):
             read()
     refused = command("verify", "run", folder=tmp_path)
-    assert refused.returncode == 2 and "octosim --plugin beside" in refused.stderr and refused.stderr.count("\n") == 1
+    assert refused.returncode == 2 and "OCTOSIM_PLUGINS=beside" in refused.stderr and refused.stderr.count("\n") == 1
     assert not (tmp_path / "imported").exists() and "beside" not in sys.modules
     done = command("--plugin", "beside", "verify", "run", folder=tmp_path)
     assert done.returncode == 0 and (tmp_path / "imported").exists(), done.stderr

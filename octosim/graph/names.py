@@ -10,8 +10,11 @@ GENERATED = re.compile(r"(onnx::|const|val_|_val|t\d+$|\d+$|[a-zA-Z]$|[a-zA-Z]\d
 """Names that exporters make up for folded weights."""
 
 
-def layer_name(weight: str, node: str, stem: str, taken: Container[str]) -> str:
-    """A new name for a layer: its weight's ("features.0.weight"), its node's ("/features/features.0/Conv") or its kind's."""
+def layer_name(weight: str, node: str, stem: str, taken: Container[str], numbers: dict[str, int]) -> str:
+    """A new name for a layer: its weight's ("features.0.weight"), its node's ("/features/features.0/Conv") or its kind's.
+
+    numbers: the last number behind a name without one, kept between the calls: a chain of thousands is named in their time.
+    """
     weight = re.sub(r"(_quantized|_DequantizeLinear_Output|:0)$", "", weight)
     name = ""
     if PARAMETER.search(weight) and not GENERATED.match(weight):
@@ -26,8 +29,9 @@ def layer_name(weight: str, node: str, stem: str, taken: Container[str]) -> str:
         name = f"{name}.{stem}"
         if name not in taken:
             return name
-    base, count = name or stem, 1
-    separator = "." if name else ""
-    while f"{base}{separator}{count}" in taken:
+    base = f"{name}." if name else stem
+    count = numbers.get(base, 0) + 1
+    while f"{base}{count}" in taken:
         count += 1
-    return f"{base}{separator}{count}"
+    numbers[base] = count
+    return f"{base}{count}"

@@ -7,6 +7,7 @@ the weights of the layer behind it take over.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,8 @@ class Importer:
     def __init__(self, model: OnnxModel):
         self.model = model
         self.values: dict[str, Value] = {}
-        self.entries: list[Entry] = []
+        self.entries: dict[str, Entry] = {}  # by name, in their order
+        self.numbers: dict[str, int] = {}
         self.weights: dict[str, Array] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}  # of layers' outputs here
         self.notes: list[str] = []
@@ -145,10 +147,9 @@ class Importer:
             shape = layer.out_shape(*(value.own for value in inputs))
         except OctosimError as error:
             raise Unsupported(str(error)) from None
-        taken = {entry.name for entry in self.entries} | {INPUT}
         hint = node.input[at] if at is not None and len(node.input) > at else ""
-        name = layer_name(hint, node.name, layer.stem, taken)
-        self.entries.append(Entry(name, layer, tuple(value.layer for value in inputs)))
+        name = layer_name(hint, node.name, layer.stem, ChainMap(self.entries, {INPUT: None}), self.numbers)
+        self.entries[name] = Entry(name, layer, tuple(value.layer for value in inputs))
         self.shapes[name] = shape
         for key, tensor in (weights or {}).items():
             self.weights[f"{name}.{key}"] = np.ascontiguousarray(tensor, np.float32)
@@ -171,19 +172,16 @@ class Importer:
         """The layer that gives a layer's output in another shape, of the same elements."""
         if layer == UNKNOWN:
             return layer
-        entry = self.entry(layer)
+        entry = self.entries.get(layer)
         while entry is not None and entry.layer.kind == "reshape":
             layer = entry.inputs[0]
-            entry = self.entry(layer)
+            entry = self.entries.get(layer)
         source = self.shapes.get(layer)
         if source == shape:
             return layer
         given = Value(layer, (1, *(source or self.values[self.model.inputs[0]].own)), ())
         given = replace(given, axes=tuple(range(1, len(given.shape))))
         return self.emit(node, Reshape(shape), [given])
-
-    def entry(self, name: str) -> Entry | None:
-        return next((entry for entry in reversed(self.entries) if entry.name == name), None)
 
     # ---- the walk
 
@@ -214,7 +212,8 @@ class Importer:
         out = self.values[model.outputs[0]]
         if not out.is_vector:
             raise OctosimError(f"{model.path}: its output has shape {out.shape}, expected a value for each class")
-        graph = _pruned(self.entries, out.layer, spec or InputSpec(self._image_shape(name), layout=layout), model.path)
+        entries, spec = [*self.entries.values()], spec or InputSpec(self._image_shape(name), layout=layout)
+        graph = _pruned(entries, out.layer, spec, model.path)
         names = {entry.name for entry in graph.layers}
         weights = {key: value for key, value in self.weights.items() if key.rpartition(".")[0] in names}
         if len(model.outputs) > 1:

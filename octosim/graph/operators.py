@@ -425,7 +425,7 @@ def _positions(importer: Importer, node: Any, x: Value, constant: Array, added: 
 def _folded(importer: Importer, node: Any, x: Value, row: Array, scales: bool) -> bool:
     """Whether the layer that makes x has taken a factor or a summand of each channel over."""
     source = next(name for name in node.input if name not in importer.model.constants)
-    entry = importer.entry(x.layer)
+    entry = importer.entries.get(x.layer)
     if entry is None or not importer.alone(source) or entry.layer.kind not in TAKES_OVER:
         return False
     first, second = ("gamma", "beta") if entry.layer.kind.endswith("norm") else ("w", "b")
@@ -441,7 +441,7 @@ def _folded(importer: Importer, node: Any, x: Value, row: Array, scales: bool) -
         weights[f"{name}.{second}"] = weights[f"{name}.{second}"] + row
     else:
         layer: Any = entry.layer
-        importer.entries[importer.entries.index(entry)] = replace(entry, layer=replace(layer, bias=True))
+        importer.entries[entry.name] = replace(entry, layer=replace(layer, bias=True))
         weights[f"{name}.{second}"] = np.array(row, np.float32)
     return True
 
@@ -458,7 +458,7 @@ def _quantize(importer: Importer, node: Any) -> Value:
     limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
     offset, step = 0 if zero is None else int(zero.reshape(-1)[0]), float(scale.reshape(-1)[0])
     low, high = (limits.min - offset) * step, (limits.max - offset) * step
-    entry = importer.entry(x.layer)
+    entry = importer.entries.get(x.layer)
     if entry is None or low != 0 or entry.layer.stem in NONNEGATIVE:
         return x
     return _clipped(importer, node, x, 0.0, 6.0 if abs(high - 6) < step else None)

@@ -82,8 +82,8 @@ def admit(name: Any, where: str) -> None:
     if {module, top} & set(os.environ.get(TRUSTED, "").split(",")) or module in sys.modules or _is_installed(top):
         return
     raise OctosimError(
-        f"{where}: method {name} is code that is not installed; to import it from the current folder, say "
-        f"`octosim --plugin {top} ...`, or set {TRUSTED}={top}"
+        f"{where}: method {name} is code that is not installed; if it is yours, set {TRUSTED}={top} in the environment, "
+        "and it is imported from the current folder"
     )
 
 
