@@ -36,7 +36,7 @@ def test_a_dry_plan_is_what_a_step_records(method: str, optimizer: str) -> None:
     run.train_step()
     assert run.network.pool.most <= 1.2 * taken  # blocks are used again in another order
     assert run.recorded.tape
-    made = plan.plan(plan.dry(run.layers, (28, 28, 1), run.method), 20, run.optimizer)
+    made = plan.plan(plan.dry(run.layers, (28, 28, 1), run.method, source=run.source), 20, run.optimizer)
     assert list(made.calls) == run.recorded.tape.calls
 
 
