@@ -174,6 +174,23 @@ int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logi
     return OCTO_OK;
 }
 
+int octo_mean_squared_error_f32(int64_t n, const float *y, const float *target, float *loss, float *dy) {
+    CHECK_COUNT("loss", n);
+    OCTO_CHECK(n >= 1, "loss: no values");
+    float low, high, factor = 2.0f / (float)n;
+    int status = octo_range_f32(n, y, &low, &high);
+    if (!status) status = octo_range_f32(n, target, &low, &high);
+    if (status) return status;
+    octo_sum sum = {0};
+    for (int64_t i = 0; i < n; i++) {
+        float d = y[i] - target[i];
+        if (dy) dy[i] = d * factor;
+        octo_sum_add(&sum, (double)d * (double)d);
+    }
+    *loss = (float)(octo_sum_total(&sum) / (double)n);
+    return OCTO_OK;
+}
+
 /* ---- optimizers ---------------------------------------------------------------------------------------------------------------------- */
 
 /* Elements [first, first + count) of a gradient as float32: in place, or made in `memory`. */

@@ -301,6 +301,9 @@ int octo_dropout_f32(int64_t n, const float *x, float rate, uint64_t seed, uint3
  * be NULL.  OCTO_EFINITE where a logit is not finite. */
 int octo_softmax_cross_entropy_f32(int64_t rows, int64_t cols, const float *logits, const int32_t *labels, float smoothing,
                                    float *loss, float *dlogits, int64_t *correct);
+/* loss = mean over n values of (y - target)^2: differences in float, squares in double, their sum rounded once; dy = (y - target)
+ * times 2 / n rounded to float, may be NULL.  OCTO_EFINITE where a value is not finite. */
+int octo_mean_squared_error_f32(int64_t n, const float *y, const float *target, float *loss, float *dy);
 
 /* An optimizer's step on w [rows][cols], in place; of a gradient of sums, add belongs to the rows (octo_dequantize_rows_s32).
  * range: the least and the largest of w after it; OCTO_EFINITE where w then holds a NaN or an infinity; the step is done all the

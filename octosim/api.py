@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from octosim import core, data, graph, hardware, methods  # noqa: I001 - by name
+from octosim import core, data, graph, hardware, methods, outcome  # noqa: I001 - by name
 from octosim import cost as _cost
 from octosim import study as _study
 from octosim import train as _train
@@ -170,25 +170,32 @@ class Run:
             network = self.network
             y = network.forward(network.input(x[i : i + batch_size]), context)
             made.append(np.array(core.values(getattr(y, "q", y)), np.float32))
-        classes = self.network.nodes[-1].out_shape[-1]
-        return np.concatenate(made) if made else np.empty((0, classes), np.float32)
+        return np.concatenate(made) if made else np.empty((0, *self.network.nodes[-1].out_shape), np.float32)
 
     def predict(self, x: Array) -> Array:
-        """The class of each image, int64 (N,); see `logits`."""
+        """The class of each image, int64 (N,); see `logits`.  OctosimError for a network without classes, of the loss mse."""
+        if self.network.graph.loss == "mse":
+            raise OctosimError("predict: the network gives its input again and no classes; `logits` is its output")
         return np.argmax(self.logits(x), axis=1)
 
     @core.float_environment()
     def evaluate(self, x: Array | None = None, y: Array | None = None) -> dict[str, float]:
-        """Mean loss and accuracy in [0, 1] on images uint8 (N, height, width, channels) and labels (N,), or on the test set."""
+        """Mean loss and accuracy in [0, 1] on images uint8 (N, height, width, channels) and labels (N,), or on the test set.
+
+        A network of the loss mse takes no labels and has no accuracy.
+        """
+        mse = self.network.graph.loss == "mse"
+        if mse and x is not None:
+            y = np.zeros(len(x), np.int32)
         if (x is None) != (y is None):
             raise OctosimError("evaluate takes images and labels, or neither for the run's test set")
         if x is None or y is None:
             x, y = self.state.data.test_images, self.state.data.test_labels
-        x, labels = self._images(x), _labels("y", y, len(x), self.network.nodes[-1].out_shape[-1])
+        x, labels = self._images(x), y if mse else _labels("y", y, len(x), self.network.nodes[-1].out_shape[-1])
         if not len(x):
             raise OctosimError("evaluate needs at least one image")
         loss, accuracy = self.network.evaluate(x, labels.astype(np.int32))
-        return {"loss": loss, "accuracy": accuracy}
+        return {"loss": loss} | ({} if accuracy is None else {"accuracy": accuracy})
 
     def _images(self, x: Any) -> Array:
         x, shape = np.asarray(x), self.network.nodes[0].in_shape
@@ -226,7 +233,8 @@ class Run:
         return Run(folder)
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Training loss and test accuracy over the steps; path: also write the picture, .png, .svg or .pdf."""
+        """Training loss and test accuracy (test loss where there are no classes) over the steps; path: also write the picture,
+        .png, .svg or .pdf."""
         records = self.records
         figure = _figure(7, 3)
         loss = figure.add_subplot()
@@ -237,14 +245,18 @@ class Run:
             accuracy = loss.twinx()
             accuracy.plot(tested["step"], 100 * tested["test_accuracy"], "o-", color="#D55E00", markersize=4)
             accuracy.set_ylabel("test accuracy, %")
+        elif "test_loss" in records:
+            tested = records.dropna(subset=["test_loss"])
+            loss.plot(tested["step"], tested["test_loss"], "o-", color="#D55E00", markersize=4)
+            loss.set_ylabel("mean squared error: training, test (dots)")
         loss.set_title(_title(self.config), fontsize=11)
         return _saved(figure, path)
 
-    def _steps_taken(self) -> tuple[int, float | None]:
-        """The steps that records.jsonl has, and the last test accuracy."""
+    def _steps_taken(self) -> tuple[int, str]:
+        """The steps that records.jsonl has, and the last evaluation in words."""
         records = self.records
-        accuracy = records["test_accuracy"].dropna().tolist() if "test_accuracy" in records else []
-        return len(records), accuracy[-1] if accuracy else None
+        found = {name: records[name].dropna().tolist() for name in ("test_accuracy", "test_loss") if name in records}
+        return len(records), outcome.score(*((found.get(name) or [None])[-1] for name in ("test_accuracy", "test_loss")))
 
     def __repr__(self) -> str:
         config, manifest = self.config, self.manifest
@@ -253,11 +265,11 @@ class Run:
         return f"<octosim.Run {config.model}, {config.data}, {config.method}: {self._steps_taken()[0]} of {length}>"
 
     def _repr_html_(self) -> str:
-        config, (steps, accuracy) = self.config, self._steps_taken()
+        config, (steps, score) = self.config, self._steps_taken()
         rows = {f.name: value for f in fields(Config) if (value := getattr(config, f.name)) != getattr(Config(), f.name)}
         rows = {"model": config.model, "data": config.data, "method": config.method} | rows | {"steps taken": steps}
-        if accuracy is not None:
-            rows["test accuracy"] = f"{100 * accuracy:.2f} %"
+        if score:
+            rows["test" if score.startswith("error") else "test accuracy"] = score
         rows |= {"digest": self.digest or "not finished", "folder": self.folder}
         return _html("octosim run", rows)
 
@@ -379,8 +391,8 @@ def _bar(run: _train.Run, progress: bool | None) -> Iterator[Callable[[Progress]
     with tqdm(total=run.steps, initial=run.step, unit="step", disable=not show, delay=2, mininterval=0.5) as bar:
 
         def move(p: Progress) -> None:
-            accuracy = "" if p.test_accuracy is None else f", test {100 * p.test_accuracy:.2f} %"
-            bar.set_description_str(f"epoch {p.epoch}, loss {p.loss:.4f}{accuracy}", refresh=False)
+            tested = f", test {p.score}" if p.score else ""
+            bar.set_description_str(f"epoch {p.epoch}, loss {p.loss:.4f}{tested}", refresh=False)
             bar.update()
 
         yield move

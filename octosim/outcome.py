@@ -10,8 +10,23 @@ SURE = 3.0
 """Standard errors by which an accuracy must lie above chance to count as learned."""
 
 
+def is_classifier(decides: dict[str, Any]) -> bool:
+    """Whether a run's network gives classes, and not its input again."""
+    layers = decides.get("layers")
+    return not isinstance(layers, dict) or layers.get("loss", "cross-entropy") == "cross-entropy"
+
+
+def score(accuracy: float | None, test_loss: float | None) -> str:
+    """An evaluation in words: the accuracy, or the mean squared error of a network without classes; empty before the first."""
+    if accuracy is not None:
+        return f"{100 * accuracy:.2f} %"
+    return "" if test_loss is None else f"error {test_loss:.4g}"
+
+
 def chance(decides: dict[str, Any]) -> float | None:
     """The accuracy that guessing may reach on a run's test images; None where its manifest does not hold the classes."""
+    if not is_classifier(decides):
+        return None
     layers = decides.get("layers")
     layers = layers.get("layers") if isinstance(layers, dict) else layers
     units = [row.get("units") for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []

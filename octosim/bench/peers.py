@@ -10,7 +10,7 @@ import numpy as np
 from octosim import methods
 from octosim.engine import Network, plan
 from octosim.engine.accumulation import micro_batch
-from octosim.engine.graph import Graph
+from octosim.engine.graph import Graph, as_graph
 from octosim.engine.inputs import Input
 from octosim.engine.layers import Flatten, Linear, ReLU, Stack
 from octosim.engine.network import nodes
@@ -155,6 +155,7 @@ def torch_steps(
     factors = [v.astype(np.float32).reshape((-1, 1, 1) if planar else (-1,)) for v in (unit / deviation, -mean / deviation)]
     scale, shift = map(torch.from_numpy, factors)
     target, size = torch.from_numpy(labels.astype(np.int64)), micro_batch(len(labels), accumulate)
+    squares = as_graph(stack).loss == "mse"
     for name in kinds:
         layout = torch.channels_last if planar and name.endswith("channels_last") else torch.contiguous_format
         half = name.startswith("bfloat16")
@@ -163,7 +164,7 @@ def torch_steps(
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
         extra = {"fused": True} | ({"momentum": 0.9} if optimizer == "sgd" else {})
         updater = kind([p for p in model.parameters() if p.requires_grad], lr=lr, **extra)
-        entropy = torch.nn.CrossEntropyLoss()
+        entropy = torch.nn.MSELoss() if squares else torch.nn.CrossEntropyLoss()
 
         def step(
             model: Any = model, updater: Any = updater, layout: Any = layout, entropy: Any = entropy, half: bool = half
@@ -174,7 +175,8 @@ def torch_steps(
                 if source.mean:
                     x.add_(shift)
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    loss = entropy(model(x), labels) * (len(labels) / len(target))
+                    y = model(x)
+                    loss = entropy(y, x.reshape(y.shape) if squares else labels) * (len(labels) / len(target))
                 loss.backward()
             updater.step()
 

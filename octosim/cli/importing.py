@@ -33,6 +33,9 @@ def import_(
         int | None, typer.Option(min=1, max=1 << 20, help="Replace the last layer by a new one for N classes.")
     ] = None,
     shape: Annotated[list[str], typer.Option(help="Sizes of an input that the file leaves open, NAME=1x3x224x224.")] = [],  # noqa: B006
+    loss: Annotated[
+        str, typer.Option(help="Of the network: cross-entropy, or mse for an autoencoder, whose target is its input.")
+    ] = "cross-entropy",
     json_: AsJson = False,
 ) -> None:
     """Import a network with its weights, to train it.
@@ -42,9 +45,14 @@ def import_(
     `octosim train --model net/` trains it, `--model net.onnx` too.
     """
     from octosim import graph
+    from octosim.engine.nodes import LOSSES
     from octosim.graph import onnx
 
-    imported = onnx.read(file, shapes_of(shape))
+    if loss not in LOSSES:
+        raise OctosimError(f"--loss must be one of {', '.join(LOSSES)}, not '{loss}'")
+    if loss != LOSSES[0] and classes is not None:
+        raise OctosimError("--classes is for networks with classes, which the loss mse has not")
+    imported = onnx.read(file, shapes_of(shape), loss)
     if classes is not None:
         imported = onnx.with_classes(imported, classes)
     graph.save(imported, out)
@@ -56,7 +64,8 @@ def import_(
             "notes": list(imported.notes),
         })  # fmt: skip
         return
-    image = "x".join(map(str, spec.shape or ()))
-    say(f"{out}: {len(imported.graph.layers)} layers for images of {image}, {size:,} numbers")
+    shape_ = spec.shape or ()
+    kind = f"images of {'x'.join(map(str, shape_))}" if len(shape_) == 3 else f"vectors of {shape_[0]} values"
+    say(f"{out}: {len(imported.graph.layers)} layers for {kind}, {size:,} numbers")
     for note in imported.notes:
         say(note)

@@ -25,6 +25,7 @@ from octosim.cli.terminal import (
     shell_word,
 )  # fmt: skip
 from octosim.errors import OctosimError
+from octosim.outcome import score
 
 
 def study(
@@ -155,8 +156,7 @@ def _study_table(title: str, states: list[Any]) -> Table:
     for s in states:
         step = f"{s.step} of {s.steps}" if s.steps else ""
         loss = "" if s.loss is None else f"{s.loss:.4f}" if s.loss < 1e4 else f"{s.loss:.3g}"
-        accuracy = "" if s.test_accuracy is None else f"{100 * s.test_accuracy:.2f} %"
-        table.add_row(s.name, s.state, step, loss, accuracy)
+        table.add_row(s.name, s.state, step, loss, score(s.test_accuracy, s.test_loss))
     return table
 
 

@@ -33,16 +33,16 @@ from octosim.settings import ARITHMETIC, METHOD
 
 def _follow(bar: Progress, task: TaskID, quiet: bool, outlook: Callable[[Any], None] | None = None) -> Any:
     """A callback that moves the bar and prints a line an epoch, unless quiet.  outlook: is called with each step's progress."""
-    shown = [0.0]
+    shown = [""]
 
     def follow(p: Any) -> None:
         if outlook and not quiet:
             outlook(p)
-        accuracy = "" if p.test_accuracy is None else f", test {100 * p.test_accuracy:.2f} %"
-        bar.update(task, completed=p.step, total=p.steps, description=f"epoch {p.epoch}, loss {p.loss:.4f}{accuracy}")
-        if p.test_accuracy is not None and p.test_accuracy != shown[0] and not quiet:
-            shown[0] = p.test_accuracy
-            hint(f"epoch {p.epoch}, step {p.step}: loss {p.loss:.4f}{accuracy}")
+        tested = f", test {p.score}" if p.score else ""
+        bar.update(task, completed=p.step, total=p.steps, description=f"epoch {p.epoch}, loss {p.loss:.4f}{tested}")
+        if p.score != shown[0] and not quiet:
+            shown[0] = p.score
+            hint(f"epoch {p.epoch}, step {p.step}: loss {p.loss:.4f}{tested}")
 
     return follow
 
@@ -167,7 +167,8 @@ def _own_data(config: Any) -> Any:
     kind = f"{found.train_images.dtype} images {shape}" if found.train_images.ndim == 4 else f"vectors of {shape} numbers"
     share = f", {found.test_share:.0%} of each class put aside for testing" if found.test_share else ""
     counts = f"{len(found.train_labels):,} to train and {len(found.test_labels):,} to test{share}"
-    hint(f"{found.name}: {plural(len(found.classes), 'class', 'classes')}, {kind}, {counts}")
+    classes = plural(len(found.classes), "class", "classes") if found.classes else "no labels"
+    hint(f"{found.name}: {classes}, {kind}, {counts}")
     return found
 
 
@@ -200,7 +201,7 @@ def _summary(folder: Path, as_json: bool) -> None:
     last, made = trainer.last_record(folder), trainer.read_manifest(folder)
     result = {
         "out": str(folder), "step": last["step"], "loss": last["loss"], "test_loss": last["test_loss"],
-        "test_accuracy": last["test_accuracy"], "digest": trainer.read_digest(folder),
+        "test_accuracy": last.get("test_accuracy"), "digest": trainer.read_digest(folder),
         "parameters": made.get("parameters", {}), "memory": made.get("memory", {}),
         "caveats": outcome.caveats(made),
     }  # fmt: skip
@@ -209,7 +210,10 @@ def _summary(folder: Path, as_json: bool) -> None:
         return
     outlooks.show_memory(result["parameters"], result["memory"])
     after = plural(last["step"], "step")
-    say(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {after}")
+    if result["test_accuracy"] is None:
+        say(f"mean squared test error {last['test_loss']:.6g} after {after}")
+    else:
+        say(f"test accuracy {100 * last['test_accuracy']:.2f} %, test loss {last['test_loss']:.4f} after {after}")
     for line in outlooks.ending(folder):
         say(line)
     for line in result["caveats"]:

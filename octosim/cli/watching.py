@@ -13,6 +13,7 @@ from rich.live import Live
 from octosim.cli.tables import Column, Table
 from octosim.cli.terminal import duration_text, out_console, say
 from octosim.errors import OctosimError
+from octosim.outcome import score
 
 if TYPE_CHECKING:
     from octosim.watch import Watch
@@ -75,7 +76,7 @@ def _table(watched: Watch) -> rich.table.Table:
         rows.append((
             run.name, run.state + (f" ({run.detail})" if run.detail else ""),
             f"{run.step} of {run.steps}" if run.steps else str(run.step),
-            "" if run.accuracy is None else f"{100 * run.accuracy:.2f}",
+            score(None, run.test_loss) if run.accuracy is None else f"{100 * run.accuracy:.2f}",
             f"{run.losses[-1][1]:.4g}" if run.losses else "", bars([loss for _, loss in run.losses]),
             f"{100 * wrong['share']:.1f} % {wrong['layer']} {wrong['pass']}" if wrong and wrong["share"] else "",
             "" if run.seconds_left is None else duration_text(run.seconds_left),

@@ -148,12 +148,13 @@ def _own(asked: Asked) -> Source:
     method = asked.method or {"float32": "fp32", "float16": "fp32"}.get(asked.dtype or "", "octo")
     if asked.dtype is not None and (method == "fp32") != (asked.dtype != "int8"):
         raise OctosimError(f"--method {method} does not compute in {asked.dtype}")
-    usual, classes = graph.usual(asked.model)
-    try:
-        height, width, channels = (int(part) for part in (asked.image or "x".join(map(str, usual))).split("x"))
-    except ValueError:
-        raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
-    shape = (height, width, channels)
+    shape, classes = graph.usual(asked.model)
+    if asked.image:
+        try:
+            height, width, channels = (int(part) for part in asked.image.split("x"))
+        except ValueError:
+            raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
+        shape = (height, width, channels)
     if not all(1 <= size <= LARGEST_IMAGE for size in shape):
         raise OctosimError(f"--image takes sizes in 1 .. {LARGEST_IMAGE}, not {asked.image}")
     made = methods.make(method, asked.parameters)

@@ -175,6 +175,21 @@ def softmax_cross_entropy(
 costs("octo_softmax_cross_entropy_f32", logits=2)
 
 
+def mean_squared_error(y: Array, target: Array, *, gradient: bool = True) -> tuple[Scalar, Array | None]:
+    """The mean of (y - target)^2 over all values, float32 of one size, and dL/dy (float32; None unless asked for).
+
+    NotFiniteError where a value is NaN or infinite.
+    """
+    dy, p = output("dy", None, F32, y.shape) if gradient else (None, ffi.NULL)
+    loss = ffi.new("float *")
+    pt = pointer("target", target.reshape(y.shape) if target.size == y.size else target, F32, y.shape)
+    ok(lib.octo_mean_squared_error_f32(y.size, pointer("y", y, F32), pt, loss, p))
+    return Scalar(loss), dy
+
+
+costs("octo_mean_squared_error_f32", y=2, target=2)
+
+
 # ---- optimizers and Octo's compensation --------------------------------------------------
 
 

@@ -54,7 +54,8 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Npz:
-    """x_train, y_train, x_test, y_test in a .npz file, and perhaps `classes`, their names; the test part may be missing."""
+    """x_train, y_train, x_test, y_test in a .npz file, and perhaps `classes`, their names; the test part may be missing, and
+    both labels, where the network has no classes (the loss mse)."""
 
     path: Path
     options: Options = Options()
@@ -79,7 +80,7 @@ class Npz:
         x, y, tx, ty = (f"{self.path}: {name}" for name in ARRAYS)
         return checked(
             Given(
-                self.path, (x, y, tx, ty), arrays["x_train"], arrays["y_train"], arrays.get("x_test"), arrays.get("y_test"),
+                self.path, (x, y, tx, ty), arrays["x_train"], arrays.get("y_train"), arrays.get("x_test"), arrays.get("y_test"),
                 () if names is None else tuple(map(str, names)),
             ),
             self.options,
@@ -88,11 +89,12 @@ class Npz:
     def _read(self, archive: zipfile.ZipFile) -> dict[str, Array]:
         """The arrays, each header checked before any data are unpacked."""
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
-        for name in ARRAYS[:2]:
+        labelled = any(name in members for name in (*ARRAYS[1::2], "classes"))
+        for name in ARRAYS[:2] if labelled else ARRAYS[:1]:
             if name not in members:
                 near = suggest(name, members) if members else ""
                 raise OctosimError(f"{self.path} has no array {name}, expected {', '.join(ARRAYS)}{near}")
-        if ("x_test" in members) != ("y_test" in members):
+        if labelled and ("x_test" in members) != ("y_test" in members):
             raise OctosimError(f"{self.path} has only one of x_test and y_test, expected both or none")
         wanted = {name: members[name] for name in (*ARRAYS, "classes") if name in members}
         refuse_large(f"{self.path}:", sum(info.file_size for info in wanted.values()))

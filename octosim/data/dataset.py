@@ -133,13 +133,13 @@ def split(digests: Sequence[bytes], labels: Array, share: float) -> tuple[Array,
 def limited(dataset: Dataset, limit: int) -> Dataset:
     """The data set with `limit` training images: the first of each class, the second of each, and so on, in their order."""
     labels = dataset.train_labels
-    least = len(dataset.classes)
+    least = max(1, len(dataset.classes))
     if limit < least:
         raise ArgumentError(f"{{limit}} must be at least {least}, an image a class of {dataset.name}, not {limit}")
     if limit >= len(labels):
         return dataset
     rank = np.empty(len(labels), np.int64)  # of an image in its class
-    for label in range(len(dataset.classes)):
+    for label in range(least):
         places = np.flatnonzero(labels == label)
         rank[places] = np.arange(len(places))
     chosen = np.sort(np.argsort(rank, kind="stable")[:limit])
@@ -220,13 +220,13 @@ def as_labels(where: str, y: Array, count: int, images: str) -> Array:
 
 @dataclass
 class Given:
-    """Arrays as a source has them.  names: what an error's sentence calls the four, such as "mine.npz: x_train".  test arrays
-    None: there is no test part.  classes: their names; empty: numbers."""
+    """Arrays as a source has them; labels None: there are none.  names: what an error's sentence calls the four, such as
+    "mine.npz: x_train".  test arrays None: there is no test part.  classes: their names; empty: numbers."""
 
     path: Path
     names: tuple[str, str, str, str]
     train_images: Array
-    train_labels: Array
+    train_labels: Array | None
     test_images: Array | None = None
     test_labels: Array | None = None
     classes: tuple[str, ...] = ()
@@ -238,12 +238,16 @@ def checked(given: Given, options: Options) -> Dataset:
     x_name, y_name, tx_name, ty_name = given.names
     check_header(x_name, given.train_images.shape, given.train_images.dtype)
     images = as_values(x_name, given.train_images, given.notes)
-    labels = as_labels(y_name, given.train_labels, len(images), x_name)
-    if not len(labels):
+    if not len(images):
         raise OctosimError(f"{x_name} is empty")
-    check_classes(y_name, labels, given.classes)
-    count = max(int(labels.max()) + 1, len(given.classes))
-    classes = given.classes or tuple(str(number) for number in range(count))
+    if given.train_labels is None:
+        count, classes, labels = 1, (), np.zeros(len(images), np.int32)
+        given = replace(given, test_labels=None if given.test_images is None else np.zeros(len(given.test_images), np.int32))
+    else:
+        labels = as_labels(y_name, given.train_labels, len(images), x_name)
+        check_classes(y_name, labels, given.classes)
+        count = max(int(labels.max()) + 1, len(given.classes))
+        classes = given.classes or tuple(str(number) for number in range(count))
     path = os.path.abspath(given.path)
     share = options.share_of(given.path, given.test_images is not None and given.test_labels is not None)
     if given.test_images is None or given.test_labels is None:

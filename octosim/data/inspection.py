@@ -95,7 +95,8 @@ def _counts(found: Listing) -> list[dict[str, Any]]:
 def _describe(data: Dataset, report: dict[str, Any]) -> None:
     counts = [np.bincount(labels, minlength=len(data.classes)).tolist() for labels in (data.train_labels, data.test_labels)]
     report["classes"] = [
-        {"name": name, "train": train, "test": test} for name, train, test in zip(data.classes, *counts, strict=True)
+        {"name": name, "train": train, "test": test}
+        for name, train, test in zip(data.classes, *counts, strict=bool(data.classes))
     ]
     report |= {
         "name": data.name, "train": len(data.train_labels), "test": len(data.test_labels), "test_share": data.test_share,

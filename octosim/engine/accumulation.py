@@ -10,7 +10,7 @@ import numpy as np
 from octosim import core
 from octosim.engine.nodes import Array, Context, Node
 
-Pass = Callable[[Array, Array, Context, Callable[[Node], None]], tuple[core.Number, core.Whole]]
+Pass = Callable[[Array, Array, Context, Callable[[Node], None]], tuple[core.Number, core.Whole | None]]
 """Forward and backward on a micro-batch: images, labels, context, done; see `Network.gradients`."""
 
 
@@ -38,7 +38,7 @@ def _scaled(x: Array, factor: float) -> Array:
 def accumulated(
     one: Pass, nodes: list[Node], size: int, images: Array, labels: Array, context: Context,
     done: Callable[[Node], None] | None,
-) -> tuple[core.Number, core.Whole]:  # fmt: skip
+) -> tuple[core.Number, core.Whole | None]:  # fmt: skip
     """The means of gradients and loss over a step's images, in micro-batches of `size`, the last perhaps of fewer; and the last
     one's count.
 
@@ -46,7 +46,7 @@ def accumulated(
     """
     held: dict[str, dict[str, Array]] = {}
     losses: list[Array] = []
-    correct: core.Whole = 0
+    correct: core.Whole | None = 0
 
     def add(kept: dict[str, Array], key: str, g: Array, share: float) -> None:
         if share != 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from octosim.engine.layers import Add, Item, Layer, Residual, Stack
+from octosim.engine.nodes import LOSSES
 from octosim.errors import OctosimError, suggest
 
 INPUT = "input"
@@ -24,7 +25,7 @@ LAYOUTS = ("nhwc", "nchw")
 class InputSpec:
     """What a network takes.
 
-    shape: (height, width, channels) of the images that it was made for; None: any.
+    shape: (height, width, channels) of the images that it was made for, or (values,) of vectors; None: any.
     mean, deviation: of each channel; pixels in 0 .. 1 are normalized to (pixel - mean) / deviation.  None: the method's input.
     layout: of the program that the network comes from; images here are always (height, width, channels).
     """
@@ -53,14 +54,19 @@ class Entry:
 class Graph:
     """A network: layers, each behind those whose outputs it takes.  The last layer's output is the network's.
 
+    loss: of LOSSES; "mse" is an autoencoder's, whose target is the input that its first layer gets.
+
     OctosimError for a name that is none or stands twice, an input that no earlier layer makes, another number of inputs than a
     layer takes, and a layer whose output nothing takes.
     """
 
     layers: tuple[Entry, ...]
     input: InputSpec = InputSpec()
+    loss: str = LOSSES[0]
 
     def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise OctosimError(f"field 'loss' must be one of {', '.join(LOSSES)}, not {self.loss!r}")
         seen = {INPUT}
         for entry in self.layers:
             if not NAME.fullmatch(entry.name) or entry.name in (INPUT, ".", ".."):

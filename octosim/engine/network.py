@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -48,6 +49,7 @@ class Network:
         fit are left out."""
         self.graph = as_graph(graph)
         self.nodes = nodes(self.graph, in_shape)
+        self._check_loss(method, in_shape)
         self.method = method
         self.seed = seed or 0
         self.source = source
@@ -78,6 +80,16 @@ class Network:
         self._last_user = {i: node.index for node in self.nodes for i in node.inputs}
         self.fusion = fusion.fuse(self.nodes, passes)
         self.passes = self.fusion.passes
+
+    def _check_loss(self, method: Method, in_shape: tuple[int, ...]) -> None:
+        loss, last = self.graph.loss, self.nodes[-1]
+        if loss not in method.losses or loss == "mse" and method.values != "float32":
+            raise OctosimError(f"method {method.name} does not cover the loss {loss}")
+        if loss == "mse" and math.prod(last.out_shape) != math.prod(in_shape):
+            raise OctosimError(
+                f"layer {last.name}: the output {last.out_shape} has another size than the input {in_shape}, which is the "
+                "target of the loss mse"
+            )
 
     def _load(self, initial: Mapping[str, Array]) -> set[str]:
         """Sets the tensors that are given with the names, types and shapes that this network has; the names of those that were
@@ -226,8 +238,8 @@ class Network:
         context: Context,
         smoothing: float = 0.0,
         done: Callable[[Node], None] | None = None,
-    ) -> tuple[core.Number, core.Whole]:
-        """One forward and backward pass; the mean loss and the number of images classified correctly.
+    ) -> tuple[core.Number, core.Whole | None]:
+        """One forward and backward pass; the mean loss and the number of images classified correctly, None of the loss mse.
 
         smoothing: of the labels, see `core.softmax_cross_entropy`.  done: see `nodes.Gradients`.
         With `accumulate` a pass for each micro-batch: gradients and loss are their means, the count is the last one's.
@@ -240,35 +252,49 @@ class Network:
 
     def _pass(
         self, images: Array, labels: Array, context: Context, done: Callable[[Node], None] | None, smoothing: float
-    ) -> tuple[core.Number, core.Whole]:
-        logits = self.forward(self.input(images), context)
-        core.at("loss", "forward")
+    ) -> tuple[core.Number, core.Whole | None]:
+        x = self.input(images)
+        logits = self.forward(x, context)
         try:
             random = {"random": context.random(self.nodes[-1].tensor(LOSS))} if self.method.random_loss else {}
-            loss, dlogits, correct = self.method.loss(logits, labels, smoothing=smoothing, **random)
+            loss, dlogits, correct = self._loss(x, logits, labels, smoothing=smoothing, **random)
         except core.NotFiniteError:
             self.forward(self.input(images), context, check=True)  # once more, to name the first layer; it raises
             raise
         self.backward(dlogits, context, done)
         return loss, correct
 
-    def evaluate(self, images: Array, labels: Array, batch_size: int = 500) -> tuple[float, float]:
-        """Mean loss and accuracy in [0, 1], with running statistics: but for methods that take a batch's own range in inference
-        (niti), the result does not depend on batch_size's grouping beyond the rounding of the loss's sum."""
+    def _loss(
+        self, x: Any, logits: Any, labels: Array, *, gradient: bool = True, **how: Any
+    ) -> tuple[core.Number, Any, core.Whole | None]:
+        """The mean loss, its gradient, and how many images are classified correctly.  x: the first layer's input.  how: of labels,
+        see `Method.loss`."""
+        core.at("loss", "forward")
+        if self.graph.loss == "mse":
+            return *core.mean_squared_error(logits, x, gradient=gradient), None
+        return self.method.loss(logits, labels, gradient=gradient, **how)
+
+    def evaluate(self, images: Array, labels: Array, batch_size: int = 500) -> tuple[float, float | None]:
+        """Mean loss and accuracy in [0, 1], None of the loss mse, with running statistics.
+
+        But for methods that take a batch's own range in inference (niti), the result does not depend on batch_size's grouping
+        beyond the rounding of the loss's sum.
+        """
         context = Context(training=False, seed=self.seed, step=0)
         total, right = 0.0, 0
         for i in range(0, len(labels), batch_size):
             some = labels[i : i + batch_size]
-            logits = self.forward(self.input(images[i : i + batch_size]), context)
+            x = self.input(images[i : i + batch_size])
+            logits = self.forward(x, context)
             try:
-                loss, _, correct = self.method.loss(logits, some, gradient=False)
+                loss, _, correct = self._loss(x, logits, some, gradient=False)
             except core.NotFiniteError:
                 self.forward(self.input(images[i : i + batch_size]), context, check=True)
                 raise
             total += float(loss) * len(some)
-            right += int(correct)
+            right += int(correct or 0)
         self.pool.trim()
-        return total / len(labels), right / len(labels)
+        return total / len(labels), None if correct is None else right / len(labels)
 
     def parameters(self) -> dict[str, tuple[Array, Array]]:
         """Every trained tensor with its gradient, by name "layer.parameter"."""

@@ -19,6 +19,9 @@ Array = np.ndarray[Any, Any]
 
 LOSS = 13
 """Role of the loss's gradient in the Philox streams, of the last layer's tensors."""
+LOSSES = ("cross-entropy", "mse")
+"""Of a network: softmax cross-entropy of labels, or the mean squared error of its output against its input."""
+
 MICRO = 1 << 20
 """Tensors of a network in the Philox streams: those of the next micro-batch of a step have numbers from here on."""
 
@@ -467,6 +470,7 @@ class Method(Protocol):
     multiplies: whether it makes the products of activations (attention) by its own numbers; those that do not have them in
                float32 where that is asked for.
     unused:    settings of `train.Config` that mean nothing to it; a run that changes one from its default is refused.
+    losses:    of LOSSES, those that it takes.
     values:    what the values between layers are made of, for the manifest.
     for_weight_grad: what it saves of a weighted layer for dW alone, by name: gone at once where `w` is frozen.
     counters:  tensors of node.state that `metrics` sets to 0.
@@ -487,6 +491,7 @@ class Method(Protocol):
     covers: ClassVar[tuple[str, ...] | None] = None
     multiplies: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()
+    losses: ClassVar[tuple[str, ...]] = LOSSES
     values: ClassVar[str] = "float32"
     for_weight_grad: ClassVar[tuple[str, ...]] = ("x",)
     counters: ClassVar[tuple[str, ...]] = ()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from octosim.engine.graph import INPUT, LAYOUTS, Entry, Graph, InputSpec, arity, of_stack
 from octosim.engine.layers import LAYERS, Item, Residual, Rule, Stack
+from octosim.engine.nodes import LOSSES
 from octosim.errors import OctosimError, suggest
 from octosim.textfile import read_toml
 
@@ -27,7 +29,7 @@ def describe(network: Graph | Stack) -> list[dict[str, Any]] | dict[str, Any]:
             {"name": e.name, "kind": type(e.layer).__name__, **dataclasses.asdict(e.layer), "inputs": list(e.inputs)}
             for e in network.layers
         ]
-        return {"input": spec, "layers": layers}
+        return {"input": spec, "layers": layers} | ({"loss": network.loss} if network.loss != LOSSES[0] else {})
     return [
         {"kind": "Residual", "body": describe(item.body), "shortcut": describe(item.shortcut)}
         if isinstance(item, Residual)
@@ -44,7 +46,8 @@ def to_toml(graph: Graph) -> str:
     plain = [{key: value for key, value in table.items() if value is not None} for table in content["layers"]]
     import tomli_w  # by who writes a file: training needs none
 
-    return tomli_w.dumps({"input": content["input"], "layers": plain})
+    loss = {"loss": content["loss"]} if "loss" in content else {}
+    return tomli_w.dumps({**loss, "input": content["input"], "layers": plain})
 
 
 KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in LAYERS} | {"residual": Residual}
@@ -105,12 +108,17 @@ def parse_network(where: str, given: Any) -> Graph | Stack:
     """
     content = given if isinstance(given, dict) else {"layers": given}
     for key in content:
-        if key not in ("layers", "input"):
-            raise OctosimError(f"{where} unknown field '{key}', expected [[layers]] and [input] only")
+        if key not in ("layers", "input", "loss"):
+            raise OctosimError(f"{where} unknown field '{key}', expected [[layers]], [input] and loss only")
+    loss = content.get("loss", LOSSES[0])
+    if loss not in LOSSES:
+        raise OctosimError(f"{where} field 'loss' must be one of {', '.join(LOSSES)}, not {loss!r}")
     layers = content.get("layers")
     if not isinstance(layers, list) or not any(isinstance(item, dict) and NAMED & set(item) for item in layers):
         stack = parse(where, layers)
-        return of_stack(stack, _input(where, content["input"])) if "input" in content else stack
+        if set(content) == {"layers"}:
+            return stack
+        return replace(of_stack(stack, _input(where, content.get("input", {}))), loss=loss)
     entries: list[Entry] = []
     for number, item in enumerate(layers, 1):
         place = f"{where} layer {number}"
@@ -127,7 +135,7 @@ def parse_network(where: str, given: Any) -> Graph | Stack:
             raise OctosimError(f"{place}: field 'inputs' must be {expected}, not {inputs!r}")
         entries.append(Entry(name, layer, tuple(inputs)))
     try:
-        return Graph(tuple(entries), _input(where, content.get("input", {})))
+        return Graph(tuple(entries), _input(where, content.get("input", {})), loss)
     except OctosimError as error:
         raise OctosimError(f"{where} {error}") from None
 
@@ -147,9 +155,10 @@ def _input(where: str, given: Any) -> InputSpec:
             raise OctosimError(f"{where}: unknown field '{key}'" + suggest(key, fields))
     shape, layout = given.get("shape"), given.get("layout", "nhwc")
     if shape is not None and not (
-        isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 1 <= n <= 1 << 14 for n in shape)
+        isinstance(shape, list) and len(shape) in (1, 3) and all(type(n) is int and 1 <= n <= 1 << 14 for n in shape)
     ):
-        raise OctosimError(f"{where}: field 'shape' must be [height, width, channels], each in 1 .. 16384, not {shape!r}")
+        expected = "[height, width, channels] or [values], each in 1 .. 16384"
+        raise OctosimError(f"{where}: field 'shape' must be {expected}, not {shape!r}")
     if layout not in LAYOUTS:
         raise OctosimError(f"{where}: field 'layout' must be one of {', '.join(LAYOUTS)}, not {layout!r}")
 
@@ -158,7 +167,7 @@ def _input(where: str, given: Any) -> InputSpec:
         if values is None:
             return None
         numbers = isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-        if not numbers or not values or positive and min(values) <= 0 or shape is not None and len(values) != shape[2]:
+        if not numbers or not values or positive and min(values) <= 0 or shape is not None and len(values) != shape[-1]:
             kind = "positive numbers" if positive else "numbers"
             raise OctosimError(f"{where}: field '{key}' must be a list of {kind}, one for each channel, not {values!r}")
         return tuple(map(float, values))

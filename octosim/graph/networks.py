@@ -6,9 +6,10 @@ Layers have the names of their definitions in PyTorch, where there is one.  Bias
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from octosim.engine.graph import INPUT, Entry, Graph
+from octosim.engine.graph import INPUT, Entry, Graph, InputSpec
 from octosim.engine.layers import (
     GELU,
     Add,
@@ -318,6 +319,18 @@ def mobilenet_quarter(classes: int) -> Graph:
     return n.graph()
 
 
+def autoencoder(classes: int) -> Graph:
+    """Anomaly detection, for vectors of 640 numbers: four layers of 128 units on each side of a bottleneck of 8, and back."""
+    n = Net()
+    n("flatten", Flatten())
+    for at, units in enumerate((128, 128, 128, 128, 8, 128, 128, 128, 128), 1):
+        n(f"fc{at}", Linear(units))
+        n(f"bn{at}", BatchNorm())
+        n(f"relu{at}", ReLU())
+    n("output", Linear())
+    return replace(n.graph(), input=InputSpec((640,)), loss="mse")
+
+
 NETWORKS: dict[str, Callable[[int], Graph]] = {
     "resnet18": resnet18,
     "mobilenetv2": mobilenetv2,
@@ -329,4 +342,5 @@ NETWORKS: dict[str, Callable[[int], Graph]] = {
     "resnet8": resnet8,
     "ds-cnn": ds_cnn,
     "mobilenetv1-0.25": mobilenet_quarter,
+    "autoencoder": autoencoder,
 }

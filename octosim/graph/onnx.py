@@ -7,6 +7,7 @@ the weights of the layer behind it take over.
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy as np
 from octosim import onnxfile
 from octosim.engine.graph import INPUT, Entry, Graph, InputSpec
 from octosim.engine.layers import Conv2d, Layer, Linear, Reshape, Transpose
+from octosim.engine.nodes import LOSSES
 from octosim.errors import OctosimError
 from octosim.graph.names import layer_name
 from octosim.onnxfile import OnnxModel
@@ -185,7 +187,10 @@ class Importer:
 
     # ---- the walk
 
-    def run(self, spec: InputSpec | None, handlers: dict[str, Callable[[Importer, Any], Value | None]]) -> Imported:
+    def run(
+        self, spec: InputSpec | None, handlers: dict[str, Callable[[Importer, Any], Value | None]], loss: str = LOSSES[0]
+    ) -> Imported:
+        """loss: of LOSSES, which an ONNX file does not say."""
         model = self.model
         if len(model.inputs) != 1:
             raise OctosimError(f"{model.path}: a network to train has one input, not {', '.join(model.inputs) or 'none'}")
@@ -210,15 +215,32 @@ class Importer:
         if not model.outputs or model.outputs[0] not in self.values:
             raise OctosimError(f"{model.path}: its output {', '.join(model.outputs)} does not depend on its input")
         out = self.values[model.outputs[0]]
-        if not out.is_vector:
+        if loss == "mse":
+            out = self._as_input(out, self.values[name])
+        elif not out.is_vector:
             raise OctosimError(f"{model.path}: its output has shape {out.shape}, expected a value for each class")
         entries, spec = [*self.entries.values()], spec or InputSpec(self._image_shape(name), layout=layout)
-        graph = _pruned(entries, out.layer, spec, model.path)
+        graph = replace(_pruned(entries, out.layer, spec, model.path), loss=loss)
         names = {entry.name for entry in graph.layers}
         weights = {key: value for key, value in self.weights.items() if key.rpartition(".")[0] in names}
         if len(model.outputs) > 1:
             self.notes.append(f"outputs {', '.join(model.outputs[1:])} are left out")
         return Imported(graph, weights, tuple(self.notes))
+
+    def _as_input(self, out: Value, given: Value) -> Value:
+        """The output with its axes, or its features, in the order of the input that it is compared with."""
+        path = self.model.path
+        if out.axes == given.axes and out.own == given.own and out.order is None:
+            return out
+        entry = self.entries.get(out.layer)
+        if not out.is_vector or out.own != (math.prod(given.own),) or entry is None or entry.layer.kind != "linear":
+            raise OctosimError(f"{path}: its output has shape {out.shape}, expected that of its input, {given.shape}")
+        features = np.arange(math.prod(given.own)).reshape(given.shape[1:])
+        order = features.transpose(*(axis - 1 for axis in given.axes if axis is not None)).reshape(-1)
+        for key in (f"{out.layer}.w", f"{out.layer}.b"):
+            if key in self.weights:
+                self.weights[key] = np.ascontiguousarray(self.weights[key][order])
+        return out
 
     def _input(self, name: str, shape: tuple[int, ...]) -> tuple[Value, str]:
         """The network's input, and its layout: channels last where a Transpose, or few channels at the end, say so."""
@@ -234,7 +256,7 @@ class Importer:
 
     def _image_shape(self, name: str) -> tuple[int, ...]:
         own = self.values[name].own
-        return own if len(own) == 3 else (1, 1, *own)
+        return own if len(own) in (1, 3) else (1, 1, *own)
 
     def _go_on(self, node: Any) -> None:
         """Gives the outputs of a node that cannot be trained their shape, so that what is behind it is looked at too."""
@@ -275,17 +297,17 @@ def _pruned(entries: list[Entry], output: str, spec: InputSpec, path: Path) -> G
 # ---- files --------------------------------------------------
 
 
-def read(path: Path, shapes: dict[str, tuple[int, ...]] | None = None) -> Imported:
+def read(path: Path, shapes: dict[str, tuple[int, ...]] | None = None, loss: str = LOSSES[0]) -> Imported:
     """The network of an ONNX file and its weights; OctosimError with every node that cannot be trained."""
-    return convert(onnxfile.read(path, None, shapes))
+    return convert(onnxfile.read(path, None, shapes), loss=loss)
 
 
-def convert(model: OnnxModel, spec: InputSpec | None = None) -> Imported:
+def convert(model: OnnxModel, spec: InputSpec | None = None, loss: str = LOSSES[0]) -> Imported:
     from octosim.graph.operators import HANDLERS
     from octosim.graph.patterns import join
 
     join(model)
-    return Importer(model).run(spec, HANDLERS)
+    return Importer(model).run(spec, HANDLERS, loss)
 
 
 def with_classes(imported: Imported, classes: int) -> Imported:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from octosim.engine.layers import (
     Stack,
 )
 from octosim.engine.network import nodes
+from octosim.engine.nodes import LOSSES
 from octosim.errors import OctosimError, suggest
 from octosim.graph.imported import is_imported, load
 from octosim.graph.model_file import is_file, read_file
@@ -165,6 +167,8 @@ def layers(
     """
     found = Model(NETWORKS[model](classes)) if model in NETWORKS else find(model)
     network = found.small if found.small is not None and min(in_shape[:2]) < 32 else found.layers
+    is_classifier = not isinstance(network, Graph) or network.loss == LOSSES[0]
+    classes = classes if is_classifier else math.prod(in_shape)
 
     def sized(item: Layer) -> Layer:
         return dataclasses.replace(item, units=classes) if isinstance(item, Linear) and item.units is None else item
@@ -186,7 +190,7 @@ def layers(
         network = network if batchnorm else without(network, BatchNorm)
     else:
         network = chain(network)
-    if is_imported(model) and isinstance(network, Graph):
+    if is_imported(model) and isinstance(network, Graph) and is_classifier:
         network = head_for(network, classes)
     if is_file(model):
         _check_shapes(model, network, in_shape, classes)
@@ -203,7 +207,8 @@ def _normalized_hidden(stack: Stack) -> Iterator[Item]:
 
 
 def usual(model: str) -> tuple[tuple[int, ...], int]:
-    """The images (height, width, channels) and the number of classes that a model is for, where nothing else is said.
+    """The images (height, width, channels) or vectors (values,), and the number of classes, that a model is for, where nothing
+    else is said.
 
     Those of an imported network, or of a model file's [input]; else 28 x 28 x 1 and 10.
     """
@@ -211,7 +216,7 @@ def usual(model: str) -> tuple[tuple[int, ...], int]:
     if not isinstance(network, Graph) or network.input.shape is None:
         return (28, 28, 1), 10
     shape = network.input.shape
-    return shape, nodes(network, shape)[-1].out_shape[0] if is_imported(model) else 10
+    return shape, nodes(network, shape)[-1].out_shape[0] if is_imported(model) and network.loss == LOSSES[0] else 10
 
 
 def _check_shapes(model: str, network: Graph | Stack, in_shape: tuple[int, ...], classes: int) -> None:
@@ -219,6 +224,8 @@ def _check_shapes(model: str, network: Graph | Stack, in_shape: tuple[int, ...],
         last = nodes(network, in_shape)[-1]
     except OctosimError as error:
         raise OctosimError(f"{model}: {error}") from None
+    if isinstance(network, Graph) and network.loss != LOSSES[0]:
+        return  # the network compares it with its input
     if last.out_shape != (classes,):
         place = f"layer {last.name}" if isinstance(network, Graph) else f"layer {len(network)}"
         raise OctosimError(

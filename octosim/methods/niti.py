@@ -205,6 +205,7 @@ class Niti(Method):
     batchnorm: ClassVar[bool] = False
     normalize: ClassVar[str] = "data"
     random_loss: ClassVar[bool] = True
+    losses: ClassVar[tuple[str, ...]] = ("cross-entropy",)
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip

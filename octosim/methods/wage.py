@@ -62,6 +62,7 @@ class Wage(Method):
         "normalization": "none",
     }
     batchnorm: ClassVar[bool] = False
+    losses: ClassVar[tuple[str, ...]] = ("cross-entropy",)
     unused: ClassVar[tuple[str, ...]] = (
         "optimizer", "lr", "weight_decay", "schedule", "milestones", "gamma", "warmup", "label_smoothing",
     )  # fmt: skip

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from octosim.outcome import is_classifier
 from octosim.report.read import lookup
 from octosim.report.tables import Group, last_value, milliseconds, percent, plural
 
@@ -182,16 +183,19 @@ def curves(figures: Figures, title: str, groups: Sequence[Group]) -> list[Figure
     drawn = [group for group in groups if any(not run.records.empty for run in group.runs)]
     if not drawn:
         return []
-    evaluated = [group for group in drawn if any(run.records["test_accuracy"].notna().any() for run in group.runs)]
-    loss, accuracy = f"Training loss: {title}", f"Test accuracy: {title}"
+    column = "test_accuracy" if is_classifier(drawn[0].runs[0].decides) else "test_loss"
+    evaluated = [group for group in drawn if any(run.records[column].notna().any() for run in group.runs)]
+    loss, tested = f"Training loss: {title}", f"{TESTED[column].capitalize()}: {title}"
     if len(drawn) > FEW_LINES:
         made = [_multiples(figures, loss, drawn, "loss")]
-        return made + ([_multiples(figures, accuracy, evaluated, "test_accuracy")] if evaluated else [])
+        return made + ([_multiples(figures, tested, evaluated, column)] if evaluated else [])
     points = min(600, max(60, POINTS // sum(len(group.runs) for group in drawn)))
     made = [_loss_figure(figures, loss, drawn, points)]
-    return made + ([_accuracy_figure(figures, accuracy, evaluated)] if evaluated else [])
+    return made + ([_test_figure(figures, tested, evaluated, column)] if evaluated else [])
 
 
+TESTED = {"test_accuracy": "test accuracy", "test_loss": "test error"}
+"""What an evaluation's columns of the records are called: networks without classes have a mean squared error."""
 COLUMNS = 3  # panels beside each other: each is still legible on a phone
 
 
@@ -243,14 +247,14 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
             panels[0].set_ylim(low - margin, high + margin)
         figure = panels[0].figure
         figure.supxlabel("Step", fontsize=10)
-        figure.supylabel("Training loss" if column == "loss" else "Test accuracy (%)", fontsize=10)
+        figure.supylabel("Training loss" if column == "loss" else _axis(column), fontsize=10)
         return [
             line_key("#c5ccd3", "", f"{base.label}, all its runs"),
             line_key(COLOURS[0], "", "the panel's configuration, a line a run"),
         ]
 
     rows = -(-len(others) // COLUMNS)
-    kind = "moving median of the training loss" if column == "loss" else "test accuracy after each evaluation"
+    kind = "moving median of the training loss" if column == "loss" else f"{TESTED[column]} after each evaluation"
     caption = f"One panel a configuration, on common axes: {kind}, over the grey band of {base.label}. "
     caption += "What leaves the frame is cut off, so that one run far off does not flatten the others."
     ends = "; ".join(f"{group.label}: {', '.join(f'{line.iloc[-1]:.4g}' for line in part)}" for group, part in values if part)
@@ -303,17 +307,22 @@ def _loss_figure(figures: Figures, title: str, groups: Sequence[Group], points: 
     return figures.make(title, description, 3.5, paint, caption)
 
 
-def _accuracy_figure(figures: Figures, title: str, groups: Sequence[Group]) -> Figure:
-    tables = [run.records[run.records["test_accuracy"].notna()] for group in groups for run in group.runs]
+def _axis(column: str) -> str:
+    return "Test accuracy (%)" if column == "test_accuracy" else "Test error (mean squared)"
+
+
+def _test_figure(figures: Figures, title: str, groups: Sequence[Group], column: str) -> Figure:
+    is_accuracy = column == "test_accuracy"
+    tables = [run.records[run.records[column].notna()] for group in groups for run in group.runs]
     axis = "epoch" if all(table["epoch"].is_unique for table in tables) else "step"
 
     def paint(axes: Any) -> Legend:
         for group, colour, dashes in zip(groups, COLOURS, DASHES, strict=False):
             for run in group.runs:
-                table = run.records[run.records["test_accuracy"].notna()]
+                table = run.records[run.records[column].notna()]
                 axes.plot(
                     table[axis],
-                    100 * table["test_accuracy"],
+                    (100 if is_accuracy else 1) * table[column],
                     color=colour,
                     linestyle=linestyle(dashes),
                     linewidth=1.8,
@@ -321,20 +330,19 @@ def _accuracy_figure(figures: Figures, title: str, groups: Sequence[Group]) -> F
                     markersize=4,
                 )
         axes.set_xlabel(axis.capitalize())
-        axes.set_ylabel("Test accuracy (%)")
+        axes.set_ylabel(_axis(column))
         axes.xaxis.get_major_locator().set_params(integer=True)
         return _lines_legend(groups)
 
-    caption = (
-        f"Accuracy on the test images after each evaluation, by {axis}, one line a run. The axis does not start at 0."
-    )
+    what = "Accuracy" if is_accuracy else "Mean squared error"
+    caption = f"{what} on the test images after each evaluation, by {axis}, one line a run. The axis does not start at 0."
     ends = "; ".join(
-        f"{run.name}: {percent(last)}"
+        f"{run.name}: {percent(last) if is_accuracy else f'{last:.4g}'}"
         for group in groups
         for run in group.runs
-        if (last := last_value(run.records["test_accuracy"])) is not None
+        if (last := last_value(run.records[column])) is not None
     )
-    return figures.make(title, f"Line chart of test accuracy by {axis}. Last values: {ends}.", 3.5, paint, caption)
+    return figures.make(title, f"Line chart of {TESTED[column]} by {axis}. Last values: {ends}.", 3.5, paint, caption)
 
 
 # label, predicted, measured, quartiles; in seconds

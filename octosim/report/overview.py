@@ -12,11 +12,12 @@ from typing import Any
 from markupsafe import Markup
 
 from octosim.hardware import Device
+from octosim.outcome import is_classifier
 from octosim.report.devices import Price, fits
 from octosim.report.figures import COLOURS, Figure, Figures, Legend
 from octosim.report.spread import differences, families, interval, reference
 from octosim.report.states import learned, state_of, states_text
-from octosim.report.tables import DASH, Cell, Group, Table, percent, plural, significant
+from octosim.report.tables import DASH, Cell, Group, Table, last_value, percent, plural, significant
 
 # ---- one task: a network on a data set, by one version on one CPU --------------------------------------------------
 
@@ -43,6 +44,10 @@ class Task:
     @property
     def title(self) -> str:
         return f"{self.model} on {self.data}"
+
+    @property
+    def is_classifier(self) -> bool:
+        return is_classifier(self.base.runs[0].decides)
 
 
 def tasks(groups: Sequence[Group], prices: Sequence[Price]) -> list[Task]:
@@ -106,8 +111,24 @@ def _points(value: float) -> str:
     return f"{abs(value):.2f} {'point' if f'{abs(value):.2f}' == '1.00' else 'points'}"
 
 
+def mean_error(group: Group) -> float | None:
+    """Mean test error over the finished runs of a network without classes; None without any."""
+    last = [last_value(run.records["test_loss"]) for run in group.runs if run.digest]
+    values = [value for value in last if value is not None]
+    return statistics.fmean(values) if values else None
+
+
+def error_sentence(task: Task) -> str:
+    """The mean squared test errors of a network without classes, the reference's first."""
+    errors = [(group.label, mean_error(group)) for group in task.groups]
+    said = [f"{label} {error:.4g}" for label, error in errors if error is not None]
+    return f"Mean squared test error of {task.title}: {', '.join(said)}." if said else f"No run of {task.title} finished."
+
+
 def accuracy_sentence(task: Task) -> str:
     """Which configurations hold the reference's accuracy, as far as the seeds can tell."""
+    if not task.is_classifier:
+        return error_sentence(task)
     base = mean(task.base)
     if base is None:
         best = max(task.groups, key=lambda group: mean(group) or -1.0)
@@ -189,7 +210,8 @@ def failures_sentence(tasks: Sequence[Task]) -> str:
                     several = f" in {n} of {plural(len(group.runs), 'run')}" if len(group.runs) > 1 else ""
                     parts.append(f"{group.label} {verb}{several}{where}")
     if not bad:
-        return f"{'The run' if total == 1 else f'All {total} runs'} finished, above chance."
+        above = ", above chance" if all(task.is_classifier for task in tasks) else ""
+        return f"{'The run' if total == 1 else f'All {total} runs'} finished{above}."
     return "; ".join(parts) + "."
 
 
@@ -259,7 +281,10 @@ def task_table(task: Task) -> Table:
             words = f"{gap:+.2f}" + (f" ({span[0]:+.2f} to {span[1]:+.2f})" if span else "")
             difference = Cell(words, gap, picture=difference_bar(gap, span, limit))
         reached = mean(group)
-        cells = [Cell(group.label), Cell(DASH) if reached is None else Cell(percent(reached), reached), difference]
+        score = Cell(DASH) if reached is None else Cell(percent(reached), reached)
+        if not task.is_classifier and (error := mean_error(group)) is not None:
+            score = Cell(f"{error:.4g}", error)
+        cells = [Cell(group.label), score, difference]
         if several:
             seeds = len({run.decides["seed"] for run in group.runs})
             cells.append(Cell(f"{len(learned(group))} of {seeds}", len(learned(group))))
@@ -267,11 +292,14 @@ def task_table(task: Task) -> Table:
         for by in task.prices.values():
             cells += _cost_cells(by.get(id(group)), by.get(id(task.base)), reached is not None)
         rows.append(cells)
-    columns = [("Method", "text"), ("Accuracy", "number"), ("Difference (points)", "number")]
+    columns = [("Method", "text"), ("Accuracy" if task.is_classifier else "Test error", "number")]
+    columns += [("Difference (points)", "number")]
     columns += [("Seeds", "number")] * several
     columns += [("State", "text")] + [("time ×", "number"), ("J", "number"), ("MiB", "number")] * len(devices)
     bands = (("", 4 + several), *((short_title(device), 3) for device in devices.values()))
     caption = f"{task.title}: test accuracy after the last epoch, mean over the seeds that finished above chance"
+    if not task.is_classifier:
+        caption = f"{task.title}: mean squared test error after the last epoch, mean over the seeds that finished"
     if any(span for _, span in gaps):
         caption += "; difference to the reference seed by seed with its 95 % interval (Student's t)"
     caption += "."

@@ -58,7 +58,8 @@ def _remote(name: str, files: dict[str, bytes], threads: int, every: int, topic:
         task = worker.state.tasks.get(key)
         if task is None or task.state == "cancelled":
             raise _Stopped
-        news = {"step": p.step, "steps": p.steps, "loss": p.loss, "test_accuracy": p.test_accuracy}
+        news = {"step": p.step, "steps": p.steps, "loss": p.loss, "test_accuracy": p.test_accuracy,
+                "test_loss": p.test_loss}  # fmt: skip
         worker.log_event(topic, {"name": name} | news)
 
     with tempfile.TemporaryDirectory(dir=worker.local_directory) as place:

@@ -225,6 +225,7 @@ class State:
     steps: int = 0
     loss: float | None = None
     test_accuracy: float | None = None
+    test_loss: float | None = None
     reason: str = ""
 
 
@@ -255,7 +256,8 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
             os._exit(1)  # killed; whoever starts the study again continues from the last checkpoint
         if time.monotonic() - told > 0.2:
             told = time.monotonic()
-            pipe.send({"step": p.step, "steps": p.steps, "loss": p.loss, "test_accuracy": p.test_accuracy})
+            pipe.send({"step": p.step, "steps": p.steps, "loss": p.loss, "test_accuracy": p.test_accuracy,
+                       "test_loss": p.test_loss})  # fmt: skip
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's process ends this one; `train` catches both
     _mask(signal.SIG_UNBLOCK)
@@ -295,7 +297,7 @@ def records(row: Row, folder: Path) -> list[dict[str, Any]]:
         kept, counted = _lines(folder / "records.jsonl"), _lines(folder / "overflow.jsonl")
         made = []
         for record in kept:
-            if "test_accuracy" in record:
+            if "test_loss" in record:
                 so_far = [c for c in counted if c["step"] <= record["step"]]
                 sums: dict[str, Any] = {key: sum(c[key] for c in so_far) for key in _OVERFLOW if so_far}
                 if so_far:
@@ -373,7 +375,7 @@ def run(
                 found = table[row.name] = records(row, out / row.name)
                 last = found[-1]
                 state.step = state.steps = last["step"]
-                state.loss, state.test_accuracy = last["loss"], last["test_accuracy"]
+                state.loss, state.test_accuracy, state.test_loss = last["loss"], last.get("test_accuracy"), last["test_loss"]
             except OctosimError as error:
                 state.state, state.reason = "broken", str(error)
 
@@ -453,7 +455,8 @@ def in_this_process(command: str, every: int) -> TrainAll:
             state.state = "running"
 
             def note(p: train.Progress, state: State = state) -> None:
-                state.step, state.steps, state.loss, state.test_accuracy = p.step, p.steps, p.loss, p.test_accuracy
+                state.step, state.steps, state.loss = p.step, p.steps, p.loss
+                state.test_accuracy, state.test_loss = p.test_accuracy, p.test_loss
 
             try:
                 with taken(folder):

@@ -3,8 +3,8 @@
 A run directory holds
     manifest.json          what decides the bits ("decides") and what does not ("environment"); how many numbers are trained;
                            of a finished run "outcome": {"caveats"}, what of its method did not act; "sums" of its own fields
-    records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss, test_accuracy;
-                           after an epoch also metrics, where the method has any
+    records.jsonl          one object a step: step, epoch, loss, learning_rate; where evaluated also test_loss and, where the
+                           network has classes, test_accuracy; after an epoch also metrics, where the method has any
     overflow.jsonl         with count_overflow, an object a counted step, layer and pass: what happened in the accumulators
     measures.jsonl         with measure, an object a measured step, layer, pass, role and reference (measure.py)
     timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
@@ -309,8 +309,8 @@ def check_record(row: dict[str, Any], where: str) -> None:
             raise OctosimError(f"{where}: field {name} is {str(value)[:40]!r}, which no record has")
         if isinstance(value, float) and not math.isfinite(value) or name == "test_accuracy" and not 0 <= value <= 1:
             raise OctosimError(f"{where}: field {name} is {value}")
-    if ("test_loss" in row) != ("test_accuracy" in row):
-        raise OctosimError(f"{where}: only one of test_loss and test_accuracy is there")
+    if "test_accuracy" in row and "test_loss" not in row:
+        raise OctosimError(f"{where}: field test_loss is missing")
 
 
 def _steps_of(run: Run, name: str, last: int) -> list[int]:
@@ -500,7 +500,7 @@ def last_record(folder: Path) -> dict[str, Any]:
     path, last = folder / "records.jsonl", deque(read_lines(folder / "records.jsonl"), maxlen=1)
     row = last[0][0] if last else {}
     check_record(row, str(path))
-    if "test_accuracy" not in row:
+    if "test_loss" not in row:
         raise OctosimError(f"{path} does not end with an evaluation")
     return row
 

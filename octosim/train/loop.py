@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from octosim import outcome
 from octosim.data.batches import ahead
 from octosim.errors import OctosimError
 from octosim.files import parse_json, write_atomic
@@ -23,13 +24,19 @@ from octosim.train.run import Batch, Run
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run reports after each step: total steps, this step's loss, and the latest test accuracy if there is one."""
+    """What a run reports after each step: total steps, this step's loss, and the latest test loss and accuracy if there are."""
 
     step: int
     steps: int
     epoch: int
     loss: float
     test_accuracy: float | None
+    test_loss: float | None = None
+
+    @property
+    def score(self) -> str:
+        """The latest evaluation in words."""
+        return outcome.score(self.test_accuracy, self.test_loss)
 
 
 class Records:
@@ -119,7 +126,7 @@ def _steps(
             for name, rows in zip(LINES, ([record], run.overflow, run.measures), strict=True):
                 records.add(name, rows)
             if progress:
-                progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
+                progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy, run.test_loss))
             epoch_ends, stop = run.step % run.steps_per_epoch == 0, interrupt.asked
             if epoch_ends or run.step % every == 0 or run.step == run.steps or stop:
                 records.sync()

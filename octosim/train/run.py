@@ -106,6 +106,11 @@ class Run:
         in_shape = self.data.train_images.shape[1:]
         if len(in_shape) != 3 and config.augment != "none":
             raise ArgumentError(f"{{augment}} {config.augment} is for images, and {self.data.name} has vectors")
+        is_classifier = graph.as_graph(layers or graph.find(config.model).layers).loss != "mse"
+        if is_classifier and not self.data.classes:
+            raise ArgumentError(f"{{data}}: {self.data.name} has no labels (y_train), which only the loss mse does without")
+        if not is_classifier and config.label_smoothing:
+            raise ArgumentError(f"{{label_smoothing}} is for labels, and the loss of {config.model} is mse")
         self.layers = layers or graph.layers(
             config.model, len(self.data.classes), config.batchnorm, in_shape, config.hidden_batchnorm
         )
@@ -131,6 +136,7 @@ class Run:
         self.records = False
         self.recorded = RecordedSteps(self.network)
         self.test_accuracy: float | None = None
+        self.test_loss: float | None = None
         self._train_labels = self.data.train_labels.astype(np.int32)
         self._test_labels = self.data.test_labels.astype(np.int32)
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
@@ -343,10 +349,11 @@ class Run:
         }
         if self.step == self.steps or self.step % self.steps_per_epoch == 0 or self._due(self.config.eval_every):
             try:
-                test_loss, self.test_accuracy = self.network.evaluate(self.data.test_images, self._test_labels)
+                self.test_loss, self.test_accuracy = self.network.evaluate(self.data.test_images, self._test_labels)
             except core.NotFiniteError as error:
                 raise OctosimError(f"after step {self.step}, test set, {error}; a smaller learning rate may help") from None
-            record |= {"test_loss": test_loss, "test_accuracy": self.test_accuracy}
+            record |= {"test_loss": self.test_loss}
+            record |= {} if self.test_accuracy is None else {"test_accuracy": self.test_accuracy}
         if self.step == self.steps or self.step % self.steps_per_epoch == 0:
             metrics = self.method.metrics(self.network.nodes)
             record |= {"metrics": metrics} if metrics else {}

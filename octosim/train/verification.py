@@ -128,7 +128,7 @@ def _replay_and_compare(
             for row in rows:
                 lines[name].compare(plain(row), run.step)
         if progress:
-            progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy))
+            progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy, run.test_loss))
     for each in lines.values():
         each.end()
         found += each.found

@@ -102,6 +102,7 @@ class RunView:
     def _forget(self) -> None:
         self.losses: list[tuple[int, float]] = []
         self.accuracies: list[tuple[int, float]] = []
+        self.test_loss: float | None = None
         self._past: list[tuple[float, int]] = []  # (seconds, step) of looks that found new steps
 
     @property
@@ -177,6 +178,8 @@ class RunView:
                 self.losses.append((step, loss))
             if step and accuracy is not None:
                 self.accuracies.append((step, accuracy))
+            if step and (error := _number(row.get("test_loss"))) is not None:
+                self.test_loss = error
 
     def _time(self) -> None:
         """Seconds a step: of the last minutes that were watched; before there are two looks, since the run began."""
@@ -227,7 +230,8 @@ class RunView:
         loss = self.losses[-1][1] if self.losses else None
         return {
             "name": self.name, "state": self.state, "detail": self.detail, "step": self.step, "steps": self.steps,
-            "loss": loss, "accuracy": self.accuracy, "chance": self.chance, "saturated": self.saturated,
+            "loss": loss, "accuracy": self.accuracy, "score": outcome.score(self.accuracy, self.test_loss),
+            "chance": self.chance, "saturated": self.saturated,
             "accumulator": self.accumulator, "seconds_left": self.seconds_left,
             "losses": thinned(self.losses), "accuracies": thinned(self.accuracies),
         }  # fmt: skip

@@ -1,0 +1,373 @@
+"""Networks of PyTorch through both of its ONNX exporters into octosim, as the table of reports/import/README.md.
+
+    python tools/import_table.py rows.json                       all networks, both exporters; half an hour
+    python tools/import_table.py rows.json --network resnet18 --exporter dynamo
+    python tools/import_table.py rows.json --table               print the rows of the file as a table
+
+Each row: the network is built in PyTorch, its normalizations take the statistics of BATCH images, it is exported, imported, and
+
+    outputs   the float32 network's against onnxruntime's: the largest difference, relative to the largest output
+    peer      the same of the layers that octosim hands to PyTorch (`bench.peers`) against the module itself
+    loss      of a batch in one octo (INT8) step, and PyTorch's in float32
+    SQNR      of the weights' gradients against PyTorch's in float32, in dB: with octosim's fp32, and of that INT8 step, of all,
+              the median layer's and the least layer's
+    ratio     the time of an octo step by that of PyTorch's float32 step: medians of steps that take turns, one thread
+
+Rows that the file has already are kept, so that a run goes on where it was stopped.  Needs torch, torchvision, timm, onnx,
+onnxscript and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octosim import core, graph
+from octosim.bench import peers
+from octosim.bench.clock import LR, Clock, stepper
+from octosim.data.dataset import Dataset
+from octosim.engine import Network
+from octosim.engine.inputs import Input
+from octosim.engine.nodes import Context
+from octosim.errors import OctosimError
+from octosim.methods import make
+from octosim.train import Config, Run
+from octosim.train.measure import errors
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from kit import torchvision_models  # noqa: E402
+
+Array = np.ndarray[Any, Any]
+BATCH, CLASSES = 16, 10
+EXPORTERS = ("torchscript", "dynamo")
+OPSETS = {"torchscript": 17, "dynamo": 18}
+LIMIT = 1e-4
+"""Of the outputs' relative difference."""
+
+
+def ds_cnn() -> Any:
+    """MLPerf Tiny's keyword spotter."""
+    from torch import nn
+
+    def separable() -> list[Any]:
+        parts = (nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 64, 1))
+        return [layer for conv in parts for layer in (conv, nn.BatchNorm2d(64), nn.ReLU())]
+
+    stem = [nn.ZeroPad2d((1, 1, 4, 5)), nn.Conv2d(1, 64, (10, 4), 2), nn.BatchNorm2d(64), nn.ReLU(), nn.Dropout(0.2)]
+    blocks = [layer for _ in range(4) for layer in separable()]
+    return nn.Sequential(*stem, *blocks, nn.Dropout(0.4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
+
+
+def autoencoder() -> Any:
+    """MLPerf Tiny's anomaly detector."""
+    from torch import nn
+
+    layers, width = [], 640
+    for units in (128, 128, 128, 128, 8, 128, 128, 128, 128):
+        layers += [nn.Linear(width, units), nn.BatchNorm1d(units), nn.ReLU()]
+        width = units
+    return nn.Sequential(*layers, nn.Linear(width, 640))
+
+
+def vision(name: str, side: int) -> Any:
+    tv, timm = torchvision_models.modules()
+    if hasattr(tv, name):
+        return getattr(tv, name)(num_classes=CLASSES)
+    return timm.create_model(name, num_classes=CLASSES, img_size=side)
+
+
+@dataclass(frozen=True)
+class Case:
+    """shape: of an input, as PyTorch has it.  loss: of the network.  quantized: by onnxruntime, in QDQ form."""
+
+    build: Callable[[], Any]
+    shape: tuple[int, ...]
+    loss: str = "cross-entropy"
+    quantized: bool = False
+
+
+def cases(side: int) -> dict[str, Case]:
+    names = (
+        "mobilenet_v2", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "shufflenet_v2_x1_0", "efficientnet_b0",
+        "densenet121", "vit_tiny_patch16_224", "deit_tiny_patch16_224",
+    )  # fmt: skip
+    shape = (3, side, side)
+    found = {name: Case(lambda name=name: vision(name, side), shape) for name in names}  # type: ignore[misc]
+    found["ds-cnn"] = Case(ds_cnn, (1, 49, 10))
+    found["autoencoder"] = Case(autoencoder, (640,), "mse")
+    found["resnet18-qdq"] = Case(lambda: vision("resnet18", side), shape, quantized=True)
+    return found
+
+
+def inputs(shape: tuple[int, ...], count: int, seed: int) -> Array:
+    """Smooth random images, or vectors: each channel of a coarse grid, enlarged, with some noise."""
+    rng = np.random.default_rng(seed)
+    if len(shape) == 1:
+        rows = rng.standard_normal((count, 8)) @ rng.standard_normal((8, *shape)) / 3
+        return (rows + 0.1 * rng.standard_normal((count, *shape))).astype(np.float32)
+    import torch
+
+    coarse = torch.from_numpy(rng.standard_normal((count, shape[0], 6, 6)))
+    fine = torch.nn.functional.interpolate(coarse, shape[1:], mode="bilinear").numpy()
+    return (fine + 0.2 * rng.standard_normal(fine.shape)).astype(np.float32)
+
+
+def settled(case: Case) -> Any:
+    """The module, in inference, with the statistics of a batch in its normalizations."""
+    import torch
+
+    torch.manual_seed(0)
+    module = case.build()
+    for each in module.modules():
+        if hasattr(each, "momentum"):
+            each.momentum = None  # a mean of all batches
+    with torch.no_grad():
+        module.train()(torch.from_numpy(inputs(case.shape, BATCH, 1)))
+    return module.eval()
+
+
+def export(module: Any, case: Case, exporter: str, path: Path) -> Path:
+    """The ONNX file, its batch open; quantized where the case says so."""
+    import torch
+
+    x = torch.from_numpy(inputs(case.shape, 2, 2))
+    batch: dict[str, Any] = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if exporter == "dynamo" else {
+        "dynamic_axes": {"x": {0: "batch"}, "y": {0: "batch"}}
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (x,), str(path), input_names=["x"], output_names=["y"], opset_version=OPSETS[exporter],
+            dynamo=exporter == "dynamo", verbose=False, **batch,
+        )  # fmt: skip
+    if not case.quantized:
+        return path
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.left = [{"x": inputs(case.shape, BATCH, 3)}]
+
+        def get_next(self) -> Any:
+            return self.left.pop() if self.left else None
+
+    prepared, made = path.with_suffix(".prepared.onnx"), path.with_suffix(".qdq.onnx")
+    quant_pre_process(str(path), str(prepared))
+    quantization.quantize_static(str(prepared), str(made), Reader(), quant_format=quantization.QuantFormat.QDQ)
+    return made
+
+
+def without_codes(path: Path) -> Path:
+    """The file without its activations' QuantizeLinear and DequantizeLinear, whose limits stay: what an importer can equal."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(str(path))
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes, names = [], {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] not in known:
+            zero = known[node.input[2]]
+            low = (int(np.iinfo(zero.dtype).min) - int(zero)) * float(known[node.input[1]])
+            floor = numpy_helper.from_array(np.float32(low), f"{node.output[0]}.low")
+            model.graph.initializer.append(floor)
+            kind = "Max" if low == 0 else "Identity"
+            nodes.append(helper.make_node(kind, [node.input[0], *([floor.name] if low == 0 else [])], [node.output[0]]))
+            names[node.output[0]] = True
+        elif node.op_type == "DequantizeLinear" and node.input[0] in names:
+            nodes.append(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    out = path.with_suffix(".floats.onnx")
+    onnx.save(model, str(out))
+    return out
+
+
+def run_onnx(path: Path, x: Array) -> Array:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    out: Array = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return out.reshape(len(x), -1)
+
+
+def relative(found: Array, wanted: Array) -> float:
+    return float(np.abs(found.reshape(wanted.shape) - wanted).max() / np.abs(wanted).max())
+
+
+def channels_last(x: Array) -> Array:
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if x.ndim == 4 else x
+
+
+def dataset(x: Array, loss: str) -> Dataset:
+    labels = x if loss == "mse" else np.arange(len(x)) % CLASSES
+    classes = () if loss == "mse" else tuple(map(str, range(CLASSES)))
+    return Dataset("random", x, labels, x[:1], labels[:1], classes, "0" * 64)
+
+
+def torch_gradients(imported: graph.Imported, run: Run, kind: str) -> tuple[Any, float, dict[str, Array]]:
+    """PyTorch's module of the imported layers, its loss of a batch and its gradients."""
+    import torch
+
+    module = peers.to_torch(imported.graph, run.network.nodes[0].in_shape)
+    state = {name: torch.from_numpy(value) for name, value in peers.weights_to_torch(run.network).items()}
+    missing, unknown = module.load_state_dict(state, strict=False)
+    assert not unknown and not [name for name in missing if name.rpartition(".")[2] in ("weight", "bias")], (missing, unknown)
+    for node in run.network.nodes:
+        for key, name in (("mean", "running_mean"), ("var", "running_var")):
+            if key in node.state:
+                module.state_dict()[f"{node.index}.{name}"].copy_(torch.from_numpy(node.state[key]))
+    images, labels = run.batch(1)
+    given = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1) if images.ndim == 4 else images))
+    module.train()
+    y = module(given)
+    if kind == "mse":
+        loss = torch.nn.functional.mse_loss(y, given)
+    else:
+        loss = torch.nn.functional.cross_entropy(y, torch.from_numpy(labels.astype(np.int64)))
+    loss.backward()
+    return module, float(loss.detach()), {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def row(name: str, case: Case, exporter: str, folder: Path, seconds: float) -> dict[str, Any]:
+    import torch
+
+    module = settled(case)
+    path = export(module, case, exporter, folder / f"{name}.onnx")
+    imported = graph.load(path)
+    x = inputs(case.shape, 4, 4)
+    here = channels_last(x)
+    network = Network(imported.graph, here.shape[1:], make("fp32", {}), 0, source=Input(True), initial=imported.weights)
+    outputs = np.asarray(core.values(network.forward(here.copy(), Context(False, 0, 0))))
+    reference = run_onnx(without_codes(path) if case.quantized else path, x)
+    found: dict[str, Any] = {
+        "network": name, "exporter": exporter, "layers": len(imported.graph.layers),
+        "parameters": sum(w.size for w in imported.weights.values()), "outputs": relative(outputs, reference),
+    }  # fmt: skip
+    if case.quantized:
+        found["against_codes"] = relative(outputs, run_onnx(path, x))
+    data = dataset(channels_last(inputs(case.shape, BATCH, 3)), case.loss)
+    config = Config(model=str(path), method="octo", batch_size=BATCH, epochs=1, lr=LR, normalize="none", optimizer="sgd")
+    run = Run(config, dataset=data)
+    assert run.initial and set(imported.weights) <= set(run.initial.taken), run.initial and run.initial.sentences
+    peer, wanted_loss, wanted = torch_gradients(imported, run, case.loss)
+    with torch.no_grad():
+        y = peer.eval()(torch.from_numpy(x)).numpy().reshape(len(x), -1)
+        found["peer"] = relative(y, reference if case.quantized else module(torch.from_numpy(x)).numpy())
+    images, labels = run.batch(1)
+    weights = [key for key in wanted if key.endswith(".weight") and wanted[key].ndim > 1]
+
+    def gradients(network: Network) -> tuple[float, dict[str, Array], dict[str, Any]]:
+        """The loss, the gradients and their errors, of all weights together."""
+        loss, _ = network.gradients(images, labels, Context(True, 0, 1))
+        made = {k.removeprefix("grad."): v for k, v in peers.weights_to_torch(network).items() if k.startswith("grad.")}
+        both = (np.concatenate([grads[key].reshape(-1) for key in weights]) for grads in (wanted, made))
+        return float(loss), made, errors(*both)
+
+    found["fp32_sqnr_db"] = gradients(network)[2]["sqnr_db"]
+    del network
+    loss, made, whole = gradients(run.network)
+    each = {key: errors(wanted[key], made[key])["sqnr_db"] for key in weights}
+    finite = {key: value for key, value in each.items() if value is not None}
+    least = min(finite, key=lambda key: finite[key])
+    found |= {
+        "loss": loss, "torch_loss": wanted_loss, "sqnr_db": whole["sqnr_db"], "cosine": whole["cosine"],
+        "sqnr_median_db": statistics.median(finite.values()), "sqnr_least_db": finite[least],
+        "least": run.network.nodes[int(least.split(".")[0])].name, "weights": len(weights),
+    }  # fmt: skip
+    return found | ratio(run, imported, seconds)
+
+
+def ratio(run: Run, imported: graph.Imported, seconds: float) -> dict[str, Any]:
+    """Medians of steps that take turns, in seconds of one thread."""
+    images, labels = run.batch(1)
+    kinds = ("contiguous", "channels_last") if images.ndim == 4 else ("contiguous",)
+    totals: list[float] = []
+    times: dict[str, list[float]] = {}
+    steps: list[tuple[Callable[[], None], list[float]]] = [(stepper(run, Clock(), []), totals)]
+    others = peers.torch_steps(run.layers, images, labels, "sgd", LR, core.threads(), kinds, run.source)
+    steps += [(step, times.setdefault(kind, [])) for kind, step in others.items()]
+    for step, _ in steps:
+        for _ in range(3):
+            step()
+    begun = time.perf_counter()
+    while len(totals) < 3 or time.perf_counter() - begun < seconds:
+        for step, values in steps:
+            before = time.perf_counter()
+            step()
+            values.append(time.perf_counter() - before)
+    best = min(times, key=lambda kind: statistics.median(times[kind]))
+    own, other = statistics.median(totals), statistics.median(times[best])
+    return {"octo_s": own, "torch_s": other, "torch": best, "ratio": own / other, "steps": len(totals)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| network | exporter | layers | outputs | loss, INT8 | PyTorch | SQNR dB, fp32 | INT8 | median | least layer "
+        "| octo / PyTorch |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        if "error" in r:
+            lines.append(f"| {r['network']} | {r['exporter']} | {r['error']} | | | | | | | | |")
+            continue
+        sqnr = [f"{r[key]:.1f}" for key in ("fp32_sqnr_db", "sqnr_db", "sqnr_median_db", "sqnr_least_db")]
+        losses = [f"{r[key]:.4f}" for key in ("loss", "torch_loss")]
+        cells = r["network"], r["exporter"], str(r["layers"]), f"{r['outputs']:.1e}", *losses, *sqnr
+        lines.append(f"| {' | '.join(cells)} ({r['least']}) | {r['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path, help="JSON file of the rows, which is added to")
+    parser.add_argument("--network", action="append", help="one of the table; repeatable")
+    parser.add_argument("--exporter", choices=EXPORTERS, action="append")
+    parser.add_argument("--side", type=int, default=96, help="pixels of an image's side (default 96)")
+    parser.add_argument("--seconds", type=float, default=6, help="of timed steps a row (default 6)")
+    parser.add_argument("--table", action="store_true", help="print the table of the file and stop")
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(given.rows.read_text()) if given.rows.exists() else []
+    if not given.table:
+        import torch
+
+        torch.set_num_threads(core.threads())
+        there = {(r["network"], r["exporter"]) for r in rows if "error" not in r}
+        rows = [r for r in rows if (r["network"], r["exporter"]) in there]
+        known = cases(given.side)
+        for name in given.network or known:
+            for exporter in given.exporter or EXPORTERS:
+                if (name, exporter) in there:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    try:
+                        rows.append(row(name, known[name], exporter, Path(folder), given.seconds))
+                    except OctosimError as error:
+                        rows.append({"network": name, "exporter": exporter, "error": str(error).removeprefix(folder)})
+                print(json.dumps(rows[-1]), flush=True)
+                given.rows.write_text(json.dumps(rows, indent=1) + "\n")
+    order = {name: at for at, name in enumerate(cases(given.side))}
+    rows.sort(key=lambda r: (order[r["network"]], EXPORTERS.index(r["exporter"])))
+    print(table(rows))
+    wrong = [r["network"] for r in rows if r.get("outputs", 1) > LIMIT or "error" in r]
+    if wrong:
+        sys.exit(f"outputs differ by more than {LIMIT:g}, or the import fails: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()
