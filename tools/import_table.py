@@ -41,6 +41,7 @@ from octosim.engine import Network
 from octosim.engine.inputs import Input
 from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
+from octosim.graph import onnx
 from octosim.methods import make
 from octosim.train import Config, Run
 from octosim.train.measure import errors
@@ -249,7 +250,8 @@ def row(name: str, case: Case, exporter: str, folder: Path, seconds: float) -> d
 
     module = settled(case)
     path = export(module, case, exporter, folder / f"{name}.onnx")
-    imported = graph.load(path)
+    imported = onnx.read(path, loss=case.loss)
+    graph.save(imported, folder / name)
     x = inputs(case.shape, 4, 4)
     here = channels_last(x)
     network = Network(imported.graph, here.shape[1:], make("fp32", {}), 0, source=Input(True), initial=imported.weights)
@@ -262,8 +264,10 @@ def row(name: str, case: Case, exporter: str, folder: Path, seconds: float) -> d
     if case.quantized:
         found["against_codes"] = relative(outputs, run_onnx(path, x))
     data = dataset(channels_last(inputs(case.shape, BATCH, 3)), case.loss)
-    config = Config(model=str(path), method="octo", batch_size=BATCH, epochs=1, lr=LR, normalize="none", optimizer="sgd")
-    run = Run(config, dataset=data)
+    how: dict[str, Any] = {"method": "octo", "batch_size": BATCH, "epochs": 1, "lr": LR, "normalize": "none"} | {
+        "optimizer": "sgd"
+    }
+    run = Run(Config(model=str(folder / name), **how), dataset=data)
     assert run.initial and set(imported.weights) <= set(run.initial.taken), run.initial and run.initial.sentences
     peer, wanted_loss, wanted = torch_gradients(imported, run, case.loss)
     with torch.no_grad():

@@ -22,8 +22,6 @@ from octosim.engine.nodes import LOSS, Array, Context, Method, Node, Observer
 from octosim.engine.selection import ALL, Selection, apply
 from octosim.errors import OctosimError
 
-RANGE = "x_range"
-"""In a layer's state: the range of its input that inference uses."""
 QUIET = np.errstate(over="ignore", invalid="ignore")
 """A method's NumPy need not warn of infinities and NaNs: they are found, and told with the layer's name."""
 
@@ -105,22 +103,26 @@ class Network:
     @property
     def needs_calibration(self) -> bool:
         """Whether layers use ranges of activations that no training step has found: `calibrate` does."""
-        return any(RANGE in node.state for node in self.nodes if not node.backward)
+        return any(node.running_ranges for node in self.nodes if not node.backward)
 
     @QUIET
     def calibrate(self, batches: Iterable[Array], context: Context) -> None:
         """Finds the ranges of activations that inference uses, where the method has such, on batches of images.
 
-        Weighted layers run as in training, all others as in inference; nothing but the ranges changes.
+        Layers that multiply run as in training, all others as in inference; nothing but the ranges changes.
         """
-        if not any(RANGE in node.state for node in self.nodes):
+        ranges = [values for node in self.nodes for values in node.running_ranges]
+        if not ranges:
             return
-        for node in self.nodes:
-            if RANGE in node.state:
-                node.state[RANGE][:] = 0
+        for values in ranges:
+            values[:] = 0
         inference = replace(context, training=False)
+
+        def of(node: Node) -> Context:
+            return context if node.layer.weighted or node.running_ranges else inference
+
         for images in batches:
-            self._run(self.input(images), lambda node: context if node.layer.weighted else inference, keep=False)
+            self._run(self.input(images), of, keep=False)
         self.pool.trim()
 
     def _check_covered(self, node: Node, float_layers: bool) -> None:
@@ -267,8 +269,10 @@ class Network:
     def _loss(
         self, x: Any, logits: Any, labels: Array, *, gradient: bool = True, **how: Any
     ) -> tuple[core.Number, Any, core.Whole | None]:
-        """The mean loss, its gradient, and how many images are classified correctly.  x: the first layer's input.  how: of labels,
-        see `Method.loss`."""
+        """The mean loss, its gradient, and how many images are classified correctly.
+
+        x: the first layer's input.  how: of labels, see `Method.loss`.
+        """
         core.at("loss", "forward")
         if self.graph.loss == "mse":
             return *core.mean_squared_error(logits, x, gradient=gradient), None

@@ -22,6 +22,9 @@ LOSS = 13
 LOSSES = ("cross-entropy", "mse")
 """Of a network: softmax cross-entropy of labels, or the mean squared error of its output against its input."""
 
+RANGE, SIDES = "x_range", ("left", "right")
+"""In a layer's state: the range of its input that inference uses; what the names of a product's operands' ranges end in."""
+
 MICRO = 1 << 20
 """Tensors of a network in the Philox streams: those of the next micro-batch of a step have numbers from here on."""
 
@@ -351,6 +354,12 @@ class Node:
     def trained(self) -> set[str]:
         """The parameters that the run trains."""
         return self.params.keys() - self.frozen
+
+    @property
+    def running_ranges(self) -> list[Array]:
+        """The ranges of activations that inference uses: of its input, or of the operands of its products."""
+        products = [key for key in self.state if self.layer.multiplies and key.rpartition("_")[2] in SIDES]
+        return [self.state[key] for key in (*[RANGE] * (RANGE in self.state), *products)]
 
     def given(self, key: str, shape: tuple[int, ...]) -> Array | None:
         """A copy of the float32 values that a parameter of this shape begins with, if they are given."""

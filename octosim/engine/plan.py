@@ -159,8 +159,8 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
             method.step(nodes, gradients, update, context)
 
     for node in nodes:  # a step after the first: its predecessor's update found the weights' ranges, and it the inputs'
-        if "x_range" in node.state:
-            node.state["x_range"] = np.array([0, 1], np.float32)
+        for values in node.running_ranges:
+            values[:] = 0, 1
         node.ranges = {key: core.Range() for key in node.params}
         node.known = set(node.params)
     pool = network.pool = _Reserved(tape)

@@ -6,7 +6,7 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import ROLES, Array, BatchedProduct, Context, Node
+from octosim.engine.nodes import RANGE, ROLES, SIDES, Array, BatchedProduct, Context, Node
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
@@ -45,12 +45,12 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES, lo
 # ---- ranges and codes --------------------------------------------------
 
 
-def running_range(node: Node, x: Array, context: Context) -> core.Range:
-    """The batch's own range of x in training, the running one, state["x_range"], in inference."""
-    running = node.state["x_range"]
+def running_range(node: Node, x: Array, context: Context, key: str = RANGE) -> core.Range:
+    """The batch's own range of x in training, the running one, state[key], in inference."""
+    running = node.state[key]
     if not context.training and running.any():
         return core.Range(*running.tolist())
-    found = node.x_range or core.value_range(x)
+    found = (node.x_range if key == RANGE else None) or core.value_range(x)
     if not context.training:  # before the first step: the batch's own range, which no state keeps
         return found
     core.follow_range(running, found, RANGE_MOMENTUM)
@@ -153,7 +153,7 @@ def input_grad(node: Node, dy: QTensor) -> core.Sums:
 def init_products(node: Node, names: tuple[str, ...]) -> None:
     """Running ranges of both operands of each product."""
     for name in names:
-        node.state.update({f"{name}_{side}": np.zeros(2, np.float32) for side in ("left", "right")})
+        node.state.update({f"{name}_{side}": np.zeros(2, np.float32) for side in SIDES})
 
 
 def refuse_long(node: Node, product: BatchedProduct) -> None:
@@ -166,13 +166,7 @@ def refuse_long(node: Node, product: BatchedProduct) -> None:
 
 
 def _codes(node: Node, key: str, x: Array, context: Context) -> QTensor:
-    running = node.state[key]
-    if not context.training and running.any():
-        found = core.Range(*running.tolist())
-    else:
-        found = core.value_range(x)
-        if context.training:
-            core.follow_range(running, found, RANGE_MOMENTUM)
+    found = running_range(node, x, context, key)
     return symmetric(node, x, found.low, found.high)
 
 

@@ -416,3 +416,71 @@ def test_cost_prices_the_shorter_step() -> None:
     assert peaks[3] < peaks[0] and times[3] == times[0]
     with pytest.raises(OctosimError, match="train_last must be in 1 .. "):
         source(Asked("resnet20", "octo", None, False, "32x32x3", False, tuning={"train_last": 99}))
+
+
+# ---- attention --------------------------------------------------
+
+TOKENS = """
+[[layers]]
+name = "patches"
+kind = "conv"
+filters = 8
+kernel = 7
+stride = 7
+[[layers]]
+name = "tokens"
+kind = "reshape"
+shape = [-1, 8]
+[[layers]]
+name = "qkv"
+kind = "linear"
+units = 24
+[[layers]]
+name = "q"
+kind = "slice"
+start = 0
+stop = 8
+[[layers]]
+name = "k"
+kind = "slice"
+start = 8
+stop = 16
+inputs = ["qkv"]
+[[layers]]
+name = "v"
+kind = "slice"
+start = 16
+inputs = ["qkv"]
+[[layers]]
+name = "heads"
+kind = "attention"
+heads = 2
+inputs = ["q", "k", "v"]
+[[layers]]
+name = "flat"
+kind = "flatten"
+[[layers]]
+name = "head"
+kind = "linear"
+"""
+PRODUCTS = [f"heads.{name}_{side}" for name in ("scores", "mixture") for side in ("left", "right")]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_ranges_of_attention_are_calibrated(frozen: bool, tmp_path: Path) -> None:
+    """Before the first step of given weights, and where attention is frozen: inference depends on no batch's own range."""
+    (tmp_path / "net.toml").write_text(TOKENS)
+    data = few_images("fashion-mnist-5k")
+    config = train.Config(model=str(tmp_path / "net.toml"), method="octo", **SHORT)
+    first = train.Run(config, dataset=data)
+    assert not any(first.tensors()[name].any() for name in PRODUCTS)
+    save_file(first.network.tensors(), tmp_path / "w.safetensors")
+    settings = dict(init=str(tmp_path / "w.safetensors")) | (dict(train_last=1) if frozen else {})
+    run = train.Run(dataclasses.replace(config, **settings), dataset=data)
+    run._calibrate()
+    before = {name: run.tensors()[name].copy() for name in PRODUCTS}
+    assert all(values[0] < values[1] for values in before.values())
+    alone, together = (run.network.evaluate(data.test_images, run._test_labels, size)[0] for size in (1, 500))
+    assert alone == pytest.approx(together, rel=1e-6)
+    taken_steps(run, 2)
+    assert all((run.tensors()[name] == values).all() == frozen for name, values in before.items())
