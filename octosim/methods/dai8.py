@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -27,6 +28,11 @@ from octosim.methods import int8
 from octosim.numerics import Rounding
 
 TENSOR, CHANNELS = range(2)  # roles in the Philox streams
+
+
+def _by_channel(factor: core.Number, values: Array, scales: Array, out: Array) -> None:
+    each = scales * np.float32(float(factor))
+    np.multiply(values, each.reshape(-1, *[1] * (values.ndim - 1)), out=out)
 
 
 class _Error(NamedTuple):
@@ -64,7 +70,7 @@ class Dai8(Method):
             raise OctosimError(f"dai8: a and k a must be in (0, 1], not {self.a} and {self.k * self.a}")
 
     def check(self, node: Node, batch: int) -> None:
-        int8.refuse_overflow(node, batch)
+        int8.refuse_overflow(node, batch, long=True)
 
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)
@@ -90,9 +96,16 @@ class Dai8(Method):
         """dW = (sum q_dy q_x) S_dy[channel] S_x, db = S_dy[channel] sum q_dy."""
         if node.trains("w"):
             x, w = node.saved["x"], node.params["w"]
-            acc = node.buffer(w.shape, np.int32)
-            node.layer.product(node, error.q.shape[0]).weight_grad(x.q, error.q, out=acc)
-            node.grads["w"] = core.dequantize_channels(acc, error.scales, x.s, out=acc.view(np.float32))
+            product = node.layer.product(node, error.q.shape[0])
+            if product.depths[2] <= int8.SAFE or not product.any_length:
+                acc = product.weight_grad(x.q, error.q, out=node.buffer(w.shape, np.int32))
+                node.grads["w"] = core.dequantize_channels(acc, error.scales, x.s, out=acc.view(np.float32))
+            else:  # in 64 bits, rounded once to float32, then as above
+                long = product.long_weight_grad(x.q, error.q, out=node.buffer(w.shape, np.int64))
+                zero = np.zeros(len(w), np.int32)
+                dw = core.dequantize_long_rows(long, zero, 0, 1.0, out=node.buffer(w.shape, np.float32))
+                core.python("a scale a channel", partial(_by_channel, x.s), [dw, error.scales], [dw])
+                node.grads["w"] = dw
         node.grads["b"] = core.dequantize_channels(core.column_sums(error.q), error.scales)
 
     def input_grad(self, node: Node, error: _Error, context: Context) -> core.Sums:

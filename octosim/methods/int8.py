@@ -120,6 +120,25 @@ def weight_values(node: Node, dy: QTensor, sums: Array, zero: core.Whole = 0) ->
     return core.dequantize_long_rows(acc, sums, zero, scale, out=node.buffer(shape, np.float32))
 
 
+def direction(node: Node, x: Array, dy: Array) -> Array:
+    """int32 sums of dW of codes with zero point 0, for methods that use their direction alone.
+
+    Sums that could leave 32 bits are taken in 64 and shifted right by the bits that the largest needs beyond 31: seldom any.
+    """
+    shape, product = node.params["w"].shape, node.layer.product(node, len(dy))
+    acc = node.buffer(shape, np.int32)
+    if product.depths[2] <= SAFE or not product.any_length:
+        return product.weight_grad(x, dy, out=acc)
+    long = product.long_weight_grad(x, dy, out=node.buffer(shape, np.int64))
+    core.python("narrow long sums", _in_32_bits, [long], [acc])
+    return acc
+
+
+def _in_32_bits(long: Array, acc: Array) -> None:
+    bits = max(int(long.max()), -int(long.min())).bit_length()
+    np.right_shift(long, max(0, bits - 31), out=acc, casting="unsafe")
+
+
 def real(sums: Array, codes: QTensor) -> Array:
     """float32 values of sums of codes with zero point 0."""
     return core.dequantize_sums(sums, np.zeros_like(sums), codes.s)

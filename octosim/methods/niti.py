@@ -57,12 +57,6 @@ def rounded(acc: Array, exponent: core.Whole, out: Array | None = None) -> IntTe
     return IntTensor(*core.narrow(acc, BITS, Rounding.HALF_AWAY, exponent, out=out))
 
 
-def _in_32_bits(long: Array, acc: Array) -> None:
-    """int64 sums in int32, shifted right by the bits that the largest needs beyond 31: hardly ever any."""
-    bits = max(int(long.max()), -int(long.min())).bit_length()
-    np.right_shift(long, max(0, bits - 31), out=acc, casting="unsafe")
-
-
 def aligned_sum(node: Node, a: IntTensor, b: IntTensor) -> IntTensor:
     """a + b, exact in int32 before it is shifted back; b is nothing where it is below 2^-22 codes of a, and reversed.
 
@@ -273,12 +267,7 @@ class Niti(Method):
     def weight_grad(self, node: Node, error: IntTensor, context: Context) -> None:
         """PstoShift to mu bits; the exponent is not used: weights are moved by codes."""
         shape = node.params["w"].shape
-        acc, product = node.buffer(shape, np.int32), node.layer.product(node, error.shape[0])
-        if product.depths[2] > int8.SAFE and product.any_length:
-            long = product.long_weight_grad(node.saved["x"].q, error.q, out=node.buffer(shape, np.int64))
-            core.python("narrow long sums", _in_32_bits, [long], [acc])
-        else:
-            product.weight_grad(node.saved["x"].q, error.q, out=acc)
+        acc = int8.direction(node, node.saved["x"].q, error.q)
         out = node.buffer(shape, np.int8)
         node.grads["w"], _ = core.narrow(acc, self.phase(context), Rounding.PSEUDO_STOCHASTIC, out=out)
 

@@ -72,7 +72,7 @@ class Wage(Method):
             raise OctosimError(f"wage: rate must be above 0, at most 128, not {self.rate}")
 
     def check(self, node: Node, batch: int) -> None:
-        int8.refuse_overflow(node, batch)
+        int8.refuse_overflow(node, batch, long=True)
 
     def init(self, node: Node, seed: int) -> None:
         """Uniform weights rounded to -0.5, 0 and 0.5, and the layer's scale; no bias."""
@@ -117,8 +117,7 @@ class Wage(Method):
         return QTensor(core.quantize(dy, inverse, out=node.buffer(dy.shape, np.int8)), scale, 0)
 
     def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
-        out = node.buffer(node.params["w"].shape, np.int32)
-        node.grads["w"] = node.layer.product(node, len(error.q)).weight_grad(node.saved["x"].q, error.q, out=out)
+        node.grads["w"] = int8.direction(node, node.saved["x"].q, error.q)
 
     def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
         """dX where x was not clipped, in dY's unit: Shift(max|dY|) is given back, so that gradients can be added."""
