@@ -18,7 +18,7 @@ from octosim.engine.accumulation import accumulated, micro_batch
 from octosim.engine.graph import INPUT, Graph, as_graph
 from octosim.engine.inputs import Input
 from octosim.engine.layers import BatchNorm, Stack
-from octosim.engine.nodes import LOSS, Array, Context, Method, Node, Observer
+from octosim.engine.nodes import INPUT_RANGE, LOSS, RANGE, Array, Context, Method, Node, Observer
 from octosim.engine.selection import ALL, Selection, apply
 from octosim.errors import OctosimError
 
@@ -98,6 +98,11 @@ class Network:
             if given is not None and given.dtype == tensor.dtype and given.shape == tensor.shape:
                 tensor[...] = given
                 taken.add(name)
+        for node in self.nodes:
+            given = initial.get(f"{node.name}.{INPUT_RANGE}")
+            if given is not None and RANGE in node.state and given.dtype == np.float32 and given.shape == (2,):
+                node.state[RANGE][:], node.has_range = given, True
+                taken.add(f"{node.name}.{INPUT_RANGE}")
         return taken
 
     @property
@@ -109,11 +114,13 @@ class Network:
     def calibrate(self, batches: Iterable[Array], context: Context) -> None:
         """Finds the ranges of activations that inference uses, where the method has such, on batches of images.
 
-        Layers that multiply run as in training, all others as in inference; nothing but the ranges changes.
+        Layers that multiply run as in training, all others as in inference; nothing but the ranges changes, and none that is
+        given (INPUT_RANGE).
         """
         ranges = [values for node in self.nodes for values in node.running_ranges]
         if not ranges:
             return
+        given = [(node, node.state[RANGE].copy()) for node in self.nodes if node.has_range]
         for values in ranges:
             values[:] = 0
         inference = replace(context, training=False)
@@ -123,6 +130,8 @@ class Network:
 
         for images in batches:
             self._run(self.input(images), of, keep=False)
+        for node, values in given:
+            node.state[RANGE][:] = values
         self.pool.trim()
 
     def _check_covered(self, node: Node, float_layers: bool) -> None:

@@ -25,6 +25,9 @@ LOSSES = ("cross-entropy", "mse")
 RANGE, SIDES = "x_range", ("left", "right")
 """In a layer's state: the range of its input that inference uses; what the names of a product's operands' ranges end in."""
 
+INPUT_RANGE = "input_range"
+"""Among initial tensors: a range of a layer's input that an imported quantized network brings; calibration keeps it."""
+
 MICRO = 1 << 20
 """Tensors of a network in the Philox streams: those of the next micro-batch of a step have numbers from here on."""
 
@@ -316,6 +319,7 @@ class Node:
     frozen: parameters that the run does not train.  backward: whether it takes part in the backward pass; a layer that does not
     lies before every trained one, runs as in inference and saves nothing.  running: of a normalization: it uses its running
     statistics in training too, and leaves them as they are.  rate: a factor on the learning rate.
+    has_range: the range of its input is given (INPUT_RANGE).
     initial: of parameters that are given, by name, in place of random ones; taken: those that the layer took.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
@@ -342,6 +346,7 @@ class Node:
     backward: bool = True
     running: bool = False
     rate: float = 1.0
+    has_range: bool = False
     initial: Mapping[str, Array] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     params: dict[str, Array] = field(default_factory=dict)

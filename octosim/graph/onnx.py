@@ -19,7 +19,7 @@ import numpy as np
 from octosim import onnxfile
 from octosim.engine.graph import INPUT, Entry, Graph, InputSpec
 from octosim.engine.layers import Conv2d, Layer, Linear, Reshape, Transpose
-from octosim.engine.nodes import LOSSES
+from octosim.engine.nodes import INPUT_RANGE, LOSSES
 from octosim.errors import OctosimError
 from octosim.graph.names import layer_name
 from octosim.onnxfile import OnnxModel
@@ -94,6 +94,7 @@ class Importer:
         self.numbers: dict[str, int] = {}
         self.weights: dict[str, Array] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}  # of layers' outputs here
+        self.ranges: dict[str, tuple[float, float]] = {}  # of quantized tensors of ONNX
         self.notes: list[str] = []
         self.problems: list[tuple[Any, str]] = []
         self.users: dict[str, list[Any]] = {}
@@ -155,6 +156,8 @@ class Importer:
         self.shapes[name] = shape
         for key, tensor in (weights or {}).items():
             self.weights[f"{name}.{key}"] = np.ascontiguousarray(tensor, np.float32)
+        if layer.weighted and node.input[0] in self.ranges:
+            self.weights[f"{name}.{INPUT_RANGE}"] = np.array(self.ranges[node.input[0]], np.float32)
         return name
 
     def alone(self, name: str) -> bool:

@@ -450,18 +450,25 @@ def _folded(importer: Importer, node: Any, x: Value, row: Array, scales: bool) -
 
 
 def _quantize(importer: Importer, node: Any) -> Value:
-    """The tensor itself.  A zero point at the least code means that no value was negative: tools leave out the ReLU whose
-    limits the codes have anyhow."""
+    """The tensor itself, and its range.  A zero point at the least code means that no value was negative: tools leave out the
+    ReLU whose limits the codes have anyhow."""
     x, scale, zero = importer.value(node), importer.constant(node, 1), importer.constant(node, 2)
     if scale is None or scale.size != 1:
         raise Unsupported("of an activation with several scales")
     limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
     offset, step = 0 if zero is None else int(zero.reshape(-1)[0]), float(scale.reshape(-1)[0])
     low, high = (limits.min - offset) * step, (limits.max - offset) * step
+    importer.ranges[node.output[0]] = low, high
     entry = importer.entries.get(x.layer)
     if entry is None or low != 0 or entry.layer.stem in NONNEGATIVE:
         return x
     return _clipped(importer, node, x, 0.0, 6.0 if abs(high - 6) < step else None)
+
+
+def _dequantize(importer: Importer, node: Any) -> Value:
+    if node.input[0] in importer.ranges:
+        importer.ranges[node.output[0]] = importer.ranges[node.input[0]]
+    return _same(importer, node)
 
 
 HANDLERS: dict[str, Callable[[Importer, Any], Value | None]] = {
@@ -508,5 +515,5 @@ HANDLERS: dict[str, Callable[[Importer, Any], Value | None]] = {
     "Mul": _mul,
     "Div": _div,
     "QuantizeLinear": _quantize,
-    "DequantizeLinear": _same,
+    "DequantizeLinear": _dequantize,
 }

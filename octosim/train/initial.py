@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from octosim import graph
 from octosim.engine import Network
-from octosim.engine.nodes import Array
+from octosim.engine.nodes import INPUT_RANGE, Array
 from octosim.errors import ArgumentError, OctosimError
 from octosim.files import open_regular
 
@@ -114,7 +114,8 @@ def fit(source: str, tensors: dict[str, Array], network: Network) -> Fit:
             f"{_listed(tuple(f'{name} ({_kind(own[name])})' for name in parameters))}"
         )
     missing = tuple(name for name in parameters if name not in tensors)
-    return Fit(tuple(taken), digest_of(taken), taken, unfit, missing, tuple(sorted(set(tensors) - set(own) - set(taken))))
+    unknown = (name for name in sorted(set(tensors) - set(own) - set(taken)) if not name.endswith(f".{INPUT_RANGE}"))
+    return Fit(tuple(taken), digest_of(taken), taken, unfit, missing, tuple(unknown))
 
 
 def _kind(tensor: Array) -> str:

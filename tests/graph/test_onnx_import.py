@@ -14,7 +14,8 @@ from kit.onnx_blocks import BLOCKS
 from kit.onnx_nets import NETS, Builder, build
 
 from octosim import engine, graph, methods, train
-from octosim.engine.nodes import Context
+from octosim.engine.inputs import Input
+from octosim.engine.nodes import INPUT_RANGE, Context
 from octosim.errors import OctosimError
 from octosim.graph import Imported
 
@@ -27,10 +28,11 @@ def outputs(imported: Imported, x: np.ndarray) -> np.ndarray:
     shape = imported.graph.input.shape
     network = engine.Network(imported.graph, shape, methods.make("fp32", {}), 0)
     tensors = network.tensors()
-    assert set(imported.weights) <= set(tensors)
+    weights = {name: tensor for name, tensor in imported.weights.items() if not name.endswith(INPUT_RANGE)}
+    assert set(weights) <= set(tensors)
     without = {f"{entry.name}.b" for entry in imported.graph.layers if not getattr(entry.layer, "bias", True)}
-    assert set(tensors) - set(imported.weights) == without and not any(tensors[name].any() for name in without)
-    for name, tensor in imported.weights.items():
+    assert set(tensors) - set(weights) == without and not any(tensors[name].any() for name in without)
+    for name, tensor in weights.items():
         tensors[name][:] = tensor
     return network.forward(np.ascontiguousarray(x.reshape(len(x), *shape), np.float32), Context(False, 0, 0))
 
@@ -132,6 +134,19 @@ def test_quantized_files(kind: str, tmp_path: Path) -> None:
     for key, tensor in floats.weights.items():
         if key.endswith(".w") and "bn" not in key and key in imported.weights:
             assert np.abs(imported.weights[key] - tensor).max() <= np.abs(tensor).max() * 0.3  # batch norm may be folded
+    # scales and zero points are the ranges that inference begins with, of each product's input; training follows on from them
+    weighted = [entry.name for entry in imported.graph.layers if entry.layer.weighted]
+    ranges = {name: imported.weights[f"{name}.{INPUT_RANGE}"] for name in weighted}
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    step, zero, codes = float(stored["x_scale"]), int(stored["x_zero_point"]), np.iinfo(kind)
+    assert ranges[weighted[0]] == pytest.approx([(codes.min - zero) * step, (codes.max - zero) * step])
+    made = engine.Network(imported.graph, (8, 8, 3), methods.make("octo", {}), 0, source=Input(True), initial=imported.weights)
+    images = np.random.default_rng(2).random((4, 8, 8, 3)).astype(np.float32)
+    made.calibrate([images], Context(True, 0, 0))
+    held = {node.name: node.state["x_range"].copy() for node in made.nodes if node.layer.weighted}
+    assert all((held[name] == values).all() for name, values in ranges.items())
+    made.gradients(images, np.zeros(4, np.int32), Context(True, 0, 1))
+    assert all((node.state["x_range"] != held[node.name]).any() for node in made.nodes if node.layer.weighted)
 
 
 @pytest.mark.slow  # torch.export takes seconds
