@@ -18,7 +18,7 @@ import numpy as np
 
 from octosim import onnxfile
 from octosim.engine.graph import INPUT, Entry, Graph, InputSpec
-from octosim.engine.layers import Conv2d, Layer, Linear, Reshape, Transpose
+from octosim.engine.layers import Conv2d, DepthwiseConv2d, Layer, Linear, Reshape, Transpose
 from octosim.engine.nodes import INPUT_RANGE, LOSSES
 from octosim.errors import OctosimError
 from octosim.graph.names import layer_name
@@ -28,6 +28,8 @@ Array = np.ndarray[Any, Any]
 Pads = tuple[int, int, int, int]
 
 
+MOVES, PASSES = ("Transpose", "MatMul"), ("Unsqueeze", "Mul", "Add", "Sub", "Div", "Cast", "Identity", "Pad")
+"""Operators behind an input whose channels are last, and those that may stand between: constants, axes of size 1."""
 UNKNOWN = "?"
 """The layer of what a node makes that cannot be trained."""
 
@@ -117,7 +119,8 @@ class Importer:
         if value.product and not heads:
             raise Unsupported("of scores of an attention")
         if value.scale != 1 and not heads:
-            raise Unsupported("of a tensor that is multiplied with a constant, which no layer takes over")
+            row = np.full(value.own[-1], value.scale, np.float32)
+            value = self.values[name] = self.affine(node, replace(value, scale=1.0), row, None)
         return value
 
     def plain(self, node: Any, at: int = 0) -> Value:
@@ -188,6 +191,16 @@ class Importer:
         given = replace(given, axes=tuple(range(1, len(given.shape))))
         return self.emit(node, Reshape(shape), [given])
 
+    def affine(self, node: Any, x: Value, scale: Array, shift: Array | None) -> Value:
+        """x times a factor and plus a summand of each channel, here the last axis, in a layer of its own: a depthwise 1x1
+        convolution."""
+        own = x.own
+        image = own if len(own) == 3 else (1, math.prod(own[:-1]), own[-1])
+        given = Value(x.layer if own == image else self.shaped(node, x.layer, image), (1, *image), (1, 2, 3))
+        weights = {"w": scale.reshape(-1, 1, 1, 1)} | ({} if shift is None else {"b": shift})
+        name = self.emit(node, DepthwiseConv2d(1, 1, 0, bias=shift is not None), [given], weights)
+        return replace(x, layer=name if own == image else self.shaped(node, name, own))
+
     # ---- the walk
 
     def run(
@@ -248,14 +261,23 @@ class Importer:
     def _input(self, name: str, shape: tuple[int, ...]) -> tuple[Value, str]:
         """The network's input, and its layout: channels last where a Transpose, or few channels at the end, say so."""
         if len(shape) == 4:
-            users = [user for user in self.users.get(name, []) if user is not None]
-            moved = users and all(user.op_type == "Transpose" for user in users)
-            if moved or shape[1] > 4 >= shape[3]:
+            if self._has_channels_last(name) or shape[1] > 4 >= shape[3]:
                 return Value(INPUT, shape, (1, 2, 3)), "nhwc"
             return Value(INPUT, shape, (2, 3, 1)), "nchw"
-        if len(shape) == 3:  # a signal (batch, channels, length): an image of one line
+        if len(shape) == 3:  # a signal (batch, channels, length) or (batch, length, channels): an image of one line
+            if self._has_channels_last(name):
+                return Value(INPUT, shape, (None, 1, 2)), "nhwc"
             return Value(INPUT, shape, (None, 2, 1)), "nchw"
         return Value(INPUT, shape, (1,)), "nhwc"
+
+    def _has_channels_last(self, name: str) -> bool:
+        """Whether all that takes a tensor brings its last axis to the front, or multiplies it."""
+        users = self.users.get(name, [])
+        return bool(users) and all(
+            user is not None
+            and (user.op_type in MOVES or user.op_type in PASSES and self._has_channels_last(user.output[0]))
+            for user in users
+        )
 
     def _image_shape(self, name: str) -> tuple[int, ...]:
         own = self.values[name].own

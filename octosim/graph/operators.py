@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from octosim.engine.graph import INPUT
 from octosim.engine.layers import (
     GELU,
     LONGEST_WINDOW,
@@ -404,12 +403,7 @@ def _affine(importer: Importer, node: Any, x: Value, scale: Array | None, shift:
         return x
     if scale is not None and constant.size == 1:
         return replace(x, scale=float(constant.reshape(-1)[0]))
-    if x.axes != (2, 3, 1) or x.layer == INPUT:
-        raise Unsupported("with a constant, of a tensor whose layer cannot take it over")
-    one = np.ones_like(row) if scale is None else row
-    weights = _with(one.reshape(-1, 1, 1, 1), None if shift is None else row)
-    layer = DepthwiseConv2d(1, 1, 0, bias=shift is not None)
-    return replace(x, layer=importer.emit(node, layer, [x], weights))
+    return importer.affine(node, x, np.ones_like(row) if scale is None else row, None if shift is None else row)
 
 
 def _positions(importer: Importer, node: Any, x: Value, constant: Array, added: bool) -> Value:

@@ -54,10 +54,13 @@ class Patterns:
         return node if node is not None and node.op_type in kinds and id(node) not in self.gone else None
 
     def replace(self, nodes: list[Any], op: str, inputs: list[str], **attributes: Any) -> None:
-        """One node in place of several; the last of them makes the output."""
+        """One node in place of several; the last of them makes the output.  Nothing where others take an inner tensor."""
         import onnx
 
-        last = nodes[-1]
+        last, ids = nodes[-1], {id(node) for node in nodes}
+        inner = [node.output[0] for node in nodes[:-1]]
+        if self.outside.intersection(inner) or any(id(user) not in ids for name in inner for user in self.users.get(name, [])):
+            return
         made = onnx.helper.make_node(op, inputs, [last.output[0]], name=last.name, domain="", **attributes)
         self.gone.update(id(node) for node in nodes)
         self.put[id(last)] = made
@@ -78,17 +81,48 @@ def _gelu(p: Patterns, erf: Any) -> None:
     x, factor = p.constant(scaled)
     if not near(factor, math.sqrt(2) if scaled.op_type == "Div" else math.sqrt(0.5)):
         return
+    _times_half(p, [scaled, erf], plus, x)
+
+
+def _times_half(p: Patterns, nodes: list[Any], plus: Any, x: str, **attributes: Any) -> None:
+    """x / 2 times what `plus` makes: with the nodes before it a GELU."""
     times = p.user(plus, "Mul")
     if times is None:
         return
     other = next((name for name in times.input if name != plus.output[0]), "")
     half = p.made_by(other, "Mul", "Div")
     if half is not None and p.constant(half)[0] == x and near(p.constant(half)[1], 0.5 if half.op_type == "Mul" else 2):
-        p.replace([scaled, erf, plus, half, times], "Gelu", [x])
+        p.replace([*nodes, plus, half, times], "Gelu", [x], **attributes)
         return
     last = p.user(times, "Mul", "Div")
     if last is not None and other == x and near(p.constant(last)[1], 0.5 if last.op_type == "Mul" else 2):
-        p.replace([scaled, erf, plus, times, last], "Gelu", [x])
+        p.replace([*nodes, plus, times, last], "Gelu", [x], **attributes)
+
+
+def _gelu_tanh(p: Patterns, tanh: Any) -> None:
+    """x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), as BERT and Keras have it."""
+    scaled, plus = p.made_by(tanh.input[0], "Mul"), p.user(tanh, "Add")
+    if scaled is None or plus is None or not near(p.constant(plus)[1], 1):
+        return
+    if not near(p.constant(scaled)[1], math.sqrt(2 / math.pi)):
+        return
+    inner = p.made_by(p.constant(scaled)[0], "Add")
+    for x, cubic in () if inner is None else (inner.input[:2], inner.input[1::-1]):
+        last = p.made_by(cubic, "Mul")
+        if last is None or not near(p.constant(last)[1], 0.044715):
+            continue
+        power = p.made_by(p.constant(last)[0], "Pow", "Mul")
+        if power is None:
+            continue
+        if power.op_type == "Pow":
+            nodes, is_cube = [power], power.input[0] == x and near(p.scalar(power.input[1]), 3)
+        else:
+            square = next((each for name in power.input if (each := p.made_by(name, "Mul")) is not None), None)
+            nodes = [square, power]
+            is_cube = square is not None and list(square.input) == [x, x] and x in power.input
+        if is_cube:
+            _times_half(p, [*nodes, last, inner, scaled, tanh], plus, x, approximate="tanh")
+            return
 
 
 def _gated(name: str) -> Callable[[Patterns, Any], None]:
@@ -176,6 +210,7 @@ def _layernorm(p: Patterns, power: Any) -> None:
 
 RULES: dict[str, Callable[[Patterns, Any], None]] = {
     "Erf": _gelu,
+    "Tanh": _gelu_tanh,
     "Sigmoid": _gated("Swish"),
     "HardSigmoid": _gated("HardSwish"),
     "Clip": _hard,

@@ -55,6 +55,10 @@ def images(importer: Importer, node: Any, value: Value) -> Value:
     if value.batch or len(value.shape) not in (3, 4):
         raise Unsupported(f"over a tensor of shape {value.shape}")
     axes: tuple[int | None, ...] = (2, 3, 1) if len(value.shape) == 4 else (None, 2, 1)
+    if None in value.axes and None not in axes:  # an axis of size 1 that came with a reshape
+        added = [axis for axis in axes if axis not in value.axes and axis is not None and value.shape[axis] == 1]
+        if len(added) == value.axes.count(None):
+            value = replace(value, axes=tuple(added.pop(0) if axis is None else axis for axis in value.axes))
     if value.axes == axes:
         return value
     kept = tuple(axis for axis in axes if axis in value.axes and axis is not None)

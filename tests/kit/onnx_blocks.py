@@ -139,6 +139,44 @@ def signal(b: Builder) -> str:
     return b.gemm(b.add("Flatten", b.add("GlobalAveragePool", x)), 8, 3)
 
 
+def tanh_gelus(b: Builder) -> str:
+    """GELU by tanh, the cube as a power and as products; one whose inner tensor another node takes too, which is no pattern."""
+
+    def gelu(x: str, cube: str) -> str:
+        inner = b.add("Add", x, b.add("Mul", cube, scalar(b, 0.044715)))
+        tanh = b.add("Tanh", b.add("Mul", inner, scalar(b, math.sqrt(2 / math.pi))))
+        return b.add("Mul", b.add("Mul", x, scalar(b, 0.5)), b.add("Add", tanh, scalar(b, 1)))
+
+    x = b.conv("x", 3, 8)
+    x = gelu(x, b.add("Pow", x, scalar(b, 3)))
+    y = b.conv(x, 8, 8)
+    y = gelu(y, b.add("Mul", b.add("Mul", y, y), y))
+    z = b.add("Add", b.add("Tanh", b.conv(y, 8, 8)), scalar(b, 1))
+    return head(b, b.add("Add", z, b.add("Mul", z, scalar(b, 0.5))), 8)
+
+
+def affine(b: Builder) -> str:
+    """Keras's normalizations behind activations: factors and summands of vectors and of images, of single numbers too."""
+    x = b.add("Sub", b.add("Mul", "x", scalar(b, 2.0)), scalar(b, 1.0))
+    x = b.add("Tanh", b.conv(x, 3, 4))
+    x = b.add("Add", b.add("Mul", x, b.tensor(1, 4, 1, 1)), b.tensor(1, 4, 1, 1))
+    x = b.add("Tanh", b.gemm(b.add("Flatten", x), 256, 6))
+    x = b.add("Add", b.add("Mul", x, b.tensor(6)), b.tensor(6))
+    x = b.add("Mul", b.add("Tanh", b.gemm(x, 6, 6)), scalar(b, 0.25))
+    return b.gemm(x, 6, 3)
+
+
+def signal_of_keras(b: Builder) -> str:
+    """1-D convolutions as tf2onnx writes them: 2-D ones of a signal (batch, length, channels)."""
+    x = b.add("Transpose", b.axes("Unsqueeze", 13, "x", [1]), perm=[0, 3, 1, 2])
+    x = b.axes("Squeeze", 13, b.add("Conv", x, b.tensor(8, 3, 1, 5), pads=[0, 2, 0, 2]), [2])
+    x = b.add("Relu", b.add("Add", x, b.tensor(1, 8, 1)))
+    x = b.add("MaxPool", b.axes("Unsqueeze", 13, x, [2]), kernel_shape=[1, 2], strides=[1, 2])
+    x = b.axes("Squeeze", 13, b.add("Conv", x, b.tensor(8, 1, 1, 3), group=8), [2])
+    x = b.add("Transpose", x, perm=[0, 2, 1])
+    return b.gemm(b.axes("ReduceMean", 18, b.add("Add", x, b.tensor(8)), [1], keepdims=0), 8, 3)
+
+
 IMAGE = ("N", 3, 8, 8)
 BLOCKS: dict[str, tuple[Net, tuple[Any, ...]]] = {
     "inverted residual": (inverted_residual, IMAGE),
@@ -152,4 +190,7 @@ BLOCKS: dict[str, tuple[Net, tuple[Any, ...]]] = {
     "transformer": (transformer, (1, *IMAGE[1:])),
     "mean of tokens": (mean_of_tokens, IMAGE),
     "signal": (signal, ("N", 3, 16)),
+    "tanh gelus": (tanh_gelus, IMAGE),
+    "affine": (affine, IMAGE),
+    "signal of keras": (signal_of_keras, ("N", 16, 3)),
 }
