@@ -96,6 +96,7 @@ class Importer:
         self.numbers: dict[str, int] = {}
         self.weights: dict[str, Array] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}  # of layers' outputs here
+        self.affines: dict[str, str] = {}  # by what `affine` gives, the layer that has the weights
         self.ranges: dict[str, tuple[float, float]] = {}  # of quantized tensors of ONNX
         self.notes: list[str] = []
         self.problems: list[tuple[Any, str]] = []
@@ -199,7 +200,9 @@ class Importer:
         given = Value(x.layer if own == image else self.shaped(node, x.layer, image), (1, *image), (1, 2, 3))
         weights = {"w": scale.reshape(-1, 1, 1, 1)} | ({} if shift is None else {"b": shift})
         name = self.emit(node, DepthwiseConv2d(1, 1, 0, bias=shift is not None), [given], weights)
-        return replace(x, layer=name if own == image else self.shaped(node, name, own))
+        made = name if own == image else self.shaped(node, name, own)
+        self.affines[made] = name
+        return replace(x, layer=made)
 
     # ---- the walk
 

@@ -419,7 +419,7 @@ def _positions(importer: Importer, node: Any, x: Value, constant: Array, added: 
 def _folded(importer: Importer, node: Any, x: Value, row: Array, scales: bool) -> bool:
     """Whether the layer that makes x has taken a factor or a summand of each channel over."""
     source = next(name for name in node.input if name not in importer.model.constants)
-    entry = importer.entries.get(x.layer)
+    entry = importer.entries.get(importer.affines.get(x.layer, x.layer))
     if entry is None or not importer.alone(source) or entry.layer.kind not in TAKES_OVER:
         return False
     first, second = ("gamma", "beta") if entry.layer.kind.endswith("norm") else ("w", "b")
