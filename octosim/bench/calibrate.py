@@ -86,7 +86,9 @@ PROBES = (
     Probe((20, 20, 1), 96, _dense(300, 150)),
     Probe((26, 26, 3), 24, _dense(3072, 2048, 512)),
 )  # fmt: skip
-METHODS = ("octo", "fp32")
+PACE = {"octo": 1.0, "fp32": 2.0}
+"""About how much longer a probe takes with a method, others three times as long; for what `progress` says."""
+METHODS = tuple(PACE)
 """What all probes are trained with; with the other methods OTHERS, for the functions of the core that only they call."""
 OTHERS = (2, 6)
 STEPS, WARM_UP = 4, 3
@@ -217,9 +219,7 @@ def _bandwidth(threads: int, caches: Sequence[dict[str, Any]], rounds: int, larg
     return found
 
 
-def _fit_products(
-    calls: Sequence[_Call], threads: int, best: dict[str, float]
-) -> tuple[list[dict[str, Any]], list[float]]:
+def _fit_products(calls: Sequence[_Call], threads: int, best: dict[str, float]) -> tuple[list[dict[str, Any]], list[float]]:
     """Costs of products with so many threads, and ln(measured / fitted) of each.  best: the most MAC/s of a core by dtype."""
     grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float, float]]] = {}
     for call in calls:
@@ -258,26 +258,35 @@ def _passes(calls: Sequence[_Call], threads: int) -> list[rates.PassRate]:
     return found
 
 
-def _measure_steps(probes: Sequence[Probe], rounds: int, threads: int, done: Callable[[], None]) -> list[_Call]:
-    """The calls of a step of each probe with each method, of the rounds the fastest; calls `done` after each measurement."""
-    best: dict[tuple[Probe, str], list[_Call]] = {}
+def _turns(probes: Sequence[Probe], rounds: int) -> list[tuple[Probe, str]]:
+    """What is measured with so many threads, in this order: all probes in each round, other methods in the first."""
     some = [probes[i] for i in OTHERS if i < len(probes)]
-    turns = [*itertools.product(probes, METHODS), *((p, m) for p in some for m in methods.METHODS if m not in METHODS)]
+    others = [(probe, method) for probe in some for method in methods.METHODS if method not in METHODS]
+    return [*itertools.product(probes, METHODS), *others, *list(itertools.product(probes, METHODS)) * (rounds - 1)]
+
+
+def _pace(turn: tuple[Probe, str]) -> float:
+    """About how long a turn takes, beside others: by its products and the bytes that it moves."""
+    probe, method = turn
+    found = plan.trace(plan.dry(probe.layers, probe.images, methods.make("fp32", {})), probe.batch)
+    return PACE.get(method, 3.0) * sum(op.macs + 10 * op.bytes for op in found)
+
+
+def _measure_steps(turns: Sequence[tuple[Probe, str]], threads: int, done: Callable[[tuple[Probe, str]], None]) -> list[_Call]:
+    """The calls of a step of each turn, of several the fastest; calls `done` after each."""
+    best: dict[tuple[Probe, str], list[_Call]] = {}
     known: set[str] = set()
-    for at in range(rounds):
-        for probe, method in turns:
-            every = method in METHODS
-            if at and not every:
-                continue
-            taken = _probe_steps(probe, method, clock_for(threads))
-            if not every:  # of other methods only what they alone call
-                taken = [call for call in taken if call.op.function not in known]
-            else:
-                known |= {call.op.function for call in taken}
-                before = best.get((probe, method), taken)
-                taken = min(taken, before, key=lambda calls: sum(call.seconds for call in calls))
-            best[probe, method] = taken
-            done()
+    for probe, method in turns:
+        every = method in METHODS
+        taken = _probe_steps(probe, method, clock_for(threads))
+        if not every:  # of other methods only what they alone call
+            taken = [call for call in taken if call.op.function not in known]
+        else:
+            known |= {call.op.function for call in taken}
+            before = best.get((probe, method), taken)
+            taken = min(taken, before, key=lambda calls: sum(call.seconds for call in calls))
+        best[probe, method] = taken
+        done((probe, method))
     return [call for calls in best.values() for call in calls]
 
 
@@ -300,25 +309,25 @@ def calibrate(
     residuals: list[float] = []
     peaks: dict[int, float] = {}
     best: dict[str, float] = {}
-    others = sum(i < len(probes) for i in OTHERS) * (len(methods.METHODS) - len(METHODS))
-    done, steps = 0, len(counts) * (rounds * len(probes) * len(METHODS) + others + 1)
+    turns = _turns(probes, rounds)
+    paces = {turn: _pace(turn) for turn in dict.fromkeys(turns)} if progress else {}
+    done, whole = 0.0, len(counts) * sum(paces[turn] for turn in turns if progress)
 
-    def step() -> None:
+    def step(turn: tuple[Probe, str]) -> None:
         nonlocal done
-        done += 1
         if progress:
-            progress(done / steps)
+            done += paces[turn]
+            progress(done / whole)
 
     try:
         for count in counts:
             core.set_threads(count)
-            taken = _measure_steps(probes, rounds, count, step)
+            taken = _measure_steps(turns, count, step)
             levels += _bandwidth(count, data["caches"], rounds, 256 << 20)
             passes += _passes(taken, count)
             some_products, off = _fit_products(taken, count, best)
             products, residuals = products + some_products, residuals + off
             peaks[count] = peak_mac_s()
-            step()
     finally:
         core.set_threads(cores)
     source = f"{command}, {datetime.date.today().isoformat()}, {data['title']}, {core.isa()}, octosim {octosim.__version__}, " \

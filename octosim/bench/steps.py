@@ -58,7 +58,7 @@ def _take_turns(steps: list[Callable[[], None]], forget: Callable[[], None], sec
                 step()
         rounds += 1
         if progress:
-            progress(min(1.0, (time.perf_counter() - started) / budget))
+            progress(min(1.0, (time.perf_counter() - started) / budget, rounds / 5))
 
 
 def _rows(costs: list[cost.OpCost], clock: Clock) -> list[dict[str, Any]]:

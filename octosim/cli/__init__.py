@@ -117,6 +117,12 @@ def _run() -> int:
     try:
         from octosim.cli.app import app
 
+        if os.environ.get("_OCTOSIM_COMPLETE") == "complete_bash":
+            from octosim.cli.words import complete_in_bash
+
+            complete_in_bash(app)
+            return 0
+
         code = app(prog_name="octosim", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.tables import Table
-from octosim.cli.terminal import AsJson, Threads, print_json, progress_bar, say, use_threads
+from octosim.cli.terminal import AsJson, Threads, print_json, progress, say, use_threads
 
 
 def audit(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[Path, typer.Argument(help="A run directory.", **words.of_runs())],
     step: Annotated[int, typer.Option(help="The training step, from 1.")] = 1,
     threads: Threads = None,
     json_: AsJson = False,
@@ -27,9 +28,8 @@ def audit(
     from octosim.evidence import audit as auditor
 
     use_threads(threads)
-    with progress_bar() as shown:
-        task = shown.add_task("replaying", total=step)
-        rows = auditor.audit(run, step, lambda now, last: shown.update(task, completed=now, total=last))
+    with progress("replaying", json_) as follow:
+        rows = auditor.audit(run, step, follow)
     if json_:
         print_json({"run": str(run), "step": step, "exact_below": auditor.EXACT, "rows": rows})
         return

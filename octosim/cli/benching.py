@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.settings import with_settings
 from octosim.cli.tables import Table
 from octosim.cli.terminal import (
@@ -19,7 +20,7 @@ from octosim.cli.terminal import (
     hint,
     plural,
     print_json,
-    progress_bar,
+    progress,
     say,
     time_text,
     use_threads,
@@ -34,8 +35,16 @@ from octosim.errors import OctosimError
 )  # fmt: skip
 def bench(
     settings: dict[str, Any],
-    profile: Annotated[str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.")] = "jetson",
-    against: Annotated[Optional[str], typer.Option(help="Peers to measure in the same process: torch.")] = None,  # noqa: UP045
+    profile: Annotated[
+        str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.", **words.of("profiles"))
+    ] = "jetson",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Peers to measure in the same process: torch; with --kernels onnxruntime, apytypes too.",
+            **words.of("peers", several=True),
+        ),
+    ] = None,  # noqa: UP045
     kernels: Annotated[bool, typer.Option("--kernels", help="Measure int8 matrix products instead of training steps.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="With --kernels: a roofline plot, .png or .svg.")] = None,  # noqa: UP045
     threads: Threads = None,
@@ -78,11 +87,10 @@ def bench(
         raise OctosimError("--plot goes with --kernels")
     batchnorm = getattr(methods.METHODS.get(settings["method"]), "batchnorm", True)
     config = trainer.Config(**settings, batchnorm=batchnorm)
-    with progress_bar() as bar:
-        task = bar.add_task("measuring", total=100)
+    with progress("measuring", json_) as follow:
         record = bencher.step_bench(
             config, device, against=peers, seconds=seconds or 3.0, command=command_line(), raw=pyperf, memory=memory,
-            progress=lambda share: bar.update(task, completed=round(100 * share)),
+            progress=lambda share: follow(100 * share, 100),
         )  # fmt: skip
     if out:
         write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
@@ -96,12 +104,10 @@ def _bench_kernels(against: list[str], seconds: float, out: Path | None, plot: P
     from octosim.bench.kernels import PRODUCTS, kernel_bench, plot_roofline, wrong_peers
     from octosim.files import write_atomic
 
-    with progress_bar() as bar:
-        task = bar.add_task("measuring", total=100)
+    with progress("measuring", as_json) as follow:
         record = kernel_bench(
-            against, seconds=seconds, command=command_line(),
-            progress=lambda share: bar.update(task, completed=round(100 * share)),
-        )  # fmt: skip
+            against, seconds=seconds, command=command_line(), progress=lambda share: follow(100 * share, 100)
+        )
     if out:
         write_atomic(out, (json.dumps(record, indent=2) + "\n").encode())
     if plot:

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.tables import Table, with_wide
-from octosim.cli.terminal import AsJson, err_console, hint, plural, print_json, print_text, progress_bar, say
+from octosim.cli.terminal import AsJson, err_console, hint, plural, print_json, print_text, progress, say
 
 methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
 MOST_CLASSES = 30  # rows of a table
@@ -59,7 +60,7 @@ def methods_list_too(json_: AsJson = False) -> None:
 
 @methods_app.command("show")
 @with_wide
-def methods_show(name: Annotated[str, typer.Argument(help="A method.")], json_: AsJson = False) -> None:
+def methods_show(name: Annotated[str, typer.Argument(help="A method.", **words.of("methods"))], json_: AsJson = False) -> None:
     """One method: its source, how it differs from the paper, its parameters.  Example: octosim methods show octo"""
     from octosim import methods
     from octosim.methods import recipes
@@ -106,7 +107,10 @@ def data_list(json_: AsJson = False) -> None:
 @data_app.command("check")
 @with_wide
 def data_check(
-    path: Annotated[str, typer.Argument(help="A folder of images, a .npz or .csv file, idx files; or a data set's name.")],
+    path: Annotated[
+        str,
+        typer.Argument(help="A folder of images, a .npz or .csv file, idx files; or a data set's name.", **words.of("data")),
+    ],
     image: Annotated[Optional[str], typer.Option(help="Bring images to HEIGHTxWIDTHxCHANNELS, as 96x96x3.")] = None,  # noqa: UP045
     test_share: Annotated[
         Optional[float],  # noqa: UP045
@@ -125,11 +129,8 @@ def data_check(
     """
     from octosim import data
 
-    with progress_bar() as bar:
-        task = bar.add_task(f"reading {path}")
-        found = data.check(
-            path, image, test_share, lambda done, total: bar.update(task, completed=done, total=total), skip_unreadable
-        )
+    with progress(f"reading {path}", json_) as follow:
+        found = data.check(path, image, test_share, follow, skip_unreadable)
     if json_:
         print_json(found)
     else:
@@ -169,7 +170,7 @@ def _show_check(found: dict[str, Any]) -> None:
 
 @data_app.command("fetch")
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="mnist, fashion-mnist ...")],
+    name: Annotated[str, typer.Argument(help="mnist, fashion-mnist ...", **words.of("data"))],
     force: Annotated[bool, typer.Option("--force", help="Also where OCTOSIM_DATA has the set already.")] = False,
 ) -> None:
     """Download a data set, by checksum, into the cache.  Example: octosim data fetch mnist"""

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.tables import Table
-from octosim.cli.terminal import AsJson, Threads, is_typed, plural, print_json, progress_bar, say, shell_word, use_threads
+from octosim.cli.terminal import AsJson, Threads, is_typed, plural, print_json, progress, say, shell_word, use_threads
 from octosim.errors import OctosimError
 
 
 def golden(
     ctx: typer.Context,
-    run: Annotated[Optional[Path], typer.Argument(help="A run directory; none with --shape.")] = None,  # noqa: UP045
+    run: Annotated[Optional[Path], typer.Argument(help="A run directory; none with --shape.", **words.of_runs())] = None,  # noqa: UP045
     step: Annotated[int, typer.Option(help="The training step, from 1.")] = 1,
     layer: Annotated[Optional[str], typer.Option(help="One weighted layer, as conv1; all if not given.")] = None,  # noqa: UP045
     out: Annotated[
@@ -26,15 +27,26 @@ def golden(
         typer.Option(help="A layer without a run: conv,x=2x8x8x3,filters=4,kernel=3,stride=1,pad=1; depthwise; linear."),
     ] = None,
     operands: Annotated[
-        str, typer.Option(help="With --shape: random, corners (-128, 127, 0 ...), or an .npz file with int8 x, w and dy.")
+        str,
+        typer.Option(
+            help="With --shape: random, corners (-128, 127, 0 ...), or an .npz file with int8 x, w and dy.",
+            **words.of("operands"),
+        ),
     ] = "random",
-    accumulator: Annotated[str, typer.Option(help="With --shape: the register of the sums, as acc16 or maddubs.")] = "exact32",
+    accumulator: Annotated[
+        str, typer.Option(help="With --shape: the register of the sums, as acc16 or maddubs.", **words.of("accumulators"))
+    ] = "exact32",
     requantize: Annotated[
-        str, typer.Option(help="With --shape: how sums become codes: single-rounding, gemmlowp, power-of-two.")
+        str,
+        typer.Option(
+            help="With --shape: how sums become codes: single-rounding, gemmlowp, power-of-two.", **words.of("requantizations")
+        ),
     ] = "single-rounding",
     rounding: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="With --shape: half-up (if not given), half-even, half-away, floor, toward-zero."),
+        typer.Option(
+            help="With --shape: half-up (if not given), half-even, half-away, floor, toward-zero.", **words.of("roundings")
+        ),
     ] = None,
     per_channel: Annotated[
         bool, typer.Option("--per-channel", help="With --shape: a multiplier and a shift for each output channel.")
@@ -67,10 +79,8 @@ def golden(
         for name in ("operands", "accumulator", "requantize", "rounding", "per_channel", "x_zero", "seed"):
             if is_typed(ctx, name):
                 raise OctosimError(f"--{name.replace('_', '-')} is for --shape; a run has its own")
-        with progress_bar() as bar:
-            task = bar.add_task("replaying", total=step)
-            folder = out or run / f"golden-step{step}"
-            rows = maker.golden(run, step, layer, folder, lambda now, last: bar.update(task, completed=now, total=last))
+        with progress("replaying", json_) as follow:
+            rows = maker.golden(run, step, layer, out or run / f"golden-step{step}", follow)
     if json_:
         print_json(rows)
         return
@@ -109,9 +119,14 @@ def check(
     against: Annotated[Path, typer.Option(help="Your tensor: .npy, or hexadecimal numbers, one a line.")],
     tensor: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="What it is: forward, dx, dw, forward_codes, dx_codes, dw_codes; the one that fits if not given."),
+        typer.Option(
+            help="What it is: forward, dx, dw, forward_codes, dx_codes, dw_codes; the one that fits if not given.",
+            **words.of("tensors"),
+        ),  # fmt: skip
     ] = None,
-    layout: Annotated[Optional[str], typer.Option(help="Of your tensor: NHWC (if not given) or NCHW; of dw: OIHW.")] = None,  # noqa: UP045
+    layout: Annotated[
+        str | None, typer.Option(help="Of your tensor: NHWC (if not given) or NCHW; of dw: OIHW.", **words.of("layouts"))
+    ] = None,  # noqa: UP045
     json_: AsJson = False,
 ) -> None:
     """Compare a tensor of your own kernel with octosim's vectors, and name the deviation that explains the difference.

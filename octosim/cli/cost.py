@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.importing import shapes_of
 from octosim.cli.settings import with_settings
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
@@ -22,20 +23,31 @@ SHORT_DTYPES = {"fp16": "float16", "fp32": "float32"}
 @with_settings("train", "freeze", "train_last", "update", "batchnorm_statistics", "accumulate")
 def cost(
     settings: dict[str, Any],
-    profile: Annotated[str, typer.Option(help="Device: a profile's name or alias, or a .toml file.")] = "jetson",
-    model: Annotated[str, typer.Option(help="Network, by name, or a model file (.toml), or an ONNX file.")] = "simplecnn",
+    profile: Annotated[
+        str, typer.Option(help="Device: a profile's name or alias, or a .toml file.", **words.of("profiles"))
+    ] = "jetson",
+    model: Annotated[
+        str, typer.Option(help="Network, by name, or a model file (.toml), or an ONNX file.", **words.of("models"))
+    ] = "simplecnn",
     batch_size: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Images a step, or several: 1,8,32; 100 if not given, of an ONNX file its own or 1."),
     ] = None,
     method: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Training method, octo if not given; `octosim methods` lists them; not for ONNX files."),
+        typer.Option(
+            help="Training method, octo if not given; `octosim methods` lists them; not for ONNX files.", **words.of("methods")
+        ),
     ] = None,
-    set_: Annotated[list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.")] = [],  # noqa: B006
+    set_: Annotated[
+        list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.", **words.of_parameters())
+    ] = [],  # noqa: B006
     dtype: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Arithmetic of the products: int8, float16 or fp16, float32 or fp32 (of ONNX files if not given)."),
+        typer.Option(
+            help="Arithmetic of the products: int8, float16 or fp16, float32 or fp32 (of ONNX files if not given).",
+            **words.of("dtypes"),
+        ),  # fmt: skip
     ] = None,
     batchnorm: Annotated[bool, typer.Option(help="Keep the network's batch normalization; not for ONNX files.")] = True,
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass only.")] = False,
@@ -47,10 +59,15 @@ def cost(
     ] = None,
     runtime: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Software whose kernels run, as tflite, ncnn, pytorch, mnn, tensorrt; `octosim profiles runtimes`."),
+        typer.Option(
+            help="Software whose kernels run, as tflite, ncnn, pytorch, mnn, tensorrt; `octosim profiles runtimes`.",
+            **words.of("runtimes"),
+        ),  # fmt: skip
     ] = None,
-    mode: Annotated[Optional[str], typer.Option(help="Power mode of a Jetson, as 10W.")] = None,  # noqa: UP045
-    cluster: Annotated[Optional[str], typer.Option(help="One cluster of CPU cores of a big.LITTLE chip, as a53.")] = None,  # noqa: UP045
+    mode: Annotated[Optional[str], typer.Option(help="Power mode of a Jetson, as 10W.", **words.of("modes"))] = None,  # noqa: UP045
+    cluster: Annotated[
+        str | None, typer.Option(help="One cluster of CPU cores of a big.LITTLE chip, as a53.", **words.of("clusters"))
+    ] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of your data set: prints the time of an epoch.")] = None,  # noqa: UP045
     advise: Annotated[bool, typer.Option("--advise", help="Find the best batch, type, method and device.")] = False,
     max_memory: Annotated[Optional[float], typer.Option(help="With --advise: MiB that a step may take.")] = None,  # noqa: UP045
@@ -66,7 +83,10 @@ def cost(
     shape: Annotated[
         list[str], typer.Option(help="Sizes of an input of an ONNX file that it leaves open, NAME=1x3x224x224.")
     ] = [],  # noqa: B006
-    compare: Annotated[Optional[str], typer.Option(help="Other profiles, separated by commas: totals only.")] = None,  # noqa: UP045
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Other profiles, separated by commas, or all: totals only.", **words.of("profiles", several=True)),
+    ] = None,  # noqa: UP045
     plot: Annotated[Optional[Path], typer.Option(help="Bars of the compared totals, .png or .svg.")] = None,  # noqa: UP045
     roofline: Annotated[
         Optional[Path],  # noqa: UP045
@@ -215,7 +235,9 @@ def point(
         total = model_of.total(costs, device, peak["peak"] if peak else None)
         keys = ("time_s", "time_low_s", "time_high_s", "energy_j", "energy_is", "peak_bytes")
         rows[dtype] = {key: total[key] for key in keys} | {
-            "runtime": runtime.name, "hypothetical": runtimes.hypothetical(runtime, device), "parts": peak
+            "runtime": runtime.name,
+            "hypothetical": runtimes.hypothetical(runtime, device),
+            "parts": peak,
         }
         priced[dtype], sources[dtype] = costs, made
     chosen = rows[first.dtype]

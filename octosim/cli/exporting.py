@@ -7,14 +7,17 @@ from typing import Annotated, Optional
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.tables import Table
 from octosim.cli.terminal import AsJson, Threads, print_json, say, use_threads
 from octosim.errors import OctosimError
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
-    to: Annotated[str, typer.Option(help="onnx (QDQ and QOperator), c (one C99 file) or safetensors.")] = "onnx",
+    run: Annotated[Path, typer.Argument(help="A finished run directory.", **words.of_runs())],
+    to: Annotated[
+        str, typer.Option(help="onnx (QDQ and QOperator), c (one C99 file) or safetensors.", **words.of("formats"))
+    ] = "onnx",
     out: Annotated[Optional[Path], typer.Option(help="Folder to write to; RUN/export if not given.")] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of the test set to compare on; all if not given.")] = None,  # noqa: UP045
     compare: Annotated[bool, typer.Option(help="Run what was written, and compare it with octosim.")] = True,

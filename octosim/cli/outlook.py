@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octosim.cli.tables import Table
-from octosim.cli.terminal import duration_text, hint, plural, print_json, say, time_text
+from octosim.cli.terminal import Estimate, clock, duration_text, hint, plural, print_json, say, time_text
 from octosim.errors import OctosimError
 
 if TYPE_CHECKING:
     from octosim.train import Config, Progress, Run
 
-FIRST_S = 3.0
-"""Seconds of training after which its end is estimated."""
-WORTH_S = 10.0
-"""Seconds that must be left for the estimate to be said."""
 TRIAL_S, TRIAL_STEPS = 6.0, 6
 """A dry run times steps until so many seconds have passed, or so many were taken."""
 INFERENCE = 1 / 3
@@ -38,8 +34,7 @@ class Outlook:
     """Is told of each step: says once when the run will end and, at the first counted step, what its register loses."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._start, self._first = run, time.monotonic(), run.step
-        self._warm = self._told = self._counted = False
+        self._run, self._counted, self._estimate = run, False, Estimate(run.step, "step")
 
     def __call__(self, p: Progress) -> None:
         if self._run.overflow and not self._counted:
@@ -49,23 +44,7 @@ class Outlook:
             if worst and worst["inexact"]:
                 wrong = worst | {"share": worst["inexact"] / worst["outputs"]}
                 hint(f"step {p.step}: {wrong_text(wrong, worst['accumulator'])}")
-        if self._told:
-            return
-        now = time.monotonic()
-        if now - self._start >= FIRST_S:
-            self._told = True
-            step_s = (now - self._start) / (p.step - self._first)
-            left = (p.steps - p.step) * step_s
-            if left >= WORTH_S:
-                hint(f"{time_text(step_s)} a step: ends {clock(left)} (about {duration_text(left)} left)")
-        elif not self._warm:  # the first step is slower: memory is taken, the calls are written down
-            self._warm, self._start, self._first = True, now, p.step
-
-
-def clock(seconds: float) -> str:
-    """The time of day in so many seconds, with the day where it is another."""
-    then, today = time.localtime(time.time() + seconds), time.localtime()
-    return time.strftime("at %H:%M" if then[:3] == today[:3] else "on %a %d %b at %H:%M", then)
+        self._estimate(p.step, p.steps)
 
 
 def _register_bits(accumulator: str) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.tables import Table, with_wide
 from octosim.cli.terminal import (
     AsJson,
@@ -15,7 +16,7 @@ from octosim.cli.terminal import (
     hint,
     print_json,
     print_text,
-    progress_bar,
+    progress,
     say,
     shell_word,
 )
@@ -102,7 +103,9 @@ def profiles_schema() -> None:
 
 
 @profiles_app.command("show")
-def profiles_show(name: Annotated[str, typer.Argument(help="A profile's name or alias, or a .toml file.")]) -> None:
+def profiles_show(
+    name: Annotated[str, typer.Argument(help="A profile's name or alias, or a .toml file.", **words.of("profiles"))],
+) -> None:
     """One profile as JSON, every number with its source.  Example: octosim profiles show jetson"""
     from octosim import hardware
 
@@ -125,11 +128,13 @@ def profiles_validate(
         Optional[Path],  # noqa: UP045
         typer.Option("--from", help="CSV of measured times of networks, as for calibrate, or of training steps (train_ms)."),
     ] = None,
-    profile: Annotated[Optional[str], typer.Option(help="With --from, the device that was measured.")] = None,  # noqa: UP045
+    profile: Annotated[
+        str | None, typer.Option(help="With --from, the device that was measured.", **words.of("profiles"))
+    ] = None,  # noqa: UP045
     layers: Annotated[Optional[Path], typer.Option(help="CSV of the networks' layers.")] = None,  # noqa: UP045
     summary: Annotated[Optional[Path], typer.Option(help="CSV with the networks' activation_elements_sum.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="Take only rows whose device begins so.")] = "",
-    runtime: Annotated[Optional[str], typer.Option(help="The software that was measured.")] = None,  # noqa: UP045
+    runtime: Annotated[Optional[str], typer.Option(help="The software that was measured.", **words.of("runtimes"))] = None,  # noqa: UP045
     json_: AsJson = False,
 ) -> None:
     """How far predictions are off: each sourced efficiency against its source, or a table of measurements against the model.
@@ -174,7 +179,7 @@ def profiles_calibrate(
     ] = None,
     profile: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="With --from, the device: a profile's name or alias, or a .toml file."),
+        typer.Option(help="With --from, the device: a profile's name or alias, or a .toml file.", **words.of("profiles")),
     ] = None,
     layers: Annotated[
         Optional[Path],  # noqa: UP045
@@ -184,7 +189,10 @@ def profiles_calibrate(
     device: Annotated[str, typer.Option(help="Take only rows whose device begins so.")] = "",
     runtime: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="With --from, the software that was measured; ncnn if not given, mnn for training steps."),
+        typer.Option(
+            help="With --from, the software that was measured; ncnn if not given, mnn for training steps.",
+            **words.of("runtimes"),
+        ),  # fmt: skip
     ] = None,
     out: Annotated[Optional[Path], typer.Option("-o", "--out", help="A copy of the profile with the factors.")] = None,  # noqa: UP045
     json_: AsJson = False,
@@ -285,11 +293,8 @@ def _calibrate_host(out: Path | None, as_json: bool) -> None:
     from octosim.bench import calibrate
     from octosim.files import write_atomic
 
-    with progress_bar() as bar:
-        task = bar.add_task("measuring", total=100)
-        data = calibrate.calibrate(
-            command=command_line(), progress=lambda share: bar.update(task, completed=round(100 * share))
-        )
+    with progress("measuring", as_json) as follow:
+        data = calibrate.calibrate(command=command_line(), progress=lambda share: follow(100 * share, 100))
     text = calibrate.toml(data)
     device = calibrate.load_check(text)
     if out:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.terminal import parameters, parameters_of, with_parameters
 from octosim.errors import OctosimError
 from octosim.settings import Settings, kinds, spelling
@@ -29,7 +30,8 @@ def _option(name: str, help: str) -> inspect.Parameter:
         kind, default = list[str], []
     elif kind is bool and default:
         spellings = []  # --name and --no-name
-    option = typer.Option(*spellings, help=help or field.metadata["help"], rich_help_panel=field.metadata["panel"])
+    option = typer.Option(*spellings, help=help or field.metadata["help"], rich_help_panel=field.metadata["panel"],
+                          **words.of_setting(name))  # fmt: skip
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 

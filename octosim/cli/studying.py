@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.tables import Table
 from octosim.cli.terminal import (
     AsJson,
@@ -20,7 +21,7 @@ from octosim.cli.terminal import (
     plural,
     print_json,
     print_text,
-    progress_bar,
+    progress,
     say,
     shell_word,
 )  # fmt: skip
@@ -32,8 +33,10 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="A .toml file, or one in the package: accumulator-width, isa-divergence, methods, rounding, lac-prc-ablation."
-        ),
+            help="A .toml file, or one in the package: accumulator-width, isa-divergence, methods, rounding, lac-prc-ablation; "
+            "list prints them.",
+            **words.of("studies"),
+        ),  # fmt: skip
     ],
     out: Annotated[Optional[Path], typer.Option(help="The study's directory; studies/NAME if not given.")] = None,  # noqa: UP045
     jobs: Annotated[Optional[int], typer.Option(help="Runs at once; as many as cores if not given.")] = None,  # noqa: UP045
@@ -51,7 +54,8 @@ def study(
 ) -> None:
     """A grid of runs, in parallel; the same command again continues it.  Records in records.csv, runs for `octosim report`.
 
-    Exit code 1 if a run is broken; the others are trained all the same.
+    A run that diverges (a NaN) is a result: its row says so.  Exit code 1 if a run is broken for another reason; the others
+    are trained all the same.
 
     Example: octosim study rounding --jobs 2 --out studies/rounding
 
@@ -74,9 +78,8 @@ def study(
     path = studier.source(name)
     read = studier.read(path)
     plan = studier.rows(read, path)
-    with progress_bar() as bar:
-        task = bar.add_task("checking", total=len(plan))
-        studier.check(plan, path, lambda number: bar.update(task, completed=number))
+    with progress("checking", json_) as follow:
+        studier.check(plan, path, lambda number: follow(number, len(plan)))
     folder = out or Path("studies") / path.stem
     if dry_run:
         if json_:
@@ -93,9 +96,9 @@ def study(
                 table = _study_table((read.title or path.stem) + left(states), states)
                 live.update(table.fitted(err_console.width)[0], refresh=True)
                 return
-            ended = sum(state.state in ("finished", "broken") for state in states)
+            ended = sum(state.state in studier.ENDED for state in states)
             for state in states:
-                if state.state in ("finished", "broken") and state.name not in told:
+                if state.state in studier.ENDED and state.name not in told:
                     told.add(state.name)
                     hint(f"{state.name}: {state.state} ({ended} of {len(states)}{left(states)})")
 
@@ -118,8 +121,8 @@ def study(
         _study_table(read.title or path.stem, states).show()
         say(f"records: {folder / 'records.csv'}; page: octosim report {shell_word(folder)}")
     for state in states:
-        if state.state == "broken":
-            hint(f"{state.name} is broken: {state.reason}")
+        if state.reason:
+            hint(f"{state.name} {'diverged' if state.state == 'diverged' else 'is broken'}: {state.reason}")
     found = {state.state for state in states}
     if "interrupted" in found or "waiting" in found:
         hint("interrupted; the same command continues")
@@ -132,7 +135,9 @@ def _time_left() -> Callable[[list[Any]], str]:
     began, first = time.monotonic(), [-1.0]
 
     def text(states: list[Any]) -> str:
-        far = sum(1.0 if s.state in ("finished", "broken") else s.step / s.steps if s.steps else 0.0 for s in states)
+        from octosim import study as studier
+
+        far = sum(1.0 if s.state in studier.ENDED else s.step / s.steps if s.steps else 0.0 for s in states)
         first[0] = far if first[0] < 0 else first[0]
         seconds = time.monotonic() - began
         if seconds < 3 or far <= first[0] or far >= len(states):
@@ -145,7 +150,7 @@ def _time_left() -> Callable[[list[Any]], str]:
 def _study_table(title: str, states: list[Any]) -> Table:
     counts = ", ".join(
         f"{sum(s.state == kind for s in states)} {kind}"
-        for kind in ("finished", "running", "waiting", "interrupted", "broken")
+        for kind in ("finished", "running", "waiting", "interrupted", "diverged", "broken")
         if any(s.state == kind for s in states)
     )
     table = Table(title=f"{title}: {counts}")
@@ -154,7 +159,7 @@ def _study_table(title: str, states: list[Any]) -> Table:
     for column, rank in (("step", 2), ("loss", 1), ("test accuracy", 0)):
         table.add_column(column, justify="right", rank=rank)
     for s in states:
-        step = f"{s.step} of {s.steps}" if s.steps else ""
+        step = f"{s.step} of {s.steps}" if s.steps else str(s.step or "")
         loss = "" if s.loss is None else f"{s.loss:.4f}" if s.loss < 1e4 else f"{s.loss:.3g}"
         table.add_row(s.name, s.state, step, loss, score(s.test_accuracy, s.test_loss))
     return table
@@ -164,10 +169,13 @@ def _study_table(title: str, states: list[Any]) -> Table:
 
 
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Run directories, folders of them, bench JSON files.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Run directories, folders of them, bench JSON files.", **words.of_runs(studies=True))
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write, .html or .md.")] = Path("report.html"),
     profile: Annotated[
-        list[str], typer.Option(help="Predict the runs' time, energy and memory on this device; may be repeated.")
+        list[str],
+        typer.Option(help="Predict the runs' time, energy and memory on this device; may be repeated.", **words.of("profiles")),
     ] = [],  # noqa: B006
     figures: Annotated[
         Optional[Path],  # noqa: UP045

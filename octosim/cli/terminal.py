@@ -12,9 +12,11 @@ import os
 import re
 import shlex
 import sys
+import time
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -27,6 +29,10 @@ from octosim.errors import OctosimError
 
 PIPE_WIDTH = 160
 """Columns of tables where there is no terminal to fit (a file, a pipe) and COLUMNS is not set."""
+FIRST_S = 3.0
+"""Seconds of work after which its end is estimated."""
+WORTH_S = 10.0
+"""Seconds that must be left for the estimate to be said."""
 LONGEST = 2000
 """Characters of a sentence; the middle of a longer one is left out."""
 
@@ -157,6 +163,52 @@ def check_output(option: str, path: Path | None, *suffixes: str) -> None:
             raise OctosimError(f"{option}: {path} is not writable")
     except (OSError, ValueError) as error:
         raise OctosimError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def clock(seconds: float) -> str:
+    """The time of day in so many seconds, with the day where it is another."""
+    then, today = time.localtime(time.time() + seconds), time.localtime()
+    return time.strftime("at %H:%M" if then[:3] == today[:3] else "on %a %d %b at %H:%M", then)
+
+
+class Estimate:
+    """Is told how far a command is: says once, after the first seconds, when it will end.
+
+    first: how far it is at the beginning.  unit: what is counted, whose time is said as well.
+    """
+
+    def __init__(self, first: float = 0.0, unit: str = "") -> None:
+        self._first, self._unit, self._start = first, unit, time.monotonic()
+        self._warm = self._told = False
+
+    def __call__(self, done: float, total: float) -> None:
+        if self._told:
+            return
+        now = time.monotonic()
+        if now - self._start >= FIRST_S and done > self._first:
+            self._told = True
+            each = (now - self._start) / (done - self._first)
+            left = (total - done) * each
+            if left >= WORTH_S:
+                paced = f"{time_text(each)} a {self._unit}: " if self._unit else ""
+                hint(f"{paced}ends {clock(left)} (about {duration_text(left)} left)")
+        elif not self._warm:  # the first step is slower: files are read, memory is taken, calls are written down
+            self._warm, self._start, self._first = True, now, done
+
+
+@contextmanager
+def progress(text: str, quiet: bool = False) -> Iterator[Callable[[float, float], None]]:
+    """A progress bar, and an Estimate unless quiet; the function that it gives takes how much is done and of how much."""
+    estimate = Estimate()
+    with progress_bar() as bar:
+        task = bar.add_task(text, total=None)
+
+        def follow(done: float, total: float) -> None:
+            bar.update(task, completed=done, total=total)
+            if not quiet:
+                estimate(done, total)
+
+        yield follow
 
 
 def progress_bar() -> Progress:

@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from octosim.cli import outlook as outlooks
+from octosim.cli import words
 from octosim.cli.settings import with_settings
 from octosim.cli.tables import Table
 from octosim.cli.terminal import (
@@ -22,6 +23,7 @@ from octosim.cli.terminal import (
     parameters,
     plural,
     print_json,
+    progress,
     progress_bar,
     say,
     shell_word,
@@ -57,19 +59,25 @@ def train(
                      "them.", rich_help_panel=METHOD),
     ] = None,
     lac: Annotated[
-        str | None, typer.Option(help="Octo's compensation: off, channel, feature, sample.", rich_help_panel=METHOD)
+        str | None,
+        typer.Option(help="Octo's compensation: off, channel, feature, sample.", rich_help_panel=METHOD, **words.of("lac")),
     ] = None,
     prc: Annotated[
-        str | None, typer.Option(help="Octo's range clipping: off, ratio, gauss, percentile.", rich_help_panel=METHOD)
+        str | None,
+        typer.Option(help="Octo's range clipping: off, ratio, gauss, percentile.", rich_help_panel=METHOD, **words.of("prc")),
     ] = None,
     profile: Annotated[
         str | None,
         typer.Option(
-            help="Take the --accumulator of a device: a profile's name or alias, or a .toml file.", rich_help_panel=ARITHMETIC
-        ),
+            help="Take the --accumulator of a device: a profile's name or alias, or a .toml file.",
+            rich_help_panel=ARITHMETIC,
+            **words.of("profiles"),
+        ),  # fmt: skip
     ] = None,
     threads: Threads = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; runs/MODEL-DATA-METHOD-seedN if not given.", **words.of_runs())
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     prefetch: Annotated[
@@ -158,9 +166,8 @@ def _own_data(config: Any) -> Any:
     """The user's own data, read with a progress bar."""
     from octosim import train as trainer
 
-    with progress_bar() as bar:
-        task = bar.add_task(f"reading {config.data}")
-        found = trainer.load_data(config, lambda done, total: bar.update(task, completed=done, total=total))
+    with progress(f"reading {config.data}") as follow:
+        found = trainer.load_data(config, follow)
     for note in found.notes:
         hint(note)
     shape = " x ".join(map(str, found.train_images.shape[1:]))
@@ -223,10 +230,10 @@ def _summary(folder: Path, as_json: bool) -> None:
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
+    run: Annotated[Path, typer.Argument(help="A finished run directory.", **words.of_runs())],
     data: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Where your own data of the run are now; they must be the same to the bit."),
+        typer.Option(help="Where your own data of the run are now; they must be the same to the bit.", **words.of("data")),
     ] = None,
     threads: Threads = None,
     json_: AsJson = False,
@@ -240,9 +247,8 @@ def verify(
     from octosim import train as trainer
 
     use_threads(threads)
-    with progress_bar() as bar:
-        task = bar.add_task("replaying")
-        verdict = trainer.verify(run, _follow(bar, task, True), place=data)
+    with progress("replaying", json_) as follow:
+        verdict = trainer.verify(run, lambda p: follow(p.step, p.steps), place=data)
     if json_:
         print_json(vars(verdict))
     elif verdict.equal:
@@ -257,8 +263,8 @@ def verify(
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(help="A run directory.")],
-    second: Annotated[Path, typer.Argument(help="Another one, of the same network.")],
+    first: Annotated[Path, typer.Argument(help="A run directory.", **words.of_runs())],
+    second: Annotated[Path, typer.Argument(help="Another one, of the same network.", **words.of_runs())],
     steps: Annotated[Optional[int], typer.Option(help="Compare so many steps; all if not given.")] = None,  # noqa: UP045
     threads: Threads = None,
     json_: AsJson = False,
@@ -274,9 +280,8 @@ def diff(
     use_threads(threads)
     if steps is not None and steps < 1:
         raise OctosimError(f"--steps must be at least 1, not {steps}")
-    with progress_bar() as bar:
-        task = bar.add_task("replaying both")
-        result = differ.diff(first, second, steps, lambda step, most: bar.update(task, completed=step, total=most))
+    with progress("replaying both", json_) as follow:
+        result = differ.diff(first, second, steps, follow)
     if json_:
         print_json(result)
     elif result["equal"]:

@@ -10,6 +10,7 @@ import rich.table
 import typer
 from rich.live import Live
 
+from octosim.cli import words
 from octosim.cli.tables import Column, Table
 from octosim.cli.terminal import duration_text, out_console, say
 from octosim.errors import OctosimError
@@ -26,7 +27,9 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def watch(
-    path: Annotated[Path, typer.Argument(help="A run directory, or a folder of them: a study's.")],
+    path: Annotated[
+        Path, typer.Argument(help="A run directory, or a folder of them: a study's.", **words.of_runs(studies=True))
+    ],
     port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1; 0 takes a free one.")] = 0,
     terminal: Annotated[bool, typer.Option("--terminal", help="Show the runs here instead of on a page.")] = False,
 ) -> None:

@@ -30,6 +30,7 @@ from octosim.report.devices import StepOf, devices_table, prices
 from octosim.report.figures import Bar, Figure, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
 from octosim.report.read import Bench, Run, lookup, printable, read_all
 from octosim.report.spread import differences_table, same_bits_table
+from octosim.report.states import states_text
 from octosim.report.tables import (
     Table,
     group_runs,
@@ -138,6 +139,9 @@ def write_report(
     priced, unpriced = prices(groups, devices, step_of) if step_of else ([], [])
     notes += unpriced + [f"{bench.name}: {text}" for bench in benches for text in _slowed(bench)]
     compared = overview.tasks(groups, priced)
+    ordered = list({id(group): group for group in (*(g for task in compared for g in task.groups), *groups)}.values())
+    places = {id(group): place for place, group in enumerate(ordered)}
+    priced.sort(key=lambda price: places[id(price.group)])
     first = [{"table": overview.task_table(task), "figures": overview.scatters(figures, task)} for task in compared]
     drawn = [(task.title, curves(figures, task.title, task.groups)) for task in compared]
     measured = errors.sections(figures, runs, notes)
@@ -155,8 +159,8 @@ def write_report(
         "notes": notes,
         "skipped": [(printable(path), printable(reason)) for path, reason in skipped],
         "runs": _slim(runs_table(runs)) if runs else None,
-        "seeds": _slim(seeds_table(groups)),
-        "differences": _slim(differences_table(groups)),
+        "seeds": _slim(seeds_table(ordered, states_text)),
+        "differences": _slim(differences_table(ordered)),
         "same_bits": same_bits_table(runs),
         "devices": _slim(devices_table(priced)),
         "curves": [(title, part) for title, part in drawn if part],

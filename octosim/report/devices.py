@@ -56,6 +56,11 @@ def prices(groups: Sequence[Group], devices: Sequence[hardware.Device], step_of:
     return made, notes
 
 
+def short_title(device: hardware.Device) -> str:
+    """A device's title without what its brackets add."""
+    return device.title.split(" (")[0]
+
+
 def fits(peak: int, device: hardware.Device) -> str:
     capacity = compare.capacity_bytes(device)
     return "unknown" if capacity is None else "yes" if peak <= capacity else "no"
@@ -69,7 +74,9 @@ def devices_table(made: Sequence[Price]) -> Table | None:
     if not made:
         return None
     rows = []
-    for price in made:
+    devices = {price.device.name: price.device for price in made}.values()
+    plain = len({short_title(device) for device in devices}) == len(devices)
+    for price in sorted(made, key=lambda price: [device.name for device in devices].index(price.device.name)):
         step = price.step
         whole = [Cell(DASH)] * 3  # a training that did not end has no price
         if learned(price.group):
@@ -80,7 +87,7 @@ def devices_table(made: Sequence[Price]) -> Table | None:
             [
                 Cell(price.group.label),
                 Cell(price.group.runs[0].decides["model"]),
-                Cell(price.device.title),
+                Cell(short_title(price.device) if plain else price.device.title),
                 Cell(milliseconds(step["time_s"]), step["time_s"]),
                 Cell(f"{low} to {high}"),
                 _joules(None if step["energy_j"] is None else 1e3 * step["energy_j"]),

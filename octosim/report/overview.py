@@ -11,9 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from octosim.hardware import Device
 from octosim.outcome import is_classifier
-from octosim.report.devices import Price, fits
+from octosim.report.devices import Price, fits, short_title
 from octosim.report.figures import COLOURS, Figure, Figures, Legend
 from octosim.report.spread import differences, families, interval, reference
 from octosim.report.states import learned, state_of, states_text
@@ -89,11 +88,6 @@ def ratio(price: Price, base: Price) -> Ratio | None:
     value = times[0][0] / times[1][0]
     deviation = math.hypot(*(math.log(high / low) / 2 for _, low, high in times))
     return Ratio(value, value * math.exp(-deviation), value * math.exp(deviation))
-
-
-def short_title(device: Device) -> str:
-    """A device's title without what its brackets add."""
-    return device.title.split(" (")[0]
 
 
 # ---- sentences --------------------------------------------------
@@ -205,8 +199,9 @@ def failures_sentence(tasks: Sequence[Task]) -> str:
                                ("unfinished", "did not finish")):  # fmt: skip
                 if n := counts.get(kind):
                     bad += n
-                    detail = next((s.detail for s in map(state_of, group.runs) if s.kind == kind), "")
-                    where = f" ({detail})" if detail and kind in ("diverged", "broken") else ""
+                    details = list(dict.fromkeys(s.detail for s in map(state_of, group.runs) if s.kind == kind and s.detail))
+                    told = "; ".join(details[:3]) + f"; {len(details) - 3} more" * (len(details) > 3)
+                    where = f" ({told})" if told and kind in ("diverged", "broken") else ""
                     several = f" in {n} of {plural(len(group.runs), 'run')}" if len(group.runs) > 1 else ""
                     parts.append(f"{group.label} {verb}{several}{where}")
     if not bad:

@@ -355,7 +355,7 @@ def _read_study(folder: Path) -> Study | None:
     reasons = {}
     for index, row in enumerate(value["rows"]):
         check(f"{path}: rows[{index}]", row, (("name", "a string"), ("state", "a string")), (("reason", "a string"),))
-        if row["state"] == "broken":
+        if row["state"] in ("broken", "diverged"):
             reasons[row["name"]] = str(row.get("reason") or "")
     return Study(folder, str(value.get("title") or ""), " ".join(str(value.get("about") or "").split()), reasons)
 

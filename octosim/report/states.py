@@ -32,15 +32,16 @@ def state_of(run: Run) -> State:
 
 
 def states_text(group: Group) -> str:
-    """The states of a group's runs in one cell: "finished", or "2 of 3 at chance"."""
+    """The states of a group's runs in one cell: "finished", or "2 of 3 at chance"; with where, where that is one place."""
     counts = Counter(state_of(run).kind for run in group.runs)
-    details = {kind: next((s.detail for s in map(state_of, group.runs) if s.kind == kind and s.detail), "") for kind in counts}
+    details = {kind: {s.detail for s in map(state_of, group.runs) if s.kind == kind} for kind in counts}
     parts = []
     for kind, n in counts.items():
         if kind == "finished" and len(counts) > 1:
             continue
         text = kind if n == len(group.runs) else f"{n} of {len(group.runs)} {kind}"
-        parts.append(text + (f" ({details[kind]})" if details[kind] else ""))
+        detail = details[kind].pop() if len(details[kind]) == 1 else ""
+        parts.append(text + (f" ({detail})" if detail else ""))
     return "; ".join(parts)
 
 

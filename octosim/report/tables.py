@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -308,8 +308,8 @@ def finals(group: Group) -> dict[int, float]:
     return found
 
 
-def seeds_table(groups: list[Group]) -> Table | None:
-    """Mean and spread over distinct seeds of finished runs; None when no configuration has two."""
+def seeds_table(groups: Sequence[Group], state: Callable[[Group], str]) -> Table | None:
+    """Mean and spread over distinct seeds of finished runs; None when no configuration has two.  state: how a group ended."""
     rows, most = [], 0
     for group in groups:
         firsts = finals(group)
@@ -322,11 +322,12 @@ def seeds_table(groups: list[Group]) -> Table | None:
                 Cell(group.runs[0].decides["model"]),
                 Cell(group.runs[0].decides["data"]["name"]),
                 Cell(str(len(values)), len(values)),
-                Cell(", ".join(map(str, firsts)) + (f" ({left_out} unfinished left out)" if left_out else "")),
+                Cell(", ".join(map(str, firsts)) + (f" ({left_out} without an end left out)" if left_out else "")),
                 _number(statistics.fmean(values) if values else None, percent),
                 _number(statistics.stdev(values) if len(values) > 1 else None, lambda v: f"{100 * v:.2f}"),
                 _number(min(values, default=None), percent),
                 _number(max(values, default=None), percent),
+                Cell(state(group)),
             ]
         )
     if most < 2:
@@ -341,6 +342,7 @@ def seeds_table(groups: list[Group]) -> Table | None:
         ("Deviation (points)", "number"),
         ("Min", "number"),
         ("Max", "number"),
+        ("State", "text"),
     )
     caption = (
         "Test accuracy after the last epoch, over the seeds of one configuration. n counts distinct seeds of finished "

@@ -2,6 +2,7 @@
 
 from octosim._callable import make_callable
 from octosim.study.study import (
+    ENDED,
     Row,
     State,
     Study,
@@ -24,8 +25,8 @@ from octosim.study.study import (
 )
 
 __all__ = [
-    "Row", "State", "Study", "Tell", "TrainAll", "as_csv", "check", "from_python", "in_processes", "in_this_process", "opened",
-    "read", "records", "rows", "run", "shipped", "source", "taken", "text",
+    "ENDED", "Row", "State", "Study", "Tell", "TrainAll", "as_csv", "check", "from_python", "in_processes", "in_this_process",
+    "opened", "read", "records", "rows", "run", "shipped", "source", "taken", "text",
 ]  # fmt: skip
 
 make_callable(__name__)

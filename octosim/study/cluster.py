@@ -131,7 +131,7 @@ def train_all(
                     study.opened(out / row.name, row.config, command)
                     files = pack(out / row.name)
             except OctosimError as error:
-                state.state, state.reason = "broken", str(error)
+                state.fail(str(error))
                 tell(state)
                 continue
             key = f"{topic}-{len(futures)}"
@@ -177,7 +177,7 @@ def _take(future: Any, state: study.State, folder: Path) -> None:
         state.state, state.reason = "broken", " ".join(f"{type(error).__name__}: {error}".split())
     else:
         if "reason" in result:
-            state.state, state.reason = "broken", result["reason"]
+            state.fail(result["reason"])
         else:
             unpack(result["files"], folder)
             state.state = "finished"

@@ -32,7 +32,7 @@ import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, create_model
 
 import octosim
-from octosim import core, data, methods, settings, train
+from octosim import core, data, methods, outcome, settings, train
 from octosim.errors import OctosimError, suggest
 from octosim.files import locked, read_lines, write_atomic
 from octosim.methods import recipes
@@ -217,7 +217,7 @@ def check(plan: Sequence[Row], path: Path, progress: Callable[[int], None] | Non
 
 @dataclass
 class State:
-    """Where a row stands: waiting, running, finished, interrupted or broken (for `reason`)."""
+    """Where a row stands: waiting, running, finished, interrupted, diverged or broken (for `reason`)."""
 
     name: str
     state: str = "waiting"
@@ -227,6 +227,14 @@ class State:
     test_accuracy: float | None = None
     test_loss: float | None = None
     reason: str = ""
+
+    def fail(self, reason: str) -> None:
+        """The run ended before its last step: it diverged, which is a result, or it is broken."""
+        self.state, self.reason = outcome.failed(reason, self.step + 1)[0], reason
+
+
+ENDED = ("finished", "diverged", "broken")
+"""The states after which a run takes no step any more."""
 
 
 def taken(folder: Path) -> AbstractContextManager[None]:
@@ -270,7 +278,7 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
             else:
                 pipe.send({"state": "finished"})
     except OctosimError as error:
-        pipe.send({"state": "broken", "reason": str(error)})
+        pipe.send({"failure": str(error)})
     except BrokenPipeError:
         pass  # the study was killed while the run ended
 
@@ -345,6 +353,9 @@ def _settle(plan: Sequence[Row], out: Path) -> dict[str, State]:
             raise OctosimError(f"{folder} was started with other settings than the study's row; choose another --out")
         if train.read_digest(folder) is not None:
             state.state = "finished"
+        elif (failure := train.read_failure(folder)) and outcome.failed(failure[1], 0)[0] == "diverged":
+            state.step = failure[0]
+            state.fail(failure[1])
     return states
 
 
@@ -463,7 +474,7 @@ def in_this_process(command: str, every: int) -> TrainAll:
                     done = train.train(opened(folder, row.config, command), folder, note, every)
                 state.state = "finished" if done else "interrupted"
             except OctosimError as error:
-                state.state, state.reason = "broken", str(error)
+                state.fail(str(error))
             tell(state)
             if state.state == "interrupted":
                 return
@@ -477,6 +488,8 @@ def _listen(pipe: Connection, process: Any, state: State) -> None:
         message = pipe.recv()
     except (EOFError, OSError):
         process.join()
-        message = {"state": "broken", "reason": f"its process ended with exit code {process.exitcode}"}
+        message = {"failure": f"its process ended with exit code {process.exitcode}"}
+    if "failure" in message:
+        state.fail(message.pop("failure"))
     for key, value in message.items():
         setattr(state, key, value)

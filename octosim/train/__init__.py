@@ -14,6 +14,7 @@ from octosim.train.directory import (
     parameter_counts,
     read_config,
     read_digest,
+    read_failure,
     read_manifest,
     rebuild,
     reopen,
@@ -28,8 +29,8 @@ from octosim.train.verification import Verdict, advance_before, replay, verify
 
 __all__ = [
     "ARRAYS_FILE", "DATA", "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before",
-    "check", "create",
-    "decides", "last_record", "load_data", "manifest", "memory", "parameter_counts", "read_config", "read_digest",
+    "check", "create", "decides", "last_record", "load_data", "manifest", "memory", "parameter_counts", "read_config",
+    "read_digest", "read_failure",
     "read_manifest", "rebuild", "reopen", "replay", "save", "source_of", "step_of", "train", "verify", "write_manifest",
 ]  # fmt: skip
 

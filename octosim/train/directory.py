@@ -486,6 +486,15 @@ def read_end(folder: Path) -> tuple[str, int] | None:
     return match[1], int(match[2])
 
 
+def read_failure(folder: Path) -> tuple[int, str] | None:
+    """The last step of a run that could not take the next one, and why; None where the directory says nothing of that."""
+    try:
+        found = read_json(folder / "failure.json")
+        return int(found["step"]), " ".join(str(found["reason"]).split())
+    except (OctosimError, LookupError, TypeError, ValueError):
+        return None
+
+
 def read_digest(folder: Path) -> str | None:
     """The digest of a finished run, None for one that is not."""
     end = read_end(folder)

@@ -278,7 +278,7 @@ class Watch:
         for row in rows:
             if Path(row["name"]).name == row["name"]:  # a folder in this one
                 run = self.runs.setdefault(row["name"], RunView(self.path / row["name"]))
-                run.reason = str(row.get("reason") or "") if row.get("state") == "broken" else ""
+                run.reason = str(row.get("reason") or "") if row.get("state") in ("broken", "diverged") else ""
 
     @property
     def counts(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ import pytest
 from kit.cli import octosim
 from kit.pages import lines, make_run, records
 
-from octosim.cli import outlook
+from octosim.cli import outlook, terminal
 
 SMALL = ("train", "--model", "lenet5", "--data", "mnist", "--limit", "200", "--batch-size", "20", "--steps", "4")
 
@@ -65,8 +65,8 @@ def test_last_lines(tmp_path: Path, accumulator: str, counted: int | None, accur
 def test_the_end_is_told_once(monkeypatch: pytest.MonkeyPatch, step_s: float, steps: int, after: int | None) -> None:
     """As early as it can be known, where it is worth a line."""
     now, said = [0.0], []
-    monkeypatch.setattr(outlook.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(outlook, "hint", lambda text: said.append((step, text)))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(terminal, "hint", lambda text: said.append((step, text)))
     told = outlook.Outlook(SimpleNamespace(step=0, overflow=[]))  # type: ignore[arg-type]
     for step in range(1, min(steps, 4000) + 1):
         now[0] += step_s
@@ -76,5 +76,5 @@ def test_the_end_is_told_once(monkeypatch: pytest.MonkeyPatch, step_s: float, st
 
 
 def test_clock() -> None:
-    assert outlook.clock(3 * 86400).startswith("on ")
-    assert time.strftime("%H:%M") in (outlook.clock(0)[-5:], outlook.clock(-60)[-5:])
+    assert terminal.clock(3 * 86400).startswith("on ")
+    assert time.strftime("%H:%M") in (terminal.clock(0)[-5:], terminal.clock(-60)[-5:])

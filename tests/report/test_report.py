@@ -216,7 +216,7 @@ def test_seeds_are_summarised(tmp_path):
     _, page = report(tmp_path, tmp_path / "runs")
     single, octo = page.rows("Configuration")
     assert (octo["n"], octo["Mean"], octo["Min"], octo["Max"]) == ("3", "94.00 %", "90.00 %", "99.00 %")
-    assert octo["Seeds"] == "0, 1, 2 (1 unfinished left out)"
+    assert octo["Seeds"] == "0, 1, 2 (1 without an end left out)"
     assert (single["Configuration"], single["n"], single["Mean"]) == ("fp32", "1", "97.00 %")
     assert octo["Deviation (points)"] == "4.58" and single["Deviation (points)"] == "–"
 

@@ -166,6 +166,22 @@ def test_other_settings_are_refused(finished: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "was started with other settings" in done.stderr
 
 
+def test_a_run_that_diverges_is_a_result(tmp_path: Path) -> None:
+    """Exit code 0, the row and the page say so; the study's next start leaves the run as it is."""
+    path = file(tmp_path, BASE + "[[grid]]\nlr = [0.01, 1e30]\n")
+    for _ in range(2):
+        done = octosim("study", str(path), "--out", "out", "--jobs", "1", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "1 finished, 1 diverged" in done.stdout and "lr=1e+30 diverged: step " in done.stderr
+        failure = (tmp_path / "out/lr=1e+30/failure.json").stat().st_mtime_ns
+    states = [row["state"] for row in json.loads((tmp_path / "out/study.json").read_text())["rows"]]
+    assert states == ["finished", "diverged"]
+    assert octosim("study", str(path), "--out", "out", "--json", folder=tmp_path).returncode == 0
+    assert (tmp_path / "out/lr=1e+30/failure.json").stat().st_mtime_ns == failure
+    octosim("report", "out", "-o", "page.md", folder=tmp_path)
+    assert "diverged" in (tmp_path / "page.md").read_text()
+
+
 def test_broken_runs_are_named_and_the_others_trained(tmp_path: Path) -> None:
     """A diverging one, a damaged manifest, a damaged checkpoint, and a folder that was only just made."""
     path = file(tmp_path, BASE + "[[grid]]\nlr = [0.01, 1e30]\n[[grid]]\nseed = [1, 2, 3]\n")
@@ -180,7 +196,7 @@ def test_broken_runs_are_named_and_the_others_trained(tmp_path: Path) -> None:
     done = octosim("study", str(path), "--out", "out", "--jobs", "2", "--json", folder=tmp_path)
     assert done.returncode == 1, done.stderr
     states = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
-    assert [row["state"] for row in states.values()] == ["finished", "broken", "broken", "broken", "finished"]
+    assert [row["state"] for row in states.values()] == ["finished", "diverged", "broken", "broken", "finished"]
     assert "a smaller learning rate may help" in states["lr=1e+30"]["reason"] and "checkpoint" in states["seed=2"]["reason"]
     assert "seed=1 is broken: " in done.stderr and "manifest.json cannot be read" in done.stderr
     assert set(pd.read_csv(tmp_path / "out/records.csv")["run"]) == {"lr=0.01", "seed=3"}
