@@ -56,7 +56,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(help="The settings in which all of a method acts, by its name (octosim methods show); options replace "
-                     "them.", rich_help_panel=METHOD),
+                     "them.", rich_help_panel=METHOD, **words.of("recipes")),
     ] = None,
     lac: Annotated[
         str | None,

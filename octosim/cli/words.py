@@ -68,6 +68,7 @@ WORDS: dict[str, tuple[str, ...] | Callable[[], Iterable[str]]] = {
     "models": ("octosim.graph:MODELS", "octosim.graph:NETWORKS"),
     "data": ("octosim.data:SOURCES", "octosim.data:ALIASES"),
     "methods": ("octosim.methods:METHODS", "octosim.methods.plugins:entry_points"),
+    "recipes": ("octosim.methods.recipes:names",),
     "accumulators": ("octosim.numerics:ACCUMULATORS",),
     "optimizers": ("octosim.engine.optimizers:OPTIMIZERS",),
     "schedules": ("octosim.engine.schedules:SCHEDULES",),
