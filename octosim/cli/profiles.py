@@ -162,10 +162,15 @@ def profiles_validate(
         print_json(rows)
         return
     table = Table(title="predicted against measured")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="right" if isinstance(rows[0][name], float) else "left")
+    ranks = {"engine": 3, "type": 1, "precision": 1, "threads": 2, "roofline_error": 2, "inside": 4}
+    for name, value in rows[0].items():
+        head = name.replace("_", " ") + ", %" * ("error" in name)
+        justify = "right" if isinstance(value, int | float) and not isinstance(value, bool) else "left"
+        table.add_column(head, justify=justify, rank=ranks.get(name, 0))
     for row in rows:
-        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*(
+            f"{100 * v:+.2f}" if "error" in name else f"{v:.4g}" if isinstance(v, float) else str(v) for name, v in row.items()
+        ))  # fmt: skip
     table.show()
     for line in validate.said(rows):
         say(line)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import typer.testing
 from hypothesis import given, settings
@@ -15,6 +19,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from octosim import train
+from octosim.bench import kernels
 from octosim.cli import studying, tables, watching
 from octosim.cli.app import app
 from octosim.cli.tables import Table
@@ -63,6 +68,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, method in (("a", {"rounding": "half-up"}), ("b", {"rounding": "stochastic"})):
         config = train.Config(**RUN, parameters=method)
         train.train(train.create(config, folder / name, "test"), folder / name)
+    invoke = typer.testing.CliRunner().invoke
+    invoke(app, ["golden", "--shape", "linear,x=2x8,units=4", "--out", str(folder / "v")], catch_exceptions=False)
+    mine = np.load(folder / "v/layer.npz")["forward"].copy()
+    mine.flat[0] += 1_000_000
+    mine.flat[1] -= 1
+    np.save(folder / "mine.npy", mine)
     return folder
 
 
@@ -72,13 +83,34 @@ COMMANDS = [
     "cost --model resnet20 --profile pi4 --compare pi5,jetson,stm32h7",
     "cost --model lenet5 --profile pi4 --dtype float32 --compare pi5", "cost --model lenet5 --profile pi4 --advise",
     "audit {}/a", "diff {}/a {}/b", "export {}/a --to safetensors --out {}/export", "train --resume --out {}/a",
-    "train --model lenet5 --limit 60 --batch-size 20 --steps 2 --dry-run",
+    "train --model lenet5 --limit 60 --batch-size 20 --steps 2 --dry-run", "profiles validate",
+    "check {}/v/layer.npz --against {}/mine.npy --tensor forward", "bench --model mlp --batch-size 8 --limit 40 --seconds 0.01",
+    "bench --kernels --seconds 0.002 --against torch",
 ]  # fmt: skip
+ELSEWHERE = {"octosim study": "test_table_of_a_study"}
+
+
+def test_every_command_with_a_table_is_here() -> None:
+    def wide(command: Any, path: str) -> Iterator[str]:
+        if any(parameter.name == "wide" for parameter in command.params):
+            yield path
+        for name, child in getattr(command, "commands", {}).items():
+            yield from wide(child, f"{path} {name}")
+
+    found = set(wide(typer.main.get_command(app), "octosim")) - set(ELSEWHERE)
+    assert found and all(any(f"octosim {command} ".startswith(f"{path} ") for command in COMMANDS) for path in found)
+    assert all(name in globals() for name in ELSEWHERE.values())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_tables_of_commands(command: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Table] = []
+    shapes = {"a long name of a shape, b128": (64, 64, 64)}
+    small = functools.partial(kernels.kernel_bench, shapes=shapes, elements=1 << 12, cube=32)
+    monkeypatch.setattr(kernels, "kernel_bench", small)
+    monkeypatch.setattr(kernels, "triad_bytes_s", functools.partial(kernels.triad_bytes_s, 1 << 16))
+    if "torch" in command:
+        pytest.importorskip("torch")
     monkeypatch.setattr(Table, "show", lambda self: found.append(self))
     done = typer.testing.CliRunner().invoke(app, shlex.split(command.replace("{}", str(runs))))
     assert found and done.exit_code in (0, 1), done.output or done.exception
