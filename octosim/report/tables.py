@@ -89,9 +89,9 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _scope(key: str, run: Run) -> str:
-    """Runs among which a setting is compared: a method's parameters say something only beside the same method's."""
+    """Runs among which a setting is compared: a method's parameters and its input only beside the same method's."""
     decides = run.decides
-    if key.startswith(("method.", "numerics.")):
+    if key.startswith(("method.", "numerics.", "input.")):
         return decides["method"]["name"]
     if key.startswith("data."):
         return decides["data"]["name"]

@@ -17,6 +17,8 @@ COMMANDS = reader.commands(reader.ROOT / "README.md")
 ELSEWHERE = {
     "--cluster": "tests/study/test_cluster.py",
     "study isa-divergence": "tests/study/test_study.py",
+    "study docs/report.toml": "tests/study/test_study.py",
+    "report studies/report ": "tests/report/test_report_overview.py",
     "calibrate": "tests/hardware/test_calibrate.py",
     ".onnx": "tests/graph/test_onnx_trace.py",
     "watch": "tests/watch/test_watch.py",
