@@ -338,7 +338,9 @@ def test_multi_head_attention(batch_first: bool) -> None:
 @pytest.mark.slow
 def test_resnet18_of_torchvision_has_the_engines_sums() -> None:
     """The CIFAR form: the first step's int32 sums of all passes."""
-    torchvision = pytest.importorskip("torchvision")
+    from kit import torchvision_models
+
+    torchvision = torchvision_models.torchvision()
 
     def block(filters: int, stride: int) -> Any:
         short = (Conv2d(filters, 1, stride), BatchNorm()) if stride > 1 else ()
