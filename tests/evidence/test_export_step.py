@@ -23,7 +23,7 @@ ARM = pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")), reason="needs gcc and qemu for Arm"
 )
 
-PYTHON = {"laq", "blaq", "fqat", "octo-reference", "ui8"}
+PYTHON = {"fqat", "ui8"}
 """Methods whose step has parts in Python."""
 TINY = dict(
     model=[Conv2d(4, 5, 3), BatchNorm(), ReLU(), MaxPool(2, 2), Flatten(), Linear(12), ReLU(), Linear(10)],
