@@ -15,7 +15,9 @@ from octosim.errors import ArgumentError, OctosimError
 from octosim.settings import spelling
 
 PREVIEW = (64, 64)
-"""Height and width to which images of several sizes are brought, where no --image is given."""
+"""Height and width to which images of several sizes, or of a large one, are brought, where no --image is given."""
+LARGE = 1 << 17
+"""Pixels of an image above which a network's time and memory call for a smaller --image: cameras' pictures have millions."""
 FEW = 10
 """Images of a class below which a warning is due."""
 
@@ -53,7 +55,7 @@ def _look_at_files(source: Folder, image: str | None, report: dict[str, Any], pr
     found = listing(source.path)
     files = found.train + (found.test or [])
     sizes: Counter[str] = Counter()
-    channels = 1
+    channels = largest = 1
     broken = 0
     with quiet():
         for number, (path, _) in enumerate(files, start=1):
@@ -61,7 +63,7 @@ def _look_at_files(source: Folder, image: str | None, report: dict[str, Any], pr
                 read_image(path, source.options.image)
                 height, width, depth = peek(path)
                 sizes[f"{height} x {width}"] += 1
-                channels = max(channels, depth)
+                channels, largest = max(channels, depth), max(largest, height * width)
             except OctosimError as error:
                 broken += 1
                 report["warnings" if source.options.skip_unreadable else "problems"].append(str(error))
@@ -72,11 +74,11 @@ def _look_at_files(source: Folder, image: str | None, report: dict[str, Any], pr
     report["warnings"] += [f"{path} belongs to no class: left out" for path in found.ignored]
     report["warnings"] += [f"{path} is no image: left out" for path in found.others]
     report["warnings"] += [f"{path} is a link out of the folder" for path in found.outside]
-    if len(sizes) > 1 and image is None:
+    if image is None and (len(sizes) > 1 or largest > LARGE):
         image = f"{PREVIEW[0]}x{PREVIEW[1]}x{channels}"
         report["image"] = image
-        many = f"images have {len(sizes)} sizes: train with --image HEIGHTxWIDTHxCHANNELS, as --image {image}"
-        report["warnings"].append(many)
+        what = f"images have {len(sizes)} sizes" if len(sizes) > 1 else f"images of {next(iter(sizes))} pixels are large"
+        report["warnings"].append(f"{what}: train with --image HEIGHTxWIDTHxCHANNELS, as --image {image}")
     return image
 
 

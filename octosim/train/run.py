@@ -168,8 +168,25 @@ class Run:
         if needed > allowed:
             raise ArgumentError(
                 f"a step of {self.config.model} needs {needed / 2**30:,.3g} GiB of memory, and this process may use "
-                f"{allowed / 2**30:,.3g} GiB; a smaller {{batch_size}} takes less"
+                f"{allowed / 2**30:,.3g} GiB; {self._what_fits(network, allowed)}"
             )
+
+    def _what_fits(self, network: engine.Network, allowed: float) -> str:
+        """What to change where a step needs more than `allowed` bytes."""
+        c = self.config
+        largest = plan.largest_batch(network, allowed)
+        if largest < 1:
+            return "one image needs more, too: take a smaller network or image size, or train fewer layers ({train_last})"
+        said = f"{{batch_size}} {largest} fits"
+        parts = 2 * c.accumulate
+        while "optimizer" not in self.method.unused and 2 * parts <= c.batch_size and parts <= MOST_MICRO:
+            same = plan.dry(
+                network.graph, network.nodes[0].in_shape, self.method, c.float_layers, self.source, c.selection, parts
+            )
+            if plan.memory(plan.plan(same, c.batch_size, self.optimizer))["peak"] <= allowed:
+                return said + f", and so does {{batch_size}} {c.batch_size} with {{accumulate}} {parts}"
+            parts *= 2
+        return said
 
     def new_meter(self) -> measure.Meter:
         """What measures the run's steps."""

@@ -340,6 +340,17 @@ def _load(folder: str, cache: str, pipe: Any) -> None:
         pipe.send(repr(error))
 
 
+@pytest.mark.parametrize(("side", "large"), [(360, False), (400, True)])
+def test_large_photographs_are_looked_at_in_a_smaller_size(tmp_path: Path, own_cache: Path, side: int, large: bool) -> None:
+    for number in range(6):
+        place = tmp_path / "photos" / f"class{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side), (number * 40, 9, 9)).save(place / f"{number}.jpg")
+    report = data.check(str(tmp_path / "photos"))
+    assert report["problems"] == [] and report["shape"] == ([64, 64, 3] if large else [side, side, 3])
+    assert any("are large: train with --image" in warning for warning in report["warnings"]) == large
+
+
 def test_processes_that_read_one_folder(photos: Path, own_cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     pipes, workers = [], []

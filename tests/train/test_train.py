@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -477,7 +478,16 @@ def test_a_step_that_needs_more_memory_than_there_is_is_refused(method: str, mon
     monkeypatch.setattr(limits, "usable", lambda: needed)
     train.Run(config)
     monkeypatch.setattr(limits, "usable", lambda: needed - 1)
-    with pytest.raises(OctosimError, match=r"^a step of lenet5 needs 0.\d+ GiB of memory, and this process may use 0"):
+    words = r"^a step of lenet5 needs 0.\d+ GiB of memory, and this process may use 0\S+ GiB; batch_size (\d+) fits"
+    with pytest.raises(OctosimError, match=words) as caught:
+        train.Run(config)
+    remedies = dict(re.findall(r"(batch_size|accumulate) (\d+)", str(caught.value).replace("and so does batch_size", "")))
+    for name, value in remedies.items():  # what the sentence proposes is accepted
+        train.Run(replace(config, **{name: int(value)}))
+    assert method != "octo" or "accumulate" in remedies
+    assert "accumulate" not in remedies or "optimizer" not in methods.METHODS[method].unused
+    monkeypatch.setattr(limits, "usable", lambda: 1000)
+    with pytest.raises(OctosimError, match="one image needs more, too"):
         train.Run(config)
 
 
