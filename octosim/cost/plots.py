@@ -83,7 +83,7 @@ def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 
 def trainable(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Time and memory of a step over the number of trained layers, rows of `octosim cost --sweep trainable --json`."""
-    figure, (times, memory) = _pyplot().subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (times, memory) = _pyplot().subplots(1, 2, figsize=(11, 5), layout="constrained")
     own = rows[0]["dtype"]
     order = {last: at for at, last in enumerate(dict.fromkeys(row["train_last"] for row in rows))}
     names = ["all" if last is None else str(last) for last in order]
@@ -108,7 +108,8 @@ def trainable(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         axes.set_xticks(range(len(names))[::-step][::-1], names[::-step][::-1])
         axes.set_xlabel("trained layers, the last ones")
         axes.grid(alpha=0.3)
-    times.legend(fontsize=8)
+    lines, _ = times.get_legend_handles_labels()
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)), frameon=False, fontsize=8)
     memory.legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
