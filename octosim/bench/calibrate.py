@@ -140,7 +140,7 @@ class _Watch(core.Probe):
         self.seconds.append(seconds)
 
 
-def _probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> list[_Call]:
+def probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> list[_Call]:
     """The calls of a step on noise, in STEPS steps after some that do not count."""
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (probe.batch, *probe.images), np.uint8)
@@ -278,7 +278,7 @@ def _measure_steps(turns: Sequence[tuple[Probe, str]], threads: int, done: Calla
     known: set[str] = set()
     for probe, method in turns:
         every = method in METHODS
-        taken = _probe_steps(probe, method, clock_for(threads))
+        taken = probe_steps(probe, method, clock_for(threads))
         if not every:  # of other methods only what they alone call
             taken = [call for call in taken if call.op.function not in known]
         else:

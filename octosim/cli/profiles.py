@@ -135,6 +135,13 @@ def profiles_validate(
     summary: Annotated[Optional[Path], typer.Option(help="CSV with the networks' activation_elements_sum.")] = None,  # noqa: UP045
     device: Annotated[str, typer.Option(help="Take only rows whose device begins so.")] = "",
     runtime: Annotated[Optional[str], typer.Option(help="The software that was measured.", **words.of("runtimes"))] = None,  # noqa: UP045
+    host: Annotated[
+        bool, typer.Option("--host", help="Measure each method's training steps here, on one thread, against their prices.")
+    ] = False,
+    method: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="With --host, a method to measure; may be given several times.  All if not given."),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """How far predictions are off: each sourced efficiency against its source, or a table of measurements against the model.
@@ -142,11 +149,22 @@ def profiles_validate(
     Example: octosim profiles validate
 
     Example: octosim profiles validate --from measured.csv --layers layers.csv --profile pi4 --runtime tflite
+
+    With --host: training steps of ResNet-20 and MobileNet with each method on this machine, which is calibrated first (minutes)
+    unless --profile names a calibrated profile of it; and the call whose price is off the most.
+
+    Example: octosim profiles validate --host --method octo --method niti
     """
     from octosim.cost import validate
     from octosim.textfile import read_csv
 
-    if from_ is None:
+    if method and not host:
+        raise OctosimError("--method goes with --host")
+    if host:
+        if from_ or layers or summary or device or runtime:
+            raise OctosimError("--host measures here: it goes with --profile and --method alone")
+        rows = _validate_host(profile, method or [], json_)
+    elif from_ is None:
         if profile or layers or summary or device or runtime:
             raise OctosimError("--profile, --layers, --summary, --device and --runtime go with --from")
         rows = validate.efficiencies()
@@ -174,6 +192,15 @@ def profiles_validate(
     table.show()
     for line in validate.said(rows):
         say(line)
+
+
+def _validate_host(profile: str | None, names: list[str], as_json: bool) -> list[dict[str, Any]]:
+    from octosim import hardware
+    from octosim.bench import validation
+
+    device = hardware.load(profile) if profile else None
+    with progress("measuring", as_json) as follow:
+        return validation.host(device, names, progress=lambda share: follow(100 * share, 100))
 
 
 @profiles_app.command("calibrate")

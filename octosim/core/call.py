@@ -87,6 +87,11 @@ def pooled(pool: Any) -> Iterator[None]:
         here.pool = before
 
 
+def makes() -> bool:
+    """Whether this thread's calls are made: not while a step is planned, where no memory of a tensor is touched."""
+    return not getattr(here.recorder, "dry", False)
+
+
 def at(*key: str) -> None:
     """Says what this thread's calls belong to from now on: layer and pass."""
     here.key = key

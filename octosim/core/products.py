@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -345,7 +345,9 @@ class Conv:
     @property
     def numbers(self) -> tuple[Any, ...]:
         """As `trace.Op.geometry` has them: without dilation and groups where there are none."""
-        return astuple(self) if self.is_grouped else astuple(self)[:9]
+        sizes = self.batch, self.height, self.width, self.channels, self.filters
+        usual = (*sizes, self.kernel_h, self.kernel_w, self.stride, self.pad)
+        return (*usual, self.dilation, self.groups) if self.is_grouped else usual
 
 
 @lru_cache(maxsize=1024)
@@ -373,14 +375,20 @@ def _pass(
 def conv_cost(pass_: str, groups: bool = False) -> Callable[[tuple[Any, ...]], Product]:
     """The product that a pass of a convolution makes, of its call's arguments; groups: one for each channel."""
 
-    def product(arguments: tuple[Any, ...]) -> Product:
-        c = arguments[0]
-        g = Conv(c.batch, c.height, c.width, c.channels, c.filters, c.kernel_h, c.kernel_w, (c.stride_h, c.stride_w),
-                 (c.pad_h, c.pad_w, c.pad_bottom, c.pad_right), (c.dilation_h, c.dilation_w), c.groups)  # fmt: skip
+    @lru_cache(maxsize=1024)
+    def product_of(*numbers: Any) -> Product:
+        g = Conv(*numbers)
         m, taps = g.batch * g.out_h * g.out_w, g.kernel_h * g.kernel_w
         k, n = (taps, 1) if groups else (taps * g.channels // g.groups, g.filters // g.groups)
         shape = {"forward": (m, k, n), "dX": (m, n, k), "dW": (n, m, k)}[pass_]
         return Product(shape, g.channels if groups else g.groups, g.numbers)
+
+    def product(arguments: tuple[Any, ...]) -> Product:
+        c = arguments[0]
+        return product_of(
+            c.batch, c.height, c.width, c.channels, c.filters, c.kernel_h, c.kernel_w, (c.stride_h, c.stride_w),
+            (c.pad_h, c.pad_w, c.pad_bottom, c.pad_right), (c.dilation_h, c.dilation_w), c.groups,
+        )  # fmt: skip
 
     return product
 

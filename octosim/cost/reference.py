@@ -145,14 +145,3 @@ def predicted(device: Device, engine: Engine, dtype: Dtype, reference: Reference
             rate += reference.batch / seconds
     return rate
 
-
-def solve(device: Device, engine: Engine, dtype: Dtype, reference: Reference) -> float:
-    """The efficiency with which the reference comes out as published; 1 where none is enough."""
-    wanted = reference.images_s or reference.gmac_s or 0.0
-    low, high = 1e-4, 1.0
-    if predicted(device, engine, dtype, reference, high) <= wanted:
-        return 1.0
-    for _ in range(40):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if predicted(device, engine, dtype, reference, middle) < wanted else (low, middle)
-    return (low * high) ** 0.5

@@ -45,7 +45,7 @@ def accumulated(
     Of m images, with r in the last of k: G = ((g1 + g2) + ... + (r / size) gk) (size / m), each operation rounded to float32.
     """
     held: dict[str, dict[str, Array]] = {}
-    losses: list[Array] = []
+    total: dict[str, Array] = {}
     correct: core.Whole | None = 0
 
     def add(kept: dict[str, Array], key: str, g: Array, share: float) -> None:
@@ -67,11 +67,7 @@ def accumulated(
 
         loss, correct = one(images[some], labels[some], replace(context, micro=number), collect)
         core.at("accumulate", "update")
-        losses.append(core.scalar_array(core.scalar(loss)))
-    total: dict[str, Array] = {}
-    for number, loss_ in enumerate(losses):
-        share = len(labels[number * size : (number + 1) * size]) / size
-        add(total, "loss", core.copy(loss_, out=np.empty_like(loss_)), share)
+        add(total, "loss", core.copy(core.scalar_array(core.scalar(loss)), out=np.empty(1, np.float32)), share)
     whole = size / len(labels)
     for node in reversed(nodes):
         if node.name in held:

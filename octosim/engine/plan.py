@@ -13,6 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -185,11 +186,16 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
     )
 
 
+@lru_cache(maxsize=1024)
+def _conv(geometry: tuple[Any, ...]) -> core.Conv:
+    return core.Conv(*geometry)
+
+
 def _padded(call: core.Call) -> int:
     """Bytes of the copy with its padding that the core makes of a convolution's operand, once for all convolutions."""
     if not call.product or not call.product.geometry:
         return 0
-    g = core.Conv(*call.product.geometry)
+    g = _conv(call.product.geometry)
     if not g.pad or g.is_grouped:
         return 0
     top, left, bottom, right = g.pads
@@ -228,7 +234,7 @@ def operation(call: core.Call) -> Op:
         return Op(
             layer, pass_, "gemm", _title(call.function, kernel), product.shape,
             "float32" if first.dtype == np.float32 else "int8", reads, writes, groups=product.groups, kernel=kernel,
-            stride=max(core.Conv(*product.geometry).strides) if product.geometry else 1, weights=held, function=call.function,
+            stride=max(_conv(product.geometry).strides) if product.geometry else 1, weights=held, function=call.function,
             geometry=product.geometry,
         )  # fmt: skip
     return Op(
@@ -238,6 +244,7 @@ def operation(call: core.Call) -> Op:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1024)
 def _title(function: str, kernel: tuple[int, ...] = ()) -> str:
     """What a function does, for people."""
     if kernel:
@@ -275,16 +282,21 @@ def merged(calls: Sequence[core.Call]) -> list[tuple[Op, list[int]]]:
     for some in grouped.values():
         least = max(op.bytes for _, op in some) / LEAST
         first, ahead = len(found), list[tuple[int, Op]]()
+        beside: list[tuple[int, int]] = []  # bytes that the small calls of each of `found` read and write
         for at, op in some:
             if op.kind != "elementwise" or op.bytes >= least:
-                found.append((op, [at]))
-                for before, small in ahead:
-                    found[-1] = _with(found[-1][0], small), [before, *found[-1][1]]
+                found.append((op, [at for at, _ in ahead[::-1]] + [at]))
+                beside.append((sum(small.reads for _, small in ahead), sum(small.writes for _, small in ahead)))
                 ahead.clear()
             elif len(found) > first:
-                found[-1] = _with(found[-1][0], op), [*found[-1][1], at]
+                found[-1][1].append(at)
+                beside[-1] = beside[-1][0] + op.reads, beside[-1][1] + op.writes
             else:
                 ahead.append((at, op))
+        for number, (reads, writes) in enumerate(beside, first):
+            if reads or writes:
+                op = found[number][0]
+                found[number] = replace(op, reads=op.reads + reads, writes=op.writes + writes), found[number][1]
     return found
 
 

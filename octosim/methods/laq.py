@@ -75,7 +75,8 @@ class Laq(Method):
         w, state = node.params["w"], node.state
         state.update(codes=np.zeros(w.shape, np.int8), alpha=np.zeros(1, F), sign=np.zeros(w.shape, np.int8))
         state["counts"] = np.zeros(3, np.int64)
-        self._fit(node, np.ones_like(w), np.zeros(1, np.int64))
+        d = np.ones_like(w) if core.makes() else np.empty_like(w)
+        self._fit(node, d, np.zeros(1, np.int64))
 
     def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
         if run.optimizer == "adam":

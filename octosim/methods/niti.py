@@ -228,6 +228,9 @@ class Niti(Method):
             codes = np.rint(np.ldexp(w.astype(np.float64), -int(node.state["exponent"][0])))
             node.params["w"] = np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int8)
             return
+        if not core.makes():
+            node.params["w"], node.state["exponent"] = np.zeros(shape, np.int8), np.zeros(1, np.int32)
+            return
         taps = math.prod(shape[1:-1]) if len(shape) > 2 else 1
         limit = math.sqrt(6 / (taps * (shape[0] + shape[-1])))
         words = core.philox(math.prod(shape), seed, 0, node.tensor(WEIGHT)).astype(np.float64)

@@ -81,9 +81,12 @@ class Wage(Method):
         node.taken.clear()  # float32 weights are none of two bits
         limit = math.sqrt(3 / math.prod(w.shape[1:]))
         bound = max(limit, 0.75)
+        node.state["scale"] = np.array([max(shift(0.75 / limit), 1.0)], np.float32)
+        if not core.makes():
+            node.params["w"] = np.zeros(w.shape, np.int8)
+            return
         uniform = (2 * core.philox(w.size, seed, 0, node.tensor(WEIGHT)).astype(np.float64) + 1) / 2**32 - 1
         node.params["w"] = (np.clip(np.rint(2 * bound * uniform), -1, 1) * LARGEST_WEIGHT).astype(np.int8).reshape(w.shape)
-        node.state["scale"] = np.array([max(shift(0.75 / limit), 1.0)], np.float32)
 
     def input(self, images: Array, out: Array) -> Array:
         """Pixels in [-1, 1]."""
