@@ -28,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from octosim import core
-from octosim.errors import OctosimError
-from octosim.numerics import ACCUMULATORS, MuLaw, Requantization, Rounding
+os.environ.setdefault("OMP_STACKSIZE", "256k")  # a call may ask for hundreds of threads within the limit of memory
+from octosim import core  # noqa: E402
+from octosim.errors import OctosimError  # noqa: E402
+from octosim.numerics import ACCUMULATORS, MuLaw, Requantization, Rounding  # noqa: E402
 
 LEFT_OUT = {"at", "python", "unrecorded", "float_environment", "here", "set_isa"}  # no calls, or of another kind
 FUNCTIONS = {name: f for name in core.__all__ if isinstance(f := getattr(core, name), FunctionType) and name not in LEFT_OUT}
