@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from octosim.cli import words
 from octosim.cli.terminal import AsJson, print_json, say
 from octosim.errors import OctosimError
 
@@ -34,7 +35,10 @@ def import_(
     ] = None,
     shape: Annotated[list[str], typer.Option(help="Sizes of an input that the file leaves open, NAME=1x3x224x224.")] = [],  # noqa: B006
     loss: Annotated[
-        str, typer.Option(help="Of the network: cross-entropy, or mse for an autoencoder, whose target is its input.")
+        str,
+        typer.Option(
+            help="Of the network: cross-entropy, or mse for an autoencoder, whose target is its input.", **words.of("losses")
+        ),
     ] = "cross-entropy",
     json_: AsJson = False,
 ) -> None:

@@ -140,7 +140,8 @@ def profiles_validate(
     ] = False,
     method: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="With --host, a method to measure; may be given several times.  All if not given."),
+        typer.Option(help="With --host, a method to measure; may be given several times.  All if not given.",
+                     **words.of("methods")),  # fmt: skip
     ] = None,
     json_: AsJson = False,
 ) -> None:

@@ -74,6 +74,7 @@ WORDS: dict[str, tuple[str, ...] | Callable[[], Iterable[str]]] = {
     "schedules": ("octosim.engine.schedules:SCHEDULES",),
     "augmentations": ("octosim.data.batches:AUGMENTATIONS",),
     "normalizations": ("octosim.train.config:NORMALIZATIONS",),
+    "losses": ("octosim.engine.nodes:LOSSES",),
     "updates": ("octosim.engine.selection:UPDATES",),
     "statistics": ("octosim.engine.selection:STATISTICS",),
     "dtypes": ("octosim.hardware:DTYPES", "octosim.cli.cost:SHORT_DTYPES"),

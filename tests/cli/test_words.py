@@ -23,7 +23,7 @@ from octosim.cli.app import app
 
 FREE = {  # numbers, sizes, files, patterns and texts, which nothing knows beforehand
     "--against", "--batch-size", "--cluster", "--device", "--freeze", "--image", "--layer", "--milestones", "--rate", "--shape",
-    "--train", "name",
+    "--train", "--sweep", "--plugin", "name",
 }
 
 
@@ -44,7 +44,7 @@ def test_every_option_completes_what_is_known() -> None:
     bare = set()
     for path, parameter in options():
         name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name
-        if parameter.type_descriptor.annotation not in (str, list[str]):
+        if parameter.type_descriptor.annotation not in (str, list[str], list[str] | None):
             continue
         if parameter._custom_shell_complete is None and name not in FREE:
             bare.add(f"{path} {name}")
