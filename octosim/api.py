@@ -629,7 +629,15 @@ def _title(config: Config) -> str:
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    class Shown(Figure):
+        """A figure that a notebook shows; pyplot's alone are shown without this."""
+
+        def _repr_png_(self) -> bytes:
+            drawn = io.BytesIO()
+            self.savefig(drawn, format="png", dpi=80)
+            return drawn.getvalue()
+
+    return Shown(figsize=(width, height), layout="constrained")
 
 
 def _saved(figure: Figure, path: str | Path | None) -> Figure:

@@ -262,12 +262,13 @@ def test_a_notebook(tmp_path: Path) -> None:
         "except KeyboardInterrupt as error:\n    print(error.run.resume().digest == run.digest)",
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Cell(Octo):\n    name = 'cell'\n"
         "octosim.train(model='lenet5', batch_size=20, steps=1, method=Cell()).verify().equal",
+        "run.plot()",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [[o.get("data", {}).get("text/html") or o.get("text") or str(o) for o in c.outputs] for c in notebook.cells]
     assert "test accuracy" in shown[1][-1] and "<table" in shown[2][0] and "raspberry-pi-4" in shown[3][0]
-    assert shown[4][-1].strip() == "True" and "True" in shown[5][-1]
+    assert shown[4][-1].strip() == "True" and "True" in shown[5][-1] and "image/png" in notebook.cells[6].outputs[0].data
 
 
 def test_every_layer_kind_is_an_argument() -> None:
