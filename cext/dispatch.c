@@ -11,10 +11,13 @@
 #include <pthread.h>
 #endif
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <xmmintrin.h>
 #endif
 #if defined(OCTO_ARM_EXTENSIONS) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(OCTO_ARM_EXTENSIONS) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 static _Thread_local char error_text[256] = "no error";
@@ -34,15 +37,31 @@ int octo_fail(int status, const char *format, ...) {
 static int always(void) { return 1; }
 #if defined(__x86_64__)
 static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
-static int has_avx512vnni(void) {
+static int has_avx512bw(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+           __builtin_cpu_supports("avx512dq");
 }
+static int has_avx512vnni(void) { return has_avx512bw() && __builtin_cpu_supports("avx512vnni"); }
+#if defined(OCTO_AVXVNNI)
+int octo_has_avxvnni(void) { /* leaf 7, sub-leaf 1, EAX bit 4: older compilers have no name for it */
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1) return 1;
+    return has_avx512vnni() ? 2 : 0;
+}
+#endif
 #elif defined(OCTO_ARM_EXTENSIONS)
-/* Linux tells what the CPU has (bits of arch/arm64/include/uapi/asm/hwcap.h); elsewhere plain NEON must do. */
+/* Linux tells what the CPU has (bits of arch/arm64/include/uapi/asm/hwcap.h), macOS too; elsewhere plain NEON must do. */
 #if defined(__linux__)
 static int has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
 static int has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__APPLE__) /* by name: a Mac has no HWCAP */
+static int has(const char *feature) {
+    int value = 0;
+    size_t size = sizeof value;
+    return !sysctlbyname(feature, &value, &size, NULL, 0) && value;
+}
+static int has_dotprod(void) { return has("hw.optional.arm.FEAT_DotProd"); }
+static int has_i8mm(void) { return has("hw.optional.arm.FEAT_I8MM"); }
 #else
 static int has_dotprod(void) { return 0; }
 static int has_i8mm(void) { return 0; }
@@ -57,6 +76,10 @@ static const struct {
     {"ref", always, octo_init_ref},
 #if defined(__x86_64__)
     {"avx2", has_avx2, octo_init_avx2},
+#if defined(OCTO_AVXVNNI)
+    {"avxvnni", octo_has_avxvnni, octo_init_avxvnni},
+#endif
+    {"avx512bw", has_avx512bw, octo_init_avx512bw},
     {"avx512vnni", has_avx512vnni, octo_init_avx512vnni},
 #elif defined(__aarch64__)
     {"neon", always, octo_init_neon},

@@ -20,6 +20,11 @@
 #if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
 #define OCTO_ARM_EXTENSIONS
 #endif
+/* The VEX encoding of VPDPBUSD. */
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define OCTO_AVXVNNI
+int octo_has_avxvnni(void); /* 1: VEX; 2: EVEX only; 0: neither */
+#endif
 #if defined(__clang__)
 #define OCTO_TARGET_ARM(extension) OCTO_TARGET(extension)
 #else
@@ -49,6 +54,9 @@ static inline float octo_sqrt(float x) { return __builtin_sqrtf(x); }
 #define OCTO_INDEPENDENT _Pragma("GCC ivdep")
 #define OCTO_UNROLL _Pragma("GCC unroll 16")
 #endif
+
+/* Keeps a value unknown to the compiler, so that a loop is run as it is written. */
+#define OCTO_OPAQUE(operand) __asm__ volatile("" : operand)
 
 /* The rows of a matrix that may be an image seen through a convolution window (implicit im2col).  Row m is
  * (image, y, x) = digits of m in base (height, width); it holds `segments` runs of `length` consecutive elements, and starts at
@@ -122,13 +130,13 @@ static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
     return ((k + group - 1) / group * ((group + 1) / 2) + 32) * 36 * 4;
 }
 
-/* Bytes of a plane of weight_grad_s8 with so many pixels, and of all its scratch memory for `lines` lines of windows: an odd number
- * of cache lines, with room for reading 3 pixels too far. */
+/* Codes of a plane of weight_grad_s8 with so many pixels, an odd number of 64s, with room for reading 3 pixels too far; and bytes of
+ * all its scratch memory for `lines` lines of windows, as int16 and two pixels to a step, which takes the most. */
 static inline int64_t octo_plane(int64_t pixels) { return ((pixels + 3 + 63) / 64 | 1) * 64; }
 
 static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines) {
     int64_t pixels = (octo_line_offset(x, line + lines - 1) - octo_line_offset(x, line) + (x->segments - 1) * x->segment_stride + x->length) / channels;
-    return (lines + 7) / 8 * 64 + lines * ((x->width + 3) / 4) * 256 + (c1 - c0) * octo_plane(pixels + x->width - 1) + 64;
+    return (lines + 7) / 8 * 64 + lines * ((x->width + 1) / 2) * 256 + 2 * (c1 - c0) * octo_plane(pixels + x->width - 1) + 64;
 }
 
 /* Rows that are laid side by side in a reduction or a broadcast over columns, so that short rows fill vectors too.  Part of
@@ -157,10 +165,13 @@ struct octo_view {
     int fill;
 };
 
+/* A table: the kernels, and what the instruction set can do at most, measured: runs `rounds` rounds of int8 multiply-accumulates from
+ * registers alone and returns how many these were. */
 struct octo_kernels {
 #define KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.def"
 #undef KERNEL
+    int64_t (*peak_s8)(int64_t rounds);
 };
 
 /* The table of an instruction set's row in dispatch.c; a status. */
@@ -169,6 +180,8 @@ int octo_isa_table(int row, struct octo_kernels *table);
 /* Each file of kernels has one of these; it overwrites what it improves. */
 void octo_init_ref(struct octo_kernels *table);
 void octo_init_avx2(struct octo_kernels *table);
+void octo_init_avxvnni(struct octo_kernels *table);
+void octo_init_avx512bw(struct octo_kernels *table);
 void octo_init_avx512vnni(struct octo_kernels *table);
 void octo_init_neon(struct octo_kernels *table);
 void octo_init_dotprod(struct octo_kernels *table);

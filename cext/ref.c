@@ -81,9 +81,23 @@ static void gemm_s8_accumulate_ref(const struct octo_job *job, const octo_accumu
     }
 }
 
+static int64_t peak_s8_ref(int64_t rounds) {
+    int32_t acc[8] = {0}, x = 3, y = 5;
+    for (int i = 0; i < 8; i++) OCTO_OPAQUE("+r"(acc[i]));
+    for (int64_t r = 0; r < rounds; r++)
+        OCTO_UNROLL
+        for (int i = 0; i < 8; i++) {
+            OCTO_OPAQUE("+r"(x));
+            acc[i] += x * y;
+        }
+    for (int i = 0; i < 8; i++) OCTO_OPAQUE("+r"(acc[i]));
+    return rounds * 8;
+}
+
 void octo_init_ref(struct octo_kernels *table) {
     init_loops_ref(table);
     table->gemm_s8 = gemm_s8_ref;
     table->weight_grad_s8 = weight_grad_s8_ref;
     table->gemm_s8_accumulate = gemm_s8_accumulate_ref;
+    table->peak_s8 = peak_s8_ref;
 }

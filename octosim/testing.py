@@ -90,6 +90,10 @@ def _machine(isa: str, threads: int) -> Iterator[None]:
         core.set_threads(before[1])
 
 
+def _instruction_sets() -> list[str]:
+    return [isa for isa, supported in core.isas().items() if supported]
+
+
 # ---- the checks --------------------------------------------------
 
 
@@ -111,7 +115,7 @@ def _declaration(cls: type[Any], folder: Path, parameters: dict[str, Any]) -> bo
 
 def _digests(cls: type[Any], folder: Path, parameters: dict[str, Any]) -> bool:
     found = {}
-    for isa in core.isas():
+    for isa in _instruction_sets():
         for threads in (1, 2):
             with _machine(isa, threads):
                 found[isa, threads] = _trained(_run(cls, parameters))
@@ -207,7 +211,7 @@ def _register(cls: type[Any], folder: Path, parameters: dict[str, Any]) -> bool 
     if not _has_int8(cls, parameters):
         return None
     found = {}
-    for isa in core.isas():
+    for isa in _instruction_sets():
         with _machine(isa, 1):
             run = _run(cls, parameters, accumulator="acc16-wrap", count_overflow=1)
             try:
