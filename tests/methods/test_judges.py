@@ -171,7 +171,7 @@ def test_figures(name: str) -> None:
         ("qat", {"weights": "tensor"}),
         ("qat", {"smoothing": 0.9, "delay": 1}),
     ],
-    ids=str,
+    ids=lambda value: value[1] if isinstance(value, tuple) else str(value),  # no address of a function: workers compare names
 )
 def test_a_planted_error_is_found(name: str, plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(plant, tuple):
