@@ -50,7 +50,7 @@ class Probe:
 
     images: tuple[int, int, int]
     batch: int
-    layers: Stack
+    layers: Graph | Stack
 
 
 def _conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> Stack:

@@ -57,6 +57,8 @@ def study(
     A run that diverges (a NaN) is a result: its row says so.  Exit code 1 if a run is broken for another reason; the others
     are trained all the same.
 
+    Example: octosim study list
+
     Example: octosim study rounding --jobs 2 --out studies/rounding
 
     Example: octosim study rounding --cluster tcp://192.0.2.1:8786
@@ -74,6 +76,9 @@ def study(
             raise OctosimError(f"{option} must be at least 1, not {value}")
     if cluster and jobs:
         raise OctosimError("--jobs is for runs on this machine; with --cluster the workers decide how many run at once")
+    if name == "list":
+        _list_studies(json_)
+        return
     jobs = jobs or cores
     path = studier.source(name)
     read = studier.read(path)
@@ -128,6 +133,27 @@ def study(
         hint("interrupted; the same command continues")
         raise typer.Exit(130)
     raise typer.Exit(1 if "broken" in found else 0)
+
+
+def _list_studies(as_json: bool) -> None:
+    """The studies of the package."""
+    from octosim import study as studier
+
+    found = []
+    for name in studier.shipped():
+        path = studier.source(name)
+        read = studier.read(path)
+        found.append({"name": name, "runs": len(studier.rows(read, path)), "title": read.title or "", "about": read.about or ""})
+    if as_json:
+        print_json(found)
+        return
+    table = Table("study")
+    table.add_column("runs", justify="right")
+    table.add_column("what it compares")
+    for row in found:
+        table.add_row(row["name"], str(row["runs"]), str(row["title"]))
+    table.show()
+    say("octosim study NAME runs one; your own: octosim study FILE.toml, see docs/studies.md")
 
 
 def _time_left() -> Callable[[list[Any]], str]:

@@ -240,8 +240,9 @@ def checked(given: Given, options: Options) -> Dataset:
     images = as_values(x_name, given.train_images, given.notes)
     if not len(images):
         raise OctosimError(f"{x_name} is empty")
+    classes: tuple[str, ...] = ()
     if given.train_labels is None:
-        count, classes, labels = 1, (), np.zeros(len(images), np.int32)
+        count, labels = 1, np.zeros(len(images), np.int32)
         given = replace(given, test_labels=None if given.test_images is None else np.zeros(len(given.test_images), np.int32))
     else:
         labels = as_labels(y_name, given.train_labels, len(images), x_name)

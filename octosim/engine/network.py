@@ -267,7 +267,7 @@ class Network:
         x = self.input(images)
         logits = self.forward(x, context)
         try:
-            random = {"random": context.random(self.nodes[-1].tensor(LOSS))} if self.method.random_loss else {}
+            random: dict[str, Any] = {"random": context.random(self.nodes[-1].tensor(LOSS))} if self.method.random_loss else {}
             loss, dlogits, correct = self._loss(x, logits, labels, smoothing=smoothing, **random)
         except core.NotFiniteError:
             self.forward(self.input(images), context, check=True)  # once more, to name the first layer; it raises

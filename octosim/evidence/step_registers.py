@@ -54,7 +54,7 @@ class _Recorded(InRegister):
 
     def long_weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         if self._exact(x):
-            return self.product.long_weight_grad(x, dy, x_zero=x_zero, out=out)  # type: ignore[attr-defined, no-any-return]
+            return self.product.long_weight_grad(x, dy, x_zero=x_zero, out=out)  # type: ignore[attr-defined]
         function = "octosim_register_weight_grad_long"
         return self._told(function, ("x", x), x_zero, ("dy", dy), shapes(self.product)[1], out, INT64)
 

@@ -155,7 +155,7 @@ class Importer:
         except OctosimError as error:
             raise Unsupported(str(error)) from None
         hint = node.input[at] if at is not None and len(node.input) > at else ""
-        name = layer_name(hint, node.name, layer.stem, ChainMap(self.entries, {INPUT: None}), self.numbers)
+        name = layer_name(hint, node.name, layer.stem, ChainMap[str, Any](self.entries, {INPUT: None}), self.numbers)
         self.entries[name] = Entry(name, layer, tuple(value.layer for value in inputs))
         self.shapes[name] = shape
         for key, tensor in (weights or {}).items():

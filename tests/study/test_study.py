@@ -298,3 +298,9 @@ def test_bad_paths(tmp_path: Path) -> None:
         study.read(tmp_path / "nowhere.toml")
     done = octosim("study", str(file(tmp_path, TINY)), "--out", "/proc/nowhere")
     assert done.returncode == 2 and "cannot make /proc/nowhere" in done.stderr
+
+
+def test_list_prints_every_study_of_the_package() -> None:
+    done = octosim("study", "list", "--json")
+    found = {row["name"]: row["runs"] for row in json.loads(done.stdout)}
+    assert done.returncode == 0 and sorted(found) == study.shipped() and min(found.values()) > 1
