@@ -3,8 +3,8 @@
     python tools/vector_report.py                          of the extension in this environment
     python tools/vector_report.py --objdump aarch64-linux-gnu-objdump build/ref.o build/arm_neon.o
 
-A kernel is "vector" where an innermost loop of it, or of a function of the same instruction set that it calls, computes in registers of
-the set's width; "scalar" where none does; EXEMPT ones say why they need none.
+A kernel is "vector" where an innermost loop of it, or of a function of the same instruction set that it calls, computes in
+registers of the set's width; "scalar" where none does; EXEMPT ones say why they need none.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def is_vectorized(code: list[Instruction], registers: str) -> bool:
 
 
 def report(objects: list[Path], objdump: str = "objdump") -> dict[str, dict[str, str]]:
-    """Kernel -> {instruction set: "vector", "scalar" or the reason of EXEMPT}, for those that an instruction set has of its own."""
+    """Kernel -> {instruction set: "vector", "scalar" or the reason of EXEMPT}, for those that a set has of its own."""
     code = functions(objects, objdump)
     found: dict[str, dict[str, str]] = {}
     arm = "gemm_s8_neon" in code  # elsewhere ref is what it says
@@ -134,7 +134,9 @@ def main() -> int:
     for kernel, row in found.items():
         words = [row.get(isa, "-") for isa in isas]
         print(kernel.ljust(width), *((word if word in ("vector", "scalar", "-") else "exempt").ljust(10) for word in words))
-    print(*(f"exempt: {kernel}: {why}" for kernel, why in EXEMPT.items() if any(v == why for v in found.get(kernel, {}).values())), sep="\n")
+    for kernel, why in EXEMPT.items():
+        if why in found.get(kernel, {}).values():
+            print(f"exempt: {kernel}: {why}")
     return int(any("scalar" in row.values() for row in found.values()))
 
 

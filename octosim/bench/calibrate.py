@@ -34,6 +34,7 @@ from octosim.engine.layers import (
     Stack,
 )
 from octosim.errors import OctosimError
+from octosim.graph import Graph
 from octosim.hardware import detect, rates
 from octosim.trace import Op
 from octosim.train import Config, Run

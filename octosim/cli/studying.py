@@ -143,7 +143,8 @@ def _list_studies(as_json: bool) -> None:
     for name in studier.shipped():
         path = studier.source(name)
         read = studier.read(path)
-        found.append({"name": name, "runs": len(studier.rows(read, path)), "title": read.title or "", "about": read.about or ""})
+        runs = len(studier.rows(read, path))
+        found.append({"name": name, "runs": runs, "title": read.title or "", "about": read.about or ""})
     if as_json:
         print_json(found)
         return

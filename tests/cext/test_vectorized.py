@@ -1,4 +1,4 @@
-"""No kernel that a step calls is scalar: tools/vector_report.py on the built core and, slow, on Arm's kernels by both compilers."""
+"""No kernel that a step calls is scalar: tools/vector_report.py on the built core and, slow, on Arm's kernels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def tool() -> ModuleType:
 
 
 def scalar(found: dict[str, dict[str, str]]) -> list[str]:
-    assert len(found) > 60  # most kernels are found by their symbols
     return [f"{kernel} {isa}" for kernel, row in found.items() for isa, word in row.items() if word == "scalar"]
 
 
@@ -35,7 +34,9 @@ def scalar(found: dict[str, dict[str, str]]) -> list[str]:
 def test_the_built_core(tool: ModuleType) -> None:
     if not shutil.which("objdump"):
         pytest.skip("objdump is not installed")
-    assert scalar(tool.report([tool.built()])) == []
+    found = tool.report([tool.built()])
+    assert len(found) > 60  # most kernels are found by their symbols
+    assert scalar(found) == []
 
 
 def test_a_scalar_kernel_is_found(tool: ModuleType, tmp_path: Path) -> None:
@@ -43,7 +44,8 @@ def test_a_scalar_kernel_is_found(tool: ModuleType, tmp_path: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if platform.machine() != "x86_64" or not compiler or not shutil.which("objdump"):
         pytest.skip("needs x86-64, a compiler and objdump")
-    loop = "void add_f32_avx2(long n, const float *a, const float *b, float *y) { for (long i = 0; i < n; i++) y[i] = a[i] + b[i]; }"
+    loop = "for (long i = 0; i < n; i++) y[i] = a[i] + b[i];"
+    loop = f"void add_f32_avx2(long n, const float *a, const float *b, float *y) {{ {loop} }}"
     words = []
     for flags in (["-O3", "-mavx2"], ["-O1"]):
         source = tmp_path / "one.c"
@@ -62,4 +64,6 @@ def test_arm(tool: ModuleType, tmp_path: Path) -> None:
     for name in ("ref", "arm_neon", "arm_dotprod", "arm_i8mm"):
         objects.append(tmp_path / f"{name}.o")
         subprocess.run([compiler, *FLAGS, "-c", str(ROOT / "cext" / f"{name}.c"), "-o", str(objects[-1])], check=True)
-    assert scalar(tool.report(objects, objdump)) == []
+    found = tool.report(objects, objdump)
+    assert len(found) > 60
+    assert scalar(found) == []
