@@ -34,7 +34,6 @@ from octosim.engine.layers import (
     Stack,
 )
 from octosim.errors import OctosimError
-from octosim.graph import Graph
 from octosim.hardware import detect, rates
 from octosim.trace import Op
 from octosim.train import Config, Run
@@ -51,7 +50,7 @@ class Probe:
 
     images: tuple[int, int, int]
     batch: int
-    layers: Graph | Stack
+    layers: Stack
 
 
 def _conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> Stack:

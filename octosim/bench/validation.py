@@ -53,6 +53,7 @@ def host(
 
 def _row(device: hardware.Device, network: str, method: Method, batch: int) -> dict[str, Any]:
     layers = graph.layers(network, 10, method.batchnorm, NETWORKS[network])
+    assert not isinstance(layers, graph.Graph)  # NETWORKS are stacks
     probe = calibrate.Probe(NETWORKS[network], batch, layers)
     calls = calibrate.probe_steps(probe, methods.name_of(method), calibrate.clock_for(1))
     off: dict[str, float] = defaultdict(float)
