@@ -76,6 +76,7 @@ class Recorded(core.Tape):
         self.made: list[Call] = []
         self.uses: list[Use] = []
         self.loss = 0  # its address
+        self.numbers: set[int] = set()  # addresses of those that calls write
         self._memory = memory
 
     def operand(self, name: str, array: Array, access: str) -> None:
@@ -102,7 +103,9 @@ class Recorded(core.Tape):
     def _written(self, address: int) -> None:
         """An operand of the call is changed, whatever was told of it."""
         mine = [use for use in self.uses if use.call == len(self.made) and use.start == address]
-        if mine and all(use.access == core.READS for use in mine):
+        if not mine:
+            self.numbers.add(address)
+        elif all(use.access == core.READS for use in mine):
             mine[-1].access = core.CHANGES
 
     def python(self, name: str, function: Callable[..., None], arrays: Sequence[Array]) -> None:
@@ -300,6 +303,7 @@ def _classify(made: Recording) -> None:
                 made.written.add(at)
                 spans[at] = _joined(known, use.start, use.end)
             life[at] = life.get(at, (use.call, 0))[0], use.call
+        made.written |= {memory.at(address).start for address in tape.numbers}
         for at, (first, last) in life.items():
             lives.setdefault(at, []).append((number, first, last))
     made.initial = {region.start: region.content() for region in memory.regions if region.start in stays}
