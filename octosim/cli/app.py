@@ -24,7 +24,6 @@ from octosim.cli import (
 )
 from octosim.cli.tables import with_wide
 from octosim.cli.terminal import say
-from octosim.methods.plugins import trust
 
 app = typer.Typer(
     name="octosim",
@@ -65,5 +64,8 @@ def root(
         ),
     ] = [],  # noqa: B006 - typer's way
 ) -> None:
-    for module in plugin:
-        trust(module)
+    if plugin:
+        from octosim.methods.plugins import trust  # not for --help: it takes NumPy and the core
+
+        for module in plugin:
+            trust(module)

@@ -325,7 +325,7 @@ class Sums:
 
     def array(self, out: Array | None = None) -> Array:
         """The float32 values; without `out` in the memory of acc, which is lost."""
-        out = self.acc.view(F32) if out is None else out
+        out = _in_place(self.acc) if out is None else out
         if self.by_rows:
             return dequantize_rows(self.acc, self.add, self.scale, out=out)
         return dequantize_sums(self.acc, self.add, self.scale, rest=self.rest, out=out)
@@ -360,11 +360,18 @@ class Pair:
     b: Values
 
 
+def _in_place(acc: Array) -> Array:
+    """The memory of int32 sums for their float32 values."""
+    if acc.dtype != S32:
+        raise CoreError(f"sums: acc must hold int32, not {acc.dtype}")
+    return acc.view(F32)
+
+
 def memory_of(x: Values | Pair) -> Array:
     """The float32 memory that x's values may be made in; of a pair a's."""
     if isinstance(x, Pair):
         x = x.a
-    return x.acc.view(F32) if isinstance(x, Sums) else x
+    return _in_place(x.acc) if isinstance(x, Sums) else x
 
 
 _TENSOR = ffi.typeof("octo_tensor *")

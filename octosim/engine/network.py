@@ -264,8 +264,8 @@ class Network:
     def _pass(
         self, images: Array, labels: Array, context: Context, done: Callable[[Node], None] | None, smoothing: float
     ) -> tuple[core.Number, core.Whole | None]:
-        x = self.input(images)
-        logits = self.forward(x, context)
+        x = self.input(images) if self.graph.loss == "mse" else None  # its target; else nobody keeps it
+        logits = self.forward(self.input(images) if x is None else x, context)
         try:
             random: dict[str, Any] = {"random": context.random(self.nodes[-1].tensor(LOSS))} if self.method.random_loss else {}
             loss, dlogits, correct = self._loss(x, logits, labels, smoothing=smoothing, **random)
@@ -280,7 +280,7 @@ class Network:
     ) -> tuple[core.Number, Any, core.Whole | None]:
         """The mean loss, its gradient, and how many images are classified correctly.
 
-        x: the first layer's input.  how: of labels, see `Method.loss`.
+        x: the first layer's input, of the loss mse.  how: of labels, see `Method.loss`.
         """
         core.at("loss", "forward")
         if self.graph.loss == "mse":
@@ -297,8 +297,9 @@ class Network:
         total, right = 0.0, 0
         for i in range(0, len(labels), batch_size):
             some = labels[i : i + batch_size]
-            x = self.input(images[i : i + batch_size])
-            logits = self.forward(x, context)
+            part = images[i : i + batch_size]
+            x = self.input(part) if self.graph.loss == "mse" else None
+            logits = self.forward(self.input(part) if x is None else x, context)
             try:
                 loss, _, correct = self._loss(x, logits, some, gradient=False)
             except core.NotFiniteError:

@@ -254,12 +254,17 @@ def _initial_tensors(folder: Path, content: dict[str, Any]) -> dict[str, Array]:
 
 
 def told(content: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says decides its run, its layers with the fields that layers have got since it was written."""
-    held = content["decides"]
-    try:
-        return held | {"layers": plain(graph.describe(graph.parse_network("manifest.json:", held.get("layers"))))}
-    except OctosimError:
-        return dict(held)
+    """What a manifest says decides its run, with the fields of layers and parameters of its method that came since then."""
+    held = dict(content["decides"])
+    with contextlib.suppress(OctosimError):
+        held["layers"] = plain(graph.describe(graph.parse_network("manifest.json:", held.get("layers"))))
+    method = held.get("method")
+    if isinstance(method, dict) and isinstance(recorded := method.get("parameters"), dict):
+        with contextlib.suppress(OctosimError):
+            name = str(method.get("name"))
+            defaults = plain(methods.parameters(methods.make(name, recorded)))
+            held["method"] = method | {"parameters": defaults | recorded}
+    return held
 
 
 def differing(recorded: Any, expected: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

@@ -235,10 +235,10 @@ def test_ctrl_c_that_the_shell_ignores_stays_ignored() -> None:
 # ---- mistakes --------------------------------------------------
 
 MISTAKES = [
-    (("train", "--data", "CIFAR10"), "did you mean 'cifar10'?"),
+    (("train", "--data", "CIFAR11"), "did you mean 'cifar10'?"),
     (("train", "--data", "Fashion_MNIST"), "did you mean 'fashion-mnist'?"),
     (("train", "--model", "LeNet-5"), "did you mean 'lenet5'?"),
-    (("train", "--method", "OCTO"), "did you mean 'octo'?"),
+    (("train", "--method", "OCT"), "did you mean 'octo'?"),
     (("train", "--accumulator", "16"), "did you mean 'acc16'?"),
     (("train", "--model", "net.ONNX"), "net.ONNX: cannot be read (No such file"),
     (("cost", "--model", "net.ONNX"), "net.ONNX: no such file"),

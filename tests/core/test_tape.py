@@ -177,7 +177,7 @@ def test_a_replay_measures_each_call() -> None:
 # ---- steps --------------------------------------------------
 
 CONFIG = dict(model="lenet5", batch_size=50)
-SEGMENTED = ("laq", "blaq", "fqat")
+SEGMENTED = ("fqat",)
 """Methods whose steps have segments of Python."""
 
 

@@ -9,7 +9,10 @@ from typing import Any
 from kit.reader import DOCS
 
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
-SMALL = [(r"\bSTEPS, BATCH = \d+, \d+", "STEPS, BATCH = 1, 2"), (r"steps=\d+", "steps=4")]
+SMALL = [
+    (r"\bSTEPS, BATCH = \d+, \d+", "STEPS, BATCH = 1, 2"), (r"steps=\d+", "steps=4"),
+    (r"count_overflow=\d+", "count_overflow=2"),
+]  # fmt: skip
 BEFORE = f"""
 import sys
 sys.path.insert(0, {str(DOCS.parent / "tests")!r})

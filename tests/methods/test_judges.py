@@ -80,8 +80,9 @@ def judge_niti(**parameters: Any) -> None:
         method = methods.make("niti", {"mu": mu} | parameters)
         node = Node("fc1", 0, Linear(1), (200,), (1,))
 
-        def weight_grad(x: Any, dy: Any, out: np.ndarray) -> None:
+        def weight_grad(x: Any, dy: Any, out: np.ndarray) -> np.ndarray:
             out[...] = acc.reshape(out.shape)
+            return out
 
         fake = SimpleNamespace(weight_grad=weight_grad, depths=(1, 1, 1), any_length=False)
         node.layer = SimpleNamespace(product=lambda node, batch, fake=fake: fake)

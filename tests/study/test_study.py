@@ -206,7 +206,7 @@ DAMAGE = [
     ("records.jsonl", lambda text: text[:-9], "records.jsonl: line 12 is cut off or not JSON; move the run away"),
     ("records.jsonl", lambda text: "", "records.jsonl does not end with an evaluation"),
     ("records.jsonl", lambda text: text.rsplit("{", 1)[0], "records.jsonl does not end with an evaluation"),
-    ("records.jsonl", lambda text: '{"test_accuracy": 1}\n' + text, "its records cannot be read"),
+    ("records.jsonl", lambda text: '{"test_accuracy": 1}\n' + text, "records.jsonl differs from what it was at the checkpoint"),
     ("overflow.jsonl", lambda text: text[:-9], r"overflow.jsonl: line \d+ is cut off or not JSON"),
     ("manifest.json", lambda text: text[:-9], "manifest.json cannot be read"),
     ("manifest.json", lambda text: text.replace('"octosim": "', '"octosim": "0.0.'), "is of octosim 0.0."),
