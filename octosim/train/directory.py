@@ -175,8 +175,13 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
 
 
 def write_outcome(folder: Path, caveats: list[str]) -> None:
-    """Adds to the manifest of a run that ends what of its method did not act."""
-    write_manifest(folder, read_manifest(folder) | {"outcome": {"caveats": caveats}})
+    """Adds to the manifest of a run that ends what of its method did not act; one of before manifests had sums stays without."""
+    content = read_manifest(folder)
+    ended = content | {"outcome": {"caveats": caveats}}
+    if "sums" in content:
+        write_manifest(folder, ended)
+    else:
+        write_atomic(folder / "manifest.json", (json.dumps(ended, indent=2) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

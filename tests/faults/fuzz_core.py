@@ -39,7 +39,7 @@ DTYPES = [np.float32, np.int8, np.int32, np.uint8, np.uint32, np.float64, np.int
 SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, 64, 65, 100]
 LARGEST = 1 << 17
 """Elements of an array that is not asked for by a refusal: a call takes microseconds."""
-MEMORY = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+MEMORY = np.random.default_rng(0).integers(0, 256, 8 * LARGEST + 64, np.uint8)  # the largest of 8 bytes each, from any start
 NAMES = list(FUNCTIONS)
 SIGNATURES = {
     name: [(p.name, str(p.annotation), p.default is p.empty) for p in inspect.signature(function).parameters.values()]
