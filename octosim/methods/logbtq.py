@@ -185,7 +185,9 @@ class Logbtq(Method):
                 pull, g = np.zeros_like(x), seen[node.name][tensor]
                 core.barrier(pull, np.ascontiguousarray(x), bound, self.tightness(epoch), self.barrier / x.size)
                 at_all += 1
-                if np.linalg.norm(pull) < LEAST_PULL * np.linalg.norm(g):
+                with np.errstate(over="ignore"):  # a run that is about to diverge
+                    acts = np.linalg.norm(pull) >= LEAST_PULL * np.linalg.norm(g)
+                if not acts:
                     weak.append(f"{'w' if tensor == 'gradient of w' else 'x'} of {node.name}")
         if weak:
             found.append(f"the barrier's pull is below {LEAST_PULL:g} of the gradient {caveats.layers_text(weak, at_all)}")

@@ -175,7 +175,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
 
 
 def write_outcome(folder: Path, caveats: list[str]) -> None:
-    """Adds to the manifest of a run that ends what of its method did not act; one of before manifests had sums stays without."""
+    """Adds to the manifest of a run that ends what of its method did not act; an old one without sums stays without."""
     content = read_manifest(folder)
     ended = content | {"outcome": {"caveats": caveats}}
     if "sums" in content:

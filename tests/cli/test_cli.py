@@ -323,8 +323,8 @@ def test_divergence_is_one_sentence(tmp_path: Path) -> None:
     line = ("train", "--model", "lenet5", "--batch-size", "50", "--lr", "1e25", "--out", "run")
     done = octosim(*line, "--checkpoint-every", "1", folder=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    told, error = done.stderr.splitlines(keepends=True)
-    assert told.startswith("run: 300 steps")
+    told, *caveats, error = done.stderr.splitlines(keepends=True)
+    assert told.startswith("run: 300 steps") and all(line.startswith("caveat: ") for line in caveats)
     assert re.fullmatch(r"octosim: step \d+, layer \w+, .*: .*; a smaller learning rate may help\n", error)
     steps = len((tmp_path / "run/records.jsonl").read_text().splitlines())
     assert error.startswith(f"octosim: step {steps + 1}, ") and not (tmp_path / "run/digest.txt").exists()

@@ -474,7 +474,8 @@ def test_a_run_that_diverged_says_so_until_it_goes_on(tmp_path: Path) -> None:
 def test_a_step_that_needs_more_memory_than_there_is_is_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = train.Config(model="lenet5", method=method, batchnorm=methods.METHODS[method].batchnorm, **SHORT)
     run = train.Run(config)
-    needed = plan.memory(plan.plan(run.network, config.batch_size, run.optimizer))["peak"]
+    dry = plan.dry(run.layers, (28, 28, 1), run.method, source=run.source)
+    needed = plan.memory(plan.plan(dry, config.batch_size, run.optimizer))["peak"]
     monkeypatch.setattr(limits, "usable", lambda: needed)
     train.Run(config)
     monkeypatch.setattr(limits, "usable", lambda: needed - 1)
