@@ -37,26 +37,9 @@ TARGET static void tile_i8mm(const int8_t *a, const int8_t *b, int64_t groups, i
         }
 }
 
+#define DOT(acc, x, y) vmmlaq_s32(acc, x, y)
+#define MACS 32
 #include "arm_gemm.inc"
-
-/* Multiply-accumulates from registers alone, with accumulators enough for latency 4 x 2 a cycle. */
-TARGET static int64_t peak_s8_i8mm(int64_t rounds) {
-    int8x16_t x = vdupq_n_s8(3), y = vdupq_n_s8(5);
-    int32x4_t acc[8];
-    OCTO_UNROLL
-    for (int i = 0; i < 8; i++) {
-        acc[i] = vdupq_n_s32(0);
-        OCTO_OPAQUE("+w"(acc[i]));
-    }
-    for (int64_t r = 0; r < rounds; r++) {
-        OCTO_OPAQUE("+w"(x));
-        OCTO_UNROLL
-        for (int i = 0; i < 8; i++) acc[i] = vmmlaq_s32(acc[i], x, y);
-    }
-    OCTO_UNROLL
-    for (int i = 0; i < 8; i++) OCTO_OPAQUE("+w"(acc[i]));
-    return rounds * 8 * 32;
-}
 
 void octo_init_i8mm(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_i8mm;

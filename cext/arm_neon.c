@@ -50,6 +50,8 @@ static void tile_neon(const int8_t *a, const int8_t *b, int64_t groups, int full
     else tile_of(0, a, b, groups, sums);
 }
 
+#define DOT(acc, x, y) vpadalq_s16(acc, vmlal_high_s8(vmull_s8(vget_low_s8(x), vget_low_s8(y)), x, y))
+#define MACS 16
 #include "arm_gemm.inc"
 
 /* int16 pairs: the products of the lower and of the upper half, neighbours added. */
@@ -60,25 +62,6 @@ static inline int32x4_t pairs_neon(int16x8_t a, int16x8_t b) {
 #define MIN(a, b) (s32_neon)vminq_s32((int32x4_t)(a), (int32x4_t)(b))
 #define MAX(a, b) (s32_neon)vmaxq_s32((int32x4_t)(a), (int32x4_t)(b))
 #include "accumulate.inc"
-
-/* Multiply-accumulates from registers alone, with accumulators enough for latency 4 x 2 a cycle. */
-TARGET static int64_t peak_s8_neon(int64_t rounds) {
-    int8x16_t x = vdupq_n_s8(3), y = vdupq_n_s8(5);
-    int32x4_t acc[8];
-    OCTO_UNROLL
-    for (int i = 0; i < 8; i++) {
-        acc[i] = vdupq_n_s32(0);
-        OCTO_OPAQUE("+w"(acc[i]));
-    }
-    for (int64_t r = 0; r < rounds; r++) {
-        OCTO_OPAQUE("+w"(x));
-        OCTO_UNROLL
-        for (int i = 0; i < 8; i++) acc[i] = vpadalq_s16(acc[i], vmlal_high_s8(vmull_s8(vget_low_s8(x), vget_low_s8(y)), x, y));
-    }
-    OCTO_UNROLL
-    for (int i = 0; i < 8; i++) OCTO_OPAQUE("+w"(acc[i]));
-    return rounds * 8 * 16;
-}
 
 void octo_init_neon(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_neon;

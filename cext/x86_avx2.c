@@ -7,6 +7,7 @@
 #define TARGET OCTO_TARGET("avx2")
 #define FN(name) name##_avx2
 #define VECTOR_BYTES 32
+#define POSITIVE(x) _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_setzero_ps(), _CMP_GT_OQ))
 #include "loops.inc"
 #define MADD(a, b) (FN(s32))_mm256_madd_epi16((__m256i)(a), (__m256i)(b))
 #define MIN(a, b) (FN(s32))_mm256_min_epi32((__m256i)(a), (__m256i)(b))
@@ -18,19 +19,11 @@
 #define DOT(acc, x, b) _mm256_add_epi32(acc, _mm256_madd_epi16(x, b))
 #include "x86_gemm.inc"
 
-TARGET static void FN(signs_f32_masked)(int64_t n, const float *x, uint8_t *signs) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        signs[i / 8] = (uint8_t)_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x + i), _mm256_setzero_ps(), _CMP_GT_OQ));
-    FN(signs_f32)(n - i, x + i, signs + i / 8);
-}
-
 void octo_init_avx2(struct octo_kernels *table) {
     init_loops_avx2(table);
     table->gemm_s8 = gemm_s8_avx2;
     table->peak_s8 = peak_s8_avx2;
     table->weight_grad_s8 = weight_grad_s8_avx2;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx2;
-    table->signs_f32 = signs_f32_masked_avx2;
 }
 #endif

@@ -12,6 +12,7 @@
 #define FN(name) name##_avx512bw
 #define VECTOR_BYTES 64
 #define TILE_BYTES 32 /* of float32 products: on Zen 4 1.4 times as fast as 64; cores with two 512-bit multipliers would prefer those */
+#define POSITIVE(x) _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_setzero_ps(), _CMP_GT_OQ)
 #include "loops.inc"
 #define MADD(a, b) (FN(s32))_mm512_madd_epi16((__m512i)(a), (__m512i)(b))
 #define MIN(a, b) (FN(s32))_mm512_min_epi32((__m512i)(a), (__m512i)(b))
@@ -23,21 +24,11 @@
 #define DOT(acc, x, b) _mm512_add_epi32(acc, _mm512_madd_epi16(x, b))
 #include "x86_gemm.inc"
 
-TARGET static void FN(signs_f32_masked)(int64_t n, const float *x, uint8_t *signs) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        uint16_t mask = (uint16_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), _mm512_setzero_ps(), _CMP_GT_OQ);
-        memcpy(signs + i / 8, &mask, 2);
-    }
-    FN(signs_f32)(n - i, x + i, signs + i / 8);
-}
-
 void octo_init_avx512bw(struct octo_kernels *table) {
     init_loops_avx512bw(table);
     table->gemm_s8 = gemm_s8_avx512bw;
     table->peak_s8 = peak_s8_avx512bw;
     table->weight_grad_s8 = weight_grad_s8_avx512bw;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx512bw;
-    table->signs_f32 = signs_f32_masked_avx512bw;
 }
 #endif

@@ -44,9 +44,8 @@ EXEMPT = {
 }
 """Kernel -> why no loop of it need compute in vectors."""
 
-TILES = {"gemm_s8": "tile_", "weight_grad_s8": "tile_", "gemm_f32": "rows_", "weight_grad_f32": "turned_",
-         "signs_f32": "signs_f32_masked"}
-"""Kernel -> what the names of the functions begin with that its table calls: one of them must be vectorized."""
+TILES = {"gemm_s8": "tile_", "weight_grad_s8": "tile_", "gemm_f32": "rows_", "weight_grad_f32": "turned_"}
+"""Kernel -> what the names of its tiles begin with: one of them must be vectorized."""
 
 Instruction = tuple[int, str, str]  # address, name, operands
 
