@@ -275,12 +275,15 @@ class Importer:
 
     def _has_channels_last(self, name: str) -> bool:
         """Whether all that takes a tensor brings its last axis to the front, or multiplies it."""
-        users = self.users.get(name, [])
-        return bool(users) and all(
-            user is not None
-            and (user.op_type in MOVES or user.op_type in PASSES and self._has_channels_last(user.output[0]))
-            for user in users
-        )
+        todo, seen = [name], {name}  # a list, not recursion: chains may be thousands of nodes long, and branches may meet
+        while todo:
+            users = self.users.get(todo.pop(), [])
+            if not users or any(user is None or user.op_type not in (*MOVES, *PASSES) for user in users):
+                return False
+            further = {user.output[0] for user in users if user.op_type in PASSES} - seen
+            seen |= further
+            todo += further
+        return True
 
     def _image_shape(self, name: str) -> tuple[int, ...]:
         own = self.values[name].own

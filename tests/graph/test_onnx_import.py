@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -63,6 +64,22 @@ def test_thousands_of_layers_are_named_in_their_time() -> None:
     assert time.process_time() - began < 10
     names = [layer_name("block.weight", "", "relu", taken | {"block": None, "block.relu": None}, numbers) for _ in range(2)]
     assert names == ["block.relu.1", "block.relu.2"]
+
+
+@pytest.mark.parametrize("op, inputs, count", [("Mul", ("{}", "factor"), 3000), ("Add", ("{}", "{}"), 60)])
+def test_layout_behind_long_chains(op: str, inputs: tuple[str, str], count: int, tmp_path: Path) -> None:
+    """The search for a Transpose passes thousands of nodes, and branches that meet again, of which it looks at each once."""
+    names = ["x", *(f"t{at}" for at in range(count))]
+    make, kind = onnx.helper.make_node, onnx.TensorProto.FLOAT
+    nodes = [make(op, [each.format(name) for each in inputs], [to]) for name, to in itertools.pairwise(names)]
+    nodes += [make("Transpose", names[-1:], ["moved"], perm=[0, 3, 1, 2]), make("Conv", ["moved", "w"], ["conv"]),
+              make("GlobalAveragePool", ["conv"], ["pooled"]), make("Flatten", ["pooled"], ["y"])]  # fmt: skip
+    weights = {"factor": np.array(0.999, np.float32), "w": np.full((4, 6, 3, 3), 0.1, np.float32)}
+    ends = [[onnx.helper.make_tensor_value_info(name, kind, shape)] for name, shape in (("x", (1, 8, 8, 6)), ("y", (1, 4)))]
+    constants = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "chain", *ends, constants)), tmp_path / "net.onnx")
+    spec = graph.load(tmp_path / "net.onnx").graph.input
+    assert spec.layout == "nhwc" and spec.shape == (8, 8, 6)
 
 
 ALL = NETS | BLOCKS
