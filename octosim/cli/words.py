@@ -65,7 +65,7 @@ def _choices(method: str, parameter: str) -> list[str]:
 
 
 WORDS: dict[str, tuple[str, ...] | Callable[[], Iterable[str]]] = {
-    "models": ("octosim.graph:MODELS", "octosim.graph:NETWORKS"),
+    "models": ("octosim.graph:model_names",),
     "data": ("octosim.data:SOURCES", "octosim.data:ALIASES"),
     "methods": ("octosim.methods:METHODS", "octosim.methods.plugins:entry_points"),
     "recipes": ("octosim.methods.recipes:names",),

@@ -5,11 +5,11 @@ from octosim.graph.imported import from_torch, has_weights, is_imported, load, s
 from octosim.graph.model_file import KINDS, describe, is_file, parse, parse_network, to_toml
 from octosim.graph.networks import NETWORKS
 from octosim.graph.onnx import Imported
-from octosim.graph.zoo import MODELS, VARIANTS, Model, find, layers, usual
+from octosim.graph.zoo import MODELS, VARIANTS, Model, find, layers, model_names, usual
 
 __all__ = [
     "INPUT", "KINDS", "MODELS", "NETWORKS", "VARIANTS", "Entry", "Graph", "Imported", "InputSpec", "Model", "as_graph",
     "describe", "find",
-    "from_torch", "has_weights", "is_file", "is_imported", "layers", "load", "parse", "parse_network", "save", "to_toml",
-    "usual",
+    "from_torch", "has_weights", "is_file", "is_imported", "layers", "load", "model_names", "parse", "parse_network",
+    "save", "to_toml", "usual",
 ]  # fmt: skip

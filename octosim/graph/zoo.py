@@ -144,6 +144,11 @@ VARIANTS: dict[str, Model] = {
 """Networks that single methods' authors use, beside MODELS."""
 
 
+def model_names() -> list[str]:
+    """Names of all models that are not files."""
+    return [*MODELS, *VARIANTS, *NETWORKS]
+
+
 def find(model: str) -> Model:
     """A model by name or from its file; OctosimError where there is none."""
     if is_imported(model):
@@ -152,10 +157,11 @@ def find(model: str) -> Model:
         return Model(read_file(Path(model)))
     if model in NETWORKS:
         return Model(NETWORKS[model](1000))
-    if model not in MODELS | VARIANTS:
+    known = MODELS | VARIANTS
+    if model not in known:
         folder = f"; did you mean the folder '{model}/'?" if os.path.isdir(model) else ""
-        raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, [*MODELS, *VARIANTS, *NETWORKS])))
-    return (MODELS | VARIANTS)[model]
+        raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, model_names())))
+    return known[model]
 
 
 def layers(

@@ -71,8 +71,8 @@ def completed(shell: str, line: str, monkeypatch: pytest.MonkeyPatch) -> list[st
 
 
 LINES = [
-    ("octosim train --model le", ["lenet5"]),
-    ("octosim train --model LE", ["LEnet5"]),
+    ("octosim train --model le", ["lenet5", "lenet5-wide"]),
+    ("octosim train --model LE", ["LEnet5", "LEnet5-wide"]),
     ("octosim train --data fashion-mnist-", ["fashion-mnist-5k"]),
     ("octosim train --method hind", ["hindsight"]),
     ("octosim train --accumulator acc24", ["acc24", "acc24-wrap"]),
@@ -132,7 +132,8 @@ def test_bash_itself(here: Path) -> None:
 
 
 @pytest.mark.parametrize("kind, typed, known", [
-    ("models", "LeNet5", "lenet5"), ("models", "ResNet18", "resnet18"), ("data", "MNIST", "mnist"), ("methods", "FP32", "fp32"),
+    ("models", "LeNet5", "lenet5"), ("models", "ResNet18", "resnet18"), ("models", "PreResNet20", "preresnet20"),
+    ("data", "MNIST", "mnist"), ("methods", "FP32", "fp32"),
     ("accumulators", "ACC16-Wrap", "acc16-wrap"), ("accumulators", "ACC13", "acc13"), ("profiles", "PI4", "pi4"),
     ("accumulators", "Bits=14,Overflow=wrap", "bits=14,overflow=wrap"), ("runtimes", "TFLite", "tflite"),
     ("dtypes", "FP16", "fp16"), ("formats", "ONNX", "onnx"), ("optimizers", "Adam", "adam"), ("models", "Nothing", "Nothing"),
