@@ -307,8 +307,8 @@ class Folder:
             read = cached.read() if cached else None
             arrays, digest, skipped = read or self._decode(found, share, cached, progress)
         notes = [
-            *_few("belongs to no class: left out", "files belong to no class", found.ignored),
-            *_few("is no image: left out", "files are no images", found.others),
+            *_few(" belongs to no class: left out", "files belong to no class", found.ignored),
+            *_few(" is no image: left out", "files are no images", found.others),
             *_few("; left out", "files cannot be used", skipped),
         ]
         path = os.path.abspath(self.path)
@@ -317,7 +317,7 @@ class Folder:
     def _decode(
         self, found: Listing, share: float | None, cached: _Cache | None, progress: Progress | None
     ) -> Read:
-        files, count = found.train + (found.test or []), len(found.train)
+        files = found.train + (found.test or [])
         with quiet():
             shape = self.options.image or self._common_shape(files)
         images = cached.new((len(files), *shape)) if cached else np.empty((len(files), *shape), np.uint8)
@@ -453,9 +453,9 @@ def _refused(root: Path, wrong: list[str]) -> ArgumentError:
 
 
 def _few(what: str, many: str, some: Sequence[Path | str]) -> list[str]:
-    """A sentence for each of the first, and one for the number of the others."""
+    """A sentence for each of the first, which ends in `what`, and one for the number of the others."""
     more = len(some) - MOST_NAMED
-    said = [f"{each}{'' if what.startswith(';') else ' '}{what}" for each in some[:MOST_NAMED]]
+    said = [f"{each}{what}" for each in some[:MOST_NAMED]]
     return said + ([f"{more} more {many}"] if more > 0 else [])
 
 

@@ -105,7 +105,8 @@ def _describe(data: Dataset, report: dict[str, Any]) -> None:
         "shape": list(data.train_images.shape[1:]), "dtype": str(data.train_images.dtype), "sha256": data.sha256,
     }  # fmt: skip
     report |= _values(data.train_images)
-    report["warnings"] += [note for note in data.notes if "files" not in report]  # those of a folder are there already
+    if "files" not in report:  # those of a folder are there already
+        report["warnings"] += data.notes
     for row in report["classes"]:
         for part in ("train", "test"):
             if row[part] < FEW:
