@@ -40,7 +40,7 @@ def cost(
         ),
     ] = None,
     set_: Annotated[
-        list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.", **words.of_parameters())
+        list[str], typer.Option("--set", help="A parameter of the method, KEY=VALUE.", **words.of_setting("parameters"))
     ] = [],  # noqa: B006
     dtype: Annotated[
         Optional[str],  # noqa: UP045

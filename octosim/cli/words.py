@@ -156,11 +156,6 @@ def of_setting(name: str) -> dict[str, Any]:
     return {"autocompletion": _completion(found)} if found else {}
 
 
-def of_parameters() -> dict[str, Any]:
-    """The same for KEY=VALUE of a method."""
-    return {"autocompletion": _completion(_parameters)}
-
-
 def of_runs(studies: bool = False) -> dict[str, Any]:
     """The same for run directories, and for those of studies."""
     return {"autocompletion": _completion(_runs_and_studies if studies else _runs)}
