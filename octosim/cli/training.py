@@ -33,12 +33,12 @@ from octosim.errors import OctosimError
 from octosim.settings import ARITHMETIC, METHOD
 
 
-def _follow(bar: Progress, task: TaskID, quiet: bool, outlook: Callable[[Any], None] | None = None) -> Any:
-    """A callback that moves the bar and prints a line an epoch, unless quiet.  outlook: is called with each step's progress."""
+def _follow(bar: Progress, task: TaskID, quiet: bool, outlook: Callable[[Any], None]) -> Any:
+    """A callback that moves the bar and prints a line an epoch, and calls outlook with each step's progress, unless quiet."""
     shown = [""]
 
     def follow(p: Any) -> None:
-        if outlook and not quiet:
+        if not quiet:
             outlook(p)
         tested = f", test {p.score}" if p.score else ""
         bar.update(task, completed=p.step, total=p.steps, description=f"epoch {p.epoch}, loss {p.loss:.4f}{tested}")
