@@ -30,8 +30,7 @@ def host(
     device: this machine's calibrated profile; without one it is calibrated first.  ArgumentError for an unknown name, and for
     a profile that holds no measurement.
     """
-    names = list(names or methods.METHODS)
-    made = {name: methods.make(name, {}) for name in names}
+    made = {name: methods.make(name, {}) for name in names or methods.METHODS}
     threads = core.threads()
     share = 0.5 if device is None else 0.0
     core.set_threads(1)
@@ -43,19 +42,19 @@ def host(
             raise ArgumentError(f"{{profile}}: {device.name} was not calibrated; its prices are not this machine's")
         rows: Rows = []
         for network in networks:
-            for method in made.values():
-                rows.append(_row(device, network, method, batch))
-                progress(share + (1 - share) * len(rows) / (len(networks) * len(names)))
+            for name, method in made.items():
+                rows.append(_row(device, network, name, method, batch))
+                progress(share + (1 - share) * len(rows) / (len(networks) * len(made)))
         return rows
     finally:
         core.set_threads(threads)
 
 
-def _row(device: hardware.Device, network: str, method: Method, batch: int) -> dict[str, Any]:
+def _row(device: hardware.Device, network: str, name: str, method: Method, batch: int) -> dict[str, Any]:
     layers = graph.layers(network, 10, method.batchnorm, NETWORKS[network])
     assert not isinstance(layers, graph.Graph)  # NETWORKS are stacks
     probe = calibrate.Probe(NETWORKS[network], batch, layers)
-    calls = calibrate.probe_steps(probe, methods.name_of(method), calibrate.clock_for(1))
+    calls = calibrate.probe_steps(probe, name, calibrate.clock_for(1))
     off: dict[str, float] = defaultdict(float)
     for priced, call in zip(cost.predict([call.op for call in calls], device, 1), calls, strict=True):
         off[call.op.function] += priced.time_s - call.seconds
@@ -66,8 +65,7 @@ def _row(device: hardware.Device, network: str, method: Method, batch: int) -> d
     step = plan.ops(plan.plan(plan.dry(layers, NETWORKS[network], method), batch))  # as `octosim cost` prices it
     predicted = sum(priced.time_s for priced in cost.predict(step, device, 1))
     return {
-        "network": network, "method": methods.name_of(method), "batch": batch, "measured": measured, "predicted": predicted,
+        "network": network, "method": name, "batch": batch, "measured": measured, "predicted": predicted,
         "error": predicted / measured - 1, "worst_call": worst.removeprefix("octo_"), "worst_s": off[worst],
-        "unpriced": ", ".join(name.removeprefix("octo_") for name in unpriced),
+        "unpriced": ", ".join(function.removeprefix("octo_") for function in unpriced),
     }  # fmt: skip
-

@@ -144,4 +144,3 @@ def predicted(device: Device, engine: Engine, dtype: Dtype, reference: Reference
             seconds = sum(c.time_s for c in cost.predict(ops, one, runtime=runtimes.default(one, False)))
             rate += reference.batch / seconds
     return rate
-
