@@ -13,6 +13,7 @@ from octosim.study.study import (
     from_python,
     in_processes,
     in_this_process,
+    news,
     opened,
     read,
     records,
@@ -26,7 +27,7 @@ from octosim.study.study import (
 
 __all__ = [
     "ENDED", "Row", "State", "Study", "Tell", "TrainAll", "as_csv", "check", "from_python", "in_processes", "in_this_process",
-    "opened", "read", "records", "rows", "run", "shipped", "source", "taken", "text",
+    "news", "opened", "read", "records", "rows", "run", "shipped", "source", "taken", "text",
 ]  # fmt: skip
 
 make_callable(__name__)

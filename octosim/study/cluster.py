@@ -58,9 +58,7 @@ def _remote(name: str, files: dict[str, bytes], threads: int, every: int, topic:
         task = worker.state.tasks.get(key)
         if task is None or task.state == "cancelled":
             raise _Stopped
-        news = {"step": p.step, "steps": p.steps, "loss": p.loss, "test_accuracy": p.test_accuracy,
-                "test_loss": p.test_loss}  # fmt: skip
-        worker.log_event(topic, {"name": name} | news)
+        worker.log_event(topic, {"name": name} | study.news(p))
 
     with tempfile.TemporaryDirectory(dir=worker.local_directory) as place:
         folder = Path(place) / name
@@ -115,8 +113,7 @@ def train_all(
         state = states[event[1]["name"]]
         if state.state in ("waiting", "running"):
             state.state = "running"
-            for field, value in event[1].items():
-                setattr(state, field, value)
+            state.update(event[1])
 
     try:
         if any(count != 1 for count in client.nthreads().values()):

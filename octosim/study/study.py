@@ -232,6 +232,16 @@ class State:
         """The run ended before its last step: it diverged, which is a result, or it is broken."""
         self.state, self.reason = outcome.failed(reason, self.step + 1)[0], reason
 
+    def update(self, message: Mapping[str, Any]) -> None:
+        """Sets fields by name."""
+        for key, value in message.items():
+            setattr(self, key, value)
+
+
+def news(p: train.Progress) -> dict[str, Any]:
+    """What a step changes of a row's State."""
+    return {key: getattr(p, key) for key in ("step", "steps", "loss", "test_accuracy", "test_loss")}
+
 
 ENDED = ("finished", "diverged", "broken")
 """The states after which a run takes no step any more."""
@@ -264,8 +274,7 @@ def _work(folder: Path, config: train.Config, command: str, threads: int, every:
             os._exit(1)  # killed; whoever starts the study again continues from the last checkpoint
         if time.monotonic() - told > 0.2:
             told = time.monotonic()
-            pipe.send({"step": p.step, "steps": p.steps, "loss": p.loss, "test_accuracy": p.test_accuracy,
-                       "test_loss": p.test_loss})  # fmt: skip
+            pipe.send(news(p))
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study's process ends this one; `train` catches both
     _mask(signal.SIG_UNBLOCK)
@@ -466,8 +475,7 @@ def in_this_process(command: str, every: int) -> TrainAll:
             state.state = "running"
 
             def note(p: train.Progress, state: State = state) -> None:
-                state.step, state.steps, state.loss = p.step, p.steps, p.loss
-                state.test_accuracy, state.test_loss = p.test_accuracy, p.test_loss
+                state.update(news(p))
 
             try:
                 with taken(folder):
@@ -491,5 +499,4 @@ def _listen(pipe: Connection, process: Any, state: State) -> None:
         message = {"failure": f"its process ended with exit code {process.exitcode}"}
     if "failure" in message:
         state.fail(message.pop("failure"))
-    for key, value in message.items():
-        setattr(state, key, value)
+    state.update(message)
