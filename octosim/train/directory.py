@@ -168,20 +168,18 @@ def manifest(run: Run, command: str) -> dict[str, Any]:
     }
 
 
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Replaces the manifest, with sums of its fields."""
-    plain = json.loads(json.dumps({key: value for key, value in content.items() if key != "sums"}))
-    write_atomic(folder / "manifest.json", (json.dumps(plain | {"sums": field_sums(plain)}, indent=2) + "\n").encode())
+def write_manifest(folder: Path, content: dict[str, Any], sums: bool = True) -> None:
+    """Replaces the manifest.  sums: whether it gets sums of its fields, which octosim 0.1's have not."""
+    fields = plain({key: value for key, value in content.items() if key != "sums"})
+    if sums:
+        fields |= {"sums": field_sums(fields)}
+    write_atomic(folder / "manifest.json", (json.dumps(fields, indent=2) + "\n").encode())
 
 
 def write_outcome(folder: Path, caveats: list[str]) -> None:
     """Adds to the manifest of a run that ends what of its method did not act; an old one without sums stays without."""
     content = read_manifest(folder)
-    ended = content | {"outcome": {"caveats": caveats}}
-    if "sums" in content:
-        write_manifest(folder, ended)
-    else:
-        write_atomic(folder / "manifest.json", (json.dumps(ended, indent=2) + "\n").encode())
+    write_manifest(folder, content | {"outcome": {"caveats": caveats}}, sums="sums" in content)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
