@@ -87,8 +87,7 @@ class Run:
         self.schedule = schedules.Schedule(config.schedule, tuple(config.milestones), config.gamma, config.warmup)
         schedules.check_schedule(self.schedule)
         batches.check_augmentation(config.augment)
-        if layers is None:
-            graph.find(config.model)  # an unknown model is told before the data is read
+        described = layers or graph.find(config.model).layers  # an unknown model is told before the data is read
         self.data = dataset() if callable(dataset) else dataset or load_data(config)
         images = len(self.data.train_labels)
         if config.batch_size > images:
@@ -106,7 +105,7 @@ class Run:
         in_shape = self.data.train_images.shape[1:]
         if len(in_shape) != 3 and config.augment != "none":
             raise ArgumentError(f"{{augment}} {config.augment} is for images, and {self.data.name} has vectors")
-        is_classifier = graph.as_graph(layers or graph.find(config.model).layers).loss != "mse"
+        is_classifier = graph.as_graph(described).loss != "mse"
         if is_classifier and not self.data.classes:
             raise ArgumentError(f"{{data}}: {self.data.name} has no labels (y_train), which only the loss mse does without")
         if not is_classifier and config.label_smoothing:
