@@ -363,8 +363,8 @@ class Node:
     @property
     def running_ranges(self) -> list[Array]:
         """The ranges of activations that inference uses: of its input, or of the operands of its products."""
-        products = [key for key in self.state if self.layer.multiplies and key.rpartition("_")[2] in SIDES]
-        return [self.state[key] for key in (*[RANGE] * (RANGE in self.state), *products)]
+        sides = SIDES if self.layer.multiplies else ()
+        return [values for key, values in self.state.items() if key == RANGE or key.rpartition("_")[2] in sides]
 
     def given(self, key: str, shape: tuple[int, ...]) -> Array | None:
         """A copy of the float32 values that a parameter of this shape begins with, if they are given."""
