@@ -526,13 +526,11 @@ def cost(
     if not inference:
         network.check(batch_size)
     step = plan.plan_like(network, batch_size, training=not inference)
-    peak, results = plan.memory(step), []
+    peak, ops, results = plan.memory(step), plan.ops(step), []
     for name in [profile] if isinstance(profile, str) else profile:
         device = hardware.load(name)
         runtime = runtimes.choose(None, device, "float32" if made.name == "fp32" else "int8", not inference, True)
-        ops = plan.ops(step)
-        ops = ops if runtime.name == "octosim" else runtimes.training_ops(ops, runtime)
-        predicted = _cost.predict(ops, device, threads, runtime)
+        predicted = _cost.predict(runtimes.training_ops(ops, runtime), device, threads, runtime)
         results.append(_cost.cost_json(predicted, device, peak["peak"]) | {"memory": peak})
     if not results:
         raise OctosimError("profile names no device")
