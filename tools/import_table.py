@@ -177,7 +177,7 @@ def without_codes(path: Path) -> Path:
 
     model = onnx.load(str(path))
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes, names = [], {}
+    nodes, names = [], set()
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] not in known:
             zero = known[node.input[2]]
@@ -186,7 +186,7 @@ def without_codes(path: Path) -> Path:
             model.graph.initializer.append(floor)
             kind = "Max" if low == 0 else "Identity"
             nodes.append(helper.make_node(kind, [node.input[0], *([floor.name] if low == 0 else [])], [node.output[0]]))
-            names[node.output[0]] = True
+            names.add(node.output[0])
         elif node.op_type == "DequantizeLinear" and node.input[0] in names:
             nodes.append(helper.make_node("Identity", [node.input[0]], [node.output[0]]))
         else:
@@ -264,10 +264,10 @@ def row(name: str, case: Case, exporter: str, folder: Path, seconds: float) -> d
     if case.quantized:
         found["against_codes"] = relative(outputs, run_onnx(path, x))
     data = dataset(channels_last(inputs(case.shape, BATCH, 3)), case.loss)
-    how: dict[str, Any] = {"method": "octo", "batch_size": BATCH, "epochs": 1, "lr": LR, "normalize": "none"} | {
-        "optimizer": "sgd"
-    }
-    run = Run(Config(model=str(folder / name), **how), dataset=data)
+    config = Config(
+        model=str(folder / name), method="octo", batch_size=BATCH, epochs=1, lr=LR, normalize="none", optimizer="sgd"
+    )
+    run = Run(config, dataset=data)
     assert run.initial and not run.initial.unfit, run.initial and run.initial.sentences
     peer, wanted_loss, wanted = torch_gradients(imported, run, case.loss)
     with torch.no_grad():

@@ -74,5 +74,3 @@ class Session:
         exact = reference.astype(np.float64)
         held[0] += float(np.square(exact).sum())
         held[1] += float(np.square(exact - values.reshape(exact.shape)).sum())
-
-

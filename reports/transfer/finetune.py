@@ -92,7 +92,7 @@ def main() -> None:
         octosim("train", "--model", net, "--data", new, "--method", "octo", "--train-last", asked.train_last, "--lr", asked.lr,
                 "--batch-size", BATCH, "--epochs", asked.epochs, "--augment", "crop-flip", "--seed", seed, "--threads", 1,
                 "--out", out)  # fmt: skip
-        row = train.last_record(out) or {}
+        row = train.last_record(out)
         rows.append(about | {"what": "octo INT8", "test_accuracy": row["test_accuracy"], "digest": train.read_digest(out)})
         run = train.Run(train.read_config(out))
         before = time.process_time()
