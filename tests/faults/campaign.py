@@ -247,23 +247,20 @@ def chosen(asked: Asked) -> list[Job]:
     return [job for job in jobs() if job.name in asked.jobs or not asked.jobs]
 
 
-def all_expected(asked: Asked, tally: Tally) -> dict[str, tuple[Any, int]]:
+def all_expected(asked: Asked, tally: Tally, worker: Worker) -> dict[str, tuple[Any, int]]:
     """`expected` of each job that is asked for."""
-    worker = Worker()
     wants = {job.name: expected(job, worker) for job in chosen(asked)}
-    worker.close()
     for name, (_, count) in wants.items():
         if count < 3:
             tally.fail(f"{name}: the shim saw {count} file operations: it is not preloaded, or counts the wrong ones")
     return wants
 
 
-def operations(tally: Tally, asked: Asked, wants: Any, numbers: Iterator[int]) -> None:
+def operations(tally: Tally, asked: Asked, wants: Any, worker: Worker, numbers: Iterator[int]) -> None:
     """File operations of the jobs: one fails once, all from it on, half of a write is written, or the process dies.
 
     Each operation with each fault where --tries is as large as that; otherwise as many of them, in an order that is drawn.
     """
-    worker = Worker()
     tries = [(job, at, name) for job in chosen(asked) for at in range(1, wants[job.name][1] + 1) for name in FAULTS]
     random.Random(asked.seed).shuffle(tries)
     for number in numbers:
@@ -280,12 +277,11 @@ def operations(tally: Tally, asked: Asked, wants: Any, numbers: Iterator[int]) -
             if done.wrong:
                 tally.fail(f"{job.name}, {what}: {done.wrong}: {done.errors.strip()[-300:]}")
             recover(job, worker, folder, want, asked.limit, what, tally)
-    worker.close()
 
 
-def kills(tally: Tally, asked: Asked, wants: Any, numbers: Iterator[int]) -> None:
+def kills(tally: Tally, asked: Asked, wants: Any, worker: Worker, numbers: Iterator[int]) -> None:
     """SIGKILL, SIGTERM or SIGINT at a random moment, up to three times in a row, then the command that goes on."""
-    worker, durations, each = Worker(), dict[str, float](), chosen(asked)
+    durations, each = dict[str, float](), chosen(asked)
     for number in numbers:
         chance, job = random.Random(f"{asked.seed} {number}"), each[number % len(each)]
         if job.name not in durations:
@@ -310,19 +306,16 @@ def kills(tally: Tally, asked: Asked, wants: Any, numbers: Iterator[int]) -> Non
                 arguments = job.again(folder)
             what = f"{'+'.join(sent)} (--only {number})"
             recover(job, worker, folder, wants[job.name][0], asked.limit, what, tally)
-    worker.close()
 
 
-def undamaged(asked: Asked, tally: Tally) -> list[damaging.Reader]:
+def undamaged(asked: Asked, tally: Tally, worker: Worker) -> list[damaging.Reader]:
     """Writes the files; the commands that read them, each of which ends well before damage."""
-    worker = Worker()
     readers = damaging.prepare(REFERENCE, worker, [[*TRAIN[:-1], "other", "--seed", "1"]], PATIENCE_S)
     for reader in readers:
         with workplace(lambda folder: copy(reader, folder)) as folder:  # noqa: B023 - called here
             done = worker.run(reader.command.split(), folder, PATIENCE_S)
             if done.code != (1 if reader.command.startswith("diff") else 0):
                 tally.fail(f"{reader.command} without damage: exit code {done.code}: {done.errors.strip()[-300:]}")
-    worker.close()
     return readers
 
 
@@ -332,9 +325,8 @@ def copy(reader: damaging.Reader, folder: Path) -> None:
         (shutil.copytree if kept.is_dir() else shutil.copy)(kept, folder / name)
 
 
-def damage(tally: Tally, asked: Asked, readers: Any, numbers: Iterator[int]) -> None:
+def damage(tally: Tally, asked: Asked, readers: Any, worker: Worker, numbers: Iterator[int]) -> None:
     """A damaged file before each command that reads it: no traceback, no hang, and no result from it but the right one."""
-    worker = Worker()
     finished = run_files(REFERENCE / "run")
     order = [reader for reader in readers for _ in range(reader.weight)]
     random.Random(asked.seed).shuffle(order)
@@ -362,12 +354,11 @@ def damage(tally: Tally, asked: Asked, readers: Any, numbers: Iterator[int]) -> 
                 after = run_files(folder / "run")
                 if {**after, "manifest.json": b""} != {**finished, "manifest.json": b""}:
                     tally.fail(f"{where}: resumed to another result: {damaging.difference(original, content)}")
-    worker.close()
 
 
-def race(tally: Tally, asked: Asked, wants: Any, numbers: Iterator[int]) -> None:
+def race(tally: Tally, asked: Asked, wants: Any, worker: Worker, numbers: Iterator[int]) -> None:
     """A run and two that resume it, at once: each ends well or with a sentence, and the run has all its records."""
-    worker, job = Worker(), jobs()[0]
+    job = jobs()[0]
     want, _ = wants[job.name]
     for number in numbers:
         with workplace(inputs) as folder:
@@ -389,12 +380,11 @@ def race(tally: Tally, asked: Asked, wants: Any, numbers: Iterator[int]) -> None
                 if done.wrong or done.code not in (0, 2):
                     tally.fail(f"race: {done.wrong or f'exit code {done.code}'}: {done.errors.strip()[-300:]}")
             recover(job, worker, folder, want, asked.limit, f"three processes (--only {number})", tally)
-    worker.close()
 
 
 CAMPAIGNS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "kills": (all_expected, kills), "operations": (all_expected, operations), "damage": (undamaged, damage),
-    "race": (lambda asked, tally: all_expected(Asked(0, 0, ("train",)), tally), race),
+    "race": (lambda asked, tally, worker: all_expected(Asked(0, 0, ("train",)), tally, worker), race),
 }  # fmt: skip
 """What is found out once before the tries, and the tries."""
 
@@ -457,7 +447,8 @@ def main() -> int:
 
     def part(job: int, of: int) -> Tally:
         tally = Tally()
-        CAMPAIGNS[given.campaign][1](tally, asked, shared, within(tries[job::of], given.seconds))
+        with contextlib.closing(Worker()) as worker:
+            CAMPAIGNS[given.campaign][1](tally, asked, shared, worker, within(tries[job::of], given.seconds))
         return tally
 
     tally = Tally()
@@ -466,7 +457,8 @@ def main() -> int:
         done = ended(start(TRAIN, REFERENCE), REFERENCE, PATIENCE_S)
         if done.code:
             raise SystemExit(f"{' '.join(TRAIN)}: {done.errors}")
-        shared = CAMPAIGNS[given.campaign][0](asked, tally)
+        with contextlib.closing(Worker()) as worker:
+            shared = CAMPAIGNS[given.campaign][0](asked, tally, worker)
         for each in apart(part, given.jobs):
             tally.join(each)
     finally:
