@@ -16,7 +16,7 @@ from octosim.report.devices import Price, fits, short_title
 from octosim.report.figures import COLOURS, Figure, Figures, Legend
 from octosim.report.spread import differences, families, interval, reference
 from octosim.report.states import learned, state_of, states_text
-from octosim.report.tables import DASH, Cell, Group, Table, last_value, percent, plural, significant
+from octosim.report.tables import DASH, Cell, Group, Table, finals, percent, plural, significant
 
 # ---- one task: a network on a data set, by one version on one CPU --------------------------------------------------
 
@@ -106,9 +106,8 @@ def _points(value: float) -> str:
 
 
 def mean_error(group: Group) -> float | None:
-    """Mean test error over the finished runs of a network without classes; None without any."""
-    last = [last_value(run.records["test_loss"]) for run in group.runs if run.digest]
-    values = [value for value in last if value is not None]
+    """Mean test error over the seeds that finished, of a network without classes; None without any."""
+    values = finals(group, "test_loss").values()
     return statistics.fmean(values) if values else None
 
 

@@ -298,13 +298,13 @@ def plural(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
-def finals(group: Group) -> dict[int, float]:
-    """Last test accuracy of finished runs by seed; of a seed that was run twice, the first's."""
+def finals(group: Group, column: str = "test_accuracy") -> dict[int, float]:
+    """Last value of an evaluation's column of finished runs by seed; of a seed that was run twice, the first's."""
     found: dict[int, float] = {}
     for run in group.runs:
-        accuracy = last_value(run.records["test_accuracy"])
-        if run.digest and accuracy is not None:
-            found.setdefault(run.decides["seed"], accuracy)
+        value = last_value(run.records[column])
+        if run.digest and value is not None:
+            found.setdefault(run.decides["seed"], value)
     return found
 
 
