@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from octosim.report.spread import T975
+from octosim.report.spread import half_interval
 
 NO_SETTING = {
     "run", "seed", "digest", "step", "epoch", "loss", "learning_rate", "test_loss", "test_accuracy", "metrics", "parameters",
@@ -26,11 +25,6 @@ NO_SETTING = {
 def varied(table: pd.DataFrame) -> list[str]:
     """The settings in which the runs differ, seeds left out."""
     return [name for name in table if name not in NO_SETTING and table[name].astype(str).nunique() > 1]
-
-
-def half_interval(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean (Student's t)."""
-    return T975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def flat_metrics(path: Path) -> dict[str, float]:
@@ -68,8 +62,7 @@ def show(study: Path) -> None:
     print("| " + " | ".join([*columns, "accuracy, %", "95 %", "seeds", *names]) + " |")
     print("|" + "---|" * (len(columns) + 3 + len(names)))
     for key, accuracies, means in rows:
-        half = half_interval(accuracies)
-        spread = "" if math.isnan(half) else f"+-{half:.2f}"
+        spread = f"+-{half_interval(accuracies):.2f}" if len(accuracies) > 1 else ""
         cells = [*map(str, key), f"{statistics.fmean(accuracies):.2f}", spread, str(len(accuracies))]
         cells += [f"{100 * means[name]:.3g} %" if name in means else "" for name in names]
         print("| " + " | ".join(cells) + " |")

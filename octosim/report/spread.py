@@ -20,13 +20,17 @@ ENOUGH = 3  # pairs for an interval
 FEW = 6  # below so many pairs, their normal distribution is taken on trust
 
 
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of at least 2 values (Student's t)."""
+    n = len(values)
+    return T975[min(n - 1, len(T975)) - 1] * statistics.stdev(values) / math.sqrt(n)  # beyond the table: a little wide
+
+
 def interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """95 % interval of the mean of paired differences (Student's t); None for fewer than ENOUGH, and where all are 0."""
-    n = len(differences)
-    if n < ENOUGH or not any(differences):
+    if len(differences) < ENOUGH or not any(differences):
         return None
-    half = T975[min(n - 1, len(T975)) - 1] * statistics.stdev(differences) / math.sqrt(n)  # beyond the table: a little wide
-    mean = statistics.fmean(differences)
+    half, mean = half_interval(differences), statistics.fmean(differences)
     return mean - half, mean + half
 
 
