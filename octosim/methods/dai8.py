@@ -97,7 +97,7 @@ class Dai8(Method):
         if node.trains("w"):
             x, w = node.saved["x"], node.params["w"]
             product = node.layer.product(node, error.q.shape[0])
-            if product.depths[2] <= int8.SAFE or not product.any_length:
+            if int8.sums_in_32_bits(product):
                 acc = product.weight_grad(x.q, error.q, out=node.buffer(w.shape, np.int32))
                 node.grads["w"] = core.dequantize_channels(acc, error.scales, x.s, out=acc.view(np.float32))
             else:  # in 64 bits, rounded once to float32, then as above

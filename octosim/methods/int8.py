@@ -6,7 +6,7 @@ import numpy as np
 
 from octosim import core
 from octosim.engine import quantizers
-from octosim.engine.nodes import RANGE, ROLES, SIDES, Array, BatchedProduct, Context, Node
+from octosim.engine.nodes import RANGE, ROLES, SIDES, Array, BatchedProduct, Context, Node, Product
 from octosim.engine.quantizers import LARGEST_CODE, QTensor
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
@@ -40,6 +40,11 @@ def refuse_overflow(node: Node, batch: int, passes: tuple[str, ...] = PASSES, lo
                 f"layer {node.name}, {name}: a sum of {depth} int8 products could overflow the 32-bit accumulator "
                 f"(safe up to {safe})" + ("; use a smaller batch size" if name == "dW" else "")
             )
+
+
+def sums_in_32_bits(product: Product) -> bool:
+    """Whether dW's sums are int32: 32 bits hold them, or the product has no `long_weight_grad`."""
+    return product.depths[2] <= SAFE or not product.any_length
 
 
 # ---- ranges and codes --------------------------------------------------
@@ -112,7 +117,7 @@ def weight_values(node: Node, dy: QTensor, sums: Array, zero: core.Whole = 0) ->
     Where sums could leave 32 bits they are taken in 64 and rounded once to float32.
     """
     x, product = node.saved["x"], node.layer.product(node, len(dy.q))
-    if product.depths[2] <= SAFE or not product.any_length:
+    if sums_in_32_bits(product):
         return weight_sums(node, dy, core.zero_term(sums, zero))
     shape = node.params["w"].shape
     acc = product.long_weight_grad(x.q, dy.q, x_zero=x.z, out=node.buffer(shape, np.int64))
@@ -127,7 +132,7 @@ def direction(node: Node, x: Array, dy: Array) -> Array:
     """
     shape, product = node.params["w"].shape, node.layer.product(node, len(dy))
     acc = node.buffer(shape, np.int32)
-    if product.depths[2] <= SAFE or not product.any_length:
+    if sums_in_32_bits(product):
         return product.weight_grad(x, dy, out=acc)
     long = product.long_weight_grad(x, dy, out=node.buffer(shape, np.int64))
     core.python("narrow long sums", _in_32_bits, [long], [acc])
@@ -150,7 +155,7 @@ def weight_grad(node: Node, dy: QTensor) -> None:
     if not node.trains("w"):
         node.grads["b"] = real(core.column_sums(dy.q), dy)
         return
-    if product.depths[2] <= SAFE or not product.any_length:
+    if sums_in_32_bits(product):
         node.grads["w"] = weight_sums(node, dy, np.zeros(len(node.params["w"]), np.int32))
         node.grads["b"] = real(core.column_sums(dy.q), dy)
         return
