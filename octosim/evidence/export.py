@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -449,6 +449,13 @@ MACHINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Compilers, and what runs their programs here; those for Arm are tried where they are there."""
 
 
+def machines() -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Name, compiler and runner of those of MACHINES that are here; "cc" always, whose lack is an error."""
+    for name, (compiler, runner) in MACHINES.items():
+        if name == "cc" or all(shutil.which(tool) for tool in (compiler[0], *runner)):
+            yield name, compiler, runner
+
+
 def _export_c(run: train.Run, out: Path, images: int | None, comparing: bool) -> list[dict[str, Any]]:
     """network.c, compiled and run here, and for Arm where that is possible."""
     from octosim.evidence import export_c
@@ -460,10 +467,9 @@ def _export_c(run: train.Run, out: Path, images: int | None, comparing: bool) ->
         return [row]
     chosen = run.data.test_images[:images]
     ours, rows = logits_of(run, chosen), []
-    for runtime, (compiler, runner) in MACHINES.items():
-        if runtime == "cc" or all(shutil.which(name) for name in (compiler[0], *runner)):
-            made_there = export_c.run_c(out / "network.c", chosen, ours.shape[1], compiler, runner)
-            rows.append(row | {"runtime": runtime, **compare(made_there, ours)})
+    for runtime, compiler, runner in machines():
+        made_there = export_c.run_c(out / "network.c", chosen, ours.shape[1], compiler, runner)
+        rows.append(row | {"runtime": runtime, **compare(made_there, ours)})
     return rows
 
 

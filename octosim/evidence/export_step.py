@@ -28,7 +28,7 @@ from octosim import train
 from octosim.engine import plan
 from octosim.errors import ArgumentError, OctosimError
 from octosim.evidence import core_source
-from octosim.evidence.export import MACHINES, write
+from octosim.evidence.export import machines, write
 from octosim.evidence.export_c import FLAGS
 from octosim.evidence.step_record import TYPES, Recording, record
 from octosim.evidence.step_writer import Writer
@@ -416,10 +416,9 @@ def export(folder: Path, out: Path, steps: int | None = None, comparing: bool = 
     if not own:
         return [row]
     rows = []
-    for runtime, (compiler, runner) in MACHINES.items():
-        if runtime == "cc" or all(shutil.which(name) for name in (compiler[0], *runner)):
-            found = run_c(out, compiler, runner)
-            same = {"losses": found["losses"] == own.losses, "digest": found["digest"] == own.digest}
-            sizes = {key: found[key] for key in ("flash", "ram")}
-            rows.append(row | {"runtime": runtime, "steps": steps, "sha256": found["digest"], **same, **sizes})
+    for runtime, compiler, runner in machines():
+        found = run_c(out, compiler, runner)
+        same = {"losses": found["losses"] == own.losses, "digest": found["digest"] == own.digest}
+        sizes = {key: found[key] for key in ("flash", "ram")}
+        rows.append(row | {"runtime": runtime, "steps": steps, "sha256": found["digest"], **same, **sizes})
     return rows

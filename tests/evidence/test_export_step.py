@@ -15,7 +15,7 @@ from kit.cli import octosim as command
 import octosim
 from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Flatten, Linear, MaxPool, ReLU
 from octosim.errors import OctosimError
-from octosim.evidence import core_source, export_step
+from octosim.evidence import core_source, export, export_step
 from octosim.methods import METHODS
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -51,7 +51,7 @@ def exported(folder: Path, steps: int | None = None, **settings: Any) -> list[di
 
 
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_step, "MACHINES", {"cc": export_step.MACHINES["cc"]})
+    monkeypatch.setattr(export, "MACHINES", {"cc": export.MACHINES["cc"]})
     # the bits are the compiler's affair at every level; this one takes a quarter of the time
     monkeypatch.setattr(export_step, "FLAGS", tuple("-O0" if flag == "-O2" else flag for flag in export_step.FLAGS))
     monkeypatch.setattr(export_step, "OPTIMIZED", "-O0")
