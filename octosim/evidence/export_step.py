@@ -30,7 +30,7 @@ from octosim.errors import ArgumentError, OctosimError
 from octosim.evidence import core_source
 from octosim.evidence.export import machines, write
 from octosim.evidence.export_c import FLAGS
-from octosim.evidence.step_record import TYPES, Recording, record
+from octosim.evidence.step_record import TYPES, Recording, address_of, record
 from octosim.evidence.step_writer import Writer
 
 OPTIMIZED = "-O1"
@@ -219,14 +219,14 @@ def _interface(made: Recording, w: Writer) -> str:
     rates, tensors = len(made.numbers), []
     for name, tensor in sorted(made.tensors.items()):
         text = json.dumps(f"{name} {tensor.dtype.str} {tensor.shape}\n")
-        where = w.pointer(tensor.__array_interface__["data"][0], TYPES[tensor.dtype]) if tensor.nbytes else '""'
+        where = w.pointer(address_of(tensor), TYPES[tensor.dtype]) if tensor.nbytes else '""'
         tensors.append(f"    {{{text}, {where}, {tensor.nbytes}}}")
     rows = []
     for entry in made.schedule:
         rows.append(f"    {{{entry.first}u, {entry.index}, {{{', '.join(float(n).hex() for n in entry.numbers)}}}}}")
     w.flash += len(rows) * (8 + 8 * rates)
     losses = [w.value(tape.loss, made.memory.at(tape.loss).kind) for tape in made.steps]
-    lines = ["    switch (now->step) {"]
+    lines = ["    switch (schedule[row].step) {"]
     for number, loss in enumerate(losses):
         lines.append(f"    case {number}: status = step_{number}(images); *loss = (float){loss}; break;")
     lines += ["    default: break;", "    }"]
@@ -272,7 +272,7 @@ int octosim_step(const octosim_pixel *images, const octosim_label *labels, float
     for (int32_t i = 0; i < step_images[schedule[row].step]; i++) step_labels[i] = labels[i];
     step_number[0] = ++steps_done;
 {chr(10).join(f"    rate_{i}[0] = schedule[row].rates[{i}];" for i in range(rates))}
-{chr(10).join(lines).replace("now->step", "schedule[row].step")}
+{chr(10).join(lines)}
     return status;
 }}
 

@@ -29,6 +29,13 @@ TYPES = {kind: name.removesuffix("[]") for kind, name in C_TYPES.items()}
 """C types of elements by dtype."""
 
 
+def address_of(place: Any) -> int:
+    """Where an array begins, or what a number or a pointer of cffi's points to."""
+    if isinstance(place, np.ndarray):
+        return int(place.__array_interface__["data"][0])
+    return int(ffi.cast("uintptr_t", place.at if isinstance(place, core.Scalar) else place))
+
+
 class _Unique(Pool):
     """A pool that takes no memory back."""
 
@@ -96,7 +103,7 @@ class Recorded(core.Tape):
             for each in at if parameter.count("*") == 2 else [at]:
                 self._memory.number(each, argument)
             if "const" not in parameter and "*" in parameter:
-                self._written(int(ffi.cast("uintptr_t", at)))
+                self._written(address_of(at))
         self.made.append(Call(name, arguments, core.here.key))
         return 0
 
@@ -143,16 +150,15 @@ class Memory:
         root = array
         while isinstance(root.base, np.ndarray):
             root = root.base
-        address: int = root.__array_interface__["data"][0]
+        address = address_of(root)
         known = self._found.get(address)
         if known is None or known.size < root.nbytes or not known.arrays:
             self._found[address] = Region(address, root.nbytes, TYPES[root.dtype], name, True, (root, known))
-        start: int = array.__array_interface__["data"][0]
-        return start
+        return address_of(array)
 
     def number(self, at: Any, kept: Any) -> None:
         """Memory behind a pointer of cffi's, unless it is an array's."""
-        address, kind = int(ffi.cast("uintptr_t", at)), ffi.typeof(at)
+        address, kind = address_of(at), ffi.typeof(at)
         size = kind.length * ffi.sizeof(kind.item) if kind.kind == "array" and kind.length else ffi.sizeof(kind.item)
         known = self._found.get(address)
         if known is None or known.size < size and not known.arrays:
@@ -174,6 +180,10 @@ class Memory:
         region = self.regions[bisect_right(self._starts, address) - 1]
         assert region.start <= address < region.end
         return region
+
+    def of(self, place: Array | core.Scalar) -> Region:
+        """The region of an array or a number."""
+        return self.at(address_of(place))
 
 
 # ---- a run's steps --------------------------------------------------
@@ -251,7 +261,7 @@ def record(run: train.Run) -> Recording:
             if not isinstance(loss, core.Scalar):
                 raise OctosimError(f"{refuse}: its loss is a number of Python")
             memory.number(loss.at, loss)
-            tape.loss = int(ffi.cast("uintptr_t", loss.at))
+            tape.loss = address_of(loss)
             kinds[kind] = len(steps)
             steps.append(tape)
         values = optimizers.numbers(run.optimizer, run.learning_rate(number), number, network)
@@ -287,10 +297,10 @@ def _classify(made: Recording) -> None:
     """Which regions are written, which are needed in a part of a step only, and where those lie."""
     memory = made.memory
     lives: dict[int, Life] = {}
-    stays = {memory.at(tensor.__array_interface__["data"][0]).start for tensor in made.tensors.values() if tensor.nbytes}
-    stays |= {memory.at(array.__array_interface__["data"][0]).start for array in (made.images, made.labels)}
+    stays = {memory.of(tensor).start for tensor in made.tensors.values() if tensor.nbytes}
+    stays |= {memory.of(array).start for array in (made.images, made.labels)}
     stays |= {region.start for region in memory.regions if not region.arrays}
-    made.written.add(memory.at(made.labels.__array_interface__["data"][0]).start)
+    made.written.add(memory.of(made.labels).start)
     for number, tape in enumerate(made.steps):
         spans: dict[int, list[tuple[int, int]]] = {}
         life: dict[int, tuple[int, int]] = {}

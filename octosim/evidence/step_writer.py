@@ -11,7 +11,7 @@ import numpy as np
 from octosim import core
 from octosim.core.call import ffi
 from octosim.evidence import core_source
-from octosim.evidence.step_record import TYPES, Call, Recorded, Recording, Region
+from octosim.evidence.step_record import TYPES, Call, Recorded, Recording, Region, address_of
 
 # ---- literals --------------------------------------------------
 
@@ -62,12 +62,12 @@ class Writer:
         self.structs: dict[str, str] = {}  # by text, the name
         self.state = self.flash = 0
         memory, used = made.memory, set[str]()
-        owner = {memory.at(t.__array_interface__["data"][0]).start: name for name, t in made.tensors.items() if t.nbytes}
+        owner = {memory.of(t).start: name for name, t in made.tensors.items() if t.nbytes}
         special = {
-            memory.at(made.labels.__array_interface__["data"][0]).start: "step_labels",
-            memory.at(int(ffi.cast("uintptr_t", made.step.at))).start: "step_number",
-        } | {memory.at(int(ffi.cast("uintptr_t", n.at))).start: f"rate_{i}" for i, n in enumerate(made.numbers)}
-        self.images = memory.at(made.images.__array_interface__["data"][0]).start
+            memory.of(made.labels).start: "step_labels",
+            memory.of(made.step).start: "step_number",
+        } | {memory.of(n).start: f"rate_{i}" for i, n in enumerate(made.numbers)}
+        self.images = memory.of(made.images).start
         for region in memory.regions:
             if region.start not in made.initial:
                 continue
@@ -106,7 +106,7 @@ class Writer:
 
     def tensor(self, name: str) -> str:
         """The array that a tensor of the run is."""
-        return self.names[self.made.memory.at(self.made.tensors[name].__array_interface__["data"][0]).start]
+        return self.names[self.made.memory.of(self.made.tensors[name]).start]
 
     # ---- arguments
 
@@ -136,7 +136,8 @@ class Writer:
         field = self._field(region, offset)
         if name and field and field[1] == kind:
             return f"{name}[{field[2]}].{field[0]}"
-        return f"*{self.pointer(address, kind)}" if "(" in self.pointer(address, kind) else f"*({self.pointer(address, kind)})"
+        pointer = self.pointer(address, kind)
+        return f"*{pointer}" if "(" in pointer else f"*({pointer})"
 
     @staticmethod
     def _field(region: Region, offset: int) -> tuple[str, str, int] | None:
@@ -153,20 +154,20 @@ class Writer:
         base = re.sub(r"\bconst\b|\*|\w+$", "", parameter).strip()
         if isinstance(argument, core.Scalar) and "*" not in parameter:
             held = ffi.typeof(argument.at).item.cname
-            text = self.value(int(ffi.cast("uintptr_t", argument.at)), held)
+            text = self.value(address_of(argument), held)
             return text if held == base else f"({base}){text}"
         if "*" in parameter:
             at = argument.at if isinstance(argument, core.Scalar) else argument
             if at == ffi.NULL:
                 return "NULL"
             if parameter.count("*") == 2:
-                listed = ", ".join(self.pointer(int(ffi.cast("uintptr_t", each)), base) for each in at)
+                listed = ", ".join(self.pointer(address_of(each), base) for each in at)
                 return self._named(f"static const {base} *const {{}}[] = {{{{{listed}}}}};", "list", local, "images" in listed)
             if base.startswith("octo_") and "const" in parameter:
                 text = self._struct(ffi.cast(f"{base} *", at)[0], ffi.typeof(base))
                 return "&" + self._named(f"static const {base} {{}} = {text.replace('{', '{{').replace('}', '}}')};",
                                          base.removeprefix("octo_"), local, "images" in text)  # fmt: skip
-            return self.pointer(int(ffi.cast("uintptr_t", at)), base)
+            return self.pointer(address_of(at), base)
         if base == "float":
             return _float(float(argument))
         if base == "double":
@@ -187,7 +188,7 @@ class Writer:
         for name, field in kind.fields:
             held = getattr(value, name)
             if field.type.kind == "pointer":
-                at = int(ffi.cast("uintptr_t", held))
+                at = address_of(held)
                 parts.append(self.pointer(at, field.type.item.cname) if at else "NULL")
             elif field.type.kind == "array":
                 parts.append("{" + ", ".join(_integer(int(each), field.type.item.cname) for each in held) + "}")
