@@ -144,6 +144,10 @@ class Settings:
         "all", "Trained parameters of these layers: all; biases, and the whole head; head, the last layer alone.", FINE_TUNING,
         later=True,
     )  # fmt: skip
+    channels: list[str] = setting(
+        [], "PATTERN=SHARE of the output channels of layers: train the first ones alone, as conv*=0.25; may be repeated, the "
+        "last match counts.", FINE_TUNING, later=True,
+    )  # fmt: skip
     batchnorm_statistics: str = setting(
         "batch", "Statistics of batch normalization in training: batch, or frozen, the running ones.", FINE_TUNING, later=True
     )

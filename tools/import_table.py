@@ -2,15 +2,18 @@
 
     python tools/import_table.py rows.json                       all networks, both exporters; half an hour
     python tools/import_table.py rows.json --network resnet18 --exporter dynamo
+    python tools/import_table.py trained.json --network mobilenet_v2 --trained 300
     python tools/import_table.py rows.json --table               print the rows of the file as a table
 
-Each row: the network is built in PyTorch, its normalizations take the statistics of BATCH images, it is exported, imported, and
+Each row: the network is built in PyTorch, its normalizations take the statistics of BATCH images, or it is trained on CIFAR-10
+(--trained), it is exported, imported, and
 
     outputs   the float32 network's against onnxruntime's: the largest difference, relative to the largest output
     peer      the same of the layers that octosim hands to PyTorch (`bench.peers`) against the module itself
     loss      of a batch in one octo (INT8) step, and PyTorch's in float32
     SQNR      of the weights' gradients against PyTorch's in float32, in dB: with octosim's fp32, and of that INT8 step, of all,
               the median layer's and the least layer's
+    simulated that of the same INT8 step simulated in PyTorch: float32 products of rounded values
     ratio     the time of an octo step by that of PyTorch's float32 step: medians of steps that take turns, one thread
 
 Rows that the file has already are kept, so that a run goes on where it was stopped.  Needs torch, torchvision, timm, onnx,
@@ -26,7 +29,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,7 @@ import numpy as np
 from octosim import core, graph
 from octosim.bench import peers
 from octosim.bench.clock import LR, Clock, stepper
+from octosim.data import load
 from octosim.data.dataset import Dataset
 from octosim.engine import Network
 from octosim.engine.inputs import Input
@@ -124,12 +129,37 @@ def inputs(shape: tuple[int, ...], count: int, seed: int) -> Array:
     return (fine + 0.2 * rng.standard_normal(fine.shape)).astype(np.float32)
 
 
-def settled(case: Case) -> Any:
-    """The module, in inference, with the statistics of a batch in its normalizations."""
+def photographs(shape: tuple[int, ...], count: int, seed: int) -> tuple[Array, Array]:
+    """Images of CIFAR-10, enlarged, about -1 .. 1, and their labels.  seed 0: the training images in an order of their own."""
+    import torch
+
+    data = load("cifar10")
+    images, labels = (data.test_images, data.test_labels) if seed else (data.train_images, data.train_labels)
+    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+    small = torch.from_numpy(images[chosen].astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
+    large = torch.nn.functional.interpolate(small, shape[1:], mode="bilinear").numpy()
+    return large, labels[chosen].astype(np.int64)
+
+
+def batch(case: Case, count: int, seed: int, trained: int = 0) -> tuple[Array, Array]:
+    """Inputs and labels."""
+    return photographs(case.shape, count, seed) if trained else (inputs(case.shape, count, seed), np.arange(count) % CLASSES)
+
+
+def settled(case: Case, trained: int = 0) -> Any:
+    """The module, in inference, with the statistics of a batch in its normalizations; or trained so many steps."""
     import torch
 
     torch.manual_seed(0)
     module = case.build()
+    if trained:
+        images, labels = map(torch.from_numpy, photographs(case.shape, BATCH * trained, 0))
+        optimizer = torch.optim.Adam(module.train().parameters(), 1e-3)
+        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(module(x), y).backward()
+            optimizer.step()
+        return module.eval()
     for each in module.modules():
         if hasattr(each, "momentum"):
             each.momentum = None  # a mean of all batches
@@ -215,14 +245,14 @@ def channels_last(x: Array) -> Array:
     return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if x.ndim == 4 else x
 
 
-def dataset(x: Array, loss: str) -> Dataset:
-    labels = x if loss == "mse" else np.arange(len(x)) % CLASSES
+def dataset(x: Array, labels: Array, loss: str) -> Dataset:
+    labels = x if loss == "mse" else labels
     classes = () if loss == "mse" else tuple(map(str, range(CLASSES)))
     return Dataset("random", x, labels, x[:1], labels[:1], classes, "0" * 64)
 
 
-def torch_gradients(imported: graph.Imported, run: Run, kind: str) -> tuple[Any, float, dict[str, Array]]:
-    """PyTorch's module of the imported layers, its loss of a batch and its gradients."""
+def torch_gradients(imported: graph.Imported, run: Run, kind: str) -> tuple[Any, float, dict[str, Array], dict[str, Array]]:
+    """PyTorch's module of the imported layers, its loss of a batch, its gradients and those of the simulated INT8 step."""
     import torch
 
     module = peers.to_torch(imported.graph, run.network.nodes[0].in_shape)
@@ -235,53 +265,114 @@ def torch_gradients(imported: graph.Imported, run: Run, kind: str) -> tuple[Any,
                 module.state_dict()[f"{node.index}.{name}"].copy_(torch.from_numpy(node.state[key]))
     images, labels = run.batch(1)
     given = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1) if images.ndim == 4 else images))
-    module.train()
-    y = module(given)
-    if kind == "mse":
-        loss = torch.nn.functional.mse_loss(y, given)
-    else:
-        loss = torch.nn.functional.cross_entropy(y, torch.from_numpy(labels.astype(np.int64)))
-    loss.backward()
-    return module, float(loss.detach()), {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
+    target = given if kind == "mse" else torch.from_numpy(labels.astype(np.int64))
+    loss_of = torch.nn.functional.mse_loss if kind == "mse" else torch.nn.functional.cross_entropy
+
+    def gradients(module: Any) -> tuple[float, dict[str, Array]]:
+        module.zero_grad()
+        loss = loss_of(module(given), target)
+        loss.backward()
+        grads = {name: p.grad.numpy().copy() for name, p in module.named_parameters() if p.grad is not None}
+        return float(loss.detach()), grads
+
+    exact = gradients(module.train())
+    with in_int8():
+        return module, *exact, gradients(module)[1]
 
 
-def row(name: str, case: Case, exporter: str, folder: Path, seconds: float) -> dict[str, Any]:
+@contextmanager
+def in_int8() -> Iterator[None]:
+    """PyTorch's convolutions and linear layers take and give values rounded as octo's codes are: inputs to 254 steps of their
+    range, weights to +-127 steps, and gradients to +-127 steps of 0.95 of their largest.  Products of activations (attention)
+    stay as they are."""
     import torch
 
-    module = settled(case)
+    def within(t: Any, low: Any, high: Any) -> Any:
+        scale = ((high - low) / 254).clamp_min(1e-30)
+        return ((t.clamp(low, high) - low) / scale).round() * scale + low
+
+    def symmetric(t: Any, ratio: float = 1.0) -> Any:
+        largest = t.abs().max() * ratio
+        return within(t, -largest, largest)
+
+    class Rounded(torch.autograd.Function):
+        """Rounds values, not their gradients."""
+
+        @staticmethod
+        def forward(_: Any, t: Any, is_weight: bool) -> Any:
+            return symmetric(t) if is_weight else within(t, t.min().clamp_max(0), t.max().clamp_min(0))
+
+        @staticmethod
+        def backward(_: Any, dy: Any) -> Any:
+            return dy, None
+
+    class RoundedBack(torch.autograd.Function):
+        """Rounds gradients."""
+
+        @staticmethod
+        def forward(_: Any, t: Any) -> Any:
+            return t.clone()
+
+        @staticmethod
+        def backward(_: Any, dy: Any) -> Any:
+            return symmetric(dy, 0.95)
+
+    def quantized(product: Any) -> Any:
+        def call(x: Any, w: Any, *rest: Any, **named: Any) -> Any:
+            return RoundedBack.apply(product(Rounded.apply(x, False), Rounded.apply(w, True), *rest, **named))
+
+        return call
+
+    functional = torch.nn.functional
+    products = functional.conv2d, functional.linear
+    functional.conv2d, functional.linear = map(quantized, products)
+    try:
+        yield
+    finally:
+        functional.conv2d, functional.linear = products
+
+
+def row(name: str, case: Case, exporter: str, folder: Path, seconds: float, trained: int) -> dict[str, Any]:
+    import torch
+
+    module = settled(case, trained)
     path = export(module, case, exporter, folder / f"{name}.onnx")
     imported = onnx.read(path, loss=case.loss)
     graph.save(imported, folder / name)
-    x = inputs(case.shape, 4, 4)
+    x, _ = batch(case, 4, 4, trained)
     here = channels_last(x)
     network = Network(imported.graph, here.shape[1:], make("fp32", {}), 0, source=Input(True), initial=imported.weights)
     outputs = np.asarray(core.values(network.forward(here.copy(), Context(False, 0, 0))))
     reference = run_onnx(without_codes(path) if case.quantized else path, x)
     found: dict[str, Any] = {
-        "network": name, "exporter": exporter, "layers": len(imported.graph.layers),
+        "network": name, "exporter": exporter, "trained": trained, "layers": len(imported.graph.layers),
         "parameters": sum(w.size for w in imported.weights.values()), "outputs": relative(outputs, reference),
     }  # fmt: skip
     if case.quantized:
         found["against_codes"] = relative(outputs, run_onnx(path, x))
-    data = dataset(channels_last(inputs(case.shape, BATCH, 3)), case.loss)
+    rows, labels = batch(case, BATCH, 3, trained)
+    data = dataset(channels_last(rows), labels, case.loss)
     config = Config(
         model=str(folder / name), method="octo", batch_size=BATCH, epochs=1, lr=LR, normalize="none", optimizer="sgd"
     )
     run = Run(config, dataset=data)
     assert run.initial and not run.initial.unfit, run.initial and run.initial.sentences
-    peer, wanted_loss, wanted = torch_gradients(imported, run, case.loss)
+    peer, wanted_loss, wanted, simulated = torch_gradients(imported, run, case.loss)
     with torch.no_grad():
         y = peer.eval()(torch.from_numpy(x)).numpy().reshape(len(x), -1)
         found["peer"] = relative(y, reference if case.quantized else module(torch.from_numpy(x)).numpy())
     images, labels = run.batch(1)
     weights = [key for key in wanted if key.endswith(".weight") and wanted[key].ndim > 1]
 
+    def compared(grads: dict[str, Array]) -> dict[str, Any]:
+        """The errors of gradients, of all weights together."""
+        return errors(*(np.concatenate([of[key].reshape(-1) for key in weights]) for of in (wanted, grads)))
+
     def gradients(network: Network) -> tuple[float, dict[str, Array], dict[str, Any]]:
-        """The loss, the gradients and their errors, of all weights together."""
+        """The loss, the gradients and their errors."""
         loss, _ = network.gradients(images, labels, Context(True, 0, 1))
         made = {k.removeprefix("grad."): v for k, v in peers.weights_to_torch(network).items() if k.startswith("grad.")}
-        both = (np.concatenate([grads[key].reshape(-1) for key in weights]) for grads in (wanted, made))
-        return float(loss), made, errors(*both)
+        return float(loss), made, compared(made)
 
     found["fp32_sqnr_db"] = gradients(network)[2]["sqnr_db"]
     del network
@@ -291,6 +382,7 @@ def row(name: str, case: Case, exporter: str, folder: Path, seconds: float) -> d
     least = min(finite, key=lambda key: finite[key])
     found |= {
         "loss": loss, "torch_loss": wanted_loss, "sqnr_db": whole["sqnr_db"], "cosine": whole["cosine"],
+        "simulated_sqnr_db": compared(simulated)["sqnr_db"],
         "sqnr_median_db": statistics.median(finite.values()), "sqnr_least_db": finite[least],
         "least": run.network.nodes[int(least.split(".")[0])].name, "weights": len(weights),
     }  # fmt: skip
@@ -322,15 +414,17 @@ def ratio(run: Run, imported: graph.Imported, seconds: float) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| network | exporter | layers | outputs | loss, INT8 | PyTorch | SQNR dB, fp32 | INT8 | median | least layer "
-        "| octo / PyTorch |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| network | exporter | layers | outputs | loss, INT8 | PyTorch | SQNR dB, fp32 | INT8 | simulated | median "
+        "| least layer | octo / PyTorch |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         if "error" in r:
-            lines.append(f"| {r['network']} | {r['exporter']} | {r['error']} | | | | | | | | |")
+            lines.append(f"| {r['network']} | {r['exporter']} | {r['error']} | | | | | | | | | |")
             continue
-        sqnr = [f"{r[key]:.1f}" for key in ("fp32_sqnr_db", "sqnr_db", "sqnr_median_db", "sqnr_least_db")]
+        sqnr = [
+            f"{r[key]:.1f}" for key in ("fp32_sqnr_db", "sqnr_db", "simulated_sqnr_db", "sqnr_median_db", "sqnr_least_db")
+        ]  # fmt: skip
         losses = [f"{r[key]:.4f}" for key in ("loss", "torch_loss")]
         cells = r["network"], r["exporter"], str(r["layers"]), f"{r['outputs']:.1e}", *losses, *sqnr
         lines.append(f"| {' | '.join(cells)} ({r['least']}) | {r['ratio']:.2f} |")
@@ -343,6 +437,7 @@ def main() -> None:
     parser.add_argument("--network", action="append", help="one of the table; repeatable")
     parser.add_argument("--exporter", choices=EXPORTERS, action="append")
     parser.add_argument("--side", type=int, default=96, help="pixels of an image's side (default 96)")
+    parser.add_argument("--trained", type=int, default=0, help="steps on CIFAR-10 in PyTorch before the export (default 0)")
     parser.add_argument("--seconds", type=float, default=6, help="of timed steps a row (default 6)")
     parser.add_argument("--table", action="store_true", help="print the table of the file and stop")
     given = parser.parse_args()
@@ -360,7 +455,7 @@ def main() -> None:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     try:
-                        rows.append(row(name, known[name], exporter, Path(folder), given.seconds))
+                        rows.append(row(name, known[name], exporter, Path(folder), given.seconds, given.trained))
                     except OctosimError as error:
                         rows.append({"network": name, "exporter": exporter, "error": str(error).removeprefix(folder)})
                 print(json.dumps(rows[-1]), flush=True)

@@ -15,7 +15,7 @@ from octosim.engine.inputs import Input
 from octosim.engine.layers import Flatten, Linear, ReLU, Stack
 from octosim.engine.network import nodes
 from octosim.engine.selection import ALL, Selection
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 
 Array = np.ndarray[Any, Any]
 
@@ -93,6 +93,8 @@ NAMES = {"w": "weight", "b": "bias", "gamma": "weight", "beta": "bias", "positio
 def freeze(model: Any, stack: Graph | Stack, in_shape: tuple[int, ...], selection: Selection) -> None:
     """Freezes the parameters of `to_torch`'s module that a selection does not train; layers that octosim runs as in inference,
     and normalizations with running statistics, are in evaluation mode."""
+    if selection.channels:
+        raise ArgumentError("PyTorch trains whole weights: leave out {channels}, or the comparison with it")
     flat = plan.dry(stack, in_shape, methods.make("fp32", {}), True, selection=selection).nodes
     for node, module in zip(flat, model.children(), strict=True):
         module.train(node.backward and not node.running)

@@ -30,7 +30,8 @@ from octosim.errors import OctosimError
 
 @with_settings(
     "model", "data", "image", "test_share", "skip_unreadable", "limit", "normalize", "method", "parameters", "optimizer",
-    "batch_size", "train", "freeze", "train_last", "update", "batchnorm_statistics", "accumulate",
+    "batch_size", "train", "freeze", "train_last", "update", "channels", "batchnorm_statistics",
+    "accumulate",
     data="Data set, or your own data, that the measured steps take their images from.",
 )  # fmt: skip
 def bench(

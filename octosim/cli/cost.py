@@ -20,7 +20,7 @@ LARGEST = 1024
 SHORT_DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 
-@with_settings("train", "freeze", "train_last", "update", "batchnorm_statistics", "accumulate")
+@with_settings("train", "freeze", "train_last", "update", "channels", "batchnorm_statistics", "accumulate")
 def cost(
     settings: dict[str, Any],
     profile: Annotated[

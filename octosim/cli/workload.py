@@ -35,7 +35,7 @@ def selection_of(asked: Asked) -> tuple[Any, int]:
     from octosim.engine.selection import make
 
     rules: dict[str, Any] = {"train": [], "freeze": [], "train_last": None, "update": "all", "batchnorm_statistics": "batch"}
-    rules |= {"accumulate": 1} | asked.tuning
+    rules |= {"channels": [], "accumulate": 1} | asked.tuning
     accumulate: Any = rules.pop("accumulate")
     if accumulate < 1:
         raise OctosimError(f"--accumulate must be at least 1, not {accumulate}")
@@ -97,8 +97,8 @@ def _onnx(asked: Asked) -> Source:
         raise OctosimError("--image is for octosim's own networks; an ONNX file has the size of its inputs")
     if not asked.batchnorm:
         raise OctosimError("--no-batchnorm is for octosim's own networks; export the ONNX file without it")
-    if any(asked.tuning.get(name) for name in ("train", "freeze", "train_last")):
-        raise OctosimError("--train, --train-last and --freeze are for octosim's own networks")
+    if any(asked.tuning.get(name) for name in ("train", "freeze", "train_last", "channels")):
+        raise OctosimError("--train, --train-last, --freeze and --channels are for octosim's own networks")
     if asked.parameters:
         raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
     path, kind = Path(asked.model), asked.dtype or "float32"

@@ -20,7 +20,7 @@ from octosim.engine.inputs import Input
 from octosim.engine.layers import BatchNorm, Stack
 from octosim.engine.nodes import INPUT_RANGE, LOSS, RANGE, Array, Context, Method, Node, Observer
 from octosim.engine.selection import ALL, Selection, apply
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 
 QUIET = np.errstate(over="ignore", invalid="ignore")
 """A method's NumPy need not warn of infinities and NaNs: they are found, and told with the layer's name."""
@@ -67,6 +67,8 @@ class Network:
             node.initial = {}
         self.taken = self._load(initial or {})
         apply(selection, self.nodes)
+        if any(node.outputs is not None for node in self.nodes) and not method.by_channel:
+            raise ArgumentError(f"{{channels}} has no meaning for method {method.name}, which makes a layer's gradient whole")
         for node, layer in zip(self.nodes, passes, strict=True):
             if node.running and not getattr(layer, "running", False):
                 raise OctosimError(
@@ -312,7 +314,7 @@ class Network:
 
     def parameters(self) -> dict[str, tuple[Array, Array]]:
         """Every trained tensor with its gradient, by name "layer.parameter"."""
-        return {f"{n.name}.{k}": (v, n.grads[k]) for n in self.nodes for k, v in n.params.items() if k not in n.frozen}
+        return {f"{n.name}.{k}": (n.chosen(k), n.grads[k]) for n in self.nodes for k in n.params if k not in n.frozen}
 
     def tensors(self) -> dict[str, Array]:
         """Every tensor that decides what the network computes: parameters and running statistics."""

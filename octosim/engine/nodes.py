@@ -319,6 +319,7 @@ class Node:
     frozen: parameters that the run does not train.  backward: whether it takes part in the backward pass; a layer that does not
     lies before every trained one, runs as in inference and saves nothing.  running: of a normalization: it uses its running
     statistics in training too, and leaves them as they are.  rate: a factor on the learning rate.
+    outputs: of a weighted layer, how many of its output channels are trained, the first ones; None: all.
     has_range: the range of its input is given (INPUT_RANGE).
     initial: of parameters that are given, by name, in place of random ones; taken: those that the layer took.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
@@ -346,6 +347,7 @@ class Node:
     backward: bool = True
     running: bool = False
     rate: float = 1.0
+    outputs: int | None = None
     has_range: bool = False
     initial: Mapping[str, Array] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
@@ -373,6 +375,11 @@ class Node:
             return None
         self.taken.add(key)
         return values.copy()
+
+    def chosen(self, key: str) -> Array:
+        """What of a parameter is trained: all of it, or the rows of the chosen output channels; gradients have this shape."""
+        whole = self.params[key]
+        return whole if self.outputs is None else whole[: self.outputs]
 
     def trains(self, key: str) -> bool:
         """Whether a parameter's gradient is asked for."""
@@ -479,6 +486,8 @@ class Method(Protocol):
     normalize: how bytes are normalized where the user does not say, "none" or "data" (see `train.Config`).
     inspects: whether `caveats` looks at the tensors of a step.
     random_loss: whether `loss` takes the argument random, the Philox stream of its gradient.
+    by_channel: whether `weight_grad` may be given a layer's first output channels alone: parameters, whose first axis they must
+               be, its error and what `for_weight_grad` names, arrays or `QTensor`s, are cut to them.
     covers:    the layers, by stem ("conv", "relu" ...), whose numbers it knows how to make; None: all, those without a matrix
                product in float32.  A network with another is refused, or has it in float32 where that is asked for.
     multiplies: whether it makes the products of activations (attention) by its own numbers; those that do not have them in
@@ -501,6 +510,7 @@ class Method(Protocol):
     batchnorm: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
     inspects: ClassVar[bool] = False
+    by_channel: bool = False
     random_loss: ClassVar[bool] = False
     covers: ClassVar[tuple[str, ...] | None] = None
     multiplies: ClassVar[bool] = False

@@ -152,9 +152,9 @@ class Update:
             self.node(node)
 
     def _rule(self, node: Node, key: str, lr: core.Number) -> None:
-        w, g, slots = node.params[key], node.grads[key], self.slots[f"{node.name}.{key}"]
+        w, g, slots = node.chosen(key), node.grads[key], self.slots[f"{node.name}.{key}"]
         decay = self.optimizer.decay if key in DECAYED else 0.0
-        found = node.ranges.setdefault(key, core.Range())
+        found = node.ranges.setdefault(key, core.Range()) if node.outputs is None else None
         try:
             if isinstance(g, core.RowSums):
                 rows = max(1, MADE * len(w) // w.size)
@@ -162,12 +162,14 @@ class Update:
                     self.optimizer.update(self.corrections, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
                     for some in (slice(first, first + rows) for first in range(0, len(w), rows))
                 ]
-                core.join_ranges(parts, found)
+                if found is not None:
+                    core.join_ranges(parts, found)
             else:
                 self.optimizer.update(self.corrections, lr, decay, w, g, slots, found)
         except core.NotFiniteError as error:
             raise core.NotFiniteError(f"layer {node.name}, {key} after the step: {error}") from None
-        node.known.add(key)
+        if found is not None:
+            node.known.add(key)
 
     def newton(
         self, node: Node, g: Array, slots: Mapping[str, Array] | None = None, *, direction: Array | None = None,
@@ -194,8 +196,8 @@ def slots(optimizer: Sgd | Adam, network: Network) -> dict[str, dict[str, Array]
     """The optimizer's tensors by the trained parameters' names, zeros."""
     names = () if "optimizer" in network.method.unused else optimizer.slots
     return {
-        f"{node.name}.{key}": {slot: np.zeros(w.shape, w.dtype) for slot in names}
-        for node in network.nodes for key, w in node.params.items() if key not in node.frozen
+        f"{node.name}.{key}": {slot: np.zeros_like(node.chosen(key)) for slot in names}
+        for node in network.nodes for key in node.params if key not in node.frozen
     }  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
         for values in node.running_ranges:
             values[:] = 0, 1
         node.ranges = {key: core.Range() for key in node.params}
-        node.known = set(node.params)
+        node.known = set(node.params) if node.outputs is None else node.frozen & set(node.params)
     pool = network.pool = _Reserved(tape)
     for node in nodes:
         node.pool = pool
@@ -174,7 +174,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
     with tape.recording(), core.pooled(pool):
         step()
     held = [values for node in nodes for values in (*node.params.values(), *node.state.values())]
-    trained = [4 * node.params[key].size for node in nodes for key in node.trained] if training else [0]
+    trained = [4 * node.chosen(key).size for node in nodes for key in node.trained] if training else [0]
     return Plan(
         batch,
         tuple(tape.calls),

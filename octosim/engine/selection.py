@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -22,6 +23,8 @@ class Selection:
     train: patterns (fnmatch) of layer names; last: the last N weighted layers, each with the normalization behind it.  Together
     they name the trained layers; neither given, all are.  freeze: patterns of layers that are not trained after all.
     update: "all" parameters of these layers; "biases": BIASES alone, and the whole head; "head": the last weighted layer alone.
+    channels: (pattern, share) of the output channels of weighted layers: of the trained ones that match, weights and biases of
+    the first channels alone, in whole groups and at least one, are trained; the last pattern that matches a layer counts.
     statistics: of batch normalization: "frozen" normalizes with the running statistics, which stay as they are.
     rates: (pattern, factor) on the learning rate; the last pattern that matches a layer counts.
     """
@@ -32,11 +35,12 @@ class Selection:
     update: str = "all"
     statistics: str = "batch"
     rates: tuple[tuple[str, float], ...] = ()
+    channels: tuple[tuple[str, float], ...] = ()
 
     @property
     def everything(self) -> bool:
         """Whether all parameters are trained."""
-        return not self.train and not self.freeze and self.last is None and self.update == "all"
+        return not (self.train or self.freeze or self.channels) and self.last is None and self.update == "all"
 
 
 ALL = Selection()
@@ -45,23 +49,34 @@ ALL = Selection()
 
 def make(
     train: Sequence[str], freeze: Sequence[str], train_last: int | None, update: str, batchnorm_statistics: str,
-    rate: Sequence[str],
+    rate: Sequence[str], channels: Sequence[str] = (),
 ) -> Selection:  # fmt: skip
-    """The rules of a run's settings, see `train.Config`; OctosimError where one of `rate` is not PATTERN=FACTOR."""
-    return Selection(tuple(train), tuple(freeze), train_last, update, batchnorm_statistics, parse_rates("{rate}", rate))
+    """The rules of a run's settings, see `train.Config`; OctosimError where one of `rate` is not PATTERN=FACTOR, or of
+    `channels` not PATTERN=SHARE."""
+    rates, shares = parse_rates("{rate}", rate), parse_shares("{channels}", channels)
+    return Selection(tuple(train), tuple(freeze), train_last, update, batchnorm_statistics, rates, shares)
 
 
 def parse_rates(option: str, rates: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """("conv*=0.1",) -> (("conv*", 0.1),); OctosimError where one is not PATTERN=FACTOR."""
+    return _by_pattern(rates, float("inf"), f"{option} takes PATTERN=FACTOR with a factor above 0, as in conv*=0.1")
+
+
+def parse_shares(option: str, shares: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """("conv*=0.25",) -> (("conv*", 0.25),); OctosimError where one is not PATTERN=SHARE."""
+    return _by_pattern(shares, 1.0, f"{option} takes PATTERN=SHARE with a share above 0 and at most 1, as in conv*=0.25")
+
+
+def _by_pattern(texts: Sequence[str], most: float, expected: str) -> tuple[tuple[str, float], ...]:
     found = []
-    for text in rates:
+    for text in texts:
         pattern, equals, factor = text.rpartition("=")
         try:
             value = float(factor)
         except ValueError:
             value = -1.0
-        if not equals or not pattern or not 0 < value < float("inf"):
-            raise ArgumentError(f"{option} takes PATTERN=FACTOR with a factor above 0, as in conv*=0.1, not '{text}'")
+        if not equals or not pattern or not 0 < value <= most or value == float("inf"):
+            raise ArgumentError(f"{expected}, not '{text}'")
         found.append((pattern, value))
     return tuple(found)
 
@@ -119,6 +134,7 @@ def apply(selection: Selection, nodes: Sequence[Node]) -> None:
         if selection.update == "biases" and node.index != weighted[-1]:
             kept &= set(BIASES)
         node.frozen = set(node.params) - kept
+    _choose_channels(selection.channels, nodes)
     if not any(node.trained for node in nodes):
         raise ArgumentError("{train}, {train_last}, {freeze} and {update} leave nothing to train")
     needs = {-1: False}
@@ -126,6 +142,16 @@ def apply(selection: Selection, nodes: Sequence[Node]) -> None:
         node.backward = needs[node.index] = bool(node.trained) or any(needs[i] for i in node.inputs)
         normalizes = node.layer.stem == "bn" and node.backward
         node.running = normalizes and (selection.statistics == "frozen" or node.frozen >= set(node.params))
+
+
+def _choose_channels(shares: Sequence[tuple[str, float]], nodes: Sequence[Node]) -> None:
+    """Sets `Node.outputs` of the layers that rules name; OctosimError where one names no weighted layer."""
+    for pattern, share in shares:
+        for index in _matching("{channels}", pattern, [node for node in nodes if node.layer.weighted]):
+            node = nodes[index]
+            filters, group = node.out_shape[-1], node.layer.outputs_of_a_group(node.in_shape)
+            count = group * max(1, math.ceil(filters * share / group))
+            node.outputs = None if count >= filters else count
 
 
 def trained(nodes: Sequence[Node]) -> dict[str, list[str]]:

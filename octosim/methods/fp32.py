@@ -18,6 +18,7 @@ class Fp32(Method):
     paper: ClassVar[str] = "-"
     bits: ClassVar[dict[str, str]] = dict.fromkeys(ROLES, "float32")
     multiplies: ClassVar[bool] = True
+    by_channel: ClassVar[bool] = True
 
     def check(self, node: Node, batch: int) -> None:
         pass

@@ -42,6 +42,7 @@ class Hindsight(Method):
     summary: ClassVar[str] = "INT8 forward and backward with the ranges of earlier iterations"
     paper: ClassVar[str] = "Fournarakis and Nagel, arXiv 2105.04246"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
+    by_channel: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum < 1:

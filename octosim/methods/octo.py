@@ -150,6 +150,10 @@ class Octo(Method):
     def compact(self) -> bool:  # type: ignore[override]
         return self.keep == "int8"
 
+    @property
+    def by_channel(self) -> bool:  # type: ignore[override]
+        return self.lac in ("off", "channel")
+
     def check(self, node: Node, batch: int) -> None:
         int8.refuse_overflow(node, batch, long=True)
         if self.lac == "sample":

@@ -45,6 +45,7 @@ class Qat(Method):
     name: ClassVar[str] = "qat"
     summary: ClassVar[str] = "INT8 forward with averaged ranges, float32 backward straight through"
     paper: ClassVar[str] = "Jacob et al., CVPR 2018"
+    by_channel: ClassVar[bool] = True
     bits: ClassVar[dict[str, str]] = {
         "weights": "int8",
         "activations": "int8",

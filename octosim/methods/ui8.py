@@ -74,6 +74,7 @@ class Ui8(Method):
     summary: ClassVar[str] = "INT8 forward and backward, direction-sensitive clipping, learning rate by deviation"
     paper: ClassVar[str] = "Zhu et al., CVPR 2020"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
+    by_channel: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, low, high in (("grid", 1, 1000), ("period", 1, 2**31), ("alpha", 0, 40), ("beta", 0, 1)):

@@ -31,7 +31,7 @@ class Config(Settings):
     label_smoothing: of the training loss; the test loss is without.  accumulator: of numerics.ACCUMULATORS.
 
     init: where it is not given, the weights of an imported model.
-    train, freeze, train_last, update, batchnorm_statistics, rate, accumulate: see initial.py, selection.Selection and
+    train, freeze, train_last, update, channels, batchnorm_statistics, rate, accumulate: see initial.py, selection.Selection and
     engine.accumulation.
 
     method and accumulator may be given as objects: a `Method` with its parameters, a `numerics.Accumulator`.
@@ -46,7 +46,9 @@ class Config(Settings):
     @property
     def selection(self) -> selection.Selection:
         """The rules that choose the trained parameters; OctosimError where one cannot be read."""
-        return selection.make(self.train, self.freeze, self.train_last, self.update, self.batchnorm_statistics, self.rate)
+        return selection.make(
+            self.train, self.freeze, self.train_last, self.update, self.batchnorm_statistics, self.rate, self.channels
+        )
 
     def __post_init__(self) -> None:
         if isinstance(self.accumulator, Accumulator):

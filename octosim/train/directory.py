@@ -102,6 +102,8 @@ def _fine_tuning(run: Run) -> dict[str, Any]:
         found["init"] = {"sha256": run.initial.sha256}
     if not selection.everything:
         found["trained"] = trained(run.network.nodes)
+    if channels := {node.name: node.outputs for node in run.network.nodes if node.outputs is not None}:
+        found["channels"] = channels
     if selection.statistics != "batch":
         found["batchnorm_statistics"] = selection.statistics
     rates = {node.name: node.rate for node in run.network.nodes if node.rate != 1}

@@ -197,6 +197,8 @@ class Run:
         c = self.config
         if c.rate and "lr" in self.method.unused:
             raise ArgumentError(f"{{rate}} has no meaning for method {c.method}, which has no learning rate")
+        if c.channels and c.measure is not None:
+            raise ArgumentError("{measure} compares whole gradients: leave out {channels}")
         if c.accumulate == 1:
             return
         if "optimizer" in self.method.unused:

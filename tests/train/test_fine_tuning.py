@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from octosim import core, engine, methods, train
 from octosim.engine import plan
 from octosim.engine.accumulation import accumulated
-from octosim.engine.layers import BatchNorm, Conv2d, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
+from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Flatten, GlobalAvgPool, Linear, MaxPool, ReLU, Residual
 from octosim.engine.nodes import Context
 from octosim.engine.selection import Selection, trained
 from octosim.errors import OctosimError
@@ -182,6 +183,70 @@ def test_rates_are_factors() -> None:
     settings = dict(rate=["fc*=0.25", "conv1=3"], schedule="step", milestones=[0.5])
     digests = {taken_steps(run_of(**settings), 4, records).digest() for records in (False, True)}
     assert len(digests) == 1
+
+
+# ---- output channels --------------------------------------------------
+
+BY_CHANNEL = [
+    ("fp32", {}, 1), ("octo", {}, 2), ("octo", {"lac": "off", "prc_of": "all"}, 1), ("qat", {}, 1), ("ui8", {}, 1),
+    ("hindsight", {}, 1),
+]  # fmt: skip
+GROUPED = (
+    Conv2d(8, 3, pad=1), BatchNorm(), ReLU(), MaxPool(4, 4), DepthwiseConv2d(3, multiplier=2), ReLU(),
+    Conv2d(8, 3, pad=1, groups=4), ReLU(), Flatten(), Linear(12), ReLU(), Linear(10),
+)  # fmt: skip
+SHARES = ["conv*=0.4", "dw*=0.3", "fc1=0.25", "fc2=0.01"]
+OUTPUTS = {"conv1": 4, "dw1": 6, "conv2": 4, "fc1": 3, "fc2": 1}
+"""Of 8, 16 (2 a channel), 8 (2 a group), 12 and 10."""
+
+
+@pytest.mark.parametrize("method, parameters, accumulate", BY_CHANNEL, ids=str)
+def test_the_first_channels_move_as_in_full_training(method: str, parameters: dict, accumulate: int) -> None:
+    """One step: their rows, to the bit but for float32 sums, and those alone; then steps in C as in Python."""
+    settings = dict(method=method, parameters=parameters, accumulate=accumulate, weight_decay=0.01)
+    whole, part = run_of(GROUPED, **settings), run_of(GROUPED, channels=SHARES, **settings)
+    assert {node.name: node.outputs for node in part.network.nodes if node.outputs} == OUTPUTS
+    before = {name: tensor.copy() for name, tensor in part.network.tensors().items()}
+    for run in (whole, part):
+        taken_steps(run, 1)
+    theirs = whole.network.tensors()
+    for name, tensor in part.network.tensors().items():
+        layer, key = name.split(".")
+        count = OUTPUTS.get(layer) if key in part.network.nodes[-1].params else None
+        exact = 0 if methods.METHODS[method].bits["accumulator"] == "int32" and method != "qat" else 1e-5
+        np.testing.assert_allclose(tensor[:count], theirs[name][:count], exact, exact * 1e-3, err_msg=name)
+        if count:
+            np.testing.assert_array_equal(tensor[count:], before[name][count:], name)
+    assert all(len(part.slots[f"{layer}.w"]["v"]) == count for layer, count in OUTPUTS.items())
+    again = taken_steps(run_of(GROUPED, channels=SHARES, **settings), 3, records=True)
+    assert again.digest() == taken_steps(part, 2).digest()
+
+
+@pytest.mark.parametrize("method", ["fp32", "octo"])
+def test_chosen_channels_are_planned(method: str) -> None:
+    """dW's products, gradients and the optimizer's memory shrink; the other passes stay."""
+    whole, part = (run_of(GROUPED, method, **s) for s in (dict(), dict(channels=SHARES)))
+    plans = [plan.plan_like(run.network, 10) for run in (whole, part)]
+    macs = [{(op.layer, op.pass_): op.macs for op in plan.ops(each) if op.macs} for each in plans]
+    of_all = {"conv1": 8, "dw1": 16, "conv2": 8, "fc1": 12, "fc2": 10}
+    for (layer, pass_), count in macs[0].items():
+        share = Fraction(OUTPUTS[layer], of_all[layer]) if pass_ == "dW" else 1
+        assert macs[1][layer, pass_] == share * count, (layer, pass_)
+    assert plans[1].slots < plans[0].slots and plans[1].gradients < plans[0].gradients
+    assert plans[1].weights == plans[0].weights
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    (dict(channels=["conv1"]), "channels takes PATTERN=SHARE with a share above 0 and at most 1, as in conv"),
+    (dict(channels=["conv1=1.5"]), "at most 1"),
+    (dict(channels=["conv9=0.5"]), "channels 'conv9' matches no layer with parameters; did you mean"),
+    (dict(channels=["fc*=0.5"], method="niti"), "channels has no meaning for method niti"),
+    (dict(channels=["fc*=0.5"], parameters={"lac": "feature"}), "channels has no meaning for method octo"),
+    (dict(channels=["fc*=0.5"], measure=1), "measure compares whole gradients: leave out channels"),
+])  # fmt: skip
+def test_channels_that_make_no_sense_are_refused(settings: dict, sentence: str) -> None:
+    with pytest.raises(OctosimError, match=sentence):
+        run_of(**settings)
 
 
 # ---- frozen batch normalization --------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -206,7 +206,12 @@ class Weighted(Layer):
             _tell_meanings(node, {"dy": error})
         if not node.trained:
             return error
-        method.weight_grad(node, error, context)
+        if node.outputs is None:
+            method.weight_grad(node, error, context)
+        else:
+            part = self.part(node, node.outputs, method)
+            method.weight_grad(part, first_channels(node, error, node.outputs), context)
+            node.grads = part.grads
         if node.observers:
             node.grads = {name: core.values(g) for name, g in node.grads.items()}
         for observer in node.observers:
@@ -214,8 +219,29 @@ class Weighted(Layer):
                 observer.add(node.name, "dW", f"gradient of {name}", values)
         # of a normalized layer only rounding would move it, and the running mean could not follow
         if "b" in node.still and "b" in node.trained:
-            node.grads["b"] = np.zeros_like(node.params["b"])
+            node.grads["b"] = np.zeros_like(node.chosen("b"))
         return error
+
+    def outputs_of_a_group(self, in_shape: tuple[int, ...]) -> int:
+        """The output channels that the same input channels make."""
+        return 1
+
+    def with_outputs(self, in_shape: tuple[int, ...], count: int) -> tuple[Any, int]:
+        """The layer with its first output channels alone, in whole groups, and how many input channels it has then."""
+        raise NotImplementedError
+
+    def part(self, node: Node, count: int, method: Method) -> Node:
+        """The node that has the first output channels alone, whose parameters are parts of its own."""
+        layer, channels = self.with_outputs(node.in_shape, count)
+        saved = dict(node.saved)
+        if channels < node.in_shape[-1]:
+            saved |= {
+                key: first_channels(node, saved[key], channels) for key in method.for_weight_grad if key in saved
+            }
+        return replace(
+            node, layer=layer, in_shape=(*node.in_shape[:-1], channels), out_shape=(*node.out_shape[:-1], count), outputs=None,
+            params={key: node.chosen(key) for key in node.params}, saved=saved, grads={},
+        )  # fmt: skip
 
     def input_grad(self, node: Node, error: Any, method: Method, context: Context) -> Array:
         dx: Array = method.input_grad(node, error, context)
@@ -224,6 +250,19 @@ class Weighted(Layer):
         for observer in node.observers:
             observer.add(node.name, "dX", "result", dx)
         return dx
+
+
+def first_channels(node: Node, values: Any, count: int) -> Any:
+    """A copy of the first channels of an array or a `QTensor`, the last axis."""
+    if not isinstance(values, np.ndarray):
+        return replace(values, q=first_channels(node, values.q, count))
+    out = node.buffer((*values.shape[:-1], count), values.dtype)
+    core.python("first channels", _copy_channels, [values], [out])
+    return out
+
+
+def _copy_channels(values: Array, out: Array) -> None:
+    out[...] = values[..., : out.shape[-1]]
 
 
 def _tell_meanings(node: Node, values: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from octosim import core
@@ -99,6 +99,15 @@ class Conv2d(_Windows):
         g = self.geometry(in_shape, 1, self.filters, self.groups)
         return (g.out_h, g.out_w, self.filters)
 
+    def outputs_of_a_group(self, in_shape: tuple[int, ...]) -> int:
+        return 1 if self.groups == 1 else self.filters // self.groups
+
+    def with_outputs(self, in_shape: tuple[int, ...], count: int) -> tuple[Any, int]:
+        if self.groups == 1:
+            return replace(self, filters=count), in_shape[-1]
+        groups = count * self.groups // self.filters
+        return replace(self, filters=count, groups=groups), groups * (in_shape[-1] // self.groups)
+
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.filters, *pair(self.kernel), in_shape[2] // self.groups)
 
@@ -138,6 +147,12 @@ class DepthwiseConv2d(_Windows):
     def _geometry(self, in_shape: tuple[int, ...], batch: int) -> core.Conv:
         channels = in_shape[-1]
         return self.geometry(in_shape, batch, channels * self.multiplier, channels)
+
+    def outputs_of_a_group(self, in_shape: tuple[int, ...]) -> int:
+        return self.multiplier
+
+    def with_outputs(self, in_shape: tuple[int, ...], count: int) -> tuple[Any, int]:
+        return self, count // self.multiplier
 
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (in_shape[2] * self.multiplier, *pair(self.kernel), 1)

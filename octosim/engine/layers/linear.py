@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from octosim.engine.layers.base import COUNT, DEVIATION, FLAG, Rule, Weighted, elements
@@ -30,6 +30,9 @@ class Linear(Weighted):
 
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (self.out_shape(in_shape)[-1], in_shape[-1])
+
+    def with_outputs(self, in_shape: tuple[int, ...], count: int) -> tuple[Any, int]:
+        return replace(self, units=count), in_shape[-1]
 
     def product(self, node: Node, batch: int) -> Product:
         return node.through(FullProduct(batch * elements(node.in_shape[:-1]), node.in_shape[-1], node.out_shape[-1]))
