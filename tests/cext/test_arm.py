@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from kit.isas import ISAS
 
+from octosim import methods
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(str(path) for path in (ROOT / "cext").glob("*.c"))
 # processor -> what dispatch must choose, by the features alone
@@ -104,6 +106,26 @@ print(core.isa(), run.digest(), loss.hex())
 # With flush-to-zero and rounding toward zero set in FPCR, as a library in the same process may leave it.
 HOSTILE = "from octosim.core import call\ncall.lib.octo_float_leave(1 << 24 | 3 << 22)" + TRAIN
 
+# Every method, as the host may leave FPCR or MXCSR: 0, then flush-to-zero, then rounding toward zero.
+METHODS = """
+import dataclasses, platform, sys
+from octosim import core, data, methods, train
+from octosim.core import call
+core.set_threads(int(sys.argv[1]))
+images = data.load("fashion-mnist-5k")
+print(core.isa())
+for method in methods.METHODS.values():
+    config = train.Config(model="lenet5", method=method.name, batch_size=8, seed=7, batchnorm=method.batchnorm)
+    for control in (0, *((1 << 24, 3 << 22) if platform.machine() == "aarch64" else (0x9FC0, 0x7F80))):
+        before = call.lib.octo_float_enter()
+        call.lib.octo_float_leave(control or before)
+        run = train.Run(config, dataset=images)
+        for _ in range(3):
+            run.train_step()
+        call.lib.octo_float_leave(before)
+        print(f"{method.name}:{run.digest()}")
+"""
+
 # Wider and deeper than what the kernels pack at a time, and deeper than one job: checkasm's products are smaller.
 PRODUCTS = """
 import hashlib, sys
@@ -162,3 +184,15 @@ def test_same_result_under_arm_python(cpu: str, program: str) -> None:
         pytest.skip(python)
     threads = 2 if cpu == "max" else 1
     assert outcome([str(python)], program, threads, QEMU_CPU=cpu, OCTOSIM_ISA="") == (CPUS[cpu], *native(plain))
+
+
+@pytest.mark.slow
+def test_every_method_under_a_hostile_arm_host() -> None:
+    """The digests of all methods on emulated Arm, with whatever the host set, are those of this machine."""
+    python = arm_python()
+    if isinstance(python, str):
+        pytest.skip(python)
+    expected = outcome([sys.executable], METHODS, 1)[1:]
+    assert len(expected) == 3 * len(methods.METHODS)
+    assert len(set(expected)) > len(methods.METHODS) // 2  # laq and blaq begin alike
+    assert outcome([str(python)], METHODS, 1, QEMU_CPU="max", OCTOSIM_ISA="")[1:] == expected

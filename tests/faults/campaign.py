@@ -1,9 +1,11 @@
-"""Faults of the host, tried on purpose: kills, failing file operations, damaged files, several processes on one run.
+"""Faults of the host, tried on purpose: kills, failing file operations, damaged files, several processes on one run, several
+threads in one process.
 
     python tests/faults/campaign.py kills --tries 500
     python tests/faults/campaign.py operations --tries 2000
     python tests/faults/campaign.py damage --tries 10000
     python tests/faults/campaign.py race --tries 20
+    python tests/faults/campaign.py threads --tries 100
 
 Each ends with a table and exit code 1 where anything was lost, changed a result unnoticed, hung, took too much memory or ended
 with a traceback.  Try I of a seed is the same in every campaign (--only I makes it alone).  Commands run in forked children of
@@ -16,15 +18,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
+import gc
 import importlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +44,8 @@ from running import COUNT, FROM_THEN_ON, KILL, ONCE, SHORT, Ended, Fault, Worker
 
 SHIM = Path(__file__).parent / "shim.c"
 HANG_S, PATIENCE_S = 10.0, 600.0
-"""A command on these small inputs that takes longer counts as hanging; on a loaded machine raise it with --hang.  Those that
-only prepare a campaign have more time."""
+"""A command on these small inputs that takes longer counts as hanging (`running.Clock`).  Those that only prepare a campaign
+have more time."""
 
 # ---- jobs --------------------------------------------------
 
@@ -382,8 +388,79 @@ def race(tally: Tally, asked: Asked, wants: Any, worker: Worker, numbers: Iterat
             recover(job, worker, folder, want, asked.limit, f"three processes (--only {number})", tally)
 
 
+def trained(method: str, seed: int, recorded: bool) -> str:
+    """The digest of a run after eight steps."""
+    from octosim import train
+
+    network, images = REFERENCE / "small.toml", REFERENCE / "small.npz"
+    run = train.Run(train.Config(model=str(network), data=str(images), method=method, batch_size=10, seed=seed))
+    run.records = recorded
+    for _ in range(8):
+        run.train_step()
+    return run.digest()
+
+
+def forked(work: Callable[[], str], limit: float) -> str:
+    """What `work` returns in a forked child."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(writer, work().encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        os._exit(0)
+    os.close(writer)
+    answered = select.select([reader], [], [], 6 * limit)[0]
+    if not answered:
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with open(reader, "rb") as answer:
+        return answer.read().decode() if answered else "hang"
+
+
+def threads(tally: Tally, asked: Asked, alone: Any, worker: Worker, numbers: Iterator[int]) -> None:
+    """Two threads of a process train at once, with two threads of OpenMP, and one of them forks a child that trains: each has
+    the bits of that run alone."""
+    from octosim import core
+
+    choices = list(alone)
+    for number in numbers:
+        core.set_threads(2)
+        chance, found, began = random.Random(f"{asked.seed} {number}"), dict[int, str](), time.monotonic()
+        drawn = [chance.choice(choices) for _ in range(3)]
+
+        def work(at: int, drawn: Any = drawn, found: Any = found) -> None:
+            try:
+                found[at] = trained(*drawn[at])
+                if at == 1:
+                    found[2] = forked(lambda: trained(*drawn[2]), asked.limit)
+            except BaseException as error:
+                found[at] = repr(error)
+
+        pair = [threading.Thread(target=work, args=(at,), daemon=True) for at in range(2)]
+        for thread in pair:
+            thread.start()
+        for thread in pair:
+            thread.join(6 * asked.limit)
+        tally.saw("pair of threads and a fork", Ended(0, "", "", False, 0), time.monotonic() - began)
+        for at, which in enumerate(drawn):
+            if (got := found.get(at, "hang")) != alone[which]:
+                tally.fail(f"{'a forked child' if at == 2 else 'a thread'} trains {which} (--only {number}): {got}")
+
+
+def trained_alone(asked: Asked, tally: Tally, worker: Worker) -> dict[tuple[str, int, bool], str]:
+    """`trained` of all methods that take batch normalization, recorded and not, which are the same."""
+    from octosim import methods
+
+    names = [name for name, method in methods.METHODS.items() if method.batchnorm]
+    digests = {(name, seed): trained(name, seed, False) for name in names for seed in (0, 1)}
+    return {(*which, recorded): digest for which, digest in digests.items() for recorded in (False, True)}
+
+
 CAMPAIGNS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
     "kills": (all_expected, kills), "operations": (all_expected, operations), "damage": (undamaged, damage),
+    "threads": (trained_alone, threads),
     "race": (lambda asked, tally, worker: all_expected(Asked(0, 0, ("train",)), tally, worker), race),
 }  # fmt: skip
 """What is found out once before the tries, and the tries."""
@@ -394,20 +471,25 @@ CAMPAIGNS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for.  limit: seconds after which a command counts as hanging; jobs: their names, or none for
-    all."""
+    """What the command line asks for.  limit: seconds of processor time after which a command hangs; jobs: their names, or none
+    for all."""
 
     seed: int
     limit: float
     jobs: tuple[str, ...] = ()
 
 
-def within(numbers: Sequence[int], seconds: float | None) -> Iterator[int]:
-    """These numbers, as long as the time lasts."""
-    began = time.monotonic()
+def within(numbers: Sequence[int], seconds: float | None, tally: Tally) -> Iterator[int]:
+    """These numbers, as long as the time lasts; each minute it says how far it is."""
+    began = said = time.monotonic()
     for number in numbers:
-        if seconds is None or time.monotonic() - began < seconds:
-            yield number
+        now = time.monotonic()
+        if seconds is not None and now - began >= seconds:
+            return
+        if now - said >= 60:
+            print(f"try {number}: {len(tally.failures)} failures after {now - began:.0f} s", flush=True)
+            said = now
+        yield number
 
 
 def _with_shim() -> None:
@@ -422,33 +504,46 @@ def _with_shim() -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], changed)
 
 
+def _once() -> None:
+    """What takes most of a command's time and is the same in each: the command line's parser, and the collector's way through
+    all modules."""
+    import typer.main
+
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    typer.main.get_command(importlib.import_module("octosim.cli.app").app)
+    gc.collect()
+    gc.freeze()
+
+
 def main() -> int:
     global REFERENCE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("campaign", choices=tuple(CAMPAIGNS))
     parser.add_argument("--tries", type=int, default=100)
     parser.add_argument("--only", type=int, help="the try of this number alone")
+    parser.add_argument("--first", type=int, default=0, help="go on from this try: those before it were made")
     parser.add_argument("--job", action="append", default=[], help="kills, operations: only these jobs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the tries")
     parser.add_argument("--seconds", type=float, help="begin no further try after so long")
-    parser.add_argument("--hang", type=float, default=HANG_S, help="seconds after which a command counts as hanging")
+    parser.add_argument("--hang", type=float, default=HANG_S, help="seconds of processor time after which a command hangs")
     given = parser.parse_args()
     _with_shim()
     del os.environ["LD_PRELOAD"]  # the processes of a study are not this campaign's
     for name in ("cli.app", "cli.importing", "evidence.audit", "report", "study", "train"):  # imported once, for all children
         importlib.import_module(f"octosim.{name}")
+    _once()
 
     place = Path(tempfile.mkdtemp(prefix="faults")).resolve()
     REFERENCE = place / "reference"
     REFERENCE.mkdir()
     asked, began = Asked(given.seed, given.hang, tuple(given.job)), time.monotonic()
-    tries = range(given.tries) if given.only is None else range(given.only, given.only + 1)
+    tries = range(given.first, given.tries) if given.only is None else range(given.only, given.only + 1)
 
     def part(job: int, of: int) -> Tally:
         tally = Tally()
         with contextlib.closing(Worker()) as worker:
-            CAMPAIGNS[given.campaign][1](tally, asked, shared, worker, within(tries[job::of], given.seconds))
+            CAMPAIGNS[given.campaign][1](tally, asked, shared, worker, within(tries[job::of], given.seconds, tally))
         return tally
 
     tally = Tally()

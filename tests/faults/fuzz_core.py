@@ -1,6 +1,6 @@
 """Calls every public function of octosim.core with random arguments: nothing but a result or a CoreError may come back.
 
-    python tests/faults/fuzz_core.py [--seed N] [--calls N] [--only I]
+    python tests/faults/fuzz_core.py [--seed N] [--calls N] [--first I] [--only I]
 
 Arrays have random types, strides and sizes (zero among them), are read-only or overlap; numbers are negative, huge, NaN.  What
 a refusal asks for is given, so that calls get through.  Call I of a seed is the same in every run; a crash leaves its thousand
@@ -295,6 +295,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--calls", type=int, default=20_000)
+    options.add_argument("--first", type=int, default=0, help="go on from this call: those before it were made")
     options.add_argument("--only", type=int)
     options.add_argument("--sanitize", action="store_true")
     given = options.parse_args()
@@ -304,17 +305,17 @@ def main() -> int:
     if "ASAN_OPTIONS" not in os.environ:  # which limits by itself
         resource.setrlimit(resource.RLIMIT_AS, (3 << 30,) * 2)
     warnings.simplefilter("ignore")
-    numbers = range(given.calls) if given.only is None else range(given.only, given.only + 1)
+    numbers = range(given.first, given.calls) if given.only is None else range(given.only, given.only + 1)
     made, refused, wrong = Counter[str](), Counter[str](), []
     for batch in (numbers[at : at + 1000] for at in range(0, len(numbers), 1000)):
         print(f"from call {batch[0]}", flush=True)
         for total, part in zip((made, refused), (results := fuzz(given.seed, batch))[:2], strict=True):
             total.update(part)
         wrong += results[2]
+        print("".join(f"WRONG: {each}\n" for each in results[2]), end="", flush=True)
     never = sorted(set(FUNCTIONS) - set(made)) if given.only is None else []
     print(f"{sum(made.values())} calls made, {sum(refused.values())} refused, {len(wrong)} wrong")
     print(f"never made: {', '.join(never) or 'none'}")
-    print("\n".join(wrong[:50]))
     return bool(wrong)
 
 

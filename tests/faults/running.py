@@ -67,6 +67,26 @@ def command(arguments: list[str]) -> int:
     return code
 
 
+class Clock:
+    """Whether a process has hung: it took `limit` seconds of processor time, or six times that by the clock, since other work
+    may keep the processors busy."""
+
+    def __init__(self, pid: int, limit: float) -> None:
+        self.pid, self.limit, self.began, self.worked = pid, limit, time.monotonic(), self._seconds(pid)
+
+    @staticmethod
+    def _seconds(pid: int) -> float:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def over(self) -> bool:
+        waited = time.monotonic() - self.began
+        return waited > 6 * self.limit or (waited > self.limit and self._seconds(self.pid) - self.worked > self.limit)
+
+
 # ---- a child for one command, which may be sent signals --------------------------------------------------
 
 
@@ -87,12 +107,12 @@ def start(arguments: list[str], folder: Path) -> int:
 
 
 def ended(pid: int, folder: Path, limit: float) -> Ended:
-    until, hung = time.monotonic() + limit, False
+    clock, hung = Clock(pid, limit), False
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             break
-        if time.monotonic() > until:
+        if clock.over():
             os.kill(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
             hung = True
@@ -170,8 +190,12 @@ class Worker:
             theirs.close()
             self.count = 0
         self.count += 1
+        assert self.process.pid is not None
+        clock = Clock(self.process.pid, limit)
         self.connection.send((arguments, folder, fault))
-        hung = not self.connection.poll(limit)
+        while not (answered := self.connection.poll(1.0)) and not clock.over():
+            pass
+        hung = not answered
         with contextlib.suppress(EOFError, ConnectionResetError):
             if not hung:
                 return self.connection.recv()

@@ -21,6 +21,6 @@ def test_failing_operations_of_train() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "tries"), [("kills", 24), ("operations", 120), ("damage", 300), ("race", 3)])
+@pytest.mark.parametrize(("name", "tries"), [("kills", 24), ("operations", 120), ("damage", 300), ("race", 3), ("threads", 20)])
 def test_campaign(name: str, tries: int) -> None:
     campaign(name, "--tries", str(tries))
