@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,19 +63,28 @@ def _in_terminal(watched: Watch) -> None:
     if not out_console.is_terminal:
         out_console.print(_table(watched), crop=False)
         return
-    with Live(_table(watched), console=out_console, auto_refresh=False) as live:
+    with Live(_table(watched, _lines()), console=out_console, auto_refresh=False) as live:
         while not watched.ended:
             time.sleep(1.0)
             watched.look()
-            live.update(_table(watched), refresh=True)
+            live.update(_table(watched, _lines()), refresh=True)
+        live.update(_table(watched), refresh=True)
 
 
-def _table(watched: Watch) -> rich.table.Table:
+def _lines() -> int:
+    """Runs that the terminal has room for, beside the title, the head, the frame and a line for what is left out."""
+    return max(1, out_console.height - 7)
+
+
+def _table(watched: Watch, most: int | None = None) -> rich.table.Table:
+    """most: runs shown; the caption says how many more there are."""
     left = watched.seconds_left
     title = f"{watched.title}: {', '.join(f'{n} {state}' for state, n in watched.counts.items())}"
     title += "" if left is None else f"; about {duration_text(left)} left"
     rows = []
-    for run in watched.runs.values():
+    runs = watched.ordered
+    shown = runs if most is None else runs[:most]
+    for run in shown:
         wrong = run.saturated
         rows.append((
             run.name, run.state + (f" ({run.detail})" if run.detail else ""),
@@ -89,7 +99,11 @@ def _table(watched: Watch) -> rich.table.Table:
     table.columns += [COLUMNS[i] for i in used]
     for row in rows:
         table.add_row(*(row[i] for i in used))
-    return table.fitted(out_console.width)[0]
+    made = table.fitted(out_console.width)[0]
+    if len(shown) < len(runs):
+        left_out = Counter(run.state for run in runs[len(shown) :])
+        made.caption = f"not shown: {', '.join(f'{n} {state}' for state, n in left_out.items())}"
+    return made
 
 
 def bars(values: list[float], width: int = 16) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -102,7 +103,6 @@ class Figures:
         self.made.append(Figure(title, svg, legend, caption, description, files))
         return self.made[-1]
 
-
     def _file_name(self, title: str) -> str:
         """A name that says what the figure shows, unique in the folder without regard to case."""
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80].strip("-") or "figure"
@@ -175,6 +175,20 @@ def _thin(x: pd.Series, y: pd.Series, points: int) -> tuple[pd.Series, pd.Series
     return x[keep], y[keep]
 
 
+def useful_range(values: Sequence[float], reach: float = 3.0) -> tuple[float, float]:
+    """Where most values lie: those within `reach` quartile distances of the middle half, with a margin."""
+    ordered = sorted(values)
+    if len(ordered) < 4:
+        low, high = ordered[0], ordered[-1]
+    else:
+        first, _, third = statistics.quantiles(ordered, n=4, method="inclusive")
+        width = max(third - first, 0.1)
+        inside = [v for v in ordered if first - reach * width <= v <= third + reach * width]
+        low, high = inside[0], inside[-1]
+    margin = max(0.08 * (high - low), 0.15)
+    return low - margin, high + margin
+
+
 FEW_LINES = 4  # configurations that one plot shows well; more get a panel each
 
 
@@ -220,9 +234,16 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
     reference = lines(base)
     band = pd.concat(reference, axis=1).interpolate(limit_area="inside").agg(["min", "max"], axis=1) if reference else None
     values = [(group, lines(group)) for group in others]
-    tops = sorted(max(line.max() for line in part) for _, part in values if part) or [1.0]
-    lows = [line.min() for part in (*(part for _, part in values), reference) for line in part]
-    high = max(tops[len(tops) // 2], *(line.max() for line in reference)) if reference else tops[-1]
+    everything = [line for part in (*(part for _, part in values), reference) for line in part]
+    low, high = min(line.min() for line in everything), max(line.max() for line in everything)
+    if column == "test_accuracy":  # a run at chance does not flatten the others, nor one far off in its loss
+        low = max(low, useful_range([line.min() for line in everything])[0])
+    else:
+        tops = sorted(max(line.max() for line in part) for _, part in values if part) or [high]
+        high = max(tops[len(tops) // 2], *(line.max() for line in reference)) if reference else tops[-1]
+
+    def ends(part: list[pd.Series]) -> list[float]:
+        return [float(line.iloc[-1]) for line in part]
 
     def paint(panels: Any) -> Legend:
         for axes, (group, part) in zip(panels, values, strict=False):
@@ -233,10 +254,15 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
                 axes.plot(line.index, line, color=COLOURS[0], linewidth=1.2, marker=marker, markersize=3)
             name = group.label if len(group.label) <= 24 else group.label[:23] + "…"
             axes.set_title(name, fontsize=9, loc="left", pad=3)
+            below, above = ([v for v in ends(part) if v < low], [v for v in ends(part) if v > high])
+            for mark, place, off in (("▼", 0.08, below), ("▲", 0.92, above)):
+                if off:
+                    span = f"{min(off):.3g}" if len(off) == 1 else f"{min(off):.3g} to {max(off):.3g}"
+                    axes.text(0.97, place, f"{mark} {plural(len(off), 'run')}: {span}", transform=axes.transAxes, fontsize=8,
+                              ha="right", va="center", color=COLOURS[1])  # fmt: skip
             axes.tick_params(labelsize=8)
         for axes in panels[len(values) :]:
             axes.set_visible(False)
-        low = min(lows)
         if column == "loss" and low > 0 and high / low > 10:
             panels[0].set_yscale("log")
             panels[0].set_ylim(low / 1.4, high * 1.2)
@@ -256,9 +282,10 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
     rows = -(-len(others) // COLUMNS)
     kind = "moving median of the training loss" if column == "loss" else f"{TESTED[column]} after each evaluation"
     caption = f"One panel a configuration, on common axes: {kind}, over the grey band of {base.label}. "
-    caption += "What leaves the frame is cut off, so that one run far off does not flatten the others."
-    ends = "; ".join(f"{group.label}: {', '.join(f'{line.iloc[-1]:.4g}' for line in part)}" for group, part in values if part)
-    description = f"Small multiples of {kind} against step. Last values: {ends}."
+    caption += "What leaves the frame is cut off, so that one run far off does not flatten the others; triangles name "
+    caption += "the runs that end off it."
+    said = "; ".join(f"{group.label}: {', '.join(f'{end:.4g}' for end in ends(part))}" for group, part in values if part)
+    description = f"Small multiples of {kind} against step. Last values: {said}."
     return figures.make(title, description, 0.6 + 1.35 * rows, paint, caption, panels=(rows, COLUMNS))
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from octosim.outcome import is_classifier
 from octosim.report.devices import Price, fits, short_title
-from octosim.report.figures import COLOURS, Figure, Figures, Legend
+from octosim.report.figures import COLOURS, Figure, Figures, Legend, useful_range
 from octosim.report.spread import differences, families, interval, reference
 from octosim.report.states import learned, state_of, states_text
 from octosim.report.tables import DASH, Cell, Group, Table, finals, percent, plural, significant
@@ -326,20 +326,6 @@ def _cost_cells(price: Price | None, base: Price | None, finished: bool) -> list
 
 LABEL = 30
 """Characters of a point's label."""
-
-
-def useful_range(values: Sequence[float], reach: float = 3.0) -> tuple[float, float]:
-    """Where most values lie: those within `reach` quartile distances of the middle half, with a margin."""
-    ordered = sorted(values)
-    if len(ordered) < 4:
-        low, high = ordered[0], ordered[-1]
-    else:
-        first, _, third = statistics.quantiles(ordered, n=4, method="inclusive")
-        width = max(third - first, 0.1)
-        inside = [v for v in ordered if first - reach * width <= v <= third + reach * width]
-        low, high = inside[0], inside[-1]
-    margin = max(0.08 * (high - low), 0.15)
-    return low - margin, high + margin
 
 
 def _apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:

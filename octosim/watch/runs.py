@@ -16,6 +16,8 @@ PATIENCE_S = 60.0
 """A run that writes nothing for so long, and for 5 of its steps, is not running, whatever its lock file says."""
 POINTS = 240
 """Points of a curve at most; each is a mean of its steps."""
+ORDER = ("running", "diverged", "broken", "unfinished", "at chance", "finished", "waiting")
+"""States in the order in which a watcher wants to see their runs."""
 RATE_S = 300.0
 """Seconds of the past that tell how fast a run is."""
 
@@ -120,6 +122,11 @@ class RunView:
         return max(0.0, (self.steps - self.step) * self.step_s - max(0.0, time.time() - self._records.changed_s))
 
     @property
+    def changed_s(self) -> float:
+        """When it was written last, in seconds since 1970; 0 of a run that has not begun."""
+        return max(self._records.changed_s, self._manifest_s)
+
+    @property
     def saturated(self) -> dict[str, Any] | None:
         """The layer and pass with the largest share of sums that its register falsified, at the last counted step."""
         shares = [(inexact / outputs, layer, pass_) for (layer, pass_), (inexact, outputs) in self._counted.items() if outputs]
@@ -218,7 +225,7 @@ class RunView:
             return outcome.failed(reason, self.step + 1)
         if not self._manifest_s:
             return "waiting", ""
-        quiet = time.time() - max(self._records.changed_s, self._manifest_s)
+        quiet = time.time() - self.changed_s
         patience = max(PATIENCE_S, 5 * (self.step_s or 0.0))
         begins = not self.losses and quiet < PATIENCE_S
         if begins or ((self.folder / ".lock").exists() and quiet < patience):
@@ -287,23 +294,36 @@ class Watch:
         return {state: n for state in order if (n := sum(run.state == state for run in self.runs.values()))}
 
     @property
+    def ordered(self) -> list[RunView]:
+        """The runs, what runs or went wrong first: a study has more of them than a screen has lines."""
+        return sorted(self.runs.values(), key=lambda run: ORDER.index(run.state))
+
+    @property
     def ended(self) -> bool:
-        """Whether nothing runs."""
-        return "running" not in self.counts
+        """Whether nothing runs, nor will soon: a study pauses between two of its runs."""
+        if "running" in self.counts:
+            return False
+        written = max([self._study_s, *(run.changed_s for run in self.runs.values())])
+        return "waiting" not in self.counts or time.time() - written > PATIENCE_S
 
     @property
     def seconds_left(self) -> float | None:
-        """Of all runs together; None where no run tells."""
+        """Of all runs together; None where no run tells, and where nothing runs any more."""
+        if self.ended:
+            return None
         running = [run for run in self.runs.values() if run.state == "running"]
         left = [s for run in running if (s := run.seconds_left) is not None]
-        if not left:
-            return None
         whole = [run.step_s * run.steps for run in self.runs.values() if run.step_s and run.steps]
         waiting = self.counts.get("waiting", 0) * (math.fsum(whole) / len(whole) if whole else 0.0)
-        return max(max(left), (math.fsum(left) + waiting) / len(running))
+        if not left and (running or not whole):
+            return None
+        return max([*left, (math.fsum(left) + waiting) / max(1, len(running))])
 
     def summary(self) -> dict[str, Any]:
-        return {"title": self.title, "counts": self.counts, "seconds_left": self.seconds_left, "runs": len(self.runs)}
+        return {
+            "title": self.title, "counts": self.counts, "seconds_left": self.seconds_left, "runs": len(self.runs),
+            "order": [run.name for run in self.ordered],
+        }  # fmt: skip
 
 
 def _is_run(path: Path) -> bool:

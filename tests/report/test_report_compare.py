@@ -121,7 +121,7 @@ def test_devices_table_agrees_with_cost(study, tmp_path):
         total = json.loads(done.stdout)["total"]
         row = rows[method, pi4.title.split(" (")[0]]  # as short as tells the devices apart
         assert float(row["Step (ms)"]) == pytest.approx(1e3 * total["time_s"], rel=0.005)
-        assert float(row["Peak memory (MB)"]) == pytest.approx(total["peak_bytes"] / 1e6, rel=0.005)
+        assert float(row["Peak memory (MiB)"]) == pytest.approx(total["peak_bytes"] / 2**20, rel=0.005)
         assert float(row["Step (mJ)"].replace(",", "")) == pytest.approx(1e3 * total["energy_j"], rel=0.005)
         assert float(row["Training (s)"]) == pytest.approx(4 * total["time_s"], rel=0.005)
     assert "Fits: yes" in page.text

@@ -81,6 +81,26 @@ def test_states(study: Path) -> None:
     assert (running.steps, running.step, running.accuracy) == (1200, 9, None)
     assert watched.seconds_left is not None and watched.seconds_left >= 0
     assert contents(study) == before
+    shown = [run.state for run in watched.ordered]
+    assert shown[0] == "running" and shown[-1] == "waiting" and shown.index("diverged") < shown.index("finished")
+
+
+def test_a_study_between_two_of_its_runs_has_not_ended(tmp_path: Path) -> None:
+    """The last run has its digest, the next one no file yet: what watches it goes on, and says how long."""
+    run = begin(tmp_path / "one", records()[:9])
+    (tmp_path / "study.json").write_text(json.dumps({"rows": [{"name": "one"}, {"name": "two"}, {"name": "three"}]}))
+    age(run, 10)
+    watched = watch.open_watch(tmp_path)
+    with (run / "records.jsonl").open("a") as out:
+        out.write(lines(records()[9:12]))
+    (run / "digest.txt").write_text("sha256:0")
+    watched.look()
+    assert watched.counts == {"finished": 1, "waiting": 2} and not watched.ended
+    assert watched.seconds_left == pytest.approx(2 * 1200 * 10 / 3, rel=0.5)
+    age(run, 1000)
+    age(tmp_path, 1000)
+    ended = watch.open_watch(tmp_path)
+    assert ended.ended and ended.seconds_left is None
 
 
 def test_growth(tmp_path: Path) -> None:
