@@ -211,11 +211,13 @@ struct scratch {
     int64_t bytes;
 };
 
+static _Thread_local struct scratch buffers[OCTO_SLOTS];
+
 #ifndef _WIN32
 static pthread_key_t at_exit; /* of a thread: its scratch memory goes with it */
 
-static void free_scratch(void *buffers) {
-    for (int i = 0; i < OCTO_SLOTS; i++) free(((struct scratch *)buffers)[i].memory);
+static void free_scratch(void *of_thread) {
+    for (int i = 0; i < OCTO_SLOTS; i++) free(((struct scratch *)of_thread)[i].memory);
 }
 
 static void after_fork(void) { forked = 1; }
@@ -229,7 +231,6 @@ static void start_threads(void) {}
 #endif
 
 void *octo_scratch(enum octo_slot slot, int64_t bytes) {
-    static _Thread_local struct scratch buffers[OCTO_SLOTS];
     bytes = octo_max(bytes, 1); /* NULL means no memory, not nothing to hold */
     if (buffers[slot].bytes < bytes) {
         free(buffers[slot].memory);
@@ -241,4 +242,13 @@ void *octo_scratch(enum octo_slot slot, int64_t bytes) {
 #endif
     }
     return buffers[slot].memory;
+}
+
+void octo_trim(void) {
+    OCTO_PARALLEL(thread, octo_threads()) {
+        for (int i = 0; i < OCTO_SLOTS; i++) {
+            free(buffers[i].memory);
+            buffers[i] = (struct scratch){0};
+        }
+    }
 }

@@ -31,6 +31,9 @@ int octo_threads(void);
 int octo_set_threads(int threads);
 /* The calling thread's own count for its next calls, 0: that of octo_set_threads; returns what it was. */
 int octo_use_threads(int threads);
+/* Gives the scratch memory of the calling thread and of those that work for it back to the system: it has the size of the largest
+ * call so far. */
+void octo_trim(void);
 
 /* Sets the calling thread's floating-point environment to the one that the results are defined in: rounded to the nearest, subnormal
  * numbers neither flushed to zero nor taken as zero, no traps.  Returns the one before, for octo_float_leave. */

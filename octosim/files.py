@@ -34,6 +34,11 @@ unfinished: set[Path] = set()
 _ABANDONED_S = 86400.0  # a temporary file this old has no writer, where the file system knows no locks
 
 
+def is_onnx(name: str | Path) -> bool:
+    """Whether a file is an ONNX file, by its name."""
+    return str(name).casefold().endswith(".onnx")
+
+
 # ---- atomic writes --------------------------------------------------
 
 

@@ -399,7 +399,7 @@ def ratio(run: Run, imported: graph.Imported, seconds: float) -> dict[str, Any]:
     others = peers.torch_steps(run.layers, images, labels, "sgd", LR, core.threads(), kinds, run.source)
     steps += [(step, times.setdefault(kind, [])) for kind, step in others.items()]
     for step, _ in steps:
-        for _ in range(3):
+        for _ in range(2):
             step()
     begun = time.perf_counter()
     while len(totals) < 3 or time.perf_counter() - begun < seconds:

@@ -12,6 +12,7 @@ from octosim.cli.tables import Table
 from octosim.cli.terminal import progress_bar, say, time_text
 from octosim.cli.workload import Asked, Source, source, typed, types_of
 from octosim.errors import OctosimError
+from octosim.files import is_onnx
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Batches that are tried where none are asked for."""
@@ -43,7 +44,7 @@ def advise(asked: Asked, devices: list[Any], batches: list[int | None], threads:
     """{"best": the point with the most images a second within the limits or None, "tried": all points, best first}."""
     from octosim.cli.cost import point
 
-    own = not asked.model.casefold().endswith(".onnx")
+    own = not is_onnx(asked.model)
     free = own and asked.method is None and not asked.inference and asked.dtype in (None, "int8")
     names = METHODS if free else (asked.method,)
     sizes = [b for b in batches if b is not None] or list(BATCHES)

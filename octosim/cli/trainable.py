@@ -14,6 +14,7 @@ from octosim.cli.terminal import count_text, progress_bar, say, time_text
 from octosim.cli.workload import Asked, Source, source
 from octosim.cost.compare import SHORT
 from octosim.errors import OctosimError
+from octosim.files import is_onnx
 
 NAME, ALL = "trainable", "all"
 CSV_FIELDS = (
@@ -52,7 +53,7 @@ def rows(asked: Asked, sweep: str, devices: Sequence[Any], batch: int | None, th
     for name in ("train", "train_last"):
         if asked.tuning.get(name):
             raise OctosimError(f"--sweep {NAME} chooses the trained layers; leave out --{name.replace('_', '-')}")
-    if asked.model.casefold().endswith(".onnx"):
+    if is_onnx(asked.model):
         raise OctosimError(
             f"--sweep {NAME} is for octosim's own networks; `octosim import {asked.model} -o net/` makes one: --model net/"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from octosim.errors import OctosimError
+from octosim.files import is_onnx
 
 LARGEST_IMAGE = 1 << 14
 """Largest height, width or number of channels of an input."""
@@ -79,7 +80,7 @@ def batch_sizes(text: str | None) -> list[int | None]:
 
 def source(asked: Asked) -> Source:
     """The network that the options name."""
-    return _onnx(asked) if asked.model.casefold().endswith(".onnx") else _own(asked)
+    return _onnx(asked) if is_onnx(asked.model) else _own(asked)
 
 
 _OWN_BATCH: dict[Path, int] = {}

@@ -44,6 +44,7 @@ from octosim.core.call import (
     set_threads,
     step_number,
     threads,
+    trim,
     unrecorded,
 )
 from octosim.core.codes import (
@@ -237,8 +238,8 @@ __all__ = [
     "round_to_blocks", "row_sums", "scalar", "scalar_array", "scale", "set_isa", "set_threads", "sgd", "sign_bytes",
     "signed_sum", "softmax", "softmax_backward", "softmax_codes_gradient", "softmax_cross_entropy", "spread",
     "squared_error", "step_number", "stream_triad", "subtract_codes", "sum_range", "symmetric_codes", "ternary_codes",
-    "threads", "times", "turned", "unrecorded", "value_range", "values", "walk_codes", "window_max", "window_max_backward",
-    "window_mean", "window_mean_backward", "within", "within_columns", "zero_term",
+    "threads", "times", "trim", "turned", "unrecorded", "value_range", "values", "walk_codes", "window_max",
+    "window_max_backward", "window_mean", "window_mean_backward", "within", "within_columns", "zero_term",
 ]  # fmt: skip
 
 for _name in set(__all__) - {"at", "float_environment", "pooled", "python", "unrecorded"}:  # what those raise belongs to others

@@ -439,6 +439,11 @@ def set_threads(count: int) -> None:
     ok(lib.octo_set_threads(count))
 
 
+def trim() -> None:
+    """Gives the core's scratch memory, which has the size of the largest call so far, back to the system."""
+    lib.octo_trim()
+
+
 @contextmanager
 def threads_for_a_call(count: int | None) -> Iterator[None]:
     """Uses `count` threads for what the calling thread calls inside."""

@@ -18,6 +18,7 @@ import numpy as np
 from octosim import cost
 from octosim.cost.runtimes import onnx_rules
 from octosim.errors import OctosimError
+from octosim.files import is_onnx
 from octosim.hardware import Device, Runtime, load_runtime
 from octosim.hardware.efficiency import Factors
 from octosim.textfile import read_csv
@@ -420,7 +421,7 @@ def operations(
     narrow = "float16" in has and halves
     dtype: Literal["float32", "float16"] = "float16" if narrow else "float32"
     path = int8_path if row.is_int8 else dtype
-    if row.network.casefold().endswith(".onnx"):
+    if is_onnx(row.network):
         from octosim.cost import onnx as onnx_ops
 
         kind = "int8" if row.is_int8 else dtype

@@ -134,7 +134,12 @@ class Network:
             self._run(self.input(images), of, keep=False)
         for node, values in given:
             node.state[RANGE][:] = values
+        self._trim()
+
+    def _trim(self) -> None:
+        """Gives the memory of other batches than a step's back to the system."""
         self.pool.trim()
+        core.trim()
 
     def _check_covered(self, node: Node, float_layers: bool) -> None:
         usual = node.layer.usual and len(set(node.in_shapes)) == 1
@@ -309,7 +314,7 @@ class Network:
                 raise
             total += float(loss) * len(some)
             right += int(correct or 0)
-        self.pool.trim()
+        self._trim()
         return total / len(labels), None if correct is None else right / len(labels)
 
     def parameters(self) -> dict[str, tuple[Array, Array]]:

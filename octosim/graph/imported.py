@@ -12,7 +12,7 @@ from safetensors.numpy import save as save_tensors
 
 from octosim.engine.graph import as_graph
 from octosim.errors import OctosimError
-from octosim.files import write_atomic
+from octosim.files import is_onnx, write_atomic
 from octosim.graph import onnx
 from octosim.graph.model_file import read_file, to_toml
 from octosim.graph.onnx import Imported
@@ -22,7 +22,7 @@ MODEL, WEIGHTS = "model.toml", "weights.safetensors"
 
 def is_imported(model: str) -> bool:
     """Whether a model's name is an ONNX file or a folder, which have weights too."""
-    return model.casefold().endswith(".onnx") or "/" in model and os.path.isdir(model)
+    return is_onnx(model) or "/" in model and os.path.isdir(model)
 
 
 def has_weights(model: str) -> bool:

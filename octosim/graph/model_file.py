@@ -12,12 +12,13 @@ from octosim.engine.graph import INPUT, LAYOUTS, Entry, Graph, InputSpec, arity,
 from octosim.engine.layers import LAYERS, Item, Residual, Rule, Stack
 from octosim.engine.nodes import LOSSES
 from octosim.errors import OctosimError, suggest
+from octosim.files import is_onnx
 from octosim.textfile import read_toml
 
 
 def is_file(model: str) -> bool:
     """Whether a model's name is the path of a model file, of an ONNX file, or of a folder with an imported network."""
-    return model.casefold().endswith((".toml", ".onnx")) or "/" in model
+    return model.casefold().endswith(".toml") or is_onnx(model) or "/" in model
 
 
 def describe(network: Graph | Stack) -> list[dict[str, Any]] | dict[str, Any]:

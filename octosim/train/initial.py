@@ -14,7 +14,7 @@ from octosim import graph
 from octosim.engine import Network
 from octosim.engine.nodes import INPUT_RANGE, Array
 from octosim.errors import ArgumentError, OctosimError
-from octosim.files import open_regular
+from octosim.files import is_onnx, open_regular
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 SLOT = "optimizer."
@@ -47,7 +47,7 @@ def read(source: str) -> dict[str, Array]:
         path = inside[0]
     elif not os.path.lexists(path):
         raise ArgumentError(f"{{init}} {source} does not exist: expected a run directory or a .safetensors file")
-    elif path.suffix.lower() == ".onnx":
+    elif is_onnx(path):
         return graph.load(path).weights
     elif path.suffix.lower() != ".safetensors":
         raise ArgumentError(f"{{init}} {source}: expected a run directory, an imported network, a .safetensors or .onnx file")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kit import torchvision_models
 from kit.isas import ISAS
 
 from octosim import methods
@@ -196,3 +197,52 @@ def test_every_method_under_a_hostile_arm_host() -> None:
     assert len(expected) == 3 * len(methods.METHODS)
     assert len(set(expected)) > len(methods.METHODS) // 2  # laq and blaq begin alike
     assert outcome([str(python)], METHODS, 1, QEMU_CPU="max", OCTOSIM_ISA="")[1:] == expected
+
+
+IMPORTED = """
+import hashlib, sys
+import numpy as np
+from octosim import core, train
+from octosim.data.dataset import Dataset
+core.set_threads(int(sys.argv[1]))
+random = np.random.default_rng(5)
+images, labels = random.integers(0, 256, (8, 32, 32, 3), np.uint8), random.integers(0, 10, 8).astype(np.uint8)
+data = Dataset("random", images, labels, images, labels, tuple("0123456789"), "0" * 64)
+run = train.Run(train.Config(model={folder!r}, method="octo", batch_size=4, steps=2, lr=0.01, seed=7), dataset=data)
+assert run.initial and not run.initial.unfit
+losses = [run.train_step().hex() for _ in range(2)]
+print(core.isa(), run.digest(), *losses)
+"""
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """imported(name): the program that trains torchvision's network, exported by PyTorch and imported."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    from octosim import graph
+    from octosim.graph import onnx
+
+    models, folder = torchvision_models.modules()[0], tmp_path_factory.mktemp("imported")
+
+    @functools.cache
+    def build(name: str) -> str:
+        torch.manual_seed(3)
+        module, x, path = getattr(models, name)(num_classes=10).eval(), torch.zeros(2, 3, 32, 32), folder / f"{name}.onnx"
+        torch.onnx.export(module, (x,), str(path), input_names=["x"], dynamic_axes={"x": {0: "batch"}}, dynamo=False)
+        graph.save(onnx.read(path), folder / name)
+        return IMPORTED.format(folder=str(folder / name))
+
+    return build
+
+
+@pytest.mark.slow  # minutes under emulation
+@pytest.mark.parametrize("cpu", list(CPUS))
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "resnet18"])
+def test_imported_networks_train_alike(name: str, cpu: str, imported: Callable[[str], str]) -> None:
+    """To the bit on every instruction set of this machine and under emulation, with 1 and 2 threads."""
+    program, python = imported(name), arm_python()
+    if isinstance(python, str):
+        pytest.skip(python)
+    for threads in (1, 2):
+        assert outcome([str(python)], program, threads, QEMU_CPU=cpu, OCTOSIM_ISA="") == (CPUS[cpu], *native(program))
