@@ -36,6 +36,7 @@ from octosim import study as _study
 from octosim import train as _train
 from octosim.cost import runtimes
 from octosim.engine import Network, plan
+from octosim.engine.layers import Layer, Residual
 from octosim.engine.nodes import Array, Context, Method
 from octosim.errors import OctosimError
 from octosim.files import read_lines, write_atomic
@@ -353,9 +354,8 @@ def _config(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def _checked_layers(model: Any) -> Any:
-    kinds = tuple(graph.KINDS.values())
     for number, item in enumerate(model, 1):
-        if not isinstance(item, kinds):
+        if not isinstance(item, Layer | Residual):
             raise OctosimError(f"model: layer {number} is {str(item)[:40]}, expected a layer of octosim.engine.layers")
     return tuple(model)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +17,8 @@ import pytest
 from kit.cli import octosim as command
 
 import octosim
-from octosim import extensions, methods, train
+from octosim import extensions, graph, methods, train
+from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU
 from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods.octo import Octo
@@ -52,6 +56,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "package" / "octosim_clipped").rename(folder / "octosim_clipped")
     (folder / "theirs").mkdir()
     (folder / "theirs" / "__init__.py").write_text(DATA)
+    (folder / "theirs" / "scaling.py").write_text(SCALE)
     text = PROFILE.read_text().replace('name = "raspberry-pi-4"', 'name = "my-board"')
     (folder / "theirs" / "my-board.toml").write_text(
         "\n".join(line for line in text.splitlines() if not line.startswith("aliases")) + "\n"
@@ -65,6 +70,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[octosim.methods]\nclipped = octosim_clipped:Clipped\nbroken = no_such_module:X\noctosim = json:JSONDecoder\n"
         "octo = octosim_clipped:Clipped\n[octosim.profiles]\ntheirs = theirs\ngone = nowhere\n"
         "[octosim.data]\ncolumns = theirs:Columns\ngone = nowhere:X\n"
+        "[octosim.layers]\ntheirs-scale = theirs.scaling:Scale\ngone = nowhere:X\n"
     )
     return folder
 
@@ -127,13 +133,13 @@ def test_a_run_directory_imports_nothing_from_its_folder(
 ) -> None:
     """A manifest names a method whose module lies beside it: it is imported where the user says so, and nowhere else."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(methods.plugins.TRUSTED, "")
+    monkeypatch.setenv(extensions.TRUSTED, "")
     marked = "\nfrom pathlib import Path\nPath('imported').touch()\n"
     (tmp_path / "beside.py").write_text((site / "octosim_clipped" / "__init__.py").read_text() + marked)
     run = tmp_path / "run"
     octosim.train(model="mlp", batch_size=10, steps=1, method="beside:Clipped", out=run)
     (tmp_path / "imported").unlink()
-    monkeypatch.setenv(methods.plugins.TRUSTED, "")  # a stranger's process
+    monkeypatch.setenv(extensions.TRUSTED, "")  # a stranger's process
     monkeypatch.delitem(sys.modules, "beside")
     manifest = train.read_manifest(run)
     readers = [  # what verify, --resume, diff, audit, golden, export and --init read a run with, and reports price it by
@@ -243,3 +249,134 @@ def test_faulty_methods_fail(cls: Any, sentence: str, tmp_path: Path) -> None:
 def test_bad_names(name: str, tmp_path: Path) -> None:
     done = command("new", "method", "--out", str(tmp_path / "x"), "--", name)
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "x").exists()
+
+
+# ---- layers --------------------------------------------------
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
+
+
+def block(title: str) -> str:
+    """The file of this name in docs/python.md."""
+    found = re.search(rf'^```\w+ title="{re.escape(title)}"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+SCALE = block("scaling.py")
+NET = block("scaled.toml").replace('"scale"', '"KIND"')
+OTHERS = """
+from octosim.engine.layers import ReLU
+
+
+class Plain(Scale):
+    pass
+
+
+@dataclass(frozen=True)
+class Same(ReLU):
+    pass
+
+
+@dataclass(frozen=True)
+class Listed(Scale):
+    sizes: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Idle(Unweighted):
+    stem: ClassVar[str] = "idle"
+"""
+@pytest.fixture
+def scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder, the current one, with a layer's module and a model file that names its kind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    for variable in (extensions.TRUSTED, graph.plugins.GIVEN):
+        monkeypatch.setenv(variable, "")
+    (tmp_path / "scaling.py").write_text(SCALE + OTHERS)
+    (tmp_path / "net.toml").write_text(NET.replace("KIND", "scale"))
+    yield tmp_path
+    sys.modules.pop("scaling", None)
+
+
+def test_a_layer_from_training_to_the_report(scale: Path) -> None:
+    """A layer in a module beside the model file: trained, verified, resumed, priced, studied, reported."""
+    settings = "--model net.toml --batch-size 10".split()
+    done = command("train", *settings, "--layer", "scaling:Scale", "--steps", "3", "--out", "run", folder=scale)
+    assert done.returncode == 0, done.stderr
+    decided = octosim.open("run").manifest["decides"]
+    assert decided["layers"][1] == {"kind": "scaling:Scale", "by": 0.5}
+    assert decided["layer_plugins"]["scaling:Scale"]["sha256"] == sha256((scale / "scaling.py").read_bytes()).hexdigest()
+    assert "scaling" not in sys.modules
+    with pytest.raises(OctosimError, match="layer 2: layer scaling:Scale is code .* OCTOSIM_PLUGINS=scaling"):
+        octosim.open("run").verify()
+    graph.plugins.give("scaling:Scale")
+    assert octosim.open("run").verify().equal
+    (scale / "st.toml").write_text('[base]\nmodel = "net.toml"\nbatch_size = 10\nsteps = 2\n[[grid]]\nseed = [0, 1]\n')
+    made = octosim.study("st.toml", out="study")
+    assert list(made.states.values()) == ["finished"] * 2
+    assert "device" in made.report("page.md", ["pi4"]).read_text().lower()
+    cost = octosim.cost("net.toml", "pi4", batch_size=10).table
+    assert set(cost[cost.layer == "scale1"]["pass"]) == {"forward", "dX"}
+    from scaling import Scale
+
+    by_object = octosim.train(
+        model=[Conv2d(4, 3, 3), Scale(0.5), ReLU(), Flatten(), Linear(10)], batch_size=10, steps=3, out="objects"
+    )
+    assert by_object.digest == octosim.open("run").digest and by_object.verify().equal
+
+    def stop(progress: Any) -> None:
+        if progress.step == 1:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        octosim.train(model="net.toml", batch_size=10, steps=3, out="cut", checkpoint_every=1, on_step=stop)
+    assert octosim.open("cut").resume().digest == by_object.digest
+    (scale / "scaling.py").write_text(SCALE + OTHERS + "# changed\n")
+    done = command("--plugin", "scaling", "verify", "run", folder=scale)
+    assert done.returncode == 1 and "decides.layer_plugins.scaling:Scale.sha256" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "path, sentence",
+    [("scaling", "--layer takes an import path, module:Class, not 'scaling'"),
+     ("scaling:Nothing", "layer scaling:Nothing cannot be imported: AttributeError"),
+     ("nowhere_at_all:X", "layer nowhere_at_all:X cannot be imported: ModuleNotFoundError"),
+     ("json:JSONDecoder", "layer json:JSONDecoder: expected a subclass of octosim.engine.layers.Layer"),
+     ("scaling:Plain", "layer scaling:Plain: Plain must be a frozen dataclass"),
+     ("scaling:Same", "layer scaling:Same: octosim has a kind 'relu'; give Same a 'kind' of its own"),
+     ("scaling:Listed", "layer scaling:Listed: field 'sizes' of Listed has no rule"),
+     ("scaling:Idle", "layer scaling:Idle: Idle has no attribute 'out_shape'")],
+)  # fmt: skip
+def test_no_layer(path: str, sentence: str, scale: Path) -> None:
+    with pytest.raises(OctosimError, match=re.escape(sentence)):
+        graph.plugins.give(path)
+    assert not os.environ[graph.plugins.GIVEN]
+
+
+@pytest.mark.parametrize(
+    "kind, by, sentence",
+    [("scale", "0.5", "layer 2: field 'kind' is 'scale', no kind of layer"),
+     ("scaling:Scale", "0.5", "layer 2: layer scaling:Scale is code that is not installed"),
+     ("given", "true", "layer 2 .scale.: field 'by' must be a number, not True")],
+)  # fmt: skip
+def test_model_files_name_layers_that_are_given(kind: str, by: str, sentence: str, scale: Path) -> None:
+    if kind == "given":
+        graph.plugins.give("scaling:Scale")
+    text = NET.replace("KIND", kind.replace("given", "scale")).replace("by = 0.5", f"by = {by}")
+    (scale / "net.toml").write_text(text)
+    with pytest.raises(OctosimError, match=sentence):
+        graph.find("./net.toml")
+
+
+def test_an_installed_layer_is_known_by_its_entry_point(installed: Path, tmp_path: Path) -> None:
+    """By the entry point's name, and broken ones of the group break nothing."""
+    (tmp_path / "net.toml").write_text(NET.replace("KIND", "theirs-scale"))
+    found = graph.find(str(tmp_path / "net.toml")).layers
+    assert [type(layer).__module__ for layer in found][1] == "theirs.scaling"
+    (tmp_path / "net.toml").write_text(NET.replace("KIND", "gone"))
+    with pytest.raises(OctosimError, match=r"octosim\.layers gone \(nowhere:X\) cannot be imported: ModuleNotFoundError"):
+        graph.find(str(tmp_path / "net.toml"))
+    assert octosim.cost("mlp", "pi4", batch_size=4).total["time_s"] > 0

@@ -22,6 +22,7 @@ from octosim.cli import (
     training,
     watching,
 )
+from octosim.cli.settings import with_layers
 from octosim.cli.tables import with_wide
 from octosim.cli.terminal import say
 
@@ -32,15 +33,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_WITH_TABLES = (
-    training.train, training.diff, checking.check, exporting.export, audit.audit, cost.cost, benching.bench, studying.study,
-    show_env.show_env,
-)  # fmt: skip
-for _command in (
+_COMMANDS = (
     training.train, training.verify, training.diff, checking.golden, checking.check, exporting.export, audit.audit, cost.cost,
     benching.bench, studying.study, watching.watch, studying.report, show_env.show_env,
-):  # fmt: skip
-    app.command()(with_wide(_command) if _command in _WITH_TABLES else _command)
+)
+_WITH_TABLES = {
+    training.train, training.diff, checking.check, exporting.export, audit.audit, cost.cost, benching.bench, studying.study,
+    show_env.show_env,
+}  # fmt: skip
+_WITH_NETWORKS = set(_COMMANDS) - {checking.golden, checking.check, watching.watch, show_env.show_env}  # golden has a --layer
+for _command in _COMMANDS:
+    _whole = with_layers(_command) if _command in _WITH_NETWORKS else _command
+    app.command()(with_wide(_whole) if _command in _WITH_TABLES else _whole)
 app.command("import")(importing.import_)
 app.add_typer(profiles.profiles_app, name="profiles")
 app.add_typer(catalogue.data_app, name="data")
@@ -65,7 +69,7 @@ def root(
     ] = [],  # noqa: B006 - typer's way
 ) -> None:
     if plugin:
-        from octosim.methods.plugins import trust  # not for --help: it takes NumPy and the core
+        from octosim.extensions import trust
 
         for module in plugin:
             trust(module)

@@ -14,7 +14,7 @@ import typer
 from octosim.cli import words
 from octosim.cli.terminal import parameters, parameters_of, with_parameters
 from octosim.errors import OctosimError
-from octosim.settings import Settings, kinds, spelling
+from octosim.settings import NETWORK, Settings, kinds, spelling
 
 FIELDS = {each.name: each for each in dataclasses.fields(Settings)}
 
@@ -67,3 +67,28 @@ def with_settings(*names: str, **helps: str) -> Callable[[Callable[..., None]], 
         return with_parameters(run, [*before, *options, *after])
 
     return decorate
+
+
+Layers = Annotated[
+    list[str],
+    typer.Option(
+        "--layer", metavar="MODULE:CLASS", rich_help_panel=NETWORK,
+        help="A layer of your own, whose kind a model file may name; repeatable.",
+    ),
+]  # fmt: skip
+
+
+def with_layers(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command that reads networks the option --layer."""
+    option = inspect.Parameter("layer", inspect.Parameter.KEYWORD_ONLY, default=[], annotation=Layers)
+
+    @functools.wraps(command)
+    def run(layer: list[str], **given: Any) -> None:
+        if layer:
+            from octosim.graph import plugins  # not for --help: it takes NumPy and the core
+
+            for path in layer:
+                plugins.give(path)
+        command(**given)
+
+    return with_parameters(run, [*parameters_of(command), option])

@@ -1,6 +1,7 @@
 """Networks as data: graphs, the table of models, model files and what a manifest stores."""
 
 from octosim.engine.graph import INPUT, Entry, Graph, InputSpec, as_graph
+from octosim.graph import plugins
 from octosim.graph.imported import from_torch, has_weights, is_imported, load, save
 from octosim.graph.model_file import KINDS, describe, is_file, parse, parse_network, to_toml
 from octosim.graph.networks import NETWORKS
@@ -11,5 +12,5 @@ __all__ = [
     "INPUT", "KINDS", "MODELS", "NETWORKS", "VARIANTS", "Entry", "Graph", "Imported", "InputSpec", "Model", "as_graph",
     "describe", "find",
     "from_torch", "has_weights", "is_file", "is_imported", "layers", "load", "model_names", "parse", "parse_network",
-    "save", "to_toml", "usual",
+    "plugins", "save", "to_toml", "usual",
 ]  # fmt: skip

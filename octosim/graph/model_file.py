@@ -13,6 +13,7 @@ from octosim.engine.layers import LAYERS, Item, Residual, Rule, Stack
 from octosim.engine.nodes import LOSSES
 from octosim.errors import OctosimError, suggest
 from octosim.files import is_onnx
+from octosim.graph import plugins
 from octosim.textfile import read_toml
 
 
@@ -27,14 +28,14 @@ def describe(network: Graph | Stack) -> list[dict[str, Any]] | dict[str, Any]:
         spec = {key: value for key, value in dataclasses.asdict(network.input).items() if value is not None}
         spec = {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()}
         layers = [
-            {"name": e.name, "kind": type(e.layer).__name__, **dataclasses.asdict(e.layer), "inputs": list(e.inputs)}
+            {"name": e.name, "kind": plugins.name_of(e.layer), **dataclasses.asdict(e.layer), "inputs": list(e.inputs)}
             for e in network.layers
         ]
         return {"input": spec, "layers": layers} | ({"loss": network.loss} if network.loss != LOSSES[0] else {})
     return [
         {"kind": "Residual", "body": describe(item.body), "shortcut": describe(item.shortcut)}
         if isinstance(item, Residual)
-        else {"kind": type(item).__name__, **dataclasses.asdict(item)}
+        else {"kind": plugins.name_of(item), **dataclasses.asdict(item)}
         for item in network
     ]
 
@@ -43,7 +44,7 @@ def to_toml(graph: Graph) -> str:
     """The model file of a graph."""
     content: Any = describe(graph)
     for entry, table in zip(graph.layers, content["layers"], strict=True):
-        table["kind"] = entry.layer.kind
+        table["kind"] = entry.layer.kind if type(entry.layer) in LAYERS else table["kind"]
     plain = [{key: value for key, value in table.items() if value is not None} for table in content["layers"]]
     import tomli_w  # by who writes a file: training needs none
 
@@ -51,8 +52,9 @@ def to_toml(graph: Graph) -> str:
     return tomli_w.dumps({**loss, "input": content["input"], "layers": plain})
 
 
-KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in LAYERS} | {"residual": Residual}
-"""The kinds of a model file.  A manifest has the classes' names, which are taken too."""
+KINDS = plugins.OWN
+"""octosim's kinds of a model file.  A manifest has the classes' names, which are taken too; layers of other packages
+have more."""
 
 
 def _value(where: str, key: str, rule: Rule, value: Any) -> Any:
@@ -63,32 +65,30 @@ def _value(where: str, key: str, rule: Rule, value: Any) -> Any:
 
 
 def _item(where: str, given: Any, in_graph: bool = False) -> Item:
-    known = KINDS | {cls.__name__: cls for cls in KINDS.values()}
     if not isinstance(given, dict) or not isinstance(given.get("kind"), str):
         raise OctosimError(f"{where}: expected a table with the field 'kind', one of {', '.join(KINDS)}")
     kind = given["kind"]
-    if kind not in known:
-        raise OctosimError(f"{where}: field 'kind' is '{kind}', no kind of layer" + suggest(kind, KINDS))
-    if in_graph and known[kind] is Residual:
+    known = plugins.find(where, kind)
+    if in_graph and known is Residual:
         raise OctosimError(f"{where}: a residual block is for layers without names; use an 'add' with two inputs")
-    if not in_graph and known[kind] is not Residual and arity(known[kind])[0] > 1:
+    if not in_graph and known is not Residual and arity(known)[0] > 1:
         raise OctosimError(f"{where}: a layer '{kind}' takes several inputs; name the layers, and its inputs = [...]")
     where = f"{where} ({kind})"
-    fields = {field.name: field.default for field in dataclasses.fields(known[kind])}
+    fields = {field.name: field for field in dataclasses.fields(known)}
     for key in given:
         if key != "kind" and key not in fields:
             raise OctosimError(f"{where}: unknown field '{key}'" + (suggest(key, fields) if fields else ": it has none"))
     values: dict[str, Any] = {}
-    for key, default in fields.items():
+    for key, field in fields.items():
         if key not in given:
-            if default is dataclasses.MISSING:
-                expected = "a list of layers" if known[kind] is Residual else known[kind].rules[key].expected
+            if field.default is dataclasses.MISSING:
+                expected = "a list of layers" if known is Residual else known.rule(field).expected
                 raise OctosimError(f"{where}: field '{key}' is missing, expected {expected}")
-        elif known[kind] is Residual:
+        elif known is Residual:
             values[key] = parse(f"{where}, {key}", given[key], empty=key == "shortcut")
-        elif given[key] is not None or default is not None:  # null in a manifest is a default
-            values[key] = _value(where, key, known[kind].rules[key], given[key])
-    made: Item = known[kind](**values)
+        elif given[key] is not None or field.default is not None:  # null in a manifest is a default
+            values[key] = _value(where, key, known.rule(field), given[key])
+    made: Item = known(**values)
     return made
 
 

@@ -10,6 +10,7 @@ import types
 import typing
 from typing import Any
 
+from octosim import extensions
 from octosim.engine.nodes import Method
 from octosim.errors import OctosimError, suggest
 from octosim.methods import plugins
@@ -63,7 +64,7 @@ def _find(name: str) -> type[Any]:
     """The class of one of METHODS, of an entry point or of an import path, module:Class."""
     if name in METHODS:
         return METHODS[name]
-    if plugins.is_path(name) or name in plugins.entry_points():
+    if extensions.is_path(name) or name in plugins.entry_points():
         return plugins.load(name)
     raise OctosimError(f"unknown method '{name}'" + suggest(name, [*METHODS, *plugins.entry_points()]))
 
@@ -88,13 +89,13 @@ def name_of(method: Method) -> str:
     cls = type(method)
     if METHODS.get(cls.name) is cls:
         return cls.name
-    path = plugins.path_of(plugins.check(cls.__qualname__, cls))
+    path = extensions.path_of("method", plugins.check(cls.__qualname__, cls))
     return next((name for name, point in plugins.entry_points().items() if point.value == path and name not in METHODS), path)
 
 
 def describe(name: str, method: Method) -> dict[str, Any]:
     """A method as plain data for a manifest: name, parameters and, of another package, what identifies its code."""
-    return {"name": name, "parameters": parameters(method)} | plugins.identity(type(method))
+    return {"name": name, "parameters": parameters(method)} | extensions.identity(type(method))
 
 
 def _kinds(cls: type[Any]) -> dict[str, Any]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib
-import importlib.machinery
 import importlib.metadata
-import inspect
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 from octosim import extensions
 from octosim.engine.nodes import Method
 from octosim.errors import OctosimError
+from octosim.extensions import is_path
 
 GROUP = "octosim.methods"
 
@@ -25,66 +19,17 @@ def entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     return extensions.entry_points(GROUP)
 
 
-def is_path(name: str) -> bool:
-    """Whether a method's name is an import path, module:Class."""
-    return ":" in name
-
-
 def load(name: str) -> type[Any]:
     """The class of an entry point, or of an import path; OctosimError where it cannot be imported or is no method.
 
-    Modules are found as Python finds them, and in the current folder.  A name out of a file has to pass `admit` before.
+    A name out of a file has to pass `admit` before.
     """
-    if not is_path(name):
-        return check(name, extensions.load(GROUP, name))
-    module_name, _, qualified = name.partition(":")
-    top, here = module_name.partition(".")[0], os.getcwd()
-    if here not in sys.path and not _is_installed(top):
-        sys.path.append(here)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in qualified.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # a plug-in may fail in any way
-        raise OctosimError(f"method {name} cannot be imported: {type(error).__name__}: {error}") from None
-    if not _is_installed(top):
-        trust(top)  # who asked for it once, by --method, need not ask again: a study's processes read its runs
-    return check(name, found)
-
-
-TRUSTED = "OCTOSIM_PLUGINS"
-"""The environment variable with the modules that may be imported from anywhere, with commas between them."""
-
-
-def trust(module: str) -> None:
-    """Lets files name methods of this module or package, wherever Python finds it; in processes that this one starts too."""
-    os.environ[TRUSTED] = ",".join(dict.fromkeys([*filter(None, os.environ.get(TRUSTED, "").split(",")), module]))
-
-
-def _is_installed(top: str) -> bool:
-    """Whether Python finds a module or package elsewhere than in the current folder; it is not imported."""
-    here = os.path.realpath(os.getcwd())
-    elsewhere = [folder for folder in sys.path if folder and os.path.realpath(folder) != here]
-    try:
-        found = importlib.machinery.PathFinder.find_spec(top, elsewhere)
-    except (ImportError, ValueError):
-        found = None
-    return found is not None or top in importlib.metadata.packages_distributions()  # those are editable installations
+    return check(name, extensions.at_path("method", name) if is_path(name) else extensions.load(GROUP, name))
 
 
 def admit(name: Any, where: str) -> None:
-    """OctosimError, beginning with `where`, where a run directory names a method whose code lies in the current folder only and
-    nobody asked for it: such a directory may come from a stranger."""
-    if not isinstance(name, str) or not is_path(name):
-        return
-    module = name.partition(":")[0]
-    top = module.partition(".")[0]
-    if {module, top} & set(os.environ.get(TRUSTED, "").split(",")) or module in sys.modules or _is_installed(top):
-        return
-    raise OctosimError(
-        f"{where}: method {name} is code that is not installed; if it is yours, set {TRUSTED}={top} in the environment, "
-        "and it is imported from the current folder"
-    )
+    """As `extensions.admit`, of the method that a run directory names."""
+    extensions.admit("method", name, where)
 
 
 def check(name: str, cls: Any) -> type[Any]:
@@ -97,49 +42,6 @@ def check(name: str, cls: Any) -> type[Any]:
         if not hasattr(cls, attribute):
             raise OctosimError(f"method {name}: {cls.__qualname__} has no attribute '{attribute}'")
     return cls
-
-
-def path_of(cls: type[Any]) -> str:
-    """The import path of a class; OctosimError where no other process could import it by that."""
-    if "<locals>" in cls.__qualname__:
-        raise OctosimError(f"method {cls.__qualname__}: define the class at the top of a module, where it can be imported from")
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def identity(cls: type[Any]) -> dict[str, Any]:
-    """What a manifest says of a method's code: {} of octosim's own, else its package, that package's version and the SHA-256
-    of its source.
-
-    The source is the Python files of the top package, in the order of their paths, or the one module; of a class without a file
-    (a notebook's cell) its own text.
-    """
-    top = cls.__module__.partition(".")[0]
-    if top == "octosim":
-        return {}
-    package = importlib.metadata.packages_distributions().get(top, [top])[0]
-    try:
-        version: str | None = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        version = getattr(sys.modules.get(top), "__version__", None)
-    return {"plugin": {"package": package, "version": version and str(version), "sha256": _source_digest(cls, top)}}
-
-
-def _source_digest(cls: type[Any], top: str) -> str | None:
-    """SHA-256 of a class's source, None where there is none."""
-    total = hashlib.sha256()
-    module = sys.modules.get(top)
-    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
-    try:
-        if folders:
-            for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
-                total.update(path.name.encode() + b"\n" + path.read_bytes())
-        elif getattr(module, "__file__", None) and top != "__main__":
-            total.update(Path(inspect.getsourcefile(cls) or "").read_bytes())
-        else:
-            total.update(inspect.getsource(cls).encode())
-    except (OSError, TypeError):
-        return None
-    return total.hexdigest()
 
 
 def changed_parameters(method: Any) -> dict[str, Any]:

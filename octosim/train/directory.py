@@ -114,6 +114,7 @@ def decides(run: Run) -> dict[str, Any]:
     """What a run's bits depend on."""
     c, d = run.config, run.data
     in_float = [node.name for node in run.network.nodes if not is_covered(run.method, node)]
+    outside = graph.plugins.identities(node.layer for node in run.network.nodes)
     return {
         "octosim": octosim.__version__,
         "model": c.model,
@@ -137,7 +138,7 @@ def decides(run: Run) -> dict[str, Any]:
         "epochs": run.epochs,
         "steps": c.steps,
         "seed": c.seed,
-    } | ({"float_layers": in_float} if in_float else {}) | (
+    } | ({"float_layers": in_float} if in_float else {}) | ({"layer_plugins": outside} if outside else {}) | (
         {"input": run.source.describe()} if run.source.describe() else {}
     ) | _fine_tuning(run)  # fmt: skip
 

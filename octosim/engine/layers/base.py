@@ -12,6 +12,7 @@ stands in its `nodes.Node`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -93,6 +94,17 @@ FLAG = Rule(lambda value: bool(whole(int(value), 0, 1)) if isinstance(value, boo
 DEVIATION = number(lambda v: 0 < v < float("inf"), "a positive number")
 
 
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+RULES: dict[Any, Rule] = {"int": integer(-(2**31), 2**31 - 1), "float": NUMBER, "bool": FLAG, "str": Rule(_string, "a string")}
+"""Of fields that a layer has no rule for, by their types as they are written."""
+RULES |= {kind: RULES[kind.__name__] for kind in (int, float, bool, str)}
+
+
 def elements(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
@@ -122,7 +134,8 @@ def by(value: Sides) -> str:
 class Layer:
     """What a layer is; a frozen dataclass whose fields are the layer's in a model file.
 
-    stem: what its nodes' names begin with.  kind: its name in a model file.  rules: of its fields.
+    stem: what its nodes' names begin with.  kind: its name in a model file, the stem if not given.  rules: of its fields; of a
+    field without one its type's, of RULES.
     inputs: how many it takes, or the least and the largest number.
     weighted: whether it makes a matrix product with weights; multiplies: of activations.
     aliases: the output may lie in the input's memory.  keeps: its backward pass needs the output, which nobody may write over.
@@ -140,6 +153,16 @@ class Layer:
     multiplies: ClassVar[bool] = False
     aliases: ClassVar[bool] = False
     out_shape: ClassVar[Callable[..., tuple[int, ...]]]
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if not hasattr(cls, "kind") and hasattr(cls, "stem"):
+            cls.kind = cls.stem
+
+    @classmethod
+    def rule(cls, field: dataclasses.Field[Any]) -> Rule:
+        """What a field may be."""
+        return cls.rules.get(field.name) or RULES[field.type]
 
     @property
     def usual(self) -> bool:
