@@ -56,6 +56,7 @@ ELEMENTWISE |= EXPONENTIAL
 WITH_BIAS = {"Conv", "ConvTranspose", "Gemm", "FusedConv", "FusedGemm"}
 NO_PRICE, NO_SHAPE = "no price: traffic only", "shapes unknown: left out"
 """What an operation's layer says, in brackets, that --lenient counts or leaves out."""
+LISTED = 20  # operators that a sentence names
 SHAPE_ARITHMETIC = 64  # elements; integer tensors up to this size are computed once and cost nothing
 
 
@@ -83,6 +84,33 @@ class _Graph:
 
     def elements_of(self, names: Iterable[str]) -> int:
         return sum(math.prod(self.shapes.get(name, (0,))) for name in names if name)
+
+
+def _name(node: Any, index: int) -> str:
+    return node.name or f"{node.op_type.lower()}{index}"
+
+
+def _is_small(graph: _Graph, node: Any) -> bool:
+    """Whether a node is arithmetic of shapes."""
+    outputs = [name for name in node.output if name]
+    return products.of(node) is None and all(
+        name in graph.integers - graph.narrow and graph.elements_of([name]) <= SHAPE_ARITHMETIC for name in outputs
+    )
+
+
+def _without_price(graph: _Graph, nodes: Sequence[Any], first: int) -> str:
+    """A sentence about the operators without a price, from one of them on."""
+    priced = {*FREE, *ELEMENTWISE, *MOVED}
+    found = [
+        (node.op_type, _name(node, index)) for index, node in enumerate(nodes)
+        if index == first
+        or index > first and node.op_type not in priced and not products.of(node) and not _is_small(graph, node)
+    ]  # fmt: skip
+    if len(found) == 1:
+        return f"operator {found[0][0]} (node {found[0][1]}) has no price; --lenient counts it as memory traffic"
+    listed = ", ".join(f"{kind} (node {name})" for kind, name in found[:LISTED])
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return f"operators {listed}{more} have no price; --lenient counts them as memory traffic"
 
 
 def ops(
@@ -120,17 +148,14 @@ def ops(
         needs = any(name in graph.gradients or name in graph.parameters and name not in graph.integers for name in node.input)
         if needs:
             graph.gradients.update(outputs)
-        geometry = products.of(node)
-        small = geometry is None and all(
-            name in graph.integers - graph.narrow and graph.elements_of([name]) <= SHAPE_ARITHMETIC for name in outputs
-        )
+        geometry, small = products.of(node), _is_small(graph, node)
         graph.ready.update(outputs)
         if outputs and outputs[0] in folded or node.op_type in FREE or small or _is_conversion(graph, node):
             graph.codes.update(outputs if node.input and node.input[0] in graph.codes else [])
             if id(node) in graph.coded:
                 graph.codes.add(graph.consumers[outputs[0]][0].output[0])
             continue
-        layer = node.name or f"{node.op_type.lower()}{index}"
+        layer = _name(node, index)
         if not _shapes_known(graph, node, layer, path, lenient):
             name, kind = node.op_type.lower(), graph.float_dtype
             found.append(Op(f"{layer} ({NO_SHAPE})", "forward", "elementwise", name, (1,), kind, 0, 0))
@@ -148,9 +173,7 @@ def ops(
         elif lenient:
             found += _pass_over(graph, node, f"{layer} ({NO_PRICE})", needs and not inference)
         else:
-            raise OctosimError(
-                f"{path}: operator {node.op_type} (node {layer}) has no price; --lenient counts it as memory traffic"
-            )
+            raise OctosimError(f"{path}: {_without_price(graph, model.graph.node, index)}")
     if not inference:
         trained = sum(graph.elements(name) for name in graph.parameters - graph.integers)
         found.append(Op("optimizer", "update", "update", "optimizer", (trained,), "float32", 12 * trained, 8 * trained))

@@ -273,6 +273,11 @@ def test_unknown_operators(tmp_path):
     path = b.save(tmp_path / "v.onnx", b("Relu", b("Magic", "x", domain="mine")), (2, 8, 8))
     with pytest.raises(OctosimError, match="operator Magic"):
         onnx_ops.ops(path)
+    b = Builder()  # all of them at once
+    path = b.save(tmp_path / "w.onnx", b("Det", b("Magic", b("Relu", b("Det", "x")), domain="mine")), (2, 8, 8))
+    told = "operators Det .node Det0., Magic .node Magic2., Det .node Det3. have no price; --lenient counts them as memory"
+    with pytest.raises(OctosimError, match=told):
+        onnx_ops.ops(path)
     assert onnx_ops.ops(path, lenient=True)
 
 
