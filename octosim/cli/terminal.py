@@ -174,11 +174,12 @@ def clock(seconds: float) -> str:
 class Estimate:
     """Is told how far a command is: says once, after the first seconds, when it will end.
 
-    first: how far it is at the beginning.  unit: what is counted, whose time is said as well.
+    first: how far it is at the beginning.  unit: what is counted, whose time is said as well.  part: which part of the
+    command it is about, where it is not about the whole.
     """
 
-    def __init__(self, first: float = 0.0, unit: str = "") -> None:
-        self._first, self._unit, self._start = first, unit, time.monotonic()
+    def __init__(self, first: float = 0.0, unit: str = "", part: str = "") -> None:
+        self._first, self._unit, self._part, self._start = first, unit, part, time.monotonic()
         self._warm = self._told = False
 
     def __call__(self, done: float, total: float) -> None:
@@ -191,7 +192,8 @@ class Estimate:
             left = (total - done) * each
             if left >= WORTH_S:
                 paced = f"{time_text(each)} a {self._unit}: " if self._unit else ""
-                hint(f"{paced}ends {clock(left)} (about {duration_text(left)} left)")
+                part = f"{self._part} " if self._part else ""
+                hint(f"{paced}{part}ends {clock(left)} (about {duration_text(left)} left)")
         elif not self._warm:  # the first step is slower: files are read, memory is taken, calls are written down
             self._warm, self._start, self._first = True, now, done
 
@@ -199,7 +201,7 @@ class Estimate:
 @contextmanager
 def progress(text: str, quiet: bool = False) -> Iterator[Callable[[float, float], None]]:
     """A progress bar, and an Estimate unless quiet; the function that it gives takes how much is done and of how much."""
-    estimate = Estimate()
+    estimate = Estimate(part=text)
     with progress_bar() as bar:
         task = bar.add_task(text, total=None)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kit import oracle
 from kit.examples import examples
 from kit.mu_law import mu_product
+from kit.thin import diagonal
 
 from octosim import core
 from octosim.engine import quantizers
@@ -430,9 +431,7 @@ def test_mu_tables(how: MuLaw) -> None:
     assert all(level[m - 1] < threshold[m] <= level[m] for m in range(1, 128))
 
 
-@pytest.mark.parametrize("group", [1, 3, 16, 32])
-@pytest.mark.parametrize("headroom", [-2, 0, 4, 7])
-@pytest.mark.parametrize("encode", [False, True])
+@pytest.mark.parametrize(("group", "headroom", "encode"), diagonal([1, 3, 16, 32], [-2, 0, 4, 7], [False, True]))
 def test_gemm_mu8(kernels: str, group: int, headroom: int, encode: bool) -> None:
     how = MuLaw(headroom=headroom, group=group, encode_products=encode)
     rng = np.random.default_rng(group)

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from kit.cli import octosim
 from kit.examples import examples
 from kit.registers import PRODUCTS, Stop, operands, passes, stop_after_4
+from kit.thin import diagonal
 
 from octosim import core, engine, methods, train
 from octosim.engine import probes, quantizers
@@ -151,8 +152,7 @@ def test_exact_sums_beyond_32_bits() -> None:
 # ---- a run ----
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("model", ["lenet5", "resnet20", "mobilenet"])
+@pytest.mark.parametrize(("model", "method"), diagonal(["lenet5", "resnet20", "mobilenet"], list(methods.METHODS)))
 def test_measuring_changes_no_bit(model: str, method: str) -> None:
     """For every method, and for residual and depthwise networks; float32 has no error at all."""
     shape = dict(model=model, method=method, batch_size=3, steps=2, batchnorm=methods.METHODS[method].batchnorm)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kit.small import few_images, narrow
+from kit.thin import diagonal
 
 from octosim import core, cost, data, engine, graph, hardware, methods, train
 from octosim.engine import fusion, plan
@@ -98,10 +99,10 @@ def test_every_convolution_is_normalized(model: str, shape: tuple[int, ...]) -> 
     assert [n.layer for n in bare] == [n.layer for n in made if not isinstance(n.layer, BatchNorm)]
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize(("model", "shape"), FORMS, ids=str)
-def test_trace_and_cost(model: str, shape: tuple[int, ...], method: str) -> None:
+@pytest.mark.parametrize(("form", "method"), diagonal(FORMS, list(methods.METHODS)), ids=str)
+def test_trace_and_cost(form: tuple[str, tuple[int, ...]], method: str) -> None:
     """Products counted another way: outputs times weights of an output; the weight gradient does as many."""
+    model, shape = form
     made = network(model, shape, method)
     ops = plan.trace(made, 3)
     macs_of = Counter[tuple[str, str]]()  # some products are made in parts
@@ -388,8 +389,7 @@ def test_no_model_file(tmp_path: Path) -> None:
         graph.find(str(tmp_path / "bytes.toml"))
 
 
-@pytest.mark.parametrize("after", ["gone", "changed"])
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize(("after", "method"), diagonal(["gone", "changed"], list(methods.METHODS)))
 def test_a_run_needs_its_model_file_only_once(
     after: str, method: str, file: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

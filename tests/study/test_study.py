@@ -258,7 +258,9 @@ def works(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda s: s.name
+)
 def test_killed_and_started_again(number: signal.Signals, whole: Path, tmp_path: Path) -> None:
     """The records of a study that nothing disturbed, to the byte; no process is left, no finished run is made again."""
     path = file(tmp_path, LONG)

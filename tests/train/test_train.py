@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kit.small import few_images, narrow
+from kit.thin import diagonal
 
 from octosim import core, data, graph, limits, methods, train
 from octosim.data import batches
@@ -75,8 +76,7 @@ def digests_of(config: train.Config, stack: Stack | None = None) -> list[tuple[s
     return made
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-@pytest.mark.parametrize("model", graph.MODELS)
+@pytest.mark.parametrize(("model", "method"), diagonal(list(graph.MODELS), list(methods.METHODS)))
 def test_digest_of_every_method(model: str, method: str, restore_core: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model's graph, narrowed: three steps have the same bits everywhere."""
     monkeypatch.setattr(data, "load", few_images)
@@ -85,7 +85,7 @@ def test_digest_of_every_method(model: str, method: str, restore_core: None, mon
     assert len(set(digests_of(config, narrow(graph.layers(model, 10, batchnorm))))) == 1
 
 
-@pytest.mark.parametrize("method", ["octo", "fp32", "niti"])
+@pytest.mark.parametrize("method", ["octo", "fp32", pytest.param("niti", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "model", [pytest.param(model, marks=[pytest.mark.slow] * model.startswith(("vgg", "alexnet"))) for model in graph.MODELS]
 )
