@@ -176,9 +176,13 @@ def golden(
     nodes = {node.name: node for node in run.network.nodes if node.layer.weighted}
     if layer is not None and layer not in nodes:
         raise OctosimError(f"{folder} has no weighted layer '{layer}'" + suggest(layer, nodes))
-    chosen = [nodes[layer]] if layer is not None else [node for node in nodes.values() if node.trains("w")]
+    whole = [node for node in nodes.values() if node.trains("w") and node.outputs is None]
+    chosen = [nodes[layer]] if layer is not None else whole
     if layer is not None and not nodes[layer].trains("w"):
         raise OctosimError(f"{folder} does not train layer {layer}: there is no backward pass to make vectors of")
+    if layer is not None and nodes[layer].outputs is not None or not chosen:
+        which = "every layer" if layer is None else f"layer {layer}"
+        raise OctosimError(f"{folder} trains some output channels of {which} alone: dW is no pass of a whole layer there")
     train.advance_before(run, step, progress)
     params = {(node.name, name): values.copy() for node in chosen for name, values in node.params.items()}
     observed = probes.watch(run.network)

@@ -20,6 +20,7 @@ from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Flatten, G
 from octosim.engine.nodes import Context
 from octosim.engine.selection import Selection, trained
 from octosim.errors import OctosimError
+from octosim.evidence.golden import golden
 
 SHAPE = (28, 28, 1)
 STACK = (
@@ -395,6 +396,14 @@ def test_a_run_that_began_with_given_weights_needs_their_file_no_more(source: Pa
     save_file(other, tmp_path / "a" / "init.safetensors")
     with pytest.raises(OctosimError, match="init.safetensors: its tensors are not those that the run began with"):
         train.verify(tmp_path / "a")
+
+
+def test_a_run_that_trains_some_channels_is_replayed(tmp_path: Path) -> None:
+    digest = finished(train.Config(model="lenet5", batch_size=50, steps=2, channels=["conv2=0.5"]), tmp_path / "a")
+    assert train.read_manifest(tmp_path / "a")["decides"]["channels"] == {"conv2": 8}
+    assert train.verify(tmp_path / "a").replayed == digest
+    with pytest.raises(OctosimError, match="trains some output channels of layer conv2 alone"):
+        golden(tmp_path / "a", 1, "conv2", tmp_path / "g")
 
 
 def test_what_does_not_fit_is_listed(source: Path, tmp_path: Path) -> None:
