@@ -32,6 +32,7 @@ from octosim.numerics import ACCUMULATORS, Accumulator, Requantization, Rounding
 PASSES = {sums: pass_ for pass_, sums in SUMS.items()}
 SECONDS = 20.0  # after which no further pairs of deviations are tried
 MOST_BYTES = 1 << 30
+MOST_ROWS = 256  # that tell whose scale a channel has; the whole tensor is compared then
 
 
 @dataclass(frozen=True)
@@ -291,6 +292,27 @@ def _codes(v: Vectors, name: str) -> Iterator[Deviation]:
         yield Deviation("codes", "if requantized per channel, not per tensor", scaled(own, m, s))
 
 
+def _exchanged(v: Vectors, name: str, given: Array) -> Iterator[Deviation]:
+    """Scales of other channels, where each channel's codes are those that some channel's scale gives."""
+    m, s = (np.atleast_1d(v.numbers[f"{name}_{key}"]).astype(np.int32) for key in ("multiplier", "shift"))
+    if len(s) < 2:
+        return
+    acc = np.ascontiguousarray(v.numbers[name].reshape(-1, len(s))[:MOST_ROWS])
+    seen = given.reshape(-1, len(s))[:MOST_ROWS]
+    fits = np.array([(v.arithmetic.codes(acc, m[i : i + 1], s[i : i + 1]) == seen).all(0) for i in range(len(s))])
+    if not fits.any(0).all():
+        return
+    order = np.where(fits.diagonal(), np.arange(len(s)), fits.argmax(0))
+    moved = [f"{channel} has that of {of}" for channel, of in enumerate(order) if channel != of]
+    listed = ", ".join(moved[:4]) + (f" and {len(moved) - 4} more" if len(moved) > 4 else "")
+
+    def apply(values: Array) -> Array:
+        sums = np.ascontiguousarray(wrap(values, 32).astype(np.int32).reshape(-1, len(s)))
+        return v.arithmetic.codes(sums, m[order], s[order]).ravel().astype(np.int64)
+
+    yield Deviation("codes", f"if the channels' scales are exchanged: channel {listed}", apply)
+
+
 def _wrapped(values: Array, own: Arithmetic, multiplier: Array, shift: Array) -> Array:
     """Codes modulo 256, rounded half up."""
     exact = wrap(values, 32).reshape(-1, len(shift)) * multiplier  # below 2^62
@@ -382,7 +404,8 @@ def explain(v: Vectors, name: str, given: Array, until: float) -> tuple[list[str
         "layout": Deviation("layout", "", lambda values: values),
     }
     ways = [*_reading(v, pass_), *_registers(v, pass_, held), *_corrections(v, pass_)]
-    ways += [*(_codes(v, sums_name) if in_codes else ()), *_writing(v, name)]
+    ways += [*_codes(v, sums_name), *_exchanged(v, sums_name, given)] if in_codes else []
+    ways += _writing(v, name)
     cache: dict[tuple[str, ...], Any] = {}
 
     def make(chosen: tuple[Deviation, ...]) -> Array | None:
@@ -412,10 +435,12 @@ def explain(v: Vectors, name: str, given: Array, until: float) -> tuple[list[str
     before = int(np.count_nonzero(make(()) != given))
     found: list[str] = []
     best: tuple[int, str] = (before, "")
-    tried = 0
+    tried, stages = 0, None  # stages: of the first deviations that explain the tensor; others of these stages may do so too
     for chosen in _chosen(ways):
-        if len(chosen) > 1 and (found or time.monotonic() > until):
+        if len(chosen) > 1 and (time.monotonic() > until or stages is not None and len(stages) == 1):
             break
+        if len(chosen) > 1 and stages not in (None, [d.stage for d in chosen]):
+            continue
         made = make(chosen)
         if made is None:
             continue
@@ -424,6 +449,7 @@ def explain(v: Vectors, name: str, given: Array, until: float) -> tuple[list[str
         text = " and ".join(d.text for d in chosen)
         if wrong == 0:
             found.append(text)
+            stages = stages or [d.stage for d in chosen]
         best = min(best, (wrong, text))
     closest = None
     if not found and best[1]:

@@ -193,6 +193,38 @@ def test_two_deviations_at_once(tmp_path: Path) -> None:
     assert result["hypotheses"] == [] and 0 < result["closest"]["equal"] < 1  # three are not tried
 
 
+def test_a_rounding_with_a_layout(tmp_path: Path) -> None:
+    """Codes rounded half away from zero, so that ties below zero alone are off by one; and the same in another order."""
+    arithmetic = golden.Arithmetic(Requantization.POWER_OF_TWO, Rounding.HALF_UP)
+    npz, v = vectors(tmp_path, "conv,x=2x9x8x6,filters=16,kernel=3x2,pad=1", 11, arithmetic, 3)
+
+    def away(value: int, multiplier: int, shift: int) -> int:
+        real = Fraction(value * multiplier, 1 << shift)
+        return half_up(real) if real >= 0 else -half_up(-real)
+
+    mine = coded(v, v["forward"].ravel(), away).reshape(v["forward"].shape)
+    codes = v["forward_codes"]
+    assert np.all(mine[mine != codes] == codes[mine != codes] - 1) and np.all(codes[mine != codes] <= 0)
+    result = compared(npz, mine, tensor="forward_codes")
+    assert "if codes are rounded half-away" in result["hypotheses"] and set(result["off_by"]) == {"0", "1"}
+    turned = np.ascontiguousarray(mine.transpose(0, 3, 1, 2))
+    found = compared(npz, turned, tensor="forward_codes")["hypotheses"]  # half to even gives the same here
+    assert {f"if codes are rounded {name} and if written as NCHW" for name in ("half-even", "half-away")} <= set(found)
+
+
+@pytest.mark.parametrize("order", [(3, 2, 1, 0), (1, 2, 3, 0), (0, 2, 1, 3), (2, 2, 2, 2)])
+@pytest.mark.parametrize("shape", ["conv,x=2x6x5x3,filters=4,kernel=3,stride=2,pad=1", "linear,x=9x30,units=4"])
+def test_scales_of_other_channels(shape: str, order: tuple[int, ...], tmp_path: Path) -> None:
+    npz, v = vectors(tmp_path, shape, 5 * shape.startswith("conv"), golden.Arithmetic(per_channel=True), 2)
+    other = v | {f"forward_{key}": v[f"forward_{key}"][list(order)] for key in ("multiplier", "shift")}
+    mine = coded(other, v["forward"].ravel())
+    (named,) = (text for text in compared(npz, mine, tensor="forward_codes")["hypotheses"] if "exchanged" in text)
+    moved = [f"{channel} has that of {of}" for channel, of in enumerate(order) if channel != of]
+    assert named == "if the channels' scales are exchanged: channel " + ", ".join(moved)
+    mine[0] ^= 1
+    assert not compared(npz, mine, tensor="forward_codes")["hypotheses"]
+
+
 @pytest.mark.parametrize("accumulator", ["exact32", "acc12", "acc14-wrap", "maddubs"])
 @pytest.mark.parametrize("shape", ["conv,x=2x6x5x3,filters=4,kernel=3,stride=2,pad=1", "depthwise,x=2x5x5x4,kernel=3,pad=1",
                                    "linear,x=5x30,units=7"])  # fmt: skip
