@@ -30,16 +30,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from octosim import core, data, graph, hardware, methods, outcome  # noqa: I001 - by name
+from octosim import core, data, graph, hardware, methods, outcome, workload  # noqa: I001 - by name
 from octosim import cost as _cost
 from octosim import study as _study
 from octosim import train as _train
 from octosim.cost import runtimes
-from octosim.engine import Network, plan
+from octosim.engine import Network
 from octosim.engine.layers import Layer, Residual
 from octosim.engine.nodes import Array, Context, Method
+from octosim.engine.selection import ALL
 from octosim.errors import OctosimError
-from octosim.files import read_lines, write_atomic
+from octosim.files import is_onnx, read_lines, write_atomic
 from octosim.methods.recipes import with_recipe
 from octosim.numerics import Accumulator
 from octosim.train import Config, Progress, Verdict
@@ -489,53 +490,81 @@ def cost(
     model: str | Sequence[Any] | Run = "simplecnn",
     profile: str | Sequence[str] = "jetson",
     *,
-    batch_size: int = 100,
-    method: str | Method = "octo",
+    batch_size: int | None = None,
+    method: str | Method | None = None,
     parameters: Mapping[str, Any] | None = None,
-    image: tuple[int, int, int] = (28, 28, 1),
-    classes: int = 10,
+    dtype: str | None = None,
+    image: tuple[int, ...] | None = None,
+    classes: int | None = None,
     batchnorm: bool = True,
     inference: bool = False,
     threads: int | None = None,
 ) -> Cost:
     """Predicts time, energy and memory of a training step, or of an inference, on devices; nothing is computed.
 
-    model: a name, a model file, layers of octosim.engine.layers, or a run, which brings its own method, batch and image size.
-    profile: a device's name or alias or a profile's file; or several.  image: height, width, channels.
+    model: a name, a model file, an ONNX file, layers of octosim.engine.layers, or a run, which brings its own method, batch and
+    image size.  profile: a device's name or alias or a profile's file; or several.
+    batch_size: 100 if not given; of an ONNX file its own.
+    method: octo if not given; an ONNX file has none, and products of `dtype`: "int8", "float16", or "float32" if not given.
+    image: height, width, channels; classes: their number; those that the model is for if not given, else (28, 28, 1) and 10.
 
     >>> from octosim.api import cost
     >>> result = cost("lenet5", ["pi4", "jetson"], batch_size=8)
     >>> result.totals["device"].tolist()
     ['raspberry-pi-4', 'jetson-xavier-nx']
     """
-    part: dict[str, Any] = {}  # what of the network is trained, and how
-    if isinstance(model, Run):
-        state = model.state
-        part = {"selection": state.network.selection, "accumulate": state.network.accumulate}
-        layers, made, image = state.layers, state.method, state.network.nodes[0].in_shape  # type: ignore[assignment]
-        batch_size, title = state.config.batch_size, state.config.model
-    else:
-        made = methods.make(method, dict(parameters or {})) if isinstance(method, str) else method
-        if isinstance(model, str):
-            layers, title = graph.layers(model, classes, batchnorm, image), model
-        else:
-            layers, title = _checked_layers(model), "layers"
-    if batch_size < 1:
-        raise OctosimError(f"batch_size must be at least 1, not {batch_size}")
-    network = plan.dry(layers, tuple(image), made, float_layers=True, **part)
-    if not inference:
-        network.check(batch_size)
-    step = plan.plan_like(network, batch_size, training=not inference)
-    peak, ops, results = plan.memory(step), plan.ops(step), []
+    source, title, batch_size = _source(model, batch_size, method, parameters, dtype, image, classes, batchnorm, inference)
+    batch, results = source.batch(batch_size), []
+    if source.check:
+        source.check(batch)
+    peak = source.memory(batch) if source.memory else None
     for name in [profile] if isinstance(profile, str) else profile:
         device = hardware.load(name)
-        runtime = runtimes.choose(None, device, "float32" if made.name == "fp32" else "int8", not inference, True)
-        predicted = _cost.predict(runtimes.training_ops(ops, runtime), device, threads, runtime)
-        results.append(_cost.cost_json(predicted, device, peak["peak"]) | {"memory": peak})
+        runtime = runtimes.choose(None, device, source.dtype, not inference, source.method is not None)
+        predicted = _cost.predict(source.ops(device, batch, runtime), device, threads, runtime)
+        record = _cost.cost_json(predicted, device, peak and peak["peak"]) | {"memory": peak}
+        record["notes"] += [text for text in (runtimes.hypothetical(runtime, device),) if text]
+        record["notes"] += source.notes([each.op for each in predicted])
+        results.append(record)
     if not results:
         raise OctosimError("profile names no device")
     what = "inference" if inference else "training step"
-    return Cost(f"{title}, batch {batch_size}, {made.name}: {what}", tuple(results))
+    return Cost(f"{title}, batch {batch}, {source.method or source.dtype}: {what}", tuple(results))
+
+
+def _source(
+    model: Any, batch_size: int | None, method: str | Method | None, parameters: Mapping[str, Any] | None, dtype: str | None,
+    image: tuple[int, ...] | None, classes: int | None, batchnorm: bool, inference: bool,
+) -> tuple[workload.Source, str, int | None]:  # fmt: skip
+    """What is priced, its title and batch size; see `cost`."""
+    if batch_size is not None and batch_size < 1:
+        raise OctosimError(f"batch_size must be at least 1, not {batch_size}")
+    if dtype is not None and dtype not in hardware.DTYPES:
+        raise OctosimError(f"dtype must be one of {', '.join(hardware.DTYPES)}, not '{dtype}'")
+    if isinstance(model, Run):
+        state = model.state
+        network, config = state.network, state.config
+        source = workload.of_network(
+            state.layers, network.nodes[0].in_shape, state.method, inference, network.selection, network.accumulate,
+            float_layers=True,
+        )  # fmt: skip
+        return source, config.model, config.batch_size
+    if isinstance(model, str) and is_onnx(model):
+        named = method if method is None or isinstance(method, str) else methods.name_of(method)
+        text = None if image is None else "x".join(map(str, image))
+        return workload.source(
+            workload.Asked(model, named, dtype, inference, text, False, dict(parameters or {}), batchnorm)
+        ), Path(model).name, batch_size  # fmt: skip
+    if method is None:
+        method = "fp32" if dtype in ("float32", "float16") else "octo"
+    made = methods.make(method, dict(parameters or {})) if isinstance(method, str) else method
+    if dtype is not None and (made.name == "fp32") != (dtype != "int8"):
+        raise OctosimError(f"method {made.name} does not compute in {dtype}")
+    shape, count = graph.usual(model) if isinstance(model, str) else ((28, 28, 1), 10)
+    shape, count = tuple(image or shape), classes or count
+    layers = graph.layers(model, count, batchnorm, shape) if isinstance(model, str) else _checked_layers(model)
+    source = workload.of_network(layers, shape, made, inference, ALL, 1, dtype == "float16", True)
+    return source, model if isinstance(model, str) else "layers", batch_size
 
 
 # ---- studies --------------------------------------------------

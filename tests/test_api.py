@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import pytest
+from kit import onnx_nets
 from kit.cli import octosim as command
 
 import octosim
@@ -176,6 +178,19 @@ def test_cost_is_the_command_lines(method: str, profile: str) -> None:
     found = octosim.cost("lenet5", profile, batch_size=20, method=method)
     line = f"--model lenet5 --batch-size 20 --profile {profile} --method {method} --json"
     assert found.total == json.loads(command("cost", *line.split()).stdout)["total"]
+
+
+@pytest.mark.parametrize("dtype, inference", [(None, False), ("int8", True), ("float32", True)])
+def test_cost_of_an_onnx_file_is_the_command_lines(dtype: str | None, inference: bool, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx_nets.build(onnx_nets.residual, 13, (2, 3, 8, 8)), path)
+    found = octosim.cost(str(path), "pi4", dtype=dtype, inference=inference)
+    line = ["--model", str(path), "--profile", "pi4", "--json", *(["--dtype", dtype] if dtype else [])]
+    printed = json.loads(command("cost", *line, *(["--inference"] if inference else [])).stdout)
+    assert found.total == printed["total"] and found.results[0]["memory"] == printed["memory"]
+    assert found.results[0]["notes"] == printed["notes"] and found.results[0]["layers"] == printed["layers"]
+    with pytest.raises(octosim.OctosimError, match="^method is for octosim's own networks; an ONNX file takes dtype$"):
+        octosim.cost(str(path), "pi4", method="octo")
 
 
 def test_paths_stay_as_they_are(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ ROWS = [
     {"engine"},
     {"graph", "methods"},
     {"train"},
-    {"study", "evidence", "bench", "torch"},
+    {"study", "evidence", "bench", "torch", "workload"},
     {"report", "watch"},
     {"api", "testing"},
     {"cli"},

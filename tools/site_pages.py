@@ -398,6 +398,7 @@ def notebook_pages() -> dict[str, str | bytes]:
             found[f"notebooks/{path.stem}-{name}"] = content
             body = body.replace(f"]({name})", f"]({path.stem}-{name})")
         body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
+        body = re.sub(r'<table border="1" class="dataframe">', "<table>", body)  # the theme lets those without a class scroll
         found[f"notebooks/{path.stem}.md"] = f"{body}\n\n[The notebook]({path.name})\n"
         found[f"notebooks/{path.name}"] = path.read_bytes()
     return found

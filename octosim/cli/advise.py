@@ -10,9 +10,9 @@ from typing import Any
 
 from octosim.cli.tables import Table
 from octosim.cli.terminal import progress_bar, say, time_text
-from octosim.cli.workload import Asked, Source, source, typed, types_of
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
+from octosim.workload import Asked, Source, source, typed, types_of
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Batches that are tried where none are asked for."""

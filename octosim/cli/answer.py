@@ -7,9 +7,9 @@ from typing import Any
 
 from octosim.cli.tables import Table
 from octosim.cli.terminal import count_text, say, time_text
-from octosim.cli.workload import Asked, Source
 from octosim.cost.compare import PAYS, SHORT
 from octosim.hardware import Device
+from octosim.workload import Asked, Source
 
 MOST_ROWS = 40
 """Operations in a table: the costliest, in their order."""

@@ -11,8 +11,8 @@ from octosim.cli import words
 from octosim.cli.importing import shapes_of
 from octosim.cli.settings import with_settings
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
-from octosim.cli.workload import Asked, Source, batch_sizes, source, typed, types_of
 from octosim.errors import OctosimError
+from octosim.workload import Asked, Source, batch_sizes, source, typed, types_of
 
 LARGEST = 1024
 """The largest batch at which the crossover is looked for."""

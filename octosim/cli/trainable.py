@@ -11,10 +11,10 @@ from typing import Any
 from octosim.cli.answer import energy_text, memory_text
 from octosim.cli.tables import Table
 from octosim.cli.terminal import count_text, progress_bar, say, time_text
-from octosim.cli.workload import Asked, Source, source
 from octosim.cost.compare import SHORT
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
+from octosim.workload import Asked, Source, source
 
 NAME, ALL = "trainable", "all"
 CSV_FIELDS = (

@@ -44,7 +44,7 @@ def test_the_fit_returns_the_factors_that_made_the_times(name, path, dtype, thre
 def test_calibration_and_prediction_have_one_plan(tmp_path, runtime, precision):
     """With the factors of the profile itself every measured time is met: an ONNX file, a core with float16."""
     onnx = pytest.importorskip("onnx")
-    from octosim.cli.workload import Asked, source
+    from octosim.workload import Asked, source
 
     path = tmp_path / "small.onnx"
     weights = [("w1", (16, 3, 3, 3)), ("w2", (32, 16, 3, 3)), ("w3", (8, 32, 1, 1))]

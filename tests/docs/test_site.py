@@ -103,6 +103,15 @@ def test_generated_pages_have_what_the_code_has(site: Path) -> None:
     assert all(name in text("profile") for name in ("macs_per_clock", "bandwidth_sustained_gb_s"))
 
 
+CUT = """[...document.querySelectorAll('.md-content table, .md-content pre, .md-content img')].filter(e => {
+    const seen = p => p.getBoundingClientRect().right <= innerWidth + 1
+    const free = p => ['auto', 'scroll'].includes(getComputedStyle(p).overflowX)
+    const scrolls = p => p && (free(p) && seen(p) || scrolls(p.parentElement))
+    return !seen(e) && !scrolls(e.parentElement)
+}).map(e => e.textContent.trim().slice(0, 60)).join('; ')"""
+"""What lies outside of the window, where nothing scrolls to it."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_pages_fit_their_window(site: Path, width: int, tmp_path: Path) -> None:
@@ -117,6 +126,8 @@ def test_pages_fit_their_window(site: Path, width: int, tmp_path: Path) -> None:
             browser.until("document.readyState === 'complete'")
             wide = browser.value("document.documentElement.scrollWidth")
             assert wide <= width, f"{page.relative_to(site)} is {wide} wide"
+            cut = browser.value(CUT)
+            assert not cut, f"{page.relative_to(site)} at {width}: cut off is {cut}"
             broken = browser.value("[...document.images].filter(i => !i.naturalWidth).map(i => i.src).join()")
             assert not broken, f"{page.relative_to(site)}: {broken}"
     finally:

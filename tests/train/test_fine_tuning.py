@@ -477,8 +477,8 @@ def test_broken_or_strange_weights(tmp_path: Path) -> None:
 
 def test_cost_prices_the_shorter_step() -> None:
     """Of the last layers of resnet20: less time, less memory, as the plan of that step has them."""
-    from octosim.cli.workload import Asked, source
     from octosim.hardware import load
+    from octosim.workload import Asked, source
 
     device, peaks, times = load("pi4"), [], []
     own = SimpleNamespace(name="octosim")

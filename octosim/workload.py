@@ -1,4 +1,4 @@
-"""What `octosim cost` is asked about: a network, its arithmetic, and the operations that software makes of it."""
+"""What a cost is asked of: a network, its arithmetic, and the operations that software makes of it."""
 
 from __future__ import annotations
 
@@ -140,8 +140,6 @@ def _onnx(asked: Asked) -> Source:
 
 def _own(asked: Asked) -> Source:
     from octosim import graph, methods
-    from octosim.cost import runtimes
-    from octosim.engine import plan
 
     if asked.lenient:
         raise OctosimError("--lenient is for ONNX files; octosim's own networks have no unknown operators")
@@ -158,20 +156,34 @@ def _own(asked: Asked) -> Source:
         shape = (height, width, channels)
     if not all(1 <= size <= LARGEST_IMAGE for size in shape):
         raise OctosimError(f"--image takes sizes in 1 .. {LARGEST_IMAGE}, not {asked.image}")
-    made = methods.make(method, asked.parameters)
-    selection, accumulate = selection_of(asked)
     stack = graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape)
-    network = plan.dry(stack, shape, made, selection=selection, accumulate=accumulate)
+    made = methods.make(method, asked.parameters)
+    return replace(of_network(stack, shape, made, asked.inference, *selection_of(asked), half), method=method)
+
+
+def of_network(
+    stack: Any, shape: tuple[int, ...], made: Any, inference: bool, selection: Any, accumulate: int, half: bool = False,
+    float_layers: bool = False,
+) -> Source:  # fmt: skip
+    """The source of layers with a method, by the method's own name.
+
+    half: fp32's operations in float16.  float_layers: whether layers that the method does not cover are in float32.
+    """
+    from octosim import methods
+    from octosim.cost import runtimes
+    from octosim.engine import plan
+
+    network = plan.dry(stack, shape, made, float_layers, selection=selection, accumulate=accumulate)
     plans: dict[int, plan.Plan] = {}
 
     def check(batch: int) -> None:
-        if not asked.inference:  # the sums that grow with the batch are those of dW
+        if not inference:  # the sums that grow with the batch are those of dW
             network.check(batch)
 
     def planned(batch: int) -> plan.Plan:
         if batch not in plans:
             check(batch)
-            plans[batch] = plan.plan_like(network, batch, training=not asked.inference)
+            plans[batch] = plan.plan_like(network, batch, training=not inference)
         return plans[batch]
 
     floats: dict[int, plan.Plan] = {}
@@ -180,7 +192,7 @@ def _own(asked: Asked) -> Source:
         if runtime.name == "octosim":
             found = plan.ops(planned(batch))
             return runtimes.in_float16(found) if half else found
-        if asked.inference:  # other software runs the network, not the method
+        if inference:  # other software runs the network, not the method
             if batch not in floats:
                 plain = plan.dry(stack, shape, methods.make("fp32", {}), selection=selection, accumulate=accumulate)
                 floats[batch] = plan.plan_like(plain, batch, training=False)
@@ -188,11 +200,11 @@ def _own(asked: Asked) -> Source:
         found = runtimes.training_ops(plan.ops(planned(batch)), runtime)
         return runtimes.in_float16(found) if half else found
 
-    dtype = "float16" if half else "float32" if method == "fp32" else "int8"
+    dtype = "float16" if half else "float32" if made.name == "fp32" else "int8"
     return Source(
-        method, dtype, ops,
+        made.name, dtype, ops,
         lambda batch: batch or 100, lambda batch: plan.memory(planned(batch)),
-        lambda capacity: plan.largest_batch(network, capacity, not asked.inference), check,
+        lambda capacity: plan.largest_batch(network, capacity, not inference), check,
         network=network,
     )  # fmt: skip
 
