@@ -21,8 +21,12 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
 
-def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
-    """The most telling problem of a file of `root` in one clause, and how many more there are."""
+MOST_PROBLEMS = 20
+"""Problems of a file that one sentence names."""
+
+
+def problems_text(error: ValidationError, root: type[BaseModel]) -> str:
+    """The problems of a file of `root`, a clause each, the most telling first."""
     problems = error.errors()
     extras = [p for p in problems if p["type"] == "extra_forbidden"]
     # A misspelt field is reported twice, as unknown and as missing: keep the first, which names the mistake.
@@ -30,11 +34,9 @@ def first_problem(error: ValidationError, root: type[BaseModel]) -> str:
     problems = extras + [
         p for p in problems if p["type"] != "extra_forbidden" and not (p["type"] == "missing" and p["loc"] in meant)
     ]
-    unknown = [_dotted(p["loc"]) for p in extras]
-    if len(problems) == len(unknown) > 1:
-        return f"unknown fields {', '.join(unknown[:6])}" + (f" and {len(unknown) - 6} more" if len(unknown) > 6 else "")
-    more = len(problems) - 1
-    return _describe(root, dict(problems[0])) + (f" (and {more} more)" if more else "")
+    told = list(dict.fromkeys(_describe(root, dict(problem)) for problem in problems))
+    more = len(told) - MOST_PROBLEMS
+    return "; ".join(told[:MOST_PROBLEMS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _describe(root: type[BaseModel], problem: dict[str, Any]) -> str:

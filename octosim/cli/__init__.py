@@ -106,7 +106,8 @@ def _usage(error: Any) -> str:
     else:
         text = error.format_message().strip().rstrip(".")
     context = getattr(error, "ctx", None)
-    return f"{text}; see {context.command_path} --help" if text and context else text
+    joint = " See" if text.endswith("?") else "; see"
+    return f"{text}{joint} {context.command_path} --help" if text and context else text
 
 
 def _run() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -33,23 +34,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-_COMMANDS = (
-    training.train, training.verify, training.diff, checking.golden, checking.check, exporting.export, audit.audit, cost.cost,
-    benching.bench, studying.study, watching.watch, studying.report, show_env.show_env,
-)
 _WITH_TABLES = {
     training.train, training.diff, checking.check, exporting.export, audit.audit, cost.cost, benching.bench, studying.study,
-    show_env.show_env,
 }  # fmt: skip
-_WITH_NETWORKS = set(_COMMANDS) - {checking.golden, checking.check, watching.watch, show_env.show_env}  # golden has a --layer
-for _command in _COMMANDS:
-    _whole = with_layers(_command) if _command in _WITH_NETWORKS else _command
-    app.command()(with_wide(_whole) if _command in _WITH_TABLES else _whole)
-app.command("import")(importing.import_)
-app.add_typer(profiles.profiles_app, name="profiles")
-app.add_typer(catalogue.data_app, name="data")
-app.add_typer(catalogue.methods_app, name="methods")
-app.add_typer(scaffold.new_app, name="new")
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Train and compare": (training.train, studying.study, watching.watch, studying.report),
+    "Evidence to the bit": (training.verify, training.diff, checking.golden, checking.check, audit.audit),
+    "Cost and speed": (cost.cost, benching.bench),
+    "In and out": (importing.import_, exporting.export),
+}
+_WITHOUT_NETWORKS = {checking.golden, checking.check, watching.watch, importing.import_}  # golden has a --layer
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        _whole = _command if _command in _WITHOUT_NETWORKS else with_layers(_command)
+        _name = _command.__name__.strip("_")
+        app.command(_name, rich_help_panel=_panel)(with_wide(_whole) if _command in _WITH_TABLES else _whole)
+_LISTS = {
+    "models": catalogue.models_app, "methods": catalogue.methods_app, "data": catalogue.data_app,
+    "profiles": profiles.profiles_app, "runs": catalogue.runs_app,
+}  # fmt: skip
+for _name, _list in _LISTS.items():
+    app.add_typer(_list, name=_name, rich_help_panel="What there is")
+app.command("show-env", rich_help_panel="What there is")(with_wide(show_env.show_env))
+app.add_typer(scaffold.new_app, name="new", rich_help_panel="In and out")
 
 
 def _version(asked: bool) -> None:

@@ -1,7 +1,8 @@
-"""What there is: methods, data sets."""
+"""What there is: models, methods, data sets, runs."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -11,8 +12,68 @@ from octosim.cli.tables import Table, with_wide
 from octosim.cli.terminal import AsJson, err_console, hint, plural, print_json, print_text, progress, say
 
 methods_app = typer.Typer(invoke_without_command=True, help="Training methods: what they are, their parameters.")
+models_app = typer.Typer(no_args_is_help=True, help="Networks to train: list.")
+runs_app = typer.Typer(no_args_is_help=True, help="Run directories: list.")
 MOST_CLASSES = 30  # rows of a table
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list, fetch; check your own.")
+
+
+@models_app.command("list")
+@with_wide
+def models_list(json_: AsJson = False) -> None:
+    """Networks that --model names, with their size.  Example: octosim models list"""
+    from octosim import graph, methods
+    from octosim.engine import plan
+
+    rows = []
+    for name in graph.model_names():
+        shape, classes = graph.usual(name)
+        network = plan.dry(graph.layers(name, classes, in_shape=shape), shape, methods.make("fp32", {}))
+        parameters = sum(values.size for node in network.nodes for values in node.params.values())
+        weighted = sum(node.layer.weighted for node in network.nodes)
+        macs = sum(op.macs for op in plan.trace(network, 1, training=False))
+        rows.append({"name": name, "weighted_layers": weighted, "parameters": parameters, "macs": macs, "input": list(shape)})
+    if json_:
+        print_json(rows)
+        return
+    table = Table("model")
+    for head, rank in (("weighted layers", 1), ("parameters", 0), ("MACs, inference", 0), ("input", 0)):
+        table.add_column(head, justify="left" if head == "input" else "right", rank=rank)
+    for row in rows:
+        counts = (f"{row[key]:,}" for key in ("weighted_layers", "parameters", "macs"))
+        table.add_row(row["name"], *counts, " x ".join(map(str, row["input"])))
+    table.show()
+    say("sizes are for this input and 10 classes; train and cost take those of the data, or of --image and --classes")
+    say("your own: --model FILE.toml, FILE.onnx with octosim import; see docs/models.md")
+
+
+@runs_app.command("list")
+@with_wide
+def runs_list(
+    folder: Annotated[Path, typer.Argument(help="Where to look, up to three folders down.")] = Path(),
+    json_: AsJson = False,
+) -> None:
+    """Run directories and how far they are.  Example: octosim runs list studies/rounding"""
+    from octosim.cli import watching
+    from octosim.errors import OctosimError
+    from octosim.watch.runs import Watch
+
+    if not folder.is_dir():
+        raise OctosimError(f"{folder} is no folder")
+    watched: dict[Path, Watch] = {}  # by folder: a study says why its runs are broken
+    runs = []
+    for path in map(Path, words.run_folders(f"{folder}/")):
+        if path.parent not in watched:
+            watched[path.parent] = Watch(path.parent)
+        if run := watched[path.parent].runs.get(path.name):
+            run.name = str(path.relative_to(folder))
+            runs.append(run)
+    if json_:
+        print_json([run.snapshot() | {"losses": len(run.losses), "accuracies": len(run.accuracies)} for run in runs])
+    elif runs:
+        watching.table_of(plural(len(runs), "run"), runs).show()
+    else:
+        say(f"no run directory in {folder}")
 
 
 @methods_app.callback()

@@ -109,9 +109,9 @@ def show_memory(counts: dict[str, int], memory: dict[str, dict[str, int]]) -> No
     if counts:
         say(f"{sum(counts.values()):,} parameters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
     if memory:
-        table = Table("", title="memory of a step, MB")
+        table = Table("", title="memory of a step, MiB")
         for part in next(iter(memory.values())):
             table.add_column(part, justify="right", rank=0 if part == "peak" else 1)
         for name, parts in memory.items():
-            table.add_row(name, *(f"{held / 1e6:.2f}" for held in parts.values()))
+            table.add_row(name, *(f"{held / 2**20:.2f}" for held in parts.values()))
         table.show()

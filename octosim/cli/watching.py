@@ -19,6 +19,7 @@ from octosim.outcome import score
 
 if TYPE_CHECKING:
     from octosim.watch import Watch
+    from octosim.watch.runs import RunView
 
 COLUMNS = (
     Column("run"), Column("state"), Column("step", True, 1), Column("accuracy, %", True), Column("loss", True, 2),
@@ -81,10 +82,19 @@ def _table(watched: Watch, most: int | None = None) -> rich.table.Table:
     left = watched.seconds_left
     title = f"{watched.title}: {', '.join(f'{n} {state}' for state, n in watched.counts.items())}"
     title += "" if left is None else f"; about {duration_text(left)} left"
-    rows = []
     runs = watched.ordered
     shown = runs if most is None else runs[:most]
-    for run in shown:
+    made = table_of(title, shown).fitted(out_console.width)[0]
+    if len(shown) < len(runs):
+        left_out = Counter(run.state for run in runs[len(shown) :])
+        made.caption = f"not shown: {', '.join(f'{n} {state}' for state, n in left_out.items())}"
+    return made
+
+
+def table_of(title: str, runs: list[RunView]) -> Table:
+    """Runs with how far they are; without the columns of which none has anything."""
+    rows = []
+    for run in runs:
         wrong = run.saturated
         rows.append((
             run.name, run.state + (f" ({run.detail})" if run.detail else ""),
@@ -99,11 +109,7 @@ def _table(watched: Watch, most: int | None = None) -> rich.table.Table:
     table.columns += [COLUMNS[i] for i in used]
     for row in rows:
         table.add_row(*(row[i] for i in used))
-    made = table.fitted(out_console.width)[0]
-    if len(shown) < len(runs):
-        left_out = Counter(run.state for run in runs[len(shown) :])
-        made.caption = f"not shown: {', '.join(f'{n} {state}' for state, n in left_out.items())}"
-    return made
+    return table
 
 
 def bars(values: list[float], width: int = 16) -> str:

@@ -225,8 +225,13 @@ def _folders(incomplete: str, markers: tuple[str, ...]) -> Iterator[str]:
         todo = further
 
 
+def run_folders(beginning: str) -> Iterator[str]:
+    """Run directories whose paths begin so."""
+    return _folders(beginning, ("manifest.json",))
+
+
 def _runs(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    return _folders(incomplete, ("manifest.json",))
+    return run_folders(incomplete)
 
 
 def _runs_and_studies(ctx: typer.Context, incomplete: str) -> Iterable[str]:

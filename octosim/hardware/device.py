@@ -27,7 +27,7 @@ from octosim.hardware.efficiency import Factors
 from octosim.hardware.figures import Count, Delay, Figure, Kind, Ratio
 from octosim.hardware.rates import Rates
 from octosim.numerics import ACCUMULATORS
-from octosim.schema import Frozen, Positive, Text, first_problem
+from octosim.schema import Frozen, Positive, Text, problems_text
 from octosim.textfile import TOML_BYTES, parse_toml, read_text
 
 Dtype = Literal["int8", "float16", "float32"]
@@ -472,7 +472,7 @@ def parse(text: str, where: str) -> Device:
     try:
         return Device.model_validate(data)
     except ValidationError as error:
-        raise OctosimError(f"{where}: {first_problem(error, Device)}") from None
+        raise OctosimError(f"{where}: {problems_text(error, Device)}") from None
 
 
 # --- the machine at hand ----------------------------------------------------------------------------------------------

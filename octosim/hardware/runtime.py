@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from octosim.errors import OctosimError, suggest
 from octosim.hardware.figures import Delay, Figure, Ratio
-from octosim.schema import Frozen, Positive, Text, first_problem
+from octosim.schema import Frozen, Positive, Text, problems_text
 from octosim.textfile import TOML_BYTES, parse_toml, read_text
 
 FloatPath = Literal["float32", "float16", "smlal", "sdot"]
@@ -141,4 +141,4 @@ def _parse(text: str, where: str) -> Runtime:
     try:
         return Runtime.model_validate(parse_toml(text, where))
     except ValidationError as error:
-        raise OctosimError(f"{where}: {first_problem(error, Runtime)}") from None
+        raise OctosimError(f"{where}: {problems_text(error, Runtime)}") from None

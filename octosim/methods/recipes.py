@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, create_model
 
 from octosim import settings
 from octosim.errors import OctosimError, suggest
-from octosim.schema import Frozen, first_problem
+from octosim.schema import Frozen, problems_text
 from octosim.textfile import read_toml
 
 FILE = Path(__file__).with_name("recipes.toml")
@@ -37,7 +37,7 @@ def _all() -> dict[str, Recipe]:
         try:
             found[name] = Recipe.model_validate(table)
         except ValidationError as error:
-            raise OctosimError(f"{FILE.name}: [{name}] {first_problem(error, Recipe)}") from None
+            raise OctosimError(f"{FILE.name}: [{name}] {problems_text(error, Recipe)}") from None
     return found
 
 

@@ -36,7 +36,7 @@ from octosim import core, data, methods, outcome, settings, train
 from octosim.errors import OctosimError, suggest
 from octosim.files import locked, read_lines, write_atomic
 from octosim.methods import recipes
-from octosim.schema import Frozen, first_problem
+from octosim.schema import Frozen, problems_text
 from octosim.textfile import TOML_BYTES, read_text, read_toml
 
 SHIPPED = Path(__file__).parent / "studies"
@@ -120,7 +120,7 @@ def read(path: Path) -> Study:
     try:
         return Study.model_validate(read_toml(path, "study"))
     except ValidationError as error:
-        raise OctosimError(f"{path}: {first_problem(error, Study)}") from None
+        raise OctosimError(f"{path}: {problems_text(error, Study)}") from None
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def from_python(grid: Mapping[str, Any] | Sequence[train.Config]) -> tuple[Study
         try:
             study = Study.model_validate(grid)
         except ValidationError as error:
-            raise OctosimError(f"{where}: {first_problem(error, Study)}") from None
+            raise OctosimError(f"{where}: {problems_text(error, Study)}") from None
         return study, rows(study, where), tomli_w.dumps(study.model_dump(exclude_unset=True))
     configs = list(grid)
     if not configs or not all(isinstance(config, train.Config) for config in configs):

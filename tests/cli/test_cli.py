@@ -17,7 +17,7 @@ from octosim.engine.nodes import ROLES
 COMMANDS = [
     ("train",), ("verify",), ("diff",), ("golden",), ("audit",), ("study",), ("cost",), ("bench",), ("report",), ("profiles",),
     ("profiles", "list"), ("profiles", "show"), ("profiles", "check"), ("profiles", "schema"), ("profiles", "calibrate"),
-    ("data",), ("data", "list"), ("data", "fetch"), ("methods",), ("methods", "show"),
+    ("data",), ("data", "list"), ("data", "fetch"), ("methods",), ("methods", "show"), ("models", "list"), ("runs", "list"),
 ]  # fmt: skip
 LENET = ("--model", "lenet5", "--batch-size", "50")
 
@@ -48,7 +48,7 @@ def test_default_folder_and_text_output(tmp_path: Path) -> None:
     done = octosim("train", "--steps", "2", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/simplecnn-fashion-mnist-5k-octo-seed0/digest.txt").exists()
-    assert "test accuracy" in done.stdout and "sha256:" in done.stdout and "memory of a step, MB" in done.stdout
+    assert "test accuracy" in done.stdout and "sha256:" in done.stdout and "memory of a step, MiB" in done.stdout
     again = octosim("train", "--steps", "2", folder=tmp_path)
     assert again.returncode == 2 and "exists already" in again.stderr
     resumed = octosim("train", "--resume", folder=tmp_path)

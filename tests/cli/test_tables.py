@@ -79,7 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS = [
     "profiles list", "profiles runtimes", "methods", "methods list", "methods show octo", "data list",
-    "data check fashion-mnist-5k", "show-env", "cost --model lenet5 --profile pi4",
+    "models list", "runs list {}", "data check fashion-mnist-5k", "show-env", "cost --model lenet5 --profile pi4",
     "cost --model resnet20 --profile pi4 --compare pi5,jetson,stm32h7",
     "cost --model lenet5 --profile pi4 --dtype float32 --compare pi5", "cost --model lenet5 --profile pi4 --advise",
     "audit {}/a", "diff {}/a {}/b", "export {}/a --to safetensors --out {}/export", "train --resume --out {}/a",

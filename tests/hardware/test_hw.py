@@ -409,10 +409,18 @@ def test_no_engine(tmp_path):
         hardware.check(write(tmp_path, "engines = []\n" + GOOD.replace(engine, "")))
 
 
-def test_several_problems_are_counted(tmp_path):
+def test_every_problem_is_named(tmp_path):
+    """In one sentence, so that a file is mended in one pass."""
     text = GOOD.replace("trains = true\n", "").replace("value = 4,", "value = -4,").replace("title", "titel")
-    with pytest.raises(OctosimError, match=r"unknown field titel, did you mean title\? \(and 2 more\)$"):
-        hardware.check(write(tmp_path, text))
+    with pytest.raises(OctosimError) as caught:
+        hardware.check(write(tmp_path, "extra = 1\n" + text))
+    told = str(caught.value).split("; ")
+    assert len(told) == 4 and all(any(word in clause for clause in told) for word in ("titel", "extra", "trains", "-4"))
+
+
+def test_of_very_many_problems_the_rest_is_counted(tmp_path):
+    with pytest.raises(OctosimError, match=r"unknown field x0; .*x19; and 5 more$"):
+        hardware.check(write(tmp_path, "".join(f"x{i} = 1\n" for i in range(25)) + GOOD))
 
 
 @pytest.mark.parametrize("name, guess", [("jetsn", "jetson"), ("pi-4", "pi4"), ("atlas-200", "atlas-200dk"),
@@ -461,7 +469,7 @@ def test_any_mutation_is_accepted_or_explained(data):
     try:
         hardware.Device.model_validate(profile)
     except ValidationError as error:
-        sentence = schema.first_problem(error, hardware.Device)
+        sentence = schema.problems_text(error, hardware.Device)
         assert sentence and "\n" not in sentence and len(sentence) < 300
 
 

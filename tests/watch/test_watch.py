@@ -249,6 +249,20 @@ def test_command(study: Path) -> None:
     assert refused.returncode == 2 and "cannot be had" in refused.stderr
 
 
+def test_runs_list(study: Path) -> None:
+    """The runs of a folder, wherever they lie in it."""
+    (study / "finished").rename(study.parent / "alone")
+    rows = json.loads(octosim("runs", "list", str(study.parent), "--json").stdout)
+    wanted = {f"study/{name}": state for name, (state, _) in STATES.items() if name not in ("finished", "later")}
+    assert {row["name"]: row["state"] for row in rows} == wanted | {"alone": "finished"}
+    for width in (80, 100, 160):
+        shown = octosim("runs", "list", str(study.parent), COLUMNS=str(width)).stdout
+        assert "8 runs" in shown and "alone" in shown and all(len(line) <= width for line in shown.splitlines())
+    assert octosim("runs", "list", str(study / "running")).returncode == 0
+    refused = octosim("runs", "list", str(study / "absent"))
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
 def test_interrupt(study: Path) -> None:
     process = subprocess.Popen(
