@@ -262,7 +262,7 @@ MISTAKES = [
     (("bench", "--kernels", "--plot", "x.bmp"), "must end in .png or .svg"),
     (("bench", "--out", "/proc/x.json"), "/proc"),
     (("profiles", "calibrate", "-o", "none/x.toml"), "there is no folder none to write in"),
-    (("profiles", "check", "wrong.toml"), "unknown fields a, b, c"),
+    (("profiles", "check", "wrong.toml"), "unknown field a; unknown field b; unknown field c"),
 ]
 
 
