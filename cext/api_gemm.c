@@ -246,11 +246,12 @@ static struct reach reach(int64_t residue, int64_t kernel, int64_t stride, int64
     return (struct reach){first, count, high - count + 1, high};
 }
 
-/* The whole reach of residues 0 .. count - 1. */
+/* The whole reach of all residues; without a stride, of pixels 0 .. count - 1.  A stride may be far larger than an image, so the
+ * residues are found by the tap that each meets first. */
 static struct reach reach_of_all(int64_t count, int64_t kernel, int64_t stride, int64_t pad) {
     struct reach all = {.low = kernel, .high = -kernel};
-    for (int64_t r = 0; r < count; r++) {
-        struct reach one = reach(r, kernel, stride, pad);
+    for (int64_t i = 0, end = stride > 1 ? octo_min(kernel, stride) : count; i < end; i++) {
+        struct reach one = reach(stride > 1 ? ((i - pad) % stride + stride) % stride : i, kernel, stride, pad);
         if (one.count) all.low = octo_min(all.low, one.low), all.high = octo_max(all.high, one.high);
     }
     return all;
@@ -312,10 +313,10 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
     if (octo_is_grouped(g)) return octo_grouped_input_grad(g, dy, w, dx, element);
     int64_t steps = g->stride_w > 1 ? 1
                                     : neighbours(g->channels, g->kernel_w, 1, OCTO_MAX_DEPTH / (g->kernel_h * g->filters), g->width, element);
-    int64_t block = steps * g->stride_w;
+    int64_t block = g->stride_w > 1 ? octo_min(g->stride_w, g->width) : steps;
     int64_t rows = (g->height + g->stride_h - 1) / g->stride_h, cols = (g->width + block - 1) / block;
-    struct reach down = reach_of_all(g->stride_h, g->kernel_h, g->stride_h, g->pad_h);
-    struct reach across = reach_of_all(block, g->kernel_w, g->stride_w, g->pad_w);
+    struct reach down = reach_of_all(1, g->kernel_h, g->stride_h, g->pad_h);
+    struct reach across = reach_of_all(steps, g->kernel_w, g->stride_w, g->pad_w);
     int64_t top = octo_max(0, -down.low), height = top + octo_max(octo_out_height(g), rows + down.high);
     int64_t left = octo_max(0, -across.low), width = left + octo_max(octo_out_width(g), (cols - 1) * steps + 1 + across.high), span = across.high - across.low + 1;
     if (height > octo_out_height(g) || width > octo_out_width(g))
@@ -324,7 +325,7 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
     int64_t n = block * g->channels, line = g->width * g->channels;
     char *turned = octo_scratch(OCTO_SLOT_RIGHT, (g->kernel_h + g->stride_h - 1) / g->stride_h * span * g->filters * n * element);
     if (!turned || !dy) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the gradient");
-    for (int64_t r = 0; r < g->stride_h && !status; r++) {
+    for (int64_t r = 0; r < octo_min(g->stride_h, g->height) && !status; r++) {
         struct reach of = reach(r, g->kernel_h, g->stride_h, g->pad_h);
         OCTO_PARALLEL(t, of.count * span) {
             int64_t kh = of.first + (of.count - 1 - t / span) * g->stride_h;

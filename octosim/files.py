@@ -11,6 +11,7 @@ import re
 import secrets
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -283,8 +284,8 @@ def _nests_too_deep(content: bytes) -> bool:
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"field {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"field {name!r} stands twice in an object")
     return content
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from octosim.errors import OctosimError
-from octosim.files import JSON_BYTES, open_regular, parse_json
+from octosim.files import JSON_BYTES, open_regular, parse_json, read_bytes
 
 LINES = ("records.jsonl", "overflow.jsonl", "measures.jsonl")
 """The files that grow with the steps and are the same in each run of a manifest."""
@@ -127,7 +127,7 @@ def check_told(folder: Path, content: dict[str, Any]) -> None:
     check_about(path, about, content)
     check_parts(folder, about)
     end = folder / "digest.txt"
-    if end.exists() and end.read_bytes() != f"sha256:{about['sha256']}  step {about['step']}\n".encode():
+    if end.exists() and read_bytes(end, 1000) != f"sha256:{about['sha256']}  step {about['step']}\n".encode():
         raise OctosimError(f"{end} is not the digest of the checkpoint beside it; the run is damaged")
 
 

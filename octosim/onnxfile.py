@@ -158,9 +158,23 @@ def load(path: Path) -> Any:
         raise OctosimError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception:  # protobuf's DecodeError, which has no stable home
         raise OctosimError(f"{path}: not an ONNX model, or a damaged one") from None
+    if not _is_text(model):
+        raise OctosimError(f"{path}: a damaged ONNX model: it has names that are not UTF-8")
     if not model.graph.node:
         raise OctosimError(f"{path}: an ONNX model without operations, or no ONNX model")
     return model
+
+
+def _is_text(message: Any) -> bool:
+    """Whether all strings of a message, and of those in it, are UTF-8: protobuf gives the others as bytes."""
+    for kind, value in message.ListFields():
+        if kind.type == kind.TYPE_MESSAGE:
+            if not all(map(_is_text, [value] if hasattr(value, "ListFields") else value)):
+                return False
+        elif kind.type == kind.TYPE_STRING:
+            if not all(isinstance(each, str) for each in ([value] if isinstance(value, (str, bytes)) else value)):
+                return False
+    return True
 
 
 def read(path: Path, batch: int | None = None, shapes: dict[str, Shape] | None = None) -> OnnxModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import tomllib
 import zlib
 from collections.abc import Callable, Iterable
@@ -61,13 +62,20 @@ def read_toml(path: Path, what: str = "file") -> dict[str, Any]:
     return parse_toml(read_text(path, TOML_BYTES, what), str(path))
 
 
+_LONG_KEY = re.compile(rf"""(?m:^|[\[{{,])(?:[ \t]*+(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.){{{TOML_DEPTH}}}""")
+"""A dotted key of more parts than tables may nest: tomllib takes time by the square of its parts."""
+
+
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """The tables of a TOML text; where: what an error's sentence begins with, the file's name."""
+    too_deep = f"{where}: tables or lists nested too deeply, expected at most {TOML_DEPTH} levels"
+    if _LONG_KEY.search(text):
+        raise OctosimError(too_deep)
     try:
         content = tomllib.loads(text)
         _check_size(content)
     except RecursionError:
-        raise OctosimError(f"{where}: tables or lists nested too deeply, expected at most {TOML_DEPTH} levels") from None
+        raise OctosimError(too_deep) from None
     except ValueError as error:  # TOMLDecodeError, and integers of thousands of digits
         raise OctosimError(f"{where}: not valid TOML ({error})") from None
     return content

@@ -279,8 +279,7 @@ def profiles_calibrate(
         hardware.check(out)
     if json_:
         print_json({path: f.model_dump() | {"report": found.report[path]} for path, f in found.factors.items()})
-        return
-    if not out:
+    elif not out:
         print_text(text)
     for path, r in found.report.items():
         hint(
@@ -288,7 +287,7 @@ def profiles_calibrate(
             f"{100 * r['fitted']:.1f} % fitted, {100 * r['left_out']:.1f} % on networks left out of the fit, "
             f"{100 * r['one_scale']:.1f} % there by one scale"
         )
-        if r["left_out"] > r["uncalibrated"] or r["fitted"] > r["uncalibrated"]:
+        if r["worse"]:
             hint(f"{path}: on networks left out of the fit these factors predict worse than those before; keep the profile "
                  "as it is, unless the measurements are of your board")  # fmt: skip
 

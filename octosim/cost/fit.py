@@ -379,10 +379,12 @@ def calibrate(
         text = f"{source}: {len(samples)} measurements of {len({s.network for s in samples})} networks"
         factors[path] = as_factors(chosen, max(spread, 0.05), text)
         known = {**known, path: chosen}
-        report[path] = {
-            "measurements": len(samples), "fitted": median_error(inside), "left_out": median_error(left - measured),
-            "one_scale": median_error(by_scale), "uncalibrated": median_error(plain),
+        errors = {
+            "fitted": median_error(inside), "left_out": median_error(left - measured), "one_scale": median_error(by_scale),
+            "uncalibrated": median_error(plain),
         }  # fmt: skip
+        worse = max(errors["fitted"], errors["left_out"]) > errors["uncalibrated"]
+        report[path] = {"measurements": len(samples), **errors, "worse": worse}
     return Calibration(factors, report)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,13 +26,12 @@ from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Pro
 from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError, suggest
 from octosim.evidence.diff import off_by
-from octosim.evidence.golden import SUMS, Arithmetic, read_npz
-from octosim.files import read_bytes
+from octosim.evidence.golden import SUMS, VECTOR_BYTES, Arithmetic, read_npz
+from octosim.files import open_regular
 from octosim.numerics import ACCUMULATORS, Accumulator, Requantization, Rounding
 
 PASSES = {sums: pass_ for pass_, sums in SUMS.items()}
 SECONDS = 20.0  # after which no further pairs of deviations are tried
-MOST_BYTES = 1 << 30
 MOST_ROWS = 256  # that tell whose scale a channel has; the whole tensor is compared then
 
 
@@ -82,24 +82,42 @@ _GEOMETRY = ("batch", "height", "width", "channels", "filters", "kernel_h", "ker
 
 def read_tensor(path: Path) -> Array:
     """A tensor of integers in a .npy file or in a hex file (a line an element, two's complement of 2, 4, 6 or 8 digits)."""
-    if path.suffix == ".npy":
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise OctosimError(f"{path} cannot be read as .npy: {getattr(error, 'strerror', None) or error}") from None
-        if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
-            values = values.astype(np.int64)
-        if values.dtype.kind not in "iu":
-            raise OctosimError(f"{path} has values of {values.dtype}, expected whole numbers")
-        return np.asarray(values.astype(np.int64))
-    lines = read_bytes(path, MOST_BYTES).decode("ascii", "replace").splitlines()
-    words = [word for line in lines for word in line.split("//")[0].split()]
-    widths = {len(word) for word in words}
-    if not words or len(widths) > 1 or not all(re.fullmatch(r"[0-9a-fA-F]+", word) for word in words):
-        raise OctosimError(f"{path}: expected a .npy file, or hexadecimal numbers of the same number of digits, a line each")
-    bits = 4 * widths.pop()
-    values = np.array([int(word, 16) for word in words], np.int64)
-    return np.where(values >= 1 << (bits - 1), values - (1 << bits), values) if bits < 64 else values
+    kind = "hexadecimal numbers" if path.suffix != ".npy" else ".npy"
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > VECTOR_BYTES:
+                raise OctosimError(f"{path} cannot be read as {kind}: it is larger than {VECTOR_BYTES:,} bytes")
+            if path.suffix != ".npy":
+                return _read_hex(path, file)
+            values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise OctosimError(f"{path} cannot be read as {kind}: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(values, np.ndarray):
+        raise OctosimError(f"{path} cannot be read as .npy: it holds several arrays")
+    if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
+        values = values.astype(np.int64)
+    if values.dtype.kind not in "iu":
+        raise OctosimError(f"{path} has values of {values.dtype}, expected whole numbers")
+    return np.asarray(values.astype(np.int64))
+
+
+_HEX = re.compile(rb"[0-9a-fA-F]+")
+
+
+def _read_hex(path: Path, file: BinaryIO) -> Array:
+    """The numbers of a hex file, a part at a time."""
+    width, parts = 0, []
+    while text := file.read(1 << 20) + file.readline(1 << 16):
+        words = [word for line in text.splitlines() for word in line.partition(b"//")[0].split()]
+        width = width or len(words[0] if words else b"")
+        if width > 15 or not all(len(word) == width and _HEX.fullmatch(word) for word in words):
+            break
+        parts.append(np.array([int(word, 16) for word in words], np.int64))
+    else:
+        if width:
+            values = np.concatenate(parts)
+            return np.where(values >= 1 << (4 * width - 1), values - (1 << 4 * width), values)
+    raise OctosimError(f"{path}: expected a .npy file, or hexadecimal numbers of the same number of digits, a line each")
 
 
 # ---- the stages of a kernel --------------------------------------------------

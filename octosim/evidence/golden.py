@@ -7,6 +7,7 @@ import json
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,11 @@ from octosim.engine import probes, registers
 from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
 from octosim.engine.quantizers import DEFAULT_ROUNDING, LARGEST_CODE
 from octosim.errors import OctosimError, suggest
-from octosim.files import write_atomic
+from octosim.files import open_regular, write_atomic
 from octosim.numerics import Accumulator, Requantization, Rounding, fixed_point
 
+VECTOR_BYTES = 1 << 30
+"""Limit of a file of tensors, unpacked."""
 CHECKER = Path(__file__).with_name("golden_check.c")
 SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums' name in both files
 
@@ -286,11 +289,15 @@ _CORNERS = (-128, 127, -127, 0, 1)
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz file; OctosimError where it is none."""
+    """The arrays of an .npz file of at most VECTOR_BYTES unpacked; OctosimError where it is none."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, KeyError, zipfile.BadZipFile) as error:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > VECTOR_BYTES:
+                raise OctosimError(f"{path} cannot be read as .npz: it unpacks to more than {VECTOR_BYTES:,} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise OctosimError(f"{path} cannot be read as .npz: {getattr(error, 'strerror', None) or error}") from None
 
 

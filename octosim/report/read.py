@@ -13,7 +13,7 @@ import pandas as pd
 
 from octosim import outcome
 from octosim.errors import OctosimError
-from octosim.files import JSON_BYTES, LINE_BYTES, json_value, open_regular
+from octosim.files import JSON_BYTES, LINE_BYTES, json_value, open_regular, read_bytes
 from octosim.integrity import check_told
 
 FORMAT = 1
@@ -270,7 +270,7 @@ def _read_run(path: Path) -> Run:
     manifest = _load(path / "manifest.json")
     _check_header("manifest.json", manifest, "run")
     check("manifest.json", manifest, _MANIFEST_FIELDS)
-    check_told(path, json_value((path / "manifest.json").read_bytes()))
+    check_told(path, json_value(read_bytes(path / "manifest.json", JSON_BYTES)))
     notes: list[str] = []
     records = _read_records(path / "records.jsonl", notes)
     timing = []

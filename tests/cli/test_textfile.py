@@ -44,6 +44,9 @@ BAD_TOML: dict[str, tuple[bytes, str]] = {
     "Latin-1": (TOML.replace("\u2603", "").encode("latin-1"), "line 1: not a text file in UTF-8"),
     "deep lists": (b"x = " + b"[" * 100_000, "too deeply"),
     "deep tables": (b".".join([b"a"] * 60) + b" = 1", "too deeply"),
+    "a key of a million parts": (b"a." * 1_000_000 + b"a = 1", "too deeply"),  # which would take hours
+    "a table of as many": (b"x = 1\n[[ " + b"'a' . " * 500_000 + b"a ]]", "too deeply"),
+    "in a table in a line": (b"x = { y = 1, " + b'"a".b.' * 500_000 + b"a = 1 }", "too deeply"),
     "deep closed": (b"x = " + b"[" * 60 + b"]" * 60, "too deeply"),
     "a long integer": (b"x = " + b"1" * 10_000, "not valid TOML"),
     "an integer of 65 bits": (b"x = 18446744073709551616", "does not fit in 64 bits"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -67,6 +68,21 @@ def test_int8_is_exact(name: str, isa: str) -> None:
     wanted = expected(g, x, w, dy, zero, oracle.gemm)
     assert all(np.array_equal(a, b) for a, b in zip(made, wanted, strict=True))
     assert np.array_equal(long, wanted[2])
+
+
+@pytest.mark.parametrize("kind", ["int8", "float32"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_strides_beyond_the_image(name: str, kind: str) -> None:
+    """Are all alike, however large, and take no longer."""
+    given = GEOMETRIES[name]
+    for down, across in ((1, 0), (0, 1), (1, 1)):
+        found = []
+        for far in (40, 2**31 - 1):
+            g = replace(given, stride=(far if down else given.strides[0], far if across else given.strides[1]))
+            x, w, dy = operands(g, kind)
+            made = core.conv_forward(g, x, w), core.conv_input_grad(g, dy, w), core.conv_weight_grad(g, x, dy)
+            found.append([array.tobytes() for array in made])
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", [name for name, g in GEOMETRIES.items() if g.is_grouped])

@@ -257,6 +257,19 @@ def test_a_file_cut_short(small):
         onnx_ops.ops(small)
 
 
+def test_each_byte_changed(small):
+    """Names that are not UTF-8 among them: the model is read, or there is one sentence."""
+    content, told = small.read_bytes(), set()
+    for at in range(0, len(content), 3):
+        small.write_bytes(content[:at] + bytes([content[at] ^ 0x80]) + content[at + 1 :])
+        try:
+            onnx_ops.ops(small)
+        except OctosimError as error:
+            assert str(small) in str(error) and "\n" not in str(error)
+            told.add("UTF-8" in str(error))
+    assert told == {True, False}
+
+
 def test_a_folder(tmp_path):
     with pytest.raises(OctosimError, match="not a regular file, expected an ONNX model"):
         onnx_ops.ops(tmp_path)

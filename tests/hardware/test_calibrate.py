@@ -196,6 +196,27 @@ def test_calibrate_command(tables):
     assert "[calibration.float32]" in printed.stdout and "source = " in printed.stdout
     found = json.loads(octosim(*arguments, "--json", folder=tables).stdout)
     assert found["float32"]["report"]["fitted"] < found["float32"]["report"]["uncalibrated"]
+    assert found["float32"]["report"]["worse"] is False and "predict worse" not in printed.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--json",), ("-o", "mine.toml")])
+def test_factors_that_make_it_worse_are_told(tables, more):
+    """Two networks measured of which the model is right on average, one far slower and the other far faster."""
+    for name in ("layers.csv", "summary.csv"):
+        lines = (tables / name).read_text().splitlines()
+        copies = [line.replace("tiny", "twin") for line in lines[1:] if "tiny" in line]
+        (tables / name).write_text("\n".join([*lines, *copies]) + "\n")
+    rows = []
+    for name, factor in (("tiny", 0.5), ("twin", 2.0)):
+        write_measurements(tables, factor)
+        head, *measured = (tables / "m.csv").read_text().splitlines()
+        rows += [line.replace("tiny", name) for line in measured]
+    (tables / "m.csv").write_text("\n".join([head, *rows]) + "\n")
+    done = octosim("profiles", "calibrate", "--from", "m.csv", "--profile", "pi4", "--layers", "layers.csv",
+                   "--summary", "summary.csv", *more, folder=tables)
+    assert done.returncode == 0 and "predict worse than those before" in done.stderr, done.stderr
+    if "--json" in more:
+        assert json.loads(done.stdout)["float32"]["report"]["worse"] is True
 
 
 @pytest.mark.parametrize("arguments, message", [

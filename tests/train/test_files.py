@@ -254,6 +254,7 @@ def test_where_no_lock_can_be(path: str, tmp_path: Path) -> None:
         (b'{"a":' * 200 + b'"' + b'\\"' * 1_000_000, "nests deeper than 100 levels"),
         (b"[" + b"0," * 6_000_000 + b"0]", "has more than 5,000,000 values"),
         (b'{"a": {"b": 1, "c": 2, "b": 1}}', "field 'b' stands twice"),
+        (b"{" + b",".join(b'"%d":1' % i for i in range(200_000)) + b',"199999":1}', "field '199999' stands twice"),
         (b"1" * 10_000, "it is not JSON"),
         (b'"\\ud800', "it is not JSON"),
     ],

@@ -517,6 +517,30 @@ def test_report_leaves_a_forged_run_out_and_says_so(forgery: str, whole: Path, t
     assert [Path(place).name for place, _ in found.skipped] == ["forged"] and name in found.skipped[0][1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+@pytest.mark.parametrize("name", ["manifest.json", "records.jsonl", "digest.txt", "checkpoint.safetensors", "failure.json"])
+def test_a_huge_file_is_not_read(name: str, copied: Path) -> None:
+    """Sparse, of 16 GiB: with 2 GiB more than there are now, each reader has its sentence or goes on without it."""
+    import resource
+
+    if name == "failure.json":
+        (copied / "digest.txt").unlink()
+    with open(copied / name, "ab") as file:
+        file.truncate(16 << 30)
+    held = int(re.search(r"VmSize:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + (2 << 30), before[1]))
+    try:
+        found = read_all([copied])
+        assert found.skipped or found.runs[0].notes or name == "checkpoint.safetensors"  # whose header alone is read
+        for read in (train.verify, lambda folder: train.train(train.reopen(folder), folder), train.check):
+            if name != "failure.json":
+                with pytest.raises(OctosimError):
+                    read(copied)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def test_sums_need_no_core() -> None:
     code = "import octosim.integrity, sys; print([m for m in ('numpy', 'octosim.core', 'octosim.train') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
