@@ -13,7 +13,8 @@ Each row: the network is built in PyTorch, its normalizations take the statistic
     loss      of a batch in one octo (INT8) step, and PyTorch's in float32
     SQNR      of the weights' gradients against PyTorch's in float32, in dB: with octosim's fp32, and of that INT8 step, of all,
               the median layer's and the least layer's
-    simulated that of the same INT8 step simulated in PyTorch: float32 products of rounded values
+    simulated that of the same INT8 step simulated in PyTorch: float32 products of rounded values; in the file also that of a
+              step with rounded weights, inputs or gradients alone
     ratio     the time of an octo step by that of PyTorch's float32 step: medians of steps that take turns, one thread
 
 Rows that the file has already are kept, so that a run goes on where it was stopped.  Needs torch, torchvision, timm, onnx,
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ from kit import torchvision_models  # noqa: E402
 Array = np.ndarray[Any, Any]
 BATCH, CLASSES = 16, 10
 EXPORTERS = ("torchscript", "dynamo")
+PARTS = ("weights", "inputs", "gradients")
+"""What a simulated INT8 step rounds."""
 OPSETS = {"torchscript": 17, "dynamo": 18}
 LIMIT = 1e-4
 """Of the outputs' relative difference."""
@@ -251,8 +254,11 @@ def dataset(x: Array, labels: Array, loss: str) -> Dataset:
     return Dataset("random", x, labels, x[:1], labels[:1], classes, "0" * 64)
 
 
-def torch_gradients(imported: graph.Imported, run: Run, kind: str) -> tuple[Any, float, dict[str, Array], dict[str, Array]]:
-    """PyTorch's module of the imported layers, its loss of a batch, its gradients and those of the simulated INT8 step."""
+def in_torch(
+    imported: graph.Imported, run: Run, kind: str, x: Array
+) -> tuple[Array, float, dict[str, Array], dict[str, dict[str, Array]]]:  # fmt: skip
+    """Of PyTorch's module of the imported layers: its outputs of x in inference, its loss of a batch, its gradients, and those
+    of simulated INT8 steps: "all", and with each of PARTS alone."""
     import torch
 
     module = peers.to_torch(imported.graph, run.network.nodes[0].in_shape)
@@ -263,6 +269,8 @@ def torch_gradients(imported: graph.Imported, run: Run, kind: str) -> tuple[Any,
         for key, name in (("mean", "running_mean"), ("var", "running_var")):
             if key in node.state:
                 module.state_dict()[f"{node.index}.{name}"].copy_(torch.from_numpy(node.state[key]))
+    with torch.no_grad():
+        outputs = module.eval()(torch.from_numpy(x)).numpy().reshape(len(x), -1)
     images, labels = run.batch(1)
     given = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1) if images.ndim == 4 else images))
     target = given if kind == "mse" else torch.from_numpy(labels.astype(np.int64))
@@ -276,15 +284,18 @@ def torch_gradients(imported: graph.Imported, run: Run, kind: str) -> tuple[Any,
         return float(loss.detach()), grads
 
     exact = gradients(module.train())
-    with in_int8():
-        return module, *exact, gradients(module)[1]
+    simulated = {}
+    for name, parts in ({"all": PARTS} | {part: (part,) for part in PARTS}).items():
+        with in_int8(parts):
+            simulated[name] = gradients(module)[1]
+    return outputs, *exact, simulated
 
 
 @contextmanager
-def in_int8() -> Iterator[None]:
-    """PyTorch's convolutions and linear layers take and give values rounded as octo's codes are: inputs to 254 steps of their
-    range, weights to +-127 steps, and gradients to +-127 steps of 0.95 of their largest.  Products of activations (attention)
-    stay as they are."""
+def in_int8(parts: Sequence[str]) -> Iterator[None]:
+    """PyTorch's convolutions and linear layers take and give values rounded as octo's codes are, as far as PARTS are given:
+    inputs to 254 steps of their range, weights to +-127 steps, and gradients to +-127 steps of 0.95 of their largest.  Products
+    of activations (attention) stay as they are."""
     import torch
 
     def within(t: Any, low: Any, high: Any) -> Any:
@@ -319,7 +330,10 @@ def in_int8() -> Iterator[None]:
 
     def quantized(product: Any) -> Any:
         def call(x: Any, w: Any, *rest: Any, **named: Any) -> Any:
-            return RoundedBack.apply(product(Rounded.apply(x, False), Rounded.apply(w, True), *rest, **named))
+            x = Rounded.apply(x, False) if "inputs" in parts else x
+            w = Rounded.apply(w, True) if "weights" in parts else w
+            y = product(x, w, *rest, **named)
+            return RoundedBack.apply(y) if "gradients" in parts else y
 
         return call
 
@@ -357,10 +371,9 @@ def row(name: str, case: Case, exporter: str, folder: Path, seconds: float, trai
     )
     run = Run(config, dataset=data)
     assert run.initial and not run.initial.unfit, run.initial and run.initial.sentences
-    peer, wanted_loss, wanted, simulated = torch_gradients(imported, run, case.loss)
+    peer, wanted_loss, wanted, simulated = in_torch(imported, run, case.loss, x)
     with torch.no_grad():
-        y = peer.eval()(torch.from_numpy(x)).numpy().reshape(len(x), -1)
-        found["peer"] = relative(y, reference if case.quantized else module(torch.from_numpy(x)).numpy())
+        found["peer"] = relative(peer, reference if case.quantized else module(torch.from_numpy(x)).numpy())
     images, labels = run.batch(1)
     weights = [key for key in wanted if key.endswith(".weight") and wanted[key].ndim > 1]
 
@@ -382,7 +395,8 @@ def row(name: str, case: Case, exporter: str, folder: Path, seconds: float, trai
     least = min(finite, key=lambda key: finite[key])
     found |= {
         "loss": loss, "torch_loss": wanted_loss, "sqnr_db": whole["sqnr_db"], "cosine": whole["cosine"],
-        "simulated_sqnr_db": compared(simulated)["sqnr_db"],
+        "simulated_sqnr_db": compared(simulated["all"])["sqnr_db"],
+        "simulated_parts_db": {part: compared(simulated[part])["sqnr_db"] for part in PARTS},
         "sqnr_median_db": statistics.median(finite.values()), "sqnr_least_db": finite[least],
         "least": run.network.nodes[int(least.split(".")[0])].name, "weights": len(weights),
     }  # fmt: skip

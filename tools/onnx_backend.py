@@ -3,6 +3,7 @@
     python tools/onnx_backend.py                    all models of the installed onnx package
     python tools/onnx_backend.py --json rows.json   keep what was said of each
     python tools/onnx_backend.py --only conv        models whose names contain a word
+    python tools/onnx_backend.py --command cost     one of both commands
 
 Exit code 1 where a command ends in a traceback.
 """
@@ -25,6 +26,7 @@ from onnx.backend.test.case import model, node
 
 from octosim.cli import _run
 
+VERBS = {"cost": "priced", "import": "imported"}
 LISTED = 25
 """Sentences that are printed, the most frequent ones."""
 
@@ -55,7 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for what was said of each model")
     parser.add_argument("--only", default="", help="a word of the models' names")
+    parser.add_argument("--command", choices=VERBS, action="append", help="cost or import; both if not given")
     given = parser.parse_args()
+    commands = given.command or list(VERBS)
     models = {case.name: case.model for case in (*node.collect_testcases(None), *model.collect_testcases())}
     rows, broken = [], 0
     with tempfile.TemporaryDirectory() as folder:
@@ -63,15 +67,17 @@ def main() -> None:
         for title in sorted(name for name in models if given.only in name):
             row: dict[str, object] = {"model": title}
             onnx.save(models[title], path)
-            for name, arguments in (
-                ("cost", ("cost", "--profile", "pi4", "--model", str(path))),
-                ("import", ("import", str(path), "-o", f"{folder}/net")),
-            ):
-                code, sentence = said(*arguments)
+            arguments = {
+                "cost": ("cost", "--profile", "pi4", "--model", str(path)),
+                "import": ("import", str(path), "-o", f"{folder}/net"),
+            }
+            for name in commands:
+                code, sentence = said(*arguments[name])
                 broken += code not in (0, 2) or code == 2 and not sentence.startswith("octosim: ")
                 row |= {name: code, f"{name}_said": sentence if code else ""}
             rows.append(row)
-    for name, verb in (("cost", "priced"), ("import", "imported")):
+    for name in commands:
+        verb = VERBS[name]
         taken = sum(row[name] == 0 for row in rows)
         print(f"{verb}: {taken} of {len(rows)}; refused with a sentence: {sum(row[name] == 2 for row in rows)}")
         kinds = Counter(kind(str(row[f"{name}_said"]), path) for row in rows if row[name])
@@ -82,11 +88,11 @@ def main() -> None:
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
-        for name in ("cost", "import"):
+        for name in commands:
             if row[name] == -1:
                 print(f"TRACEBACK {name} {row['model']}: {row[f'{name}_said']}")
     if broken or not rows:
-        sys.exit(f"{broken} commands of {2 * len(rows)} ended without a sentence")
+        sys.exit(f"{broken} commands of {len(commands) * len(rows)} ended without a sentence")
 
 
 if __name__ == "__main__":
