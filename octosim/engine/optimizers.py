@@ -196,8 +196,8 @@ def slots(optimizer: Sgd | Adam, network: Network) -> dict[str, dict[str, Array]
     """The optimizer's tensors by the trained parameters' names, zeros."""
     names = () if "optimizer" in network.method.unused else optimizer.slots
     return {
-        f"{node.name}.{key}": {slot: np.zeros_like(node.chosen(key)) for slot in names}
-        for node in network.nodes for key in node.params if key not in node.frozen
+        f"{node.name}.{key}": {slot: np.zeros(w.shape, w.dtype) for slot in names}
+        for node in network.nodes for key in node.params if key not in node.frozen for w in (node.chosen(key),)
     }  # fmt: skip
 
 
