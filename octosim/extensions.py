@@ -80,7 +80,12 @@ TRUSTED = "OCTOSIM_PLUGINS"
 def trust(module: str) -> None:
     """Lets files name methods and layers of this module or package, wherever Python finds it, in this process and in those that
     it starts."""
-    os.environ[TRUSTED] = ",".join(dict.fromkeys([*filter(None, os.environ.get(TRUSTED, "").split(",")), module]))
+    os.environ[TRUSTED] = ",".join(dict.fromkeys([*trusted(), module]))
+
+
+def trusted() -> list[str]:
+    """The modules that may be imported from anywhere."""
+    return [module for module in os.environ.get(TRUSTED, "").split(",") if module]
 
 
 def _is_installed(top: str) -> bool:
@@ -101,7 +106,7 @@ def admit(what: str, name: Any, where: str) -> None:
         return
     module = name.partition(":")[0]
     top = module.partition(".")[0]
-    if {module, top} & set(os.environ.get(TRUSTED, "").split(",")) or module in sys.modules or _is_installed(top):
+    if {module, top} & set(trusted()) or module in sys.modules or _is_installed(top):
         return
     raise OctosimError(
         f"{where}: {what} {name} is code that is not installed; if it is yours, set {TRUSTED}={top} in the environment, "

@@ -154,6 +154,9 @@ def test_a_run_directory_imports_nothing_from_its_folder(
     assert not (tmp_path / "imported").exists() and "beside" not in sys.modules
     done = command("--plugin", "beside", "verify", "run", folder=tmp_path)
     assert done.returncode == 0 and (tmp_path / "imported").exists(), done.stderr
+    (run / "digest.txt").unlink()  # as if it had been stopped
+    done = command("train", "--resume", "--out", "run", "--method", "beside:Clipped", folder=tmp_path)
+    assert done.returncode == 0 and (run / "digest.txt").exists(), done.stderr
 
 
 def test_broken_ones_break_nothing(installed: Path) -> None:

@@ -239,7 +239,7 @@ def profile_page() -> str:
 # ---- status --------------------------------------------------
 
 YES, NO = "●", "–"
-FORMS = ("onnx", "c", "safetensors")
+FORMS = {"onnx": "ONNX", "c": "C", "safetensors": "safetensors", "step": "Training step in C"}
 
 
 def trains(method: str, network: Any) -> bool:
@@ -264,12 +264,17 @@ def exported(method: str, network: Any) -> set[str]:
     from kit.small import run_of
 
     from octosim.errors import OctosimError
-    from octosim.evidence import export, export_c
+    from octosim.evidence import export, export_c, step_record
 
     forms: dict[str, Callable[[Any], Any]] = {
         "onnx": lambda run: export.onnx_model(run, "qoperator"), "c": export_c.program, "safetensors": export.tensors,
     }  # fmt: skip
     found = set[str]()
+    try:
+        step_record.record(run_of(method, network, SHAPE, 0))
+        found.add("step")
+    except OctosimError:
+        pass
     try:
         run = run_of(method, network, SHAPE)
     except OctosimError:
@@ -310,7 +315,7 @@ def status_page() -> str:
         forms = exported(name, ROWS["relu"])
         torch = cls.values == "float32" and not cls.layers and "optimizer" not in cls.unused
         rows.append([code(name), mark[narrow], mark[torch], *(mark[form in forms] for form in FORMS)])
-    parts.append(table(["Method", "Any register", "octosim.torch", "Export: ONNX", "C", "safetensors"], rows))
+    parts.append(table(["Method", "Any register", "octosim.torch", *FORMS.values()], rows))
     rows = [
         [code(name), text(a.bits), text(a.overflow), text(a.group), text(a.pair_bits or "")] for name, a in ACCUMULATORS.items()
     ]
@@ -325,7 +330,7 @@ def status_page() -> str:
     for kind, networks in with_kind.items():
         forms = set().union(*(written[name] for name, row in ROWS.items() if row in networks))
         rows.append([code(kind), *(mark[form in forms] for form in FORMS)])
-    parts += ["## Layers and export\n\nOf a network trained with `octo`.\n", table(["Layer", "ONNX", "C", "safetensors"], rows)]
+    parts += ["## Layers and export\n\nOf a network trained with `octo`.\n", table(["Layer", *FORMS.values()], rows)]
     return "\n".join(parts)
 
 
@@ -371,7 +376,7 @@ def _picture(records: Path) -> bytes | None:
     means = last.groupby("what")["test_accuracy"].mean().sort_values()
     if len(means) < 2:
         return None
-    figure = Figure(figsize=(7, 0.8 + 0.19 * len(means)))
+    figure = Figure(figsize=(7, 1.2 + 0.19 * len(means)))
     axes = figure.add_subplot()
     places = {what: i for i, what in enumerate(means.index)}
     axes.plot(100 * last["test_accuracy"], last["what"].map(places), "o", markersize=3, color="#0072B2", alpha=0.6)

@@ -100,6 +100,7 @@ def train(
 
     Example: octosim train --model resnet20 --data cifar10 --init runs/pretrained --train-last 3 --lr 0.01
     """
+    from octosim import extensions
     from octosim import train as trainer
     from octosim.methods.recipes import with_recipe
 
@@ -123,6 +124,8 @@ def train(
         outlooks.dry_run(config, json_)
         return
     if resume:
+        if extensions.is_path(config.method):  # typed: the manifest may name it
+            extensions.trust(config.method.partition(":")[0].partition(".")[0])
         stored = trainer.read_config(folder)
         moved = data if is_typed(ctx, "data") and data != stored.data and _is_own(stored.data) else None
         _refuse_changes(ctx, folder, config if moved is None else replace(config, data=stored.data), stored)
@@ -146,7 +149,8 @@ def train(
         follow = _follow(bar, task, json_, outlooks.Outlook(run))
         finished = trainer.train(run, folder, follow, checkpoint_every, prefetch)
     if not finished:
-        hint(f"interrupted after step {run.step}; continue with: octosim train --resume --out {shell_word(folder)}")
+        asked = "".join(f" --plugin {shell_word(module)}" for module in extensions.trusted())
+        hint(f"interrupted after step {run.step}; continue with: octosim{asked} train --resume --out {shell_word(folder)}")
         raise typer.Exit(130)
     _summary(folder, json_)
 

@@ -43,11 +43,11 @@ def few_images(name: str) -> data.Dataset:
 
 
 def run_of(method: str, network: Graph, shape: tuple[int, ...], steps: int = 1) -> train.Run:
-    """A run of a method on a network and 16 random images of 4 classes, after some steps."""
+    """A run of a method on a network and 16 random images of 4 classes, after so many steps, or before its first."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (16, *shape), dtype=np.uint8), np.arange(16, dtype=np.uint8) % 4
     dataset = data.Dataset("random", images, labels, images, labels, tuple("abcd"), "", "")
-    run = train.Run(train.Config(model="layers.toml", method=method, batch_size=4, steps=steps), network, dataset)
+    run = train.Run(train.Config(model="layers.toml", method=method, batch_size=4, steps=max(steps, 1)), network, dataset)
     for _ in range(steps):
         run.advance()
     return run
