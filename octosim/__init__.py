@@ -40,4 +40,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *_PACKAGES, "__version__"]
+    return sorted({*__all__, *_PACKAGES, "__version__"})

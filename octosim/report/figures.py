@@ -254,12 +254,6 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
                 axes.plot(line.index, line, color=COLOURS[0], linewidth=1.2, marker=marker, markersize=3)
             name = group.label if len(group.label) <= 24 else group.label[:23] + "…"
             axes.set_title(name, fontsize=9, loc="left", pad=3)
-            below, above = ([v for v in ends(part) if v < low], [v for v in ends(part) if v > high])
-            for mark, place, off in (("▼", 0.08, below), ("▲", 0.92, above)):
-                if off:
-                    span = f"{min(off):.3g}" if len(off) == 1 else f"{min(off):.3g} to {max(off):.3g}"
-                    axes.text(0.97, place, f"{mark} {plural(len(off), 'run')}: {span}", transform=axes.transAxes, fontsize=8,
-                              ha="right", va="center", color=COLOURS[1])  # fmt: skip
             axes.tick_params(labelsize=8)
         for axes in panels[len(values) :]:
             axes.set_visible(False)
@@ -271,6 +265,8 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
         else:
             margin = 0.05 * (high - low) or 1.0
             panels[0].set_ylim(low - margin, high + margin)
+        for axes, (_, part) in zip(panels, values, strict=False):
+            _mark_ends_off_the_frame(axes, ends(part))
         figure = panels[0].figure
         figure.supxlabel("Step", fontsize=10)
         figure.supylabel("Training loss" if column == "loss" else _axis(column), fontsize=10)
@@ -287,6 +283,16 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
     said = "; ".join(f"{group.label}: {', '.join(f'{end:.4g}' for end in ends(part))}" for group, part in values if part)
     description = f"Small multiples of {kind} against step. Last values: {said}."
     return figures.make(title, description, 0.6 + 1.35 * rows, paint, caption, panels=(rows, COLUMNS))
+
+
+def _mark_ends_off_the_frame(axes: Any, ends: list[float]) -> None:
+    bottom, top = axes.get_ylim()
+    below, above = [end for end in ends if end < bottom], [end for end in ends if end > top]
+    for mark, place, off in (("▼", 0.08, below), ("▲", 0.92, above)):
+        if off:
+            told = " to ".join(dict.fromkeys((f"{min(off):.3g}", f"{max(off):.3g}")))
+            axes.text(0.97, place, f"{mark} {plural(len(off), 'run')}: {told}", transform=axes.transAxes, fontsize=8,
+                      ha="right", va="center", color="#9a3f00")  # fmt: skip
 
 
 def _lines_legend(groups: Sequence[Group]) -> Legend:

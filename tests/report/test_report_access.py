@@ -68,7 +68,7 @@ def test_pictures_have_names_and_descriptions(page):
         assert named[title] and len(named[description]) > len("Line chart.")
     parents = {child: parent for parent in page.iter() for child in parent}
     for svg in set(pictures) - set(shown):  # a legend's swatch and a table's bar stand beside their text
-        assert parents[svg].tag in (f"{HTML}li", f"{HTML}td") and words(parents[svg])
+        assert parents[svg].tag in (f"{HTML}li", f"{HTML}div") and words(parents[svg])
     assert not list(page.iter(f"{HTML}img"))
 
 

@@ -182,3 +182,9 @@ def test_damaged_study_file_is_skipped(study, tmp_path):
     (study / "study.json").write_text('{"format": 1, "kind": "study", "rows": [{"name": 3}]}')
     found = read.read_all([study])
     assert len(found.runs) == 13 and [path for path, _ in found.skipped] == [str(study / "study.json")]
+
+
+def test_runs_that_end_off_a_panel_are_named_in_it(study, tmp_path):
+    write_report([study], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("▼ 2 runs: 10<") == 1 and page.count("▼") == 1  # dorefa's seeds at chance do not flatten the others
