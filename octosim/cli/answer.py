@@ -7,7 +7,7 @@ from typing import Any
 
 from octosim.cli.tables import Table
 from octosim.cli.terminal import count_text, say, time_text
-from octosim.cost.compare import PAYS, SHORT
+from octosim.cost.compare import PAYS, SHORT, Ratio, ratio
 from octosim.hardware import Device
 from octosim.workload import Asked, Source
 
@@ -38,8 +38,15 @@ def memory_text(value: int | None) -> str:
     return "-" if value is None else f"{value / 2**20:.4g} MiB"
 
 
-def sentence(record: dict[str, Any], priced: dict[str, Any], device: Device, asked: Asked, images: int | None) -> str:
-    """The answer in one line: times by type, memory, energy, an epoch; then whether INT8 pays, what binds, where half is."""
+def words_of(row: dict[str, Any]) -> str:
+    """What is said before an energy of how it is known."""
+    return {"at most": "at most ", "by budget": "by the module's budget "}.get(row["energy_is"], "")
+
+
+def sentence(
+    record: dict[str, Any], priced: dict[str, Any], device: Device, asked: Asked, images: int | None, epochs: int | None = None
+) -> str:
+    """The answer in one line: times by type, memory, energy, epochs; then whether INT8 pays, what binds, where half is."""
     rows = record["types"]
     order = [name for name in SHORT if name in rows]
     times = ", ".join(
@@ -59,11 +66,25 @@ def sentence(record: dict[str, Any], priced: dict[str, Any], device: Device, ask
             verdict = "fits" if chosen.get("fits") else "does not fit"
             parts.append(f"{verdict} ({size} of {room.value * 1024:.4g} MiB)")
     if chosen["energy_j"] is not None:
-        words = {"at most": "at most ", "by budget": "by the module's budget "}.get(chosen["energy_is"], "")
-        parts.append(f"{words}{chosen['energy_j']:.3g} J")
+        parts.append(f"{words_of(chosen)}{chosen['energy_j']:.3g} J")
     if images:
         parts.append(f"an epoch of your {images:,} images {time_text(record['epoch_s'])}")
+    if epochs:
+        joules = "" if record["training_j"] is None else f" and {words_of(chosen)}{record['training_j']:.3g} J"
+        parts.append(f"{epochs:,} of them {time_text(record['training_s'])}{joules}")
     return "; ".join(parts) + ". " + _why(record, priced)
+
+
+def _verdict(other: str, gain: Ratio | None) -> str:
+    """Whether INT8 pays against another type: only where the interval of the ratio of their times leaves no doubt."""
+    if gain is None:
+        return f"INT8 takes no time that can be compared with {other}'s"
+    span = f"({gain.low:.2g} to {gain.high:.2g})"
+    if gain.told == "cannot be told":
+        return f"INT8 is {gain.value:.2g} times as fast as {other} {span}: whether it pays cannot be told"
+    if gain.value >= PAYS:
+        return f"INT8 pays {gain.value:.2g} times {span} against {other}"
+    return f"INT8 does not pay against {other}: {gain.value:.2g} times as fast {span}"
 
 
 def _why(record: dict[str, Any], priced: dict[str, Any]) -> str:
@@ -73,9 +94,7 @@ def _why(record: dict[str, Any], priced: dict[str, Any]) -> str:
     floats = [name for name in ("float16", "float32") if name in rows]
     if "int8" in rows and floats:
         best = min(floats, key=lambda name: rows[name]["time_s"])
-        gain = rows[best]["time_s"] / rows["int8"]["time_s"]
-        pays = f"INT8 pays {gain:.2g} times" if gain >= PAYS else f"INT8 does not pay ({gain:.2g} times as fast)"
-        clauses.append(f"{pays} against {SHORT[best]}")
+        clauses.append(_verdict(SHORT[best], ratio(rows[best], rows["int8"])))
     costs = priced[record["dtype"]]
     total = sum(c.time_s for c in costs)
     if total:

@@ -69,6 +69,7 @@ def cost(
         str | None, typer.Option(help="One cluster of CPU cores of a big.LITTLE chip, as a53.", **words.of("clusters"))
     ] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of your data set: prints the time of an epoch.")] = None,  # noqa: UP045
+    epochs: Annotated[Optional[int], typer.Option(help="With --images: prints time and energy of so many epochs.")] = None,  # noqa: UP045
     advise: Annotated[bool, typer.Option("--advise", help="Find the best batch, type, method and device.")] = False,
     max_memory: Annotated[Optional[float], typer.Option(help="With --advise: MiB that a step may take.")] = None,  # noqa: UP045
     max_energy: Annotated[Optional[float], typer.Option(help="With --advise: joules that a step may take.")] = None,  # noqa: UP045
@@ -135,6 +136,8 @@ def cost(
         raise OctosimError(f"--dtype must be one of {', '.join((*hardware.DTYPES, *SHORT_DTYPES))}, not '{dtype}'")
     if images is not None and images < 1:
         raise OctosimError(f"--images must be at least 1, not {images}")
+    if epochs is not None and (epochs < 1 or images is None):
+        raise OctosimError(f"--epochs must be at least 1, not {epochs}" if images else "--epochs goes with --images")
     if mode is not None:
         devices = [hardware.at_mode(device, mode) for device in devices]
     if cluster is not None:
@@ -165,7 +168,7 @@ def cost(
     several = compare is not None or len(sizes) > 1
     if plot and not several:
         raise OctosimError("--plot goes with --compare or with several batch sizes")
-    points = [point(asked, first, device, first.batch(size), threads, images) for device in devices for size in sizes]
+    points = [point(asked, first, device, first.batch(size), threads, images, epochs) for device in devices for size in sizes]
     if roofline:
         from octosim.cost import plots
 
@@ -187,7 +190,7 @@ def cost(
     answer.show_points(answer.title(asked, first, sizes), records)
     for name, batch_from in crossing.items():
         text = f"from batch {batch_from} on" if batch_from else f"at no batch up to {_most(first)}"
-        say(f"{name}: INT8 pays {text}")
+        say(f"{name}: by the predicted times alone, without their intervals, INT8 pays {text}")
 
 
 def _sweep_trainable(
@@ -211,8 +214,9 @@ def _sweep_trainable(
 
 
 def point(
-    asked: Asked, first: Source, device: Any, batch: int, threads: int | None, images: int | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+    asked: Asked, first: Source, device: Any, batch: int, threads: int | None, images: int | None = None,
+    epochs: int | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """One network, device and batch: the record that --json prints, and by type the costs of the operations."""
     from octosim import cost as model_of
     from octosim.cli import answer
@@ -264,8 +268,13 @@ def point(
             row["fits"] = record["fits"][SHORT[name]]
         if first.dtype == "int8":
             record["fits"].setdefault("FP32", None)
-    record["epoch_s"] = -(-images // batch) * chosen["time_s"] if images else None
-    record["answer"] = answer.sentence(record, priced, device, asked, images)
+    steps = -(-images // batch) if images else None
+    record["epoch_s"] = steps * chosen["time_s"] if steps else None
+    if steps and epochs:
+        joules = chosen["energy_j"]
+        record["training_s"] = epochs * steps * chosen["time_s"]
+        record["training_j"] = None if joules is None else epochs * steps * joules
+    record["answer"] = answer.sentence(record, priced, device, asked, images, epochs)
     return record, priced
 
 

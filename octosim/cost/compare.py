@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from octosim import cost
@@ -21,6 +23,32 @@ USABLE = 0.8
 
 Trace = Callable[[int], Sequence[Op]]
 """The operations of a network at a batch size."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A time as a multiple of another, with the interval that should hold the true one four times in five.
+
+    The two predictions' errors are taken as independent: they share a device, so the interval is rather too wide.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def told(self) -> str:
+        return "faster" if self.high < 1 else "slower" if self.low > 1 else "cannot be told"
+
+
+def ratio(one: Mapping[str, Any], other: Mapping[str, Any]) -> Ratio | None:
+    """Of predictions with time_s, time_low_s and time_high_s; None where a time is 0."""
+    times = [(p["time_s"], p["time_low_s"], p["time_high_s"]) for p in (one, other)]
+    if any(time <= 0 or low <= 0 for time, low, _ in times):
+        return None
+    value = times[0][0] / times[1][0]
+    deviation = math.hypot(*(math.log(high / low) / 2 for _, low, high in times))
+    return Ratio(value, value * math.exp(-deviation), value * math.exp(deviation))
 
 
 def side_by_side(int8: Sequence[OpCost], float32: Sequence[OpCost] | None, device: Device) -> dict[str, Any]:

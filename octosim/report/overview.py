@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from octosim.cost import compare
 from octosim.outcome import is_classifier
 from octosim.report.devices import Price, fits, short_title
 from octosim.report.figures import COLOURS, Figure, Figures, Legend, useful_range
@@ -65,29 +65,9 @@ def tasks(groups: Sequence[Group], prices: Sequence[Price]) -> list[Task]:
     return found
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Time of a step as a multiple of the reference's, with the interval that should hold the true one four times in five.
-
-    The two predictions' errors are taken as independent: they share a device, so the interval is rather too wide.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def told(self) -> str:
-        return "faster" if self.high < 1 else "slower" if self.low > 1 else "cannot be told"
-
-
-def ratio(price: Price, base: Price) -> Ratio | None:
-    times = [(p.step["time_s"], p.step["time_low_s"], p.step["time_high_s"]) for p in (price, base)]
-    if any(time <= 0 or low <= 0 for time, low, _ in times):
-        return None
-    value = times[0][0] / times[1][0]
-    deviation = math.hypot(*(math.log(high / low) / 2 for _, low, high in times))
-    return Ratio(value, value * math.exp(-deviation), value * math.exp(deviation))
+def ratio(price: Price, base: Price) -> compare.Ratio | None:
+    """Time of a step as a multiple of the reference's."""
+    return compare.ratio(price.step, base.step)
 
 
 # ---- sentences --------------------------------------------------

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from octosim import cost, graph, hardware, methods
+from octosim.cli import answer
 from octosim.cli.app import app
-from octosim.cost import reference, runtimes, sweep
+from octosim.cost import compare, reference, runtimes, sweep
 from octosim.engine import plan
 from octosim.errors import OctosimError
 
@@ -93,6 +94,25 @@ def test_the_answer_comes_first():
     assert record["types"]["int8"]["runtime"] == "octosim" and record["types"]["float16"]["runtime"] == "pytorch"
     assert run(*LENET).splitlines()[0].startswith("lenet5, batch 100 on Raspberry Pi 4")
     assert "does not fit" in run("--model", "lenet5", "--profile", "stm32h743").splitlines()[0]
+
+
+@pytest.mark.parametrize(("int8", "float32", "said"), [
+    ((1.0, 0.9, 1.1), (2.0, 1.8, 2.2), "INT8 pays 2 times (1.7 to 2.3) against FP32"),
+    ((1.0, 0.5, 2.0), (2.0, 1.0, 4.0), "INT8 is 2 times as fast as FP32 (0.75 to 5.3): whether it pays cannot be told"),
+    ((2.0, 1.8, 2.2), (1.0, 0.9, 1.1), "INT8 does not pay against FP32: 0.5 times as fast (0.43 to 0.58)"),
+])  # fmt: skip
+def test_int8_pays_where_the_interval_of_the_ratio_says_so(int8, float32, said):
+    rows = [dict(zip(("time_s", "time_low_s", "time_high_s"), times, strict=True)) for times in (int8, float32)]
+    assert answer._verdict("FP32", compare.ratio(rows[1], rows[0])) == said
+
+
+def test_epochs_have_a_time_and_an_energy():
+    record = json.loads(run(*LENET, "--batch-size", "8", "--images", "100", "--epochs", "10", "--json"))
+    assert record["training_s"] == pytest.approx(10 * record["epoch_s"])
+    assert record["training_j"] == pytest.approx(130 * record["total"]["energy_j"]) and "10 of them" in record["answer"]
+    for wrong in (("--epochs", "3"), ("--images", "100", "--epochs", "0")):
+        with pytest.raises(OctosimError, match="--epochs"):
+            run(*LENET, *wrong)
 
 
 def test_advice_under_limits():

@@ -8,6 +8,7 @@ import pytest
 from kit.pages import make_run
 
 from octosim import hardware, train
+from octosim.cost import compare
 from octosim.report import overview, read, states, tables, write_report
 from octosim.report.devices import prices
 
@@ -135,7 +136,7 @@ def test_ratio_of_independent_predictions(study):
     assert found.value == pytest.approx(octo.step["time_s"] / base.step["time_s"])
     width = math.hypot(*(math.log(p.step["time_high_s"] / p.step["time_s"]) for p in (octo, base)))
     assert math.log(found.high / found.value) == pytest.approx(width)
-    assert overview.Ratio(0.5, 0.3, 0.9).told == "faster" and overview.Ratio(0.9, 0.7, 1.1).told == "cannot be told"
+    assert compare.Ratio(0.5, 0.3, 0.9).told == "faster" and compare.Ratio(0.9, 0.7, 1.1).told == "cannot be told"
 
 
 def test_useful_range_leaves_out_what_is_far_off():
