@@ -351,10 +351,11 @@ def nodes(network: Graph | Stack, in_shape: tuple[int, ...]) -> list[Node]:
     for node in weighted[:1] + weighted[-1:]:
         node.edge = True
     uses = Counter(i for node in made for i in node.inputs)
+    behind: dict[int, int] = {-1: -1}  # of each node, the one whose output it or the views before it pass on
     for node in made:
-        source = node.inputs[0]
-        while source >= 0 and uses[source] == 1 and made[source].layer.aliases and not made[source].layer.keeps:
-            source = made[source].inputs[0]
+        source = behind[node.inputs[0]]
+        passes_on = uses[node.index] == 1 and node.layer.aliases and not node.layer.keeps
+        behind[node.index] = source if passes_on else node.index
         node.in_place = source >= 0 and uses[source] == 1 and not made[source].layer.keeps
         if isinstance(node.layer, BatchNorm) and node.inputs[0] >= 0 and uses[node.inputs[0]] == 1:
             made[node.inputs[0]].normalized = True
