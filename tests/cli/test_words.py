@@ -22,8 +22,8 @@ from octosim.cli import words
 from octosim.cli.app import app
 
 FREE = {  # numbers, sizes, files, patterns and texts, which nothing knows beforehand
-    "--against", "--batch-size", "--cluster", "--device", "--freeze", "--image", "--layer", "--milestones", "--rate", "--shape",
-    "--train", "--sweep", "--plugin", "name",
+    "--against", "--batch-size", "--channels", "--cluster", "--device", "--freeze", "--image", "--layer", "--milestones",
+    "--rate", "--shape", "--train", "--sweep", "--plugin", "name",
 }
 
 
