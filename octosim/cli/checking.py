@@ -90,6 +90,8 @@ def golden(
     for row in rows:
         checker = Path(row["checker"])
         say(f"to check: cc {shell_word(checker)} -o {shell_word(checker.stem)} && ./{shell_word(checker.stem)}")
+        bench = Path(row["testbench"])
+        say(f"in Verilog: cd {shell_word(bench.parent)} && iverilog -o tb {shell_word(bench.name)} && ./tb")
 
 
 def _by_hand(

@@ -27,6 +27,7 @@ from octosim.numerics import Accumulator, Requantization, Rounding, fixed_point
 VECTOR_BYTES = 1 << 30
 """Limit of a file of tensors, unpacked."""
 CHECKER = Path(__file__).with_name("golden_check.c")
+TESTBENCH = Path(__file__).with_name("golden_tb.v")
 SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums' name in both files
 
 
@@ -167,11 +168,20 @@ def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
     return about_text + prefixed(layer, "".join(parts)) + "#endif\n"
 
 
+def testbench(layer: str, numbers: dict[str, Any]) -> str:
+    """A Verilog module that makes the forward sums again from the hex files, in the register."""
+    scaled = ("_scale", "_multiplier", "_shift", "_zero")
+    integers = {key: int(v) for key, v in numbers.items() if np.ndim(v) == 0 and (key == "x_zero" or not key.endswith(scaled))}
+    constants = "".join(f"    localparam {key.upper()} = {value};\n" for key, value in integers.items())
+    text = TESTBENCH.read_text().replace("@CONSTANTS@\n", constants)
+    return text.replace("@MODULE@", re.sub(r"\W", "_", layer)).replace("@LAYER@", layer)
+
+
 def golden(
     folder: Path, step: int, layer: str | None, out: Path, progress: Callable[[int, int], None] | None = None
 ) -> list[dict[str, Any]]:
-    """Replays a run to a step and writes LAYER.npz, LAYER.h, LAYER_check.c and a hex file LAYER_TENSOR.hex for each integer
-    tensor, of one weighted layer or of all.
+    """Replays a run to a step and writes LAYER.npz, LAYER.h, LAYER_check.c, LAYER_tb.v and a hex file LAYER_TENSOR.hex for each
+    integer tensor, of one weighted layer or of all.
 
     Returns a row a layer: its name, its passes, and its files.
     """
@@ -222,6 +232,8 @@ def write(
     write_atomic(files["header"], header(name, numbers, about).encode())
     checker = prefixed(name, CHECKER.read_text()).replace("@HEADER@", files["header"].name)
     write_atomic(files["checker"], checker.encode())
+    files["testbench"] = out / f"{name}_tb.v"
+    write_atomic(files["testbench"], testbench(name, numbers).encode())
     tensors = {key: v for key, v in numbers.items() if np.ndim(v) and v.dtype in (np.int8, np.int32)}
     listed = {key: out / f"{name}_{key}.hex" for key in tensors}
     for key, values in tensors.items():

@@ -96,6 +96,27 @@ def test_the_checker_passes(model: str, accumulator: str, tmp_path: Path) -> Non
         assert done.stdout.count("are equal") == len(row["passes"]) == (2 if name == "conv1" else 3)
 
 
+@pytest.mark.skipif(shutil.which("iverilog") is None, reason="needs Icarus Verilog")
+@pytest.mark.parametrize("accumulator", ["exact32", "acc16", "acc12-wrap", "maddubs", "vpdpbusds", "smlal"])
+def test_the_verilog_testbench(model: str, accumulator: str, tmp_path: Path) -> None:
+    """Every kind of layer and register, without a warning; a sum with one wrong bit is found."""
+    for name, row in made(model, tmp_path, accumulator=accumulator).items():
+        bench = Path(row["testbench"])
+
+        def shown(bench: Path = bench) -> str:
+            line = ["iverilog", "-g2001", "-Wall", "-o", "tb", bench.name]
+            done = subprocess.run(line, capture_output=True, text=True, cwd=bench.parent)
+            assert done.returncode == 0 and not done.stderr, done.stderr
+            return subprocess.run(["vvp", "tb"], capture_output=True, text=True, cwd=bench.parent).stdout
+
+        sums = bench.with_name(f"{name}_forward.hex")
+        lines = sums.read_text().split()
+        assert f"{name} forward: {len(lines)} sums, 0 wrong" in shown()
+        lines[len(lines) // 2] = f"{int(lines[len(lines) // 2], 16) ^ 1:08x}"
+        sums.write_text("\n".join(lines))
+        assert f"{len(lines)} sums, 1 wrong" in shown()
+
+
 @needs_cc
 def test_vectors_of_two_layers_in_one_program(model: str, tmp_path: Path) -> None:
     """Their names are by layer, and a header may be included twice; the rows name every file."""
@@ -192,4 +213,4 @@ def test_command_line(model: str, tmp_path: Path) -> None:
     (row,) = rows
     assert set(row.pop("hex")) >= {"x", "w", "dy"}
     assert row == {"layer": "conv1", "passes": ["forward", "dW"], "npz": "v/conv1.npz", "header": "v/conv1.h",
-                   "checker": "v/conv1_check.c"}  # fmt: skip
+                   "checker": "v/conv1_check.c", "testbench": "v/conv1_tb.v"}  # fmt: skip
