@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-REPOSITORY_FILES = ("csv", "toml", "json", "py")
+REPOSITORY_FILES = ("csv", "toml", "json", "py", "svg", "png")
 
 
 def text(value: object) -> str:
