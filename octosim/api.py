@@ -514,7 +514,8 @@ def cost(
     ['raspberry-pi-4', 'jetson-xavier-nx']
     """
     source, title, batch_size = _source(model, batch_size, method, parameters, dtype, image, classes, batchnorm, inference)
-    batch, results = source.batch(batch_size), []
+    batch = source.batch(batch_size)
+    results: list[dict[str, Any]] = []
     if source.check:
         source.check(batch)
     peak = source.memory(batch) if source.memory else None
@@ -522,7 +523,7 @@ def cost(
         device = hardware.load(name)
         runtime = runtimes.choose(None, device, source.dtype, not inference, source.method is not None)
         predicted = _cost.predict(source.ops(device, batch, runtime), device, threads, runtime)
-        record = _cost.cost_json(predicted, device, peak and peak["peak"]) | {"memory": peak}
+        record = _cost.cost_json(predicted, device, peak["peak"] if peak else None) | {"memory": peak}
         record["notes"] += [text for text in (runtimes.hypothetical(runtime, device),) if text]
         record["notes"] += source.notes([each.op for each in predicted])
         results.append(record)

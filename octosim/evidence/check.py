@@ -453,7 +453,8 @@ def explain(v: Vectors, name: str, given: Array, until: float) -> tuple[list[str
     before = int(np.count_nonzero(make(()) != given))
     found: list[str] = []
     best: tuple[int, str] = (before, "")
-    tried, stages = 0, None  # stages: of the first deviations that explain the tensor; others of these stages may do so too
+    tried = 0
+    stages: list[str] | None = None  # of the first deviations that explain the tensor; others of these stages may do so too
     for chosen in _chosen(ways):
         if len(chosen) > 1 and (time.monotonic() > until or stages is not None and len(stages) == 1):
             break
