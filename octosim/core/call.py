@@ -163,6 +163,9 @@ def public(function: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(*arguments: Any, **named: Any) -> Any:
         try:
             return function(*arguments, **named)
+        except AttributeError as error:
+            given = type(error.obj).__name__
+            raise CoreError(f"{function.__name__}: a NumPy array is expected in place of a value of type {given}") from error
         except UNFORESEEN as error:
             raise CoreError(f"{function.__name__}: {error or type(error).__name__}") from error
 

@@ -1,4 +1,4 @@
-"""Pictures of predicted costs: bars over devices, and layers under a device's roofline."""
+"""Pictures of predicted costs: times over devices, and layers under a device's roofline."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Times of records of `octosim cost --compare --json`, INT8 above float32 where both are there, with 80 % intervals."""
+    """Times of records of `octosim cost --compare --json`, INT8 above float32 where both are there, with 80 % intervals.
+
+    Points, not bars: on the logarithmic axis, which seconds and milliseconds need, a bar's length says nothing.
+    """
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 
     several = len({record["batch_size"] for record in records}) > 1
@@ -53,13 +57,13 @@ def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         {"int8": r["int8"]} | ({} if r["gain"] is None else {"float32": r["float32"]}) if both else {r["dtype"]: r["total"]}
         for r in records
     ]
-    height = 0.4 if both else 0.8
+    height = 0.32
+    shapes = {"int8": "o", "float32": "s", "float16": "^"}
     for y, row in enumerate(rows):
         for i, (dtype, total) in enumerate(row.items()):
             at = y + (i - (len(row) - 1) / 2) * height
-            axes.barh(at, total["time_s"], height, color=COLOURS[dtype])
             low, high = total["time_s"] - total["time_low_s"], total["time_high_s"] - total["time_s"]
-            axes.errorbar(total["time_s"], at, xerr=[[low], [high]], fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
+            axes.errorbar(total["time_s"], at, xerr=[[low], [high]], fmt=shapes[dtype], color=COLOURS[dtype], elinewidth=2.5)
         if both:
             gain = records[y]["gain"]
             edge = max(total["time_high_s"] for total in row.values())
@@ -71,12 +75,15 @@ def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
     axes.set_yticks(range(len(records)), names)
     axes.set_ylim(len(records) - 0.4, -0.6)
-    axes.set_xlabel("predicted time; line: 80 % interval" + ("; at the right, how many times as fast INT8 is" if both else ""))
+    beside = "; at the right, how many times as fast INT8 is" if both else ""
+    axes.set_xlabel(f"predicted time, logarithmic; line: 80 % interval{beside}")
     axes.set_title(title, fontsize=11)
     axes.grid(axis="x", which="major", alpha=0.3)
+    for y in range(1, len(records)):
+        axes.axhline(y - 0.5, color="#d0d7de", linewidth=0.8)
     axes.set_axisbelow(True)
     dtypes = dict.fromkeys(dtype for row in rows for dtype in row)
-    handles = [axes.barh(0, 0, color=COLOURS[dtype], label=dtype) for dtype in dtypes]
+    handles = [Line2D([], [], color=COLOURS[dtype], marker=shapes[dtype], linewidth=2.5, label=dtype) for dtype in dtypes]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(dtypes), frameon=False)
     _save(figure, path)
 

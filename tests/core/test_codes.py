@@ -466,3 +466,10 @@ def test_mu_law_refuses() -> None:
         core.encode_mu8(np.zeros(3, F), 0.0)
     with pytest.raises(core.CoreError, match="needs"):
         core.gemm_mu8(np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8), MuLaw())
+
+
+@pytest.mark.parametrize("given", [[1.0, 2.0], (1.0,), None, 1.0])
+def test_what_is_no_array_is_called_by_its_type(given):
+    """A notebook's first try: not the words of Python about an attribute."""
+    with pytest.raises(core.CoreError, match=f"a NumPy array is expected in place of a value of type {type(given).__name__}$"):
+        core.quantize(given, 1.0)
