@@ -29,6 +29,11 @@ class ArgumentError(OctosimError):
         return re.sub(r"\{([a-z_]+)\}", lambda match: spell(match[1]), self.sentence)
 
 
+def sentence_of(error: Exception) -> str:
+    """What another library's error says, in a line of at most 200 characters; its kind where it says nothing."""
+    return (getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__)[:200]
+
+
 def suggest(word: str, known: Iterable[str], listing: str = "") -> str:
     """A hint to be added to an error's sentence: "; did you mean 'X'?" where a known word is near, else the known words.
 

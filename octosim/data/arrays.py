@@ -12,7 +12,6 @@ import math
 import os
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 from octosim.data.cifar import parse_records
 from octosim.data.dataset import Array, Dataset, Given, Options, check_header, checked, refuse_large
 from octosim.data.idx import read_idx
-from octosim.errors import OctosimError, suggest
+from octosim.errors import OctosimError, sentence_of, suggest
 from octosim.files import open_regular
 from octosim.textfile import read_text
 
@@ -71,9 +70,10 @@ class Npz:
         try:
             with open_regular(self.path) as file, zipfile.ZipFile(file) as archive:
                 arrays = self._read(archive)
-        except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-            text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-            raise OctosimError(f"{self.path} cannot be read as .npz: {text}") from None
+        except (OctosimError, MemoryError):
+            raise
+        except Exception as error:  # of zipfile, zlib, NumPy, or Python's parser, which reads a header
+            raise OctosimError(f"{self.path} cannot be read as .npz: {sentence_of(error)}") from None
         names = arrays.get("classes")
         if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
             raise OctosimError(f"{self.path}: classes is {names.dtype} {names.shape}, expected names, one a class")
@@ -98,7 +98,6 @@ class Npz:
             raise OctosimError(f"{self.path} has only one of x_test and y_test, expected both or none")
         wanted = {name: members[name] for name in (*ARRAYS, "classes") if name in members}
         refuse_large(f"{self.path}:", sum(info.file_size for info in wanted.values()))
-        read = {}
         for name, info in wanted.items():
             where = f"{self.path}: {name}"
             with archive.open(info) as stream:
@@ -107,6 +106,8 @@ class Npz:
                 check_header(where, shape, dtype)
             if math.prod(shape) * dtype.itemsize > info.file_size:
                 raise OctosimError(f"{where} is cut off: {shape} of {dtype} is more than its {info.file_size} bytes")
+        read = {}
+        for name, info in wanted.items():
             with archive.open(info) as stream:
                 read[name] = np.lib.format.read_array(stream, allow_pickle=False)
         return read
@@ -206,6 +207,7 @@ def _checker(path: Path) -> Any:
 
 
 # ---- CIFAR's binary edition --------------------------------------------------
+
 
 @dataclass(frozen=True)
 class CifarBinary:

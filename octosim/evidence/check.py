@@ -24,7 +24,7 @@ from octosim import core, numerics
 from octosim.engine import registers
 from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Product
 from octosim.engine.quantizers import LARGEST_CODE
-from octosim.errors import OctosimError, suggest
+from octosim.errors import OctosimError, sentence_of, suggest
 from octosim.evidence.diff import off_by
 from octosim.evidence.golden import SUMS, VECTOR_BYTES, Arithmetic, read_npz
 from octosim.files import open_regular
@@ -90,8 +90,10 @@ def read_tensor(path: Path) -> Array:
             if path.suffix != ".npy":
                 return _read_hex(path, file)
             values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise OctosimError(f"{path} cannot be read as {kind}: {getattr(error, 'strerror', None) or error}") from None
+    except (OctosimError, MemoryError):
+        raise
+    except Exception as error:  # of NumPy, or Python's parser, which reads a header
+        raise OctosimError(f"{path} cannot be read as {kind}: {sentence_of(error)}") from None
     if not isinstance(values, np.ndarray):
         raise OctosimError(f"{path} cannot be read as .npy: it holds several arrays")
     if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):

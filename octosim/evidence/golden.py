@@ -7,7 +7,6 @@ import json
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from octosim import core, methods, train
 from octosim.engine import probes, registers
 from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
 from octosim.engine.quantizers import DEFAULT_ROUNDING, LARGEST_CODE
-from octosim.errors import OctosimError, suggest
+from octosim.errors import OctosimError, sentence_of, suggest
 from octosim.files import open_regular, write_atomic
 from octosim.numerics import Accumulator, Requantization, Rounding, fixed_point
 
@@ -309,8 +308,10 @@ def read_npz(path: Path) -> dict[str, Array]:
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise OctosimError(f"{path} cannot be read as .npz: {getattr(error, 'strerror', None) or error}") from None
+    except (OctosimError, MemoryError):
+        raise
+    except Exception as error:  # of zipfile, zlib, NumPy, or Python's parser, which reads a header
+        raise OctosimError(f"{path} cannot be read as .npz: {sentence_of(error)}") from None
 
 
 def by_hand(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.cli import octosim
 
+from octosim import data
 from octosim.errors import OctosimError
 from octosim.evidence import check as checker
 from octosim.evidence import golden
@@ -185,8 +187,9 @@ def test_two_deviations_at_once(tmp_path: Path) -> None:
     npz, v = vectors(tmp_path, "conv,x=1x6x5x4,filters=6,kernel=3,pad=1", 9, golden.Arithmetic())
     turned = v["w"].ravel().reshape(3, 3, 4, 6).transpose(3, 0, 1, 2)
     sums = exact(sums_of(v, v["x"], turned, 0))
-    assert "if padding holds 0, not the zero point and if w is transposed: its memory is read as HWIO" in (
-        compared(npz, sums)["hypotheses"]
+    assert (
+        "if padding holds 0, not the zero point and if w is transposed: its memory is read as HWIO"
+        in (compared(npz, sums)["hypotheses"])
     )
     wrapped = (sums + 2**14) % 2**15 - 2**14
     result = compared(npz, wrapped)
@@ -333,3 +336,41 @@ def test_bad_files(tmp_path: Path) -> None:
             checker.check(vectors_, tmp_path / mine)
     with pytest.raises(OctosimError, match="no tensor 'forwards'; did you mean 'forward'"):
         checker.check(npz, tmp_path / "short.npy", "forwards")
+
+
+# ---- headers of .npy --------------------------------------------------
+
+HEADERS = {
+    "open brackets": b"{'descr': '|i1', 'fortran_order': False, 'shape': (" + b"(" * 60,
+    "deep brackets": b"(" * 5000,
+    "a shape beyond 64 bits": b"{'descr': '|i1', 'fortran_order': False, 'shape': (%d,), }" % 10**30,
+    "a product beyond 64 bits": b"{'descr': '|i1', 'fortran_order': False, 'shape': (%d, %d), }" % (2**40, 2**40),
+    "a negative shape": b"{'descr': '|i1', 'fortran_order': False, 'shape': (-3,), }",
+    "a truth value": b"{'descr': '|i1', 'fortran_order': False, 'shape': (True,), }",
+    "no type": b"{'descr': 'x9', 'fortran_order': False, 'shape': (3,), }",
+    "Python objects": b"{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+    "a list as type": b"{'descr': [[[]]], 'fortran_order': False, 'shape': (3,), }",
+    "a type in itself": b"{'descr': [('a', '|i1', (10**9,) * 9)], 'fortran_order': False, 'shape': (3,), }",
+    "no dictionary": b"7",
+    "not Python": b"\xff\xfe\x00'",
+    "long": b" " * 20_000,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("kind", ["tensor", "vectors", "data"])
+def test_headers(kind: str, header: bytes, tmp_path: Path) -> None:
+    """NumPy raises errors of many kinds at them: each reader of its files makes one sentence of each."""
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(100)
+    path = tmp_path / ("x.npy" if kind == "tensor" else "x.npz")
+    if kind == "tensor":
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in ("x_train", "y_train"):
+                archive.writestr(f"{name}.npy", content)
+    reader = {"tensor": checker.read_tensor, "vectors": golden.read_npz, "data": lambda path: data.load(str(path))}[kind]
+    with pytest.raises(OctosimError) as caught:
+        reader(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(path))
