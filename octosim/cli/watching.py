@@ -64,17 +64,23 @@ def _in_terminal(watched: Watch) -> None:
     if not out_console.is_terminal:
         out_console.print(_table(watched), crop=False)
         return
-    with Live(_table(watched, _lines()), console=out_console, auto_refresh=False) as live:
+    with Live(_on_screen(watched), console=out_console, auto_refresh=False) as live:
         while not watched.ended:
             time.sleep(1.0)
             watched.look()
-            live.update(_table(watched, _lines()), refresh=True)
+            live.update(_on_screen(watched), refresh=True)
         live.update(_table(watched), refresh=True)
 
 
-def _lines() -> int:
-    """Runs that the terminal has room for, beside the title, the head, the frame and a line for what is left out."""
-    return max(1, out_console.height - 7)
+def _on_screen(watched: Watch) -> rich.table.Table:
+    """As many runs as the terminal has lines for: a name may take two."""
+    most = out_console.height
+    while True:
+        made = _table(watched, most)
+        over = len(out_console.render_lines(made)) + 1 - out_console.height
+        if over <= 0 or most == 1:
+            return made
+        most = max(1, most - over)
 
 
 def _table(watched: Watch, most: int | None = None) -> rich.table.Table:

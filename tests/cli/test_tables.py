@@ -148,6 +148,11 @@ def test_watch_at_all_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(watching.out_console, "_width", width)
         shown = watching._table(watch.open_watch(tmp_path))
         assert shown.width and shown.width <= width
+    for height in (8, 10, 24):
+        monkeypatch.setattr(watching.out_console, "_height", height)
+        shown = watching._on_screen(watch.open_watch(tmp_path))
+        assert len(watching.out_console.render_lines(shown)) < height or shown.row_count == 1
+        assert shown.row_count == 2 or "not shown: " in str(shown.caption)
 
 
 @settings(max_examples=25, deadline=None)
