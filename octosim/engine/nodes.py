@@ -510,7 +510,7 @@ class Method(Protocol):
     batchnorm: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
     inspects: ClassVar[bool] = False
-    by_channel: bool = False
+    by_channel: ClassVar[bool] = False
     random_loss: ClassVar[bool] = False
     covers: ClassVar[tuple[str, ...] | None] = None
     multiplies: ClassVar[bool] = False
