@@ -250,7 +250,8 @@ def _price(cls: type[Any], folder: Path, parameters: dict[str, Any]) -> bool:
 
 
 _CHECKS: tuple[Callable[[type[Any], Path, dict[str, Any]], bool | None], ...] = (
-    _declaration, _digests, _resume, _sums, _register, _overflow, _price,
+    _declaration, _overflow, _price, _digests, _resume, _sums, _register,
 )  # fmt: skip
+"""Those that take no step of training first."""
 
 __all__ = ["Method", "check_method", "numpy_sums"]

@@ -16,7 +16,7 @@ os.environ.pop("COLUMNS", None)  # tables are as wide as in a pipe, whatever sta
 
 from kit.isas import ISAS  # noqa: E402
 
-from octosim import core  # noqa: E402
+from octosim import core, extensions  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's `&`: processes that tests start would ignore it, too
     with contextlib.suppress(ValueError):  # not the main thread
@@ -36,6 +36,16 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param[0]
     core.set_isa(isa)
     core.set_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def own_plugins() -> Iterator[None]:
+    """A module that one test names with a method is not trusted in those after it."""
+    before = os.environ.get(extensions.TRUSTED)
+    yield
+    os.environ.pop(extensions.TRUSTED, None)
+    if before is not None:
+        os.environ[extensions.TRUSTED] = before
 
 
 @pytest.fixture

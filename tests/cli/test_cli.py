@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli import octosim
+from kit.thin import diagonal
 
 from octosim import graph, hardware, methods
 from octosim.engine.nodes import ROLES
@@ -71,8 +72,10 @@ def test_verify_finds_another_digest(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout.startswith("different")
 
 
-@pytest.mark.parametrize("name", [n for n in hardware.names() if hardware.load(n).training.status != "forward-only"])
-@pytest.mark.parametrize("method", ["octo", "fp32"])
+TRAINERS = [name for name in hardware.names() if hardware.load(name).training.status != "forward-only"]
+
+
+@pytest.mark.parametrize(("name", "method"), diagonal(TRAINERS, ["octo", "fp32"]))
 def test_cost(name: str, method: str) -> None:
     done = octosim("cost", "--profile", name, *LENET, "--method", method, "--json")
     assert done.returncode == 0, done.stderr
