@@ -1,8 +1,10 @@
 """Peak memory of training steps, octosim's and PyTorch's, each in a process of its own and measured the same way.
 
 Above what the process held before the model was built: the imports, the batch and a model file as it was read are not counted,
-nor is what passes before the first step (the ranges of activations of a fine-tuned network are found then).  Needs Linux, whose
-/proc/self/status has the resident set (VmRSS) and its peak (VmHWM), which /proc/self/clear_refs sets back.
+nor is what passes before the first step (the ranges of activations of a fine-tuned network are found then).  Nor are pages of
+files: the system reads a library's code in when it is first called, and can drop it again.  Needs Linux, whose
+/proc/self/status has the resident set (VmRSS), its pages of files (RssFile) and its peak (VmHWM), which /proc/self/clear_refs
+sets back.
 """
 
 from __future__ import annotations
@@ -63,9 +65,14 @@ def _forget_peak() -> None:
 
 
 def _resident(field: str) -> int:
-    """VmRSS or VmHWM in bytes."""
+    """A field of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def _own(field: str) -> int:
+    """VmRSS or VmHWM without the pages of files, which only become more while there is memory."""
+    return _resident(field) - _resident("RssFile")
 
 
 def _octosim(config: Config, dataset: data.Dataset) -> tuple[Callable[[], Any], Callable[[], dict[str, int]]]:
@@ -132,7 +139,7 @@ def main() -> None:
         peers.torch_module().set_num_threads(task["threads"])
     graph.find(config.model)
     _forget_peak()
-    before = _resident("VmRSS")
+    before = _own("VmRSS")
     if task["contestant"] == "torch":
         step = _torch(config, dataset, images, labels, task["threads"])
     else:
@@ -142,7 +149,7 @@ def main() -> None:
     _forget_peak()
     for _ in range(STEPS):
         step()
-    print(json.dumps({"peak_bytes": _resident("VmHWM") - before} | parts()))
+    print(json.dumps({"peak_bytes": _own("VmHWM") - before} | parts()))
 
 
 def _torch(config: Config, dataset: data.Dataset, images: Array, labels: Array, threads: int) -> Callable[[], Any]:
