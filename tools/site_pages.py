@@ -232,7 +232,8 @@ def profile_page() -> str:
             [code(key), _schema_type(each), "required" if key in required else "", text(each.get("description", ""))]
             for key, each in entry["properties"].items()
         ]
-        parts.append(table(["Key", "Value", "", "Meaning"], rows))
+        heads = ["Key", "Value", "", "Meaning"] if any(row[-1] for row in rows) else ["Key", "Value", ""]
+        parts.append(table(heads, [row[: len(heads)] for row in rows]))
     return "\n".join(parts)
 
 

@@ -70,7 +70,7 @@ def lines(text: str) -> list[str]:
 def commands(page: Path) -> list[str]:
     """Every octosim command of a page, in its blocks and its lines."""
     text = page.read_text()
-    inline = re.findall(r"`(octosim [a-z][^`|]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    inline = re.findall(r"`(octosim (?:--plugin |[a-z])[^`|]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     inline = [" ".join(each.split()) for each in inline]
     return sorted({line for b in blocks(page) for line in lines(b.text) if line.startswith("octosim ")} | set(inline))
 
@@ -89,6 +89,8 @@ def parse(command: str) -> None:
 
     group, words = typer.main.get_command(app), shlex.split(command)[1:]
     name = "octosim"
+    if words[:1] == ["--plugin"]:  # of octosim itself; the command follows
+        words = words[2:]
     while words and words[0] in getattr(group, "commands", {}):
         name, group = words[0], group.commands[words[0]]
         words = words[1:]
