@@ -29,12 +29,16 @@ def mean(group: Group) -> float | None:
 
 @dataclass(frozen=True)
 class Task:
-    """Groups that may be compared, the reference first, then by accuracy; costs by device and group."""
+    """Groups that may be compared, the reference first, then by accuracy; costs by device and group.
+
+    common: settings that all its groups have and groups of another task have not; its title says them.
+    """
 
     model: str
     data: str
     groups: tuple[Group, ...]
     prices: dict[str, dict[int, Price]]
+    common: tuple[str, ...] = ()
 
     @property
     def base(self) -> Group:
@@ -42,7 +46,14 @@ class Task:
 
     @property
     def title(self) -> str:
-        return f"{self.model} on {self.data}"
+        return ", ".join((f"{self.model} on {self.data}", *self.common))
+
+    def label(self, group: Group) -> str:
+        """A group's name beside the others of its task."""
+        if not self.common:
+            return group.label
+        method = group.runs[0].decides["method"]["name"]
+        return ", ".join((method, *(setting for setting in group.settings if setting not in self.common)))
 
     @property
     def is_classifier(self) -> bool:
@@ -52,8 +63,10 @@ class Task:
 def tasks(groups: Sequence[Group], prices: Sequence[Price]) -> list[Task]:
     """The families of groups, in order of appearance."""
     found = []
-    for members in families(groups):
+    kinds = families(groups)
+    for members in kinds:
         base = reference(members)
+        common = tuple(s for s in base.settings if len(kinds) > 1 and all(s in group.settings for group in members))
         others = [group for group in members if group is not base]
         others.sort(key=lambda group: -(mean(group) or -1.0))
         by_device: dict[str, dict[int, Price]] = {}
@@ -61,7 +74,7 @@ def tasks(groups: Sequence[Group], prices: Sequence[Price]) -> list[Task]:
             if any(price.group is group for group in members):
                 by_device.setdefault(price.device.name, {})[id(price.group)] = price
         decides = base.runs[0].decides
-        found.append(Task(decides["model"], decides["data"]["name"], (base, *others), by_device))
+        found.append(Task(decides["model"], decides["data"]["name"], (base, *others), by_device, common))
     return found
 
 
@@ -93,7 +106,7 @@ def mean_error(group: Group) -> float | None:
 
 def error_sentence(task: Task) -> str:
     """The mean squared test errors of a network without classes, the reference's first."""
-    errors = [(group.label, mean_error(group)) for group in task.groups]
+    errors = [(task.label(group), mean_error(group)) for group in task.groups]
     said = [f"{label} {error:.4g}" for label, error in errors if error is not None]
     return f"Mean squared test error of {task.title}: {', '.join(said)}." if said else f"No run of {task.title} finished."
 
@@ -102,12 +115,12 @@ def accuracy_sentence(task: Task) -> str:
     """Which configurations hold the reference's accuracy, as far as the seeds can tell."""
     if not task.is_classifier:
         return error_sentence(task)
-    base = mean(task.base)
+    base, ours = mean(task.base), task.label(task.base)
     if base is None:
         best = max(task.groups, key=lambda group: mean(group) or -1.0)
         if (reached := mean(best)) is None:
             return f"No run of {task.title} finished above chance."
-        return f"{best.label} reaches {percent(reached)} on {task.title}; no run of {task.base.label} finished above chance."
+        return f"{task.label(best)} reaches {percent(reached)} on {task.title}; no run of {ours} finished above chance."
     seeds = len(learned(task.base))
     kinds: dict[str, list[str]] = {"above": [], "same": [], "below": [], "unsure": []}
     for group in task.groups[1:]:
@@ -117,17 +130,17 @@ def accuracy_sentence(task: Task) -> str:
         span = interval(pairs)
         gap = statistics.fmean(pairs) if pairs else 100 * (reached - base)
         if len(pairs) >= 2 and not any(pairs):
-            kinds["same"].append(group.label)
+            kinds["same"].append(task.label(group))
         elif span is None:
-            kinds["unsure"].append(f"{group.label} ({gap:+.2f})")
+            kinds["unsure"].append(f"{task.label(group)} ({gap:+.2f})")
         elif span[0] > 0 or span[1] < 0:
-            kinds["above" if span[0] > 0 else "below"].append(f"{group.label} ({_points(gap)})")
+            kinds["above" if span[0] > 0 else "below"].append(f"{task.label(group)} ({_points(gap)})")
         else:
-            kinds["same"].append(group.label)
+            kinds["same"].append(task.label(group))
     words = {"above": "above it {}", "same": "no difference shown for {}", "below": "below it {}",
              "unsure": "too few seeds to say of {}"}  # fmt: skip
     parts = [words[kind].format(_listed(names)) for kind, names in kinds.items() if names]
-    head = f"{task.title}: the reference {task.base.label} reaches {percent(base)} ({plural(seeds, 'seed')})"
+    head = f"{task.title}: the reference {ours} reaches {percent(base)} ({plural(seeds, 'seed')})"
     return f"{'; '.join([head, *parts])}."
 
 
@@ -140,20 +153,21 @@ def cost_sentence(task: Task, device: str) -> str | None:
     ratios = [(g, r) for g in task.groups[1:] if id(g) in priced and learned(g) and (r := ratio(priced[id(g)], base))]
     if not ratios:
         return None
-    title = short_title(base.device)
+    title, ours = short_title(base.device), task.label(task.base)
     held = [(g, r) for g, r in ratios if not _shown_below(g, task.base)]
     group, best = min(held or ratios, key=lambda pair: pair[1].value)
     span = f"({significant(best.low, 2)} to {significant(best.high, 2)})"
     what = "the fastest that holds the accuracy" if held else "the fastest"
-    text = f"On {title}, {group.label} is {what}: {significant(best.value, 2)} times {task.base.label}'s time {span}"
+    where = f" ({', '.join(task.common)})" if task.common else ""
+    text = f"On {title}{where}, {task.label(group)} is {what}: {significant(best.value, 2)} times {ours}'s time {span}"
     if best.told == "cannot be told":
         text += ", so whether it is faster cannot be told"
     elif best.told == "slower":
-        text += f": nothing is faster than {task.base.label} there"
+        text += f": nothing is faster than {ours} there"
     joules, theirs = priced[id(group)].step["energy_j"], base.step["energy_j"]
     if joules is not None and theirs:
         text += f", {significant(joules / theirs, 2)} times its energy"
-    peaks = {group.label: priced[id(group)].step["peak_bytes"] for group in task.groups if id(group) in priced}
+    peaks = {task.label(group): priced[id(group)].step["peak_bytes"] for group in task.groups if id(group) in priced}
     too_large = [label for label, peak in peaks.items() if fits(peak, base.device) == "no"]
     if too_large:
         text += f"; {_listed(too_large)} {'does' if len(too_large) == 1 else 'do'} not fit its memory"
@@ -191,8 +205,9 @@ def failures_sentence(tasks: Sequence[Task]) -> str:
 
 def sentences(tasks: Sequence[Task]) -> list[str]:
     """What the records say: accuracy, cost on each device, and what failed."""
-    said = [accuracy_sentence(task) for task in tasks]
-    said += [text for task in tasks for device in task.prices if (text := cost_sentence(task, device))]
+    said = []
+    for task in tasks:
+        said += [accuracy_sentence(task), *(text for device in task.prices if (text := cost_sentence(task, device)))]
     return [*said, failures_sentence(tasks), *caveat_sentences(tasks)]
 
 
@@ -258,7 +273,7 @@ def task_table(task: Task) -> Table:
         score = Cell(DASH) if reached is None else Cell(percent(reached), reached)
         if not task.is_classifier and (error := mean_error(group)) is not None:
             score = Cell(f"{error:.4g}", error)
-        cells = [Cell(group.label), score, difference]
+        cells = [Cell(task.label(group)), score, difference]
         if several:
             seeds = len({run.decides["seed"] for run in group.runs})
             cells.append(Cell(f"{len(learned(group))} of {seeds}", len(learned(group))))
@@ -279,8 +294,8 @@ def task_table(task: Task) -> Table:
     caption += "."
     if devices:
         caption += (
-            f" Predicted for each device: a step's time as a multiple of {task.base.label}'s, with the interval that should"
-            " hold it four times in five, energy of the whole training, and a step's peak memory."
+            f" Predicted for each device: a step's time as a multiple of {task.label(task.base)}'s, with the interval that"
+            " should hold it four times in five, energy of the whole training, and a step's peak memory."
         )
     return Table(caption, tuple(columns), rows, bands=bands if devices else ())
 
@@ -387,7 +402,8 @@ def scatter(
     means = [100 * statistics.fmean(values.values()) for _, values in shown]
     spans = [times[id(group)] for group, _ in shown]
     low, high = useful_range(means)
-    names = [group.label if len(group.label) <= LABEL else group.label[: LABEL - 1] + "…" for group, _ in shown]
+    labels = [task.label(group) for group, _ in shown]
+    names = [label if len(label) <= LABEL else label[: LABEL - 1] + "…" for label in labels]
     best = front([(span[0], mean) for span, mean in zip(spans, means, strict=True)])
     inside = [low <= mean <= high for mean in means]
     seen = [100 * value for (_, values), near in zip(shown, inside, strict=True) if near for value in values.values()]

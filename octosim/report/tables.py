@@ -20,11 +20,12 @@ from octosim.report.read import Bench, Run, lookup
 class Group:
     """Runs that differ only in seed (and instruction set, threads, time of day): one octosim version, one CPU.
 
-    label: the method and what sets the group apart from the others; model and data set are said beside it.
+    label: the method and the settings that set the group apart from the others; model and data set are said beside it.
     """
 
     label: str
     runs: tuple[Run, ...]
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _differing(runs: list[Run]) -> list[dict[str, str]]:
         for run, flat in zip(runs, flats, strict=True):
             if key in flat or not key.startswith("optimizer."):  # a method without one says so by its name
                 values.setdefault((key, _scope(key, run)), set()).add(flat.get(key))
-    return [
+    differing = [
         {
             _short(key): v
             for key, v in flat.items()
@@ -119,6 +120,19 @@ def _differing(runs: list[Run]) -> list[dict[str, str]]:
         }
         for run, flat in zip(runs, flats, strict=True)
     ]
+    layers: dict[tuple[str, ...], set[str]] = {}
+    for run, flat in zip(runs, flats, strict=True):
+        layers.setdefault(_network(run, flat), set()).add(flat.get("layers", ""))
+    if all(len(each) == 1 for each in layers.values()):  # the fingerprint says nothing that those do not
+        for flat in differing:
+            flat.pop("layers", None)
+    return differing
+
+
+def _network(run: Run, flat: dict[str, str]) -> tuple[str, ...]:
+    """The settings that a reader knows a network's layers by."""
+    normalized = [flat.get(key, "") for key in ("batchnorm", "hidden_batchnorm")]
+    return run.decides["model"], run.decides["data"]["name"], *normalized
 
 
 def _key(run: Run, *without: str) -> str:
@@ -130,12 +144,15 @@ def group_runs(runs: list[Run]) -> tuple[list[Group], list[str]]:
     several = len({run.environment["cpu"] for run in runs}) > 1
     labels = []
     for run, differs in zip(runs, _differing(runs), strict=True):
-        parts = [run.decides["method"]["name"], *(f"{key}={value}" for key, value in differs.items())]
-        labels.append(", ".join(parts + [f"on {run.environment['cpu']}"] * several))
-    members: dict[tuple[str, str], list[tuple[str, Run]]] = {}
-    for run, label in zip(runs, labels, strict=True):
-        members.setdefault((_key(run, "seed"), run.environment["cpu"]), []).append((label, run))
-    groups = [Group(pairs[0][0], tuple(run for _, run in pairs)) for pairs in members.values()]
+        labels.append((*(f"{key}={value}" for key, value in differs.items()), *[f"on {run.environment['cpu']}"] * several))
+    members: dict[tuple[str, str], list[tuple[tuple[str, ...], Run]]] = {}
+    for run, settings in zip(runs, labels, strict=True):
+        members.setdefault((_key(run, "seed"), run.environment["cpu"]), []).append((settings, run))
+    groups = []
+    for pairs in members.values():
+        settings, run = pairs[0]
+        label = ", ".join((run.decides["method"]["name"], *settings))
+        groups.append(Group(label, tuple(run for _, run in pairs), settings))
     return groups, _apart_notes(groups) + [note for group in groups for note in _twin_notes(group)]
 
 
