@@ -153,6 +153,7 @@ def write_report(
         "about": [study.about for study in found.studies if study.about],
         "summary": _count_text(len(runs), len(benches), len(skipped)),
         "sentences": overview.sentences(compared) if compared else [],
+        "caveats": overview.caveat_sentences(compared),
         "tasks": first,
         "commands": list(dict.fromkeys(commands)),
         "own_command": printable(own),

@@ -208,7 +208,7 @@ def sentences(tasks: Sequence[Task]) -> list[str]:
     said = []
     for task in tasks:
         said += [accuracy_sentence(task), *(text for device in task.prices if (text := cost_sentence(task, device)))]
-    return [*said, failures_sentence(tasks), *caveat_sentences(tasks)]
+    return [*said, failures_sentence(tasks)]
 
 
 def caveat_sentences(tasks: Sequence[Task]) -> list[str]:

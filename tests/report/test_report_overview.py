@@ -110,6 +110,29 @@ def test_sentences_are_true_of_known_records(study):
     assert re.fullmatch(r"dorefa stayed at chance in 2 of 3 runs; wage diverged \(step \d+, layer conv2\)\.", failures)
 
 
+@pytest.mark.parametrize("switch", [True, False], ids=["a switch", "layers alone"])
+def test_networks_are_told_apart_in_titles(tmp_path, switch):
+    """Not in the name of every method; layers by a fingerprint only where no switch says more."""
+    for number, (large, method) in enumerate((large, method) for large in (True, False) for method in ("fp32", "octo")):
+        run = make_run(tmp_path / "runs" / str(number), method=method, digest=str(number))
+        set_classes(run, 10 if large else 11, 1000)
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["decides"]["batchnorm"] = large if switch else True
+        manifest["outcome"] = {"caveats": ["nothing acts"] * (method == "octo")}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    groups, _ = tables.group_runs(runs_of(tmp_path / "runs"))
+    found = overview.tasks(groups, [])
+    assert [[task.label(group) for group in task.groups] for task in found] == [["fp32", "octo"]] * 2
+    ends = [task.title.rpartition(", ")[2] for task in found]
+    assert ends == ["batchnorm=true", "batchnorm=false"] if switch else all(end.startswith("layers=") for end in ends)
+    assert len({group.label for group in groups}) == 4  # what stands beside groups of both says which
+    said = overview.caveat_sentences(found)
+    assert len(said) == 2 and all(text.startswith("octo, ") and text.endswith(": nothing acts.") for text in said)
+    write_report([tmp_path / "runs"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<li>octo, ") == 2 and page.index("What did not act") > page.index("<caption>")
+
+
 def test_failures_of_nothing(tmp_path):
     for seed in range(2):
         make_run(tmp_path / "runs" / str(seed), seed=seed, digest=str(seed))
