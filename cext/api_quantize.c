@@ -193,7 +193,7 @@ int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float
 
 int octo_copy_f32(int64_t n, const float *x, float *y) {
     CHECK_COUNT("copy", n);
-    EACH_SLICE(n, memcpy(y + first, x + first, (size_t)count * 4));
+    EACH_SLICE(n, memmove(y + first, x + first, (size_t)count * 4)); /* in place too: memcpy may not meet itself */
     return OCTO_OK;
 }
 
