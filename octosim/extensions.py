@@ -10,6 +10,7 @@ import importlib.metadata
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,24 @@ def is_path(name: str) -> bool:
     return ":" in name
 
 
+def top_of(path: str) -> str:
+    """The package, or the module, that an import path lies in."""
+    return path.partition(":")[0].partition(".")[0]
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Which installed distributions have a top module; reading the metadata of all takes half a second."""
+    return importlib.metadata.packages_distributions()
+
+
 def at_path(what: str, name: str) -> Any:
     """The object of an import path; OctosimError where it cannot be imported.  what: "method" or "layer", for sentences.
 
     Modules are found as Python finds them, and in the current folder.  A name out of a file has to pass `admit` before.
     """
     module_name, _, qualified = name.partition(":")
-    top, here = module_name.partition(".")[0], os.getcwd()
+    top, here = top_of(name), os.getcwd()
     if here not in sys.path and not _is_installed(top):
         sys.path.append(here)
     try:
@@ -96,7 +108,7 @@ def _is_installed(top: str) -> bool:
         found = importlib.machinery.PathFinder.find_spec(top, elsewhere)
     except (ImportError, ValueError):
         found = None
-    return found is not None or top in importlib.metadata.packages_distributions()  # those are editable installations
+    return found is not None or top in _distributions()  # those are editable installations
 
 
 def admit(what: str, name: Any, where: str) -> None:
@@ -104,8 +116,7 @@ def admit(what: str, name: Any, where: str) -> None:
     and nobody asked for it: such a file may come from a stranger."""
     if not isinstance(name, str) or not is_path(name):
         return
-    module = name.partition(":")[0]
-    top = module.partition(".")[0]
+    module, top = name.partition(":")[0], top_of(name)
     if {module, top} & set(trusted()) or module in sys.modules or _is_installed(top):
         return
     raise OctosimError(
@@ -128,10 +139,10 @@ def identity(cls: type[Any]) -> dict[str, Any]:
     The source is the Python files of the top package, in the order of their paths, or the one module; of a class without a file
     (a notebook's cell) its own text.
     """
-    top = cls.__module__.partition(".")[0]
+    top = top_of(cls.__module__)
     if top == "octosim":
         return {}
-    package = importlib.metadata.packages_distributions().get(top, [top])[0]
+    package = _distributions().get(top, [top])[0]
     try:
         version: str | None = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -125,7 +125,7 @@ def train(
         return
     if resume:
         if extensions.is_path(config.method):  # typed: the manifest may name it
-            extensions.trust(config.method.partition(":")[0].partition(".")[0])
+            extensions.trust(extensions.top_of(config.method))
         stored = trainer.read_config(folder)
         moved = data if is_typed(ctx, "data") and data != stored.data and _is_own(stored.data) else None
         _refuse_changes(ctx, folder, config if moved is None else replace(config, data=stored.data), stored)
