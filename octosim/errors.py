@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 MOST_WORDS = 20
 """Known words that a hint lists."""
@@ -32,6 +33,18 @@ class ArgumentError(OctosimError):
 def sentence_of(error: Exception) -> str:
     """What another library's error says, in a line of at most 200 characters; its kind where it says nothing."""
     return (getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+@contextmanager
+def reading(path: object, kind: str) -> Iterator[None]:
+    """Makes one sentence of whatever a library raises that reads a file: zipfile, zlib, NumPy, or Python's parser, which NumPy
+    gives an array's header."""
+    try:
+        yield
+    except (OctosimError, MemoryError):
+        raise
+    except Exception as error:
+        raise OctosimError(f"{path} cannot be read as {kind}: {sentence_of(error)}") from None
 
 
 def suggest(word: str, known: Iterable[str], listing: str = "") -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from octosim.data.cifar import parse_records
 from octosim.data.dataset import Array, Dataset, Given, Options, check_header, checked, refuse_large
 from octosim.data.idx import read_idx
-from octosim.errors import OctosimError, sentence_of, suggest
+from octosim.errors import OctosimError, reading, suggest
 from octosim.files import open_regular
 from octosim.textfile import read_text
 
@@ -67,13 +67,8 @@ class Npz:
         return file_digest(self.path)
 
     def load(self, progress: Any = None) -> Dataset:
-        try:
-            with open_regular(self.path) as file, zipfile.ZipFile(file) as archive:
-                arrays = self._read(archive)
-        except (OctosimError, MemoryError):
-            raise
-        except Exception as error:  # of zipfile, zlib, NumPy, or Python's parser, which reads a header
-            raise OctosimError(f"{self.path} cannot be read as .npz: {sentence_of(error)}") from None
+        with reading(self.path, ".npz"), open_regular(self.path) as file, zipfile.ZipFile(file) as archive:
+            arrays = self._read(archive)
         names = arrays.get("classes")
         if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
             raise OctosimError(f"{self.path}: classes is {names.dtype} {names.shape}, expected names, one a class")

@@ -24,7 +24,7 @@ from octosim import core, numerics
 from octosim.engine import registers
 from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Product
 from octosim.engine.quantizers import LARGEST_CODE
-from octosim.errors import OctosimError, sentence_of, suggest
+from octosim.errors import OctosimError, reading, suggest
 from octosim.evidence.diff import off_by
 from octosim.evidence.golden import SUMS, VECTOR_BYTES, Arithmetic, read_npz
 from octosim.files import open_regular
@@ -83,17 +83,12 @@ _GEOMETRY = ("batch", "height", "width", "channels", "filters", "kernel_h", "ker
 def read_tensor(path: Path) -> Array:
     """A tensor of integers in a .npy file or in a hex file (a line an element, two's complement of 2, 4, 6 or 8 digits)."""
     kind = "hexadecimal numbers" if path.suffix != ".npy" else ".npy"
-    try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > VECTOR_BYTES:
-                raise OctosimError(f"{path} cannot be read as {kind}: it is larger than {VECTOR_BYTES:,} bytes")
-            if path.suffix != ".npy":
-                return _read_hex(path, file)
-            values = np.load(file, allow_pickle=False)
-    except (OctosimError, MemoryError):
-        raise
-    except Exception as error:  # of NumPy, or Python's parser, which reads a header
-        raise OctosimError(f"{path} cannot be read as {kind}: {sentence_of(error)}") from None
+    with reading(path, kind), open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > VECTOR_BYTES:
+            raise OctosimError(f"{path} cannot be read as {kind}: it is larger than {VECTOR_BYTES:,} bytes")
+        if path.suffix != ".npy":
+            return _read_hex(path, file)
+        values = np.load(file, allow_pickle=False)
     if not isinstance(values, np.ndarray):
         raise OctosimError(f"{path} cannot be read as .npy: it holds several arrays")
     if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):

@@ -19,7 +19,7 @@ from octosim import core, methods, train
 from octosim.engine import probes, registers
 from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
 from octosim.engine.quantizers import DEFAULT_ROUNDING, LARGEST_CODE
-from octosim.errors import OctosimError, sentence_of, suggest
+from octosim.errors import OctosimError, reading, suggest
 from octosim.files import open_regular, write_atomic
 from octosim.numerics import Accumulator, Requantization, Rounding, fixed_point
 
@@ -301,17 +301,12 @@ _CORNERS = (-128, 127, -127, 0, 1)
 
 def read_npz(path: Path) -> dict[str, Array]:
     """The arrays of an .npz file of at most VECTOR_BYTES unpacked; OctosimError where it is none."""
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            if sum(member.file_size for member in archive.infolist()) > VECTOR_BYTES:
-                raise OctosimError(f"{path} cannot be read as .npz: it unpacks to more than {VECTOR_BYTES:,} bytes")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-    except (OctosimError, MemoryError):
-        raise
-    except Exception as error:  # of zipfile, zlib, NumPy, or Python's parser, which reads a header
-        raise OctosimError(f"{path} cannot be read as .npz: {sentence_of(error)}") from None
+    with reading(path, ".npz"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        if sum(member.file_size for member in archive.infolist()) > VECTOR_BYTES:
+            raise OctosimError(f"{path} cannot be read as .npz: it unpacks to more than {VECTOR_BYTES:,} bytes")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
 
 def by_hand(
