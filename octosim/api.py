@@ -556,10 +556,9 @@ def _source(
         return workload.source(
             workload.Asked(model, named, dtype, inference, text, False, dict(parameters or {}), batchnorm)
         ), Path(model).name, batch_size  # fmt: skip
-    if method is None:
-        method = "fp32" if dtype in ("float32", "float16") else "octo"
+    method = workload.usual_method(dtype) if method is None else method
     made = methods.make(method, dict(parameters or {})) if isinstance(method, str) else method
-    if dtype is not None and (made.name == "fp32") != (dtype != "int8"):
+    if not workload.computes_in(made.name, dtype):
         raise OctosimError(f"method {made.name} does not compute in {dtype}")
     shape, count = graph.usual(model) if isinstance(model, str) else ((28, 28, 1), 10)
     shape, count = tuple(image or shape), classes or count

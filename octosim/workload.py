@@ -138,14 +138,24 @@ def _onnx(asked: Asked) -> Source:
     )  # fmt: skip
 
 
+def usual_method(dtype: str | None) -> str:
+    """The method that a type of products asks for."""
+    return "fp32" if dtype in ("float32", "float16") else "octo"
+
+
+def computes_in(method: str, dtype: str | None) -> bool:
+    """Whether a method, by its own name, has products of a type; None: of any."""
+    return dtype is None or (method == "fp32") == (dtype != "int8")
+
+
 def _own(asked: Asked) -> Source:
     from octosim import graph, methods
 
     if asked.lenient:
         raise OctosimError("--lenient is for ONNX files; octosim's own networks have no unknown operators")
     half = asked.dtype == "float16"
-    method = asked.method or {"float32": "fp32", "float16": "fp32"}.get(asked.dtype or "", "octo")
-    if asked.dtype is not None and (method == "fp32") != (asked.dtype != "int8"):
+    method = asked.method or usual_method(asked.dtype)
+    if not computes_in(method, asked.dtype):
         raise OctosimError(f"--method {method} does not compute in {asked.dtype}")
     shape, classes = graph.usual(asked.model)
     if asked.image:
