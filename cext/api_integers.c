@@ -5,7 +5,7 @@ static const int LARGEST = 127;
 
 int octo_copy_s8(int64_t n, const int8_t *x, int8_t *y) {
     CHECK_COUNT("copy", n);
-    EACH_SLICE(n, memcpy(y + first, x + first, (size_t)count));
+    EACH_SLICE(n, memmove(y + first, x + first, (size_t)count)); /* as octo_copy_f32 */
     return OCTO_OK;
 }
 

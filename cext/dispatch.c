@@ -213,12 +213,15 @@ struct scratch {
 
 static _Thread_local struct scratch buffers[OCTO_SLOTS];
 
+static void free_scratch(void *of_thread) {
+    for (struct scratch *each = of_thread, *end = each + OCTO_SLOTS; each < end; each++) {
+        free(each->memory);
+        *each = (struct scratch){0};
+    }
+}
+
 #ifndef _WIN32
 static pthread_key_t at_exit; /* of a thread: its scratch memory goes with it */
-
-static void free_scratch(void *of_thread) {
-    for (int i = 0; i < OCTO_SLOTS; i++) free(((struct scratch *)of_thread)[i].memory);
-}
 
 static void after_fork(void) { forked = 1; }
 
@@ -245,10 +248,5 @@ void *octo_scratch(enum octo_slot slot, int64_t bytes) {
 }
 
 void octo_trim(void) {
-    OCTO_PARALLEL(thread, octo_threads()) {
-        for (int i = 0; i < OCTO_SLOTS; i++) {
-            free(buffers[i].memory);
-            buffers[i] = (struct scratch){0};
-        }
-    }
+    OCTO_PARALLEL(thread, octo_threads()) free_scratch(buffers);
 }
