@@ -316,6 +316,19 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path, JSON_BYTES), str(path))
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata; OctosimError where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        open_regular(path).close()
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise OctosimError(f"{path} cannot be read: {error}") from None
+
+
 def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """The objects of a JSON-lines file, one by one, each with the offset of its end; none where there is no file.
 

@@ -22,6 +22,8 @@ ONNX_BYTES = 2 << 30
 """Of a file: protobuf reads no larger message."""
 SMALL = 4096
 """Elements of a constant that is computed while the nodes are walked."""
+LARGEST = 1 << 29
+"""Elements of a constant that is computed or sparse: 2 GiB of float32, as much as a file holds of one that is written out."""
 REFERENCE_OPSET = 21
 """For operators whose older versions onnx's reference has not, as DequantizeLinear before 19."""
 UNREPEATABLE = {
@@ -76,6 +78,8 @@ class OnnxModel:
             return None
 
     def _compute(self, node: Any) -> None:
+        for name in node.output:
+            refuse_large(f"{self.path}: node {title(node)}", self.shapes.get(name, ()))
         values = self._evaluate(node, [self.value(name) if name else None for name in node.input])
         for name, value in zip(node.output, values, strict=True):
             if name:
@@ -129,6 +133,8 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
 def _array(tensor: Any, path: Path) -> Array:
     from onnx import numpy_helper
 
+    if _is_sparse(tensor):
+        return _dense(tensor, path)
     try:
         return np.asarray(numpy_helper.to_array(tensor, str(path.parent)))
     except Exception as error:  # a file of weights that is not there, or shorter than the tensor
@@ -136,6 +142,32 @@ def _array(tensor: Any, path: Path) -> Array:
         where = f"its values are in {told!r}, which cannot be read" if told else "its values are damaged"
         text = "" if told else f" ({' '.join(str(error).split())[:100]})"
         raise OctosimError(f"{path}: tensor {tensor.name!r} of this ONNX file: {where}{text}") from None
+
+
+def _is_sparse(tensor: Any) -> bool:
+    return hasattr(tensor, "indices")
+
+
+def refuse_large(where: str, shape: Shape) -> None:
+    """OctosimError for a constant of more than LARGEST elements."""
+    if math.prod(shape) > LARGEST:
+        told = "x".join(map(str, shape))
+        raise OctosimError(f"{where}: a constant of the shape {told}, expected at most {LARGEST:,} elements")
+
+
+def _dense(sparse: Any, path: Path) -> Array:
+    """A sparse tensor with its zeros."""
+    where, shape = f"{path}: sparse tensor {sparse.values.name!r}", tuple(sparse.dims)
+    refuse_large(where, shape)
+    values, indices = _array(sparse.values, path), _array(sparse.indices, path)
+    sizes = (math.prod(shape),) if indices.ndim == 1 else shape
+    given = indices.reshape(len(indices), -1) if indices.ndim in (1, 2) else np.empty((0, 0))
+    fits = given.shape == (values.size, len(sizes)) and bool(np.all((given >= 0) & (given < np.array(sizes))))
+    if not fits:
+        raise OctosimError(f"{where}: its {len(given)} indices do not fit its {values.size} values and its shape")
+    dense = np.zeros(sizes, values.dtype)
+    dense[tuple(given.T)] = values.reshape(-1)
+    return dense.reshape(shape)
 
 
 def load(path: Path) -> Any:
@@ -196,7 +228,7 @@ def prepare(model: Any, path: Path, batch: int | None = None, shapes: dict[str, 
     for tensor in model.graph.initializer:
         _add_tensor(known, tensor.name, tensor)
     for sparse in model.graph.sparse_initializer:
-        _add_value(known, sparse.values.name, _dense(sparse, path))
+        _add_tensor(known, sparse.values.name, sparse)
     _read_inputs(known, model, batch, shapes or {})
     known.outputs = [value.name for value in model.graph.output]
     declared = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)}
@@ -212,8 +244,13 @@ def prepare(model: Any, path: Path, batch: int | None = None, shapes: dict[str, 
 
 
 def _add_tensor(known: OnnxModel, name: str, tensor: Any) -> None:
+    """tensor: an onnx.TensorProto or, of a constant most of whose elements are 0, an onnx.SparseTensorProto."""
+    shape = tuple(tensor.dims)
+    if min(shape, default=0) < 0:
+        told = "x".join(map(str, shape))
+        raise OctosimError(f"{known.path}: tensor {name!r} has the shape {told}, expected no negative size")
     known._tensors[name] = tensor
-    known.shapes[name], known.types[name] = tuple(tensor.dims), tensor.data_type
+    known.shapes[name], known.types[name] = shape, (tensor.values if _is_sparse(tensor) else tensor).data_type
     known.parameters.add(name)
     known.constants.add(name)
 
@@ -226,20 +263,6 @@ def _add_value(known: OnnxModel, name: str, value: Array, parameter: bool = True
     known.constants.add(name)
     if parameter:
         known.parameters.add(name)
-
-
-def _dense(sparse: Any, path: Path) -> Array:
-    """A sparse tensor with its zeros."""
-    values, indices = _array(sparse.values, path), _array(sparse.indices, path)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    try:
-        if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
-        else:
-            dense[tuple(indices.T)] = values
-    except IndexError:
-        raise OctosimError(f"{path}: sparse tensor {sparse.values.name!r}: its indices lie outside its shape") from None
-    return dense
 
 
 def _read_inputs(known: OnnxModel, model: Any, batch: int | None, shapes: dict[str, Shape]) -> None:
@@ -352,7 +375,7 @@ class _Walk:
                 _add_tensor(self.known, name, each.t)
                 return
             if each.name == "sparse_value":
-                _add_value(self.known, name, _dense(each.sparse_tensor, self.known.path))
+                _add_tensor(self.known, name, each.sparse_tensor)
                 return
         value = self.known._evaluate(node, [])[0]
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":

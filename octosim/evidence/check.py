@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,18 +97,27 @@ def read_tensor(path: Path) -> Array:
     return np.asarray(values.astype(np.int64))
 
 
-_HEX = re.compile(rb"[0-9a-fA-F]+")
-
-
 def _read_hex(path: Path, file: BinaryIO) -> Array:
     """The numbers of a hex file, a part at a time."""
     width, parts = 0, []
     while text := file.read(1 << 20) + file.readline(1 << 16):
-        words = [word for line in text.splitlines() for word in line.partition(b"//")[0].split()]
-        width = width or len(words[0] if words else b"")
-        if width > 15 or not all(len(word) == width and _HEX.fullmatch(word) for word in words):
+        if b"//" in text:
+            text = b"\n".join(line.partition(b"//")[0] for line in text.splitlines())
+        words = text.split()
+        if not words:
+            continue
+        width = width or len(words[0])
+        if width > 15 or any(len(word) != width for word in words):
             break
-        parts.append(np.array([int(word, 16) for word in words], np.int64))
+        odd = b"0" * (width % 2)
+        try:
+            digits = np.frombuffer(bytes.fromhex((odd + odd.join(words)).decode()), np.uint8)
+        except ValueError:
+            break
+        value = np.zeros(len(words), np.int64)
+        for column in digits.reshape(len(words), -1).T:
+            value = value << 8 | column
+        parts.append(value)
     else:
         if width:
             values = np.concatenate(parts)

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 from octosim.engine.graph import as_graph
 from octosim.errors import OctosimError
-from octosim.files import is_onnx, write_atomic
+from octosim.files import is_onnx, read_tensors, write_atomic
 from octosim.graph import onnx
 from octosim.graph.model_file import read_file, to_toml
 from octosim.graph.onnx import Imported
@@ -51,11 +50,7 @@ def _load(path: Path, version: tuple[tuple[int, int], ...]) -> Imported:
     network = as_graph(read_file(path / MODEL))
     if not (path / WEIGHTS).exists():
         return Imported(network, {})
-    try:
-        with safe_open(path / WEIGHTS, framework="numpy") as file:
-            return Imported(network, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise OctosimError(f"{path / WEIGHTS} cannot be read: {error}") from None
+    return Imported(network, read_tensors(path / WEIGHTS)[0])
 
 
 def save(imported: Imported, folder: Path) -> None:

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 import octosim
@@ -44,7 +43,16 @@ from octosim.engine.network import Network, is_covered
 from octosim.engine.nodes import Array, Method
 from octosim.engine.selection import trained
 from octosim.errors import OctosimError
-from octosim.files import environment, locked, open_regular, parse_json, read_bytes, read_json, read_lines, write_atomic
+from octosim.files import (
+    environment,
+    locked,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_lines,
+    read_tensors,
+    write_atomic,
+)
 from octosim.integrity import (
     LINES,
     Part,
@@ -58,7 +66,7 @@ from octosim.integrity import (
     sha256_of,
 )
 from octosim.train.config import Config, from_json
-from octosim.train.initial import digest_of, read_tensors
+from octosim.train.initial import digest_of
 from octosim.train.run import Data, Run, load_data
 
 FORMAT = 1
@@ -253,7 +261,7 @@ def _own_data(folder: Path, content: dict[str, Any], config: Config, place: str 
 
 def _initial_tensors(folder: Path, content: dict[str, Any]) -> dict[str, Array]:
     """The tensors that a run began with; OctosimError where they are not those of its manifest."""
-    tensors, told = read_tensors(folder / INIT), content["decides"].get("init")
+    (tensors, _), told = read_tensors(folder / INIT), content["decides"].get("init")
     if not isinstance(told, dict) or told.get("sha256") != digest_of(tensors):
         raise OctosimError(f"{folder / INIT}: its tensors are not those that the run began with; the file is damaged")
     return tensors
@@ -411,13 +419,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     path = folder / "checkpoint.safetensors"
     if not os.path.lexists(path):
         return None
-    try:
-        open_regular(path).close()
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise OctosimError(f"{path} cannot be read: {error}") from None
+    tensors, metadata = read_tensors(path)
     if "octosim" in metadata:
         about = parse_json(metadata["octosim"].encode(errors="surrogatepass"), f"{path}: its metadata")
     else:

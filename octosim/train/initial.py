@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from octosim import graph
 from octosim.engine import Network
 from octosim.engine.nodes import INPUT_RANGE, Array
 from octosim.errors import ArgumentError, OctosimError
-from octosim.files import is_onnx, open_regular
+from octosim.files import is_onnx, parse_json, read_tensors
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 SLOT = "optimizer."
@@ -23,21 +22,11 @@ LISTED = 6
 """Tensors that a sentence names."""
 
 
-def read_tensors(path: Path) -> dict[str, Array]:
-    """The tensors of a safetensors file by name; OctosimError where it cannot be read."""
-    try:
-        open_regular(path).close()
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise OctosimError(f"{path} cannot be read: {error}") from None
-
-
 def read(source: str) -> dict[str, Array]:
     """The tensors of a run directory (without an optimizer's), of a folder that `octosim import` made, of a safetensors file or
     of an ONNX file.
 
-    OctosimError where there are none.
+    OctosimError where there are none, or where a checkpoint's are not those that were saved.
     """
     path = Path(source)
     if os.path.isdir(path):
@@ -51,7 +40,12 @@ def read(source: str) -> dict[str, Array]:
         return graph.load(path).weights
     elif path.suffix.lower() != ".safetensors":
         raise ArgumentError(f"{{init}} {source}: expected a run directory, an imported network, a .safetensors or .onnx file")
-    return {name: tensor for name, tensor in read_tensors(path).items() if not name.startswith(SLOT)}
+    tensors, metadata = read_tensors(path)
+    if "octosim" in metadata:
+        about = parse_json(metadata["octosim"].encode(errors="surrogatepass"), f"{path}: its metadata")
+        if isinstance(about, dict) and about.get("sha256", "") not in ("", digest_of(tensors)):
+            raise OctosimError(f"{path}: its tensors are not as they were saved; the checkpoint is damaged")
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(SLOT)}
 
 
 def digest_of(tensors: dict[str, Array]) -> str:

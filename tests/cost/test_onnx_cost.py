@@ -13,6 +13,7 @@ onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
 from kit.onnx_nets import NETS, Builder, build  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from octosim import onnxfile  # noqa: E402
 from octosim.cost import onnx as onnx_ops  # noqa: E402
 from octosim.errors import OctosimError  # noqa: E402
 from octosim.trace import Op  # noqa: E402
@@ -147,6 +148,41 @@ def test_local_functions_and_sparse_weights(tmp_path: Path) -> None:
     sparse = [helper.make_sparse_tensor(values, indices, [4, 4])]
     path = save(tmp_path / "s.onnx", [node("MatMul", ["x", "w"], ["y"])], {"x": ("N", 4)}, {}, "y", sparse=sparse)
     assert macs(onnx_ops.ops(path)) == 16
+
+
+@pytest.mark.parametrize(
+    "shape, indices, words",
+    [
+        ([1 << 20, 1 << 20], [0], "a constant of the shape 1048576x1048576, expected at most 536,870,912 elements"),
+        ([4, 4], [16], "its 1 indices do not fit its 1 values and its shape"),
+        ([4, 4], [0, 1], "its 2 indices do not fit"),
+        ([4, 4], [[0, 1, 2]], "its 1 indices do not fit"),
+        ([-4, 4], [0], "has the shape -4x4, expected no negative size"),
+    ],
+)
+def test_hostile_sparse_weights(shape: list[int], indices: list[Any], words: str, tmp_path: Path) -> None:
+    sparse = onnx.SparseTensorProto(dims=shape, values=numpy_helper.from_array(np.ones(1, F), "w"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.array(indices), "i"))
+    path = save(tmp_path / "s.onnx", [node("MatMul", ["x", "w"], ["y"])], {"x": ("N", 4)}, {}, "y", sparse=[sparse])
+    with pytest.raises(OctosimError, match=words):
+        onnxfile.read(path).value("w")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [node("ConstantOfShape", ["n"], ["c"])],
+        [node("ConstantOfShape", ["one"], ["a"]), node("Expand", ["a", "n"], ["c"])],
+        [node("ConstantOfShape", ["one"], ["a"]), node("Tile", ["a", "n"], ["c"])],
+    ],
+)
+def test_a_constant_larger_than_any_memory(made: list[Any], tmp_path: Path) -> None:
+    """Its size is known before it is computed."""
+    sizes = {"n": np.array([1 << 20, 1 << 20, 4]), "one": np.array([1, 1, 4])}
+    path = save(tmp_path / "c.onnx", [*made, node("Mul", ["x", "c"], ["y"])], {"x": ("N", 4)}, sizes, "y")
+    known = onnxfile.read(path)
+    with pytest.raises(OctosimError, match="a constant of the shape 1048576x1048576x"):
+        known.value("c")
 
 
 def test_sizes_of_inputs(tmp_path: Path) -> None:

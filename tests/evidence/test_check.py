@@ -374,3 +374,22 @@ def test_headers(kind: str, header: bytes, tmp_path: Path) -> None:
     with pytest.raises(OctosimError) as caught:
         reader(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("00\nff\n80 // the least\n\n7f\n", [0, -1, -128, 127]), ("abc\r\n7ff", [-1348, 2047]), ("f\n7\n", [-1, 7]),
+        ("// x\n" * 300_000 + "0001\n", [1]), ("deadbeef", [-559038737]), ("000001 ffffff", [1, -1]),
+    ],
+)  # fmt: skip
+def test_hex_files(text: str, values: list[int], tmp_path: Path) -> None:
+    (tmp_path / "x.hex").write_text(text)
+    assert checker.read_tensor(tmp_path / "x.hex").tolist() == values
+
+
+@pytest.mark.parametrize("text", ["00\nzz", "0\n00", "", "// 00\n", "0_1\n123", "+1\n-1", "0 0x", "é" * 2, "0" * 16])
+def test_hex_files_that_are_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.hex").write_text(text, encoding="utf-8")
+    with pytest.raises(OctosimError, match="x.hex: expected a .npy file, or hexadecimal numbers of the same number of digits"):
+        checker.read_tensor(tmp_path / "x.hex")

@@ -475,6 +475,16 @@ def test_broken_or_strange_weights(tmp_path: Path) -> None:
         run_of(init=str(path))
 
 
+def test_a_damaged_run_is_none_to_begin_with(source: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(source, tmp_path / "run") / "checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for given in (tmp_path / "run", path):
+        with pytest.raises(OctosimError, match="checkpoint.safetensors: its tensors are not as they were saved"):
+            run_of(init=str(given))
+
+
 def test_cost_prices_the_shorter_step() -> None:
     """Of the last layers of resnet20: less time, less memory, as the plan of that step has them."""
     from octosim.hardware import load
