@@ -143,8 +143,9 @@ class _Watch(core.Probe):
 def probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> list[_Call]:
     """The calls of a step on noise, in STEPS steps after some that do not count."""
     rng = np.random.default_rng(1)
-    images = rng.integers(0, 256, (probe.batch, *probe.images), np.uint8)
-    labels = rng.integers(0, 10, probe.batch, np.uint8)
+    count = probe.batch * (WARM_UP + STEPS)  # one epoch: at the beginning of each some methods do more
+    images = rng.integers(0, 256, (count, *probe.images), np.uint8)
+    labels = rng.integers(0, 10, count, np.uint8)
     data = Dataset("noise", images, labels, images[:1], labels[:1], tuple("0123456789"), "")
     made = methods.METHODS[method]
     layers = probe.layers if made.batchnorm else _without_norm(probe.layers)
@@ -153,11 +154,8 @@ def probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> list[_
     run.records = True
     watch = _Watch(clock)
     for _ in range(WARM_UP + STEPS):
-        if run.step >= run.steps_per_epoch:
-            run.step = 0
         run.train_step(watch=watch)
-    if not watch.seconds:
-        return []
+    assert len(watch.seconds) >= STEPS, f"{method}: a step that is not recorded"
     medians = np.median(watch.seconds[-STEPS:], axis=0)
     return [_Call(op, float(sum(medians[at] for at in some))) for op, some in plan.merged(watch.calls)]
 
