@@ -24,6 +24,7 @@ from octosim.engine import plan
 from octosim.errors import ArgumentError, OctosimError
 from octosim.files import environment
 from octosim.hardware import state
+from octosim.methods import METHODS
 from octosim.train import Config, Run
 
 FORMAT = 1
@@ -151,11 +152,10 @@ def step_bench(
     unknown = sorted(set(against) - {"torch"})
     if unknown:
         raise ArgumentError(f"{{against}}: unknown peer '{unknown[0]}' (known: torch)")
-    if config.lr is None:
-        config = replace(config, lr=LR)
     configs = [config]
     if config.method != "fp32":
         configs.append(Config(**{**vars(config), "method": "fp32", "parameters": {}}))
+    configs = [c if c.lr is not None or "lr" in METHODS[c.method].unused else replace(c, lr=LR) for c in configs]
     runs = [Run(c) for c in configs]
     clocks, totals = [Clock(clock) for _ in runs], [[] for _ in runs]  # type: list[Clock], list[list[float]]
     steps = [stepper(*three) for three in zip(runs, clocks, totals, strict=True)]
