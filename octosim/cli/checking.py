@@ -56,7 +56,7 @@ def golden(
     threads: Threads = None,
     json_: AsJson = False,
 ) -> None:
-    """Forward and backward test vectors for kernel and RTL authors: .npz, hex, a C header, and a C program that checks it.
+    """Forward and backward test vectors for kernel and RTL authors: .npz, hex, a C header, a C program and a Verilog testbench.
 
     Of a step of a run, or of a layer by its shape.
 
@@ -87,6 +87,7 @@ def golden(
     for row in rows:
         say(f"{row['layer']}: {', '.join(row['passes'])}: {row['npz']}, {row['header']}")
         say(f"  for $readmemh: {', '.join(row['hex'].values())}")
+    say(f"shapes, order of axes, register, files: {rows[0]['manifest']}")
     for row in rows:
         checker = Path(row["checker"])
         say(f"to check: cc {shell_word(checker)} -o {shell_word(checker.stem)} && ./{shell_word(checker.stem)}")

@@ -206,7 +206,7 @@ def report(
     ] = [],  # noqa: B006
     figures: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for the figures as SVG and PNG files; of a .md page, OUT-figures if not given."),
+        typer.Option(help="Folder for the figures as SVG, PNG and PDF files; of a .md page, OUT-figures if not given."),
     ] = None,
     json_: AsJson = False,
 ) -> None:

@@ -20,7 +20,7 @@ from octosim.engine import probes, registers
 from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
 from octosim.engine.quantizers import DEFAULT_ROUNDING, LARGEST_CODE
 from octosim.errors import OctosimError, reading, suggest
-from octosim.files import open_regular, write_atomic
+from octosim.files import open_regular, read_json, write_atomic
 from octosim.numerics import Accumulator, Requantization, Rounding, fixed_point
 
 VECTOR_BYTES = 1 << 30
@@ -28,6 +28,8 @@ VECTOR_BYTES = 1 << 30
 CHECKER = Path(__file__).with_name("golden_check.c")
 TESTBENCH = Path(__file__).with_name("golden_tb.v")
 SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums' name in both files
+MANIFEST = "vectors.json"  # a folder with a manifest.json is a run directory
+KIND = "golden vectors"
 
 
 def _geometry(product: Product) -> dict[str, int]:
@@ -176,14 +178,87 @@ def testbench(layer: str, numbers: dict[str, Any]) -> str:
     return text.replace("@MODULE@", re.sub(r"\W", "_", layer)).replace("@LAYER@", layer)
 
 
+# ---- the manifest --------------------------------------------------
+
+_AXES = {
+    "x": ("batch", "row", "column", "channel"),
+    "w": ("filter", "kernel row", "kernel column", "channel"),
+    "dy": ("batch", "output row", "output column", "filter"),
+}
+_LINEAR_AXES = {"x": ("batch", "input"), "w": ("output", "input"), "dy": ("batch", "output")}
+_LIKE = {"forward": "dy", "dw": "w", "dx": "x"}  # the operand that has the axes of a pass's sums
+_OPERANDS = {"forward": ("x", "w"), "dW": ("x", "dy"), "dX": ("dy", "w")}
+_ORDER = {
+    "forward": ("kernel row", "kernel column", "channel"),
+    "dW": ("batch", "output row", "output column"),
+    "dX": ("kernel row", "kernel column", "filter"),
+}
+"""Of the products in a sum: the axes that it runs over, the last one fastest."""
+_LINEAR_ORDER = {"forward": ("input",), "dW": ("batch",), "dX": ("output",)}
+
+
+def layers_there(folder: Path) -> dict[str, Any]:
+    """The layers in a folder's manifest, by name; OctosimError where its vectors.json is something else."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    layers = content.get("layers") if isinstance(content, dict) and content.get("kind") == KIND else None
+    if not isinstance(layers, dict):
+        raise OctosimError(f"{path} is not of octosim golden and would be replaced; choose another folder")
+    return {name: entry for name, entry in layers.items() if (folder / f"{name}.npz").exists()}
+
+
+def _entry(product: Product, about: dict[str, Any], numbers: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:
+    """What a testbench generator needs of a layer: tensors with dtype, shape, axes and file, sums with register and order."""
+    linear, depthwise = isinstance(product, FullProduct), isinstance(product, Depthwise)
+    shapes = dict(zip(("x", "w", "dy"), registers.shapes(product), strict=True))
+    axes = _LINEAR_AXES if linear else _AXES
+    tensors: dict[str, Any] = {}
+    for name, path in files.items():
+        values = numbers[name]
+        stem, _, kind = name.partition("_")
+        like, whole = _LIKE.get(stem, stem), kind in ("", "codes")  # else one number for each index of the last axis
+        tensors[name] = {
+            "file": path.name, "dtype": values.dtype.name, "bits": 8 * values.itemsize, "elements": values.size,
+            "shape": list(shapes[like]) if whole else [values.size], "axes": list(axes[like] if whole else axes[like][-1:]),
+        }  # fmt: skip
+    for name in ("x", "w", "dy"):
+        scale = numbers.get(f"{name}_scale")
+        if scale is not None and np.isfinite(scale):
+            tensors[name] |= {"scale": float(scale), "zero": int(numbers[f"{name}_zero"])}
+    requantize = about.get("requantize") or {"how": Requantization.SINGLE_ROUNDING.value, "rounding": Rounding.HALF_UP.value}
+    passes = {}
+    for pass_, sums in SUMS.items():
+        if sums in numbers:
+            order = (_LINEAR_ORDER if linear else _ORDER)[pass_]
+            passes[pass_] = {
+                "operands": list(_OPERANDS[pass_]), "sums": sums, "codes": f"{sums}_codes",
+                "order": [axis for axis in order if not (depthwise and axis in ("channel", "filter"))],
+                "multiplier": np.atleast_1d(numbers[f"{sums}_multiplier"]).tolist(),
+                "shift": np.atleast_1d(numbers[f"{sums}_shift"]).tolist(),
+            }  # fmt: skip
+    return {
+        "kind": "linear" if linear else "depthwise" if depthwise else "conv",
+        "about": about,
+        "sizes": _geometry(product),
+        "padding": int(numbers["x_zero"]),
+        "register": {key: numbers[key] for key in ("bits", "saturate", "group", "pair_bits", "unsigned")},
+        "requantize": requantize | {"lowest": -LARGEST_CODE, "highest": LARGEST_CODE},
+        "passes": passes,
+        "tensors": tensors,
+    }
+
+
 def golden(
     folder: Path, step: int, layer: str | None, out: Path, progress: Callable[[int, int], None] | None = None
 ) -> list[dict[str, Any]]:
     """Replays a run to a step and writes LAYER.npz, LAYER.h, LAYER_check.c, LAYER_tb.v and a hex file LAYER_TENSOR.hex for each
-    integer tensor, of one weighted layer or of all.
+    integer tensor, of one weighted layer or of all, and vectors.json, which describes them.
 
     Returns a row a layer: its name, its passes, and its files.
     """
+    layers_there(out)
     run = train.replay(folder)
     nodes = {node.name: node for node in run.network.nodes if node.layer.weighted}
     if layer is not None and layer not in nodes:
@@ -212,14 +287,19 @@ def golden(
             "parameters": methods.parameters(run.method),
         }
         numbers_and_params = numbers | {f"param_{name}": v for (own, name), v in params.items() if own == node.name}
-        made.append((node.name, about, numbers, numbers_and_params))
+        product, _ = observed.products[node.name, "forward"]
+        made.append((node.name, product, about, numbers, numbers_and_params))
     return [write(out, *each) for each in made]
 
 
 def write(
-    out: Path, name: str, about: dict[str, Any], numbers: dict[str, Any], everything: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Writes a layer's files into a folder; returns its name, its passes, and its files.  everything: for the .npz alone."""
+    out: Path, name: str, product: Product, about: dict[str, Any], numbers: dict[str, Any],
+    everything: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes a layer's files into a folder, and the layer into its manifest; returns name, passes and files.
+
+    everything: for the .npz alone.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -237,6 +317,10 @@ def write(
     listed = {key: out / f"{name}_{key}.hex" for key in tensors}
     for key, values in tensors.items():
         write_atomic(listed[key], hex_lines(values).encode())
+    entry = _entry(product, about, numbers, listed) | {"files": {kind: path.name for kind, path in files.items()}}
+    content = {"format": 1, "kind": KIND, "layers": layers_there(out) | {name: entry}}
+    files["manifest"] = out / MANIFEST
+    write_atomic(files["manifest"], (json.dumps(content, indent=1) + "\n").encode())
     passes = [pass_ for pass_, sums in SUMS.items() if sums in numbers]
     about_files = {kind: str(path) for kind, path in files.items()}
     return {"layer": name, "passes": passes} | about_files | {"hex": {key: str(path) for key, path in listed.items()}}
@@ -313,6 +397,7 @@ def by_hand(
     shape: str, given: str | Path, accumulator: Accumulator, arithmetic: Arithmetic, out: Path, x_zero: int = 0, seed: int = 0
 ) -> dict[str, Any]:
     """Vectors of a layer without a run: see `parse_shape`, `operands` and `write`.  x_zero: the code that padding holds."""
+    layers_there(out)
     product = parse_shape(shape)
     if not -128 <= x_zero <= 127:
         raise OctosimError(f"the zero point must be in -128 .. 127, not {x_zero}")
@@ -325,7 +410,7 @@ def by_hand(
     requantize = {"how": arithmetic.how.value, "rounding": rounding, "per_channel": arithmetic.per_channel}
     about = {"octosim": octosim.__version__, "shape": shape, "operands": str(given), "seed": seed, "layer": "layer",
              "accumulator": accumulator.text, "requantize": requantize}  # fmt: skip
-    return write(out, "layer", about, numbers)
+    return write(out, "layer", product, about, numbers)
 
 
 def all_sums(product: Product, held: dict[str, Array], accumulator: Accumulator, x_zero: int = 0) -> dict[str, Array]:

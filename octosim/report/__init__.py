@@ -109,7 +109,7 @@ def write_report(
     command:  the command that remakes the page, shown on it; made from the arguments when None.
     profiles: devices for which the runs' time, energy and memory are predicted.
     step_of:  makes the operations that are priced on them: `octosim.train.step_of`.
-    pictures: folder for the figures as SVG and PNG files; of Markdown, which links them, OUT-figures when None.
+    pictures: folder for the figures as SVG, PNG and PDF files; of Markdown, which links them, OUT-figures when None.
     Returns {"runs": int, "benches": int, "skipped": [(path, reason), ...]}.
     Raises OctosimError when nothing readable was found, for an unknown profile, or when a file cannot be written.
     """

@@ -20,7 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from octosim.outcome import is_classifier
-from octosim.report.read import lookup
+from octosim.report.read import Run, lookup
+from octosim.report.states import is_at_chance
 from octosim.report.tables import Group, last_value, milliseconds, percent, plural
 
 
@@ -56,6 +57,7 @@ PREDICTED, MEASURED = COLOURS[0], COLOURS[1]
 
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: smaller, selectable, in the reader's font
+    "pdf.fonttype": 42,  # fonts that publishers take
     "svg.hashsalt": "octosim",  # same input, same bytes
     "text.parse_math": False,  # a "$" in a layer's name is a "$"
     "font.family": "sans-serif",
@@ -75,7 +77,7 @@ class Figures:
     """Draws figures and numbers them, so that ids stay unique on the page."""
 
     def __init__(self, files: bool = False) -> None:
-        """files: also make each figure as SVG and PNG files."""
+        """files: also make each figure as SVG, PNG and PDF files."""
         self.made: list[Figure] = []
         self.files = files
         self._names: Counter[str] = Counter()
@@ -120,7 +122,11 @@ def _files(canvas: Canvas, name: str, title: str, legend: Legend) -> dict[str, b
         labels = [key[1] if len(key[1]) <= 80 else key[1][:79] + "…" for key in keys]
         canvas.legend([key[2] for key in keys], labels, loc="outside lower left", fontsize=8, frameon=False)
     made = {}
-    for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160, "metadata": {"Software": None}})):
+    kinds: dict[str, dict[str, Any]] = {
+        "svg": {"metadata": {"Date": None}}, "png": {"dpi": 160, "metadata": {"Software": None}},
+        "pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}},
+    }  # fmt: skip
+    for kind, options in kinds.items():
         content = io.BytesIO()
         canvas.savefig(content, format=kind, **options)
         made[f"{name}.{kind}"] = content.getvalue()
@@ -189,6 +195,17 @@ def useful_range(values: Sequence[float], reach: float = 3.0) -> tuple[float, fl
     return low - margin, high + margin
 
 
+def accuracy_axis(runs: Iterable[Run]) -> tuple[float, float]:
+    """The lowest and highest test accuracy (%) for an axis: of the runs above chance, without those far below the others.
+
+    Without a run above chance: of all.
+    """
+    values = [(100 * run.records["test_accuracy"].dropna(), is_at_chance(run)) for run in runs]
+    drawn = [each for each, stuck in values if len(each) and not stuck] or [each for each, _ in values if len(each)]
+    lowest = [float(each.min()) for each in drawn]
+    return max(min(lowest), useful_range(lowest)[0]), max(float(each.max()) for each in drawn)
+
+
 FEW_LINES = 4  # configurations that one plot shows well; more get a panel each
 
 
@@ -237,7 +254,7 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
     everything = [line for part in (*(part for _, part in values), reference) for line in part]
     low, high = min(line.min() for line in everything), max(line.max() for line in everything)
     if column == "test_accuracy":  # a run at chance does not flatten the others, nor one far off in its loss
-        low = max(low, useful_range([line.min() for line in everything])[0])
+        low, high = accuracy_axis(run for group in groups for run in group.runs)
     else:
         tops = sorted(max(line.max() for line in part) for _, part in values if part) or [high]
         high = max(tops[len(tops) // 2], *(line.max() for line in reference)) if reference else tops[-1]
@@ -365,16 +382,20 @@ def _test_figure(figures: Figures, title: str, groups: Sequence[Group], column: 
         axes.set_xlabel(axis.capitalize())
         axes.set_ylabel(_axis(column))
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if is_accuracy:
+            low, high = accuracy_axis(run for group in groups for run in group.runs)
+            margin = 0.05 * (high - low) or 1.0
+            axes.set_ylim(low - margin, high + margin)
+            _mark_ends_off_the_frame(axes, [100 * last for _, last in lasts])
         return _lines_legend(groups)
 
     what = "Accuracy" if is_accuracy else "Mean squared error"
     caption = f"{what} on the test images after each evaluation, by {axis}, one line a run. The axis does not start at 0."
-    ends = "; ".join(
-        f"{run.name}: {percent(last) if is_accuracy else f'{last:.4g}'}"
-        for group in groups
-        for run in group.runs
-        if (last := last_value(run.records[column])) is not None
-    )
+    if is_accuracy:
+        caption += " Runs at chance and far off are cut off; triangles name those that end off the frame."
+    runs = (run for group in groups for run in group.runs)
+    lasts = [(run.name, last) for run in runs if (last := last_value(run.records[column])) is not None]
+    ends = "; ".join(f"{name}: {percent(last) if is_accuracy else f'{last:.4g}'}" for name, last in lasts)
     return figures.make(title, f"Line chart of {TESTED[column]} by {axis}. Last values: {ends}.", 3.5, paint, caption)
 
 

@@ -25,10 +25,13 @@ def state_of(run: Run) -> State:
             step = 1 + (0 if run.records.empty else int(run.records["step"].iloc[-1]))
             return State(*failed(run.failure, step))
         return State("unfinished", "" if run.records.empty else f"step {int(run.records['step'].iloc[-1])}")
+    return State("at chance" if is_at_chance(run) else "finished")
+
+
+def is_at_chance(run: Run) -> bool:
+    """Whether the last evaluation of a run, finished or not, is no better than guessing."""
     accuracy, guessing = last_value(run.records["test_accuracy"]), chance(run.decides)
-    if accuracy is not None and guessing is not None and accuracy <= guessing:
-        return State("at chance")
-    return State("finished")
+    return accuracy is not None and guessing is not None and accuracy <= guessing
 
 
 def states_text(group: Group) -> str:

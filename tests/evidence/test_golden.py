@@ -19,7 +19,7 @@ from octosim.engine import nodes, quantizers
 from octosim.engine.registers import InRegister, Registers
 from octosim.errors import OctosimError
 from octosim.evidence import golden
-from octosim.numerics import ACCUMULATORS
+from octosim.numerics import ACCUMULATORS, Rounding, find
 
 CC = shutil.which("cc")
 needs_cc = pytest.mark.skipif(CC is None, reason="needs a C compiler")
@@ -213,4 +213,101 @@ def test_command_line(model: str, tmp_path: Path) -> None:
     (row,) = rows
     assert set(row.pop("hex")) >= {"x", "w", "dy"}
     assert row == {"layer": "conv1", "passes": ["forward", "dW"], "npz": "v/conv1.npz", "header": "v/conv1.h",
-                   "checker": "v/conv1_check.c", "testbench": "v/conv1_tb.v"}  # fmt: skip
+                   "checker": "v/conv1_check.c", "testbench": "v/conv1_tb.v", "manifest": "v/vectors.json"}  # fmt: skip
+
+
+# ---- the manifest: all that a generator of testbenches reads --------------------------------------------------
+
+
+def narrow(value: int, bits: int, saturate: bool) -> int:
+    limit = 1 << (bits - 1)
+    return max(-limit, min(limit - 1, value)) if saturate else (value + limit) % (2 * limit) - limit
+
+
+def in_register(products: list[tuple[int, int]], register: dict[str, int]) -> int:
+    """A sum as the manifest describes its register."""
+    total, low = 0, 128 if register["unsigned"] else 0
+    for start in range(0, len(products), register["group"]):
+        group = [(data + low) * other for data, other in products[start : start + register["group"]]]
+        pairs = [sum(group[i : i + 2]) for i in range(0, len(group), 2)]
+        if register["pair_bits"]:
+            pairs = [narrow(pair, register["pair_bits"], True) for pair in pairs]
+        total = narrow(total + sum(pairs), register["bits"], bool(register["saturate"]))
+    return narrow(total - low * sum(other for _, other in products), 32, False)
+
+
+def sums_of(folder: Path, entry: dict, pass_: str) -> list[int]:
+    """A pass's sums, of the manifest and the hex files alone."""
+    sizes, how, tensors = entry["sizes"], entry["passes"][pass_], entry["tensors"]
+    held = {name: read_hex(folder, tensors[name]) for name in how["operands"]}
+    lengths = {axis: n for t in tensors.values() for axis, n in zip(t["axes"], t["shape"], strict=True) if axis != "channel"}
+    lengths["channel"] = sizes["depth"] if pass_ == "dW" else sizes["channels"]
+
+    def at(name: str, place: dict[str, int]) -> int:
+        index = []
+        for axis, length in zip(tensors[name]["axes"], tensors[name]["shape"], strict=True):
+            where = place.get(axis)
+            for whole, kernel, pixel in (("output row", "kernel row", "row"), ("output column", "kernel column", "column")):
+                if axis == pixel and where is None:
+                    where = place[whole] * sizes["stride"] + place[kernel] - sizes["pad"]
+                if axis == whole and where is None:
+                    where, rest = divmod(place[pixel] + sizes["pad"] - place[kernel], sizes["stride"])
+                    where = -1 if rest else where
+            if entry["kind"] == "depthwise" and axis in ("channel", "filter"):
+                where = 0 if name == "w" and axis == "channel" else place.get("filter", place.get("channel"))
+                where = place["channel"] if pass_ == "dX" and not (name == "w" and axis == "channel") else where
+            if not 0 <= where < length:
+                return entry["padding"] if name == "x" else 0
+            index.append(where)
+        return int(held[name][tuple(index)])
+
+    out = tensors[how["sums"]]
+    found = []
+    for output in np.ndindex(*out["shape"]):
+        place = dict(zip(out["axes"], output, strict=True))
+        inner = [place | dict(zip(how["order"], i, strict=True)) for i in np.ndindex(*(lengths[axis] for axis in how["order"]))]
+        found.append(in_register([tuple(at(name, each) for name in how["operands"]) for each in inner], entry["register"]))
+    return found
+
+
+def read_hex(folder: Path, tensor: dict) -> np.ndarray:
+    words = np.array([int(line, 16) for line in (folder / tensor["file"]).read_text().split()], f"uint{tensor['bits']}")
+    assert words.size == tensor["elements"] == math.prod(tensor["shape"])
+    return words.astype(tensor["dtype"]).reshape(tensor["shape"])
+
+
+@pytest.mark.parametrize("accumulator", ["acc16", "acc12-wrap", "maddubs", "vpdpbusds"])
+@pytest.mark.parametrize("shape", [
+    "conv,x=2x5x4x3,filters=4,kernel=3x2,stride=2,pad=1", "depthwise,x=2x4x4x3,kernel=3,pad=1", "linear,x=3x7,units=5",
+])  # fmt: skip
+def test_the_manifest_describes_the_files(shape: str, accumulator: str, tmp_path: Path) -> None:
+    """Sums and codes of every pass again, of what vectors.json says and the hex files hold."""
+    arithmetic = golden.Arithmetic(rounding=Rounding.FLOOR, per_channel=True)
+    row = golden.by_hand(shape, "random", find(accumulator), arithmetic, tmp_path, x_zero=-3)
+    (entry,) = json.loads(Path(row["manifest"]).read_text())["layers"].values()
+    named = {tensor["file"] for tensor in entry["tensors"].values()} | set(entry["files"].values())
+    assert named | {"vectors.json"} == {path.name for path in tmp_path.iterdir()}
+    assert set(entry["passes"]) == {"forward", "dW", "dX"}
+    for pass_, how in entry["passes"].items():
+        sums = read_hex(tmp_path, entry["tensors"][how["sums"]])
+        assert sums_of(tmp_path, entry, pass_) == sums.ravel().tolist(), pass_
+        codes = (sums * np.array(how["multiplier"], np.int64)) >> np.array(how["shift"])
+        low, high = entry["requantize"]["lowest"], entry["requantize"]["highest"]
+        assert np.array_equal(codes.clip(low, high), read_hex(tmp_path, entry["tensors"][how["codes"]]))
+
+
+def test_manifests_of_runs(model: str, tmp_path: Path) -> None:
+    """Layers of one folder stand in one manifest, with scales; another's vectors.json is not replaced."""
+    made(model, tmp_path, layer="conv2")
+    golden.golden(tmp_path / "run", 2, "fc1", tmp_path / "vectors")
+    layers = json.loads((tmp_path / "vectors" / "vectors.json").read_text())["layers"]
+    assert set(layers) == {"conv2", "fc1"} and layers["conv2"]["about"]["step"] == 2
+    with np.load(tmp_path / "vectors" / "conv2.npz") as v:
+        for name, tensor in layers["conv2"]["tensors"].items():
+            assert v[name].shape == tuple(tensor["shape"]) and v[name].dtype == tensor["dtype"]
+        assert np.float32(layers["conv2"]["tensors"]["x"]["scale"]) == v["x_scale"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "vectors.json").write_text('{"kind": "mine"}')
+    with pytest.raises(OctosimError, match=r"mine/vectors.json is not of octosim golden"):
+        golden.golden(tmp_path / "run", 2, "fc1", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["vectors.json"]

@@ -183,8 +183,10 @@ def test_markdown_links_its_pictures(study, tmp_path):
     linked = re.findall(r"^!\[.+\]\((.+)\)$", text, re.M)
     assert len(linked) >= 5 and all((tmp_path / link.replace("%20", " ")).stat().st_size > 1000 for link in linked)
     folder = tmp_path / "a b-figures"
-    assert {path.suffix for path in folder.iterdir()} == {".svg", ".png"} and len(list(folder.iterdir())) == 2 * len(linked)
+    assert {path.suffix for path in folder.iterdir()} == {".svg", ".png", ".pdf"}
+    assert len(list(folder.iterdir())) == 3 * len(linked)
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in folder.glob("*.png"))
+    assert all(path.read_bytes()[:5] == b"%PDF-" for path in folder.glob("*.pdf"))
     for block in re.findall(r"(?:^\|.*\|$\n)+", text, re.M):  # tables have as many cells in every line
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     headings = [len(marks) for marks in re.findall(r"^(#+) ", text, re.M)]

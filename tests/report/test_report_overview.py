@@ -9,7 +9,7 @@ from kit.pages import make_run
 
 from octosim import hardware, train
 from octosim.cost import compare
-from octosim.report import overview, read, states, tables, write_report
+from octosim.report import figures, overview, read, states, tables, write_report
 from octosim.report.devices import prices
 
 
@@ -169,6 +169,29 @@ def test_useful_range_leaves_out_what_is_far_off():
     assert low < 50 and high > 60
 
 
+def test_runs_at_chance_do_not_flatten_the_axis_of_accuracy(study, tmp_path):
+    """Nor do runs far off, however many are at chance; the plot of a few lines names those that end off its frame."""
+
+    def axis():
+        return figures.accuracy_axis(run for run in runs_of(study) if run.name != "gone")
+
+    low, high = axis()
+    assert 76 < low < 77 and high == pytest.approx(81)
+    for run in study.glob("dorefa-*"):
+        set_accuracy(run, 0.1)
+    for run in study.glob("niti-*"):
+        set_accuracy(run, 0.1)
+    low, high = axis()
+    assert low == pytest.approx(79) and high == pytest.approx(81)
+    write_report([study], tmp_path / "page.html")  # a panel a configuration
+    assert (tmp_path / "page.html").read_text().count("▼ 3 runs: 10<") == 2
+    write_report([*study.glob("fp32-*"), *study.glob("dorefa-*")], tmp_path / "page.html")  # one plot
+    assert (tmp_path / "page.html").read_text().count("▼ 3 runs: 10<") == 1
+    for run in study.glob("*-*"):
+        set_accuracy(run, 0.1)
+    assert axis() == (pytest.approx(10), pytest.approx(10))
+
+
 @pytest.mark.parametrize("wanted", [[1.0, 1.0, 1.0], [5.0, 0.0, 5.0, 5.01], [0.5], [9.9, 9.95, 10.0]])
 def test_labels_do_not_overlap(wanted):
     places = overview._apart(wanted, 1.0, 0.0, 10.0)
@@ -211,4 +234,4 @@ def test_damaged_study_file_is_skipped(study, tmp_path):
 def test_runs_that_end_off_a_panel_are_named_in_it(study, tmp_path):
     write_report([study], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page.count("▼ 2 runs: 10<") == 1 and page.count("▼") == 1  # dorefa's seeds at chance do not flatten the others
+    assert page.count("▼ 3 runs: 10 to 69<") == 1 and page.count("▼") == 1  # dorefa's seeds at chance do not flatten the others
