@@ -29,6 +29,7 @@ class Asked:
     runtime: str | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tuning: dict[str, Any] = field(default_factory=dict)
+    classes: int | None = None
 
 
 def selection_of(asked: Asked) -> tuple[Any, int]:
@@ -96,6 +97,8 @@ def _onnx(asked: Asked) -> Source:
         raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
     if asked.image is not None:
         raise OctosimError("--image is for octosim's own networks; an ONNX file has the size of its inputs")
+    if asked.classes is not None:
+        raise OctosimError("--classes is for octosim's own networks; an ONNX file has its own")
     if not asked.batchnorm:
         raise OctosimError("--no-batchnorm is for octosim's own networks; export the ONNX file without it")
     if any(asked.tuning.get(name) for name in ("train", "freeze", "train_last", "channels")):
@@ -158,6 +161,10 @@ def _own(asked: Asked) -> Source:
     if not computes_in(method, asked.dtype):
         raise OctosimError(f"--method {method} does not compute in {asked.dtype}")
     shape, classes = graph.usual(asked.model)
+    if asked.classes is not None:
+        if not 1 <= asked.classes <= LARGEST_IMAGE:
+            raise OctosimError(f"--classes takes a number in 1 .. {LARGEST_IMAGE}, not {asked.classes}")
+        classes = asked.classes
     if asked.image:
         try:
             height, width, channels = (int(part) for part in asked.image.split("x"))

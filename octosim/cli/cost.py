@@ -57,6 +57,10 @@ def cost(
         Optional[str],  # noqa: UP045
         typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; by default the network's or 28x28x1; not for ONNX files."),
     ] = None,
+    classes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Classes of your data; the network's or 10 if not given; not for ONNX files."),
+    ] = None,
     runtime: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -147,7 +151,7 @@ def cost(
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
         devices = [hardware.at_clock(device, clock_ghz) for device in devices]
     asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape),
-                  settings)  # fmt: skip
+                  settings, classes)  # fmt: skip
     if sweep is not None and fine_tuning:
         _sweep_trainable(asked, sweep, devices, sizes, threads, csv, plot, json_)
         return

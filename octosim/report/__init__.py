@@ -143,7 +143,8 @@ def write_report(
     places = {id(group): place for place, group in enumerate(ordered)}
     priced.sort(key=lambda price: places[id(price.group)])
     first = [{"table": overview.task_table(task), "figures": overview.scatters(figures, task)} for task in compared]
-    drawn = [(task.title, curves(figures, task.title, task.groups)) for task in compared]
+    named = [(task.title, [replace(group, label=task.label(group)) for group in task.groups]) for task in compared]
+    drawn = [(title, curves(figures, title, part)) for title, part in named]
     measured = errors.sections(figures, runs, notes)
     own = command or shlex.join(["octosim", "report", *map(str, paths), "-o", str(out)])
     sources: list[Run | Bench] = [*runs, *benches]

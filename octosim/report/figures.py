@@ -230,6 +230,12 @@ TESTED = {"test_accuracy": "test accuracy", "test_loss": "test error"}
 COLUMNS = 3  # panels beside each other: each is still legible on a phone
 
 
+def band_of(lines: Sequence[pd.Series]) -> pd.DataFrame:
+    """Columns min and max of lines by step; thinned lines have steps of their own."""
+    aligned = pd.concat(lines, axis=1).sort_index().interpolate(method="index", limit_area="inside")
+    return aligned.agg(["min", "max"], axis=1)
+
+
 def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: str) -> Figure:
     """A panel for each configuration, over the band that the reference's seeds span."""
     base, others = groups[0], list(groups[1:])
@@ -249,7 +255,7 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
         return [line for line in found if len(line)]
 
     reference = lines(base)
-    band = pd.concat(reference, axis=1).interpolate(limit_area="inside").agg(["min", "max"], axis=1) if reference else None
+    band = band_of(reference) if reference else None
     values = [(group, lines(group)) for group in others]
     everything = [line for part in (*(part for _, part in values), reference) for line in part]
     low, high = min(line.min() for line in everything), max(line.max() for line in everything)

@@ -28,6 +28,15 @@ def test_each_row_is_the_price_of_that_choice():
     assert rows[0]["first_layer"] == "fc3" and rows[0]["trained_parameters"] < 1000 < rows[2]["trained_parameters"]
 
 
+def test_the_last_layer_has_a_unit_a_class():
+    few, many = (priced("--classes", classes) for classes in ("10", "1000"))
+    macs = {row["layer"]: row["macs"] for row in few["layers"] if row["pass"] == "forward"}
+    more = {row["layer"]: row["macs"] for row in many["layers"] if row["pass"] == "forward"}
+    assert more == macs | {"fc3": 100 * macs["fc3"]}
+    with pytest.raises(OctosimError, match="--classes takes a number in 1 .. 16384, not 0"):
+        run(*LENET, "--classes", "0")
+
+
 def test_files_and_curves(tmp_path):
     table, picture = tmp_path / "rows.csv", tmp_path / "curves.svg"
     rows = priced("--sweep", "trainable", "--csv", str(table), "--plot", str(picture))["trainable"]

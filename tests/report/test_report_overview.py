@@ -4,6 +4,8 @@ import json
 import math
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 from kit.pages import make_run
 
@@ -235,3 +237,15 @@ def test_runs_that_end_off_a_panel_are_named_in_it(study, tmp_path):
     write_report([study], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("▼ 3 runs: 10 to 69<") == 1 and page.count("▼") == 1  # dorefa's seeds at chance do not flatten the others
+
+
+def test_the_band_of_the_reference_follows_its_lines(tmp_path):
+    """Of seeds whose lines are thinned to steps of their own, the band is no wider than the lines are apart."""
+    frames = [pd.DataFrame({"step": range(1, 901)}) for _ in range(2)]
+    for number, frame in enumerate(frames):
+        noise = np.random.default_rng(number).uniform(-0.02, 0.02, len(frame))
+        frame["loss"] = 2.0 - frame["step"] / 600 + noise
+    lines = [pd.Series(y.to_numpy(), x.to_numpy()) for x, y in (figures._thin(f["step"], f["loss"], 40) for f in frames)]
+    band = figures.band_of(lines)
+    assert band.index.is_monotonic_increasing and ((band["max"] - band["min"]).dropna() < 0.1).all()
+    assert ((band["max"] - (2.0 - band.index.to_numpy() / 600)).dropna().abs() < 0.1).all()
