@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import rich.table
 import typer
 from rich.cells import cell_len
+from rich.text import Text
 
 from octosim.cli.terminal import out_console, parameters_of, plain, say, with_parameters
 
@@ -29,6 +31,18 @@ class Column:
     head: str
     number: bool = False
     rank: int = 0
+
+
+def folded(text: str, width: int) -> str:
+    """A text whose words longer than a column's width go on in a new line behind a comma: names of runs have many."""
+    if cell_len(text) <= width or "," not in text:
+        return text
+    lines = [""]
+    for part in re.findall(r"[^, ]*(?:, *| +|$)", text):
+        if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _longest(words: Iterable[str]) -> int:
@@ -90,7 +104,8 @@ class Table:
             justify: Any = "right" if self.columns[i].number else "left"
             table.add_column(self.columns[i].head, justify=justify, width=size, overflow="fold")
         for number, row in enumerate(self.rows):
-            table.add_row(*(row[i] for i in shown), end_section=number + 1 in self._sections)
+            cells = (Text(folded(row[i], size)) for i, size in zip(shown, least, strict=True))
+            table.add_row(*cells, end_section=number + 1 in self._sections)
         return table, [column.head for i, column in enumerate(self.columns) if i not in shown]
 
     def show(self) -> None:

@@ -90,6 +90,13 @@ COMMANDS = [
 ELSEWHERE = {"octosim study": "test_table_of_a_study"}
 
 
+def test_names_are_folded_behind_commas() -> None:
+    """A number at a name's end is not broken while its part fits."""
+    assert tables.folded("seed=0,accumulator=exact32", 24) == "seed=0,\naccumulator=exact32"
+    assert tables.folded("a,b, c d", 80) == "a,b, c d" and tables.folded("x" * 30, 10) == "x" * 30
+    assert tables.folded("method=octo,seed=10,lac=off", 20) == "method=octo,seed=10,\nlac=off"
+
+
 def test_every_command_with_a_table_is_here() -> None:
     def wide(command: Any, path: str) -> Iterator[str]:
         if any(parameter.name == "wide" for parameter in command.params):
