@@ -80,7 +80,9 @@ class OnnxModel:
     def _compute(self, node: Any) -> None:
         for name in node.output:
             refuse_large(f"{self.path}: node {title(node)}", self.shapes.get(name, ()))
-        values = self._evaluate(node, [self.value(name) if name else None for name in node.input])
+        values = [self.value(name) if name else None for name in node.input]
+        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):  # exporters share weights so: no evaluator needed
+            values = self._evaluate(node, values)
         for name, value in zip(node.output, values, strict=True):
             if name:
                 self._values[name] = np.asarray(value)

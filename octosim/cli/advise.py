@@ -41,7 +41,35 @@ class Limits:
 
 
 def advise(asked: Asked, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits) -> dict[str, Any]:
-    """{"best": the point with the most images a second within the limits or None, "tried": all points, best first}."""
+    """{"best": the point with the most images a second within the limits or None, "tried": all points, best first}.
+
+    Where no step that trains the whole network keeps the limits, fewer of its last layers are tried: half, a quarter and so on.
+    """
+    tried = _points(asked, devices, batches, threads, limits)
+    for last in _parts(asked):
+        if any(not row["breaks"] for row in tried):
+            break
+        part = replace(asked, tuning=asked.tuning | {"train_last": last})
+        tried += _points(part, devices, batches, threads, limits)
+    if not tried:
+        raise OctosimError("nothing to advise: no device can run the network at any of these batches")
+    tried.sort(key=lambda row: (bool(row["breaks"]), -row["images_s"]))
+    return {"best": None if tried[0]["breaks"] else tried[0], "tried": tried}
+
+
+def _parts(asked: Asked) -> list[int]:
+    """Numbers of last weighted layers that may be trained in place of all; none where the options choose them."""
+    chosen = any(asked.tuning.get(name) for name in ("train", "train_last", "freeze", "channels"))
+    if chosen or asked.inference or is_onnx(asked.model):
+        return []
+    layers = sum(node.layer.weighted for node in source(asked).network.nodes)
+    return [layers >> by for by in range(1, layers.bit_length()) if layers >> by]
+
+
+def _points(
+    asked: Asked, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every batch, type, method and device, with the limit that each breaks; train_last: None where all layers are trained."""
     from octosim.cli.cost import point
 
     own = not is_onnx(asked.model)
@@ -74,13 +102,16 @@ def advise(asked: Asked, devices: list[Any], batches: list[int | None], threads:
                         if key in seen:
                             continue
                         seen.add(key)
-                        at = {"device": device.name, "batch_size": record["batch_size"], "dtype": dtype, "method": method}
+                        at = {"device": device.name, "batch_size": record["batch_size"], "dtype": dtype, "method": method,
+                              "train_last": asked.tuning.get("train_last")}  # fmt: skip
                         speed = record["batch_size"] / row["time_s"]
                         tried.append(at | {"images_s": speed, "breaks": limits.broken(row)} | row)
-    if not tried:
-        raise OctosimError("nothing to advise: no device can run the network at any of these batches")
-    tried.sort(key=lambda row: (bool(row["breaks"]), -row["images_s"]))
-    return {"best": None if tried[0]["breaks"] else tried[0], "tried": tried}
+    return tried
+
+
+def _trains(row: dict[str, Any]) -> str:
+    last = row["train_last"]
+    return "all" if last is None else f"last {last}"
 
 
 def show(found: dict[str, Any], most: int = 12) -> None:
@@ -93,10 +124,13 @@ def show(found: dict[str, Any], most: int = 12) -> None:
             f"{(nearest['peak_bytes'] or 0) / 2**20:.4g} MiB and {time_text(nearest['time_s'])}")  # fmt: skip
     else:
         what = " ".join(x for x in (best["dtype"], best["method"]) if x)
+        if best["train_last"] is not None and any(row["train_last"] is None for row in tried):
+            layers = "layer" if best["train_last"] == 1 else f"{best['train_last']} weighted layers"
+            say(f"no step that trains the whole network keeps the limits; one that trains the last {layers} does")
         say(f"best: {what}, batch {best['batch_size']} on {best['device']}: {time_text(best['time_s'])} a step, "
             f"{best['images_s']:.3g} images/s; {len(tried)} points tried")  # fmt: skip
     table = Table(title=f"the first {min(most, len(tried))} of {len(tried)} points")
-    for name, rank in (("device", 0), ("type", 0), ("method", 2), ("kernels", 4)):
+    for name, rank in (("device", 0), ("type", 0), ("method", 2), ("trains", 1), ("kernels", 4)):
         table.add_column(name, rank=rank)
     for name, rank in (("batch", 0), ("time", 0), ("images/s", 3), ("energy", 1), ("memory", 1), ("breaks", 0)):
         table.add_column(name, justify="left" if name == "breaks" else "right", rank=rank)
@@ -105,7 +139,7 @@ def show(found: dict[str, Any], most: int = 12) -> None:
         memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.4g} MiB"
         kernels = row["runtime"] + (" (hypothetical)" if row["hypothetical"] else "")
         cells = str(row["batch_size"]), time_text(row["time_s"]), f"{row['images_s']:.3g}", energy, memory, row["breaks"]
-        table.add_row(row["device"], row["dtype"], row["method"] or "", kernels, *cells)
+        table.add_row(row["device"], row["dtype"], row["method"] or "", _trains(row), kernels, *cells)
     table.show()
 
 

@@ -255,6 +255,8 @@ def point(
     }  # fmt: skip
     record |= model_of.cost_json(priced[first.dtype], device, chosen["peak_bytes"])
     record["notes"] += [text for text in (chosen["hypothetical"],) if text]
+    if chosen["runtime"] == asked.runtime == "octosim" and not asked.inference:
+        record["notes"].append(runtimes.ANOTHER_PROGRAM)
     record["notes"] += first.notes([each.op for each in priced[first.dtype]])
     record["memory"] = chosen.pop("parts")
     for row in rows.values():

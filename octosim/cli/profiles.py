@@ -172,8 +172,6 @@ def profiles_validate(
     elif profile is None:
         raise OctosimError("--from needs --profile, the device that was measured")
     elif any("train_ms" in row.cells for row in read_csv(from_, ("network",))[:1]):
-        if layers is None:
-            raise OctosimError("training steps need --layers, the CSV of the networks' layers")
         rows = validate.training(from_, layers, profile, runtime or "mnn")
     else:
         rows = validate.inference(from_, profile, layers, summary, device, runtime)
@@ -182,11 +180,12 @@ def profiles_validate(
         return
     table = Table(title="predicted against measured")
     ranks = {"engine": 3, "type": 1, "precision": 1, "threads": 2, "roofline_error": 2, "inside": 4}
-    for name, value in rows[0].items():
+    shown = [{name: value for name, value in row.items() if name != "note"} for row in rows]
+    for name, value in shown[0].items():
         head = name.replace("_", " ") + ", %" * ("error" in name)
         justify = "right" if isinstance(value, int | float) and not isinstance(value, bool) else "left"
         table.add_column(head, justify=justify, rank=ranks.get(name, 0))
-    for row in rows:
+    for row in shown:
         table.add_row(*(
             f"{100 * v:+.2f}" if "error" in name else f"{v:.4g}" if isinstance(v, float) else str(v) for name, v in row.items()
         ))  # fmt: skip
@@ -303,10 +302,8 @@ def _calibrate_training(
     from octosim.cost import fit_training
     from octosim.files import write_atomic
 
-    if layers is None:
-        raise OctosimError("training steps need --layers, the CSV of the networks' layers")
     measured, device, software = fit_training.steps(from_, layers), hardware.load(profile), hardware.load_runtime(runtime)
-    rows = fit_training.leave_out(measured, device, software, 2)
+    rows = fit_training.leave_out(measured, device, software)
     values = fit_training.fit(measured, device, software)
     count, spread = len({s.network for s in measured}), fit_training.spread_of(rows)
     fitted = fit_training.with_backward(software, values, spread, f"{from_.name}: {len(measured)} steps of {count} networks")
@@ -318,7 +315,8 @@ def _calibrate_training(
         print_json({"backward": values, "spread": spread, "left_out": error, "steps": len(measured), "networks": count})
     elif not out:
         print_text(text)
-    hint(f"{runtime}: median error {100 * error:.0f} % on steps of two networks left out of the fit, all splits of {count}")
+    held = "two networks" if count <= fit_training.FEW else "one network"
+    hint(f"{runtime}: median error {100 * error:.0f} % on steps of {held} left out of the fit, all splits of {count}")
 
 
 def _calibrate_host(out: Path | None, as_json: bool) -> None:

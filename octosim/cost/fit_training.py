@@ -8,6 +8,7 @@ to some steps would carry them into a fit that leaves those steps out.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,34 +17,46 @@ from typing import Any
 import numpy as np
 
 from octosim import cost
+from octosim.cost import onnx as onnx_ops
 from octosim.cost import runtimes
 from octosim.errors import OctosimError
-from octosim.hardware import Device, Runtime
+from octosim.files import is_onnx
+from octosim.hardware import Device, Runtime, load
 from octosim.textfile import read_csv
-from octosim.trace import DTYPE_BYTES, Op, with_winograd
+from octosim.trace import DTYPE_BYTES, Op
 
 Array = np.ndarray[Any, Any]
 
 PRIOR = {
-    # (value, standard deviation of its logarithm): the estimates for eager PyTorch, which no step of another framework is in
-    "dx": (0.8, 0.5), "dw": (0.7, 0.5), "depthwise": (0.35, 1.5), "passes": (1.5, 1.5), "update_passes": (1.2, 1.5),
-    "call_us": (30.0, 1.0), "step_ms": (1.0, 1.0),
+    # (value, standard deviation of its logarithm): estimates of a framework with generic kernels, which no step is in.
+    # Passes: MNN's sources convert, transpose and pack a result about ten times on one thread, where several threads take half
+    # as long, and read or write a linear layer's weights four times; optimizer and copies pass over parameters five times.
+    "forward": (1.0, 0.5), "forward_depthwise": (1.0, 1.5), "dx": (0.8, 0.5), "dw": (0.7, 0.5), "depthwise": (0.05, 1.2),
+    "patch_passes": (1.0, 0.7), "passes": (1.5, 0.7), "product_passes": (20.0, 1.2), "row_passes": (2.0, 1.0),
+    "update_passes": (5.0, 1.0), "call_us": (30.0, 1.0), "step_ms": (1.0, 1.0),
 }  # fmt: skip
-PARAMETERS = tuple(PRIOR)
+OPTIONAL = ("forward", "forward_depthwise", "patch_passes", "product_passes", "row_passes")
+"""Fitted where the runtime states them."""
 NOISE = 0.2
 """Standard deviation of ln(measured / predicted) of one network's steps that the parameters do not explain."""
+FEW = 6
+"""Networks up to which two at a time are left out of a fit."""
 INSIDE = 0.8
 """Share of the steps that an interval should hold."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One measured training step: its network's float32 operations by octosim's plan, and seconds."""
+    """One measured training step: its network's float32 operations by octosim's plan, and seconds.
+
+    device: where it was measured, if not on the fit's.
+    """
 
     network: str
     batch: int
     ops: tuple[Op, ...]
     time_s: float
+    device: Device | None = None
 
 
 def networks(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -87,54 +100,83 @@ def step_ops(layers: Sequence[Mapping[str, Any]], batch: int) -> list[Op]:
     return found
 
 
-def steps(path: Path, layers: Path) -> list[Step]:
-    """Rows of a CSV with the columns network, batch, train_ms whose networks are in the table of layers."""
-    nets, found = networks(layers), []
+def steps(path: Path, layers: Path | None) -> list[Step]:
+    """Rows of a CSV with the columns network (in the table of layers, or an .onnx file), batch, train_ms.
+
+    Optional columns: profile, the device of the row; trains, "all" (if not given) or "head", the last weighted layer alone.
+    """
+    nets, found = networks(layers) if layers else {}, []
     for row in read_csv(path, ("network", "batch", "train_ms")):
         name = row.cells["network"]
-        if name not in nets:
-            raise row.error(f"network {name!r} is not in {layers}")
         batch = row.number("batch", int, "a batch size", lambda v: 0 < v < 1 << 20)
         ms = row.number("train_ms", float, "a time above zero", lambda v: 0 < v < float("inf"))
-        found.append(Step(name, batch, tuple(step_ops(nets[name], batch)), ms * 1e-3))
+        if is_onnx(name):
+            ops = onnx_ops.ops(Path(name), batch=batch, dtype="float32", inference=False)
+        elif name in nets:
+            ops = step_ops(nets[name], batch)
+        else:
+            raise row.error(f"network {name!r} is neither the path of an .onnx file nor in the table of layers")
+        trains = row.get("trains") or "all"
+        if trains not in ("all", "head"):
+            raise row.error(f"trains is '{trains[:60]}', expected all or head")
+        profile = row.get("profile")
+        found.append(Step(name, batch, tuple(head_alone(ops) if trains == "head" else ops), ms * 1e-3,
+                          load(profile) if profile else None))  # fmt: skip
     return found
 
 
+def head_alone(ops: Sequence[Op]) -> list[Op]:
+    """A step that trains the last weighted layer alone: the forward pass, and that layer's dW and update."""
+    weighted = [op.layer for op in ops if op.kind == "gemm" and op.pass_ == "dW"]
+    forward = [op.layer for op in ops if op.kind == "gemm" and op.pass_ == "forward" and op.layer in weighted]
+    last = forward[-1] if forward else ""
+    return [op for op in ops if op.pass_ == "forward" or op.layer == last and op.pass_ in ("dW", "update")]
+
+
+def parameters(runtime: Runtime) -> tuple[str, ...]:
+    """Names of the parameters of a runtime's backward pass that are fitted."""
+    if runtime.backward is None:
+        raise OctosimError(f"runtime {runtime.name} has no [backward] to fit")
+    return tuple(name for name in PRIOR if name not in OPTIONAL or getattr(runtime.backward, name) is not None)
+
+
 class _Problem:
-    """The times of some steps as a function of the parameters: prepared once, scaled as runtimes.training_ops scales them."""
+    """The times of some steps as a function of the parameters: prepared once with all of them 1, then scaled."""
 
     def __init__(self, measured: Sequence[Step], device: Device, runtime: Runtime, threads: int | None) -> None:
-        if runtime.backward is None:
-            raise OctosimError(f"runtime {runtime.name} has no [backward] to fit")
-        self.patches = runtime.backward.patches
-        planned = [[with_winograd(op) if runtime.winograd and op.pass_ == "forward" else op for op in s.ops] for s in measured]
-        self.prepared = [cost.prepare(ops, device, threads, runtime) for ops in planned]
-        self.masks = []
-        for s in measured:
-            kinds = np.array([cost.kind_of(op) == "depthwise" for op in s.ops])
-            gemm = np.array([op.kind == "gemm" for op in s.ops])
-            passes = np.array([op.pass_ for op in s.ops])
-            wide = np.array([op.kernel[0] * op.kernel[1] > 1 for op in s.ops])
-            back = gemm & (passes != "forward")
-            bytes_ = np.array([2.0 * runtimes.patch_bytes(op) if op.kind == "gemm" else 0.0 for op in s.ops])
-            unfolded = np.where(back & wide, bytes_, 0.0)
-            self.masks.append((gemm & (passes == "dX"), gemm & (passes == "dW"), back & kinds,
-                               np.array([op.kind == "elementwise" for op in s.ops]),
-                               np.array([op.kind == "update" for op in s.ops]), unfolded))  # fmt: skip
+        ones = with_backward(runtime, dict.fromkeys(parameters(runtime), 1.0), 1.0, "of the fit")
+        planned = [runtimes.training_ops(s.ops, ones) for s in measured]
+        self.prepared = [cost.prepare(ops, s.device or device, threads, ones)
+                         for ops, s in zip(planned, measured, strict=True)]  # fmt: skip
+        self.owners = [[_owners(op) for op in ops] for ops in planned]
+        folded = ones.model_copy(update={"backward": ones.backward and ones.backward.model_copy(update={"patch_passes": None})})
+        plain = [runtimes.training_ops(s.ops, folded) for s in measured]
+        self.unfolded = [np.array([a.bytes - b.bytes for a, b in zip(some, others, strict=True)], float)
+                         for some, others in zip(planned, plain, strict=True)]  # fmt: skip
 
     def log_times(self, values: Mapping[str, float]) -> Array:
+        known = {name: values.get(name, 1.0) for name in PRIOR}
         found = []
-        for p, (dx, dw, depthwise, elementwise, update, unfolded) in zip(self.prepared, self.masks, strict=True):
-            slow = np.where(dx, 1 / values["dx"], 1.0) * np.where(dw, 1 / values["dw"], 1.0)
-            slow = slow * np.where(depthwise, 1 / values["depthwise"], 1.0)
-            passes = np.where(elementwise, values["passes"], np.where(update, values["update_passes"], 1.0))
-            more = unfolded if self.patches else 0.0
-            scaled = replace(p, work=p.work * slow * passes, weights=p.weights * passes, other=p.other * passes + more)
-            parameters = p.parameters.copy()
-            parameters[:, cost.PARAMETERS.index("overhead_us")] = values["call_us"]
-            time, *_ = cost.times(scaled, parameters)
-            found.append(float(time.sum()) + values["step_ms"] * 1e-3)
+        for p, owners, unfolded in zip(self.prepared, self.owners, self.unfolded, strict=True):
+            slow = np.array([math.prod(1 / known[name] for name in shares) for shares, _ in owners])
+            passes = np.array([known[name] if name else 1.0 for _, name in owners])
+            other = p.other * passes + (known["patch_passes"] - 1) * unfolded
+            scaled = replace(p, work=p.work * slow * passes, weights=p.weights * passes, other=other)
+            factors = p.parameters.copy()
+            factors[:, cost.PARAMETERS.index("overhead_us")] = known["call_us"]
+            time, *_ = cost.times(scaled, factors)
+            found.append(float(time.sum()) + known["step_ms"] * 1e-3)
         return np.log(found)
+
+
+def _owners(op: Op) -> tuple[tuple[str, ...], str]:
+    """The parameters that are shares of an operation's speed, and the one that counts its passes, "" where none does."""
+    if op.kind == "gemm":
+        depthwise = cost.kind_of(op) == "depthwise"
+        if op.pass_ == "forward":
+            return ("forward_depthwise" if depthwise else "forward",), ""
+        return (op.pass_.lower(), *(("depthwise",) if depthwise else ())), ""
+    return (), runtimes.PASSES.get(op.name, "update_passes" if op.kind == "update" else "passes")
 
 
 def fit(measured: Sequence[Step], device: Device, runtime: Runtime, threads: int | None = None) -> dict[str, float]:
@@ -143,27 +185,31 @@ def fit(measured: Sequence[Step], device: Device, runtime: Runtime, threads: int
         from scipy.optimize import least_squares
     except ImportError:
         raise OctosimError("fitting training steps needs scipy: pip install 'octosim[fit]'") from None
-    problem = _Problem(measured, device, runtime, threads)
-    mean = np.log([PRIOR[name][0] for name in PARAMETERS])
-    sd = np.array([PRIOR[name][1] for name in PARAMETERS])
+    problem, names = _Problem(measured, device, runtime, threads), parameters(runtime)
+    mean = np.log([PRIOR[name][0] for name in names])
+    sd = np.array([PRIOR[name][1] for name in names])
     times = np.log([s.time_s for s in measured])
     counts = {name: sum(s.network == name for s in measured) for name in {s.network for s in measured}}
     weight = np.array([NOISE * counts[s.network] ** 0.5 for s in measured])
 
     def residuals(x: Array) -> Array:
-        values = dict(zip(PARAMETERS, np.exp(x).tolist(), strict=True))
+        values = dict(zip(names, np.exp(x).tolist(), strict=True))
         return np.concatenate([(problem.log_times(values) - times) / weight, (x - mean) / sd])
 
-    slow = mean - 2 * sd * np.array([name == "depthwise" for name in PARAMETERS])  # near the mean memory may hide its products
+    slow = mean - 2 * sd * np.array([name == "depthwise" for name in names])  # near the mean memory may hide its products
     found = min((least_squares(residuals, start, max_nfev=60, x_scale="jac") for start in (mean, slow)), key=lambda f: f.cost)
-    return dict(zip(PARAMETERS, np.exp(found.x).tolist(), strict=True))
+    return dict(zip(names, np.exp(found.x).tolist(), strict=True))
 
 
 def leave_out(
-    measured: Sequence[Step], device: Device, runtime: Runtime, held: int = 2, threads: int | None = None
+    measured: Sequence[Step], device: Device, runtime: Runtime, held: int | None = None, threads: int | None = None
 ) -> list[dict[str, Any]]:
-    """Every split that leaves `held` networks out of the fit: for each of their steps ln(predicted / measured)."""
+    """Every split that leaves `held` networks out of the fit: for each of their steps ln(predicted / measured).
+
+    held: two of up to FEW networks, else one, if not given.
+    """
     names = list(dict.fromkeys(s.network for s in measured))
+    held = held or (2 if len(names) <= FEW else 1)
     if len(names) <= held:
         raise OctosimError(f"{len(names)} networks are too few to leave {held} out")
     found = []
@@ -172,7 +218,8 @@ def leave_out(
         rest = [s for s in measured if s.network in out]
         predicted = _Problem(rest, device, runtime, threads).log_times(values)
         for s, value in zip(rest, predicted.tolist(), strict=True):
-            found.append({"left_out": out, "network": s.network, "batch": s.batch, "error": value - float(np.log(s.time_s))})
+            error = value - float(np.log(s.time_s))
+            found.append({"left_out": out, "network": s.network, "batch": s.batch, "error": error, "step": s})
     return found
 
 

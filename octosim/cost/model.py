@@ -633,7 +633,8 @@ def _parameters(run: Run, device: Device, runtime: Runtime | None, training: boo
     if sms:
         row |= {"depthwise": 1.0, "cache": L2_BYTES * sms.value}
     called = backward.call_us if backward else runtime.call_us if runtime and run.engine.kind != "cpu" else None
-    row["overhead_us"] = 0.0 if run.engine.dataflow else called.value if called else device.overhead_us.value
+    launched = device.call_scale.value if device.call_scale else 1.0
+    row["overhead_us"] = 0.0 if run.engine.dataflow else called.value * launched if called else device.overhead_us.value
     return np.array([row[name] for name in PARAMETERS])
 
 

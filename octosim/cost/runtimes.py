@@ -13,6 +13,7 @@ from typing import Any
 from octosim.cost.model import DEPTHWISE, KINDS, kind_of
 from octosim.errors import OctosimError
 from octosim.hardware import Device, Runtime, load_runtime
+from octosim.hardware.runtime import Backward
 from octosim.trace import DTYPE_BYTES, Op, with_winograd
 
 DEFAULTS = {"cpu": "tflite", "gpu": "tensorrt", "npu": "vendor-npu"}
@@ -37,28 +38,61 @@ def check(runtime: Runtime, device: Device, training: bool) -> None:
         raise OctosimError(f"runtime {runtime.name} does not train; --inference prices its forward pass")
 
 
+def on(runtime: Runtime, device: Device) -> Runtime:
+    """The runtime as it trains on a device: GPUs and NPUs have a backward pass of their own."""
+    if runtime.accelerated is None or device.engines[0].kind == "cpu":
+        return runtime
+    return runtime.model_copy(update={"backward": runtime.accelerated})
+
+
 def training_ops(ops: Sequence[Op], runtime: Runtime) -> list[Op]:
-    """A float training step as the runtime's backward pass is built: the same operations, slower or with more traffic."""
+    """A float training step as the runtime trains: the same operations, slower or with more traffic."""
     rules = runtime.backward
     if rules is None:
         return list(ops)
     found = []
     for op in ops:
+        depthwise = op.kind == "gemm" and KINDS.index(kind_of(op)) == DEPTHWISE
         if op.kind == "gemm" and op.pass_ in ("dX", "dW"):
-            depthwise = KINDS.index(kind_of(op)) == DEPTHWISE
             speed = (rules.dx if op.pass_ == "dX" else rules.dw).value * (rules.depthwise.value if depthwise else 1.0)
-            op = replace(op, slow=op.slow / speed)
-            area = op.kernel[0] * op.kernel[1]
-            if rules.patches and area > 1:
-                op = replace(op, writes=op.writes + 2 * patch_bytes(op))  # and read again; the border is in it already
-        elif op.kind == "gemm" and runtime.winograd:  # frameworks train with the forward kernels that they infer with
-            op = with_winograd(op)
+            op = unfolded(replace(op, slow=op.slow / speed), rules)
+        elif op.kind == "gemm":
+            share = rules.forward_depthwise if depthwise else rules.forward
+            op = with_winograd(op) if runtime.winograd and rules.forward is None else op
+            op = unfolded(replace(op, slow=op.slow / share.value), rules) if share else op
         elif op.kind == "elementwise":
             op = scaled(op, rules.passes.value)
         elif op.kind == "update":
             op = scaled(op, rules.update_passes.value)
         found.append(op)
+        if op.kind == "gemm" and op.pass_ == "forward":
+            found += extra_passes(op, rules)
     return found
+
+
+RESULT, WEIGHTS = "passes over the result", "passes over the weights"
+PASSES = {RESULT: "product_passes", WEIGHTS: "row_passes"}
+"""Names of the operations that `extra_passes` adds, with the parameter of Backward that counts each one's passes."""
+
+
+def extra_passes(product: Op, rules: Backward) -> list[Op]:
+    """What a framework adds to a product in a step: passes over its result, and over a linear layer's weights."""
+    linear = product.kernel == (0, 0) and product.groups == 1 and product.weights > 0
+    size = DTYPE_BYTES[product.dtype]
+    counts = {RESULT: product.elements, WEIGHTS: product.weights // size * product.shape[0] if linear else 0}
+    passes = {name: getattr(rules, field) for name, field in PASSES.items()}
+    return [
+        scaled(Op(product.layer, "dX", "elementwise", name, (count,), product.dtype, count * size, count * size), each.value)
+        for name, count in counts.items()
+        if count and (each := passes[name])
+    ]
+
+
+def unfolded(op: Op, rules: Backward) -> Op:
+    """The product with its unfolded input, written and read again, where the framework makes one."""
+    if not rules.patch_passes or op.kernel[0] * op.kernel[1] <= 1:
+        return op
+    return replace(op, writes=op.writes + round(2 * rules.patch_passes.value * patch_bytes(op)))  # the border is in it already
 
 
 def patch_bytes(op: Op) -> int:
@@ -110,13 +144,13 @@ def choose(asked: str | None, device: Device, dtype: str, training: bool, own: b
     INT8 trains with octosim's kernels alone.  own: a network of octosim's own, which octosim infers as well.
     """
     if asked is not None:
-        runtime = load_runtime(asked)
+        runtime = on(load_runtime(asked), device)
         check(runtime, device, training)
         return load_runtime("octosim") if training and dtype == "int8" else runtime
     if not training:
         return load_runtime("octosim") if own else default(device, False)
     gpu = device.engines[0].kind == "gpu" and dtype != "int8"
-    return load_runtime("pytorch" if gpu else "octosim")
+    return on(load_runtime("pytorch" if gpu else "octosim"), device)
 
 
 def hypothetical(runtime: Runtime, device: Device) -> str:
@@ -124,6 +158,10 @@ def hypothetical(runtime: Runtime, device: Device) -> str:
     if runtime.name != "octosim" or any(engine.kind == "cpu" for engine in device.engines):
         return ""
     return f"hypothetical: octosim has no kernels for {device.name}; its operations are priced at the rates of the hardware"
+
+
+ANOTHER_PROGRAM = "octosim's own kernels: PyTorch, MNN and other frameworks are other programs, which --runtime prices"
+"""What is said where octosim's training step is asked for by name, or set beside steps of other software."""
 
 
 def in_float16(ops: Sequence[Op]) -> list[Op]:

@@ -54,18 +54,34 @@ def inference(
     return result
 
 
-def training(path: Path, layers: Path, profile: str, runtime: str) -> Rows:
-    """Measured training steps in seconds, each predicted by fits without its network and another one: their median."""
-    measured = fit_training.steps(path, layers)
-    errors = fit_training.leave_out(measured, hardware.load(profile), hardware.load_runtime(runtime))
+def training(path: Path, layers: Path | None, profile: str, runtime: str) -> Rows:
+    """Measured training steps in seconds, each predicted by fits without its network (of few networks, another one too): their
+    median."""
+    measured, device, software = fit_training.steps(path, layers), hardware.load(profile), hardware.load_runtime(runtime)
+    if software.backward is None:
+        return _by_another_program(measured, device, software)
+    errors = fit_training.leave_out(measured, device, software)
     width = cost.INTERVAL * fit_training.spread_of(errors)
     rows = []
     for step in measured:
-        mine = [row["error"] for row in errors if (row["network"], row["batch"]) == (step.network, step.batch)]
+        mine = [row["error"] for row in errors if row["step"] is step]
         error = float(np.median(mine))
         predicted, inside = step.time_s * math.exp(error), float(np.mean(np.abs(mine) <= width))
         rows.append({"network": step.network, "batch": step.batch, "measured": step.time_s, "predicted": predicted,
                      "error": math.expm1(error), "inside": inside})  # fmt: skip
+    return rows
+
+
+def _by_another_program(
+    measured: Sequence[fit_training.Step], device: hardware.Device, software: hardware.Runtime
+) -> Rows:  # fmt: skip
+    """The steps as octosim would make them."""
+    runtimes.check(software, device, True)
+    rows = []
+    for step in measured:
+        predicted = sum(c.time_s for c in cost.predict(step.ops, step.device or device, runtime=software))
+        rows.append({"network": step.network, "batch": step.batch, "measured": step.time_s, "predicted": predicted,
+                     "error": predicted / step.time_s - 1, "note": runtimes.ANOTHER_PROGRAM})  # fmt: skip
     return rows
 
 
@@ -80,4 +96,4 @@ def said(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines[0] += f"; rank correlation {float(np.corrcoef(order[0], order[1])[0, 1]):.3f}"
     if "inside" in rows[0]:
         lines[0] += f"; {100 * float(np.mean([row['inside'] for row in rows])):.0f} % inside the interval"
-    return lines
+    return lines + list(dict.fromkeys(row["note"] for row in rows if "note" in row))

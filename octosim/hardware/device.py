@@ -273,6 +273,8 @@ class Device(Frozen):
     cores_of: the profile whose fitted factors its CPU cores share: the same chip at another clock.
     runtime: the inference software that is common on it, of octosim.hardware.runtimes; absent: by the kind of its first engine.
     rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
+    call_scale: of an accelerator, how many times as long its CPU takes to launch a call as AGX Xavier's in MAXN, whose time
+        runtimes state as `call_us`; absent: once.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -284,6 +286,7 @@ class Device(Frozen):
     cores_of: Text | None = None
     training: Training
     overhead_us: Delay
+    call_scale: Figure | None = None
     engines: Annotated[tuple[Engine, ...], Field(strict=False)]
     numerics: Numerics = Numerics()
     memory: Memory = Memory()

@@ -54,18 +54,26 @@ class Kernels(Frozen):
 class Backward(Frozen):
     """How a framework computes gradients.
 
-    dx, dw: speed of these products as a share of the forward product's.  depthwise: of depthwise gradients.
-    patches: whether a convolution's gradients write the unfolded input (im2col) to memory and read it again.
+    forward: speed of a training step's forward products as a share of an inference's without Winograd's algorithm; absent:
+    they are an inference's.  forward_depthwise: of depthwise ones, 1 where absent.  dx, dw: speed of the gradients as a share
+    of an inference's product.  depthwise: of depthwise gradients.
+    patch_passes: how often convolutions, forward ones where `forward` is there, write the unfolded input (im2col) and read it.
     passes: passes over a tensor for each elementwise operation, where octosim's kernels make one.
+    product_passes: passes over the result of each product, all passes of a step together, that convert, transpose, pack and
+    reduce it; row_passes: over the weights of a linear layer for each row of its input.  None where absent.
     update_passes: passes over the parameters in an optimizer step, where octosim's kernel makes one.
     call_us: of each operation of a training step.  step_ms: of each step, whatever its size.
     """
 
+    forward: Figure | None = None
+    forward_depthwise: Figure | None = None
     dx: Figure
     dw: Figure
     depthwise: Figure
-    patches: bool = False
+    patch_passes: Figure | None = None
     passes: Figure
+    product_passes: Figure | None = None
+    row_passes: Figure | None = None
     update_passes: Figure
     call_us: Delay
     step_ms: Delay
@@ -82,7 +90,7 @@ class Runtime(Frozen):
     "products" codes only from product to product, else floats.  border: whether convolutions copy their input with a border.
     scale: how many times as long it takes on CPU cores as its rules say, over published figures of several devices.
     call_us: cost of a call on an accelerator, from the CPU that launches it.  kernels: by arithmetic.
-    backward: absent where the runtime does not train.
+    backward: absent where the runtime does not train.  accelerated: in its place on GPUs and NPUs, where they differ.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -101,6 +109,7 @@ class Runtime(Frozen):
     spread: Positive = 0.3
     kernels: dict[FloatPath, Kernels] = {}  # noqa: RUF012
     backward: Backward | None = None
+    accelerated: Backward | None = None
 
     @model_validator(mode="after")
     def _drives_something(self) -> Runtime:

@@ -9,6 +9,7 @@ import pytest
 
 from octosim import cost, hardware
 from octosim.cost import fit, fit_training, reference
+from octosim.errors import OctosimError
 from octosim.hardware import load_runtime
 
 
@@ -39,23 +40,28 @@ def test_the_fit_returns_the_factors_that_made_the_times(name, path, dtype, thre
     assert found[path][[conv, pointwise]] == pytest.approx(expected[[conv, pointwise]], rel=0.15)  # the prior pulls a little
 
 
-@pytest.mark.parametrize("runtime", ["ncnn", "tflite"])
-@pytest.mark.parametrize("precision", ["int8", "fp32", "fp16"])
-def test_calibration_and_prediction_have_one_plan(tmp_path, runtime, precision):
-    """With the factors of the profile itself every measured time is met: an ONNX file, a core with float16."""
+def small_onnx(path):
+    """Three convolutions of a 16 x 16 image, any batch."""
     onnx = pytest.importorskip("onnx")
-    from octosim.workload import Asked, source
-
-    path = tmp_path / "small.onnx"
     weights = [("w1", (16, 3, 3, 3)), ("w2", (32, 16, 3, 3)), ("w3", (8, 32, 1, 1))]
     chain = [("x", "w1", "a", 1), ("r", "w2", "b", 1), ("b", "w3", "y", 0)]
     nodes = [onnx.helper.make_node("Conv", [x, w], [y], pads=[p] * 4) for x, w, y, p in chain]
     nodes.insert(1, onnx.helper.make_node("Relu", ["a"], ["r"]))
     io = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n, shape in
-          (("x", (1, 3, 16, 16)), ("y", (1, 8, 16, 16)))]
+          (("x", ("N", 3, 16, 16)), ("y", ("N", 8, 16, 16)))]
     initializers = [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights]
     graph = onnx.helper.make_graph(nodes, "small", io[:1], io[1:], initializers)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["ncnn", "tflite"])
+@pytest.mark.parametrize("precision", ["int8", "fp32", "fp16"])
+def test_calibration_and_prediction_have_one_plan(tmp_path, runtime, precision):
+    """With the factors of the profile itself every measured time is met: an ONNX file, a core with float16."""
+    from octosim.workload import Asked, source
+
+    path = small_onnx(tmp_path / "small.onnx")
     device, software = hardware.load("pi5"), load_runtime(runtime)
     row = fit.Measurement("pi5", str(path), precision, 2, 1.0, {})
     planned, _ = fit.operations(row, device, {}, "sdot", software)
@@ -86,7 +92,8 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     pytest.importorskip("scipy")
     monkeypatch.setattr(fit_training, "NOISE", 0.02)  # these times have none: the prior counts for little
     device, mnn = hardware.load("snapdragon-855"), load_runtime("mnn")
-    true = {"dx": 0.7, "dw": 0.7, "depthwise": 0.03, "passes": 10.0, "update_passes": 20.0, "call_us": 80.0, "step_ms": 4.0}
+    true = {"forward": 0.8, "dx": 0.7, "dw": 0.7, "depthwise": 0.03, "passes": 3.0, "product_passes": 12.0, "row_passes": 4.0,
+            "update_passes": 20.0, "call_us": 80.0, "step_ms": 4.0}  # fmt: skip
     nets = {"all": LAYERS, "dense": [LAYERS[0], LAYERS[2]], "fc": LAYERS[2:], "dw": LAYERS[:2]}
     steps = [fit_training.Step(name, batch, tuple(fit_training.step_ops(layers, batch)), 1.0)
              for name, layers in nets.items() for batch in (1, 4, 16)]
@@ -104,3 +111,38 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     assert fit_training.fit(steps, device, other, 4) == found
     rows = fit_training.leave_out(steps[:9], device, mnn, 1, 4)
     assert len(rows) == 9 and fit_training.spread_of(rows) >= 0.05
+
+
+def test_training_steps_of_onnx_files_on_several_devices(tmp_path):
+    """Rows may name files, devices and steps of the last layer alone; what is read is priced as `octosim cost` prices it."""
+    from octosim.workload import Asked, source
+
+    path, table = small_onnx(tmp_path / "small.onnx"), tmp_path / "steps.csv"
+    rows = [f"{path},{batch},5,{profile},{trains}" for batch in (2, 8) for profile in ("pi4", "") for trains in ("all", "head")]
+    table.write_text("\n".join(["network,batch,train_ms,profile,trains", *rows]))
+    steps = fit_training.steps(table, None)
+    assert [s.device.name if s.device else None for s in steps[:4]] == ["raspberry-pi-4", "raspberry-pi-4", None, None]
+    pi5, torch = hardware.load("pi5"), load_runtime("pytorch")
+    made = source(Asked(str(path), None, "float32", False, None, False, runtime="pytorch"))
+    values = {name: getattr(torch.backward, name).value for name in fit_training.parameters(torch)}
+    found = np.exp(fit_training._Problem(steps, pi5, torch, None).log_times(values))
+    for at, (batch, device) in {0: (2, steps[0].device), 2: (2, pi5), 6: (8, pi5)}.items():
+        priced = sum(c.time_s for c in cost.predict(made.ops(device, batch, torch), device, None, torch))
+        assert found[at] == pytest.approx(priced, rel=0.05)  # tiny passes divide unevenly among the cores
+    head = [op for op in steps[1].ops if op.pass_ != "forward"]
+    assert {op.layer for op in head if op.kind == "gemm"} == {[op.layer for op in steps[1].ops if op.kind == "gemm"][-1]}
+    assert found[1] < 0.7 * found[0]
+    for text, message in [("other,2,5,,", "neither the path of an .onnx file nor in the table"),
+                          (f"{path},2,5,,some", "trains is 'some', expected all or head")]:
+        table.write_text(f"network,batch,train_ms,profile,trains\n{text}")
+        with pytest.raises(OctosimError, match=message):
+            fit_training.steps(table, None)
+
+
+def test_steps_beside_octosims_own_say_that_it_is_another_program(tmp_path):
+    from octosim.cost import runtimes, validate
+
+    table = tmp_path / "steps.csv"
+    table.write_text(f"network,batch,train_ms\n{small_onnx(tmp_path / 'small.onnx')},2,5")
+    rows = validate.training(table, None, "pi4", "octosim")
+    assert len(rows) == 1 and validate.said(rows)[-1] == runtimes.ANOTHER_PROGRAM

@@ -92,15 +92,47 @@ def test_a_frameworks_backward_pass_is_slower():
     relu = Op("relu1", "forward", "elementwise", "relu", (10**6,), "float32", 4 * 10**6, 4 * 10**6)
     update = Op("conv1", "update", "update", "sgd", (36864,), "float32", 12 * 36864, 8 * 36864)
     ops = [forward, relu, dw, update]
-    changed = runtimes.training_ops(ops, mnn)
-    assert changed[0] == with_winograd(forward) and changed[2].slow == pytest.approx(1 / mnn.backward.dw.value)
-    assert changed[2].bytes - dw.bytes == 2 * 4 * 4096 * 576  # the unfolded input, written and read
-    assert changed[1].bytes == pytest.approx(relu.bytes * mnn.backward.passes.value, rel=1e-6)
+    rules = mnn.backward
+    product, result, activation, gradient, step = runtimes.training_ops(ops, mnn)
+    assert product == replace(forward, slow=1 / rules.forward.value)  # weights are variables: no Winograd
+    assert result.shape[0] == pytest.approx(64 * 4096 * rules.product_passes.value, rel=1e-6)
+    assert gradient.slow == pytest.approx(1 / rules.dw.value) and gradient.bytes == dw.bytes
+    assert activation.bytes == pytest.approx(relu.bytes * rules.passes.value, rel=1e-6)
+    assert step.bytes == pytest.approx(update.bytes * rules.update_passes.value, rel=1e-6)
     assert runtimes.training_ops(ops, load_runtime("octosim")) == ops
+    changed = [product, result, activation, gradient, step]
     own, theirs = cost.predict(ops, pi), cost.predict(changed, pi, runtime=mnn)
-    assert len(theirs) == len(own) + 1 and theirs[-1].op.layer == "step"
+    assert len(theirs) == len(changed) + 1 and theirs[-1].op.layer == "step"
     assert theirs[-1].time_s == pytest.approx(mnn.backward.step_ms.value * 1e-3)
     assert sum(c.time_s for c in theirs) > 2 * sum(c.time_s for c in own)
+
+
+def test_patches_winograd_and_rows():
+    """Rules that MNN's file leaves out, and its passes over a linear layer's weights."""
+    mnn = load_runtime("mnn")
+    one = mnn.backward.dw.model_copy(update={"value": 1.0})
+    changes = {"patch_passes": one, "forward": None, "product_passes": None, "row_passes": None}
+    inferring = mnn.backward.model_copy(update=changes)
+    other = mnn.model_copy(update={"backward": inferring})
+    dw = replace(conv(), pass_="dW", shape=(64, 4096, 576))
+    product, gradient = runtimes.training_ops([conv(), dw], other)
+    assert product == with_winograd(conv())
+    assert gradient.bytes - dw.bytes == 2 * 4 * 4096 * 576  # the unfolded input, written and read
+    linear = Op("fc", "forward", "gemm", "linear", (16, 512, 10), "float32", 4 * (16 * 512 + 5120), 640, weights=4 * 5120)
+    names = [(op.name, op.shape) for op in runtimes.training_ops([linear], mnn)[1:]]
+    counts = {"passes over the result": 160 * mnn.backward.product_passes.value,
+              "passes over the weights": 16 * 5120 * mnn.backward.row_passes.value}  # fmt: skip
+    assert names == [(name, (round(count),)) for name, count in counts.items()]
+
+
+def test_a_framework_trains_otherwise_on_a_gpu():
+    torch, pi, nano = load_runtime("pytorch"), hardware.load("pi4"), hardware.load("jetson-nano")
+    assert runtimes.on(torch, pi) == torch and runtimes.on(torch, nano).backward == torch.accelerated != torch.backward
+    assert runtimes.choose("pytorch", nano, "float32", True, True).backward == torch.accelerated
+    assert runtimes.choose(None, nano, "float16", True, True).backward == torch.accelerated
+    relu = [Op("relu", "forward", "elementwise", "relu", (100,), "float32", 400, 400)]
+    (nanos,), (agx,) = (cost.predict(relu, hardware.load(name), runtime=torch) for name in ("jetson-nano", "agx-xavier"))
+    assert nanos.overhead_s == pytest.approx(1.8 * agx.overhead_s) and agx.overhead_s == pytest.approx(103e-6)
 
 
 def test_a_core_with_float16_alone_lends_its_own_factors():

@@ -122,7 +122,23 @@ def test_advice_under_limits():
     allowed = [row for row in found["tried"] if not row["breaks"]]
     assert best["images_s"] == max(row["images_s"] for row in allowed)
     assert all(row["time_s"] > 0.01 for row in found["tried"] if row["breaks"] == "deadline")
+    assert {row["train_last"] for row in found["tried"]} == {None}
     none = json.loads(run(*LENET, "--method", "octo", "--advise", "--batch-size", "1", "--max-memory", "0.01", "--json"))
-    assert none["best"] is None and none["tried"]
+    assert none["best"] is None and {row["train_last"] for row in none["tried"]} == {None, 2, 1}
+
+
+def test_advice_trains_fewer_layers_where_all_do_not_fit():
+    options = *LENET, "--method", "octo", "--batch-size", "64"
+    points = json.loads(run(*options, "--advise", "--json"))["tried"]
+    whole = min(row["peak_bytes"] for row in points) / 2**20
+    limit = ("--advise", "--max-memory", str(0.98 * whole))
+    best = json.loads(run(*options, *limit, "--json"))["best"]
+    assert best["train_last"] in (1, 2) and best["peak_bytes"] <= 0.98 * whole * 2**20
+    assert "trains the whole network keeps the limits; one that trains the last" in run(*options, *limit)
+    chosen = json.loads(run(*options, *limit, "--train-last", "1", "--json"))
+    assert {row["train_last"] for row in chosen["tried"]} == {1}
+
+
+def test_limits_go_with_advice():
     with pytest.raises(OctosimError, match="--deadline goes with --advise"):
         run(*LENET, "--deadline", "1")
