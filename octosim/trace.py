@@ -47,6 +47,7 @@ class Op:
     groups of an update: tensors that are updated one by one.
     function: of octosim's core, which makes it; "" where other software does.
     slow: times as long as octosim's kernels would compute, by software whose kernels are generic.
+    passes: times that software passes over the operands of an elementwise operation or an update.
     geometry: of a convolution: batch, height, width, channels, filters, kernel height and width, stride, padding; with groups
         or dilation, these too (`core.Conv`).
     """
@@ -68,6 +69,7 @@ class Op:
     function: str = ""
     geometry: tuple[Any, ...] = ()
     slow: float = 1.0
+    passes: float = 1.0
 
     @property
     def macs(self) -> int:

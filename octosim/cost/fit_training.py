@@ -149,19 +149,14 @@ class _Problem:
         self.prepared = [cost.prepare(ops, s.device or device, threads, ones)
                          for ops, s in zip(planned, measured, strict=True)]  # fmt: skip
         self.owners = [[_owners(op) for op in ops] for ops in planned]
-        folded = ones.model_copy(update={"backward": ones.backward and ones.backward.model_copy(update={"patch_passes": None})})
-        plain = [runtimes.training_ops(s.ops, folded) for s in measured]
-        self.unfolded = [np.array([a.bytes - b.bytes for a, b in zip(some, others, strict=True)], float)
-                         for some, others in zip(planned, plain, strict=True)]  # fmt: skip
 
     def log_times(self, values: Mapping[str, float]) -> Array:
         known = {name: values.get(name, 1.0) for name in PRIOR}
         found = []
-        for p, owners, unfolded in zip(self.prepared, self.owners, self.unfolded, strict=True):
+        for p, owners in zip(self.prepared, self.owners, strict=True):
             slow = np.array([math.prod(1 / known[name] for name in shares) for shares, _ in owners])
             passes = np.array([known[name] if name else 1.0 for _, name in owners])
-            other = p.other * passes + (known["patch_passes"] - 1) * unfolded
-            scaled = replace(p, work=p.work * slow * passes, weights=p.weights * passes, other=other)
+            scaled = replace(p, work=p.work * slow * passes, weights=p.weights * passes, other=p.other * passes)
             factors = p.parameters.copy()
             factors[:, cost.PARAMETERS.index("overhead_us")] = known["call_us"]
             time, *_ = cost.times(scaled, factors)

@@ -370,7 +370,7 @@ def _efficiency(engine: Engine, dtype: Dtype) -> float:
 
 GEOMETRY = (
     "kind", "code", "m", "k", "n", "groups", "macs", "elements", "bytes", "inputs", "writes", "weights", "area", "winograd",
-    "size", "forward", "slow",
+    "size", "forward", "slow", "passes",
 )  # fmt: skip
 """Columns of a network at one batch: what does not depend on the device.  code: of the class that decides the engine."""
 
@@ -395,7 +395,7 @@ def geometry(ops: Sequence[Op]) -> Array:
         rows.append((
             kind, code, m, k, n, op.groups, op.macs, op.elements, op.bytes, op.reads - op.weights, op.writes, op.weights,
             op.kernel[0] * op.kernel[1], op.algorithm == "winograd", DTYPE_BYTES.get(op.dtype, 4), op.pass_ == "forward",
-            op.slow,
+            op.slow, op.passes,
         ))  # fmt: skip
     return np.array(rows, float).reshape(len(rows), len(GEOMETRY)).T
 
@@ -520,7 +520,8 @@ def _prepared(
     fill = np.where(factored & dense, _filled(m, LANES) * _filled(n, LANES), 1.0)
     reduction = np.where(factored & dense, k, 0.0)
     side = _filled(np.sqrt(m), WINOGRAD_TILE) ** 2  # one square image
-    work = work * g["slow"]
+    work = work * g["slow"] * g["passes"]
+    weights, other = weights * g["passes"], other * g["passes"]
     work = np.where(winograd, work / (WINOGRAD_SAVES * np.where(side > 0, side, 1.0)), work)
     if not factored.all():
         product = ~elementwise & ~factored

@@ -55,58 +55,49 @@ def training_ops(ops: Sequence[Op], runtime: Runtime) -> list[Op]:
         depthwise = op.kind == "gemm" and KINDS.index(kind_of(op)) == DEPTHWISE
         if op.kind == "gemm" and op.pass_ in ("dX", "dW"):
             speed = (rules.dx if op.pass_ == "dX" else rules.dw).value * (rules.depthwise.value if depthwise else 1.0)
-            op = unfolded(replace(op, slow=op.slow / speed), rules)
+            op = replace(op, slow=op.slow / speed)
         elif op.kind == "gemm":
             share = rules.forward_depthwise if depthwise else rules.forward
             op = with_winograd(op) if runtime.winograd and rules.forward is None else op
-            op = unfolded(replace(op, slow=op.slow / share.value), rules) if share else op
+            op = replace(op, slow=op.slow / share.value) if share else op
         elif op.kind == "elementwise":
-            op = scaled(op, rules.passes.value)
+            op = replace(op, passes=op.passes * rules.passes.value)
         elif op.kind == "update":
-            op = scaled(op, rules.update_passes.value)
+            op = replace(op, passes=op.passes * rules.update_passes.value)
         found.append(op)
-        if op.kind == "gemm" and op.pass_ == "forward":
+        if op.kind == "gemm":
             found += extra_passes(op, rules)
     return found
 
 
-RESULT, WEIGHTS = "passes over the result", "passes over the weights"
-PASSES = {RESULT: "product_passes", WEIGHTS: "row_passes"}
+RESULT, WEIGHTS, PATCHES = "passes over the result", "passes over the weights", "passes over the unfolded input"
+PASSES = {RESULT: "product_passes", WEIGHTS: "row_passes", PATCHES: "patch_passes"}
 """Names of the operations that `extra_passes` adds, with the parameter of Backward that counts each one's passes."""
 
 
 def extra_passes(product: Op, rules: Backward) -> list[Op]:
-    """What a framework adds to a product in a step: passes over its result, and over a linear layer's weights."""
-    linear = product.kernel == (0, 0) and product.groups == 1 and product.weights > 0
-    size = DTYPE_BYTES[product.dtype]
-    counts = {RESULT: product.elements, WEIGHTS: product.weights // size * product.shape[0] if linear else 0}
+    """What a framework adds to a product: passes over its result and a linear layer's weights, once a step, and over a
+    convolution's unfolded input (im2col)."""
+    forward, size, counts = product.pass_ == "forward", DTYPE_BYTES[product.dtype], {}
+    if forward:
+        linear = product.kernel == (0, 0) and product.groups == 1 and product.weights > 0
+        counts = {RESULT: product.elements, WEIGHTS: product.weights // size * product.shape[0] if linear else 0}
+    if product.kernel[0] * product.kernel[1] > 1 and (rules.forward or not forward):
+        counts[PATCHES] = patch_elements(product)
     passes = {name: getattr(rules, field) for name, field in PASSES.items()}
+    pass_ = "dX" if forward else product.pass_
     return [
-        scaled(Op(product.layer, "dX", "elementwise", name, (count,), product.dtype, count * size, count * size), each.value)
+        Op(product.layer, pass_, "elementwise", name, (count,), product.dtype, count * size, count * size, passes=each.value)
         for name, count in counts.items()
         if count and (each := passes[name])
     ]
 
 
-def unfolded(op: Op, rules: Backward) -> Op:
-    """The product with its unfolded input, written and read again, where the framework makes one."""
-    if not rules.patch_passes or op.kernel[0] * op.kernel[1] <= 1:
-        return op
-    return replace(op, writes=op.writes + round(2 * rules.patch_passes.value * patch_bytes(op)))  # the border is in it already
-
-
-def patch_bytes(op: Op) -> int:
-    """Bytes of the unfolded input of a convolution in any pass: a row of K values for each output pixel, of all groups."""
+def patch_elements(op: Op) -> int:
+    """Elements of the unfolded input of a convolution in any pass: a row of K values for each output pixel, of all groups."""
     m, k, n = op.shape
     rows, columns = {"forward": (m, k), "dX": (m, n), "dW": (k, n)}[op.pass_]
-    return rows * columns * op.groups * DTYPE_BYTES.get(op.dtype, 4)
-
-
-def scaled(op: Op, passes: float) -> Op:
-    """A pass over memory made so many times."""
-    shape = (max(1, round(op.shape[0] * passes)),)
-    reads, writes, weights = (round(size * passes) for size in (op.reads, op.writes, op.weights))
-    return replace(op, shape=shape, reads=reads, writes=writes, weights=weights)
+    return rows * columns * op.groups
 
 
 def inference_ops(ops: Sequence[Op], runtime: Runtime, dtype: str) -> list[Op]:

@@ -95,10 +95,9 @@ def test_a_frameworks_backward_pass_is_slower():
     rules = mnn.backward
     product, result, activation, gradient, step = runtimes.training_ops(ops, mnn)
     assert product == replace(forward, slow=1 / rules.forward.value)  # weights are variables: no Winograd
-    assert result.shape[0] == pytest.approx(64 * 4096 * rules.product_passes.value, rel=1e-6)
+    assert result.shape == (64 * 4096,) and result.passes == rules.product_passes.value
     assert gradient.slow == pytest.approx(1 / rules.dw.value) and gradient.bytes == dw.bytes
-    assert activation.bytes == pytest.approx(relu.bytes * rules.passes.value, rel=1e-6)
-    assert step.bytes == pytest.approx(update.bytes * rules.update_passes.value, rel=1e-6)
+    assert activation == replace(relu, passes=rules.passes.value) and step == replace(update, passes=rules.update_passes.value)
     assert runtimes.training_ops(ops, load_runtime("octosim")) == ops
     changed = [product, result, activation, gradient, step]
     own, theirs = cost.predict(ops, pi), cost.predict(changed, pi, runtime=mnn)
@@ -115,14 +114,22 @@ def test_patches_winograd_and_rows():
     inferring = mnn.backward.model_copy(update=changes)
     other = mnn.model_copy(update={"backward": inferring})
     dw = replace(conv(), pass_="dW", shape=(64, 4096, 576))
-    product, gradient = runtimes.training_ops([conv(), dw], other)
-    assert product == with_winograd(conv())
-    assert gradient.bytes - dw.bytes == 2 * 4 * 4096 * 576  # the unfolded input, written and read
+    product, gradient, patches = runtimes.training_ops([conv(), dw], other)
+    assert product == with_winograd(conv()) and gradient.bytes == dw.bytes
+    assert patches.bytes == 2 * 4 * 4096 * 576 and patches.passes == 1  # the unfolded input, written and read
     linear = Op("fc", "forward", "gemm", "linear", (16, 512, 10), "float32", 4 * (16 * 512 + 5120), 640, weights=4 * 5120)
-    names = [(op.name, op.shape) for op in runtimes.training_ops([linear], mnn)[1:]]
-    counts = {"passes over the result": 160 * mnn.backward.product_passes.value,
-              "passes over the weights": 16 * 5120 * mnn.backward.row_passes.value}  # fmt: skip
-    assert names == [(name, (round(count),)) for name, count in counts.items()]
+    found = [(op.name, op.shape, op.passes) for op in runtimes.training_ops([linear], mnn)[1:]]
+    assert found == [("passes over the result", (160,), mnn.backward.product_passes.value),
+                     ("passes over the weights", (16 * 5120,), mnn.backward.row_passes.value)]  # fmt: skip
+
+
+def test_passes_repeat_the_time_of_one():
+    """Memory, caches and arithmetic alike; the working set is that of one pass."""
+    pi5 = hardware.load("pi5")
+    for elements in (10**4, 10**7):
+        relu = Op("relu", "forward", "elementwise", "relu", (elements,), "float32", 4 * elements, 4 * elements)
+        once, often = (cost.predict([replace(relu, passes=passes)], pi5)[0] for passes in (1.0, 2.5))
+        assert often.time_s - often.overhead_s == pytest.approx(2.5 * (once.time_s - once.overhead_s))
 
 
 def test_a_framework_trains_otherwise_on_a_gpu():
