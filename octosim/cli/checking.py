@@ -24,7 +24,10 @@ def golden(
     ] = None,
     shape: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A layer without a run: conv,x=2x8x8x3,filters=4,kernel=3,stride=1,pad=1; depthwise; linear."),
+        typer.Option(
+            help="A layer without a run: conv,x=2x8x8x3,filters=4,kernel=3 with ,stride=2 and ,pad=1 if not 1 and 0; "
+            "depthwise,x=2x8x8x4,kernel=3; linear,x=8x100,units=10."
+        ),
     ] = None,
     operands: Annotated[
         str,

@@ -97,6 +97,18 @@ def test_names_are_folded_behind_commas() -> None:
     assert tables.folded("method=octo,seed=10,lac=off", 20) == "method=octo,seed=10,\nlac=off"
 
 
+def test_no_help_is_cut_at_80_columns() -> None:
+    def paths(command: Any, path: list[str]) -> Iterator[list[str]]:
+        yield path
+        for name, child in getattr(command, "commands", {}).items():
+            yield from paths(child, [*path, name])
+
+    for path in paths(typer.main.get_command(app), []):
+        done = typer.testing.CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80"})
+        assert done.exit_code == 0 and "Usage" in done.output, path
+        assert not [line for line in done.output.splitlines() if cell_len(line.rstrip()) > 80 or "…" in line], path
+
+
 def test_every_command_with_a_table_is_here() -> None:
     def wide(command: Any, path: str) -> Iterator[str]:
         if any(parameter.name == "wide" for parameter in command.params):
