@@ -78,7 +78,8 @@ PASSES = {RESULT: "product_passes", WEIGHTS: "row_passes", PATCHES: "patch_passe
 def extra_passes(product: Op, rules: Backward) -> list[Op]:
     """What a framework adds to a product: passes over its result and a linear layer's weights, once a step, and over a
     convolution's unfolded input (im2col)."""
-    forward, size, counts = product.pass_ == "forward", DTYPE_BYTES[product.dtype], {}
+    forward, size = product.pass_ == "forward", DTYPE_BYTES[product.dtype]
+    counts: dict[str, int] = {}
     if forward:
         linear = product.kernel == (0, 0) and product.groups == 1 and product.weights > 0
         counts = {RESULT: product.elements, WEIGHTS: product.weights // size * product.shape[0] if linear else 0}
