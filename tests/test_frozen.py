@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit import costs, digests
+from kit.cli import octosim as command
 from kit.isas import ISAS
 
 from octosim import core
@@ -92,8 +90,7 @@ def test_prices(key: str) -> None:
 
 
 def octosim(*arguments: str, folder: Path) -> str:
-    command = [sys.executable, "-m", "octosim.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ, timeout=300)
+    done = command(*arguments, folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from kit.cli import octosim
 from safetensors.numpy import save_file
 
 from octosim import core
@@ -62,8 +62,8 @@ def test_what_fails_is_told_in_a_sentence() -> None:
 
 
 def test_command_line() -> None:
-    command = [sys.executable, "-m", "octosim.cli", "bench", "--model", "lenet5", "--seconds", "0.1", "--memory"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    command = ("bench", "--model", "lenet5", "--seconds", "0.1", "--memory")
+    done = octosim(*command, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert set(record["memory"]) == {"octo", "fp32"} and 0 < record["limit"]["share"] < 1
@@ -71,7 +71,7 @@ def test_command_line() -> None:
         parts = part["parts"]
         assert all(seconds > 0 for seconds in parts.values())
         assert parts["products"] < parts["forward"] + parts["backward"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = octosim(*command)
     assert done.returncode == 0 and "kept for the backward pass: 0." in done.stdout and "register peak" in done.stdout
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.cli import octosim
 
 from octosim import core, cost, engine, graph, hardware, methods
 from octosim.bench import memory
@@ -20,10 +19,6 @@ from octosim.engine.nodes import Context
 from octosim.trace import Op
 
 SHAPE = (8, 8, 3)
-
-
-def octosim(*arguments):
-    return subprocess.run([sys.executable, "-m", "octosim.cli", *arguments], capture_output=True, text=True, timeout=300)
 
 
 STACK = (Conv2d(4, 3, pad=1), BatchNorm(), ReLU(), MaxPool(), Flatten(), Linear(10))

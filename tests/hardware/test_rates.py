@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.cli import octosim
 
 from octosim import core, cost, engine, graph, hardware, methods
 from octosim.bench import calibrate
@@ -235,6 +234,5 @@ def test_bad_rates_are_named(device, change, message):
 @pytest.mark.parametrize("arguments, message", [
     (("--profile", "pi4"), "go with --from"), (("--from", "x.csv"), "--from needs --profile")])
 def test_command_refuses(arguments, message):
-    command = [sys.executable, "-m", "octosim.cli", "profiles", "calibrate", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = octosim("profiles", "calibrate", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.cli import octosim
 from kit.small import few_images, narrow
 from kit.thin import diagonal
 
@@ -257,12 +259,29 @@ def new_threads(before: list[threading.Thread]) -> set[threading.Thread]:
     return set(threading.enumerate()) - set(before)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[train.Config], tuple[str, str]]:
+    """undisturbed(config): records and digest of the run without a stop, trained once."""
+    known: dict[str, tuple[str, str]] = {}
+
+    def get(config: train.Config) -> tuple[str, str]:
+        if repr(config) not in known:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            digest = finished(config, folder)
+            known[repr(config)] = (folder / "records.jsonl").read_text(), digest
+        return known[repr(config)]
+
+    return get
+
+
 @pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 @pytest.mark.parametrize("stop_at", [1, 7, 34, 36])
-def test_resume_gives_the_same_bits(stop_at: int, options: dict, tmp_path: Path) -> None:
+def test_resume_gives_the_same_bits(
+    stop_at: int, options: dict, undisturbed: Callable[[train.Config], tuple[str, str]], tmp_path: Path
+) -> None:
     """Stopped by an exception at any step, in the middle of an epoch or between checkpoints."""
     config = train.Config(model="lenet5", batch_size=150, epochs=2, steps=40, **options)  # an epoch has 34 steps
-    expected = finished(config, tmp_path / "whole")
+    whole, expected = undisturbed(config)
 
     def stop(progress: train.Progress) -> None:
         if progress.step == stop_at:
@@ -278,14 +297,14 @@ def test_resume_gives_the_same_bits(stop_at: int, options: dict, tmp_path: Path)
     assert run.step <= stop_at
     assert train.train(run, folder, every=3)
     assert train.read_digest(folder) == expected
-    assert (folder / "records.jsonl").read_text() == (tmp_path / "whole/records.jsonl").read_text()
+    assert (folder / "records.jsonl").read_text() == whole
 
 
 def command(*arguments: str, **variables: str) -> list[str]:
     return [sys.executable, "-m", "octosim.cli", *arguments]
 
 
-TRAIN = ("train", "--model", "lenet5", "--batch-size", "50", "--steps", "80", "--checkpoint-every", "10")
+TRAIN = ("train", "--model", "lenet5", "--batch-size", "50", "--steps", "80", "--checkpoint-every", "10", "--out")
 
 
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
@@ -309,10 +328,13 @@ WITH_OPTIONS = (
      (signal.SIGKILL, WITH_OPTIONS, ("--prefetch",)), (signal.SIGINT, WITH_OPTIONS, ("--prefetch",))],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else f"{len(value)} options",
 )  # fmt: skip
-def test_killed_and_resumed(number: signal.Signals, options: tuple, only_broken: tuple, tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(*TRAIN, *options, "--out", str(whole)), check=True, capture_output=True)
-    line = command(*TRAIN, *options, *only_broken, "--out", str(broken))
+def test_killed_and_resumed(
+    number: signal.Signals, options: tuple, only_broken: tuple, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path_factory.getbasetemp() / f"whole{len(options)}", tmp_path / "broken"
+    if not whole.exists():
+        assert octosim(*TRAIN, str(whole), *options).returncode == 0
+    line = command(*TRAIN, str(broken), *options, *only_broken)
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_lines(broken / "records.jsonl", 10, process)
     process.send_signal(number)
@@ -323,8 +345,8 @@ def test_killed_and_resumed(number: signal.Signals, options: tuple, only_broken:
     else:
         assert process.returncode == 130
         assert f"octosim train --resume --out {broken}" in errors
-    done = subprocess.run(command("train", "--resume", "--out", str(broken)), capture_output=True, text=True, check=True)
-    assert "resuming" in done.stderr
+    done = octosim("train", "--resume", "--out", str(broken))
+    assert done.returncode == 0 and "resuming" in done.stderr
     assert (broken / "digest.txt").read_text() == (whole / "digest.txt").read_text()
     assert (broken / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
     assert not list(broken.glob(".*.tmp"))
