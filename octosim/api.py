@@ -171,7 +171,7 @@ class Run:
         for i in range(0, len(x), batch_size):
             network = self.network
             y = network.forward(network.input(x[i : i + batch_size]), context)
-            made.append(np.array(core.values(getattr(y, "q", y)), np.float32))
+            made.append(np.array(core.materialize(y)))
         return np.concatenate(made) if made else np.empty((0, *self.network.nodes[-1].out_shape), np.float32)
 
     def predict(self, x: Array) -> Array:

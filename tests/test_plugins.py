@@ -17,9 +17,8 @@ import pytest
 from kit.cli import octosim as command
 
 import octosim
-from octosim import extensions, graph, methods, train
+from octosim import core, extensions, graph, methods, train
 from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU
-from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods.octo import Octo
 from octosim.testing import check_method
@@ -226,14 +225,13 @@ class _Noisy(Octo):
     """lac, lac_samples, lac_decay, prc, prc_ratio, prc_z, prc_percentile, zero_point, rounding, keep: as octo's."""
 
     name: ClassVar[str] = "noisy"
-    recordable = False
 
     def error(self, node: Any, dy: Any, context: Any) -> Any:
         made = super().error(node, dy, context)
         _COUNT[0] += 1
         codes = made.q.copy()
         codes.flat[_COUNT[0] % codes.size] ^= 1
-        return QTensor(codes, made.s, made.z)
+        return core.Tensor(codes, made.s, made.z)
 
 
 _COUNT = [0]

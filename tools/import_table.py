@@ -356,7 +356,7 @@ def row(name: str, case: Case, exporter: str, folder: Path, seconds: float, trai
     x, _ = batch(case, 4, 4, trained)
     here = channels_last(x)
     network = Network(imported.graph, here.shape[1:], make("fp32", {}), 0, source=Input(True), initial=imported.weights)
-    outputs = np.asarray(core.values(network.forward(here.copy(), Context(False, 0, 0))))
+    outputs = np.asarray(core.materialize_in_place(network.forward(here.copy(), Context(False, 0, 0))))
     reference = run_onnx(without_codes(path) if case.quantized else path, x)
     found: dict[str, Any] = {
         "network": name, "exporter": exporter, "trained": trained, "layers": len(imported.graph.layers),

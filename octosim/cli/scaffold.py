@@ -58,7 +58,6 @@ class @CLASS@(Method):
     summary: ClassVar[str] = "INT8 forward and backward, clipped output gradients"
     paper: ClassVar[str] = "-"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
-    recordable = True  # it only calls the core, on numbers that stay in its memory
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -68,20 +67,20 @@ class @CLASS@(Method):
         """Refuses a batch whose sums could overflow."""
         int8.refuse_overflow(node, batch)
 
-    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
+    def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
         """Y of int8 codes, symmetric within the ranges of this batch."""
         found = node.x_range or core.value_range(x)
         return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
 
-    def error(self, node: Node, dy: Array, context: Context) -> quantizers.QTensor:
+    def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
         """Codes of dY, which both gradient passes take."""
         found = node.dy_range or core.value_range(dy)
         return quantizers.symmetric(dy, found.low, found.high, share=self.share, out=node.buffer(dy.shape, "int8"))
 
-    def weight_grad(self, node: Node, error: quantizers.QTensor, context: Context) -> None:
+    def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         int8.weight_grad(node, error)
 
-    def input_grad(self, node: Node, error: quantizers.QTensor, context: Context) -> core.Sums:
+    def input_grad(self, node: Node, error: core.Tensor, context: Context) -> core.LazyDequant:
         return int8.input_grad(node, error)
 '''
 

@@ -6,6 +6,7 @@ depend on the instruction set or on the number of threads, to the bit.  Images a
 """
 
 from types import FunctionType
+from typing import Any
 
 from octosim.core.blocks import (
     conv_input_grad_blocks,
@@ -49,36 +50,30 @@ from octosim.core.call import (
 )
 from octosim.core.codes import (
     Codes,
-    Pair,
-    RowSums,
-    Sums,
-    Values,
     asymmetric_codes,
+    combined_scale,
     copy,
     decode_mu8,
     dequantize,
     dequantize_rows,
     dequantize_sums,
+    ema_range,
     encode_mu8,
     exp,
-    follow_range,
     images,
     join_ranges,
     log,
-    memory_of,
     moments,
     new_codes,
     normal,
     philox,
-    product_scale,
     quantize,
     requantize,
     requantize_float,
     sum_range,
     symmetric_codes,
     value_range,
-    values,
-    zero_term,
+    zero_point_correction,
 )
 from octosim.core.elementwise import (
     RangeNorm,
@@ -92,7 +87,7 @@ from octosim.core.elementwise import (
     counteract,
     dequantize_channels,
     earlier_range,
-    fold_bias,
+    fold_channel_bias,
     image_range,
     level_errors,
     level_weights,
@@ -115,6 +110,7 @@ from octosim.core.fitting import (
     blend,
     combine_parts,
     compensate,
+    count_reversals,
     fit_levels,
     forward_parts,
     level_values,
@@ -123,7 +119,6 @@ from octosim.core.fitting import (
     newton_sgd,
     raise_to,
     scale,
-    turned,
 )
 from octosim.core.integers import (
     add_exponents,
@@ -154,8 +149,8 @@ from octosim.core.layers import (
     avgpool_backward,
     column_sums,
     dropout,
+    fold_bias,
     lac_backward,
-    lac_fold,
     maxpool,
     maxpool_backward,
     mean_squared_error,
@@ -164,6 +159,15 @@ from octosim.core.layers import (
     sgd,
     softmax_cross_entropy,
     stream_triad,
+)
+from octosim.core.lazy import (
+    LazyAdd,
+    LazyDequant,
+    LazyWeightGrad,
+    Values,
+    materialize,
+    materialize_in_place,
+    reuse_buffer,
 )
 from octosim.core.normalize import (
     add,
@@ -193,6 +197,7 @@ from octosim.core.products import (
     gemm_mu8,
 )
 from octosim.core.tape import CLOCKS, NO_PROBE, Call, Failed, Operand, Probe, Tape
+from octosim.core.tensors import Tensor
 from octosim.core.windows import (
     GATED,
     SMOOTH,
@@ -214,34 +219,46 @@ from octosim.core.windows import (
 )
 
 __all__ = [
-    "ALWAYS_SAFE", "Batched", "CHANGES", "CLOCKS", "COSTS", "Call", "Codes", "Conv", "CoreError", "Failed", "GATED",
-    "NO_PROBE", "NotFiniteError", "Number", "Operand", "Pair", "Parts", "Pool", "Probe", "READS", "Range", "RangeNorm",
-    "RowSums", "SMOOTH", "Scalar", "Stream", "Sums", "Tape", "Values", "WRITES", "Whole", "Window", "activation",
+    "ALWAYS_SAFE", "Batched", "CHANGES", "CLOCKS", "COSTS", "Call", "Codes", "Conv", "CoreError", "Failed", "GATED", "LazyAdd",
+    "LazyDequant", "LazyWeightGrad", "NO_PROBE", "NotFiniteError", "Number", "Operand", "Parts", "Pool", "Probe", "READS",
+    "Range", "RangeNorm", "SMOOTH", "Scalar", "Stream", "Tape", "Tensor", "Values", "WRITES", "Whole", "Window", "activation",
     "activation_backward", "adam", "add", "add_counts", "add_exponents", "affine", "align", "array_scalar", "assign",
     "asymmetric_codes", "at", "average", "avgpool", "avgpool_backward", "backward_parts", "backward_values", "barrier",
     "batchnorm_backward", "batchnorm_forward", "batchnorm_inference", "bias_correction", "binary_weights", "blend",
-    "channel_clips", "clip_columns", "code_ends", "column_sums", "combine_parts", "compensate", "conv_forward",
-    "conv_input_grad", "conv_input_grad_blocks", "conv_weight_grad", "conv_weight_grad_long", "copy", "copy_codes",
-    "counteract", "decode_mu8", "depthwise_forward", "depthwise_input_grad", "depthwise_weight_grad",
-    "depthwise_weight_grad_long", "dequantize", "dequantize_blocks", "dequantize_channels", "dequantize_long_rows",
-    "dequantize_rows", "dequantize_sums", "direction_scale", "dropout", "dropout_codes", "earlier_range", "encode_mu8",
-    "exp", "fit_levels", "float_environment", "fold_bias", "follow_range", "forward_parts", "gate_backward", "gemm",
-    "gemm_batched", "gemm_blocks", "gemm_counted", "gemm_mu8", "here", "image_range", "images", "images_as_codes", "isa",
-    "isas", "join_ranges", "lac_backward", "lac_fold", "layernorm", "layernorm_backward", "level_errors", "level_values",
-    "level_weights", "levels", "log", "makes", "mask", "maxpool", "maxpool_backward",
-    "maxpool_codes", "maxpool_codes_backward",
-    "mean_squared_error",
-    "memory_of", "mirrored", "moments", "multiply", "narrow", "new_codes", "newton_adam", "newton_move", "newton_sgd",
-    "normal", "number64", "peak", "philox", "pixel_sums", "plus", "pooled", "power_of_two", "product_scale", "public",
-    "python", "quantize", "quantize_blocks", "quantize_rows", "quantize_windows", "raise_to", "range_norm_backward",
-    "range_norm_forward", "relu", "relu_backward", "relu_codes", "relu_codes_backward", "requantize", "requantize_float",
-    "round_to_blocks", "row_sums", "scalar", "scalar_array", "scale", "set_isa", "set_threads", "sgd", "sign_bytes",
-    "signed_sum", "softmax", "softmax_backward", "softmax_codes_gradient", "softmax_cross_entropy", "spread",
-    "squared_error", "step_number", "stream_triad", "subtract_codes", "sum_range", "symmetric_codes", "ternary_codes",
-    "threads", "times", "trim", "turned", "unrecorded", "value_range", "values", "walk_codes", "window_max",
-    "window_max_backward", "window_mean", "window_mean_backward", "within", "within_columns", "zero_term",
+    "channel_clips", "clip_columns", "code_ends", "column_sums", "combine_parts", "combined_scale", "compensate",
+    "conv_forward", "conv_input_grad", "conv_input_grad_blocks", "conv_weight_grad", "conv_weight_grad_long", "copy",
+    "copy_codes", "count_reversals", "counteract", "decode_mu8", "depthwise_forward", "depthwise_input_grad",
+    "depthwise_weight_grad", "depthwise_weight_grad_long", "dequantize", "dequantize_blocks", "dequantize_channels",
+    "dequantize_long_rows", "dequantize_rows", "dequantize_sums", "direction_scale", "dropout", "dropout_codes",
+    "earlier_range", "ema_range", "encode_mu8", "exp", "fit_levels", "float_environment", "fold_bias", "fold_channel_bias",
+    "forward_parts", "gate_backward", "gemm", "gemm_batched", "gemm_blocks", "gemm_counted", "gemm_mu8", "here", "image_range",
+    "images", "images_as_codes", "isa", "isas", "join_ranges", "lac_backward", "layernorm", "layernorm_backward",
+    "level_errors", "level_values", "level_weights", "levels", "log", "makes", "mask", "materialize", "materialize_in_place",
+    "maxpool", "maxpool_backward", "maxpool_codes", "maxpool_codes_backward", "mean_squared_error", "mirrored", "moments",
+    "multiply", "narrow", "new_codes", "newton_adam", "newton_move", "newton_sgd", "normal", "number64", "peak", "philox",
+    "pixel_sums", "plus", "pooled", "power_of_two", "public", "python", "quantize", "quantize_blocks", "quantize_rows",
+    "quantize_windows", "raise_to", "range_norm_backward", "range_norm_forward", "relu", "relu_backward", "relu_codes",
+    "relu_codes_backward", "requantize", "requantize_float", "reuse_buffer", "round_to_blocks", "row_sums", "scalar",
+    "scalar_array", "scale", "set_isa", "set_threads", "sgd", "sign_bytes", "signed_sum", "softmax", "softmax_backward",
+    "softmax_codes_gradient", "softmax_cross_entropy", "spread", "squared_error", "step_number", "stream_triad",
+    "subtract_codes", "sum_range", "symmetric_codes", "ternary_codes", "threads", "times", "trim", "unrecorded", "value_range",
+    "walk_codes", "window_max", "window_max_backward", "window_mean", "window_mean_backward", "within", "within_columns",
+    "zero_point_correction",
 ]  # fmt: skip
 
 for _name in set(__all__) - {"at", "float_environment", "pooled", "python", "unrecorded"}:  # what those raise belongs to others
     if isinstance(globals()[_name], FunctionType):
         globals()[_name] = public(globals()[_name])
+
+_RENAMED = {
+    "Pair": "LazyAdd", "RowSums": "LazyWeightGrad", "Sums": "LazyDequant", "follow_range": "ema_range", "lac_fold": "fold_bias",
+    "memory_of": "reuse_buffer", "product_scale": "combined_scale", "values": "materialize",
+    "zero_term": "zero_point_correction",
+}  # fmt: skip
+"""Names of earlier releases, which methods of other packages use."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return globals()[_RENAMED[name]]
+    raise AttributeError(f"module 'octosim.core' has no attribute '{name}'")

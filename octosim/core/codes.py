@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,14 +23,13 @@ from octosim.core.call import (
     Stream,
     Whole,
     ffi,
-    here,
     lib,
     ok,
     output,
     pointer,
     scalar,
 )
-from octosim.numerics import Requantization, Rounding, mu_levels, mu_thresholds
+from octosim.numerics import Requantization, Rounding, mu_law, mu_thresholds
 
 # ---- randomness and elementary functions --------------------------------------------------
 
@@ -80,7 +78,7 @@ def join_ranges(ranges: list[Range], out: Range) -> Range:
     return out
 
 
-def follow_range(running: Array, found: Range, weight: float) -> None:
+def ema_range(running: Array, found: Range, weight: float) -> None:
     """running (float32, 2 values) += weight (found - running); a running range of zeros becomes what was found."""
     ok(lib.octo_follow_range(found.low, found.high, weight, pointer("running", running, F32, (2,))))
 
@@ -137,14 +135,14 @@ def asymmetric_codes(low: Number, high: Number) -> Codes:
     return codes
 
 
-def product_scale(a: Number, b: Number) -> Scalar:
+def combined_scale(a: Number, b: Number) -> Scalar:
     """The scale of a product of codes: a b in float32; infinity beyond its range, which the next range check reports."""
     made = scalar(0.0)
     ok(lib.octo_product_scale(a, b, made.at))
     return made
 
 
-def zero_term(sums: Array, zero: Whole) -> Array:
+def zero_point_correction(sums: Array, zero: Whole) -> Array:
     """int32 -zero * sums, modulo 2^32: what a zero point adds to sums of products, of the other operand's sums."""
     out, p = output("out", None, S32, sums.shape)
     ok(lib.octo_zero_term(sums.size, pointer("sums", sums, S32), zero, p))
@@ -287,7 +285,7 @@ def dequantize_rows(acc: Array, add: Array, scale: Number, *, out: Array | None 
 def dequantize_sums(acc: Array, add: Array, scale: Number, *, rest: Array | None = None, out: Array | None = None) -> Array:
     """float32 (acc + add) * scale of int32 sums; `add` (int32) repeats along acc: acc.size is a multiple of add.size.
 
-    rest: what `lac_fold` leaves for float32, added there.
+    rest: what `fold_bias` leaves for float32, added there.
     """
     if not add.size or acc.size % add.size:
         raise CoreError(f"acc has {acc.size} elements, not a multiple of add's {add.size}")
@@ -296,108 +294,6 @@ def dequantize_sums(acc: Array, add: Array, scale: Number, *, rest: Array | None
     sums, rows = (pointer("acc", acc, S32), pointer("add", add, S32)), acc.size // add.size
     ok(lib.octo_dequantize_s32(rows, add.size, *sums, scale, beside, p))
     return out
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What a matrix product of codes left: float32 values (acc + add) * scale, not made yet.
-
-    acc: int32, any shape.  add: int32, repeats along acc; `by_rows`: one for each index of the first axis.
-    rest: what `lac_fold` leaves for float32, added there; not where `by_rows`.
-    """
-
-    acc: Array
-    add: Array
-    scale: Number
-    by_rows: bool = False
-    rest: Array | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", scalar(self.scale))  # an octo_tensor points to it
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.acc.shape
-
-    def __getitem__(self, rows: slice) -> Sums:
-        """Some of the first axis, where `by_rows`."""
-        return Sums(self.acc[rows], self.add[rows], self.scale, True)
-
-    def array(self, out: Array | None = None) -> Array:
-        """The float32 values; without `out` in the memory of acc, which is lost."""
-        out = _in_place(self.acc) if out is None else out
-        if self.by_rows:
-            return dequantize_rows(self.acc, self.add, self.scale, out=out)
-        return dequantize_sums(self.acc, self.add, self.scale, rest=self.rest, out=out)
-
-
-@dataclass(frozen=True, slots=True)
-class RowSums:
-    """A matrix of sums whose rows are made when they are asked for, so that not all need be there at once.
-
-    make: the sums (by_rows) of a range of rows.
-    """
-
-    make: Callable[[slice], Sums]
-    shape: tuple[int, ...]
-
-    def __getitem__(self, rows: slice) -> Sums:
-        return self.make(rows)
-
-    def array(self) -> Array:
-        """The float32 values of all rows."""
-        return self.make(slice(0, self.shape[0])).array()
-
-
-Values = Array | Sums
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The sum a + b of two tensors of one shape, not made yet."""
-
-    a: Values
-    b: Values
-
-
-def _in_place(acc: Array) -> Array:
-    """The memory of int32 sums for their float32 values."""
-    if acc.dtype != S32:
-        raise CoreError(f"sums: acc must hold int32, not {acc.dtype}")
-    return acc.view(F32)
-
-
-def memory_of(x: Values | Pair) -> Array:
-    """The float32 memory that x's values may be made in; of a pair a's."""
-    if isinstance(x, Pair):
-        x = x.a
-    return _in_place(x.acc) if isinstance(x, Sums) else x
-
-
-_TENSOR = ffi.typeof("octo_tensor *")
-
-
-def tensor(name: str, x: Values, shape: tuple[int, ...] | None = None, *, by_rows: bool = False) -> Any:
-    """octo_tensor * of float32 values, or of sums whose addend belongs to the last axis, or `by_rows` to the first."""
-    made = ffi.new(_TENSOR)
-    if isinstance(x, Sums):
-        if x.by_rows != by_rows:
-            raise CoreError(f"{name}: sums need one addend for each {'row' if by_rows else 'column'}")
-        scale = scalar(x.scale)
-        made.sums, made.scale = pointer(name, x.acc, S32, shape), scale.at
-        if here.recorder is not None:
-            here.recorder.keep(scale)
-        made.add = pointer("add", x.add, S32, x.acc.shape[:1] if by_rows else x.acc.shape[-1:])
-        if x.rest is not None:
-            made.rest = pointer("rest", x.rest, F32, (x.add.size + 1,))
-    else:
-        made.values = pointer(name, x, F32, shape)
-    return made
-
-
-def values(x: Any) -> Any:
-    """x; of sums, their float32 values, in the same memory."""
-    return x.array() if isinstance(x, Sums | RowSums) else x
 
 
 def images(x: Array, scale: float, shift: float, *, out: Array | None = None) -> Array:
@@ -418,9 +314,14 @@ def copy(x: Array, *, out: Array) -> Array:
 
 
 @lru_cache(maxsize=16)
-def _mu_float(mu: int) -> tuple[Any, Any]:
-    """Thresholds and levels of mu-law codes in float32."""
-    return ffi.new("float[128]", mu_thresholds(mu)), ffi.new("float[128]", mu_levels(mu))
+def _floats(values: tuple[float, ...]) -> Any:
+    """A float32 array in C memory."""
+    return ffi.new("float[]", values)
+
+
+@lru_cache(maxsize=16)
+def _thresholds(mu: int) -> Any:
+    return _floats(tuple(mu_thresholds(mu)))
 
 
 def encode_mu8(
@@ -435,12 +336,17 @@ def encode_mu8(
     out, q = output("out", out, U8, x.shape)
     count = np.empty(1, np.int64) if count is None else count[:1]
     clipped = pointer("count", count, S64, (1,), True)
-    ok(lib.octo_encode_mu8(x.size, pointer("x", x, F32), 1.0 / bound, _mu_float(mu)[0], q, clipped))
+    ok(lib.octo_encode_mu8(x.size, pointer("x", x, F32), 1.0 / bound, _thresholds(mu), q, clipped))
     return out, count
+
+
+def decode_table(q: Array, bound: float, table: tuple[float, ...], *, out: Array | None = None) -> Array:
+    """float32 values bound table[m] of uint8 codes of a sign, the top bit, and a magnitude m; table: 128 values."""
+    out, p = output("out", out, F32, q.shape)
+    ok(lib.octo_decode_mu8(q.size, pointer("q", q, U8), _floats(table), bound, p))
+    return out
 
 
 def decode_mu8(q: Array, bound: float, *, mu: int = 255, out: Array | None = None) -> Array:
     """float32 values bound F^-1(m / 127) of mu-law codes."""
-    out, p = output("out", out, F32, q.shape)
-    ok(lib.octo_decode_mu8(q.size, pointer("q", q, U8), _mu_float(mu)[1], bound, p))
-    return out
+    return decode_table(q, bound, mu_law(mu).table, out=out)

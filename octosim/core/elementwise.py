@@ -247,7 +247,7 @@ def quantize_rows(x: Array, *, out: Array | None = None, real: Array | None = No
     return out, real, scales
 
 
-def fold_bias(
+def fold_channel_bias(
     bias: Array, weight_scales: Array | Scalar, x_scale: Number, weight_sums: Array, zero: Whole
 ) -> tuple[Array, Array | Scalar, Array]:
     """What bias and zero point add to int32 sums, the sums' scales, and what is left of the bias to be added in float32.

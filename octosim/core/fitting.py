@@ -93,7 +93,7 @@ def fit_levels(w: Array, d: Array, codes: Array, alpha: Array, changes: Array, *
     ok(lib.octo_fit_levels_f32(w.size, *given, bits, exact, *made, pointer("changes", changes, S64, (1,), True)))
 
 
-def turned(before: Array, w: Array, sign: Array, count: Array) -> None:
+def count_reversals(before: Array, w: Array, sign: Array, count: Array) -> None:
     """Keeps float32 w within +-1 and counts, in int64 (1,), where w - before is against int8 `sign`, which follows it."""
     given = pointer("before", before, F32, w.shape), pointer("w", w, F32, None, True)
     ok(lib.octo_turned_f32(w.size, *given, pointer("sign", sign, S8, w.shape, True), pointer("count", count, S64, (1,), True)))

@@ -26,7 +26,7 @@ from octosim.core.call import (
     output,
     pointer,
 )
-from octosim.core.codes import Sums, Values, tensor
+from octosim.core.lazy import LazyDequant, Values, tensor
 
 # ---- columns: sums, affine maps --------------------------------------------------
 
@@ -39,7 +39,7 @@ def matrix(x: Array) -> tuple[int, int]:
 
 
 def column_sums(x: Array, cols: int | None = None, *, out: Array | None = None) -> Array:
-    """Sums over all axes but the last (or over rows of `cols` elements): float32 -> float32, int8 -> int32.
+    """LazyDequant over all axes but the last (or over rows of `cols` elements): float32 -> float32, int8 -> int32.
 
     Of int8 exact; CoreError where a sum is beyond int32.
     """
@@ -196,7 +196,7 @@ costs("octo_mean_squared_error_f32", y=2, target=2)
 def sgd(w: Array, g: Values, v: Array, *, lr: Number, momentum: float, decay: float, found: Range | None = None) -> Range:
     """SGD with momentum, in place on w and v: v = momentum v + (g + decay w); w -= lr v.
 
-    g: float32 of w's shape, or such Sums `by_rows`.  Returns w's least and largest value then, in `found` if given;
+    g: float32 of w's shape, or such LazyDequant `by_rows`.  Returns w's least and largest value then, in `found` if given;
     NotFiniteError where it holds a NaN or an infinity.
     """
     gradient, rows, cols = _gradient(g, w)
@@ -229,21 +229,22 @@ def _gradient(g: Values, w: Array) -> tuple[Any, int, int]:
     if not w.size:
         raise CoreError("w is empty")
     made = tensor("g", g, w.shape, by_rows=True)
-    return (made, len(w), w.size // len(w)) if isinstance(g, Sums) else (made, 1, w.size)
+    return (made, len(w), w.size // len(w)) if isinstance(g, LazyDequant) else (made, 1, w.size)
 
 
-def lac_fold(
+def fold_bias(
     bias: Array,
-    zero_term: Array,
+    zero_point_correction: Array,
     scale: Number,
     lac: tuple[Array, Array, Array] | None = None,
     *,
     rest: Array | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Octo's compensation in the int32 domain, in units of scale: round((bias + alpha mu + offset) / scale) + zero_term.
+    """The bias, and Octo's compensation if given, as addends of int32 accumulators, in units of scale:
+    round((bias + alpha mu + offset) / scale) + zero_point_correction.
 
-    bias float32 (cols,), zero_term int32 (cols,), lac = (alpha, mu, offset), float32 of one shape (..., cols), or None.
+    bias float32 (cols,), zero_point_correction int32 (cols,), lac = (alpha, mu, offset), float32 of one shape (..., cols).
     rest: float32 (size + 1,), gets what int32 cannot hold at this scale, which `dequantize_sums` then adds in float32; without
     it that is clamped to 2^30 units.  Returns int32 of lac's shape, or (cols,).
     """
@@ -258,7 +259,7 @@ def lac_fold(
     pointers = (
         [pointer(n, v, F32, shape) for n, v in zip(("alpha", "mu", "offset"), lac, strict=True)] if lac else [ffi.NULL] * 3
     )
-    terms = [pointer("bias", bias, F32, (cols,)), pointer("zero_term", zero_term, S32, (cols,))]
+    terms = [pointer("bias", bias, F32, (cols,)), pointer("zero_point_correction", zero_point_correction, S32, (cols,))]
     beside = ffi.NULL if rest is None else pointer("rest", rest, F32, (size + 1,), access=WRITES)
     ok(lib.octo_lac_fold_f32(size // cols, cols, *pointers, *terms, scale, p, beside))
     return out

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from octosim.core.call import F32, READS, S8, U8, WRITES, Array, CoreError, Range, costs, ffi, lib, ok, output, pointer
-from octosim.core.codes import Pair, Sums, Values, tensor
 from octosim.core.layers import matrix
+from octosim.core.lazy import LazyAdd, LazyDequant, Values, tensor
 
 
 def _matrix(x: Values) -> tuple[int, int]:
-    return matrix(x.acc if isinstance(x, Sums) else x)
+    return matrix(x.acc if isinstance(x, LazyDequant) else x)
 
 
 def sign_bytes(count: int) -> int:
@@ -44,7 +44,7 @@ def batchnorm_forward(
     out: Array | None = None,
 ) -> tuple[Array, Array, Array, Range | None]:
     """Normalizes over all axes but the last with the batch's statistics and updates the running ones in place; then, with
-    relu, max(., 0).  x: float32, or Sums whose addend belongs to the channels.  out may be x's memory.
+    relu, max(., 0).  x: float32, or LazyDequant whose addend belongs to the channels.  out may be x's memory.
 
     codes: int8 of x's shape, gets (x - mean) inv_std in steps of 1/16, within +-127 of them; signs: uint8 (sign_bytes(size),),
     gets the bits y > 0: what `batchnorm_backward` can use in the place of x, and needs after a ReLU.
@@ -136,8 +136,8 @@ def add(
     find_range: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Range | None]:
-    """a + b; then, with relu, max(., 0); and its least and largest value if asked for.  a, b: float32, or Sums whose addend
-    belongs to the channels; out may be the memory of either.  signs as in `batchnorm_forward`."""
+    """a + b; then, with relu, max(., 0); and its least and largest value if asked for.  a, b: float32, or LazyDequant whose
+    addend belongs to the channels; out may be the memory of either.  signs as in `batchnorm_forward`."""
     pa, pb, (rows, cols) = tensor("a", a), tensor("b", b, a.shape), _matrix(a)
     out, p = output("out", out, F32, a.shape)
     found, pr = _range(find_range)
@@ -145,9 +145,9 @@ def add(
     return out, found
 
 
-def relu_backward(signs: Array, dy: Values | Pair, *, out: Array | None = None) -> Array:
+def relu_backward(signs: Array, dy: Values | LazyAdd, *, out: Array | None = None) -> Array:
     """dy where the sign is set, else 0; out may be the memory of dy, or of either of the two that it is the sum of."""
-    a, b = (dy.a, dy.b) if isinstance(dy, Pair) else (dy, None)
+    a, b = (dy.a, dy.b) if isinstance(dy, LazyAdd) else (dy, None)
     pa, pb, (rows, cols) = tensor("dy", a), ffi.NULL if b is None else tensor("dy", b, a.shape), _matrix(a)
     out, p = output("out", out, F32, a.shape)
     given = pointer("signs", signs, U8, (sign_bytes(out.size),))

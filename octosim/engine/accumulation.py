@@ -63,7 +63,7 @@ def accumulated(
             core.at("accumulate", "update")
             kept = held.setdefault(node.name, {})
             for key in list(node.grads):
-                add(kept, key, core.values(node.grads.pop(key)), share)
+                add(kept, key, core.materialize_in_place(node.grads.pop(key)), share)
 
         loss, correct = one(images[some], labels[some], replace(context, micro=number), collect)
         core.at("accumulate", "update")

@@ -30,9 +30,9 @@ class Done(Unweighted):
 
 @dataclass(frozen=True)
 class Fusion:
-    """passes: of the nodes.  sums_y, sums_dx: nodes whose output, or input gradient, may stay int32 accumulators (`core.Sums`):
-    its only consumer takes them.  pairs: nodes whose gradients from two consumers stay apart (`core.Pair`) until the addition
-    in front of them sums them.  aliases: nodes whose output is their input."""
+    """passes: of the nodes.  sums_y, sums_dx: nodes whose output, or input gradient, may stay int32 accumulators
+    (`core.LazyDequant`): its only consumer takes them.  pairs: nodes whose gradients from two consumers stay apart
+    (`core.LazyAdd`) until the addition in front of them sums them.  aliases: nodes whose output is their input."""
 
     passes: list[Any]
     sums_y: frozenset[int] = frozenset()

@@ -194,7 +194,7 @@ class Network:
             try:
                 x = self.passes[node.index].forward(node, given if len(given) > 1 else given[0], self.method, here)
                 if check or node.index not in self.fusion.sums_y:
-                    x = core.values(x)
+                    x = core.materialize_in_place(x)
                 if check:
                     core.value_range(x)
             except core.NotFiniteError as error:
@@ -228,7 +228,7 @@ class Network:
                     core.at(node.name, "dX")
                     dx = self.passes[node.index].input_grad(node, dy, self.method, context)
                     if node.index not in self.fusion.sums_dx:
-                        dx = core.values(dx)
+                        dx = core.materialize_in_place(dx)
                     for i, part in zip(node.inputs, dx if isinstance(dx, tuple) else (dx,), strict=True):
                         if self._needs_gradient(i):
                             sums[i] = self._meet(self.nodes[i], sums[i], part) if i in sums else part
@@ -243,11 +243,11 @@ class Network:
                 done(node)
                 node.grads.clear()
             else:
-                node.grads = {key: core.values(g) for key, g in node.grads.items()}
+                node.grads = {key: core.materialize_in_place(g) for key, g in node.grads.items()}
 
     def _meet(self, node: Node, a: Any, b: Any) -> Any:
         """The sum of two gradients of a node's output, which may overwrite a."""
-        return core.Pair(a, b) if node.index in self.fusion.pairs else self.method.meet(node, a, b)
+        return core.LazyAdd(a, b) if node.index in self.fusion.pairs else self.method.meet(node, a, b)
 
     def gradients(
         self,

@@ -290,8 +290,8 @@ class Observer(Protocol):
         """A tensor of a pass (see Key): an array, or codes with their meaning where a method has such between layers."""
 
     def means(self, layer: str, operand: str, value: Any) -> None:
-        """Codes with their meaning (`quantizers.QTensor` or the like) that a method keeps: after its forward pass, before
-        "output", and after it made the error of a layer."""
+        """A `core.Tensor` that a method keeps: after its forward pass, before "output", and after it made the error of a
+        layer."""
 
     def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
         """A product: its operands ("x", "w", "dy"), x's zero point and the sums, before anything overwrites them."""
@@ -487,7 +487,7 @@ class Method(Protocol):
     inspects: whether `caveats` looks at the tensors of a step.
     random_loss: whether `loss` takes the argument random, the Philox stream of its gradient.
     by_channel: whether `weight_grad` may be given a layer's first output channels alone: parameters, whose first axis they must
-               be, its error and what `for_weight_grad` names, arrays or `QTensor`s, are cut to them.
+               be, its error and what `for_weight_grad` names, arrays or `core.Tensor`s, are cut to them.
     covers:    the layers, by stem ("conv", "relu" ...), whose numbers it knows how to make; None: all, those without a matrix
                product in float32.  A network with another is refused, or has it in float32 where that is asked for.
     multiplies: whether it makes the products of activations (attention) by its own numbers; those that do not have them in
@@ -588,13 +588,13 @@ class Method(Protocol):
         """Adds what the method itself needs to a weighted layer's params and state (`w` and `b` are there already)."""
 
     def forward(self, node: Node, x: Any, context: Context) -> Any:
-        """Y of a weighted layer, values or `core.Sums`; keeps in node.saved what the backward passes need."""
+        """Y of a weighted layer, values or `core.LazyDequant`; keeps in node.saved what the backward passes need."""
 
     def error(self, node: Node, dy: Any, context: Context) -> Any:
         """dY as the two gradient passes want it, made once."""
 
     def weight_grad(self, node: Node, error: Any, context: Context) -> None:
-        """Fills node.grads, with arrays or `core.Sums`, of the parameters that node.trains."""
+        """Fills node.grads, with arrays or `core.LazyDequant`, of the parameters that node.trains."""
 
     def input_grad(self, node: Node, error: Any, context: Context) -> Any:
-        """dX, values or `core.Sums`."""
+        """dX, values or `core.LazyDequant`."""

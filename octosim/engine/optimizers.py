@@ -26,9 +26,9 @@ Numbers = tuple[core.Number, ...]
 class Sgd:
     """SGD with momentum: v = momentum v + (g + decay w), w -= lr v.
 
-    update, of every optimizer: a step on w in place, of a gradient that is an array or `core.Sums` by rows; returns w's range
-    then, in `found`, NotFiniteError where it holds a NaN or an infinity.  corrections: what it takes beside lr that differs
-    from step to step; next_corrections: those of the step after.
+    update, of every optimizer: a step on w in place, of a gradient that is an array or `core.LazyDequant` by rows; gives w's
+    range then, in `found`, NotFiniteError where it holds a NaN or an infinity.  corrections: what it takes beside lr that
+    differs from step to step; next_corrections: those of the step after.
 
     newton, of every optimizer: the step taken apart, w - lr direction / curvature; writes these and the slots after the step
     into the arrays that are given.
@@ -156,7 +156,7 @@ class Update:
         decay = self.optimizer.decay if key in DECAYED else 0.0
         found = node.ranges.setdefault(key, core.Range()) if node.outputs is None else None
         try:
-            if isinstance(g, core.RowSums):
+            if isinstance(g, core.LazyWeightGrad):
                 rows = max(1, MADE * len(w) // w.size)
                 parts = [
                     self.optimizer.update(self.corrections, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})

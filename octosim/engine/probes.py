@@ -21,8 +21,8 @@ dy, sums, and the gradients of w, b ...  dX: dy, w, sums, result (real)."""
 class Observed:
     """What was seen since `clear`, in the order in which it was made.
 
-    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), its `quantizers.QTensor`, where
-    the method has one.
+    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), its `core.Tensor` of one scale
+    and zero point, where the method has one.
     """
 
     tensors: dict[Key, Array] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Observed:
         self.tensors[layer, pass_, tensor] = getattr(values, "q", values).copy()
 
     def means(self, layer: str, operand: str, value: Any) -> None:
-        if hasattr(value, "scale") and hasattr(value, "zero"):
+        if value.is_affine:
             self.meanings[layer, operand] = value
 
     def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:

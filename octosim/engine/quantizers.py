@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from octosim import core
 from octosim.errors import OctosimError
-from octosim.numerics import Requantization, Rounding, fixed_point
+from octosim.numerics import INT8, Requantization, Rounding, fixed_point
 
 Array = np.ndarray[Any, Any]
 BEYOND_FLOAT32 = float.fromhex("0x1.ffffffp127")  # halfway from the largest float32 to 2^128: rounds to infinity
-LARGEST_CODE = 127  # -128 stays unused: the codes are symmetric and |q| <= 127 bounds every sum of products
+LARGEST_CODE = INT8.high  # -128 stays unused: the codes are symmetric and |q| <= 127 bounds every sum of products
 
-
-@dataclass(frozen=True)
-class QTensor:
-    """int8 codes in +-127 and what they mean: r = scale (q - zero).
-
-    s, z: scale and zero point as calls take them, which may lie in C memory.
-    """
-
-    q: Array
-    s: core.Number
-    z: core.Whole
-
-    @property
-    def scale(self) -> float:
-        return float(self.s) if isinstance(self.s, core.Scalar) else self.s
-
-    @property
-    def zero(self) -> int:
-        return int(self.z) if isinstance(self.z, core.Scalar) else self.z
+QTensor = core.Tensor
+"""Its name in earlier releases, which methods of other packages use: QTensor(q, s, z)."""
 
 
 def _float32(value: float) -> float:
@@ -56,7 +38,7 @@ def symmetric(
     rounding: Rounding = Rounding.HALF_EVEN,
     random: core.Stream | None = None,
     out: Array | None = None,
-) -> QTensor:
+) -> core.Tensor:
     """Codes of clip(x, share low, share high) as `core.symmetric_codes` says.  rounding, random: see `core.quantize`."""
     # the clip's ends, rounded to the nearest codes: clip, then round, is round, then clip to the rounded limits
     return of_codes(x, core.symmetric_codes(low, high, share), rounding=rounding, random=random, out=out)
@@ -65,16 +47,16 @@ def symmetric(
 def of_codes(
     x: Array, codes: core.Codes, *, rounding: Rounding = Rounding.HALF_EVEN, random: core.Stream | None = None,
     out: Array | None = None,
-) -> QTensor:  # fmt: skip
+) -> core.Tensor:  # fmt: skip
     """Codes of x that `core.symmetric_codes` found."""
     q = core.quantize(x, codes.inverse, low=codes.low, high=codes.high, rounding=rounding, random=random, out=out)
-    return QTensor(q, codes.scale, 0)
+    return core.Tensor(q, codes.scale)
 
 
-def asymmetric(x: Array, low: core.Number, high: core.Number, *, out: Array | None = None) -> QTensor:
+def asymmetric(x: Array, low: core.Number, high: core.Number, *, out: Array | None = None) -> core.Tensor:
     """Codes of x with the range [low, high] on all 255 codes of +-127, as `core.asymmetric_codes` says."""
     codes = core.asymmetric_codes(low, high)
-    return QTensor(core.quantize(x, codes.inverse, zero=codes.zero, out=out), codes.scale, codes.zero)
+    return core.Tensor(core.quantize(x, codes.inverse, zero=codes.zero, out=out), codes.scale, codes.zero)
 
 
 # ---- int32 sums to codes --------------------------------------------------

@@ -40,6 +40,7 @@ from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
 from octosim.files import write_atomic
 from octosim.integrity import sha256_of
+from octosim.numerics import INT8
 
 FORMS = ("qdq", "qoperator")
 OPSET = 17
@@ -81,7 +82,7 @@ class _Spy:
     def forward(self, node: Node, x: Any, context: Context) -> Any:
         y = self._method.forward(node, x, context)
         made = y
-        if isinstance(y, core.Sums):
+        if isinstance(y, core.LazyDequant):
             made = y.add.copy(), float(y.scale), None if y.rest is None else y.rest.copy()
         self.seen[node.name] = dict(node.saved), x, made
         return y
@@ -115,7 +116,7 @@ def weighted(run: train.Run) -> dict[str, Weighted]:
                 raise OctosimError(f"{refuse}: its sums are not int32 with a scale, nor its values float32")
             found[node.name] = Weighted(node.name, node.params["w"], node.params["b"])
             continue
-        codes = all(isinstance(q, quantizers.QTensor) and q.q.dtype == np.int8 for q in (qx, qw))
+        codes = all(isinstance(q, core.Tensor) and q.format == INT8 for q in (qx, qw))
         if not codes or qw.zero != 0:
             raise OctosimError(f"{refuse}: its operands are not int8 codes with a scale, or its weights have a zero point")
         add, scale, rest = made
@@ -334,7 +335,7 @@ def logits_of(run: train.Run, images: Array) -> Array:
     with core.float_environment():
         for i in range(0, len(images), 250):
             context = Context(training=False, seed=run.config.seed, step=0)
-            made.append(core.values(run.network.forward(run.network.input(images[i : i + 250]), context)).copy())
+            made.append(core.materialize_in_place(run.network.forward(run.network.input(images[i : i + 250]), context)).copy())
     return np.concatenate(made)
 
 

@@ -22,7 +22,6 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
-from octosim.engine.quantizers import QTensor
 from octosim.methods import caveats, int8
 from octosim.numerics import Rounding
 
@@ -121,18 +120,18 @@ class Banner(Method):
     def init(self, node: Node, seed: int) -> None:
         node.state["x_range"] = np.zeros(2, np.float32)
 
-    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
+    def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
         found = _image_range(node.state["x_range"], x, context)
         qx = quantizers.asymmetric(x, found.low, found.high, out=node.buffer(x.shape, np.int8))
         return int8.forward(node, qx, int8.weights(node))
 
-    def error(self, node: Node, dy: Array, context: Context) -> tuple[QTensor, Array]:
+    def error(self, node: Node, dy: Array, context: Context) -> tuple[core.Tensor, Array]:
         """Bifurcation: stochastic 8-bit codes for dX, dY itself for dW."""
         found, random = core.value_range(dy), context.random(node.tensor(ERROR))
         out = node.buffer(dy.shape, np.int8)
         return quantizers.symmetric(dy, found.low, found.high, rounding=Rounding.STOCHASTIC, random=random, out=out), dy
 
-    def weight_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> None:
+    def weight_grad(self, node: Node, error: tuple[core.Tensor, Array], context: Context) -> None:
         """dW from the values that the codes of x represent and dY, in float32."""
         _, dy = error
         if node.trains("w"):
@@ -142,5 +141,5 @@ class Banner(Method):
             node.grads["w"] = product.weight_grad(x, dy, out=node.buffer(w.shape, np.float32))
         node.grads["b"] = core.column_sums(dy)
 
-    def input_grad(self, node: Node, error: tuple[QTensor, Array], context: Context) -> core.Sums:
+    def input_grad(self, node: Node, error: tuple[core.Tensor, Array], context: Context) -> core.LazyDequant:
         return int8.input_grad(node, error[0])

@@ -22,7 +22,6 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Context, Method, Node
-from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
 from octosim.numerics import Rounding
@@ -36,11 +35,10 @@ def _by_channel(factor: core.Number, values: Array, scales: Array, out: Array) -
 
 
 class _Error(NamedTuple):
-    """dY twice: one scale for dX; codes with a scale for each output channel for dW."""
+    """dY twice: one scale for dX; a scale for each output channel for dW."""
 
-    tensor: QTensor
-    q: Array
-    scales: Array
+    tensor: core.Tensor
+    channels: core.Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Dai8(Method):
         node.state["x_range"] = np.zeros(2, np.float32)
         node.state["clip"] = np.zeros(node.out_shape[-1], np.float32)
 
-    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
+    def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
         found = int8.running_range(node, x, context)
         return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
 
@@ -90,23 +88,26 @@ class Dai8(Method):
         )
         scaled = core.affine(dy, inverses, np.zeros_like(inverses), out=node.buffer(dy.shape, np.float32))
         random = context.random(node.tensor(CHANNELS))
-        return _Error(tensor, core.quantize(scaled, 1.0, rounding=rounding, random=random, out=many), scales)
+        codes = core.quantize(scaled, 1.0, rounding=rounding, random=random, out=many)
+        return _Error(tensor, core.Tensor(codes, scales))
 
     def weight_grad(self, node: Node, error: _Error, context: Context) -> None:
         """dW = (sum q_dy q_x) S_dy[channel] S_x, db = S_dy[channel] sum q_dy."""
+        codes, scales = error.channels.q, error.channels.s
+        assert isinstance(scales, np.ndarray)
         if node.trains("w"):
             x, w = node.saved["x"], node.params["w"]
-            product = node.layer.product(node, error.q.shape[0])
+            product = node.layer.product(node, len(codes))
             if int8.sums_in_32_bits(product):
-                acc = product.weight_grad(x.q, error.q, out=node.buffer(w.shape, np.int32))
-                node.grads["w"] = core.dequantize_channels(acc, error.scales, x.s, out=acc.view(np.float32))
+                acc = product.weight_grad(x.q, codes, out=node.buffer(w.shape, np.int32))
+                node.grads["w"] = core.dequantize_channels(acc, scales, x.s, out=acc.view(np.float32))
             else:  # in 64 bits, rounded once to float32, then as above
-                long = product.long_weight_grad(x.q, error.q, out=node.buffer(w.shape, np.int64))
+                long = product.long_weight_grad(x.q, codes, out=node.buffer(w.shape, np.int64))
                 zero = np.zeros(len(w), np.int32)
                 dw = core.dequantize_long_rows(long, zero, 0, 1.0, out=node.buffer(w.shape, np.float32))
-                core.python("a scale a channel", partial(_by_channel, x.s), [dw, error.scales], [dw])
+                core.python("a scale a channel", partial(_by_channel, x.s), [dw, scales], [dw])
                 node.grads["w"] = dw
-        node.grads["b"] = core.dequantize_channels(core.column_sums(error.q), error.scales)
+        node.grads["b"] = core.dequantize_channels(core.column_sums(codes), scales)
 
-    def input_grad(self, node: Node, error: _Error, context: Context) -> core.Sums:
+    def input_grad(self, node: Node, error: _Error, context: Context) -> core.LazyDequant:
         return int8.input_grad(node, error.tensor)

@@ -21,6 +21,7 @@ from octosim import core
 from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
 from octosim.errors import OctosimError
 from octosim.methods import caveats, float32
+from octosim.numerics import unsigned
 
 F = np.float32
 ERROR = 0  # role in the Philox streams
@@ -104,10 +105,10 @@ class Dorefa(Method):
             if weight_bits == 1:
                 w = core.binary_weights(w, out=quantized)
             else:
-                w, slope = core.level_weights(w, 2**weight_bits - 1, out=quantized, slope=node.buffer(w.shape, F))
+                w, slope = core.level_weights(w, unsigned(weight_bits).high, out=quantized, slope=node.buffer(w.shape, F))
         if activation_bits < 32:
             memory = node.buffer(x.shape, F), node.buffer(x.shape, np.uint8)
-            x, inside = core.levels(x, 2**activation_bits - 1, out=memory[0], inside=memory[1])
+            x, inside = core.levels(x, unsigned(activation_bits).high, out=memory[0], inside=memory[1])
         node.saved.update(x=x, w=w, slope=slope, inside=inside)
         return float32.forward(node, x, w)
 
@@ -117,7 +118,7 @@ class Dorefa(Method):
         if gradient_bits == 32:
             return dy
         random = context.random(node.tensor(ERROR))
-        return core.level_errors(dy, 2**gradient_bits - 1, random, out=node.buffer(dy.shape, F))
+        return core.level_errors(dy, unsigned(gradient_bits).high, random, out=node.buffer(dy.shape, F))
 
     def weight_grad(self, node: Node, error: Array, context: Context) -> None:
         float32.weight_grad(node, node.saved.get("x"), error)

@@ -30,7 +30,7 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
-from octosim.engine.quantizers import LARGEST_CODE, QTensor
+from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
 from octosim.methods import caveats, int8
 from octosim.numerics import Requantization, Rounding
@@ -48,7 +48,7 @@ class Ranged(np.ndarray):
     """float32 values between layers that know more of themselves.
 
     bound: no magnitude is larger; None: not known in advance.  sums: in inference, of a weighted layer in front of a
-    normalization: the int32 sums that the values are, their scale, and what `core.lac_fold` left for float32.
+    normalization: the int32 sums that the values are, their scale, and what `core.fold_bias` left for float32.
     """
 
     bound: core.Number | None = None
@@ -327,15 +327,15 @@ class Fqat(Method):
         total = node.buffer(sums.acc.shape, np.int32)
         core.python("add", lambda a, b, out: np.add(a, b, out=out), [sums.acc, sums.add], [total])
         assert sums.rest is not None
-        return ranged(sums.array(), None, (total, sums.scale, sums.rest))
+        return ranged(core.materialize_in_place(sums), None, (total, sums.scale, sums.rest))
 
-    def error(self, node: Node, dy: Array, context: Context) -> QTensor:
+    def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
         found = core.value_range(dy)
         return quantizers.symmetric(dy, found.low, found.high, rounding=Rounding(self.rounding), random=random, out=out)
 
-    def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
+    def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         int8.weight_grad(node, error)
 
-    def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
+    def input_grad(self, node: Node, error: core.Tensor, context: Context) -> core.LazyDequant:
         return int8.input_grad(node, error)

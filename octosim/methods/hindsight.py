@@ -19,7 +19,6 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Context, Method, Node
-from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
 from octosim.numerics import Rounding
@@ -63,17 +62,17 @@ class Hindsight(Method):
             used = core.value_range(tensor)
         return used
 
-    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
+    def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
         found = self._range(node.state["x_range"], x, context)
         return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
 
-    def error(self, node: Node, dy: Array, context: Context) -> QTensor:
+    def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
         found = self._range(node.state["dy_range"], dy, context)
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
         return quantizers.symmetric(dy, found.low, found.high, rounding=Rounding(self.rounding), random=random, out=out)
 
-    def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
+    def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         int8.weight_grad(node, error)
 
-    def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
+    def input_grad(self, node: Node, error: core.Tensor, context: Context) -> core.LazyDequant:
         return int8.input_grad(node, error)

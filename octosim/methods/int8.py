@@ -7,7 +7,7 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import RANGE, ROLES, SIDES, Array, BatchedProduct, Context, Node, Product
-from octosim.engine.quantizers import LARGEST_CODE, QTensor
+from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
 
@@ -58,17 +58,17 @@ def running_range(node: Node, x: Array, context: Context, key: str = RANGE) -> c
     found = (node.x_range if key == RANGE else None) or core.value_range(x)
     if not context.training:  # before the first step: the batch's own range, which no state keeps
         return found
-    core.follow_range(running, found, RANGE_MOMENTUM)
+    core.ema_range(running, found, RANGE_MOMENTUM)
     return found
 
 
-def weights(node: Node) -> QTensor:
+def weights(node: Node) -> core.Tensor:
     """Codes of a layer's weights within their range, nearest."""
     found = node.range_of("w")
     return symmetric(node, node.params["w"], found.low, found.high)
 
 
-def symmetric(node: Node, x: Array, low: core.Number, high: core.Number) -> QTensor:
+def symmetric(node: Node, x: Array, low: core.Number, high: core.Number) -> core.Tensor:
     """Codes of a layer's tensor within a range, nearest, in memory of the network."""
     return quantizers.symmetric(x, low, high, out=node.buffer(x.shape, np.int8))
 
@@ -76,7 +76,7 @@ def symmetric(node: Node, x: Array, low: core.Number, high: core.Number) -> QTen
 # ---- the passes: codes in, float32 out; the backward ones are for symmetric codes ------------------------
 
 
-def forward(node: Node, x: QTensor, w: QTensor) -> core.Sums:
+def forward(node: Node, x: core.Tensor, w: core.Tensor) -> core.LazyDequant:
     """Y = (sum (q_x - Z) q_w + round(b / S)) S with S = S_x S_w, or (sum (q_x - Z) q_w) S + b where b / S is beyond int32.
 
     The codes are kept for the backward passes.
@@ -86,42 +86,44 @@ def forward(node: Node, x: QTensor, w: QTensor) -> core.Sums:
     acc = node.buffer((batch, *node.out_shape), np.int32)
     node.layer.product(node, batch).forward(x.q, w.q, x_zero=x.z, out=acc)
     # padding holds Z, so every output has the same second term
-    zero_term = core.zero_term(core.row_sums(w.q), x.z)
-    scale = core.product_scale(x.s, w.s)
-    rest = np.empty(zero_term.size + 1, np.float32)
-    return core.Sums(acc, core.lac_fold(node.params["b"], zero_term, scale, rest=rest), scale, rest=rest)
+    zero_point_correction = core.zero_point_correction(core.row_sums(w.q), x.z)
+    scale = core.combined_scale(x.s, w.s)
+    rest = np.empty(zero_point_correction.size + 1, np.float32)
+    return core.LazyDequant(acc, core.fold_bias(node.params["b"], zero_point_correction, scale, rest=rest), scale, rest=rest)
 
 
-def weight_sums(node: Node, dy: QTensor, add: Array) -> core.Sums | core.RowSums:
+def weight_sums(node: Node, dy: core.Tensor, add: Array) -> core.LazyDequant | core.LazyWeightGrad:
     """dW's sums of the codes plus add, one for each row.  Of a fully connected layer rows are made as the update takes them:
     its weights are many and its sums short."""
     x, shape, product = node.saved["x"], node.params["w"].shape, node.layer.product(node, len(dy.q))
-    scale = core.product_scale(x.s, dy.s)
+    scale = core.combined_scale(x.s, dy.s)
     if hasattr(product, "weight_grad_rows"):
 
-        def make(rows: slice) -> core.Sums:
+        def make(rows: slice) -> core.LazyDequant:
             core.at(node.name, "dW")
             some = add[rows]
             acc = product.weight_grad_rows(x.q, dy.q, rows, out=node.buffer((len(some), *shape[1:]), np.int32))
             core.at("optimizer", "update")
-            return core.Sums(acc, some, scale, by_rows=True)
+            return core.LazyDequant(acc, some, scale, by_rows=True)
 
-        return core.RowSums(make, shape)
+        return core.LazyWeightGrad(make, shape)
     acc = product.weight_grad(x.q, dy.q, x_zero=x.z, out=node.buffer(shape, np.int32))
-    return core.Sums(acc, add, scale, by_rows=True)
+    return core.LazyDequant(acc, add, scale, by_rows=True)
 
 
-def weight_values(node: Node, dy: QTensor, sums: Array, zero: core.Whole = 0) -> core.Sums | core.RowSums | Array:
+def weight_values(
+    node: Node, dy: core.Tensor, sums: Array, zero: core.Whole = 0
+) -> core.LazyDequant | core.LazyWeightGrad | Array:
     """dW of the codes; sums: of dy's codes over all but the channels, by which x's zero point goes in.
 
     Where sums could leave 32 bits they are taken in 64 and rounded once to float32.
     """
     x, product = node.saved["x"], node.layer.product(node, len(dy.q))
     if sums_in_32_bits(product):
-        return weight_sums(node, dy, core.zero_term(sums, zero))
+        return weight_sums(node, dy, core.zero_point_correction(sums, zero))
     shape = node.params["w"].shape
     acc = product.long_weight_grad(x.q, dy.q, x_zero=x.z, out=node.buffer(shape, np.int64))
-    scale = core.product_scale(x.s, dy.s)
+    scale = core.combined_scale(x.s, dy.s)
     return core.dequantize_long_rows(acc, sums, zero, scale, out=node.buffer(shape, np.float32))
 
 
@@ -144,12 +146,12 @@ def _in_32_bits(long: Array, acc: Array) -> None:
     np.right_shift(long, max(0, bits - 31), out=acc, casting="unsafe")
 
 
-def real(sums: Array, codes: QTensor) -> Array:
+def real(sums: Array, codes: core.Tensor) -> Array:
     """float32 values of sums of codes with zero point 0."""
     return core.dequantize_sums(sums, np.zeros_like(sums), codes.s)
 
 
-def weight_grad(node: Node, dy: QTensor) -> None:
+def weight_grad(node: Node, dy: core.Tensor) -> None:
     """dW = (sum q_dy q_x) S_dy S_x, db = S_dy sum q_dy."""
     product = node.layer.product(node, len(dy.q))
     if not node.trains("w"):
@@ -163,12 +165,12 @@ def weight_grad(node: Node, dy: QTensor) -> None:
     node.grads.update(w=weight_values(node, dy, sums), b=real(sums, dy))
 
 
-def input_grad(node: Node, dy: QTensor) -> core.Sums:
+def input_grad(node: Node, dy: core.Tensor) -> core.LazyDequant:
     """dX = (sum q_dy q_w) S_dy S_w."""
     batch, w = dy.q.shape[0], node.saved["w"]
     acc = node.buffer((batch, *node.in_shape), np.int32)
     node.layer.product(node, batch).input_grad(dy.q, w.q, out=acc)
-    return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), core.product_scale(w.s, dy.s))
+    return core.LazyDequant(acc, np.zeros(node.in_shape[-1], np.int32), core.combined_scale(w.s, dy.s))
 
 
 # ---- products of activations: both operands quantized, symmetric --------------------------------------------------
@@ -189,7 +191,7 @@ def refuse_long(node: Node, product: BatchedProduct) -> None:
         )
 
 
-def _codes(node: Node, key: str, x: Array, context: Context) -> QTensor:
+def _codes(node: Node, key: str, x: Array, context: Context) -> core.Tensor:
     found = running_range(node, x, context, key)
     return symmetric(node, x, found.low, found.high)
 
@@ -200,17 +202,17 @@ def multiply(node: Node, name: str, product: BatchedProduct, a: Array, b: Array,
     qa, qb = _codes(node, f"{name}_left", a, context), _codes(node, f"{name}_right", b, context)
     node.saved[name] = qa, qb
     sums = product.forward(qa.q, qb.q, out=node.buffer(product.geometry.shape(2), np.int32))
-    return _in_float(sums, core.product_scale(qa.s, qb.s))
+    return _in_float(sums, core.combined_scale(qa.s, qb.s))
 
 
-def multiply_grads(node: Node, name: str, product: BatchedProduct, dc: QTensor) -> tuple[Array, Array]:
+def multiply_grads(node: Node, name: str, product: BatchedProduct, dc: core.Tensor) -> tuple[Array, Array]:
     """dA = (sum q_dc q_b) S_dc S_b and dB = (sum q_a q_dc) S_a S_dc."""
     (qa, qb), g = node.saved[name], product.geometry
     da = product.left_grad(dc.q, qb.q, out=node.buffer(g.shape(0), np.int32))
     db = product.right_grad(qa.q, dc.q, out=node.buffer(g.shape(1), np.int32))
-    return _in_float(da, core.product_scale(dc.s, qb.s)), _in_float(db, core.product_scale(qa.s, dc.s))
+    return _in_float(da, core.combined_scale(dc.s, qb.s)), _in_float(db, core.combined_scale(qa.s, dc.s))
 
 
 def _in_float(sums: Array, scale: core.Number) -> Array:
     """float32 values of sums, in their memory."""
-    return core.values(core.Sums(sums, np.zeros(sums.shape[-1], np.int32), scale))
+    return core.materialize_in_place(core.LazyDequant(sums, np.zeros(sums.shape[-1], np.int32), scale))

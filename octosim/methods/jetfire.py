@@ -28,37 +28,31 @@ import numpy as np
 from octosim import core
 from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.methods import float32
+from octosim.numerics import INT8_BLOCKS
 
-SIDE = 32  # of a block; a sum of 32 products of codes in +-127 has 20 bits, and is exact in float32 too
+SIDE = INT8_BLOCKS.block  # of a block; a sum of 32 products of codes in +-127 has 20 bits, and is exact in float32 too
 F = np.float32
 ERROR, GRADIENT = range(2)  # roles in the Philox streams
 
 
-@dataclass(frozen=True)
-class Blocks:
+def in_blocks(q: Array, scales: Array) -> core.Tensor:
     """A matrix as int8 codes (rows, columns) and a float32 scale for each block (ceil(rows / 32), ceil(columns / 32))."""
-
-    q: Array
-    scales: Array
-
-    @property
-    def transposed(self) -> Blocks:
-        """The transpose, no copy."""
-        return Blocks(self.q.T, self.scales.T)
-
-    def real(self, out: Array | None = None) -> Array:
-        """The values that the codes stand for, float32."""
-        return core.dequantize_blocks(self.q, self.scales, out=out)
+    return core.Tensor(q, scales, format=INT8_BLOCKS)
 
 
-def cut(x: Array, scales: str = "float32", random: core.Stream | None = None, out: Array | None = None) -> Blocks:
+def cut(x: Array, scales: str = "float32", random: core.Stream | None = None, out: Array | None = None) -> core.Tensor:
     """The codes of a float32 matrix, nearest, or stochastic where there is a Philox stream.  NotFiniteError for a NaN."""
-    return Blocks(*core.quantize_blocks(x, half=scales == "float16", random=random, out=out))
+    return in_blocks(*core.quantize_blocks(x, half=scales == "float16", random=random, out=out))
 
 
-def product(a: Blocks, b: Blocks, out: Array | None = None) -> Array:
+def product(a: core.Tensor, b: core.Tensor, out: Array | None = None) -> Array:
     """A B^T in float32: for each 32 indices of the sum, ((int32 sum) S_a) S_b is added, each operation rounded."""
-    return core.gemm_blocks(a.q, a.scales, b.q, b.scales, out=out)
+    return core.gemm_blocks(a.q, _scales(a), b.q, _scales(b), out=out)
+
+
+def _scales(x: core.Tensor) -> Array:
+    assert isinstance(x.s, np.ndarray)
+    return x.s
 
 
 # ---- layers without a matrix product --------------------------------------------------
@@ -131,13 +125,13 @@ class Jetfire(Method):
         qw = cut(w.reshape(len(w), -1), self.scales)
         shape = node.layer.product(node, batch)
         if shape.geometry.is_grouped or shape.groups > 1:
-            x_real, w_real = self.coded(node, x), qw.real().reshape(w.shape)
+            x_real, w_real = self.coded(node, x), qw.materialize().reshape(w.shape)
             node.saved.update(x=x_real, w=w_real)
             return self.coded(node, float32.forward(node, x_real, w_real))
         m, k, n = shape.shape
         codes = node.buffer((m, k), np.int8)
         if shape.kernel != (0, 0):
-            qx = Blocks(*core.quantize_windows(shape.geometry, x, half=self.scales == "float16", out=codes))
+            qx = in_blocks(*core.quantize_windows(shape.geometry, x, half=self.scales == "float16", out=codes))
         else:
             qx = cut(x.reshape(m, k), self.scales, out=codes)
         node.saved.update(x=qx, w=qw)
@@ -145,30 +139,30 @@ class Jetfire(Method):
         y = core.affine(y, np.ones(n, F), b, out=y)
         return self.coded(node, y.reshape(batch, *node.out_shape))
 
-    def error(self, node: Node, dy: Array, context: Context) -> Blocks:
+    def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
         dy = dy.reshape(-1, dy.shape[-1])
         return cut(dy, self.scales, context.random(node.tensor(ERROR)), node.buffer(dy.shape, np.int8))
 
-    def weight_grad(self, node: Node, error: Blocks, context: Context) -> None:
-        w, dy = node.params["w"], error.real(node.buffer(error.q.shape, F))
+    def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
+        w, dy = node.params["w"], error.materialize(node.buffer(error.q.shape, F))
         if not node.trains("w"):
             node.grads["b"] = core.column_sums(dy, out=node.buffer(node.params["b"].shape, F))
             return
         x = node.saved["x"]
-        if isinstance(x, Blocks):
+        if isinstance(x, core.Tensor):
             rows, cols = error.q.shape[1], x.q.shape[1]
             node.grads["w"] = product(error.transposed, x.transposed, node.buffer((rows, cols), F)).reshape(w.shape)
             node.grads["b"] = core.column_sums(dy, out=node.buffer(node.params["b"].shape, F))
         else:
             float32.weight_grad(node, x, dy.reshape(len(x), *node.out_shape))
 
-    def input_grad(self, node: Node, error: Blocks, context: Context) -> Array:
+    def input_grad(self, node: Node, error: core.Tensor, context: Context) -> Array:
         batch, w = error.q.shape[0] // math.prod(node.out_shape[:-1]), node.saved["w"]
         shape, size = node.layer.product(node, batch), (batch, *node.in_shape)
         if shape.geometry.is_grouped or shape.groups > 1:
-            dx = float32.input_grad(node, error.real().reshape(batch, *node.out_shape), w)
+            dx = float32.input_grad(node, error.materialize().reshape(batch, *node.out_shape), w)
         elif shape.kernel != (0, 0):
-            dx = core.conv_input_grad_blocks(shape.geometry, error.q, error.scales, w.q, w.scales, out=node.buffer(size, F))
+            dx = core.conv_input_grad_blocks(shape.geometry, error.q, _scales(error), w.q, _scales(w), out=node.buffer(size, F))
         else:
             dx = product(error, w.transposed, node.buffer((len(error.q), node.in_shape[-1]), F)).reshape(size)
         return self.coded(node, dx, context.random(node.tensor(GRADIENT)))

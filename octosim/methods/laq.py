@@ -23,6 +23,7 @@ from octosim import core
 from octosim.engine.nodes import Array, Circumstances, Context, Gradients, Method, Node, Seen, Update
 from octosim.errors import OctosimError
 from octosim.methods import float32
+from octosim.numerics import symmetric
 
 F = np.float32
 STEPS, FLIPS, CHANGES = range(3)  # of the counts
@@ -31,7 +32,7 @@ ONE = np.ones(1, np.int64)
 
 def levels(bits: int) -> int:
     """The largest code n: levels are -n/n .. n/n, with 0 but for one bit.  Two bits are ternary."""
-    return 1 if bits == 1 else 2 ** (bits - 1) - 1
+    return 1 if bits == 1 else symmetric(bits).high
 
 
 def trained(nodes: list[Node]) -> list[Node]:
@@ -110,7 +111,7 @@ class Laq(Method):
         state, counts = node.state, node.state["counts"]
         core.at(node.name, "update")
         node.known.discard("w")
-        core.turned(before, node.params["w"], state["sign"], counts[FLIPS : FLIPS + 1])
+        core.count_reversals(before, node.params["w"], state["sign"], counts[FLIPS : FLIPS + 1])
         self._fit(node, d, counts[CHANGES:])
         core.add_counts(ONE, counts[STEPS : STEPS + 1])
 

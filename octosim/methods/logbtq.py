@@ -27,11 +27,16 @@ from octosim import core
 from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
 from octosim.errors import OctosimError
 from octosim.methods import caveats, float32
-from octosim.numerics import MuLaw
+from octosim.numerics import MuLaw, mu_law
 
 LEAST_PULL = 1e-4  # of the barrier's gradient, as a share of the whole
 ENCODED, ENCODINGS, X_OUTSIDE, X_VALUES, W_OUTSIDE, W_VALUES = range(6)  # of the counts; ENCODED: saturated ones
 COUNTS = {"accumulator": (ENCODED, ENCODINGS), "activations": (X_OUTSIDE, X_VALUES), "weights": (W_OUTSIDE, W_VALUES)}
+
+
+def _encoded(node: Node, x: Array, bound: float, outside: Array) -> core.Tensor:
+    """Mu-law codes of values within +-bound; outside: its first element gets the number of those beyond."""
+    return core.Tensor(core.encode_mu8(x, bound, out=node.buffer(x.shape, np.uint8), count=outside)[0], bound, format=mu_law())
 
 
 @dataclass(frozen=True)
@@ -111,17 +116,16 @@ class Logbtq(Method):
         for tensor in (x, w):
             core.value_range(tensor)  # a NaN is told here: it has no code
         counts = np.array([0, 0, 0, x.size, 0, w.size], np.int64)
-        qx = core.encode_mu8(x, self.activation_bound, out=node.buffer(x.shape, np.uint8), count=counts[X_OUTSIDE:])[0]
-        qw = core.encode_mu8(w, self.weight_bound, out=node.buffer(w.shape, np.uint8), count=counts[W_OUTSIDE:])[0]
+        qx = _encoded(node, x, self.activation_bound, counts[X_OUTSIDE:])
+        qw = _encoded(node, w, self.weight_bound, counts[W_OUTSIDE:])
         if context.training or self.accumulator == "exact":
-            x_real = core.decode_mu8(qx, self.activation_bound, out=node.buffer(x.shape, np.float32))
-            w_real = core.decode_mu8(qw, self.weight_bound, out=node.buffer(w.shape, np.float32))
+            x_real, w_real = (q.materialize(node.buffer(q.shape, np.float32)) for q in (qx, qw))
         if self.accumulator == "exact":
             y = float32.forward(node, x_real, w_real)
         else:
-            codes = self._sums(node, qx, qw, counts)
             bound = self.weight_bound * self.activation_bound * 2.0**self.headroom
-            y = core.decode_mu8(codes, bound, out=node.buffer(codes.shape, np.float32))
+            sums = core.Tensor(self._sums(node, qx.q, qw.q, counts), bound, format=mu_law())
+            y = sums.materialize(node.buffer(sums.shape, np.float32))
             core.python("add bias", lambda b, y: np.add(y, b, out=y), [node.params["b"]], [y])
         if context.training:
             node.saved.update(x=x, x_real=x_real, w_real=w_real)

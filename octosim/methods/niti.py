@@ -28,92 +28,79 @@ from octosim.engine.nodes import Array, Context, Method, Node
 from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
 from octosim.methods import int8
-from octosim.numerics import Rounding
+from octosim.numerics import INT8, Rounding
 
-BITS = 7  # of a code's magnitude
+BITS = INT8.bits - 1  # of a code's magnitude
 WEIGHT, MASK = 0, 15  # roles in the Philox streams
 
 
-@dataclass(frozen=True)
-class IntTensor:
+def scaled(q: Array, exponent: core.Whole) -> core.Tensor:
     """int8 codes in +-127 with one exponent: value = q 2^exponent."""
-
-    q: Array
-    exponent: core.Whole
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.q.shape
-
-    def reshape(self, *shape: int) -> IntTensor:
-        return IntTensor(self.q.reshape(*shape), self.exponent)
+    return core.Tensor(q, exponent=exponent)
 
 
-def rounded(acc: Array, exponent: core.Whole, out: Array | None = None) -> IntTensor:
+def exponent_of(x: core.Tensor) -> core.Whole:
+    """The exponent, as calls take it."""
+    assert x.exponent is not None
+    return x.exponent
+
+
+def rounded(acc: Array, exponent: core.Whole, out: Array | None = None) -> core.Tensor:
     """RoundShift: the tensor of int32 sums with that exponent, to 7 bits, half away from zero.
 
     The width is max|acc|'s bit length: with ceil(log2 max|acc|), 128 would have 7 bits and become the code -128.
     """
-    return IntTensor(*core.narrow(acc, BITS, Rounding.HALF_AWAY, exponent, out=out))
+    return scaled(*core.narrow(acc, BITS, Rounding.HALF_AWAY, exponent, out=out))
 
 
-def aligned_sum(node: Node, a: IntTensor, b: IntTensor) -> IntTensor:
+def aligned_sum(node: Node, a: core.Tensor, b: core.Tensor) -> core.Tensor:
     """a + b, exact in int32 before it is shifted back; b is nothing where it is below 2^-22 codes of a, and reversed.
 
     Ours: the paper's networks add no tensors.
     """
     acc, out = node.buffer(a.shape, np.int32), node.buffer(a.shape, np.int8)
-    return IntTensor(*core.align(a.q, a.exponent, b.q, b.exponent, acc=acc, out=out))
+    return scaled(*core.align(a.q, exponent_of(a), b.q, exponent_of(b), acc=acc, out=out))
 
 
 # ---- layers without a matrix product --------------------------------------------------
 
 
 class _IntLayer:
-    """A layer on IntTensors; its geometry is in node.layer."""
-
-    def traffic(self, x: int, y: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Bytes read and written, forward and back, for so many elements of x and y."""
-        return (x, y), (2 * y, x)
+    """A layer on codes with an exponent; its geometry is in node.layer."""
 
     def init(self, node: Node, method: Method, seed: int) -> None:
         pass
 
-    def weight_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
+    def weight_grad(self, node: Node, dy: core.Tensor, method: Method, context: Context) -> core.Tensor:
         return dy
 
 
-
 class _ReLU(_IntLayer):
-    def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
+    def forward(self, node: Node, x: core.Tensor, method: Method, context: Context) -> core.Tensor:
         out = x.q if node.in_place else node.buffer(x.shape, np.int8)
         node.saved["y"] = core.relu_codes(x.q, out=out)
-        return IntTensor(out, x.exponent)
+        return scaled(out, exponent_of(x))
 
-    def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
-        return IntTensor(core.relu_codes_backward(node.saved["y"], dy.q, out=dy.q), dy.exponent)
-
+    def input_grad(self, node: Node, dy: core.Tensor, method: Method, context: Context) -> core.Tensor:
+        return scaled(core.relu_codes_backward(node.saved["y"], dy.q, out=dy.q), exponent_of(dy))
 
 
 class _MaxPool(_IntLayer):
-    def traffic(self, x: int, y: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        return (x, 2 * y), (2 * y, x)
-
     def _geometry(self, node: Node, batch: int) -> core.Pool:
         height, width, channels = node.in_shape
         return core.Pool(batch, height, width, channels, node.layer.kernel, node.layer.stride)
 
-    def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
+    def forward(self, node: Node, x: core.Tensor, method: Method, context: Context) -> core.Tensor:
         g = self._geometry(node, len(x.q))
         y, argmax = (node.buffer(g.y_shape, t) for t in (np.int8, np.uint8))
         _, node.saved["argmax"] = core.maxpool_codes(g, x.q, out=y, argmax=argmax)
-        return IntTensor(y, x.exponent)
+        return scaled(y, exponent_of(x))
 
-    def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
+    def input_grad(self, node: Node, dy: core.Tensor, method: Method, context: Context) -> core.Tensor:
         """dy at each window's largest; windows that overlap make sums, which are shifted back as those of products are."""
         g = self._geometry(node, len(dy.q))
         sums = core.maxpool_codes_backward(g, dy.q, node.saved["argmax"], out=node.buffer(g.x_shape, np.int32))
-        return rounded(sums, dy.exponent, node.buffer(g.x_shape, np.int8))
+        return rounded(sums, exponent_of(dy), node.buffer(g.x_shape, np.int8))
 
 
 class _Dropout(_IntLayer):
@@ -126,48 +113,41 @@ class _Dropout(_IntLayer):
         if math.frexp(1 - node.layer.rate)[0] != 0.5 or self._doublings(node) > 16:
             raise OctosimError(f"layer {node.name}: niti takes dropout rates 1 - 2^-k only, as 0.5, not {node.layer.rate}")
 
-    def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
+    def forward(self, node: Node, x: core.Tensor, method: Method, context: Context) -> core.Tensor:
         doublings = self._doublings(node)
         if not context.training or not doublings:
             return x
         y = core.dropout_codes(x.q, doublings, context.random(node.tensor(MASK)), out=node.buffer(x.shape, np.int8))
-        return IntTensor(y, core.add_exponents(x.exponent, doublings))
+        return scaled(y, core.add_exponents(exponent_of(x), doublings))
 
-    def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
+    def input_grad(self, node: Node, dy: core.Tensor, method: Method, context: Context) -> core.Tensor:
         doublings = self._doublings(node)
         if not doublings:
             return dy
         q = core.dropout_codes(dy.q, doublings, context.random(node.tensor(MASK)), out=dy.q)
-        return IntTensor(q, core.add_exponents(dy.exponent, doublings))
-
+        return scaled(q, core.add_exponents(exponent_of(dy), doublings))
 
 
 class _AveragePool(_IntLayer):
     """The sum of an image's pixels, divided by the power of two at or below their number.  Ours."""
 
-    def traffic(self, x: int, y: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        return (x, y), (y, x)
-
     def _halvings(self, node: Node) -> int:
         return math.prod(node.in_shape[:2]).bit_length() - 1
 
-    def forward(self, node: Node, x: IntTensor, method: Method, context: Context) -> IntTensor:
-        return rounded(core.pixel_sums(x.q), core.add_exponents(x.exponent, -self._halvings(node)))
+    def forward(self, node: Node, x: core.Tensor, method: Method, context: Context) -> core.Tensor:
+        return rounded(core.pixel_sums(x.q), core.add_exponents(exponent_of(x), -self._halvings(node)))
 
-    def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> IntTensor:
+    def input_grad(self, node: Node, dy: core.Tensor, method: Method, context: Context) -> core.Tensor:
         dx = core.spread(dy.q, *node.in_shape[:2], out=node.buffer((dy.shape[0], *node.in_shape), np.int8))
-        return IntTensor(dx, core.add_exponents(dy.exponent, -self._halvings(node)))
+        return scaled(dx, core.add_exponents(exponent_of(dy), -self._halvings(node)))
 
 
 class _Add(_IntLayer):
-    def traffic(self, x: int, y: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        return (2 * x, y), (y, x)
-
-    def forward(self, node: Node, x: tuple[IntTensor, IntTensor], method: Method, context: Context) -> IntTensor:
+    def forward(self, node: Node, x: tuple[core.Tensor, core.Tensor], method: Method, context: Context) -> core.Tensor:
         return aligned_sum(node, *x)
 
-    def input_grad(self, node: Node, dy: IntTensor, method: Method, context: Context) -> tuple[IntTensor, IntTensor]:
-        return dy, IntTensor(core.copy_codes(dy.q, out=node.buffer(dy.shape, np.int8)), dy.exponent)
+    def input_grad(self, node: Node, dy: core.Tensor, method: Method, context: Context) -> tuple[core.Tensor, core.Tensor]:
+        return dy, scaled(core.copy_codes(dy.q, out=node.buffer(dy.shape, np.int8)), exponent_of(dy))
 
 
 # ---- the method --------------------------------------------------
@@ -244,30 +224,30 @@ class Niti(Method):
         mantissa, exponent = math.frexp(largest)
         node.state["exponent"] = np.array([exponent - (mantissa == 0.5) - BITS], np.int32)
 
-    def input(self, images: Array, out: Array) -> IntTensor:
-        return IntTensor(core.images_as_codes(images, 1), -BITS)
+    def input(self, images: Array, out: Array) -> core.Tensor:
+        return scaled(core.images_as_codes(images, 1), -BITS)
 
-    def input_values(self, x: Array, limit: float) -> IntTensor:
+    def input_values(self, x: Array, limit: float) -> core.Tensor:
         """Codes with the exponent ceil(log2 limit) - 7; what is larger in magnitude is clipped."""
         mantissa, exponent = math.frexp(limit)
         exponent -= (mantissa == 0.5) + BITS
-        return IntTensor(core.quantize(x, math.ldexp(1.0, -exponent)), exponent)
+        return scaled(core.quantize(x, math.ldexp(1.0, -exponent)), exponent)
 
-    def forward(self, node: Node, x: IntTensor, context: Context) -> IntTensor:
+    def forward(self, node: Node, x: core.Tensor, context: Context) -> core.Tensor:
         shape = (x.shape[0], *node.out_shape)
         acc = node.buffer(shape, np.int32)
         node.layer.product(node, x.shape[0]).forward(x.q, node.params["w"], out=acc)
         node.saved["x"] = x
         return rounded(acc, self._exponent(node, x), node.buffer(shape, np.int8))
 
-    def _exponent(self, node: Node, x: IntTensor) -> core.Whole:
+    def _exponent(self, node: Node, x: core.Tensor) -> core.Whole:
         """Of products with the weights."""
-        return core.add_exponents(x.exponent, int(node.state["exponent"][0]))
+        return core.add_exponents(exponent_of(x), int(node.state["exponent"][0]))
 
-    def error(self, node: Node, dy: IntTensor, context: Context) -> IntTensor:
+    def error(self, node: Node, dy: core.Tensor, context: Context) -> core.Tensor:
         return dy
 
-    def weight_grad(self, node: Node, error: IntTensor, context: Context) -> None:
+    def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         """PstoShift to mu bits; the exponent is not used: weights are moved by codes."""
         shape = node.params["w"].shape
         acc = int8.direction(node, node.saved["x"].q, error.q)
@@ -280,28 +260,27 @@ class Niti(Method):
         drops = (2 * done >= steps) + (4 * done >= 3 * steps) if steps and self.schedule == "paper" else 0
         return max(1, self.mu - drops)
 
-    def input_grad(self, node: Node, error: IntTensor, context: Context) -> IntTensor:
+    def input_grad(self, node: Node, error: core.Tensor, context: Context) -> core.Tensor:
         shape = (error.shape[0], *node.in_shape)
         acc = node.buffer(shape, np.int32)
         node.layer.product(node, error.shape[0]).input_grad(error.q, node.params["w"], out=acc)
         return rounded(acc, self._exponent(node, error), node.buffer(shape, np.int8))
 
     def loss(
-        self, logits: IntTensor, labels: Array, *, smoothing: float = 0.0, gradient: bool = True,
+        self, logits: core.Tensor, labels: Array, *, smoothing: float = 0.0, gradient: bool = True,
         random: core.Stream = (0, 0, 0),
-    ) -> tuple[core.Number, IntTensor | None, core.Whole]:
+    ) -> tuple[core.Number, core.Tensor | None, core.Whole]:
         """The gradient in integers, 2^11 (p - t), then 4 bits less, rounded stochastically (StoShift); the loss and the count
         are for the record only, from the logits' real values.
 
         Logits far from 0 (exponent > -7) take powers of two of x log2(e), the largest's being 2^10; near 0, exp(x) is
         1 + x + x^2 / 2, times 2^(1 - 2 exponent).
         """
-        dlogits = IntTensor(core.softmax_codes_gradient(logits.q, logits.exponent, labels, random), 0) if gradient else None
-        real = core.dequantize(logits.q, core.power_of_two(logits.exponent))
-        value, _, correct = core.softmax_cross_entropy(real, labels, gradient=False)
+        dlogits = scaled(core.softmax_codes_gradient(logits.q, exponent_of(logits), labels, random), 0) if gradient else None
+        value, _, correct = core.softmax_cross_entropy(logits.materialize(), labels, gradient=False)
         return value, dlogits, correct
 
-    def meet(self, node: Node, a: IntTensor, b: IntTensor) -> IntTensor:
+    def meet(self, node: Node, a: core.Tensor, b: core.Tensor) -> core.Tensor:
         return aligned_sum(node, a, b)
 
     def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, BatchedProduct, Circumstances, Context, Method, Node, Seen
-from octosim.engine.quantizers import LARGEST_CODE, QTensor
+from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
 from octosim.methods import caveats, int8
 from octosim.numerics import Rounding
@@ -195,11 +195,11 @@ class Octo(Method):
             mu, offset = (v / np.float32(used) for v in sums)
         return alpha, mu, offset
 
-    def _zero_term(self, sums: Array, x: QTensor) -> Array:
+    def _zero_term(self, sums: Array, x: core.Tensor) -> Array:
         """What the zero point of x adds to a product, from the sums of the other operand's codes."""
-        return core.zero_term(sums, x.z if self.zero_point == "exact" else 0)
+        return core.zero_point_correction(sums, x.z if self.zero_point == "exact" else 0)
 
-    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
+    def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
         batch = x.shape[0]
         codes = node.buffer(x.shape, np.int8)
         found = int8.running_range(node, x, context)
@@ -209,24 +209,24 @@ class Octo(Method):
         acc = node.buffer((batch, *node.out_shape), np.int32)
         node.layer.product(node, batch).forward(qx.q, qw.q, x_zero=qx.z, out=acc)
         # sum (q_x - Z) q_w = sum q_x q_w - Z sum q_w; padding holds Z, so every output has the same second term
-        zero_term = self._zero_term(core.row_sums(qw.q), qx)
-        scale = core.product_scale(qx.s, qw.s)
+        zero_point_correction = self._zero_term(core.row_sums(qw.q), qx)
+        scale = core.combined_scale(qx.s, qw.s)
         lac = self._compensation(node, batch, context)
         if self.prc_of == "all" and self.prc != "off" and context.training:
             w = self._clipped(node, node.params["w"], node.range_of("w"))
             node.saved.update(x=self._clipped(node, x, found), w=w)
-        rest = np.empty((lac[0].size if lac else zero_term.size) + 1, np.float32)
-        add = core.lac_fold(node.params["b"], zero_term, scale, lac, rest=rest)
-        return core.Sums(acc, add, scale, rest=rest)
+        rest = np.empty((lac[0].size if lac else zero_point_correction.size) + 1, np.float32)
+        add = core.fold_bias(node.params["b"], zero_point_correction, scale, lac, rest=rest)
+        return core.LazyDequant(acc, add, scale, rest=rest)
 
-    def error(self, node: Node, dy: Array, context: Context) -> QTensor:
+    def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
         found, random = node.dy_range or core.value_range(dy), context.random(node.tensor(ERROR))
         return self._clipped(node, dy, found, Rounding(self.rounding), random)
 
     def _clipped(
         self, node: Node, t: Array, found: core.Range, rounding: Rounding = Rounding.HALF_EVEN,
         random: core.Stream | None = None,
-    ) -> QTensor:  # fmt: skip
+    ) -> core.Tensor:  # fmt: skip
         """Symmetric codes of a tensor with this range after PRC."""
         out = node.buffer(t.shape, np.int8)
         if self.prc in ("gauss", "percentile"):
@@ -247,7 +247,7 @@ class Octo(Method):
         low, high = found
         core.symmetric_codes(max(low, ends[0]), min(high, ends[1]), out=codes)
 
-    def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
+    def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         sums = core.column_sums(error.q)
         if node.trains("w"):
             zero = node.saved["x"].z if self.zero_point == "exact" else 0
@@ -267,11 +267,11 @@ class Octo(Method):
             made = core.lac_backward(each.reshape(lac[0].shape), lac, self.lac_decay)
             node.grads.update(zip(COMPENSATION, made, strict=True))
 
-    def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
+    def input_grad(self, node: Node, error: core.Tensor, context: Context) -> core.LazyDequant:
         qw, batch = node.saved["w"], error.q.shape[0]
         acc = node.buffer((batch, *node.in_shape), np.int32)
         node.layer.product(node, batch).input_grad(error.q, qw.q, out=acc)
-        return core.Sums(acc, np.zeros(node.in_shape[-1], np.int32), core.product_scale(qw.s, error.s))
+        return core.LazyDequant(acc, np.zeros(node.in_shape[-1], np.int32), core.combined_scale(qw.s, error.s))
 
     def init_products(self, node: Node, names: tuple[str, ...]) -> None:
         int8.init_products(node, names)

@@ -23,7 +23,7 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Seen
-from octosim.engine.quantizers import LARGEST_CODE, QTensor
+from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError
 from octosim.methods import float32
 from octosim.numerics import EXACT32
@@ -85,7 +85,7 @@ class Qat(Method):
     def _range(self, node: Node, x: Array, context: Context) -> core.Range:
         running = node.state["x_range"]
         if context.training:
-            core.follow_range(running, core.value_range(x), 1 - self.smoothing)
+            core.ema_range(running, core.value_range(x), 1 - self.smoothing)
         elif not running.any():  # before the first step
             return core.value_range(x)
         return core.Range.of(running)
@@ -116,12 +116,12 @@ class Qat(Method):
             node.saved.update(x=x_real, w=real, inside=inside)
         return self._sums(node, qx, qw, w_scale)
 
-    def _sums(self, node: Node, qx: QTensor, qw: Array, w_scale: Array | core.Scalar) -> Array:
+    def _sums(self, node: Node, qx: core.Tensor, qw: Array, w_scale: Array | core.Scalar) -> Array:
         """The int32 products, with the bias and the zero point's part in int32, times their scales."""
         batch = len(qx.q)
         acc = node.buffer((batch, *node.out_shape), np.int32)
         node.layer.product(node, batch).forward(qx.q, qw, x_zero=qx.z, out=acc)
-        add, scale, rest = core.fold_bias(node.params["b"], w_scale, qx.s, core.row_sums(qw), qx.z)
+        add, scale, rest = core.fold_channel_bias(node.params["b"], w_scale, qx.s, core.row_sums(qw), qx.z)
         if isinstance(scale, core.Scalar):
             return core.dequantize_sums(acc, add, scale, rest=rest, out=acc.view(np.float32))
         y = core.dequantize_sums(acc, add, 1.0, out=acc.view(np.float32))

@@ -21,7 +21,6 @@ import numpy as np
 from octosim import core
 from octosim.engine import quantizers
 from octosim.engine.nodes import Array, Context, Method, Node
-from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
 from octosim.numerics import Rounding
@@ -88,7 +87,7 @@ class Ui8(Method):
         node.state["x_range"] = np.zeros(2, np.float32)
         node.state["clip"] = np.array([1, 0], np.float32)  # share of max|dY|, and its deviation
 
-    def forward(self, node: Node, x: Array, context: Context) -> core.Sums:
+    def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
         found = int8.running_range(node, x, context)
         return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
 
@@ -96,10 +95,10 @@ class Ui8(Method):
         """Steps with a search are not like the others."""
         return None if (context.number - 1) % self.period == 0 else 0
 
-    def error(self, node: Node, dy: Array, context: Context) -> QTensor:
+    def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
         both, clip = core.mirrored(core.value_range(dy)), node.state["clip"]
 
-        def codes(share: core.Number) -> QTensor:
+        def codes(share: core.Number) -> core.Tensor:
             out = node.buffer(dy.shape, np.int8)
             random = context.random(node.tensor(ERROR))
             return quantizers.symmetric(
@@ -113,10 +112,10 @@ class Ui8(Method):
             clip[:] = shares[best], tried[best]
         return codes(core.Range.of(clip).low)
 
-    def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
+    def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         int8.weight_grad(node, error)
 
-    def input_grad(self, node: Node, error: QTensor, context: Context) -> core.Sums:
+    def input_grad(self, node: Node, error: core.Tensor, context: Context) -> core.LazyDequant:
         return int8.input_grad(node, error)
 
     def update(

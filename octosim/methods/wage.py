@@ -22,7 +22,6 @@ import numpy as np
 
 from octosim import core
 from octosim.engine.nodes import Array, Context, Method, Node
-from octosim.engine.quantizers import QTensor
 from octosim.errors import OctosimError
 from octosim.methods import int8
 
@@ -104,25 +103,25 @@ class Wage(Method):
         w = core.ternary_codes(k, TERNARY, out=node.buffer(k.shape, np.int8))  # 2 bits, in halves: a tie, at 1/4, goes to 0
         if context.training:
             inside = core.within(x, UNIT - 1, 1 - UNIT, out=node.buffer(x.shape, np.uint8))
-            node.saved.update(x=QTensor(codes, UNIT, 0), inside=inside, w=w)
+            node.saved.update(x=core.Tensor(codes, UNIT, 0), inside=inside, w=w)
         acc = node.buffer((len(x), *node.out_shape), np.int32)
         node.layer.product(node, len(x)).forward(codes, w, out=acc)
         return self._real(node, acc, UNIT)
 
     def _real(self, node: Node, acc: Array, unit: core.Number) -> Array:
         """Sums of products of 8-bit codes, in steps of `unit`, and 2-bit weights in float32, in the sums' memory."""
-        scale = core.product_scale(unit, 0.5 / float(node.state["scale"][0]))
+        scale = core.combined_scale(unit, 0.5 / float(node.state["scale"][0]))
         return core.dequantize_sums(acc, np.zeros(acc.shape[-1], np.int32), scale, out=acc.view(np.float32))
 
-    def error(self, node: Node, dy: Array, context: Context) -> QTensor:
+    def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
         """Codes of dY / Shift(max|dY|): the weights' gradient has its direction only."""
         inverse, scale = core.direction_scale(core.value_range(dy), UNIT)
-        return QTensor(core.quantize(dy, inverse, out=node.buffer(dy.shape, np.int8)), scale, 0)
+        return core.Tensor(core.quantize(dy, inverse, out=node.buffer(dy.shape, np.int8)), scale, 0)
 
-    def weight_grad(self, node: Node, error: QTensor, context: Context) -> None:
+    def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         node.grads["w"] = int8.direction(node, node.saved["x"].q, error.q)
 
-    def input_grad(self, node: Node, error: QTensor, context: Context) -> Array:
+    def input_grad(self, node: Node, error: core.Tensor, context: Context) -> Array:
         """dX where x was not clipped, in dY's unit: Shift(max|dY|) is given back, so that gradients can be added."""
         acc = node.buffer((len(error.q), *node.in_shape), np.int32)
         node.layer.product(node, len(error.q)).input_grad(error.q, node.saved["w"], out=acc)

@@ -51,7 +51,7 @@ class EnginePasses(torch.autograd.Function):
             try:
                 if layer.weighted:
                     session.method.check(node, len(values))
-                y = core.values(layer.forward(node, values, session.method, context))
+                y = core.materialize_in_place(layer.forward(node, values, session.method, context))
             except core.NotFiniteError as error:
                 raise OctosimError(f"layer {node.name}, forward: {error}") from None
         if observed and layer.weighted:
@@ -74,8 +74,8 @@ class EnginePasses(torch.autograd.Function):
             try:
                 error = layer.weight_grad(node, gradient, method, context)
                 if ctx.needs_input_grad[2] or not layer.weighted:
-                    dx = core.values(layer.input_grad(node, error, method, context))
-                grads = {name: core.values(g) for name, g in node.grads.items()}
+                    dx = core.materialize_in_place(layer.input_grad(node, error, method, context))
+                grads = {name: core.materialize_in_place(g) for name, g in node.grads.items()}
             except core.NotFiniteError as failed:
                 raise OctosimError(f"layer {node.name}, backward: {failed}") from None
         if ctx.values is not None:

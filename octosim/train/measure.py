@@ -132,27 +132,18 @@ def _unclipped(whole: Array, part: Array) -> Array:
 # ---- what methods pass around, as reals --------------------------------------------------
 
 
-def _meaning(value: Any) -> tuple[float, int] | None:
-    """(scale, zero) of codes with r = scale (q - zero) or q 2^exponent; None where there is none for the whole tensor."""
-    if hasattr(value, "exponent"):
-        return math.ldexp(1.0, int(value.exponent)), 0
-    scale = getattr(value, "scale", None)
-    return None if scale is None or np.ndim(scale) else (float(scale), int(getattr(value, "zero", 0)))
-
-
-def meaning_of(q: Array, values: list[Any]) -> tuple[float, int] | None:
-    """(scale, zero) of the codes q of a product, which one of a method's values (probes.Observer.means) holds; else None."""
-    return next((_meaning(value) for value in values if np.may_share_memory(value.q, q)), None)
+def meaning_of(q: Array, values: list[core.Tensor]) -> tuple[float, int] | None:
+    """(scale, zero) of the codes q of a product, which one of a method's values (probes.Observer.means) holds; else None, as
+    where the whole tensor has no one scale."""
+    held = next((value for value in values if np.may_share_memory(value.q, q)), None)
+    return (held.scale, held.zero) if held is not None and held.is_affine else None
 
 
 def _real(value: Any) -> Array | None:
-    """float32 values of an array or of codes with a meaning; None of codes without."""
+    """float32 values of an array or a tensor; None of integers without a meaning."""
     if isinstance(value, np.ndarray):
         return value.astype(np.float32, copy=False) if value.dtype.kind == "f" else None
-    meaning = _meaning(value)
-    if meaning is None or value.q.dtype != np.int8:
-        return None
-    return core.dequantize(np.ascontiguousarray(value.q), meaning[0], zero=meaning[1])
+    return core.materialize(value)
 
 
 def _real_weight(node: Node) -> Array | None:

@@ -102,7 +102,7 @@ def test_quantize(kernels: str, zero: int, low: int, high: int, rounding: Roundi
 def test_scales_are_rounded_to_float32(value: float) -> None:
     with np.errstate(over="ignore", under="ignore"):
         expected = float(F(value))
-    found = float(core.product_scale(value, 1.0))
+    found = float(core.combined_scale(value, 1.0))
     assert found == expected or math.isnan(value) and math.isnan(found)
 
 
@@ -150,7 +150,7 @@ def test_asymmetric_codes_are_those_of_the_formula(ends: list[float]) -> None:
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=40), st.integers(-128, 127))
 def test_zero_term_is_modulo_2_to_the_32(sums: list[int], zero: int) -> None:
     expected = np.array([-zero * value for value in sums], np.int64).astype(np.int32)
-    assert np.array_equal(core.zero_term(np.array(sums, np.int32), zero), expected)
+    assert np.array_equal(core.zero_point_correction(np.array(sums, np.int32), zero), expected)
 
 
 @given(st.lists(ENDS.map(sorted), min_size=1, max_size=5))
@@ -162,7 +162,7 @@ def test_ranges_follow_and_join(all_ends: list[list[float]]) -> None:
     running, expected = np.zeros(2, F), np.zeros(2, F)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for one, ends in zip(ranges, all_ends, strict=True):
-            core.follow_range(running, one, 0.1)
+            core.ema_range(running, one, 0.1)
             now = np.array(ends, F)
             expected = expected + F(0.1) * (now - expected) if expected.any() else now
             assert running.tobytes() == expected.astype(F).tobytes() or not np.isfinite(expected).all()

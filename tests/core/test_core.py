@@ -240,7 +240,7 @@ def test_batchnorm_does_the_passes_beside_it(kernels: str, shape: tuple[int, int
     rng = np.random.default_rng(8)
     rows, cols = shape
     acc = rng.integers(-100_000, 100_000, shape, dtype=np.int32)
-    lazy = core.Sums(acc, rng.integers(-9999, 9999, cols, dtype=np.int32), 3e-5)
+    lazy = core.LazyDequant(acc, rng.integers(-9999, 9999, cols, dtype=np.int32), 3e-5)
     x = core.dequantize_sums(acc, lazy.add, lazy.scale)
     gamma, beta = rng.normal(1, 0.3, cols).astype(F), rng.normal(size=cols).astype(F)
     states = [(np.zeros(cols, F), np.ones(cols, F)) for _ in range(3)]
@@ -249,7 +249,7 @@ def test_batchnorm_does_the_passes_beside_it(kernels: str, shape: tuple[int, int
     assert none is None
     codes, signs = np.empty(shape, np.int8), np.empty(core.sign_bytes(x.size), np.uint8)
     made = core.batchnorm_forward(
-        core.Sums(acc.copy(), lazy.add, lazy.scale), gamma, beta, *states[1], **how, relu=True, codes=codes, signs=signs,
+        core.LazyDequant(acc.copy(), lazy.add, lazy.scale), gamma, beta, *states[1], **how, relu=True, codes=codes, signs=signs,
         find_range=True,
     )  # fmt: skip
     expected, _ = core.relu(plain)
@@ -262,7 +262,7 @@ def test_batchnorm_does_the_passes_beside_it(kernels: str, shape: tuple[int, int
     assert np.abs(codes / 16 - ((x - mean) * inv_std).clip(-127 / 16, 127 / 16)).max() <= 1 / 32 + 1e-4
     place = acc.copy()  # the output in the place of the sums
     same = core.batchnorm_forward(
-        core.Sums(place, lazy.add, lazy.scale), gamma, beta, *states[2], **how, out=place.view(F)
+        core.LazyDequant(place, lazy.add, lazy.scale), gamma, beta, *states[2], **how, out=place.view(F)
     )[0]  # fmt: skip
     assert np.array_equal(same, plain)
     mean_, var_ = states[0]
@@ -271,7 +271,7 @@ def test_batchnorm_does_the_passes_beside_it(kernels: str, shape: tuple[int, int
     assert np.array_equal(rectified, core.relu(inference)[0])
 
     dy = core.dequantize_sums(acc[::-1].copy(), np.zeros(cols, np.int32), 0.01)
-    lazy_dy = core.Sums(acc[::-1].copy(), np.zeros(cols, np.int32), 0.01)
+    lazy_dy = core.LazyDequant(acc[::-1].copy(), np.zeros(cols, np.int32), 0.01)
     masked = core.relu_backward(signs, dy)
     assert np.array_equal(masked, np.where(plain > 0, dy, 0))
     expected = core.batchnorm_backward(x, masked, gamma, mean, inv_std)
@@ -393,10 +393,10 @@ def test_a_step_by_sums_is_one_by_their_values(kernels: str, name: str, shape: t
     """Rows that begin and end anywhere in the slices of an update."""
     rng = np.random.default_rng(len(shape))
     acc, add = rng.integers(-9999, 9999, shape).astype(np.int32), rng.integers(-99, 99, shape[0]).astype(np.int32)
-    sums = core.Sums(acc, add, 1e-3, by_rows=True)
+    sums = core.LazyDequant(acc, add, 1e-3, by_rows=True)
     start = [rng.random(shape, F) for _ in range(3)]
     made, expected = [x.copy() for x in start], [x.copy() for x in start]
-    for (w, v, m), g in ((made, sums), (expected, sums.array(np.empty(shape, F)))):
+    for (w, v, m), g in ((made, sums), (expected, sums.materialize(np.empty(shape, F)))):
         if name == "sgd":
             core.sgd(w, g, v, lr=0.05, momentum=0.9, decay=0.01)
         else:
@@ -423,14 +423,14 @@ def test_lac_fold(kernels: str) -> None:
     bias = np.array(values, F)
     expected = np.clip(np.rint(bias.astype(np.float64)), -(2**30), 2**30).astype(np.int32)
     none = np.zeros(bias.size, np.int32)
-    assert np.array_equal(core.lac_fold(bias, none, 1.0), expected)
+    assert np.array_equal(core.fold_bias(bias, none, 1.0), expected)
     term = np.full(bias.size, 2**31 - 1, np.int32)
     with np.errstate(over="ignore"):
-        assert np.array_equal(core.lac_fold(bias, term, 1.0), expected + term)
+        assert np.array_equal(core.fold_bias(bias, term, 1.0), expected + term)
     rng = np.random.default_rng(0)
     lac = tuple(rng.normal(size=(40, bias.size)).astype(F) for _ in range(3))
     small = rng.normal(size=bias.size).astype(F)
-    found = core.lac_fold(small, none, 2.0**-10, lac)
+    found = core.fold_bias(small, none, 2.0**-10, lac)
     assert np.array_equal(found, np.rint((small + (lac[0] * lac[1] + lac[2])) * F(2.0**10)).astype(np.int32))
 
 
@@ -441,8 +441,8 @@ def step(w: np.ndarray, g: core.Values) -> None:
     core.sgd(w, g, np.zeros(w.shape, F), lr=0.1, momentum=0.9, decay=0.0)
 
 
-def sums(addends: int, by_rows: bool = False) -> core.Sums:
-    return core.Sums(np.zeros((2, 3), np.int32), np.zeros(addends, np.int32), 1.0, by_rows)
+def sums(addends: int, by_rows: bool = False) -> core.LazyDequant:
+    return core.LazyDequant(np.zeros((2, 3), np.int32), np.zeros(addends, np.int32), 1.0, by_rows)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def sums(addends: int, by_rows: bool = False) -> core.Sums:
         (lambda: step(np.zeros((2, 3), F), sums(3, by_rows=True)), "add must have shape (2,)"),
         (lambda: core.add(np.zeros((2, 3), F), sums(2, by_rows=True)), "b: sums need one addend for each column"),
         (lambda: core.add(np.zeros((2, 3), F), sums(2)), "add must have shape (3,)"),
-        (lambda: step(np.zeros((3, 2), F), core.Sums(np.zeros((2, 3), np.int32), np.zeros(2, np.int32), 1.0, True)), "(3, 2)"),
+        (lambda: step(np.zeros((3, 2), F), sums(2, by_rows=True)), "(3, 2)"),
         (lambda: step(np.zeros((2, 3), F)[:, :2], np.zeros((2, 2), F)), "w must be C-contiguous"),
         (lambda: step(np.zeros(3), np.zeros(3, F)), "w must be a float32 array, not float64"),
         (lambda: step(np.zeros(0, F), np.zeros(0, F)), "w is empty"),

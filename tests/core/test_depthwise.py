@@ -118,7 +118,7 @@ def test_add(kernels: str, n: int) -> None:
     rectified, found = core.add(a, b, relu=True, signs=signs, find_range=True)
     assert np.array_equal(rectified, np.maximum(expected, 0)) and found == (rectified.min(), rectified.max())
     assert np.array_equal(signs, np.packbits(expected > 0, bitorder="little"))
-    assert np.array_equal(core.relu_backward(signs, core.Pair(a, b)), rectified)
+    assert np.array_equal(core.relu_backward(signs, core.LazyAdd(a, b)), rectified)
     assert core.add(a, b, out=a)[0] is a and np.array_equal(a, expected)
 
 
@@ -126,16 +126,17 @@ def test_add(kernels: str, n: int) -> None:
 def test_add_of_sums(kernels: str, shape: tuple[int, ...]) -> None:
     """Sums of products on either side, in the memory of one of them."""
     rng = np.random.default_rng(0)
-    sums = [core.Sums(rng.integers(-99, 99, shape).astype(np.int32), np.full(shape[-1], i, np.int32), 0.5) for i in (1, 2)]
-    values = [s.array(np.empty(shape, F)) for s in sums]
+    codes = [rng.integers(-99, 99, shape).astype(np.int32) for _ in range(2)]
+    sums = [core.LazyDequant(acc, np.full(shape[-1], i, np.int32), 0.5) for i, acc in enumerate(codes, 1)]
+    values = [s.materialize() for s in sums]
     expected = values[0] + values[1]
     signs = np.packbits(expected > 3, bitorder="little")
     for a, b in ((sums[0], sums[1]), (sums[0], values[1]), (values[0], sums[1])):
         assert np.array_equal(core.add(a, b)[0], expected)
-        assert np.array_equal(core.relu_backward(signs, core.Pair(a, b)), np.where(expected > 3, expected, 0))
+        assert np.array_equal(core.relu_backward(signs, core.LazyAdd(a, b)), np.where(expected > 3, expected, 0))
     assert np.array_equal(core.relu_backward(signs, sums[0]), np.where(expected > 3, values[0], 0))
-    pair = core.Pair(*sums)
-    assert np.array_equal(core.relu_backward(signs, pair, out=core.memory_of(pair)), np.where(expected > 3, expected, 0))
+    pair = core.LazyAdd(*sums)
+    assert np.array_equal(core.relu_backward(signs, pair, out=core.reuse_buffer(pair)), np.where(expected > 3, expected, 0))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 8, 8, 64), (2, 7, 5, 33), (40, 4, 4, 600)])

@@ -57,7 +57,7 @@ def test_turned(size: int) -> None:
     now = np.clip(w, F(-1), F(1))
     change = np.sign(now - before).astype(np.int8)
     expected = 5 + np.count_nonzero(change * sign < 0), np.where(change, change, sign)
-    core.turned(before, w, sign, count)
+    core.count_reversals(before, w, sign, count)
     assert same(w, now) and same(sign, expected[1]) and count[0] == expected[0]
 
 

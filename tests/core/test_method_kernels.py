@@ -239,7 +239,7 @@ def test_codes_of_rows(shape: tuple[int, int], kind: str) -> None:
 def test_folded_bias(kind: str, zero: int, channels: bool) -> None:
     bias, sums = values(kind, 33), np.random.default_rng(1).integers(-(2**20), 2**20, 33).astype(np.int32)
     scales = np.abs(values("normal", 33, 2)) * (np.arange(33) % 5 > 0) if channels else core.scalar(0.01)
-    add, made, rest = core.fold_bias(bias, scales, 0.02, sums, zero)
+    add, made, rest = core.fold_channel_bias(bias, scales, 0.02, sums, zero)
     scale = (scales if channels else np.array([0.01], F)) * F(0.02)
     with np.errstate(over="ignore"):
         found = np.rint(bias / np.where(scale > 0, scale, F(1)))

@@ -138,7 +138,7 @@ def test_memory_stays_as_long_as_the_tape() -> None:
         third = core.add(second, x, out=pool.empty(x.shape, F))[0]  # where the first was
         small = core.column_sums(np.ones((3, 4), F))
         core.affine(np.ones((2, 4), F), small, small)
-        sums = core.Sums(np.full(x.shape, 3, np.int32)[None], np.zeros(x.size, np.int32), 0.25)
+        sums = core.LazyDequant(np.full(x.shape, 3, np.int32)[None], np.zeros(x.size, np.int32), 0.25)
         third = core.add(third[None], sums)[0][0]
         core.copy(third, out=results)
     held = pool.held

@@ -179,7 +179,7 @@ def test_npz(model: str, accumulator: str, tmp_path: Path) -> None:
     assert np.array_equal(again.q, v["x"]) and again.zero == v["x_zero"] and np.float32(again.scale) == v["x_scale"]
     weights = quantizers.symmetric(v["param_w"], *core.value_range(v["param_w"]))
     assert np.array_equal(weights.q, v["w"]) and np.float32(weights.scale) == v["w_scale"]
-    scale = np.float32(core.product_scale(float(v["w_scale"]), float(v["dy_scale"])))
+    scale = np.float32(core.combined_scale(float(v["w_scale"]), float(v["dy_scale"])))
     assert np.array_equal(v["dx_real"], v["dx"].astype(np.float32) * scale)
     assert v["grad_w"].shape == v["w"].shape and v["y_real"].shape == v["forward"].shape == v["dy_real"].shape
     run = train.Run(train.Config(model=model, batch_size=4, steps=3, accumulator=accumulator))

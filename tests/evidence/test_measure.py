@@ -19,7 +19,7 @@ from kit.registers import PRODUCTS, Stop, operands, passes, stop_after_4
 from kit.thin import diagonal
 
 from octosim import core, engine, methods, train
-from octosim.engine import probes, quantizers
+from octosim.engine import probes
 from octosim.engine.layers import Flatten, Linear, Reshape
 from octosim.engine.nodes import Context, Convolution, FullProduct
 from octosim.engine.registers import Registers, exact_sums, multiply, x_windows
@@ -422,20 +422,17 @@ def test_integer_weights(known: bool) -> None:
 
 
 def test_values_of_what_methods_pass_around() -> None:
-    @dataclass
-    class IntTensor:
-        q: np.ndarray
-        exponent: int
-
     q = np.array([[-127, 0, 3]], np.int8)
-    assert measure._real(IntTensor(q, -2)).tolist() == [[-31.75, 0, 0.75]]
-    assert measure._real(quantizers.QTensor(q, 0.5, 3)).tolist() == [[-65, -1.5, 0]]
-    assert measure._real(quantizers.QTensor(q, np.ones(3), 0)) is None and measure._real(q) is None  # type: ignore[arg-type]
-    other = quantizers.QTensor(q.copy(), 1.0, 0)
-    assert measure.meaning_of(q[:, 1:], [other, IntTensor(q, 4)]) == (16.0, 0)
+    by_channel = core.Tensor(q, np.array([1, 2, 3], np.float32))
+    assert measure._real(core.Tensor(q, exponent=-2)).tolist() == [[-31.75, 0, 0.75]]
+    assert measure._real(core.Tensor(q, 0.5, 3)).tolist() == [[-65, -1.5, 0]]
+    assert measure._real(by_channel).tolist() == [[-127, 0, 9]] and measure._real(q) is None
+    other = core.Tensor(q.copy())
+    assert measure.meaning_of(q[:, 1:], [other, core.Tensor(q, exponent=4)]) == (16.0, 0)
+    assert measure.meaning_of(q, [other, by_channel]) is None
     assert measure.meaning_of(q, [other]) is None
     seen = probes.Observed()
-    seen.add("conv1", "forward", "input", IntTensor(q, -2))
+    seen.add("conv1", "forward", "input", core.Tensor(q, exponent=-2))
     assert np.array_equal(seen.tensors["conv1", "forward", "input"], q)
 
 

@@ -207,8 +207,9 @@ class Draw:
         plain = kind in ("bool", "int", "Whole", "float", "Number")
         if plain or (kind.startswith(("int |", "float |")) and self.r.random() < 0.5):
             return self.number(kind.split(" |")[0], name, function)
-        if kind in ("Values", "Values | Pair", "Any") and self.r.random() < 0.4:
-            return core.Sums(self.array(name), self.array(name), self.number("float", name, function), self.r.random() < 0.2)
+        if kind in ("Values", "Values | LazyAdd", "Any") and self.r.random() < 0.4:
+            scale = self.number("float", name, function)
+            return core.LazyDequant(self.array(name), self.array(name), scale, self.r.random() < 0.2)
         return self.array(name)
 
     def call(self) -> tuple[str, dict[str, Any]]:
@@ -231,7 +232,7 @@ class Draw:
         if name not in arguments or self.r.random() < 0.05:
             return False
         before = arguments[name]
-        if isinstance(before, core.Sums):
+        if isinstance(before, core.LazyDequant):
             before = before.acc
         dtype = np.dtype(named.get("dtype") or getattr(before, "dtype", np.float32))
         shape = getattr(before, "shape", (3,))

@@ -78,7 +78,7 @@ class Recorder:
     def forward(self, node, x, context):
         kept = {"node": node, "context": context, "x": x.copy(), "state": {k: v.copy() for k, v in node.state.items()}}
         kept |= {k: v.copy() for k, v in node.params.items()}
-        y = core.values(self.method.forward(node, x, context))
+        y = core.materialize_in_place(self.method.forward(node, x, context))
         self.seen[node.name] = kept | {"y": y.copy(), "saved": dict(node.saved)}
         return y
 
@@ -90,11 +90,11 @@ class Recorder:
 
     def weight_grad(self, node, error, context):
         self.method.weight_grad(node, error, context)
-        node.grads = {key: core.values(g) for key, g in node.grads.items()}
+        node.grads = {key: core.materialize_in_place(g) for key, g in node.grads.items()}
         self.seen[node.name] |= {"dw": node.grads["w"].copy(), "db": node.grads["b"].copy()}
 
     def input_grad(self, node, error, context):
-        dx = core.values(self.method.input_grad(node, error, context))
+        dx = core.materialize_in_place(self.method.input_grad(node, error, context))
         self.seen[node.name]["dx"] = dx.copy()
         return dx
 

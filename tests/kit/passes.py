@@ -152,7 +152,7 @@ def spied(network: engine.Network) -> dict[tuple[str, str], tuple[Any, Any]]:
 
         def forward(self, node: Node, x: Any, *rest: Any) -> np.ndarray:
             given = tuple(each.copy() for each in x) if isinstance(x, tuple) else x.copy()
-            y = core.values(self.layer.forward(node, x, *rest))
+            y = core.materialize_in_place(self.layer.forward(node, x, *rest))
             seen[node.name, "forward"] = given, y.copy()
             return y
 
@@ -161,7 +161,7 @@ def spied(network: engine.Network) -> dict[tuple[str, str], tuple[Any, Any]]:
             return self.layer.weight_grad(node, dy, *rest)
 
         def input_grad(self, node: Node, dy: Any, *rest: Any) -> np.ndarray:
-            dx = core.values(self.layer.input_grad(node, dy, *rest))
+            dx = core.materialize_in_place(self.layer.input_grad(node, dy, *rest))
             seen[node.name, "dx"] = None, dx[0].copy() if isinstance(dx, tuple) else dx.copy()
             return dx
 

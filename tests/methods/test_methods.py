@@ -128,7 +128,7 @@ def test_octo_convolution(case: dict, pad: int) -> None:
     if case["lac"] == "sample":  # a batch of 3 with numbers for 4
         lac = (lac[0], lac[1][:3], lac[2][:3])
     expected, qx, qw = direct_forward(x, node.params["w"], node.params["b"], lac, 3, pad, case["zero_point"] == "dropped")
-    y = core.values(method.forward(node, x, TRAIN))
+    y = core.materialize_in_place(method.forward(node, x, TRAIN))
     assert y.dtype == F and np.array_equal(y, expected)
 
     dy = rng.normal(0.01, 1, y.shape).astype(F)
@@ -161,7 +161,7 @@ def test_octo_convolution(case: dict, pad: int) -> None:
     dw = np.zeros(node.params["w"].shape, np.int64)
     for i, j in itertools.product(range(3), range(3)):
         dw[:, i, j] = np.einsum("nyzf,nyzc->fc", g, padded[:, i : i + y.shape[1], j : j + y.shape[2]])
-    assert np.array_equal(core.values(node.grads["w"]), dw.astype(F) * F(F(qx.scale) * F(error.scale)))
+    assert np.array_equal(core.materialize_in_place(node.grads["w"]), dw.astype(F) * F(F(qx.scale) * F(error.scale)))
     sums = g.sum((0, 1, 2))
     assert np.array_equal(node.grads["b"], sums.astype(F) * F(error.scale))
     if case["lac"] == "sample":
@@ -178,7 +178,7 @@ def test_octo_convolution(case: dict, pad: int) -> None:
         assert np.array_equal(node.grads["lac_mu"], each * lac[0] + F(0.1) * lac[1])
         assert np.array_equal(node.grads["lac_offset"], each + F(0.1) * lac[2])
 
-    dx = core.values(method.input_grad(node, error, TRAIN))
+    dx = core.materialize_in_place(method.input_grad(node, error, TRAIN))
     full = np.zeros((3, 8 + 2 * (pad - 1) if False else padded.shape[1], padded.shape[2], 4), np.int64)
     for i, j in itertools.product(range(3), range(3)):
         full[:, i : i + y.shape[1], j : j + y.shape[2]] += np.einsum("nyzf,fc->nyzc", g, qw.q[:, i, j].astype(np.int64))
@@ -270,12 +270,12 @@ def test_a_compensation_a_sample_in_inference_is_the_mean_of_those_used() -> Non
     for batch in (6, 2):  # the last batch may be smaller
         method.forward(node, x[:batch], TRAIN)
     assert node.state["lac_places"] == 6
-    y = core.values(method.forward(node, x, Context(False, 0, 0)))
+    y = core.materialize_in_place(method.forward(node, x, Context(False, 0, 0)))
     mean = (p["lac_mu"][:6] + p["lac_offset"][:6]).mean(0)
     for key in ("lac_mu", "lac_offset"):
         p[key][:] = 0
     scale = node.saved["x"].scale * node.saved["w"].scale
-    assert np.abs(y - core.values(method.forward(node, x, Context(False, 0, 0))) - mean).max() <= 0.51 * scale
+    assert np.abs(y - core.materialize_in_place(method.forward(node, x, Context(False, 0, 0))) - mean).max() <= 0.51 * scale
 
 
 def test_more_samples_than_compensations_are_refused() -> None:
@@ -309,11 +309,11 @@ def test_depthwise_is_a_convolution_with_diagonal_weights(name: str, parameters:
     dy = rng.normal(0, 1, (batch, *own.out_shape)).astype(F)
     results = []
     for network, node in zip(made, (own, dense), strict=True):
-        y = core.values(network.method.forward(node, x, TRAIN)).copy()
+        y = core.materialize_in_place(network.method.forward(node, x, TRAIN)).copy()
         error = network.method.error(node, dy.copy(), TRAIN)
         network.method.weight_grad(node, error, TRAIN)
-        dx = core.values(network.method.input_grad(node, error, TRAIN)).copy()
-        dw = core.values(node.grads["w"])
+        dx = core.materialize_in_place(network.method.input_grad(node, error, TRAIN)).copy()
+        dw = core.materialize_in_place(node.grads["w"])
         dw = dw if node is own else dw[diagonal, :, :, diagonal][..., None]
         results.append({"y": y, "dx": dx, **node.grads, "w": dw})
     assert results[0].keys() == results[1].keys()
@@ -334,7 +334,7 @@ def test_exact_zero_point_makes_a_true_convolution() -> None:
         node = network.nodes[1]
         x = np.random.default_rng(0).uniform(0, 1, (10, 144)).astype(F)  # one-sided, as after ReLU
         expected = x.astype(np.float64) @ node.params["w"].T.astype(np.float64)
-        y = core.values(network.method.forward(node, x, TRAIN))
+        y = core.materialize_in_place(network.method.forward(node, x, TRAIN))
         errors[zero_point] = np.linalg.norm(y - expected) / np.linalg.norm(expected)
     assert errors["exact"] < 0.02
     assert errors["dropped"] > 0.2

@@ -158,7 +158,7 @@ def test_inference_is_one_requantization(variant: str) -> None:
     codes, steps = [], []
     for training in (True, False):
         context = Context(training, 0, 1)
-        y = core.values(method.forward(conv, x, context))
+        y = core.materialize_in_place(method.forward(conv, x, context))
         made = network.passes[1].forward(bn, y, method, context)
         steps.append(float(made.bound) / 127)
         codes.append(np.rint(np.asarray(made) / steps[-1]).astype(np.int64))

@@ -131,14 +131,14 @@ def test_products_of_any_shape(m: int, n: int, k: int, seed: int, half: bool) ->
     scales = "float16" if half else "float32"
     qa, qb = jetfire.cut(a, scales), jetfire.cut(b, scales)
     slow = oracle.quantize_blocks(a, half), oracle.quantize_blocks(b, half)
-    assert np.array_equal(qa.q, slow[0][0]) and np.array_equal(qa.real(), slow[0][0].astype(F) * slow[0][1])
+    assert np.array_equal(qa.q, slow[0][0]) and np.array_equal(qa.materialize(), slow[0][0].astype(F) * slow[0][1])
     y = jetfire.product(qa, qb)
     assert np.array_equal(y, oracle.gemm_blocks(*slow))
-    exact = qa.real().astype(np.float64) @ qb.real().astype(np.float64).T
-    terms = np.abs(qa.real().astype(np.float64)) @ np.abs(qb.real().astype(np.float64)).T
+    exact = qa.materialize().astype(np.float64) @ qb.materialize().astype(np.float64).T
+    terms = np.abs(qa.materialize().astype(np.float64)) @ np.abs(qb.materialize().astype(np.float64)).T
     assert np.abs(y - exact).max() <= 1e-6 * terms.max() + 1e-30
     if not half:
-        assert np.array_equal(jetfire.cut(qa.real()).q, qa.q)
+        assert np.array_equal(jetfire.cut(qa.materialize()).q, qa.q)
     for left, right in ((jetfire.cut(a.T.copy(), scales).transposed, qb), (qa, jetfire.cut(b.T.copy(), scales).transposed)):
         assert np.array_equal(jetfire.product(left, right), y)  # a transpose has the same blocks
 
@@ -146,7 +146,7 @@ def test_products_of_any_shape(m: int, n: int, k: int, seed: int, half: bool) ->
 def test_an_outlier_stays_in_its_block() -> None:
     x = np.random.default_rng(0).normal(0, 1, (64, 64)).astype(F)
     x[40, 3] = 1e4
-    error = np.abs(jetfire.cut(x).real() - x)
+    error = np.abs(jetfire.cut(x).materialize() - x)
     assert error[32:, :32].max() > 1  # this block's codes cannot show the rest
     error[32:, :32] = 0
     assert error.max() <= np.abs(x[:32]).max() / 254 * 1.001
@@ -157,8 +157,8 @@ def test_an_outlier_stays_in_its_block() -> None:
 )
 def test_scales_that_float16_lacks(value: float, expected: float) -> None:
     x = np.full((2, 3), value, F)
-    assert np.array_equal(jetfire.cut(x, "float16").real(), np.full((2, 3), expected, F))
-    assert jetfire.cut(x).real() == pytest.approx(x, rel=1e-6)
+    assert np.array_equal(jetfire.cut(x, "float16").materialize(), np.full((2, 3), expected, F))
+    assert jetfire.cut(x).materialize() == pytest.approx(x, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -16,14 +16,14 @@ from octosim.engine.layers import Add, Conv2d, Dropout, Flatten, GlobalAvgPool, 
 from octosim.engine.nodes import LOSS, Context, Node
 from octosim.errors import OctosimError
 from octosim.methods import niti
-from octosim.methods.niti import IntTensor
+from octosim.methods.niti import scaled
 from octosim.numerics import Rounding
 
 STACK = (Conv2d(4, 3, pad=1), ReLU(), MaxPool(), Conv2d(5, 3), Dropout(), Flatten(), Linear(3))
 
 
-def codes(q) -> IntTensor:
-    return IntTensor(np.array(q, np.int8), 0)
+def codes(q) -> core.Tensor:
+    return scaled(np.array(q, np.int8), 0)
 
 
 # ---- transcription --------------------------------------------------
@@ -182,21 +182,21 @@ def test_pooling_averages_and_sums() -> None:
     node = Node("pool1", 0, MaxPool(3, 2), (5, 5, 1), (2, 2, 1))
     x = np.arange(25, dtype=np.int8).reshape(1, 5, 5, 1)
     pool = method.layers["pool"]
-    assert pool.forward(node, IntTensor(x, -2), method, Context(True, 0, 1)).q.ravel().tolist() == [12, 14, 22, 24]
-    assert pool.forward(node, IntTensor(-x, -2), method, Context(True, 0, 1)).q.ravel().tolist() == [0, -2, -10, -12]
+    assert pool.forward(node, scaled(x, -2), method, Context(True, 0, 1)).q.ravel().tolist() == [12, 14, 22, 24]
+    assert pool.forward(node, scaled(-x, -2), method, Context(True, 0, 1)).q.ravel().tolist() == [0, -2, -10, -12]
     x[0, 2, 2] = 99  # all four windows' largest: 4 x 100 needs two bits more
-    pool.forward(node, IntTensor(x, -2), method, Context(True, 0, 1))
-    dx = pool.input_grad(node, IntTensor(np.full((1, 2, 2, 1), 100, np.int8), 3), method, Context(True, 0, 1))
+    pool.forward(node, scaled(x, -2), method, Context(True, 0, 1))
+    dx = pool.input_grad(node, scaled(np.full((1, 2, 2, 1), 100, np.int8), 3), method, Context(True, 0, 1))
     assert int(dx.exponent) == 5 and dx.q[0, 2, 2, 0] == 100 and np.count_nonzero(dx.q) == 1
 
     node = Node("avgpool1", 0, GlobalAvgPool(), (3, 3, 1), (1,))
     average = method.layers["avgpool"]
-    y = average.forward(node, IntTensor(np.full((1, 3, 3, 1), 100, np.int8), 0), method, Context(True, 0, 1))
+    y = average.forward(node, scaled(np.full((1, 3, 3, 1), 100, np.int8), 0), method, Context(True, 0, 1))
     assert y.q.tolist() == [[113]] and int(y.exponent) == 0  # 900 / 8, one shift by three bits
     assert int(average.input_grad(node, codes([[64]]), method, Context(True, 0, 1)).exponent) == -3
 
     for a, ea, b, eb in [(100, 0, 100, 0), (127, 5, -127, 0), (3, -4, 120, 2), (1, 0, 127, -23), (-127, 22, 127, 0)]:
-        made = niti.aligned_sum(node, IntTensor(np.array([a], np.int8), ea), IntTensor(np.array([b], np.int8), eb))
+        made = niti.aligned_sum(node, scaled(np.array([a], np.int8), ea), scaled(np.array([b], np.int8), eb))
         exact = a * 2.0**ea + b * 2.0**eb
         e = int(made.exponent)
         assert abs(made.q[0] * 2.0**e - exact) <= 2.0 ** (e - 1)
@@ -318,7 +318,7 @@ def test_dropout_rates(rate: float, doublings: int | None) -> None:
             engine.Network(stack, (20, 20, 1), methods.make("niti", {}), 0)
         return
     network = engine.Network(stack, (20, 20, 1), methods.make("niti", {}), 0)
-    x = IntTensor(np.full((9, 20, 20, 1), 7, np.int8), 0)
+    x = scaled(np.full((9, 20, 20, 1), 7, np.int8), 0)
     y = network.passes[0].forward(network.nodes[0], x, network.method, Context(True, 0, 1))
     assert int(y.exponent) == doublings and (y.q == 7).mean() == pytest.approx(1 - rate, abs=0.03)
     assert network.passes[0].forward(network.nodes[0], x, network.method, Context(False, 0, 1)) is x

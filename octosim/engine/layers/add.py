@@ -32,18 +32,18 @@ class Add(Unweighted):
         if node.in_shapes[0] == node.in_shapes[1]:
             y, node.found = core.add(*x, relu=self.relu, signs=signs, find_range=method.compact, out=out)
             return y
-        a, b = (widened(core.values(each), out.ndim) for each in x)
+        a, b = (widened(core.materialize_in_place(each), out.ndim) for each in x)
         y = core.plus(a, b, out)
         if self.relu:
             y, node.found = core.relu(y, signs=signs, find_range=method.compact, out=out)
         return y
 
-    def input_grad(self, node: Node, dy: Array | core.Pair, method: Method, context: Context) -> tuple[Array, Array]:
+    def input_grad(self, node: Node, dy: Array | core.LazyAdd, method: Method, context: Context) -> tuple[Array, Array]:
         """dy for each branch; a copy for one, since both may write over theirs, unless the first leaves it as it is.  An input
         that was broadcast gets sums."""
         if self.relu:
-            dy = core.relu_backward(node.saved["signs"], dy, out=core.memory_of(dy))
-        assert not isinstance(dy, core.Pair)
+            dy = core.relu_backward(node.saved["signs"], dy, out=core.reuse_buffer(dy))
+        assert not isinstance(dy, core.LazyAdd)
         whole = [node.out_shape == shape for shape in node.in_shapes]
         if not all(whole):
             first, second = (dy if same else reduced(node, at, dy) for at, same in enumerate(whole))

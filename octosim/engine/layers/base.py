@@ -215,7 +215,7 @@ class Weighted(Layer):
             observer.add(node.name, "forward", "input", x)
         y: Array = method.forward(node, x, context)
         if node.observers:
-            y = core.values(y)
+            y = core.materialize_in_place(y)
             _tell_meanings(node, node.saved)
         for observer in node.observers:
             observer.add(node.name, "forward", "output", y)
@@ -236,7 +236,7 @@ class Weighted(Layer):
             method.weight_grad(part, first_channels(node, error, node.outputs), context)
             node.grads = part.grads
         if node.observers:
-            node.grads = {name: core.values(g) for name, g in node.grads.items()}
+            node.grads = {name: core.materialize_in_place(g) for name, g in node.grads.items()}
         for observer in node.observers:
             for name, values in node.grads.items():
                 observer.add(node.name, "dW", f"gradient of {name}", values)
@@ -269,16 +269,16 @@ class Weighted(Layer):
     def input_grad(self, node: Node, error: Any, method: Method, context: Context) -> Array:
         dx: Array = method.input_grad(node, error, context)
         if node.observers:
-            dx = core.values(dx)
+            dx = core.materialize_in_place(dx)
         for observer in node.observers:
             observer.add(node.name, "dX", "result", dx)
         return dx
 
 
 def first_channels(node: Node, values: Any, count: int) -> Any:
-    """A copy of the first channels of an array or a `QTensor`, the last axis."""
-    if not isinstance(values, np.ndarray):
-        return replace(values, q=first_channels(node, values.q, count))
+    """A copy of the first channels of an array or a `core.Tensor`, the last axis."""
+    if isinstance(values, core.Tensor):
+        return replace(values, data=first_channels(node, values.data, count))
     out = node.buffer((*values.shape[:-1], count), values.dtype)
     core.python("first channels", _copy_channels, [values], [out])
     return out
@@ -289,10 +289,10 @@ def _copy_channels(values: Array, out: Array) -> None:
 
 
 def _tell_meanings(node: Node, values: dict[str, Any]) -> None:
-    """Tells the observers of codes with their meaning."""
+    """Tells the observers of quantized tensors."""
     for name, value in values.items():
         for part in value if isinstance(value, tuple) else (value,):
-            if hasattr(part, "q"):
+            if isinstance(part, core.Tensor):
                 for observer in node.observers:
                     observer.means(node.name, name, part)
 

@@ -45,18 +45,18 @@ class BatchNorm(Unweighted):
 
     def forward(self, node: Node, x: core.Values, method: Method, context: Context) -> Array:
         p, s = node.params, node.state
-        if isinstance(x, core.Sums) and x.add.size != node.in_shape[-1]:
-            x = x.array()
+        if isinstance(x, core.LazyDequant) and x.add.size != node.in_shape[-1]:
+            x = core.materialize_in_place(x)
         # the values in float32 stay only where the backward pass takes them
         free = node.in_place and (method.compact or not context.training)
-        out = core.memory_of(x) if free else node.buffer(x.shape, np.float32)
+        out = core.reuse_buffer(x) if free else node.buffer(x.shape, np.float32)
         columns = (p["gamma"], p["beta"], s["mean"], s["var"])
         if not context.training:
             return core.batchnorm_inference(x, *columns, eps=self.eps, relu=self.relu, out=out)
         if node.running:
             return self._forward_running(node, x, method, out)
         if not method.compact:
-            x = core.values(x)
+            x = core.materialize_in_place(x)
         codes = node.buffer(x.shape, np.int8) if method.compact else None
         signs = node.buffer((core.sign_bytes(out.size),), np.uint8) if self.relu else None
         y, mean, inv_std, node.found = core.batchnorm_forward(
@@ -70,7 +70,7 @@ class BatchNorm(Unweighted):
         """As in inference; keeps what a step of gamma and a ReLU behind need."""
         p, s = node.params, node.state
         if node.trains("gamma"):
-            x = core.values(x)
+            x = core.materialize_in_place(x)
             normal = core.batchnorm_inference(
                 x, np.ones_like(p["gamma"]), np.zeros_like(p["beta"]), s["mean"], s["var"], eps=self.eps,
                 out=node.buffer(x.shape, np.float32),
@@ -87,8 +87,8 @@ class BatchNorm(Unweighted):
     def _backward_running(self, node: Node, dy: core.Values) -> Array:
         """dy times gamma / deviation; the statistics are constants."""
         p, saved = node.params, node.saved
-        out = node.buffer(dy.shape, np.float32) if self.keeps_dy else core.memory_of(dy)
-        dy = core.relu_backward(saved["signs"], dy, out=out) if self.relu else core.values(dy)
+        out = node.buffer(dy.shape, np.float32) if self.keeps_dy else core.reuse_buffer(dy)
+        dy = core.relu_backward(saved["signs"], dy, out=out) if self.relu else core.materialize_in_place(dy)
         if node.trains("gamma"):
             normal = saved["normal"]
             if normal.dtype == np.int8:
@@ -106,7 +106,7 @@ class BatchNorm(Unweighted):
             return self._backward_running(node, dy)
         dx, dgamma, dbeta, node.found = core.batchnorm_backward(
             saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], signs=saved["signs"],
-            find_range=method.compact, out=node.buffer(dy.shape, np.float32) if self.keeps_dy else core.memory_of(dy),
+            find_range=method.compact, out=node.buffer(dy.shape, np.float32) if self.keeps_dy else core.reuse_buffer(dy),
         )  # fmt: skip
         node.grads.update(gamma=dgamma, beta=dbeta)
         return dx
