@@ -83,10 +83,10 @@ int octo_conv_input_grad_blocks_s8(const octo_conv *g, const int8_t *dy, const f
 
 /* ---- quantization ------------------------------------------------------------------------------------------------------------ */
 
-/* Bands of blocks, from x or, where these are given, from windows; about SLICE elements at a time. */
+/* Bands of blocks, from x or, where these are given, from windows; about CHUNK elements at a time. */
 static int quantize_bands(int64_t rows, int64_t cols, const float *x, const struct octo_rows *windows, int half, int rounding, uint64_t seed,
                           uint32_t step, uint32_t tensor, int8_t *q, float *scales, float *y) {
-    int64_t bands = BLOCKS(rows), strips = BLOCKS(cols), group = octo_max(1, SLICE / (OCTO_SIDE * cols)), slices = (bands + group - 1) / group;
+    int64_t bands = BLOCKS(rows), strips = BLOCKS(cols), group = octo_max(1, CHUNK / (OCTO_SIDE * cols)), slices = (bands + group - 1) / group;
     int failed = 0, infinite = 0;
     OCTO_PARALLEL(s, slices) {
         float *units = octo_scratch(OCTO_SLOT_LEFT, OCTO_SIDE * cols * 4);
@@ -133,7 +133,7 @@ int octo_quantize_windows_s8(const octo_conv *g, const float *x, int half, int8_
 
 int octo_dequantize_blocks_s8(int64_t rows, int64_t cols, const int8_t *q, const float *scales, float *y) {
     CHECK_MATRIX("blocks", rows, cols);
-    int64_t bands = BLOCKS(rows), group = octo_max(1, SLICE / (OCTO_SIDE * cols)), slices = (bands + group - 1) / group;
+    int64_t bands = BLOCKS(rows), group = octo_max(1, CHUNK / (OCTO_SIDE * cols)), slices = (bands + group - 1) / group;
     OCTO_PARALLEL(s, slices) {
         for (int64_t band = s * group; band < octo_min((s + 1) * group, bands); band++) {
             int64_t row = band * OCTO_SIDE;

@@ -76,7 +76,7 @@ int octo_range_norm_backward(int64_t rows, int64_t cols, int64_t chunks, const f
     const float *scale = columns, *coded_scale = columns + cols, *coded_gamma = columns + 2 * cols;
     float *products = octo_scratch(OCTO_SLOT_LEFT, 3 * cols * 4), *slope = products + cols, *mean = slope + cols;
     if (!products) return octo_fail(OCTO_ENOMEM, "out of memory in range normalization");
-    EACH_SLICE(rows * cols, octo_table.multiply_f32(count, dy + first, centered + first, dx + first));
+    FOR_EACH_CHUNK(rows * cols, octo_table.multiply_f32(count, dy + first, centered + first, dx + first));
     octo_column_sums_f32(rows, cols, dx, products);
     octo_column_sums_f32(rows, cols, dy, dbeta);
     for (int64_t c = 0; c < cols; c++) dgamma[c] = products[c] * coded_scale[c], slope[c] = coded_gamma[c] * coded_scale[c];

@@ -41,13 +41,13 @@ double octo_sum_total(const octo_sum *sum) {
 
 int octo_within_f32(int64_t n, const float *x, float low, float high, uint8_t *inside) {
     CHECK_COUNT("within", n);
-    EACH_SLICE(n, octo_table.within_f32(count, x + first, low, high, inside + first));
+    FOR_EACH_CHUNK(n, octo_table.within_f32(count, x + first, low, high, inside + first));
     return OCTO_OK;
 }
 
 int octo_mask_f32(int64_t n, const float *x, const uint8_t *inside, float *y) {
     CHECK_COUNT("mask", n);
-    EACH_SLICE(n, octo_table.mask_f32(count, x + first, inside + first, y + first));
+    FOR_EACH_CHUNK(n, octo_table.mask_f32(count, x + first, inside + first, y + first));
     return OCTO_OK;
 }
 
@@ -67,7 +67,7 @@ int octo_clip_columns_s8(int64_t rows, int64_t cols, const int8_t *low, const in
 
 int octo_multiply_f32(int64_t n, const float *a, const float *b, float *y) {
     CHECK_COUNT("multiply", n);
-    EACH_SLICE(n, octo_table.multiply_f32(count, a + first, b + first, y + first));
+    FOR_EACH_CHUNK(n, octo_table.multiply_f32(count, a + first, b + first, y + first));
     return OCTO_OK;
 }
 
@@ -78,7 +78,7 @@ int octo_levels_f32(int64_t n, const float *x, int levels, float *y, uint8_t *in
     CHECK_LEVELS(levels);
     int status = octo_range_f32(n, x, &low, &high);
     if (status) return status;
-    EACH_SLICE(n, octo_table.levels_f32(count, x + first, (float)levels, y + first, inside + first));
+    FOR_EACH_CHUNK(n, octo_table.levels_f32(count, x + first, (float)levels, y + first, inside + first));
     return OCTO_OK;
 }
 
@@ -87,11 +87,11 @@ int octo_level_weights_f32(int64_t n, const float *w, int levels, float *q, floa
     CHECK_LEVELS(levels);
     int status = octo_range_f32(n, w, &low, &high);
     if (status) return status;
-    EACH_SLICE(n, octo_table.tanh_f32(count, w + first, q + first));
+    FOR_EACH_CHUNK(n, octo_table.tanh_f32(count, w + first, q + first));
     octo_range_f32(n, q, &low, &high);
     float largest = -low > high ? -low : high;
     if (largest > 0)
-        EACH_SLICE(n, octo_table.level_weights_f32(count, q + first, largest, (float)levels, q + first, slope + first));
+        FOR_EACH_CHUNK(n, octo_table.level_weights_f32(count, q + first, largest, (float)levels, q + first, slope + first));
     else
         for (int64_t i = 0; i < n; i++) q[i] = 0, slope[i] = 1;
     return OCTO_OK;
@@ -110,7 +110,7 @@ int octo_binary_weights_f32(int64_t n, const float *w, float *q) {
     OCTO_PARALLEL(p, pieces) octo_table.magnitude_sum_f32(octo_min(PIECE, n - p * PIECE), w + p * PIECE, sums + p);
     for (int64_t p = 0; p < pieces; p++) total += sums[p];
     float mean = (float)(total / (double)n);
-    EACH_SLICE(n, octo_table.binary_f32(count, w + first, mean, q + first));
+    FOR_EACH_CHUNK(n, octo_table.binary_f32(count, w + first, mean, q + first));
     return OCTO_OK;
 }
 
@@ -156,7 +156,7 @@ int octo_level_errors_f32(int64_t samples, int64_t size, const float *x, int lev
 int octo_barrier_f32(int64_t n, const float *x, float bound, float tight, float weight, float *g) {
     CHECK_COUNT("barrier", n);
     float edge = 1.0f / (tight * tight);
-    EACH_SLICE(n, octo_table.barrier_f32(count, x + first, bound, tight, edge, weight, g + first));
+    FOR_EACH_CHUNK(n, octo_table.barrier_f32(count, x + first, bound, tight, edge, weight, g + first));
     return OCTO_OK;
 }
 

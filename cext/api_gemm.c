@@ -1,12 +1,12 @@
-/* Matrix products and convolutions: argument checks, the cut into jobs, threads.  One driver serves int8 and float32; `element`
- * is the size of an operand's element and tells the two apart. */
+/* Matrix products and convolutions: argument checks, the cut into jobs, threads.  One driver serves int8 and float32; `elem_size`
+ * is the size of an operand's element in bytes and tells the two apart. */
 #include "dispatch.h"
 
 /* Largest count of elements of a matrix: byte offsets stay far inside int64_t and size_t. */
 #define MAX_ELEMENTS ((int64_t)1 << 40)
 
-static void run(const struct octo_job *job, int element) {
-    if (element == 1) octo_table.gemm_s8(job);
+static void run(const struct octo_job *job, int elem_size) {
+    if (elem_size == 1) octo_table.gemm_s8(job);
     else octo_table.gemm_f32(job);
 }
 
@@ -17,7 +17,7 @@ static int packing_status(int failed, const char *what) {
 
 /* Computes the product of windows described by `job` (m, n set, scratch not) in slices: of rows where m >= n, else of columns.
  * Slices of rows are multiples of 48 rows, of columns multiples of 64, what the kernels take at a time. */
-static int run_sliced(const struct octo_job *job, int element) {
+static int run_sliced(const struct octo_job *job, int elem_size) {
     int by_rows = job->m >= job->n, failed = 0;
     int64_t extent = by_rows ? job->m : job->n, unit = by_rows ? 48 : 64;
     int64_t units = (extent + unit - 1) / unit, slices = octo_min(units, octo_threads());
@@ -30,17 +30,17 @@ static int run_sliced(const struct octo_job *job, int element) {
             slice.c = (char *)job->c + first * job->ldc * 4;
         } else {
             slice.n = last - first;
-            slice.b = (const char *)job->b + first * job->b_n * element;
+            slice.b = (const char *)job->b + first * job->b_n * elem_size;
             slice.c = (char *)job->c + first * 4;
         }
-        if (slice.scratch) run(&slice, element);
+        if (slice.scratch) run(&slice, elem_size);
         else failed = 1;
     }
     return packing_status(failed, "matrix product");
 }
 
-void octo_transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int element) {
-    if (element == 1) {
+void octo_transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int elem_size) {
+    if (elem_size == 1) {
         octo_table.transpose_s8(rows, cols, x, ldx, y, ldy);
         return;
     }
@@ -59,7 +59,7 @@ int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int
 }
 
 static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
-                int64_t ldb, void *c, int64_t ldc, int element) {
+                int64_t ldb, void *c, int64_t ldc, int elem_size) {
     int status = octo_check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
     if (status) return status;
     if (!m || !n) return OCTO_OK;
@@ -67,7 +67,7 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
         for (int64_t i = 0; i < m; i++) memset((char *)c + i * ldc * 4, 0, (size_t)n * 4);
     /* Each thread takes its rows, or its columns, of c.  k is cut so that wide pieces of b stay in the cache; the cuts are
      * multiples of OCTO_BLOCK_F32, so float32 sums do not depend on them.  A transposed a is turned piece by piece. */
-    int64_t most = element == 4 || m <= 256 ? 1024 : 4096, chunks = (k + most - 1) / most;
+    int64_t most = elem_size == 4 || m <= 256 ? 1024 : 4096, chunks = (k + most - 1) / most;
     int64_t chunk = chunks > 1 ? (k + chunks * OCTO_BLOCK_F32 - 1) / (chunks * OCTO_BLOCK_F32) * OCTO_BLOCK_F32 : k; /* even shares */
     int by_rows = m >= n, failed = 0;
     int64_t extent = by_rows ? m : n, unit = by_rows ? 48 : 64, units = (extent + unit - 1) / unit, slices = octo_min(units, octo_threads());
@@ -77,7 +77,7 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
         int64_t some = transpose_a ? 1920 : row1 - row0; /* rows at a time, a multiple of 48 */
         struct octo_job job = {.n = col1 - col0, .b_k = transpose_b ? 1 : ldb, .b_n = transpose_b ? ldb : 1, .ldc = ldc,
                                .scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH)};
-        char *left = transpose_a ? octo_scratch(OCTO_SLOT_LEFT, octo_min(some, row1 - row0) * octo_min(k, chunk) * element) : NULL;
+        char *left = transpose_a ? octo_scratch(OCTO_SLOT_LEFT, octo_min(some, row1 - row0) * octo_min(k, chunk) * elem_size) : NULL;
         if (!job.scratch || (transpose_a && !left)) failed = 1;
         else
             for (int64_t r = row0; r < row1; r += some)
@@ -85,14 +85,14 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
                     int64_t depth = octo_min(k - p, chunk);
                     job.m = octo_min(some, row1 - r);
                     if (transpose_a) {
-                        octo_transpose(depth, job.m, (const char *)a + (p * lda + r) * element, lda, left, depth, element);
-                        job.a = octo_plain_rows(left, job.m, depth, depth, element);
+                        octo_transpose(depth, job.m, (const char *)a + (p * lda + r) * elem_size, lda, left, depth, elem_size);
+                        job.a = octo_plain_rows(left, job.m, depth, depth, elem_size);
                     } else
-                        job.a = octo_plain_rows((const char *)a + (r * lda + p) * element, job.m, depth, lda, element);
-                    job.b = (const char *)b + (p * job.b_k + col0 * job.b_n) * element;
+                        job.a = octo_plain_rows((const char *)a + (r * lda + p) * elem_size, job.m, depth, lda, elem_size);
+                    job.b = (const char *)b + (p * job.b_k + col0 * job.b_n) * elem_size;
                     job.c = (char *)c + (r * ldc + col0) * 4;
                     job.accumulate = p > 0;
-                    run(&job, element);
+                    run(&job, elem_size);
                 }
     }
     return packing_status(failed, "matrix product");
@@ -170,7 +170,7 @@ int octo_check_conv(const octo_conv *g) {
 }
 
 /* Copies images into the middle of larger ones filled with `fill` bytes. */
-static const void *spread(int64_t batch, int64_t height, int64_t width, int64_t pixel, const void *x, int64_t out_h, int64_t out_w,
+static const void *pad_copy(int64_t batch, int64_t height, int64_t width, int64_t pixel, const void *x, int64_t out_h, int64_t out_w,
                           int64_t top, int64_t left, int fill) {
     char *out = octo_scratch(OCTO_SLOT_PADDED, batch * out_h * out_w * pixel + 64);
     if (!out) return NULL;
@@ -190,10 +190,10 @@ static const void *spread(int64_t batch, int64_t height, int64_t width, int64_t 
     return out;
 }
 
-int octo_window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows) {
+int octo_window_rows(const octo_conv *g, const void *x, int fill, int elem_size, struct octo_rows *rows) {
     int64_t height = g->height + g->pad_h + g->pad_bottom, width = g->width + g->pad_w + g->pad_right;
     if (height > g->height || width > g->width) {
-        x = spread(g->batch, g->height, g->width, g->channels * element, x, height, width, g->pad_h, g->pad_w, fill);
+        x = pad_copy(g->batch, g->height, g->width, g->channels * elem_size, x, height, width, g->pad_h, g->pad_w, fill);
         if (!x) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the input");
     }
     *rows = (struct octo_rows){.base = x, .end = (const char *)x + g->batch * height * width * g->channels * element,
@@ -205,21 +205,21 @@ int octo_window_rows(const octo_conv *g, const void *x, int fill, int element, s
 
 /* How many neighbouring pixels of a line of `width` make one row of an int8 product of `columns` each, where the product would be
  * narrower than a vector: the reduction grows by a `step` for each further one, by taps that are zero, and has `most` at most. */
-static int64_t neighbours(int64_t columns, int64_t kernel, int64_t step, int64_t most, int64_t width, int element) {
+static int64_t neighbours(int64_t columns, int64_t kernel, int64_t step, int64_t most, int64_t width, int elem_size) {
     int64_t best = 1;
-    for (int64_t b = 2; element == 1 && b * columns <= 16; b++)
+    for (int64_t b = 2; elem_size == 1 && b * columns <= 16; b++)
         if (width % b == 0 && kernel + (b - 1) * step <= most && (kernel + (b - 1) * step) * best < (kernel + (best - 1) * step) * b) best = b;
     return best;
 }
 
-static int conv_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element) {
+static int conv_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int elem_size) {
     int status = octo_check_conv(g);
     if (status) return status;
-    if (octo_is_grouped(g)) return octo_grouped_forward(g, x, x_zero, w, y, element);
+    if (octo_is_grouped(g)) return octo_grouped_forward(g, x, x_zero, w, y, elem_size);
     int64_t run = g->kernel_w * g->channels, k = g->kernel_h * run, m = g->batch * octo_out_height(g) * octo_out_width(g);
     struct octo_job job = {.m = m, .n = g->filters, .b_k = 1, .b_n = k, .ldc = g->filters, .b = w, .c = y};
-    status = octo_window_rows(g, x, x_zero, element, &job.a);
-    int64_t block = neighbours(g->filters, g->kernel_w, g->stride_w, OCTO_MAX_DEPTH / (g->kernel_h * g->channels), octo_out_width(g), element);
+    status = octo_window_rows(g, x, x_zero, elem_size, &job.a);
+    int64_t block = neighbours(g->filters, g->kernel_w, g->stride_w, OCTO_MAX_DEPTH / (g->kernel_h * g->channels), octo_out_width(g), elem_size);
     if (!status && block > 1) { /* column (i, f): the filter moved by i windows */
         int64_t step = g->stride_w * g->channels, length = run + (block - 1) * step;
         char *moved = octo_scratch(OCTO_SLOT_RIGHT, block * g->filters * g->kernel_h * length);
@@ -232,26 +232,26 @@ static int conv_forward(const octo_conv *g, const void *x, int x_zero, const voi
         job.m /= block, job.n *= block, job.ldc = job.n, job.b_n = g->kernel_h * length, job.b = moved;
         job.a.width /= block, job.a.x_stride *= block, job.a.length = length;
     }
-    return status ? status : run_sliced(&job, element);
+    return status ? status : run_sliced(&job, elem_size);
 }
 
-/* Which taps of a kernel reach input pixels o * stride + residue, for all o: first, first + stride, ..., `count` of them; the
- * t-th meets dY at o + high - t, so all together dY[o + low .. o + high]. */
-struct reach {
+/* Kernel taps that contribute to input pixels congruent to `residue` modulo the stride: first, first + stride, ..., `count` of
+ * them.  For pixel o * stride + residue the t-th tap takes dY[o + high - t], so all take dY[o + low .. o + high]. */
+struct tap_range {
     int64_t first, count, low, high;
 };
 
-static struct reach reach(int64_t residue, int64_t kernel, int64_t stride, int64_t pad) {
+static struct tap_range tap_range(int64_t residue, int64_t kernel, int64_t stride, int64_t pad) {
     int64_t first = (residue + pad) % stride, count = first < kernel ? (kernel - 1 - first) / stride + 1 : 0, high = (residue + pad) / stride;
-    return (struct reach){first, count, high - count + 1, high};
+    return (struct tap_range){first, count, high - count + 1, high};
 }
 
-/* The whole reach of all residues; without a stride, of pixels 0 .. count - 1.  A stride may be far larger than an image, so the
+/* The union of all residues' ranges; without a stride, of pixels 0 .. count - 1.  A stride may be far larger than an image, so the
  * residues are found by the tap that each meets first. */
-static struct reach reach_of_all(int64_t count, int64_t kernel, int64_t stride, int64_t pad) {
-    struct reach all = {.low = kernel, .high = -kernel};
+static struct tap_range tap_range_of_all(int64_t count, int64_t kernel, int64_t stride, int64_t pad) {
+    struct tap_range all = {.low = kernel, .high = -kernel};
     for (int64_t i = 0, end = stride > 1 ? octo_min(kernel, stride) : count; i < end; i++) {
-        struct reach one = reach(stride > 1 ? ((i - pad) % stride + stride) % stride : i, kernel, stride, pad);
+        struct tap_range one = tap_range(stride > 1 ? ((i - pad) % stride + stride) % stride : i, kernel, stride, pad);
         if (one.count) all.low = octo_min(all.low, one.low), all.high = octo_max(all.high, one.high);
     }
     return all;
@@ -261,7 +261,7 @@ static struct reach reach_of_all(int64_t count, int64_t kernel, int64_t stride, 
  * y * stride + residue of an image of `lines` lines of `row` elements.  Some images at a time, through memory that stays in the
  * cache, but rows enough to be worth the packing of b. */
 static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t residue, int64_t stride, int64_t lines, int64_t row, char *dx,
-                         int element) {
+                         int elem_size) {
     int64_t pixels = job->a.width * job->a.height, slices = octo_min(batch, octo_threads());
     int64_t some = octo_max(1, octo_max(65536 / (pixels * job->n), 384 / pixels));
     int failed = 0;
@@ -274,7 +274,7 @@ static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t resi
             for (int64_t n = batch * i / slices, end = batch * (i + 1) / slices; n < end; n += some) {
                 int64_t images = octo_min(some, end - n);
                 part.first = n * pixels, part.m = images * pixels;
-                run(&part, element);
+                run(&part, elem_size);
                 for (int64_t l = 0; l < images * job->a.height; l++) {
                     int64_t y = l % job->a.height * stride + residue;
                     if (y < lines)
@@ -285,21 +285,21 @@ static int scatter_lines(const struct octo_job *job, int64_t batch, int64_t resi
     return packing_status(failed, "matrix product");
 }
 
-/* How many of `rows` lines o of dX, from `first` on, see the same lines of dY, o + low .. o + high of those in 0 .. lines - 1: all that
- * see none beyond, or one.  seen: what the first of them sees. */
-static int64_t lines_alike(int64_t first, int64_t rows, int64_t low, int64_t high, int64_t lines, int64_t seen[2]) {
+/* Number of consecutive dX rows starting at `first` that use the same range of dY rows, o + low .. o + high within 0 .. lines - 1:
+ * all interior rows at once, border rows one by one.  seen: the range of the first of them. */
+static int64_t identical_rows(int64_t first, int64_t rows, int64_t low, int64_t high, int64_t lines, int64_t seen[2]) {
     seen[0] = octo_max(first + low, 0), seen[1] = octo_min(first + high, lines - 1);
     return first + low >= 0 && first + high < lines ? octo_min(rows - first, lines - high - first) : 1;
 }
 
-/* Whether leaving out the lines of padding saves an eighth of the products.  float32's blocks of k must stay what they are. */
-static int worth_cutting(int64_t rows, int64_t low, int64_t high, int64_t lines, int64_t length, int element) {
+/* Whether skipping the rows of padding saves an eighth of the products; float32: only if K is a multiple of its blocks. */
+static int skip_padding_pays(int64_t rows, int64_t low, int64_t high, int64_t lines, int64_t length, int elem_size) {
     int64_t all = rows * (high - low + 1), seen[2], needed = 0;
     for (int64_t o = 0; o < rows; o++) {
-        lines_alike(o, rows, low, high, lines, seen);
+        identical_rows(o, rows, low, high, lines, seen);
         needed += octo_max(0, seen[1] - seen[0] + 1);
     }
-    return needed * 8 <= all * 7 && (element == 1 || length % OCTO_BLOCK_F32 == 0);
+    return needed * 8 <= all * 7 && (elem_size == 1 || length % OCTO_BLOCK_F32 == 0);
 }
 
 /* dX is a stride-1 convolution of dY, padded, with the kernel turned by 180 degrees and filters and channels exchanged.  With a
@@ -307,33 +307,33 @@ static int worth_cutting(int64_t rows, int64_t low, int64_t high, int64_t lines,
  * whose columns are the channels of `stride_w` neighbours (or more), with zeros for the taps that one of them sees and another not.
  * float32: k counts these taps, zeros included.  Lines of dX near the border see lines of padding; where that is much, they have
  * products of their own without it, which adds no more than zeros. */
-static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
+static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int elem_size) {
     int status = octo_check_conv(g);
     if (status) return status;
-    if (octo_is_grouped(g)) return octo_grouped_input_grad(g, dy, w, dx, element);
+    if (octo_is_grouped(g)) return octo_grouped_input_grad(g, dy, w, dx, elem_size);
     int64_t steps = g->stride_w > 1 ? 1
-                                    : neighbours(g->channels, g->kernel_w, 1, OCTO_MAX_DEPTH / (g->kernel_h * g->filters), g->width, element);
+                                    : neighbours(g->channels, g->kernel_w, 1, OCTO_MAX_DEPTH / (g->kernel_h * g->filters), g->width, elem_size);
     int64_t block = g->stride_w > 1 ? octo_min(g->stride_w, g->width) : steps;
     int64_t rows = (g->height + g->stride_h - 1) / g->stride_h, cols = (g->width + block - 1) / block;
-    struct reach down = reach_of_all(1, g->kernel_h, g->stride_h, g->pad_h);
-    struct reach across = reach_of_all(steps, g->kernel_w, g->stride_w, g->pad_w);
+    struct tap_range down = tap_range_of_all(1, g->kernel_h, g->stride_h, g->pad_h);
+    struct tap_range across = tap_range_of_all(steps, g->kernel_w, g->stride_w, g->pad_w);
     int64_t top = octo_max(0, -down.low), height = top + octo_max(octo_out_height(g), rows + down.high);
     int64_t left = octo_max(0, -across.low), width = left + octo_max(octo_out_width(g), (cols - 1) * steps + 1 + across.high), span = across.high - across.low + 1;
     if (height > octo_out_height(g) || width > octo_out_width(g))
-        dy = spread(g->batch, octo_out_height(g), octo_out_width(g), g->filters * element, dy, height, width, top, left, 0);
-    size_t pixel = (size_t)(g->channels * element);
+        dy = pad_copy(g->batch, octo_out_height(g), octo_out_width(g), g->filters * elem_size, dy, height, width, top, left, 0);
+    size_t pixel = (size_t)(g->channels * elem_size);
     int64_t n = block * g->channels, line = g->width * g->channels;
-    char *turned = octo_scratch(OCTO_SLOT_RIGHT, (g->kernel_h + g->stride_h - 1) / g->stride_h * span * g->filters * n * element);
-    if (!turned || !dy) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the gradient");
+    char *rotated = octo_scratch(OCTO_SLOT_RIGHT, (g->kernel_h + g->stride_h - 1) / g->stride_h * span * g->filters * n * elem_size);
+    if (!rotated || !dy) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the gradient");
     for (int64_t r = 0; r < octo_min(g->stride_h, g->height) && !status; r++) {
-        struct reach of = reach(r, g->kernel_h, g->stride_h, g->pad_h);
+        struct tap_range of = tap_range(r, g->kernel_h, g->stride_h, g->pad_h);
         OCTO_PARALLEL(t, of.count * span) {
             int64_t kh = of.first + (of.count - 1 - t / span) * g->stride_h;
             for (int64_t c = 0; c < block; c++) {
-                struct reach to = reach(c, g->kernel_w, g->stride_w, g->pad_w);
+                struct tap_range to = tap_range(c, g->kernel_w, g->stride_w, g->pad_w);
                 int64_t back = to.high - across.low - t % span, tap = kh * g->kernel_w + to.first + back * g->stride_w;
                 for (int64_t f = 0; f < g->filters; f++) {
-                    char *cell = turned + ((t * g->filters + f) * block + c) * (int64_t)pixel;
+                    char *cell = rotated + ((t * g->filters + f) * block + c) * (int64_t)pixel;
                     if (back >= 0 && back < to.count)
                         memcpy(cell, (const char *)w + (f * g->kernel_h * g->kernel_w + tap) * (int64_t)pixel, pixel);
                     else memset(cell, 0, pixel);
@@ -341,9 +341,9 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
             }
         }
         int64_t lines = octo_out_height(g), length = span * g->filters, seen[2] = {of.low, of.high};
-        int cut = worth_cutting(rows, of.low, of.high, lines, length, element);
+        int cut = skip_padding_pays(rows, of.low, of.high, lines, length, elem_size);
         for (int64_t o = 0, some = rows; o < rows && !status; o += some) {
-            if (cut) some = lines_alike(o, rows, of.low, of.high, lines, seen);
+            if (cut) some = identical_rows(o, rows, of.low, of.high, lines, seen);
             if (seen[0] > seen[1]) { /* no tap reaches them */
                 for (int64_t i = 0; i < g->batch; i++)
                     for (int64_t y = o * g->stride_h + r; y < octo_min((o + some) * g->stride_h, g->height); y += g->stride_h)
@@ -351,14 +351,14 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
                 continue;
             }
             struct octo_job job = {.m = g->batch * some * cols, .n = n, .b_k = n, .b_n = 1, .ldc = n, .c = dx,
-                                   .b = turned + (seen[0] - o - of.low) * length * n * element};
-            job.a = (struct octo_rows){.base = (const char *)dy + ((seen[0] + top) * width + across.low + left) * g->filters * element,
-                                       .end = (const char *)dy + g->batch * height * width * g->filters * element,
+                                   .b = rotated + (seen[0] - o - of.low) * length * n * elem_size};
+            job.a = (struct octo_rows){.base = (const char *)dy + ((seen[0] + top) * width + across.low + left) * g->filters * elem_size,
+                                       .end = (const char *)dy + g->batch * height * width * g->filters * elem_size,
                                        .width = cols, .height = some, .x_stride = steps * g->filters, .y_stride = width * g->filters,
                                        .image_stride = height * width * g->filters, .segments = seen[1] - seen[0] + 1,
                                        .length = length, .segment_stride = width * g->filters};
-            if (g->stride_h == 1 && g->width % block == 0 && !cut) status = run_sliced(&job, element);
-            else status = scatter_lines(&job, g->batch, o * g->stride_h + r, g->stride_h, g->height, line, dx, element);
+            if (g->stride_h == 1 && g->width % block == 0 && !cut) status = run_sliced(&job, elem_size);
+            else status = scatter_lines(&job, g->batch, o * g->stride_h + r, g->stride_h, g->height, line, dx, elem_size);
         }
     }
     return status;
@@ -407,7 +407,7 @@ static int weight_grad_lines(weight_grad_kernel *kernel, const octo_conv *g, con
 }
 
 /* The kernel by lines, where the instruction set has one and the lines of windows are long enough for groups of four, a third of their work wasted at most. */
-static weight_grad_kernel *planar(const octo_conv *g, struct octo_rows *x) {
+static weight_grad_kernel *planar_kernel(const octo_conv *g, struct octo_rows *x) {
     int64_t rows = g->batch * x->width * x->height;
     weight_grad_kernel *kernel = octo_table.weight_grad_s8;
     if (x->x_stride != g->channels || !kernel) return NULL;
@@ -418,7 +418,7 @@ static weight_grad_kernel *planar(const octo_conv *g, struct octo_rows *x) {
 
 static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t *dy, int32_t *dw) {
     int64_t size = g->filters * x->segments * x->length, slices = octo_threads(), failed = 0;
-    weight_grad_kernel *in_lines = planar(g, x);
+    weight_grad_kernel *in_lines = planar_kernel(g, x);
     int64_t lines = g->batch * octo_out_height(g) * octo_out_width(g) / x->width, units = (g->channels + 3) / 4;
     if (in_lines && size > 1 << 18 && units >= slices) {
         OCTO_PARALLEL(i, slices) {
@@ -454,12 +454,12 @@ static int weight_grad_f32(const octo_conv *g, const struct octo_rows *x, const 
     return packing_status(failed, "weight gradient");
 }
 
-static int conv_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element) {
+static int conv_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int elem_size) {
     struct octo_rows rows;
     int status = octo_check_conv(g);
-    if (!status && octo_is_grouped(g)) return octo_grouped_weight_grad(g, x, x_zero, dy, dw, element);
-    if (!status) status = octo_window_rows(g, x, x_zero, element, &rows);
-    return status ? status : element == 1 ? weight_grad_s8(g, &rows, dy, dw) : weight_grad_f32(g, &rows, dy, dw);
+    if (!status && octo_is_grouped(g)) return octo_grouped_weight_grad(g, x, x_zero, dy, dw, elem_size);
+    if (!status) status = octo_window_rows(g, x, x_zero, elem_size, &rows);
+    return status ? status : elem_size == 1 ? weight_grad_s8(g, &rows, dy, dw) : weight_grad_f32(g, &rows, dy, dw);
 }
 
 #define CHECK_CODE(zero) OCTO_CHECK((zero) >= -128 && (zero) <= 127, "convolution: zero point %d is not an int8", zero)
@@ -504,10 +504,10 @@ static int check_depthwise(const octo_conv *g) {
 }
 
 /* The weights [channel][tap] as the kernels want them, [tap][channel]. */
-static void *taps_first(const octo_conv *g, const void *w, int element) {
+static void *taps_first(const octo_conv *g, const void *w, int elem_size) {
     int64_t taps = g->kernel_h * g->kernel_w;
-    void *out = octo_scratch(OCTO_SLOT_RIGHT, taps * g->channels * element);
-    if (out) octo_transpose(g->channels, taps, w, taps, out, g->channels, element);
+    void *out = octo_scratch(OCTO_SLOT_RIGHT, taps * g->channels * elem_size);
+    if (out) octo_transpose(g->channels, taps, w, taps, out, g->channels, elem_size);
     return out;
 }
 
@@ -557,11 +557,11 @@ int octo_depthwise_input_grad_f32(const octo_conv *g, const float *dy, const flo
     return OCTO_OK;
 }
 
-/* Sums of slices of rows of dy, [slice][tap][channel], each slice about SLICE elements: their borders are part of float32's
+/* Sums of slices of rows of dy, [slice][tap][channel], each slice about CHUNK elements: their borders are part of float32's
  * definition. */
 static void *slice_sums(const octo_conv *g, int64_t *step, int64_t *slices) {
     int64_t rows = g->batch * octo_out_height(g);
-    *step = octo_max(1, SLICE / (octo_out_width(g) * g->channels));
+    *step = octo_max(1, CHUNK / (octo_out_width(g) * g->channels));
     *slices = (rows + *step - 1) / *step;
     return octo_scratch(OCTO_SLOT_SUMS, (*slices + 1) * g->kernel_h * g->kernel_w * g->channels * 4);
 }

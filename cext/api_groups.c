@@ -4,42 +4,42 @@
 #define OUT_OF_MEMORY octo_fail(OCTO_ENOMEM, "out of memory for the windows of a convolution")
 
 /* Rows of gathered windows at once: about 256 KiB of them, a multiple of float32's blocks of k. */
-static int64_t rows_at_once(int64_t k, int element) {
-    return octo_max(1, octo_min(4096, ((int64_t)1 << 18) / (k * element)) / OCTO_BLOCK_F32) * OCTO_BLOCK_F32;
+static int64_t rows_at_once(int64_t k, int elem_size) {
+    return octo_max(1, octo_min(4096, ((int64_t)1 << 18) / (k * elem_size)) / OCTO_BLOCK_F32) * OCTO_BLOCK_F32;
 }
 
 /* What an output pixel sees of a group of x. */
-static struct octo_view view_of_x(const octo_conv *g, const void *x, int fill, int64_t group, int element) {
-    int64_t some = g->channels / g->groups * element;
-    return (struct octo_view){x, g->height, g->width, g->channels * element, group * some, some, octo_out_height(g), octo_out_width(g), g->kernel_w,
+static struct octo_view view_of_x(const octo_conv *g, const void *x, int fill, int64_t group, int elem_size) {
+    int64_t some = g->channels / g->groups * elem_size;
+    return (struct octo_view){x, g->height, g->width, g->channels * elem_size, group * some, some, octo_out_height(g), octo_out_width(g), g->kernel_w,
                               g->stride_h, g->dilation_h, -g->pad_h, 1, g->stride_w, g->dilation_w, -g->pad_w, 1, fill};
 }
 
 /* What an input pixel's gradient sees of a group of dy. */
-static struct octo_view view_of_dy(const octo_conv *g, const void *dy, int64_t group, int element) {
-    int64_t some = g->filters / g->groups * element;
-    return (struct octo_view){dy, octo_out_height(g), octo_out_width(g), g->filters * element, group * some, some, g->height, g->width, g->kernel_w,
+static struct octo_view view_of_dy(const octo_conv *g, const void *dy, int64_t group, int elem_size) {
+    int64_t some = g->filters / g->groups * elem_size;
+    return (struct octo_view){dy, octo_out_height(g), octo_out_width(g), g->filters * elem_size, group * some, some, g->height, g->width, g->kernel_w,
                               1, -g->dilation_h, g->pad_h, g->stride_h, 1, -g->dilation_w, g->pad_w, g->stride_w, 0};
 }
 
 /* c[row][group][n] = windows of the group times its matrix [n][k] (by_rows) or [k][n]. */
-static int windows_times(const octo_conv *g, int of_dy, const void *images, int fill, const void *w, int by_rows, void *c, int element) {
+static int windows_times(const octo_conv *g, int of_dy, const void *images, int fill, const void *w, int by_rows, void *c, int elem_size) {
     int64_t across = (of_dy ? g->filters : g->channels) / g->groups, n = (of_dy ? g->channels : g->filters) / g->groups;
     int64_t taps = g->kernel_h * g->kernel_w, k = taps * across, m = g->batch * (of_dy ? g->height * g->width : octo_out_height(g) * octo_out_width(g));
-    int64_t step = rows_at_once(k, element), chunks = (m + step - 1) / step;
+    int64_t step = rows_at_once(k, elem_size), chunks = (m + step - 1) / step;
     int failed = 0;
     OCTO_PARALLEL(i, chunks * g->groups) {
         int64_t first = i / g->groups * step, group = i % g->groups;
-        struct octo_view view = of_dy ? view_of_dy(g, images, group, element) : view_of_x(g, images, fill, group, element);
-        char *windows = octo_scratch(OCTO_SLOT_LEFT, octo_min(step, m) * k * element + 64);
+        struct octo_view view = of_dy ? view_of_dy(g, images, group, elem_size) : view_of_x(g, images, fill, group, elem_size);
+        char *windows = octo_scratch(OCTO_SLOT_LEFT, octo_min(step, m) * k * elem_size + 64);
         struct octo_job job = {.m = octo_min(step, m - first), .n = n, .b_k = by_rows ? 1 : n, .b_n = by_rows ? k : 1, .ldc = n * g->groups,
-                               .b = (const char *)w + group * n * k * element, .c = (char *)c + (first * g->groups + group) * n * 4,
+                               .b = (const char *)w + group * n * k * elem_size, .c = (char *)c + (first * g->groups + group) * n * 4,
                                .scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH)};
         if (!windows || !job.scratch) failed = 1;
         else {
             octo_table.gather_view(&view, first, job.m, 0, taps, windows);
-            job.a = octo_plain_rows(windows, job.m, k, k, element);
-            if (element == 1) octo_table.gemm_s8(&job);
+            job.a = octo_plain_rows(windows, job.m, k, k, elem_size);
+            if (elem_size == 1) octo_table.gemm_s8(&job);
             else octo_table.gemm_f32(&job);
         }
     }
@@ -49,20 +49,20 @@ static int windows_times(const octo_conv *g, int of_dy, const void *images, int 
 /* ---- int8: some groups at a time as a convolution without groups, whose weights between groups are 0 --------------------------------- */
 
 /* How many groups make about 32 channels, so that the kernels are worth more than the products with 0 cost; 0: gathered windows are better. */
-static int64_t merged(const octo_conv *g, int element) {
+static int64_t merged(const octo_conv *g, int elem_size) {
     int64_t widest = octo_max(g->channels, g->filters) / g->groups, most = octo_max(1, 32 / widest);
-    if (element != 1 || g->dilation_h > 1 || g->dilation_w > 1) return 0;
+    if (elem_size != 1 || g->dilation_h > 1 || g->dilation_w > 1) return 0;
     while (g->groups % most || (most > 1 && g->kernel_h * g->kernel_w * widest * most > OCTO_MAX_DEPTH)) most--;
     return most;
 }
 
 /* Columns first .. first + some - 1 of rows of `cols` elements, to or from a matrix of their own. */
-static void move_columns(int64_t rows, int64_t cols, int64_t first, int64_t some, void *whole, void *part, int element, int back) {
-    int64_t step = octo_max(1, SLICE / some), slices = (rows + step - 1) / step;
+static void move_columns(int64_t rows, int64_t cols, int64_t first, int64_t some, void *whole, void *part, int elem_size, int back) {
+    int64_t step = octo_max(1, CHUNK / some), slices = (rows + step - 1) / step;
     OCTO_PARALLEL(i, slices) {
         for (int64_t r = i * step; r < octo_min((i + 1) * step, rows); r++) {
-            char *at = (char *)whole + (r * cols + first) * element, *own = (char *)part + r * some * element;
-            memcpy(back ? at : own, back ? own : at, (size_t)(some * element));
+            char *at = (char *)whole + (r * cols + first) * elem_size, *own = (char *)part + r * some * elem_size;
+            memcpy(back ? at : own, back ? own : at, (size_t)(some * elem_size));
         }
     }
 }
@@ -103,49 +103,49 @@ static int in_merged_groups(const octo_conv *g, int64_t merge, int pass, const i
     return status;
 }
 
-int octo_grouped_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element) {
-    int64_t merge = merged(g, element);
+int octo_grouped_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int elem_size) {
+    int64_t merge = merged(g, elem_size);
     if (merge) return in_merged_groups(g, merge, 0, x, x_zero, w, NULL, y);
-    return windows_times(g, 0, x, x_zero, w, 1, y, element);
+    return windows_times(g, 0, x, x_zero, w, 1, y, elem_size);
 }
 
-/* w of a group turned: [kernel_h kernel_w filter][channel]. */
-int octo_grouped_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element) {
-    int64_t fg = g->filters / g->groups, cg = g->channels / g->groups, taps = g->kernel_h * g->kernel_w, merge = merged(g, element);
+/* w of a group, transposed: [kernel_h kernel_w filter][channel]. */
+int octo_grouped_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int elem_size) {
+    int64_t fg = g->filters / g->groups, cg = g->channels / g->groups, taps = g->kernel_h * g->kernel_w, merge = merged(g, elem_size);
     if (merge) return in_merged_groups(g, merge, 1, NULL, 0, w, dy, dx);
-    size_t pixel = (size_t)(cg * element);
-    char *turned = octo_scratch(OCTO_SLOT_RIGHT, g->filters * taps * cg * element);
-    if (!turned) return OUT_OF_MEMORY;
+    size_t pixel = (size_t)(cg * elem_size);
+    char *transposed = octo_scratch(OCTO_SLOT_RIGHT, g->filters * taps * cg * elem_size);
+    if (!transposed) return OUT_OF_MEMORY;
     for (int64_t group = 0; group < g->groups; group++)
         for (int64_t t = 0; t < taps; t++)
             for (int64_t f = 0; f < fg; f++)
-                memcpy(turned + ((group * taps + t) * fg + f) * (int64_t)pixel, (const char *)w + ((group * fg + f) * taps + t) * (int64_t)pixel, pixel);
-    return windows_times(g, 1, dy, 0, turned, 0, dx, element);
+                memcpy(transposed + ((group * taps + t) * fg + f) * (int64_t)pixel, (const char *)w + ((group * fg + f) * taps + t) * (int64_t)pixel, pixel);
+    return windows_times(g, 1, dy, 0, transposed, 0, dx, elem_size);
 }
 
 /* dw of a group = its dy, transposed, times its windows.  With few groups its taps are cut between the threads; each adds all rows in order. */
-int octo_grouped_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element) {
+int octo_grouped_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int elem_size) {
     int64_t fg = g->filters / g->groups, cg = g->channels / g->groups, taps = g->kernel_h * g->kernel_w, k = taps * cg;
-    int64_t m = g->batch * octo_out_height(g) * octo_out_width(g), step = octo_min(rows_at_once(k, element), rows_at_once(fg, element));
-    int64_t merge = merged(g, element);
+    int64_t m = g->batch * octo_out_height(g) * octo_out_width(g), step = octo_min(rows_at_once(k, elem_size), rows_at_once(fg, elem_size));
+    int64_t merge = merged(g, elem_size);
     if (merge) return in_merged_groups(g, merge, 2, x, x_zero, NULL, dy, dw);
     int64_t parts = octo_min(taps, (octo_threads() + g->groups - 1) / g->groups);
     int failed = 0;
     OCTO_PARALLEL(i, g->groups * parts) {
         int64_t group = i / parts, part = i % parts, tap0 = taps * part / parts, tap1 = taps * (part + 1) / parts, n = (tap1 - tap0) * cg;
-        struct octo_view view = view_of_x(g, x, x_zero, group, element);
-        char *left = octo_scratch(OCTO_SLOT_LEFT, step * fg * element), *windows = octo_scratch(OCTO_SLOT_PADDED, step * n * element + 64);
+        struct octo_view view = view_of_x(g, x, x_zero, group, elem_size);
+        char *left = octo_scratch(OCTO_SLOT_LEFT, step * fg * elem_size), *windows = octo_scratch(OCTO_SLOT_PADDED, step * n * elem_size + 64);
         struct octo_job job = {.m = fg, .n = n, .b_k = n, .b_n = 1, .ldc = k, .b = windows, .c = (char *)dw + (group * fg * k + tap0 * cg) * 4,
                                .scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH)};
         if (!left || !windows || !job.scratch) failed = 1;
         else
             for (int64_t first = 0; first < m; first += step) {
                 int64_t depth = octo_min(step, m - first);
-                octo_transpose(depth, fg, (const char *)dy + (first * g->filters + group * fg) * element, g->filters, left, depth, element);
+                octo_transpose(depth, fg, (const char *)dy + (first * g->filters + group * fg) * elem_size, g->filters, left, depth, elem_size);
                 octo_table.gather_view(&view, first, depth, tap0, tap1, windows);
-                job.a = octo_plain_rows(left, fg, depth, depth, element);
+                job.a = octo_plain_rows(left, fg, depth, depth, elem_size);
                 job.accumulate = first > 0;
-                if (element == 1) octo_table.gemm_s8(&job);
+                if (elem_size == 1) octo_table.gemm_s8(&job);
                 else octo_table.gemm_f32(&job);
             }
     }

@@ -5,14 +5,14 @@ static const int LARGEST = 127;
 
 int octo_copy_s8(int64_t n, const int8_t *x, int8_t *y) {
     CHECK_COUNT("copy", n);
-    EACH_SLICE(n, memmove(y + first, x + first, (size_t)count)); /* as octo_copy_f32 */
+    FOR_EACH_CHUNK(n, memmove(y + first, x + first, (size_t)count)); /* as octo_copy_f32 */
     return OCTO_OK;
 }
 
 int octo_images_s8(int64_t n, const uint8_t *x, int shift, int8_t *y) {
     CHECK_COUNT("images", n);
     OCTO_CHECK(shift >= 1 && shift <= 7, "images: a shift by %d makes no codes", shift);
-    EACH_SLICE(n, octo_table.images_s8(count, x + first, shift, y + first));
+    FOR_EACH_CHUNK(n, octo_table.images_s8(count, x + first, shift, y + first));
     return OCTO_OK;
 }
 
@@ -51,7 +51,7 @@ int octo_align_s8(int64_t n, const int8_t *a, int exponent_a, const int8_t *b, i
     int64_t distance = (int64_t)exponent_a - exponent_b, far = distance < 0 ? -distance : distance, lost = far > 22;
     int32_t times = lost ? 1 : (int32_t)1 << far;
     int32_t times_a = distance >= 0 ? times : !lost, times_b = distance >= 0 ? !lost : times;
-    EACH_SLICE(n, octo_table.combine_s8(count, a + first, times_a, b + first, times_b, acc + first));
+    FOR_EACH_CHUNK(n, octo_table.combine_s8(count, a + first, times_a, b + first, times_b, acc + first));
     int exponent = (distance >= 0) == lost ? exponent_a : exponent_b;
     return octo_narrow_s32(n, acc, 7, OCTO_HALF_AWAY, exponent, q, result);
 }
@@ -60,20 +60,20 @@ int octo_align_s8(int64_t n, const int8_t *a, int exponent_a, const int8_t *b, i
 
 int octo_relu_s8(int64_t n, const int8_t *x, int8_t *y) {
     CHECK_COUNT("relu", n);
-    EACH_SLICE(n, octo_table.relu_s8(count, x + first, y + first));
+    FOR_EACH_CHUNK(n, octo_table.relu_s8(count, x + first, y + first));
     return OCTO_OK;
 }
 
 int octo_relu_backward_s8(int64_t n, const int8_t *y, const int8_t *dy, int8_t *dx) {
     CHECK_COUNT("relu", n);
-    EACH_SLICE(n, octo_table.relu_backward_s8(count, y + first, dy + first, dx + first));
+    FOR_EACH_CHUNK(n, octo_table.relu_backward_s8(count, y + first, dy + first, dx + first));
     return OCTO_OK;
 }
 
 int octo_dropout_s8(int64_t n, const int8_t *x, int doublings, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *y) {
     CHECK_COUNT("dropout", n);
     OCTO_CHECK(doublings >= 1 && doublings <= 16, "dropout: 1 .. 16 doublings, not %d", doublings);
-    EACH_SLICE(n, WITH_WORDS(octo_table.dropout_s8(some, x + at, words, doublings, y + at)));
+    FOR_EACH_CHUNK(n, WITH_WORDS(octo_table.dropout_s8(some, x + at, words, doublings, y + at)));
     return OCTO_OK;
 }
 
@@ -159,14 +159,14 @@ int octo_squared_error(int64_t rows, int64_t cols, const float *logits, const in
 int octo_subtract_s8(int64_t n, const int8_t *g, int limit, int8_t *w) {
     CHECK_COUNT("update", n);
     OCTO_CHECK(limit >= 1 && limit <= 127, "update: codes within +-%d are no int8", limit);
-    EACH_SLICE(n, octo_table.subtract_s8(count, g + first, limit, w + first));
+    FOR_EACH_CHUNK(n, octo_table.subtract_s8(count, g + first, limit, w + first));
     return OCTO_OK;
 }
 
 int octo_ternary_s8(int64_t n, const int8_t *x, int limit, int8_t *y) {
     CHECK_COUNT("ternary", n);
     OCTO_CHECK(limit >= 0 && limit <= 127, "ternary: a threshold of %d is no code", limit);
-    EACH_SLICE(n, octo_table.ternary_s8(count, x + first, limit, y + first));
+    FOR_EACH_CHUNK(n, octo_table.ternary_s8(count, x + first, limit, y + first));
     return OCTO_OK;
 }
 
@@ -205,6 +205,6 @@ int octo_walk_s8(int64_t n, const int32_t *g, double rate, int limit, uint64_t s
     double most = octo_most(-(double)low, high);
     if (most == 0) return OCTO_OK;
     double factor = rate / power(nearest_power(most)) * 32768; /* most factor < 2^(1/2) 128 2^15 < 2^23 */
-    EACH_SLICE(n, WITH_WORDS(octo_table.walk_s8(some, g + at, words, factor, limit, w + at)));
+    FOR_EACH_CHUNK(n, WITH_WORDS(octo_table.walk_s8(some, g + at, words, factor, limit, w + at)));
     return OCTO_OK;
 }

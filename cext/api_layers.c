@@ -3,25 +3,25 @@
 
 int octo_philox(int64_t n, uint64_t seed, uint32_t step, uint32_t tensor, uint32_t *out) {
     CHECK_COUNT("philox", n);
-    EACH_SLICE(n, octo_table.philox(count, first, seed, step, tensor, out + first));
+    FOR_EACH_CHUNK(n, octo_table.philox(count, first, seed, step, tensor, out + first));
     return OCTO_OK;
 }
 
 int octo_normal_f32(int64_t n, uint64_t seed, uint32_t step, uint32_t tensor, float mean, float deviation, float *out) {
     CHECK_COUNT("normal", n);
-    EACH_SLICE(n, WITH_WORDS(octo_table.normal_f32(some, words, mean, deviation, out + at)));
+    FOR_EACH_CHUNK(n, WITH_WORDS(octo_table.normal_f32(some, words, mean, deviation, out + at)));
     return OCTO_OK;
 }
 
 int octo_exp_f32(int64_t n, const float *x, float *y) {
     CHECK_COUNT("exp", n);
-    EACH_SLICE(n, octo_table.exp_f32(count, x + first, y + first));
+    FOR_EACH_CHUNK(n, octo_table.exp_f32(count, x + first, y + first));
     return OCTO_OK;
 }
 
 int octo_log_f32(int64_t n, const float *x, float *y) {
     CHECK_COUNT("log", n);
-    EACH_SLICE(n, octo_table.log_f32(count, x + first, y + first));
+    FOR_EACH_CHUNK(n, octo_table.log_f32(count, x + first, y + first));
     return OCTO_OK;
 }
 
@@ -144,7 +144,7 @@ int octo_dropout_f32(int64_t n, const float *x, float rate, uint64_t seed, uint3
     OCTO_CHECK(rate >= 0 && rate < 1, "dropout: rate must be in [0, 1), not %g", (double)rate);
     uint32_t threshold = (uint32_t)((double)rate * 4294967296.0);
     float scale = 1.0f / (1.0f - rate);
-    EACH_SLICE(n, WITH_WORDS(octo_table.dropout_f32(some, x + at, words, threshold, scale, y + at)));
+    FOR_EACH_CHUNK(n, WITH_WORDS(octo_table.dropout_f32(some, x + at, words, threshold, scale, y + at)));
     return OCTO_OK;
 }
 
@@ -210,16 +210,16 @@ static const float *gradient(const octo_tensor *g, int64_t cols, int64_t first, 
     do {                                                                                                           \
         CHECK_MATRIX(name, rows, cols);                                                                            \
         CHECK_TENSOR(name, g);                                                                                     \
-        int64_t n_ = (rows) * (cols), pieces_ = (n_ + SLICE - 1) / SLICE;                                          \
+        int64_t n_ = (rows) * (cols), pieces_ = (n_ + CHUNK - 1) / CHUNK;                                          \
         int32_t *keys_ = octo_scratch(OCTO_SLOT_SUMS, pieces_ * 2 * 4);                                            \
         int failed_ = !keys_;                                                                                      \
-        if (keys_) EACH_SLICE(n_, {                                                                                \
-            float *memory_ = octo_scratch(OCTO_SLOT_KERNEL, (g)->sums ? SLICE * 4 : 0);                            \
+        if (keys_) FOR_EACH_CHUNK(n_, {                                                                                \
+            float *memory_ = octo_scratch(OCTO_SLOT_KERNEL, (g)->sums ? CHUNK * 4 : 0);                            \
             if (!memory_) failed_ = 1;                                                                             \
             else {                                                                                                 \
                 const float *g_ = gradient(g, cols, first, count, memory_);                                        \
                 call;                                                                                              \
-                octo_table.range_f32(count, (w) + first, keys_ + 2 * (first / SLICE), keys_ + 2 * (first / SLICE) + 1); \
+                octo_table.range_f32(count, (w) + first, keys_ + 2 * (first / CHUNK), keys_ + 2 * (first / CHUNK) + 1); \
             }                                                                                                      \
         });                                                                                                        \
         return failed_ ? octo_fail(OCTO_ENOMEM, "out of memory in " name) : octo_fold_range(pieces_, keys_, range, (range) + 1); \
@@ -263,7 +263,7 @@ int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const floa
 int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, const float *mu, const float *offset, float decay,
                           float *dalpha, float *dmu, float *doffset) {
     CHECK_COUNT("compensation", n);
-    EACH_SLICE(n, octo_table.lac_backward_f32(count, sums + first, alpha + first, mu + first, offset + first, decay, dalpha + first,
+    FOR_EACH_CHUNK(n, octo_table.lac_backward_f32(count, sums + first, alpha + first, mu + first, offset + first, decay, dalpha + first,
                                               dmu + first, doffset + first));
     return OCTO_OK;
 }

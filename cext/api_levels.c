@@ -8,7 +8,7 @@ int octo_newton_sgd_f32(int64_t n, const float *w, const float *g, const float *
                         float *curvature, float *v_after) {
     CHECK_COUNT("Newton step", n);
     float *to = direction ? direction : v_after;
-    if (to) EACH_SLICE(n, octo_table.newton_sgd_f32(count, w + first, g + first, v + first, momentum, decay, to + first));
+    if (to) FOR_EACH_CHUNK(n, octo_table.newton_sgd_f32(count, w + first, g + first, v + first, momentum, decay, to + first));
     if (direction && v_after) memcpy(v_after, direction, (size_t)n * 4);
     for (int64_t i = 0; curvature && i < n; i++) curvature[i] = 1;
     return OCTO_OK;
@@ -19,10 +19,10 @@ int octo_newton_adam_f32(int64_t n, const float *w, const float *g, const float 
     CHECK_COUNT("Newton step", n);
     int failed = 0;
     float *const to[4] = {direction, curvature, m_after, v_after};
-    OCTO_PARALLEL(s, (n + SLICE - 1) / SLICE) {
-        int64_t first = s * SLICE, count = octo_min(SLICE, n - first);
-        float *spare = octo_scratch(OCTO_SLOT_KERNEL, 4 * SLICE * 4), *each[4];
-        for (int i = 0; spare && i < 4; i++) each[i] = to[i] ? to[i] + first : spare + i * SLICE;
+    OCTO_PARALLEL(s, (n + CHUNK - 1) / CHUNK) {
+        int64_t first = s * CHUNK, count = octo_min(CHUNK, n - first);
+        float *spare = octo_scratch(OCTO_SLOT_KERNEL, 4 * CHUNK * 4), *each[4];
+        for (int i = 0; spare && i < 4; i++) each[i] = to[i] ? to[i] + first : spare + i * CHUNK;
         if (!spare) failed = 1;
         else octo_table.newton_adam_f32(count, w + first, g + first, m + first, v + first, b1, b2, eps, c1, c2, decay, each);
     }
@@ -31,13 +31,13 @@ int octo_newton_adam_f32(int64_t n, const float *w, const float *g, const float 
 
 int octo_newton_move_f32(int64_t n, const float *from, const float *direction, const float *curvature, float lr, float *w) {
     CHECK_COUNT("Newton step", n);
-    EACH_SLICE(n, octo_table.newton_move_f32(count, from + first, direction + first, curvature + first, lr, w + first));
+    FOR_EACH_CHUNK(n, octo_table.newton_move_f32(count, from + first, direction + first, curvature + first, lr, w + first));
     return OCTO_OK;
 }
 
 int octo_blend_f32(int64_t n, const float *a, const float *b, float share, float rest, float *y) {
     CHECK_COUNT("blend", n);
-    EACH_SLICE(n, octo_table.blend_f32(count, a + first, b + first, share, rest, y + first));
+    FOR_EACH_CHUNK(n, octo_table.blend_f32(count, a + first, b + first, share, rest, y + first));
     return OCTO_OK;
 }
 
@@ -89,7 +89,7 @@ static int iterated(int64_t n, const float *w, const float *d, float levels, int
             memset(q, 0, (size_t)n);
             break;
         }
-        EACH_SLICE(n, octo_table.nearest_levels_f32(count, w + first, (float)now, levels, q + first));
+        FOR_EACH_CHUNK(n, octo_table.nearest_levels_f32(count, w + first, (float)now, levels, q + first));
         double change = now - before;
         if (change <= 1e-6 && change >= -1e-6) break;
     }
@@ -153,7 +153,7 @@ int octo_fit_levels_f32(int64_t n, const float *w, const float *d, int bits, int
     if (made && bits == 1) {
         done = sums_of(n, w, d, NULL, 1, sums);
         scale = sums[0] / sums[1];
-        EACH_SLICE(n, octo_table.sides_f32(count, w + first, made + first));
+        FOR_EACH_CHUNK(n, octo_table.sides_f32(count, w + first, made + first));
     } else if (made && bits == 2 && exact) {
         done = exact_ternary(n, w, d, made, &scale);
     } else if (made) {
@@ -170,9 +170,9 @@ int octo_fit_levels_f32(int64_t n, const float *w, const float *d, int bits, int
 
 int octo_turned_f32(int64_t n, const float *before, float *w, int8_t *sign, int64_t *turned) {
     CHECK_COUNT("turned", n);
-    int64_t slices = (n + SLICE - 1) / SLICE, *counts = octo_scratch(OCTO_SLOT_SUMS, octo_max(1, slices) * 8);
+    int64_t slices = (n + CHUNK - 1) / CHUNK, *counts = octo_scratch(OCTO_SLOT_SUMS, octo_max(1, slices) * 8);
     if (!counts) return octo_fail(OCTO_ENOMEM, "out of memory in turned");
-    EACH_SLICE(n, octo_table.turn_f32(count, before + first, w + first, sign + first, counts + first / SLICE));
+    FOR_EACH_CHUNK(n, octo_table.turn_f32(count, before + first, w + first, sign + first, counts + first / CHUNK));
     for (int64_t s = 0; s < slices; s++) *turned += counts[s];
     return OCTO_OK;
 }
@@ -180,7 +180,7 @@ int octo_turned_f32(int64_t n, const float *before, float *w, int8_t *sign, int6
 int octo_level_values_f32(int64_t n, const int8_t *q, const float *alpha, float levels, float *y) {
     CHECK_COUNT("levels", n);
     float scale = *alpha / levels;
-    EACH_SLICE(n, octo_table.dequantize_s8(count, q + first, scale, 0, y + first));
+    FOR_EACH_CHUNK(n, octo_table.dequantize_s8(count, q + first, scale, 0, y + first));
     return OCTO_OK;
 }
 
@@ -196,9 +196,9 @@ int octo_forward_parts_f32(int64_t n, const float *x, int rounding, uint64_t see
     if (unit != 0) zero = octo_least(octo_most(255.0 - (double)most / unit, -255.0), 255.0);
     *scale = unit = unit != 0 ? unit : 1.0;
     if (rounding == OCTO_STOCHASTIC)
-        EACH_SLICE(n, WITH_WORDS(octo_table.forward_parts_f32(some, x + at, words, unit, zero, low + at, high + at)));
+        FOR_EACH_CHUNK(n, WITH_WORDS(octo_table.forward_parts_f32(some, x + at, words, unit, zero, low + at, high + at)));
     else
-        EACH_SLICE(n, octo_table.forward_parts_f32(count, x + first, NULL, unit, zero, low + first, high + first));
+        FOR_EACH_CHUNK(n, octo_table.forward_parts_f32(count, x + first, NULL, unit, zero, low + first, high + first));
     return OCTO_OK;
 }
 
@@ -216,7 +216,7 @@ int octo_backward_parts_f32(int64_t n, const float *x, double ratio, int with_ze
     double from = (double)least, to = (double)most;
     if (with_zero) from = octo_least(from, 0), to = octo_most(to, 0);
     double unit = *scale = backward_scale(&from, &to, ratio);
-    EACH_SLICE(n, octo_table.backward_parts_f32(count, x + first, from, to, unit, low + first, high + first));
+    FOR_EACH_CHUNK(n, octo_table.backward_parts_f32(count, x + first, from, to, unit, low + first, high + first));
     return OCTO_OK;
 }
 
@@ -236,7 +236,7 @@ int octo_backward_values_f32(int64_t n, const float *x, float *y) {
 int octo_combine_parts_s32(int64_t rows, int64_t cols, const int32_t *low_low, const int32_t *low_high, const int32_t *high_low,
                            const int32_t *high_high, double scale_a, double scale_b, const float *bias, float *y) {
     CHECK_MATRIX("parts", rows, cols);
-    int64_t step = octo_max(1, SLICE / cols);
+    int64_t step = octo_max(1, CHUNK / cols);
     OCTO_PARALLEL(s, (rows + step - 1) / step) {
         int64_t first = s * step, count = octo_min(step, rows - first), at = first * cols;
         const int32_t *const sums[4] = {low_low + at, low_high + at, high_low + at, high_high + at};
@@ -253,7 +253,7 @@ int octo_compensate_f32(int64_t rows, int64_t cols, const float *alpha, const fl
 
 int octo_scale_f32(int64_t n, const float *x, float factor, float *y) {
     CHECK_COUNT("scale", n);
-    EACH_SLICE(n, octo_table.scale_columns_f32(count, 1, x + first, &factor, y + first));
+    FOR_EACH_CHUNK(n, octo_table.scale_columns_f32(count, 1, x + first, &factor, y + first));
     return OCTO_OK;
 }
 

@@ -1,12 +1,12 @@
 /* Batch normalization, addition and ReLU, with what stands beside them in a network done in the same pass over memory: int32 sums
- * become float32 on the way in; signs, codes for the backward pass and the range are made on the way out.  All of it in pieces that
+ * become float32 on the way in; relu_mask, codes for the backward pass and the range are made on the way out.  All of it in pieces that
  * stay in the cache, by the kernels that would do it one after the other, so that the results are theirs to the bit. */
 #include "dispatch.h"
 
-/* Rows of a piece: about SLICE elements, a multiple of 8 (signs fill whole bytes) and of the lane rows. */
+/* Rows of a piece: about CHUNK elements, a multiple of 8 (relu_mask fill whole bytes) and of the lane rows. */
 static int64_t piece_rows(int64_t cols) {
     int64_t unit = octo_max(8, LANE_ROWS(cols));
-    return octo_max(1, SLICE / cols / unit) * unit;
+    return octo_max(1, CHUNK / cols / unit) * unit;
 }
 
 /* Rows [first, first + count) of a tensor as float32: in place, or made in `memory`. */
@@ -29,7 +29,7 @@ static float *pieces_and_lanes(int64_t cols) {
 
 int octo_batchnorm_forward(int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
                            float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, int relu, float *y,
-                           int8_t *codes, uint8_t *signs, float *range) {
+                           int8_t *codes, uint8_t *relu_mask, float *range) {
     CHECK_MATRIX("batch normalization", rows, cols);
     CHECK_TENSOR("batch normalization", x);
     int64_t step = octo_block_rows(cols), blocks = (rows + step - 1) / step, part = piece_rows(cols), pieces = (rows + part - 1) / part;
@@ -79,7 +79,7 @@ int octo_batchnorm_forward(int64_t rows, int64_t cols, const octo_tensor *x, con
                 octo_table.quantize_s8(n, memory + part * cols, NULL, 1, OCTO_HALF_EVEN, 0, -127, 127, codes + at);
             }
             octo_table.affine_f32(count, cols, in, scale, shift, relu, y + at);
-            if (signs) octo_table.signs_f32(n, y + at, signs + at / 8);
+            if (relu_mask) octo_table.relu_mask_f32(n, y + at, relu_mask + at / 8);
             if (range) octo_table.range_f32(n, y + at, keys + 2 * p, keys + 2 * p + 1);
         }
     }
@@ -108,18 +108,18 @@ int octo_batchnorm_inference(int64_t rows, int64_t cols, const octo_tensor *x, c
     return failed ? octo_fail(OCTO_ENOMEM, "out of memory in batch normalization") : OCTO_OK;
 }
 
-/* What the backward pass knows of a piece: dy with the signs applied, and x or its normalized codes. */
+/* What the backward pass knows of a piece: dy with the relu_mask applied, and x or its normalized codes. */
 struct gradient_piece {
     const float *x, *dy;
 };
 
-static struct gradient_piece gradient_piece(const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *signs, int64_t cols,
+static struct gradient_piece gradient_piece(const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *relu_mask, int64_t cols,
                                             int64_t first, int64_t count, float *memory) {
     int64_t n = count * cols, at = first * cols;
     struct gradient_piece made = {x ? x + at : memory, piece(dy, cols, first, count, memory + piece_rows(cols) * cols)};
     if (codes) octo_table.dequantize_s8(n, codes + at, OCTO_NORMALIZED_STEP, 0, memory);
-    if (signs) {
-        octo_table.relu_backward_f32(n, signs + at / 8, made.dy, memory + piece_rows(cols) * cols);
+    if (relu_mask) {
+        octo_table.relu_backward_f32(n, relu_mask + at / 8, made.dy, memory + piece_rows(cols) * cols);
         made.dy = memory + piece_rows(cols) * cols;
     }
     return made;
@@ -127,7 +127,7 @@ static struct gradient_piece gradient_piece(const octo_tensor *dy, const float *
 
 /* With s = gamma inv_std, xn = (x - mean) inv_std:
  * dx = s dy - s mean(dy) - xn s mean(dy xn);  dgamma = sum(dy xn);  dbeta = sum(dy)  (Ioffe & Szegedy 2015). */
-int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *signs,
+int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *relu_mask,
                             const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
                             float *range) {
     CHECK_MATRIX("batch normalization", rows, cols);
@@ -147,7 +147,7 @@ int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, c
             memset(lanes, 0, 2 * (size_t)(LANE_ROWS(cols) * cols) * sizeof *lanes);
             for (int64_t first = b * step, last = octo_min(first + step, rows); first < last; first += part) {
                 int64_t count = octo_min(part, last - first);
-                struct gradient_piece in = gradient_piece(dy, x, codes, signs, cols, first, count, memory);
+                struct gradient_piece in = gradient_piece(dy, x, codes, relu_mask, cols, first, count, memory);
                 octo_table.column_dots_f32(count, cols, in.x, center, in.dy, lanes);
             }
             octo_table.fold_pairs_f32(cols, lanes, partial + b * cols, partial2 + b * cols);
@@ -169,7 +169,7 @@ int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, c
         int64_t first = p * part, count = octo_min(part, rows - first), at = first * cols;
         if (!memory) failed = 1;
         else {
-            struct gradient_piece in = gradient_piece(dy, x, codes, signs, cols, first, count, memory);
+            struct gradient_piece in = gradient_piece(dy, x, codes, relu_mask, cols, first, count, memory);
             octo_table.batchnorm_grad_f32(count, cols, in.x, in.dy, center, scale, shift, slope, dx + at);
             if (range) octo_table.range_f32(count * cols, dx + at, keys + 2 * p, keys + 2 * p + 1);
         }
@@ -180,20 +180,20 @@ int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, c
 
 /* ---- addition and ReLU ----------------------------------------------------------------------------------------------------------- */
 
-int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *signs, float *range) {
+int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *relu_mask, float *range) {
     CHECK_COUNT("relu", n);
     OCTO_CHECK(n > 0 || !range, "relu: no elements");
-    int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, (n + SLICE - 1) / SLICE * 2 * 4);
+    int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, (n + CHUNK - 1) / CHUNK * 2 * 4);
     if (!keys) return octo_fail(OCTO_ENOMEM, "out of memory in relu");
-    EACH_SLICE(n, {
+    FOR_EACH_CHUNK(n, {
         octo_table.relu_f32(count, x + first, y + first);
-        if (signs) octo_table.signs_f32(count, y + first, signs + first / 8);
-        if (range) octo_table.range_f32(count, y + first, keys + first / SLICE * 2, keys + first / SLICE * 2 + 1);
+        if (relu_mask) octo_table.relu_mask_f32(count, y + first, relu_mask + first / 8);
+        if (range) octo_table.range_f32(count, y + first, keys + first / CHUNK * 2, keys + first / CHUNK * 2 + 1);
     });
-    return range ? octo_fold_range((n + SLICE - 1) / SLICE, keys, range, range + 1) : OCTO_OK;
+    return range ? octo_fold_range((n + CHUNK - 1) / CHUNK, keys, range, range + 1) : OCTO_OK;
 }
 
-/* Pieces of a pass over one or two tensors: of float32 values, whose columns do not matter, SLICE elements. */
+/* Pieces of a pass over one or two tensors: of float32 values, whose columns do not matter, CHUNK elements. */
 struct pieces {
     int64_t rows, cols, step, count;
 };
@@ -213,7 +213,7 @@ static void add_piece(const struct pieces *p, const octo_tensor *a, const octo_t
     octo_table.add_f32(count * p->cols, left, right, y);
 }
 
-int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor *b, int relu, float *y, uint8_t *signs, float *range) {
+int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor *b, int relu, float *y, uint8_t *relu_mask, float *range) {
     CHECK_MATRIX("add", rows, cols);
     CHECK_TENSOR("add", a);
     CHECK_TENSOR("add", b);
@@ -227,7 +227,7 @@ int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor
         else {
             add_piece(&p, a, b, first, count, memory, y + at);
             if (relu) octo_table.relu_f32(n, y + at, y + at);
-            if (signs) octo_table.signs_f32(n, y + at, signs + at / 8);
+            if (relu_mask) octo_table.relu_mask_f32(n, y + at, relu_mask + at / 8);
             if (range) octo_table.range_f32(n, y + at, keys + 2 * i, keys + 2 * i + 1);
         }
     }
@@ -235,7 +235,7 @@ int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor
     return range ? octo_fold_range(p.count, keys, range, range + 1) : OCTO_OK;
 }
 
-int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *signs, const octo_tensor *a, const octo_tensor *b, float *dx) {
+int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *relu_mask, const octo_tensor *a, const octo_tensor *b, float *dx) {
     CHECK_MATRIX("relu", rows, cols);
     CHECK_TENSOR("relu", a);
     if (b) CHECK_TENSOR("relu", b);
@@ -248,7 +248,7 @@ int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *signs, const o
         else {
             const float *dy = b ? dx + at : piece(a, p.cols, first, count, memory);
             if (b) add_piece(&p, a, b, first, count, memory, dx + at);
-            octo_table.relu_backward_f32(count * p.cols, signs + at / 8, dy, dx + at);
+            octo_table.relu_backward_f32(count * p.cols, relu_mask + at / 8, dy, dx + at);
         }
     }
     return failed ? octo_fail(OCTO_ENOMEM, "out of memory in relu") : OCTO_OK;

@@ -27,20 +27,20 @@ int octo_fold_range(int64_t slices, const int32_t *keys, float *min, float *max)
 int octo_range_f32(int64_t n, const float *x, float *min, float *max) {
     CHECK_COUNT("range", n);
     OCTO_CHECK(n > 0, "range: no elements");
-    int64_t slices = (n + SLICE - 1) / SLICE;
+    int64_t slices = (n + CHUNK - 1) / CHUNK;
     int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4);
     if (!keys) return octo_fail(OCTO_ENOMEM, "out of memory in range");
-    EACH_SLICE(n, octo_table.range_f32(count, x + first, keys + first / SLICE * 2, keys + first / SLICE * 2 + 1));
+    FOR_EACH_CHUNK(n, octo_table.range_f32(count, x + first, keys + first / CHUNK * 2, keys + first / CHUNK * 2 + 1));
     return octo_fold_range(slices, keys, min, max);
 }
 
 int octo_range_s32(int64_t n, const int32_t *x, int32_t *min, int32_t *max) {
     CHECK_COUNT("range", n);
     OCTO_CHECK(n > 0, "range: no elements");
-    int64_t slices = (n + SLICE - 1) / SLICE;
+    int64_t slices = (n + CHUNK - 1) / CHUNK;
     int32_t *ends = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4);
     if (!ends) return octo_fail(OCTO_ENOMEM, "out of memory in range");
-    EACH_SLICE(n, octo_table.range_s32(count, x + first, ends + first / SLICE * 2, ends + first / SLICE * 2 + 1));
+    FOR_EACH_CHUNK(n, octo_table.range_s32(count, x + first, ends + first / CHUNK * 2, ends + first / CHUNK * 2 + 1));
     *min = ends[0], *max = ends[1];
     for (int64_t i = 1; i < slices; i++) {
         if (ends[2 * i] < *min) *min = ends[2 * i];
@@ -53,10 +53,10 @@ int octo_range_s32(int64_t n, const int32_t *x, int32_t *min, int32_t *max) {
 int octo_moments_f32(int64_t n, const float *x, float *mean, float *deviation) {
     CHECK_COUNT("moments", n);
     OCTO_CHECK(n > 0, "moments: no elements");
-    int64_t slices = (n + SLICE - 1) / SLICE;
+    int64_t slices = (n + CHUNK - 1) / CHUNK;
     float *sums = octo_scratch(OCTO_SLOT_SUMS, slices * 2 * 4), pivot = x[0];
     if (!sums) return octo_fail(OCTO_ENOMEM, "out of memory in moments");
-    EACH_SLICE(n, octo_table.moments_f32(count, x + first, pivot, sums + first / SLICE * 2, sums + first / SLICE * 2 + 1));
+    FOR_EACH_CHUNK(n, octo_table.moments_f32(count, x + first, pivot, sums + first / CHUNK * 2, sums + first / CHUNK * 2 + 1));
     double sum = 0, squares = 0;
     for (int64_t i = 0; i < slices; i++) sum += (double)sums[2 * i], squares += (double)sums[2 * i + 1];
     sum /= (double)n, squares /= (double)n;
@@ -82,9 +82,9 @@ int octo_quantize_s8(int64_t n, const float *x, float inv_scale, int rounding, i
     OCTO_CHECK(rounding >= OCTO_HALF_EVEN && rounding <= OCTO_STOCHASTIC, "quantize: rounding %d is not for float32 values", rounding);
     CHECK_NUMBER(inv_scale, "quantize: the scale");
     if (rounding == OCTO_STOCHASTIC)
-        EACH_SLICE(n, WITH_WORDS(octo_table.quantize_s8(some, x + at, words, inv_scale, rounding, zero, lo, hi, q + at)));
+        FOR_EACH_CHUNK(n, WITH_WORDS(octo_table.quantize_s8(some, x + at, words, inv_scale, rounding, zero, lo, hi, q + at)));
     else
-        EACH_SLICE(n, octo_table.quantize_s8(count, x + first, NULL, inv_scale, rounding, zero, lo, hi, q + first));
+        FOR_EACH_CHUNK(n, octo_table.quantize_s8(count, x + first, NULL, inv_scale, rounding, zero, lo, hi, q + first));
     return OCTO_OK;
 }
 
@@ -165,7 +165,7 @@ int octo_zero_term(int64_t n, const int32_t *sums, int zero, int32_t *out) {
 
 int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float *x) {
     CHECK_COUNT("dequantize", n);
-    EACH_SLICE(n, octo_table.dequantize_s8(count, q + first, scale, zero, x + first));
+    FOR_EACH_CHUNK(n, octo_table.dequantize_s8(count, q + first, scale, zero, x + first));
     return OCTO_OK;
 }
 
@@ -187,13 +187,13 @@ int octo_dequantize_rows_s32(int64_t rows, int64_t cols, const int32_t *acc, con
 
 int octo_images_f32(int64_t n, const uint8_t *x, float scale, float shift, float *y) {
     CHECK_COUNT("images", n);
-    EACH_SLICE(n, octo_table.images_f32(count, x + first, scale, shift, y + first));
+    FOR_EACH_CHUNK(n, octo_table.images_f32(count, x + first, scale, shift, y + first));
     return OCTO_OK;
 }
 
 int octo_copy_f32(int64_t n, const float *x, float *y) {
     CHECK_COUNT("copy", n);
-    EACH_SLICE(n, memmove(y + first, x + first, (size_t)count * 4)); /* in place too: memcpy may not meet itself */
+    FOR_EACH_CHUNK(n, memmove(y + first, x + first, (size_t)count * 4)); /* in place too: memcpy may not meet itself */
     return OCTO_OK;
 }
 
@@ -287,9 +287,9 @@ int octo_requantize_s32(int64_t rows, int64_t cols, const int32_t *acc, const in
 
 int octo_encode_mu8(int64_t n, const float *x, float inv_bound, const float *threshold, uint8_t *q, int64_t *clipped) {
     CHECK_COUNT("encode", n);
-    int64_t slices = (n + SLICE - 1) / SLICE, *counts = octo_scratch(OCTO_SLOT_SUMS, slices * 8 + 8);
+    int64_t slices = (n + CHUNK - 1) / CHUNK, *counts = octo_scratch(OCTO_SLOT_SUMS, slices * 8 + 8);
     if (!counts) return octo_fail(OCTO_ENOMEM, "out of memory in encode");
-    EACH_SLICE(n, octo_table.encode_mu8(count, x + first, inv_bound, threshold, q + first, counts + first / SLICE));
+    FOR_EACH_CHUNK(n, octo_table.encode_mu8(count, x + first, inv_bound, threshold, q + first, counts + first / CHUNK));
     *clipped = 0;
     for (int64_t i = 0; i < slices; i++) *clipped += counts[i];
     return OCTO_OK;
@@ -297,7 +297,7 @@ int octo_encode_mu8(int64_t n, const float *x, float inv_bound, const float *thr
 
 int octo_decode_mu8(int64_t n, const uint8_t *q, const float *level, float bound, float *x) {
     CHECK_COUNT("decode", n);
-    EACH_SLICE(n, octo_table.decode_mu8(count, q + first, level, bound, x + first));
+    FOR_EACH_CHUNK(n, octo_table.decode_mu8(count, q + first, level, bound, x + first));
     return OCTO_OK;
 }
 

@@ -7,25 +7,25 @@ int octo_activation_f32(int64_t n, int kind, const float *x, float a, float b, f
     CHECK_COUNT("activation", n);
     OCTO_CHECK(kind >= OCTO_CLIP && kind <= OCTO_GELU_TANH, "activation: no kind %d", kind);
     OCTO_CHECK(n > 0 || !range, "activation: no elements");
-    int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, (n + SLICE - 1) / SLICE * 2 * 4);
+    int32_t *keys = octo_scratch(OCTO_SLOT_SUMS, (n + CHUNK - 1) / CHUNK * 2 * 4);
     if (!keys) return octo_fail(OCTO_ENOMEM, "out of memory in an activation");
-    EACH_SLICE(n, {
+    FOR_EACH_CHUNK(n, {
         octo_table.activation_f32(count, kind, x + first, a, b, y + first, gate ? gate + first / 8 : NULL);
-        if (range) octo_table.range_f32(count, y + first, keys + first / SLICE * 2, keys + first / SLICE * 2 + 1);
+        if (range) octo_table.range_f32(count, y + first, keys + first / CHUNK * 2, keys + first / CHUNK * 2 + 1);
     });
-    return range ? octo_fold_range((n + SLICE - 1) / SLICE, keys, range, range + 1) : OCTO_OK;
+    return range ? octo_fold_range((n + CHUNK - 1) / CHUNK, keys, range, range + 1) : OCTO_OK;
 }
 
 int octo_activation_backward_f32(int64_t n, int kind, const float *kept, const float *dy, float *dx) {
     CHECK_COUNT("activation", n);
     OCTO_CHECK(kind >= OCTO_HARD_SWISH && kind <= OCTO_GELU_TANH, "activation: no kind %d with a slope of its own", kind);
-    EACH_SLICE(n, octo_table.activation_backward_f32(count, kind, kept + first, dy + first, dx + first));
+    FOR_EACH_CHUNK(n, octo_table.activation_backward_f32(count, kind, kept + first, dy + first, dx + first));
     return OCTO_OK;
 }
 
 int octo_gate_backward_f32(int64_t n, const uint8_t *gate, const float *dy, float set, float unset, float *dx) {
     CHECK_COUNT("activation", n);
-    EACH_SLICE(n, octo_table.gate_backward_f32(count, gate + first / 8, dy + first, set, unset, dx + first));
+    FOR_EACH_CHUNK(n, octo_table.gate_backward_f32(count, gate + first / 8, dy + first, set, unset, dx + first));
     return OCTO_OK;
 }
 

@@ -42,16 +42,16 @@ int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int
 
 int octo_check_conv(const octo_conv *g);
 /* The rows of im2col(x), one for each output pixel; of a copy of x, in OCTO_SLOT_PADDED, where there is padding: bytes `fill`. */
-int octo_window_rows(const octo_conv *g, const void *x, int fill, int element, struct octo_rows *rows);
+int octo_window_rows(const octo_conv *g, const void *x, int fill, int elem_size, struct octo_rows *rows);
 
 /* y[c][r] = x[r][c] */
-void octo_transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int element);
+void octo_transpose(int64_t rows, int64_t cols, const void *x, int64_t ldx, void *y, int64_t ldy, int elem_size);
 
-/* A convolution with groups or dilation, after octo_check_conv; element: the size of an operand's element. */
+/* A convolution with groups or dilation, after octo_check_conv; elem_size: bytes of an operand's element. */
 static inline int octo_is_grouped(const octo_conv *g) { return g->groups > 1 || g->dilation_h > 1 || g->dilation_w > 1; }
-int octo_grouped_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int element);
-int octo_grouped_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int element);
-int octo_grouped_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int element);
+int octo_grouped_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int elem_size);
+int octo_grouped_input_grad(const octo_conv *g, const void *dy, const void *w, void *dx, int elem_size);
+int octo_grouped_weight_grad(const octo_conv *g, const void *x, int x_zero, const void *dy, void *dw, int elem_size);
 
 /* out[c] = sum over blocks, in double and ascending order, of partial[block][c]. */
 void octo_add_blocks(int64_t blocks, int64_t cols, const float *partial, float *out);
@@ -78,24 +78,24 @@ static inline void octo_add_rest(int64_t rows, int64_t cols, const float *rest, 
 int octo_fold_range(int64_t slices, const int32_t *keys, float *min, float *max);
 
 /* Elements of a slice; a multiple of 64, so that Philox blocks and lanes never straddle a border. */
-enum { SLICE = 16384 };
+enum { CHUNK = 16384 };
 
 #define CHECK_COUNT(name, n) OCTO_CHECK((n) >= 0 && (n) <= (int64_t)1 << 40, name ": bad element count %lld", (long long)(n))
 
 /* The call runs for slices [first, first + count) of 0 .. n - 1. */
-#define EACH_SLICE(n, call)                                                   \
+#define FOR_EACH_CHUNK(n, call)                                                   \
     do {                                                                      \
-        int64_t slices_ = ((n) + SLICE - 1) / SLICE;                          \
+        int64_t slices_ = ((n) + CHUNK - 1) / CHUNK;                          \
         OCTO_PARALLEL(slice_, slices_) {                                      \
-            int64_t first = slice_ * SLICE, count = octo_min(SLICE, (n) - first); \
+            int64_t first = slice_ * CHUNK, count = octo_min(CHUNK, (n) - first); \
             call;                                                             \
         }                                                                     \
     } while (0)
 
-/* The same for rows, about SLICE elements at a time. */
+/* The same for rows, about CHUNK elements at a time. */
 #define EACH_ROWS(rows, cols, call)                                                   \
     do {                                                                              \
-        int64_t step_ = octo_max(1, SLICE / (cols)), slices_ = ((rows) + step_ - 1) / step_; \
+        int64_t step_ = octo_max(1, CHUNK / (cols)), slices_ = ((rows) + step_ - 1) / step_; \
         OCTO_PARALLEL(slice_, slices_) {                                              \
             int64_t first = slice_ * step_, count = octo_min(step_, (rows) - first);  \
             call;                                                                     \

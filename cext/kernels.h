@@ -74,8 +74,8 @@ static inline int64_t octo_out_width(const octo_conv *g) {
     return (g->width + g->pad_w + g->pad_right - (g->kernel_w - 1) * g->dilation_w - 1) / g->stride_w + 1;
 }
 
-static inline struct octo_rows octo_plain_rows(const void *base, int64_t rows, int64_t cols, int64_t ld, int element) {
-    return (struct octo_rows){.base = base, .end = (const char *)base + ((rows - 1) * ld + cols) * element,
+static inline struct octo_rows octo_plain_rows(const void *base, int64_t rows, int64_t cols, int64_t ld, int elem_size) {
+    return (struct octo_rows){.base = base, .end = (const char *)base + ((rows - 1) * ld + cols) * elem_size,
                               .width = rows, .height = 1, .x_stride = ld, .segments = 1, .length = cols};
 }
 

@@ -215,25 +215,25 @@ typedef struct {
  * y = x * (gamma inv_std) + (beta - mean gamma inv_std), then max(., 0) where relu is set; running = (1 - momentum) running +
  * momentum batch, with the unbiased variance, as in PyTorch.  y may lie in the place of x.  Each may be NULL:
  *   codes  xn = (x - mean) inv_std in steps of OCTO_NORMALIZED_STEP, nearest, within +-127 steps
- *   signs  bit i % 8 of byte i / 8: y[i] > 0
+ *   relu_mask  bit i % 8 of byte i / 8: y[i] > 0
  *   range  the least and the largest y, or dx; OCTO_EFINITE where one is NaN or infinite
- * backward: of dy where the sign is set (if signs are given), with x or, from the codes, xn; dx may lie in the place of dy. */
+ * backward: of dy where the sign is set (if relu_mask are given), with x or, from the codes, xn; dx may lie in the place of dy. */
 int octo_batchnorm_forward(int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
                            float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, int relu, float *y,
-                           int8_t *codes, uint8_t *signs, float *range);
+                           int8_t *codes, uint8_t *relu_mask, float *range);
 int octo_batchnorm_inference(int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
                              const float *running_mean, const float *running_var, int relu, float *y);
-int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *signs,
+int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *relu_mask,
                             const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
                             float *range);
 
-/* y = max(x, 0), in place allowed; signs and range as above. */
-int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *signs, float *range);
-/* y = a + b, then max(., 0) where relu is set; y may lie in the place of either; signs and range as above. */
-int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor *b, int relu, float *y, uint8_t *signs, float *range);
+/* y = max(x, 0), in place allowed; relu_mask and range as above. */
+int octo_relu_f32(int64_t n, const float *x, float *y, uint8_t *relu_mask, float *range);
+/* y = a + b, then max(., 0) where relu is set; y may lie in the place of either; relu_mask and range as above. */
+int octo_add(int64_t rows, int64_t cols, const octo_tensor *a, const octo_tensor *b, int relu, float *y, uint8_t *relu_mask, float *range);
 /* The backward pass of a ReLU: dx = dy where the sign is set, else 0.  dy = a + b, or a where b is NULL; dx may lie in the place of
  * either. */
-int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *signs, const octo_tensor *a, const octo_tensor *b, float *dx);
+int octo_relu_backward(int64_t rows, int64_t cols, const uint8_t *relu_mask, const octo_tensor *a, const octo_tensor *b, float *dx);
 
 /* ---- activations ---- */
 

@@ -72,7 +72,7 @@ def _run(cls: type[Any], parameters: dict[str, Any], **changes: Any) -> Run:
 
 
 def _trained(run: Run, recorded: bool = True) -> str:
-    run.records = recorded
+    run.allow_replay = recorded
     losses = [run.train_step() for _ in range(run.steps)]
     assert np.isfinite(losses).all(), f"{run.config.method}: the loss is {losses}, expected finite numbers"
     return run.digest()

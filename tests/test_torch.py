@@ -57,7 +57,7 @@ class Peer(nn.Module):
 def own_step(stack: Any, images: np.ndarray, labels: np.ndarray, method: Any, accumulator: str) -> tuple[Any, Any]:
     """The network before, and what its engine's step made."""
     network = engine.Network(stack, images.shape[1:], method, 3)
-    held = accumulators.Registers(find(accumulator))
+    held = accumulators.AccumulatorModel(find(accumulator))
     held.install(network.nodes)
     params = {f"{n.name}.{k}": v.copy() for n in network.nodes for k, v in n.params.items()}
     observed = probes.watch(network)

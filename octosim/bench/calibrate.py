@@ -151,7 +151,7 @@ def probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> list[_
     layers = probe.layers if made.batchnorm else _without_norm(probe.layers)
     lr = None if "lr" in made.unused else LR
     run = Run(Config(model="probe", method=method, lr=lr, batch_size=probe.batch, epochs=1 << 20), layers, data)
-    run.records = True
+    run.allow_replay = True
     watch = _Watch(clock)
     for _ in range(WARM_UP + STEPS):
         run.train_step(watch=watch)

@@ -120,5 +120,5 @@ def stepper(run: Run, clock: Clock, totals: list[float]) -> Callable[[], None]:
         run.train_step(batch, clock)
         totals.append(clock.end())
 
-    run.records = True
+    run.allow_replay = True
     return step

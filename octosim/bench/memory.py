@@ -78,7 +78,7 @@ def _own(field: str) -> int:
 def _octosim(config: Config, dataset: data.Dataset) -> tuple[Callable[[], Any], Callable[[], dict[str, int]]]:
     """A step, and the bytes of its last one by what they hold."""
     run = Run(config, dataset=dataset)
-    run.records = True
+    run.allow_replay = True
     kept = _Kept(run.network)
 
     def parts() -> dict[str, int]:

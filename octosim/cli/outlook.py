@@ -81,7 +81,7 @@ def dry_run(config: Config, as_json: bool) -> None:
 
     run = trainer.Run(config)
     memory, counts = trainer.memory(run), trainer.parameter_counts(run)
-    run.records = True
+    run.allow_replay = True
     times: list[float] = []
     began = time.monotonic()
     while len(times) < min(TRIAL_STEPS, run.steps) and (not times or time.monotonic() - began < TRIAL_S):

@@ -18,8 +18,8 @@ def sign_bytes(count: int) -> int:
     return -(-count // 8)
 
 
-def _signs(signs: Array | None, count: int, access: str = WRITES) -> Any:
-    return ffi.NULL if signs is None else pointer("signs", signs, U8, (sign_bytes(count),), access=access)
+def _relu_mask(relu_mask: Array | None, count: int, access: str = WRITES) -> Any:
+    return ffi.NULL if relu_mask is None else pointer("relu_mask", relu_mask, U8, (sign_bytes(count),), access=access)
 
 
 def _range(wanted: bool) -> tuple[Range | None, Any]:
@@ -39,15 +39,15 @@ def batchnorm_forward(
     momentum: float,
     relu: bool = False,
     codes: Array | None = None,
-    signs: Array | None = None,
+    relu_mask: Array | None = None,
     find_range: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array, Range | None]:
     """Normalizes over all axes but the last with the batch's statistics and updates the running ones in place; then, with
     relu, max(., 0).  x: float32, or LazyDequant whose addend belongs to the channels.  out may be x's memory.
 
-    codes: int8 of x's shape, gets (x - mean) inv_std in steps of 1/16, within +-127 of them; signs: uint8 (sign_bytes(size),),
-    gets the bits y > 0: what `batchnorm_backward` can use in the place of x, and needs after a ReLU.
+    codes: int8 of x's shape, gets (x - mean) inv_std in steps of 1/16, within +-127 of them: what `batchnorm_backward` can use
+    in the place of x.  relu_mask: uint8 (sign_bytes(size),), gets the bits y > 0, which it needs after a ReLU.
     Returns y, the batch's mean and 1 / sqrt(variance + eps), each (channels,), and y's least and largest value if asked for
     (NotFiniteError where there is a NaN or an infinity).
     """
@@ -59,7 +59,7 @@ def batchnorm_forward(
     kept = ffi.NULL if codes is None else output("codes", codes, S8, x.shape)[1]
     found, pr = _range(find_range)
     ok(lib.octo_batchnorm_forward(rows, cols, x_tensor, *given, eps, momentum, *running, pm, ps, relu, p, kept,
-                                  _signs(signs, out.size), pr))  # fmt: skip
+                                  _relu_mask(relu_mask, out.size), pr))  # fmt: skip
     return out, mean, inv_std, found
 
 
@@ -93,13 +93,13 @@ def batchnorm_backward(
     mean: Array,
     inv_std: Array,
     *,
-    signs: Array | None = None,
+    relu_mask: Array | None = None,
     find_range: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array, Range | None]:
     """dx, dgamma, dbeta of `batchnorm_forward`, and dx's least and largest value if asked for; out may be dy's memory.
 
-    x: float32, or the int8 codes of its normalized values.  signs: of a ReLU behind the normalization; dy counts where they
+    x: float32, or the int8 codes of its normalized values.  relu_mask: of a ReLU behind the normalization; dy counts where they
     are set.
     """
     if dy.shape != x.shape:
@@ -110,20 +110,20 @@ def batchnorm_backward(
     columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
     of_x = (ffi.NULL, pointer("x", x, S8)) if x.dtype == S8 else (pointer("x", x, F32), ffi.NULL)
     found, pr = _range(find_range)
-    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, _signs(signs, x.size, READS), *columns, p, pg, pb, pr))
+    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, _relu_mask(relu_mask, x.size, READS), *columns, p, pg, pb, pr))
     return out, dgamma, dbeta, found
 
 
-costs("octo_batchnorm_backward", x=2, dy=2, signs=2)
+costs("octo_batchnorm_backward", x=2, dy=2, relu_mask=2)
 
 
 def relu(
-    x: Array, *, signs: Array | None = None, find_range: bool = False, out: Array | None = None
+    x: Array, *, relu_mask: Array | None = None, find_range: bool = False, out: Array | None = None
 ) -> tuple[Array, Range | None]:
-    """max(x, 0), and its least and largest value if asked for; out may be x.  signs as in `batchnorm_forward`."""
+    """max(x, 0), and its least and largest value if asked for; out may be x.  relu_mask as in `batchnorm_forward`."""
     out, p = output("out", out, F32, x.shape)
     found, pr = _range(find_range)
-    ok(lib.octo_relu_f32(x.size, pointer("x", x, F32), p, _signs(signs, x.size), pr))
+    ok(lib.octo_relu_f32(x.size, pointer("x", x, F32), p, _relu_mask(relu_mask, x.size), pr))
     return out, found
 
 
@@ -132,24 +132,24 @@ def add(
     b: Values,
     *,
     relu: bool = False,
-    signs: Array | None = None,
+    relu_mask: Array | None = None,
     find_range: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Range | None]:
     """a + b; then, with relu, max(., 0); and its least and largest value if asked for.  a, b: float32, or LazyDequant whose
-    addend belongs to the channels; out may be the memory of either.  signs as in `batchnorm_forward`."""
+    addend belongs to the channels; out may be the memory of either.  relu_mask as in `batchnorm_forward`."""
     pa, pb, (rows, cols) = tensor("a", a), tensor("b", b, a.shape), _matrix(a)
     out, p = output("out", out, F32, a.shape)
     found, pr = _range(find_range)
-    ok(lib.octo_add(rows, cols, pa, pb, relu, p, _signs(signs, out.size), pr))
+    ok(lib.octo_add(rows, cols, pa, pb, relu, p, _relu_mask(relu_mask, out.size), pr))
     return out, found
 
 
-def relu_backward(signs: Array, dy: Values | LazyAdd, *, out: Array | None = None) -> Array:
+def relu_backward(relu_mask: Array, dy: Values | LazyAdd, *, out: Array | None = None) -> Array:
     """dy where the sign is set, else 0; out may be the memory of dy, or of either of the two that it is the sum of."""
     a, b = (dy.a, dy.b) if isinstance(dy, LazyAdd) else (dy, None)
     pa, pb, (rows, cols) = tensor("dy", a), ffi.NULL if b is None else tensor("dy", b, a.shape), _matrix(a)
     out, p = output("out", out, F32, a.shape)
-    given = pointer("signs", signs, U8, (sign_bytes(out.size),))
+    given = pointer("relu_mask", relu_mask, U8, (sign_bytes(out.size),))
     ok(lib.octo_relu_backward(rows, cols, given, pa, pb, p))
     return out

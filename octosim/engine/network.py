@@ -199,8 +199,8 @@ class Network:
                     core.value_range(x)
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, forward: {error}") from None
-            ranges[node.index] = node.x_range if node.index in self.fusion.aliases else node.found
-            node.x_range = node.found = None
+            ranges[node.index] = node.x_range if node.index in self.fusion.aliases else node.output_range
+            node.x_range = node.output_range = None
             values[node.index] = x
             del given
             for i in node.inputs:
@@ -231,9 +231,9 @@ class Network:
                         dx = core.materialize_in_place(dx)
                     for i, part in zip(node.inputs, dx if isinstance(dx, tuple) else (dx,), strict=True):
                         if self._needs_gradient(i):
-                            sums[i] = self._meet(self.nodes[i], sums[i], part) if i in sums else part
-                            self.nodes[i].dy_range = node.found if self._users[i] == 1 else None
-                    node.found = None
+                            sums[i] = self._accumulate_grad(self.nodes[i], sums[i], part) if i in sums else part
+                            self.nodes[i].dy_range = node.output_range if self._users[i] == 1 else None
+                    node.output_range = None
             except core.NotFiniteError as error:
                 raise core.NotFiniteError(f"layer {node.name}, backward: {error}") from None
             node.saved.clear()
@@ -245,9 +245,9 @@ class Network:
             else:
                 node.grads = {key: core.materialize_in_place(g) for key, g in node.grads.items()}
 
-    def _meet(self, node: Node, a: Any, b: Any) -> Any:
+    def _accumulate_grad(self, node: Node, a: Any, b: Any) -> Any:
         """The sum of two gradients of a node's output, which may overwrite a."""
-        return core.LazyAdd(a, b) if node.index in self.fusion.pairs else self.method.meet(node, a, b)
+        return core.LazyAdd(a, b) if node.index in self.fusion.pairs else self.method.accumulate_grad(node, a, b)
 
     def gradients(
         self,
@@ -349,7 +349,7 @@ def nodes(network: Graph | Stack, in_shape: tuple[int, ...]) -> list[Node]:
         made.append(Node(entry.name, len(made), entry.layer, shapes[0], out_shape, inputs, in_shapes=tuple(shapes)))
     weighted = [node for node in made if node.layer.weighted]
     for node in weighted[:1] + weighted[-1:]:
-        node.edge = True
+        node.is_first_or_last = True
     uses = Counter(i for node in made for i in node.inputs)
     behind: dict[int, int] = {-1: -1}  # of each node, the one whose output it or the views before it pass on
     for node in made:

@@ -253,7 +253,7 @@ class BatchedProduct:
 
 
 class Product(Protocol):
-    """What Convolution, FullProduct and Depthwise have in common, and what stands in for them (registers.InRegister).
+    """What Convolution, FullProduct and Depthwise have in common, and what stands in for them (registers.EmulatedProduct).
 
     any_length: it has `long_weight_grad`, `weight_grad` of int8 codes in int64, whose sums may be as long as they like.
     """
@@ -305,23 +305,23 @@ def _as_it_is(product: Any) -> Any:
 class Node:
     """A layer in a network: name, place, shapes (without the batch axis), numbers and memory.
 
-    inputs: the nodes whose outputs it takes, by index; -1 is the network's input.  in_shape is the first one's, in_shapes
-    are all.
-    in_place: nothing else needs its input's values, nor will, so the layer may write over them.
-    normalized: its output goes to batch normalization alone, which subtracts whatever is constant in a channel.
-    edge: the network's first or last weighted layer, which some methods leave unquantized.
-    observers: are told of a weighted layer's passes, one after the other; the same list for all nodes of a network.
-    through: gives what is to make the layer's product: the product itself, or one in a narrower register.
-    x_range, dy_range: the range of what it is given, where the pass before has found it; found: what its own last pass has
-    found, for the next.
-    ranges: of parameters as the optimizer's last step left them, always in the same memory; known: whose are right.
-    still: parameters whose gradient is 0 by the layer's place in the network, so that no step moves them.
+    inputs: indices of the nodes whose outputs are the layer's inputs; -1 is the network's input.  in_shape is the shape of the
+    first, in_shapes those of all.
+    in_place: no other node needs the input's values, so the layer may write over them.
+    normalized: the only consumer of the output is a batch normalization, which subtracts a constant of a channel.
+    is_first_or_last: of the weighted layers; some methods leave these unquantized.
+    observers: told of a weighted layer's passes, one after the other; the same list for all nodes of a network.
+    product_hook: gives the product that runs in place of the layer's own: itself, or one in a narrower register.
+    x_range, dy_range: ranges of the pass's input, where the pass before found them.  output_range: found by the layer's last
+    pass, for the next.
+    ranges: of parameters after the optimizer's last step, always in the same memory; known: names of those that are valid.
+    zero_grad_params: parameters whose gradient is structurally zero (a bias in front of batch norm); the optimizer skips them.
     frozen: parameters that the run does not train.  backward: whether it takes part in the backward pass; a layer that does not
     lies before every trained one, runs as in inference and saves nothing.  running: of a normalization: it uses its running
     statistics in training too, and leaves them as they are.  rate: a factor on the learning rate.
     outputs: of a weighted layer, how many of its output channels are trained, the first ones; None: all.
     has_range: the range of its input is given (INPUT_RANGE).
-    initial: of parameters that are given, by name, in place of random ones; taken: those that the layer took.
+    initial: given initial parameters, by name, in place of random ones; taken: names of those that the layer uses.
     params are trained, state is kept and saved but not trained (running statistics), grads belong to params by name.
     """
 
@@ -334,15 +334,15 @@ class Node:
     in_place: bool = True
     in_shapes: tuple[tuple[int, ...], ...] = ()
     normalized: bool = False
-    edge: bool = False
+    is_first_or_last: bool = False
     observers: list[Observer] = field(default_factory=list)
-    through: Callable[[Any], Any] = _as_it_is
+    product_hook: Callable[[Any], Any] = _as_it_is
     x_range: core.Range | None = None
     dy_range: core.Range | None = None
-    found: core.Range | None = None
+    output_range: core.Range | None = None
     ranges: dict[str, core.Range] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
-    still: set[str] = field(default_factory=set)
+    zero_grad_params: set[str] = field(default_factory=set)
     frozen: set[str] = field(default_factory=set)
     backward: bool = True
     running: bool = False
@@ -472,15 +472,15 @@ class Method(Protocol):
     """The hooks of a training method; frozen dataclasses whose fields are the method's parameters.
 
     What has a body here is right for values between layers that are float32 arrays; a method whose values are of another type
-    replaces `input`, `loss`, `meet` and, in `layers`, the layers without a matrix product.
+    replaces `input`, `loss`, `accumulate_grad` and, in `layers`, the layers without a matrix product.
 
     A training step is recorded and made again (`core.Tape`), within a phase of the run (`phase`): it is calls of the core and
     declared segments of Python (`core.python`), which take what changes from step to step from tensors that are changed in
     place, from `core.Scalar`s and from Context.random.
 
     summary, paper: one line each.  bits: what type each of ROLES has.
-    compact:   what layers without a matrix product keep for the backward pass is 8 bits an element or less: batch normalization
-               keeps codes of the normalized values, see `core.batchnorm_forward`.  Not smooth activations, layer normalization
+    saves_int8: layers without a matrix product save at most 8 bits an element for the backward pass: batch normalization
+               saves codes of the normalized values, see `core.batchnorm_forward`.  Not smooth activations, layer normalization
                and products of activations, which keep float32.
     batchnorm: whether it can train batch normalization.
     normalize: how bytes are normalized where the user does not say, "none" or "data" (see `train.Config`).
@@ -506,7 +506,7 @@ class Method(Protocol):
     summary: ClassVar[str]
     paper: ClassVar[str]
     bits: ClassVar[Mapping[str, str]]
-    compact: bool = False
+    saves_int8: bool = False
     batchnorm: ClassVar[bool] = True
     normalize: ClassVar[str] = "none"
     inspects: ClassVar[bool] = False
@@ -520,6 +520,12 @@ class Method(Protocol):
     for_weight_grad: ClassVar[tuple[str, ...]] = ("x",)
     counters: ClassVar[tuple[str, ...]] = ()
     layers: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        for old, new in (("compact", "saves_int8"), ("meet", "accumulate_grad")):  # methods written for earlier releases
+            if old in vars(cls):
+                setattr(cls, new, vars(cls)[old])
 
     def input(self, images: Array, out: Array) -> Any:
         """The network's input of uint8 images; out: float32 memory of their shape, which may be used.  Pixels in [0, 1]."""
@@ -536,7 +542,7 @@ class Method(Protocol):
         """Mean loss, dL/dlogits unless not asked for, and how many images are classified correctly."""
         return core.softmax_cross_entropy(logits, labels, smoothing=smoothing, gradient=gradient)
 
-    def meet(self, node: Node, a: Any, b: Any) -> Any:
+    def accumulate_grad(self, node: Node, a: Any, b: Any) -> Any:
         """The sum of two gradients of a layer's output, which may overwrite a."""
         return core.add(a, b, out=a)[0]
 

@@ -138,7 +138,7 @@ class Update:
         core.at("optimizer", "update")
         node.known &= node.frozen
         for key in node.params:
-            if key in node.still or key in node.frozen:
+            if key in node.zero_grad_params or key in node.frozen:
                 continue
             self.method.update(node, key, self.rate(node), partial(self._rule, node, key), self.context)
         node.check_finite(node.state)

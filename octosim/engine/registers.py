@@ -50,7 +50,7 @@ class Count:
 
 
 @dataclass
-class Registers:
+class AccumulatorModel:
     """The register of a network's int8 products.
 
     counting: whether what happens in it goes to `counts`, as (layer, pass, Count).
@@ -63,14 +63,14 @@ class Registers:
     def install(self, nodes: list[Node]) -> None:
         """From now on the nodes' products are made here."""
         for node in nodes:
-            node.through = partial(self._through, node.name, node.observers)
+            node.product_hook = partial(self._emulated, node.name, node.observers)
 
-    def _through(self, layer: str, observers: list[Observer], product: Any) -> Any:
+    def _emulated(self, layer: str, observers: list[Observer], product: Any) -> Any:
         if isinstance(product, BatchedProduct):
             exact = self.accumulator == EXACT32 and not self.counting
-            return product if exact else BatchedInRegister(product.geometry, layer, self)
+            return product if exact else EmulatedBatched(product.geometry, layer, self)
         exact = self.accumulator == EXACT32 and not self.counting and not observers
-        return product if exact else InRegister(layer, product, self, observers)
+        return product if exact else EmulatedProduct(layer, product, self, observers)
 
 
 def check(nodes: list[Node], batch: int, accumulator: Accumulator) -> None:
@@ -203,12 +203,12 @@ def _pair_saturations(a: Array, b: Array, pair_bits: int) -> int:
 
 
 @dataclass(frozen=True)
-class InRegister:
+class EmulatedProduct:
     """A product whose int8 sums are those of a register; float32 operands go through as they are."""
 
     layer: str
     product: Product
-    registers: Registers
+    registers: AccumulatorModel
     observers: Sequence[Observer] = ()
 
     @property
@@ -242,7 +242,7 @@ class InRegister:
             g = self.product.geometry
             out = np.empty(shapes(self.product)[2], np.int32) if out is None else out
             self._rows("forward", x_windows(g, x, int(x_zero)), w, out)
-        self._show("forward", {"x": x, "w": w}, x_zero, out)
+        self._notify("forward", {"x": x, "w": w}, x_zero, out)
         return out
 
     def input_grad(self, dy: Array, w: Array, *, out: Array | None = None) -> Array:
@@ -256,7 +256,7 @@ class InRegister:
                 parts = w.reshape(g.groups, -1, *g.w_shape[1:]).transpose(0, 4, 2, 3, 1)
                 turned = np.ascontiguousarray(parts).reshape(-1, *parts.shape[2:])
             self._rows("dX", dy_windows(g, dy), turned, out)
-        self._show("dX", {"dy": dy, "w": w}, 0, out)
+        self._notify("dX", {"dy": dy, "w": w}, 0, out)
         return out
 
     def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
@@ -272,8 +272,8 @@ class InRegister:
                 sums, count = self.gemm(a, np.ascontiguousarray(dys[:, one]), transpose_a=True)
                 made[one] = sums.T
                 counts += count
-            self._note("dW", counts)
-        self._show("dW", {"x": x, "dy": dy}, x_zero, out)
+            self._count("dW", counts)
+        self._notify("dW", {"x": x, "dy": dy}, x_zero, out)
         return out
 
     def long_weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
@@ -281,7 +281,7 @@ class InRegister:
         out = np.empty(shapes(self.product)[1], np.int64) if out is None else out
         if self._exact(x):
             self.product.long_weight_grad(x, dy, x_zero=x_zero, out=out)  # type: ignore[attr-defined]
-            self._show("dW", {"x": x, "dy": dy}, x_zero, out)
+            self._notify("dW", {"x": x, "dy": dy}, x_zero, out)
         else:
             np.copyto(out, self.weight_grad(x, dy, x_zero=x_zero))
         return out
@@ -297,7 +297,7 @@ class InRegister:
             one = _part(len(rows), self.product.groups, group)
             made[:, one], count = self.gemm(a, rows[one], transpose_b=True)
             counts += count
-        self._note(pass_, counts)
+        self._count(pass_, counts)
 
     def gemm(self, a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False) -> tuple[Array, list[Count]]:
         how = self.registers.accumulator
@@ -319,26 +319,26 @@ class InRegister:
             sums -= np.int32(128) * b.sum(1 if transpose_b else 0, dtype=np.int32)
         return sums, counts
 
-    def _note(self, pass_: str, counts: list[Count]) -> None:
+    def _count(self, pass_: str, counts: list[Count]) -> None:
         if counts:
             self.registers.counts.append((self.layer, pass_, total(counts)))
 
-    def _show(self, pass_: str, operands: dict[str, Array], x_zero: core.Whole, sums: Array) -> None:
+    def _notify(self, pass_: str, operands: dict[str, Array], x_zero: core.Whole, sums: Array) -> None:
         for observer in self.observers:
             observer.product(self.layer, pass_, self.product, operands, int(x_zero), sums)
 
 
 @dataclass(frozen=True)
-class BatchedInRegister(BatchedProduct):
+class EmulatedBatched(BatchedProduct):
     """Products of activations whose int8 sums are those of a register, k ascending; float32 operands go through as they are."""
 
     layer: str
-    registers: Registers
+    registers: AccumulatorModel
 
     def multiply(self, g: core.Batched, a: Array, b: Array, out: Array | None, pass_: str = "forward") -> Array:
         if a.dtype != np.int8:
             return core.gemm_batched(g, a, b, out=out)
-        product = InRegister(self.layer, FullProduct(1, 1, 1), self.registers)
+        product = EmulatedProduct(self.layer, FullProduct(1, 1, 1), self.registers)
         out = np.empty(g.shape(2), np.int32) if out is None else out
         counts: list[Count] = []
         for image, head in itertools.product(range(g.batch), range(g.heads)):
@@ -361,3 +361,7 @@ def shapes(product: Product) -> tuple[tuple[int, ...], tuple[int, ...], tuple[in
         return (g.batch, g.channels), (g.filters, g.channels), (g.batch, g.filters)
     w = (g.channels, g.kernel_h, g.kernel_w, 1) if isinstance(product, Depthwise) else g.w_shape
     return g.x_shape, w, g.y_shape
+
+
+Registers, InRegister = AccumulatorModel, EmulatedProduct
+"""Their names in earlier releases."""

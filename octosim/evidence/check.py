@@ -224,7 +224,7 @@ def _in_register(v: Vectors, pass_: str, o: Operands, how: Accumulator) -> Array
         return wrap(_exact(v.product, pass_, held, pad), how.bits)
     if any(values.min() < -128 or values.max() > 127 for values in held.values()) or not -128 <= pad <= 127:
         raise OverflowError
-    made = registers.InRegister("", v.product, registers.Registers(how))
+    made = registers.EmulatedProduct("", v.product, registers.AccumulatorModel(how))
     shapes = dict(zip(("x", "w", "dy"), registers.shapes(v.product), strict=True))
     codes = {name: np.ascontiguousarray(values.astype(np.int8).reshape(shapes[name])) for name, values in held.items()}
     return registers.multiply(made, pass_, codes, pad).astype(np.int64).ravel()
@@ -232,8 +232,8 @@ def _in_register(v: Vectors, pass_: str, o: Operands, how: Accumulator) -> Array
 
 def _registers(v: Vectors, pass_: str, held: dict[str, Array]) -> Iterator[Deviation]:
     """Other registers: those that some sum of the pass leaves."""
-    made = registers.InRegister("", v.product, state := registers.Registers(ACCUMULATORS["acc32-wrap"], counting=True))
-    registers.multiply(made, pass_, {name: held[name] for name in held}, v.x_zero)
+    state = registers.AccumulatorModel(ACCUMULATORS["acc32-wrap"], counting=True)
+    registers.multiply(registers.EmulatedProduct("", v.product, state), pass_, {name: held[name] for name in held}, v.x_zero)
     needed = state.counts[0][2].overflow.largest_bits
     own = v.accumulator
     found: dict[str, Accumulator] = {"if sums are exact": ACCUMULATORS["acc32-wrap"]}

@@ -415,5 +415,5 @@ def by_hand(
 
 def all_sums(product: Product, held: dict[str, Array], accumulator: Accumulator, x_zero: int = 0) -> dict[str, Array]:
     """The sums of the three passes in a register, by SUMS' names."""
-    made = registers.InRegister("layer", product, registers.Registers(accumulator))
+    made = registers.EmulatedProduct("layer", product, registers.AccumulatorModel(accumulator))
     return {sums: np.asarray(registers.multiply(made, pass_, held, x_zero)) for pass_, sums in SUMS.items()}

@@ -11,7 +11,7 @@ from octosim import core
 from octosim.core.call import READS, WRITES, ffi, pointer
 from octosim.core.products import conv_struct
 from octosim.engine.nodes import Array, BatchedProduct, Observer
-from octosim.engine.registers import InRegister, Registers, shapes
+from octosim.engine.registers import AccumulatorModel, EmulatedProduct, shapes
 from octosim.errors import OctosimError
 from octosim.numerics import EXACT32
 
@@ -19,7 +19,7 @@ INT8, INT32, INT64 = (np.dtype(kind) for kind in (np.int8, np.int32, np.int64))
 
 
 @dataclass(frozen=True)
-class _Recorded(InRegister):
+class _Recorded(EmulatedProduct):
     """A product of int8 operands that is told to the calling thread's recorder, and not made."""
 
     def _told(
@@ -63,10 +63,10 @@ def _none(*arguments: Any) -> int:
     raise AssertionError("only a recorder takes this call")
 
 
-class RecordedRegisters(Registers):
+class RecordedRegisters(AccumulatorModel):
     """The accumulator of a network's int8 products while its step is recorded."""
 
-    def _through(self, layer: str, observers: list[Observer], product: Any) -> Any:
+    def _emulated(self, layer: str, observers: list[Observer], product: Any) -> Any:
         if self.accumulator == EXACT32:
             return product
         if isinstance(product, BatchedProduct):

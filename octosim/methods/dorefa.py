@@ -71,7 +71,7 @@ class Dorefa(Method):
 
     def _bits(self, node: Node) -> tuple[int, int, int]:
         """Of weights, activations and gradients in a layer."""
-        plain = node.edge and self.edges == "float"
+        plain = node.is_first_or_last and self.edges == "float"
         return (32, 32, 32) if plain else (self.weight_bits, self.activation_bits, self.gradient_bits)
 
     def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:

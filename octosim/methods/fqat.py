@@ -175,7 +175,7 @@ class ClippingBatchNorm:
             y, mean, inv_std, _ = core.batchnorm_forward(plain, *columns, eps=layer.eps, momentum=layer.momentum, out=out)
             side = node.buffer(x.shape, np.int8) if method.variant == "c" else None
             inside = core.within_columns(y, low, high, side=side, out=node.buffer(x.shape, np.uint8))
-            node.saved.update(x=plain, mean=mean, inv_std=inv_std, signs=None, inside=inside, side=side)
+            node.saved.update(x=plain, mean=mean, inv_std=inv_std, relu_mask=None, inside=inside, side=side)
             q = self._codes(node, plain, y, mean, inv_std, limits, method)
         elif isinstance(x, Ranged) and x.sums is not None:
             total, scale, rest = x.sums

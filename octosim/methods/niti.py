@@ -280,7 +280,7 @@ class Niti(Method):
         value, _, correct = core.softmax_cross_entropy(logits.materialize(), labels, gradient=False)
         return value, dlogits, correct
 
-    def meet(self, node: Node, a: core.Tensor, b: core.Tensor) -> core.Tensor:
+    def accumulate_grad(self, node: Node, a: core.Tensor, b: core.Tensor) -> core.Tensor:
         return aligned_sum(node, a, b)
 
     def update(self, node: Node, key: str, lr: float, rule: Callable[[float], None], context: Context) -> None:

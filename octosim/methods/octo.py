@@ -147,7 +147,7 @@ class Octo(Method):
             raise OctosimError(f"octo: lac_samples must be at least 1, not {self.lac_samples}")
 
     @property
-    def compact(self) -> bool:  # type: ignore[override]
+    def saves_int8(self) -> bool:  # type: ignore[override]
         return self.keep == "int8"
 
     @property
@@ -171,7 +171,7 @@ class Octo(Method):
         node.params["lac_mu"] = core.normal(shape, seed, node.tensor(MU), 1e-3)
         node.params["lac_offset"] = core.normal(shape, seed, node.tensor(OFFSET), 1e-3)
         if self.lac == "channel" and node.normalized:
-            node.still |= set(COMPENSATION)
+            node.zero_grad_params |= set(COMPENSATION)
 
     def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
         weighted = [node for node in nodes if node.layer.weighted]
@@ -259,7 +259,7 @@ class Octo(Method):
         if lac and self.lac == "sample":
             each = core.dequantize(error.q, error.s)
             node.grads.update(sample_gradients(node, each, lac, self.lac_decay))
-        elif lac and node.still.issuperset(COMPENSATION):  # batch normalization subtracts it, as it does the bias
+        elif lac and node.zero_grad_params.issuperset(COMPENSATION):  # batch normalization subtracts it, as it does the bias
             node.grads.update((name, np.zeros_like(value)) for name, value in zip(COMPENSATION, lac, strict=True))
         elif lac:
             if each.size != lac[0].size:

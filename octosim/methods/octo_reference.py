@@ -56,7 +56,7 @@ def real_sums(node: Node, a: core.Parts, b: core.Parts, sums: list[Array], bias:
 
 def _product(node: Node, batch: int) -> Product:
     """Not the run's register: there the parts' sums would saturate, which no hardware's 9-bit products do."""
-    found: Product = node.layer.product(replace(node, through=lambda product: product), batch)
+    found: Product = node.layer.product(replace(node, product_hook=lambda product: product), batch)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Registers in which products are added up, and what happened in them."""
+"""Accumulators in which products are added up, and what happened in them."""
 
 from __future__ import annotations
 

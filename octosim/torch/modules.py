@@ -117,7 +117,7 @@ class EngineModule(nn.Module):
     def node(self, shape: tuple[int, ...], params: Sequence[Tensor]) -> Node:
         """The layer at its place, with the parameters in octosim's layout."""
         node = Node(self.name, self.index, self.layer, shape[1:], self.out_shape(shape[1:]))
-        node.in_place, node.edge = False, False
+        node.in_place, node.is_first_or_last = False, False
         node.pool, node.observers = self.session.pool, self.session.observers
         self.session.registers.install([node])
         node.params = {name: _array(p) for name, p in zip(self.names, params, strict=True)}

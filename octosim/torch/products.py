@@ -33,7 +33,7 @@ class Session:
     observers: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.registers = registers.Registers(self.accumulator)
+        self.registers = registers.AccumulatorModel(self.accumulator)
         self.pool = Pool()
 
     def __getstate__(self) -> dict[str, Any]:

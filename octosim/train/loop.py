@@ -114,7 +114,7 @@ def _steps(
     run: Run, folder: Path, records: Records, progress: Callable[[Progress], None] | None, every: int, prefetch: bool
 ) -> bool:
     """Takes the steps that are left; False where Ctrl-C or SIGTERM came before the last."""
-    run.records = True
+    run.allow_replay = True
     if run.config.measure:
         run.meter = run.new_meter()
     started, epoch_step = time.perf_counter(), run.step

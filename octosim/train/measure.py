@@ -32,7 +32,16 @@ from octosim.engine.inputs import Input
 from octosim.engine.layers import Stack
 from octosim.engine.nodes import Array, Context, FullProduct, Node, Product
 from octosim.engine.probes import watching
-from octosim.engine.registers import InRegister, Registers, as_record, exact_sums, in_rows, multiply, resized, x_windows
+from octosim.engine.registers import (
+    AccumulatorModel,
+    EmulatedProduct,
+    as_record,
+    exact_sums,
+    in_rows,
+    multiply,
+    resized,
+    x_windows,
+)
 from octosim.engine.selection import ALL, Selection
 from octosim.numerics import Accumulator
 
@@ -218,7 +227,7 @@ class Meter:
     def step(
         self,
         network: Network,
-        registers: Registers,
+        registers: AccumulatorModel,
         batch: tuple[Array, Array],
         context: Context,
         smoothing: float,
@@ -298,8 +307,8 @@ class Meter:
         if key in self._rows or any(values.dtype != np.int8 for values in operands.values()):
             return
         part, few = _sample(product, pass_, operands, x_zero)
-        registers = Registers(self._accumulator, counting=True)
-        made = multiply(InRegister(layer, part, registers), pass_, few, x_zero)
+        registers = AccumulatorModel(self._accumulator, counting=True)
+        made = multiply(EmulatedProduct(layer, part, registers), pass_, few, x_zero)
         found = errors(exact_sums(part, pass_, few, x_zero), made)
         account = as_record(registers.counts[0][2])
         self._rows[key] = found | {"accumulator": self._accumulator.name} | account

@@ -63,7 +63,7 @@ def source_of(config: Config, network: graph.Graph, images: Array, method: Metho
 class Run:
     """A network with its data and optimizer, at some step.
 
-    records: whether steps that nobody observes may be recorded and made again without Python, by `recorded`; the bits are the
+    allow_replay: whether steps that nobody observes are recorded and replayed without Python, by `recorded`; the bits are the
     same.
     """
 
@@ -123,7 +123,7 @@ class Run:
         )  # fmt: skip
         self.network.batch = config.batch_size
         self.initial = fit_initial(config.init, initial, self.network) if config.init is not None else None
-        self.registers = accumulators.Registers(numerics.find(config.accumulator))
+        self.registers = accumulators.AccumulatorModel(numerics.find(config.accumulator))
         self._check_registers()
         self._check_normalization(images)
         self.registers.install(self.network.nodes)
@@ -132,7 +132,7 @@ class Run:
         self.meter: measure.Meter | None = None  # `train` makes one; a replay measures nothing
         self.slots = optimizers.slots(self.optimizer, self.network)
         self.step = 0
-        self.records = False
+        self.allow_replay = False
         self.recorded = RecordedSteps(self.network)
         self.test_accuracy: float | None = None
         self.test_loss: float | None = None
@@ -317,7 +317,7 @@ class Run:
         are counted or narrowed, or the passes observed."""
         registers = self.registers
         plain = registers.accumulator == EXACT32 and not registers.counting and not self.network.observers
-        return self.records and plain and images == self.config.batch_size
+        return self.allow_replay and plain and images == self.config.batch_size
 
     def _make(self, images: Array, labels: Array, context: Context, numbers: optimizers.Numbers) -> core.Number:
         """Forward and backward passes and the update, as the method has them; the loss."""

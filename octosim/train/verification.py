@@ -44,7 +44,7 @@ def advance_before(run: Run, step: int, progress: Callable[[int, int], None] | N
     """Takes a run's steps until `step` is the next one; progress takes the step reached and the goal."""
     if not 1 <= step <= run.steps:
         raise ArgumentError(f"{{step}} must be in 1 .. {run.steps}, the run's steps, not {step}")
-    run.records = True
+    run.allow_replay = True
     while run.step < step - 1:
         run.train_step()
         if progress:

@@ -11,7 +11,7 @@ from kit import oracle
 
 from octosim import core
 from octosim.engine.nodes import Convolution
-from octosim.engine.registers import InRegister, Registers, dy_windows, x_windows
+from octosim.engine.registers import AccumulatorModel, EmulatedProduct, dy_windows, x_windows
 from octosim.numerics import ACCUMULATORS
 
 GEOMETRIES = {
@@ -116,7 +116,7 @@ def test_narrow_registers(name: str, register: str) -> None:
     """Each group's product in the register, its k as octosim.engine.registers says."""
     g, how = GEOMETRIES[name], ACCUMULATORS[register]
     x, w, dy = operands(g, "int8")
-    product = InRegister("conv", Convolution(g), Registers(how))
+    product = EmulatedProduct("conv", Convolution(g), AccumulatorModel(how))
 
     def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         a, b = np.ascontiguousarray(a.astype(np.int8)), np.ascontiguousarray(b.astype(np.int8))

@@ -218,17 +218,17 @@ def test_batchnorm_of_constants_is_finite(kernels: str) -> None:
 # ---- the other layers --------------------------------------------------
 
 
-def _bits(signs: np.ndarray, count: int) -> np.ndarray:
-    return np.unpackbits(signs, count=count, bitorder="little").astype(bool)
+def _bits(mask: np.ndarray, count: int) -> np.ndarray:
+    return np.unpackbits(mask, count=count, bitorder="little").astype(bool)
 
 
 def test_relu(kernels: str) -> None:
     x = np.array([-1, -0.0, 0.0, 1e-45, 2, -3e38, 5, 6, 7], F)
-    signs = np.full(core.sign_bytes(x.size), 255, np.uint8)
-    y, found = core.relu(x, signs=signs, find_range=True)
+    mask = np.full(core.sign_bytes(x.size), 255, np.uint8)
+    y, found = core.relu(x, relu_mask=mask, find_range=True)
     assert y.tolist() == [0, 0, 0, F(1e-45), 2, 0, 5, 6, 7] and found == (0, 7)
-    assert signs.tolist() == [0b11011000, 1]
-    assert core.relu_backward(signs, np.arange(1, 10).astype(F)).tolist() == [0, 0, 0, 4, 5, 0, 7, 8, 9]
+    assert mask.tolist() == [0b11011000, 1]
+    assert core.relu_backward(mask, np.arange(1, 10).astype(F)).tolist() == [0, 0, 0, 4, 5, 0, 7, 8, 9]
     assert core.relu(x)[1] is None
     with pytest.raises(core.NotFiniteError):
         core.relu(np.array([1, np.inf], F), find_range=True)
@@ -247,16 +247,16 @@ def test_batchnorm_does_the_passes_beside_it(kernels: str, shape: tuple[int, int
     how = {"eps": 1e-5, "momentum": 0.1}
     plain, mean, inv_std, none = core.batchnorm_forward(x, gamma, beta, *states[0], **how)
     assert none is None
-    codes, signs = np.empty(shape, np.int8), np.empty(core.sign_bytes(x.size), np.uint8)
+    codes, mask = np.empty(shape, np.int8), np.empty(core.sign_bytes(x.size), np.uint8)
     made = core.batchnorm_forward(
-        core.LazyDequant(acc.copy(), lazy.add, lazy.scale), gamma, beta, *states[1], **how, relu=True, codes=codes, signs=signs,
-        find_range=True,
+        core.LazyDequant(acc.copy(), lazy.add, lazy.scale), gamma, beta, *states[1], **how, relu=True, codes=codes,
+        relu_mask=mask, find_range=True,
     )  # fmt: skip
     expected, _ = core.relu(plain)
     assert np.array_equal(made[0], expected) and np.array_equal(made[1], mean) and np.array_equal(made[2], inv_std)
     assert made[3] == core.value_range(expected)
     assert np.array_equal(states[0], states[1])
-    assert np.array_equal(_bits(signs, x.size), plain.ravel() > 0)
+    assert np.array_equal(_bits(mask, x.size), plain.ravel() > 0)
     to_code = inv_std * F(16)
     assert np.array_equal(codes, np.clip(np.rint(x * to_code - mean * to_code), -127, 127))
     assert np.abs(codes / 16 - ((x - mean) * inv_std).clip(-127 / 16, 127 / 16)).max() <= 1 / 32 + 1e-4
@@ -272,15 +272,15 @@ def test_batchnorm_does_the_passes_beside_it(kernels: str, shape: tuple[int, int
 
     dy = core.dequantize_sums(acc[::-1].copy(), np.zeros(cols, np.int32), 0.01)
     lazy_dy = core.LazyDequant(acc[::-1].copy(), np.zeros(cols, np.int32), 0.01)
-    masked = core.relu_backward(signs, dy)
+    masked = core.relu_backward(mask, dy)
     assert np.array_equal(masked, np.where(plain > 0, dy, 0))
     expected = core.batchnorm_backward(x, masked, gamma, mean, inv_std)
-    found = core.batchnorm_backward(x, lazy_dy, gamma, mean, inv_std, signs=signs, find_range=True, out=lazy_dy.acc.view(F))
+    found = core.batchnorm_backward(x, lazy_dy, gamma, mean, inv_std, relu_mask=mask, find_range=True, out=lazy_dy.acc.view(F))
     assert all(np.array_equal(a, b) for a, b in zip(expected[:3], found[:3], strict=True))
     assert found[3] == core.value_range(expected[0])
     # codes stand for x with mean 0 and deviation 1, but for the scale gamma inv_std
     normalized, ones = codes.astype(F) / 16, np.ones(cols, F)
-    dx, dgamma, dbeta, _ = core.batchnorm_backward(codes, dy, gamma, mean, inv_std, signs=signs)
+    dx, dgamma, dbeta, _ = core.batchnorm_backward(codes, dy, gamma, mean, inv_std, relu_mask=mask)
     other, dgamma_, dbeta_, _ = core.batchnorm_backward(normalized, masked, gamma * inv_std, np.zeros(cols, F), ones)
     assert np.array_equal(dx, other) and np.array_equal(dgamma, dgamma_) and np.array_equal(dbeta, dbeta_)
 

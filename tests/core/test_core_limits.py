@@ -155,5 +155,5 @@ def test_rows_outside_a_chunk_are_refused(row: int) -> None:
 
 
 def test_signs_are_needed() -> None:
-    with pytest.raises(core.CoreError, match="signs must be a uint8 array"):
+    with pytest.raises(core.CoreError, match="relu_mask must be a uint8 array"):
         core.relu_backward(None, np.ones((4, 4), np.float32))  # type: ignore[arg-type]

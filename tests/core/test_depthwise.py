@@ -114,11 +114,11 @@ def test_add(kernels: str, n: int) -> None:
     a, b = (np.random.default_rng(s).normal(size=n).astype(F) for s in (0, 1))
     expected = a + b
     assert np.array_equal(core.add(a, b)[0], expected)
-    signs = np.empty(core.sign_bytes(n), np.uint8)
-    rectified, found = core.add(a, b, relu=True, signs=signs, find_range=True)
+    mask = np.empty(core.sign_bytes(n), np.uint8)
+    rectified, found = core.add(a, b, relu=True, relu_mask=mask, find_range=True)
     assert np.array_equal(rectified, np.maximum(expected, 0)) and found == (rectified.min(), rectified.max())
-    assert np.array_equal(signs, np.packbits(expected > 0, bitorder="little"))
-    assert np.array_equal(core.relu_backward(signs, core.LazyAdd(a, b)), rectified)
+    assert np.array_equal(mask, np.packbits(expected > 0, bitorder="little"))
+    assert np.array_equal(core.relu_backward(mask, core.LazyAdd(a, b)), rectified)
     assert core.add(a, b, out=a)[0] is a and np.array_equal(a, expected)
 
 
@@ -130,13 +130,13 @@ def test_add_of_sums(kernels: str, shape: tuple[int, ...]) -> None:
     sums = [core.LazyDequant(acc, np.full(shape[-1], i, np.int32), 0.5) for i, acc in enumerate(codes, 1)]
     values = [s.materialize() for s in sums]
     expected = values[0] + values[1]
-    signs = np.packbits(expected > 3, bitorder="little")
+    mask = np.packbits(expected > 3, bitorder="little")
     for a, b in ((sums[0], sums[1]), (sums[0], values[1]), (values[0], sums[1])):
         assert np.array_equal(core.add(a, b)[0], expected)
-        assert np.array_equal(core.relu_backward(signs, core.LazyAdd(a, b)), np.where(expected > 3, expected, 0))
-    assert np.array_equal(core.relu_backward(signs, sums[0]), np.where(expected > 3, values[0], 0))
+        assert np.array_equal(core.relu_backward(mask, core.LazyAdd(a, b)), np.where(expected > 3, expected, 0))
+    assert np.array_equal(core.relu_backward(mask, sums[0]), np.where(expected > 3, values[0], 0))
     pair = core.LazyAdd(*sums)
-    assert np.array_equal(core.relu_backward(signs, pair, out=core.reuse_buffer(pair)), np.where(expected > 3, expected, 0))
+    assert np.array_equal(core.relu_backward(mask, pair, out=core.reuse_buffer(pair)), np.where(expected > 3, expected, 0))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 8, 8, 64), (2, 7, 5, 33), (40, 4, 4, 600)])

@@ -93,7 +93,7 @@ def digest(method: str, seed: int, steps: int, model: str = "mlp", records: bool
     if not methods.METHODS[method].batchnorm:
         config = replace(config, batchnorm=False)
     run = train.Run(config, dataset=data.load("fashion-mnist-5k"))
-    run.records = records
+    run.allow_replay = records
     for _ in range(steps):
         run.train_step()
     return run.digest()
@@ -223,7 +223,7 @@ def test_a_run_goes_on_in_both_processes(steps: int) -> None:
 
     def begun() -> train.Run:
         run = train.Run(batch, dataset=data.load("fashion-mnist-5k"))
-        run.records = True
+        run.allow_replay = True
         go(run, steps)
         return run
 

@@ -192,7 +192,7 @@ def config(config: dict) -> train.Config:
 
 def steps(options: dict, count: int, records: bool, first: int = 1) -> train.Run:
     run = train.Run(config(options))
-    run.records, run.step = records, first - 1
+    run.allow_replay, run.step = records, first - 1
     run.losses = [run.train_step() for _ in range(count)]
     return run
 
@@ -294,7 +294,7 @@ def test_steps_that_are_observed_are_not_replayed() -> None:
     plain = steps({}, 9, False)
     for options, found in (({"count_overflow": 3}, "overflow"), ({"measure": 3}, "measures")):
         run = train.Run(train.Config(**CONFIG | options))
-        run.records = True
+        run.allow_replay = True
         if "measure" in options:
             run.meter = measure.Meter(run.layers, run.data.train_images.shape[1:], run.registers.accumulator)
         seen = []
@@ -308,7 +308,7 @@ def test_evaluation_between_recorded_steps() -> None:
     runs = []
     for records in (False, True):
         run = train.Run(train.Config(**CONFIG))
-        run.records = records
+        run.allow_replay = records
         seen = []
         for _ in range(6):
             run.train_step()
@@ -410,7 +410,7 @@ def test_a_register_is_kept_on_the_clock(name: str) -> None:
     for timed in (False, True):
         run = train.Run(train.Config(model="mlp", batch_size=20, accumulator=name))
         step = stepper(run, Clock(), []) if timed else run.train_step
-        run.records = False
+        run.allow_replay = False
         for _ in range(3):
             step()
         digests.add(run.digest())

@@ -11,7 +11,7 @@ from kit.registers import PRODUCTS, Stop, operands, passes, slow_passes, stop_af
 
 from octosim import graph, train
 from octosim.engine.nodes import Convolution, FullProduct
-from octosim.engine.registers import WIDTHS, InRegister, Registers, as_record, check
+from octosim.engine.registers import WIDTHS, AccumulatorModel, EmulatedProduct, as_record, check
 from octosim.errors import OctosimError
 from octosim.numerics import ACCUMULATORS, EXACT32
 
@@ -25,10 +25,10 @@ def test_against_slow_loops(product, name: str) -> None:
     how = ACCUMULATORS[name]
     x, w, dy = operands(product)
     expected = slow_passes(product, x, w, dy, -7, how)
-    registers = Registers(how)
-    plain = passes(InRegister("layer", product, registers), x, w, dy, -7)
+    registers = AccumulatorModel(how)
+    plain = passes(EmulatedProduct("layer", product, registers), x, w, dy, -7)
     registers.counting = True
-    counted = passes(InRegister("layer", product, registers), x, w, dy, -7)
+    counted = passes(EmulatedProduct("layer", product, registers), x, w, dy, -7)
     exact = passes(product, x, w, dy, -7)
     for (layer, pass_, count), (key, rows) in zip(registers.counts, expected.items(), strict=True):
         assert (layer, pass_) == ("layer", key)
@@ -49,17 +49,17 @@ def test_wide_registers_are_exact(product, name: str) -> None:
     how = ACCUMULATORS[name]
     x, w, dy = operands(product, largest=31)
     exact = passes(product, x, w, dy, 3)
-    found = passes(InRegister("layer", product, Registers(how)), x, w, dy, 3)
+    found = passes(EmulatedProduct("layer", product, AccumulatorModel(how)), x, w, dy, 3)
     assert all(np.array_equal(exact[key], found[key]) for key in exact)
-    counting = Registers(how, counting=True)
-    found = passes(InRegister("layer", product, counting), x, w, dy, 3)
+    counting = AccumulatorModel(how, counting=True)
+    found = passes(EmulatedProduct("layer", product, counting), x, w, dy, 3)
     assert all(np.array_equal(exact[key], found[key]) for key in exact) and len(counting.counts) == 3
 
 
 def test_float32_goes_through() -> None:
     product = PRODUCTS[0]
     x, w, dy = (v.astype(np.float32) for v in operands(product))
-    found = passes(InRegister("layer", product, Registers(ACCUMULATORS["acc8"])), x, w, dy, 0)
+    found = passes(EmulatedProduct("layer", product, AccumulatorModel(ACCUMULATORS["acc8"])), x, w, dy, 0)
     exact = passes(product, x, w, dy, 0)
     assert all(np.array_equal(exact[key], found[key]) for key in exact)
 

@@ -99,7 +99,7 @@ def test_every_method_learns_from_float32(blobs: dict[str, Path], method: str, k
     digests = set()
     for records in (False, True):
         run = train.Run(config)
-        run.records = records
+        run.allow_replay = records
         while run.step < run.steps:
             record = run.advance()
         digests.add(run.digest())

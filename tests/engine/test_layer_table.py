@@ -14,7 +14,7 @@ from octosim import engine, methods
 from octosim.bench import peers
 from octosim.engine import layers, plan
 from octosim.engine.nodes import Context
-from octosim.engine.registers import Registers
+from octosim.engine.registers import AccumulatorModel
 from octosim.errors import OctosimError
 from octosim.graph import model_file
 from octosim.methods import int8
@@ -26,7 +26,7 @@ def build(name: str, method: str = "fp32", seed: int = 1) -> tuple[engine.Networ
     rng = np.random.default_rng(seed)
     for node in network.nodes:
         for key in {"b", "gamma", "beta", "positions", "token"} & set(node.params):
-            if key not in node.still:
+            if key not in node.zero_grad_params:
                 node.params[key] += rng.normal(0, 0.3, node.params[key].shape).astype(np.float32)
     return network, rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, 4, 4).astype(np.int32)
 
@@ -72,7 +72,7 @@ def test_octo_trains_it(name: str) -> None:
         losses.append(float(network.gradients(images, labels, Context(True, 0, step))[0]))
         for node in network.nodes:
             for key, g in node.grads.items():
-                if key not in node.still:
+                if key not in node.zero_grad_params:
                     node.params[key] -= np.float32(0.02) * g
             node.known.clear()
     expected = float(real.gradients(images, labels, Context(True, 0, 1))[0])
@@ -106,7 +106,7 @@ def passed(name: str, register: str | None = None, counting: bool = False) -> tu
     """Loss and gradients of a pass of octo, its products in a register."""
     network, images, labels = build(name, "octo")
     if register:
-        registers = Registers(ACCUMULATORS[register], counting=counting)
+        registers = AccumulatorModel(ACCUMULATORS[register], counting=counting)
         registers.install(network.nodes)
     loss = float(network.gradients(images, labels, Context(True, 0, 1))[0])
     if counting:

@@ -141,9 +141,9 @@ def gradients(network: engine.Network, model: object, images: np.ndarray, labels
 
     def copying(*arguments: object, **named: object) -> None:
         for node in network.nodes:
-            if node.saved.get("signs") is not None:
+            if node.saved.get("relu_mask") is not None:
                 gate = node if isinstance(node.layer, ReLU) else next(n for n in network.nodes if n.inputs[0] == node.index)
-                getattr(model, str(gate.index)).signs = node.saved["signs"].copy()
+                getattr(model, str(gate.index)).signs = node.saved["relu_mask"].copy()
         backward(*arguments, **named)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:

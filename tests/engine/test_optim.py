@@ -179,7 +179,7 @@ def test_still_parameters_have_no_gradient(method: str) -> None:
     cls = methods.METHODS[method]
     run = train.Run(train.Config(model="lenet5", method=method, batch_size=20, batchnorm=cls.batchnorm))
     run.network.gradients(*run.batch(1), Context(True, 0, 1))
-    still = [(node, key) for node in run.network.nodes for key in node.still]
+    still = [(node, key) for node in run.network.nodes for key in node.zero_grad_params]
     assert bool(still) == cls.batchnorm
     for node, key in still:
         assert node.grads[key].shape == node.params[key].shape and not node.grads[key].any(), (node.name, key)

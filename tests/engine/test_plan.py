@@ -31,7 +31,7 @@ def test_a_dry_plan_is_what_a_step_records(method: str, optimizer: str) -> None:
     """Call by call, with operands and keys; the tape keeps no memory from being used again."""
     batchnorm = methods.METHODS[method].batchnorm
     run = train.Run(train.Config(model="lenet5", method=method, optimizer=optimizer, batch_size=20, batchnorm=batchnorm))
-    run.records = True
+    run.allow_replay = True
     run.train_step()
     taken = run.network.pool.most
     run.train_step()
@@ -113,7 +113,7 @@ WITH_SCALE = (Conv2d(4, 3, 3), Scale(), ReLU(), Flatten(), Linear(10))
 @pytest.mark.parametrize("method", ["octo", "fp32"])
 def test_a_layer_from_outside_trains_and_is_priced(method: str) -> None:
     run = train.Run(train.Config(method=method, batch_size=20, model="outside"), WITH_SCALE)
-    run.records = True
+    run.allow_replay = True
     losses = [run.train_step() for _ in range(6)]
     assert run.recorded.tape and losses[-1] != losses[0]
     made = plan.plan(plan.dry(WITH_SCALE, (28, 28, 1), run.method), 20)

@@ -16,7 +16,7 @@ from kit.cli import octosim
 
 from octosim import core, train
 from octosim.engine import nodes, quantizers
-from octosim.engine.registers import InRegister, Registers
+from octosim.engine.registers import AccumulatorModel, EmulatedProduct
 from octosim.errors import OctosimError
 from octosim.evidence import golden
 from octosim.numerics import ACCUMULATORS, Rounding, find
@@ -169,8 +169,8 @@ def test_npz(model: str, accumulator: str, tmp_path: Path) -> None:
         assert {len(line) for line in lines} == {2 * v[name].itemsize}
         big = np.dtype(f">i{v[name].itemsize}")
         assert np.array_equal(np.frombuffer(bytes.fromhex("".join(lines)), big), v[name].ravel())
-    registers = Registers(ACCUMULATORS[accumulator])
-    product = InRegister("conv2", nodes.Convolution(g), registers)
+    registers = AccumulatorModel(ACCUMULATORS[accumulator])
+    product = EmulatedProduct("conv2", nodes.Convolution(g), registers)
     assert np.array_equal(product.forward(v["x"], v["w"], x_zero=int(v["x_zero"])), v["forward"])
     assert np.array_equal(product.weight_grad(v["x"], v["dy"], x_zero=int(v["x_zero"])), v["dw"])
     assert np.array_equal(product.input_grad(v["dy"], v["w"]), v["dx"])

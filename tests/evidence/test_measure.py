@@ -22,7 +22,7 @@ from octosim import core, engine, methods, train
 from octosim.engine import probes
 from octosim.engine.layers import Flatten, Linear, Reshape
 from octosim.engine.nodes import Context, Convolution, FullProduct
-from octosim.engine.registers import Registers, exact_sums, multiply, x_windows
+from octosim.engine.registers import AccumulatorModel, exact_sums, multiply, x_windows
 from octosim.methods.fp32 import Fp32
 from octosim.methods.octo import Octo
 from octosim.numerics import EXACT32
@@ -379,7 +379,7 @@ def replace_params(node, w):
 
 def rows_of(network: engine.Network, run: train.Run) -> dict[tuple[str, str, str, str], dict[str, Any]]:
     """A measured pass of another network in the place of a run's."""
-    registers = Registers(EXACT32)
+    registers = AccumulatorModel(EXACT32)
     registers.install(network.nodes)
     context = Context(training=True, seed=0, step=1)
     batch = run.batch(1)

@@ -394,7 +394,7 @@ def trained(method: str, seed: int, recorded: bool) -> str:
 
     network, images = REFERENCE / "small.toml", REFERENCE / "small.npz"
     run = train.Run(train.Config(model=str(network), data=str(images), method=method, batch_size=10, seed=seed))
-    run.records = recorded
+    run.allow_replay = recorded
     for _ in range(8):
         run.train_step()
     return run.digest()

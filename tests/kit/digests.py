@@ -160,7 +160,7 @@ def outcome(config: Config, records: bool = True) -> str:
 
     records: whether steps may be recorded and replayed."""
     run = Run(config)
-    run.records = records
+    run.allow_replay = records
     try:
         for _ in range(run.steps):
             run.train_step()

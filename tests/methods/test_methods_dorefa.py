@@ -36,7 +36,7 @@ def test_three_steps(kw: int, ka: int, kg: int, edges: str) -> None:
         node, x, w, dy = seen["node"], seen["x"], seen["w"], seen["dy"]
         names.append(node.name)
         plain = edges == "float" and node.name in ("conv1", "fc2")
-        assert node.edge == (node.name in ("conv1", "fc2"))
+        assert node.is_first_or_last == (node.name in ("conv1", "fc2"))
         w_q, slope, x_q, inside = w.astype(float), 1.0, x.astype(float), 1.0
         if kw == 1 and not plain:
             w_q = np.where(w < 0, -1, 1) * np.abs(w.astype(float)).mean()

@@ -43,7 +43,7 @@ def run_of(stack=PLAIN, method: str = "octo", **settings) -> train.Run:
 
 
 def taken_steps(run: train.Run, steps: int, records: bool = False) -> train.Run:
-    run.records = records
+    run.allow_replay = records
     for _ in range(steps):
         run.train_step()
     return run
@@ -277,7 +277,7 @@ def test_frozen_statistics_are_constants(method: str, keep: dict, relu: bool) ->
     dx = network.passes[0].input_grad(node, dy.copy(), network.method, context)
     np.testing.assert_allclose(dx, dy * signs * gamma * inverse, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(node.grads["beta"], (dy * signs).sum((0, 1, 2)), rtol=1e-4, atol=1e-4)
-    codes = np.clip(np.rint(normal * 16), -127, 127) / 16 if network.method.compact else normal
+    codes = np.clip(np.rint(normal * 16), -127, 127) / 16 if network.method.saves_int8 else normal
     np.testing.assert_allclose(node.grads["gamma"], (dy * signs * codes).sum((0, 1, 2)), rtol=1e-3, atol=1e-2)
     np.testing.assert_array_equal(node.state["mean"], mean.astype(np.float32))
 

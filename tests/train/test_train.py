@@ -71,7 +71,7 @@ def digests_of(config: train.Config, stack: Stack | None = None) -> list[tuple[s
         core.set_isa(isa)
         core.set_threads(threads)
         run = train.Run(config, stack)
-        run.records = len(made) % 2 == 1
+        run.allow_replay = len(made) % 2 == 1
         losses = tuple(run.train_step() for _ in range(run.steps))
         made.append((run.digest(), losses))
     assert len(made) >= 3
@@ -116,7 +116,7 @@ def test_digest_of_octos_variants(parameters: dict, optimizer: str, restore_core
         core.set_isa(isa)
         core.set_threads(threads)
         run = train.Run(train.Config(model="lenet5", parameters=parameters, optimizer=optimizer, batch_size=50))
-        run.records = threads == 2
+        run.allow_replay = threads == 2
         for _ in range(4):
             run.train_step()
         digests.add(run.digest())
@@ -519,7 +519,7 @@ def test_every_seed_trains_the_same_recorded_and_not(seed: int) -> None:
     digests = set()
     for records in (False, True):
         run = train.Run(train.Config(model="mlp", method="jetfire", augment="crop-flip", seed=seed, batch_size=10, steps=3))
-        run.records = records
+        run.allow_replay = records
         for _ in range(3):
             run.train_step()
         digests.add(run.digest())
@@ -531,7 +531,7 @@ def test_every_seed_trains_the_same_recorded_and_not(seed: int) -> None:
 def test_what_a_finite_loss_hides_is_found(records: bool, where: str) -> None:
     """max(NaN, 0) is 0 in a ReLU, and running statistics are not used in training: only the state shows it."""
     run = train.Run(train.Config(model="lenet5", method="fp32", **SHORT))
-    run.records = records
+    run.allow_replay = records
     for _ in range(3):
         run.train_step()
     tensors = next(held for node in run.network.nodes for held in (node.params, node.state) if where in held)

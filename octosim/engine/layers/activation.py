@@ -26,13 +26,13 @@ class ReLU(Unweighted):
         return in_shape
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        signs = node.saved["signs"] = node.buffer((core.sign_bytes(x.size),), np.uint8)
+        relu_mask = node.saved["relu_mask"] = node.buffer((core.sign_bytes(x.size),), np.uint8)
         out = x if node.in_place else node.buffer(x.shape, np.float32)
-        y, node.found = core.relu(x, signs=signs, find_range=method.compact, out=out)
+        y, node.output_range = core.relu(x, relu_mask=relu_mask, find_range=method.saves_int8, out=out)
         return y
 
     def input_grad(self, node: Node, dy: Any, method: Method, context: Context) -> Any:
-        return core.relu_backward(node.saved["signs"], dy, out=dy)
+        return core.relu_backward(node.saved["relu_mask"], dy, out=dy)
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
         return nn.ReLU()
@@ -55,7 +55,7 @@ class _Gated(Unweighted):
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         gate = node.buffer((core.sign_bytes(x.size),), np.uint8) if context.training else None
         out = x if node.in_place else node.buffer(x.shape, np.float32)
-        y, node.found = core.activation(self.function, x, *self.ends, gate=gate, find_range=method.compact, out=out)
+        y, node.output_range = core.activation(self.function, x, *self.ends, gate=gate, find_range=method.saves_int8, out=out)
         node.saved["gate"] = gate
         return y
 
@@ -164,7 +164,7 @@ class _Smooth(Unweighted):
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         free = node.in_place and (self.keeps or not context.training)
         out = x if free else node.buffer(x.shape, np.float32)
-        y, node.found = core.activation(self._function, x, find_range=method.compact, out=out)
+        y, node.output_range = core.activation(self._function, x, find_range=method.saves_int8, out=out)
         node.saved["kept"] = y if self.keeps else x
         return y
 

@@ -27,22 +27,22 @@ class Add(Unweighted):
 
     def forward(self, node: Node, x: tuple[Array, Array], method: Method, context: Context) -> Array:
         shape = (len(x[0]), *node.out_shape)
-        signs = node.saved["signs"] = node.buffer((core.sign_bytes(math.prod(shape)),), np.uint8) if self.relu else None
+        relu_mask = node.saved["relu_mask"] = node.buffer((core.sign_bytes(math.prod(shape)),), np.uint8) if self.relu else None
         out = x[0] if node.in_place and x[0].shape == shape else node.buffer(shape, np.float32)
         if node.in_shapes[0] == node.in_shapes[1]:
-            y, node.found = core.add(*x, relu=self.relu, signs=signs, find_range=method.compact, out=out)
+            y, node.output_range = core.add(*x, relu=self.relu, relu_mask=relu_mask, find_range=method.saves_int8, out=out)
             return y
         a, b = (widened(core.materialize_in_place(each), out.ndim) for each in x)
         y = core.plus(a, b, out)
         if self.relu:
-            y, node.found = core.relu(y, signs=signs, find_range=method.compact, out=out)
+            y, node.output_range = core.relu(y, relu_mask=relu_mask, find_range=method.saves_int8, out=out)
         return y
 
     def input_grad(self, node: Node, dy: Array | core.LazyAdd, method: Method, context: Context) -> tuple[Array, Array]:
         """dy for each branch; a copy for one, since both may write over theirs, unless the first leaves it as it is.  An input
         that was broadcast gets sums."""
         if self.relu:
-            dy = core.relu_backward(node.saved["signs"], dy, out=core.reuse_buffer(dy))
+            dy = core.relu_backward(node.saved["relu_mask"], dy, out=core.reuse_buffer(dy))
         assert not isinstance(dy, core.LazyAdd)
         whole = [node.out_shape == shape for shape in node.in_shapes]
         if not all(whole):

@@ -52,15 +52,15 @@ class Attention(Unweighted):
     def forward(self, node: Node, x: tuple[Array, Array, Array], method: Method, context: Context) -> Array:
         q, k, v = x
         products = self._products(node, len(q))
-        weights = method.multiply(node, SCORES, node.through(products[SCORES]), q, k, context)
+        weights = method.multiply(node, SCORES, node.product_hook(products[SCORES]), q, k, context)
         weights = node.saved["weights"] = core.softmax(weights, self._scale(node), out=weights)
-        return method.multiply(node, MIXTURE, node.through(products[MIXTURE]), weights, v, context)
+        return method.multiply(node, MIXTURE, node.product_hook(products[MIXTURE]), weights, v, context)
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> tuple[Array, Array, Array]:
         products, weights = self._products(node, len(dy)), node.saved["weights"]
-        dweights, dv = method.multiply_grads(node, MIXTURE, node.through(products[MIXTURE]), dy, context)
+        dweights, dv = method.multiply_grads(node, MIXTURE, node.product_hook(products[MIXTURE]), dy, context)
         dscores = core.softmax_backward(weights, dweights, self._scale(node), out=dweights)
-        dq, dk = method.multiply_grads(node, SCORES, node.through(products[SCORES]), dscores, context)
+        dq, dk = method.multiply_grads(node, SCORES, node.product_hook(products[SCORES]), dscores, context)
         return dq, dk, dv
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:

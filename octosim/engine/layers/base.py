@@ -207,7 +207,7 @@ class Weighted(Layer):
         node.params["w"] = w
         node.params["b"] = np.zeros(shape[0], np.float32) if b is None else b
         if node.normalized or not self.bias:
-            node.still.add("b")
+            node.zero_grad_params.add("b")
         method.init(node, seed or 0)
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
@@ -241,7 +241,7 @@ class Weighted(Layer):
             for name, values in node.grads.items():
                 observer.add(node.name, "dW", f"gradient of {name}", values)
         # of a normalized layer only rounding would move it, and the running mean could not follow
-        if "b" in node.still and "b" in node.trained:
+        if "b" in node.zero_grad_params and "b" in node.trained:
             node.grads["b"] = np.zeros_like(node.chosen("b"))
         return error
 

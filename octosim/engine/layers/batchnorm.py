@@ -48,22 +48,22 @@ class BatchNorm(Unweighted):
         if isinstance(x, core.LazyDequant) and x.add.size != node.in_shape[-1]:
             x = core.materialize_in_place(x)
         # the values in float32 stay only where the backward pass takes them
-        free = node.in_place and (method.compact or not context.training)
+        free = node.in_place and (method.saves_int8 or not context.training)
         out = core.reuse_buffer(x) if free else node.buffer(x.shape, np.float32)
         columns = (p["gamma"], p["beta"], s["mean"], s["var"])
         if not context.training:
             return core.batchnorm_inference(x, *columns, eps=self.eps, relu=self.relu, out=out)
         if node.running:
             return self._forward_running(node, x, method, out)
-        if not method.compact:
+        if not method.saves_int8:
             x = core.materialize_in_place(x)
-        codes = node.buffer(x.shape, np.int8) if method.compact else None
-        signs = node.buffer((core.sign_bytes(out.size),), np.uint8) if self.relu else None
-        y, mean, inv_std, node.found = core.batchnorm_forward(
-            x, *columns, eps=self.eps, momentum=self.momentum, relu=self.relu, codes=codes, signs=signs,
-            find_range=method.compact, out=out,
+        codes = node.buffer(x.shape, np.int8) if method.saves_int8 else None
+        relu_mask = node.buffer((core.sign_bytes(out.size),), np.uint8) if self.relu else None
+        y, mean, inv_std, node.output_range = core.batchnorm_forward(
+            x, *columns, eps=self.eps, momentum=self.momentum, relu=self.relu, codes=codes, relu_mask=relu_mask,
+            find_range=method.saves_int8, out=out,
         )  # fmt: skip
-        node.saved.update(x=x if codes is None else codes, mean=mean, inv_std=inv_std, signs=signs)
+        node.saved.update(x=x if codes is None else codes, mean=mean, inv_std=inv_std, relu_mask=relu_mask)
         return y
 
     def _forward_running(self, node: Node, x: core.Values, method: Method, out: Array) -> Array:
@@ -75,20 +75,20 @@ class BatchNorm(Unweighted):
                 x, np.ones_like(p["gamma"]), np.zeros_like(p["beta"]), s["mean"], s["var"], eps=self.eps,
                 out=node.buffer(x.shape, np.float32),
             )  # fmt: skip
-            if method.compact:
+            if method.saves_int8:
                 normal = core.quantize(normal, 1 / NORMAL_STEP, out=node.buffer(x.shape, np.int8))
             node.saved["normal"] = normal
         y = core.batchnorm_inference(x, p["gamma"], p["beta"], s["mean"], s["var"], eps=self.eps, out=out)
         if self.relu:
-            signs = node.saved["signs"] = node.buffer((core.sign_bytes(y.size),), np.uint8)
-            y, node.found = core.relu(y, signs=signs, find_range=method.compact, out=y)
+            relu_mask = node.saved["relu_mask"] = node.buffer((core.sign_bytes(y.size),), np.uint8)
+            y, node.output_range = core.relu(y, relu_mask=relu_mask, find_range=method.saves_int8, out=y)
         return y
 
     def _backward_running(self, node: Node, dy: core.Values) -> Array:
         """dy times gamma / deviation; the statistics are constants."""
         p, saved = node.params, node.saved
         out = node.buffer(dy.shape, np.float32) if self.keeps_dy else core.reuse_buffer(dy)
-        dy = core.relu_backward(saved["signs"], dy, out=out) if self.relu else core.materialize_in_place(dy)
+        dy = core.relu_backward(saved["relu_mask"], dy, out=out) if self.relu else core.materialize_in_place(dy)
         if node.trains("gamma"):
             normal = saved["normal"]
             if normal.dtype == np.int8:
@@ -104,9 +104,9 @@ class BatchNorm(Unweighted):
         saved = node.saved
         if node.running:
             return self._backward_running(node, dy)
-        dx, dgamma, dbeta, node.found = core.batchnorm_backward(
-            saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], signs=saved["signs"],
-            find_range=method.compact, out=node.buffer(dy.shape, np.float32) if self.keeps_dy else core.reuse_buffer(dy),
+        dx, dgamma, dbeta, node.output_range = core.batchnorm_backward(
+            saved["x"], dy, node.params["gamma"], saved["mean"], saved["inv_std"], relu_mask=saved["relu_mask"],
+            find_range=method.saves_int8, out=node.buffer(dy.shape, np.float32) if self.keeps_dy else core.reuse_buffer(dy),
         )  # fmt: skip
         node.grads.update(gamma=dgamma, beta=dbeta)
         return dx

@@ -112,7 +112,7 @@ class Conv2d(_Windows):
         return (self.filters, *pair(self.kernel), in_shape[2] // self.groups)
 
     def product(self, node: Node, batch: int) -> Product:
-        return node.through(Convolution(self.geometry(node.in_shape, batch, self.filters, self.groups)))
+        return node.product_hook(Convolution(self.geometry(node.in_shape, batch, self.filters, self.groups)))
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
         return self._peer(nn, shapes[0][-1], self.filters, self.groups)
@@ -160,8 +160,8 @@ class DepthwiseConv2d(_Windows):
     def product(self, node: Node, batch: int) -> Product:
         g = self._geometry(node.in_shape, batch)
         if self.multiplier == 1 and g.dilation == 1:
-            return node.through(Depthwise(core.Conv(*g.numbers[:9])))
-        return node.through(Convolution(g))
+            return node.product_hook(Depthwise(core.Conv(*g.numbers[:9])))
+        return node.product_hook(Convolution(g))
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
         channels = shapes[0][-1]

@@ -35,7 +35,7 @@ class Linear(Weighted):
         return replace(self, units=count), in_shape[-1]
 
     def product(self, node: Node, batch: int) -> Product:
-        return node.through(FullProduct(batch * elements(node.in_shape[:-1]), node.in_shape[-1], node.out_shape[-1]))
+        return node.product_hook(FullProduct(batch * elements(node.in_shape[:-1]), node.in_shape[-1], node.out_shape[-1]))
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
         return nn.Linear(shapes[0][-1], self.units, self.bias)
