@@ -276,14 +276,14 @@ def _measure_steps(turns: Sequence[tuple[Probe, str]], threads: int, done: Calla
     known: set[str] = set()
     for probe, method in turns:
         every = method in METHODS
-        taken = probe_steps(probe, method, clock_for(threads))
+        timed = probe_steps(probe, method, clock_for(threads))
         if not every:  # of other methods only what they alone call
-            taken = [call for call in taken if call.op.function not in known]
+            timed = [call for call in timed if call.op.function not in known]
         else:
-            known |= {call.op.function for call in taken}
-            before = best.get((probe, method), taken)
-            taken = min(taken, before, key=lambda calls: sum(call.seconds for call in calls))
-        best[probe, method] = taken
+            known |= {call.op.function for call in timed}
+            before = best.get((probe, method), timed)
+            timed = min(timed, before, key=lambda calls: sum(call.seconds for call in calls))
+        best[probe, method] = timed
         done((probe, method))
     return [call for calls in best.values() for call in calls]
 

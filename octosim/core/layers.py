@@ -271,10 +271,10 @@ def lac_backward(
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """dalpha, dmu, doffset from sums = dL/d(compensation); decay is the L2 factor on mu and offset."""
     shape = lac[0].shape
-    made = [output(n, array, F32, shape) for n, array in zip(("dalpha", "dmu", "doffset"), out, strict=True)]
+    gradients = [output(n, array, F32, shape) for n, array in zip(("dalpha", "dmu", "doffset"), out, strict=True)]
     pointers = [pointer(n, v, F32, shape) for n, v in zip(("alpha", "mu", "offset"), lac, strict=True)]
-    ok(lib.octo_lac_backward_f32(sums.size, pointer("sums", sums, F32, shape), *pointers, decay, *(p for _, p in made)))
-    return made[0][0], made[1][0], made[2][0]
+    ok(lib.octo_lac_backward_f32(sums.size, pointer("sums", sums, F32, shape), *pointers, decay, *(p for _, p in gradients)))
+    return gradients[0][0], gradients[1][0], gradients[2][0]
 
 
 # ---- the machine's limits ------------------------------------------------------------------------

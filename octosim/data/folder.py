@@ -87,30 +87,30 @@ def listing(root: Path) -> Listing:
     test_root = next((by_name[name] for name in TEST_FOLDERS if name in by_name), None)
     if "train" not in by_name and test_root is not None and len(top) == 1:
         raise OctosimError(f"{root} has {test_root.name}/ but no train/, expected both, or a folder a class")
-    found = Listing((), [], None)
+    files = Listing((), [], None)
     train_root = by_name.get("train", root)
     if not any(path.is_dir() for path in _entries(train_root)):  # `train` may be a class
         train_root = root
     if train_root == root:
         test_root = None
     known = {train_root, test_root} if train_root != root else set()
-    found.ignored += [path for path in _entries(root) if path not in known and (train_root != root or not path.is_dir())]
-    found.classes = tuple(path.name for path in _entries(train_root) if path.is_dir())
-    if len(found.classes) < 2:
-        some = f"only one folder, {found.classes[0]}/" if found.classes else "no folder"
+    files.ignored += [path for path in _entries(root) if path not in known and (train_root != root or not path.is_dir())]
+    files.classes = tuple(path.name for path in _entries(train_root) if path.is_dir())
+    if len(files.classes) < 2:
+        some = f"only one folder, {files.classes[0]}/" if files.classes else "no folder"
         raise OctosimError(f"{train_root} has {some}, expected a folder of images for each of at least two classes")
-    found.train = _of_classes(found, root, train_root)
-    found.test = _of_classes(found, root, test_root) if test_root else None
-    for part, place in ((found.train, train_root), (found.test, test_root)):
+    files.train = _of_classes(files, root, train_root)
+    files.test = _of_classes(files, root, test_root) if test_root else None
+    for part, place in ((files.train, train_root), (files.test, test_root)):
         if part is None or place is None:
             continue
-        counts = np.bincount([label for _, label in part], minlength=len(found.classes))
+        counts = np.bincount([label for _, label in part], minlength=len(files.classes))
         empty = np.flatnonzero(counts == 0)
         if empty.size and place == train_root:
-            raise OctosimError(f"{place / found.classes[empty[0]]} has no image: class {found.classes[empty[0]]} is empty")
+            raise OctosimError(f"{place / files.classes[empty[0]]} has no image: class {files.classes[empty[0]]} is empty")
         if not part:
             raise OctosimError(f"{place} has no image")
-    return found
+    return files
 
 
 def _is_no_image(path: Path) -> bool:
@@ -294,25 +294,25 @@ class Folder:
         return self.options.share_of(self.path, found.test is not None)
 
     def load(self, progress: Progress | None = None) -> Dataset:
-        found = listing(self.path)
-        share = self._share(found)
+        files = listing(self.path)
+        share = self._share(files)
         pillow()
         try:
-            cached = _Cache.of(self._key(found))
+            cached = _Cache.of(self._key(files))
         except OctosimError:  # a file that cannot be read: decoding tells of all
             cached = None
         with ExitStack() as stack:
             if cached:
                 stack.enter_context(locked(cached.folder.with_suffix(".lock"), "", wait=True))
             read = cached.read() if cached else None
-            arrays, digest, skipped = read or self._decode(found, share, cached, progress)
+            arrays, digest, skipped = read or self._decode(files, share, cached, progress)
         notes = [
-            *_few(" belongs to no class: left out", "files belong to no class", found.ignored),
-            *_few(" is no image: left out", "files are no images", found.others),
+            *_few(" belongs to no class: left out", "files belong to no class", files.ignored),
+            *_few(" is no image: left out", "files are no images", files.others),
             *_few("; left out", "files cannot be used", skipped),
         ]
         path = os.path.abspath(self.path)
-        return Dataset(name_of(self.path), *arrays, found.classes, digest, path, share, tuple(notes))
+        return Dataset(name_of(self.path), *arrays, files.classes, digest, path, share, tuple(notes))
 
     def _decode(
         self, found: Listing, share: float | None, cached: _Cache | None, progress: Progress | None

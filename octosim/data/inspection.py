@@ -52,8 +52,8 @@ def check(
 
 def _look_at_files(source: Folder, image: str | None, report: dict[str, Any], progress: Progress | None) -> str | None:
     """Tries every file; returns the size in which the images can be loaded."""
-    found = listing(source.path)
-    files = found.train + (found.test or [])
+    listed = listing(source.path)
+    files = listed.train + (listed.test or [])
     sizes: Counter[str] = Counter()
     channels = largest = 1
     broken = 0
@@ -70,10 +70,10 @@ def _look_at_files(source: Folder, image: str | None, report: dict[str, Any], pr
             if progress:
                 progress(number, len(files))
     report |= {"files": len(files), "broken": broken, "sizes": dict(sizes.most_common())}
-    report["classes"] = _counts(found)
-    report["warnings"] += [f"{path} belongs to no class: left out" for path in found.ignored]
-    report["warnings"] += [f"{path} is no image: left out" for path in found.others]
-    report["warnings"] += [f"{path} is a link out of the folder" for path in found.outside]
+    report["classes"] = _counts(listed)
+    report["warnings"] += [f"{path} belongs to no class: left out" for path in listed.ignored]
+    report["warnings"] += [f"{path} is no image: left out" for path in listed.others]
+    report["warnings"] += [f"{path} is a link out of the folder" for path in listed.outside]
     if image is None and (len(sizes) > 1 or largest > LARGE):
         image = f"{PREVIEW[0]}x{PREVIEW[1]}x{channels}"
         report["image"] = image

@@ -181,7 +181,7 @@ def _find(name: str) -> tuple[str, Path] | None:
 
 def _contents(path: Path, source: Source) -> list[bytes]:
     """The bytes of source.files, each checked, from a folder or straight from an archive."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     if _is_archive(path):
         members = {f"{BATCH_FOLDER}/{file}": file for file in source.files}
         try:
@@ -190,30 +190,30 @@ def _contents(path: Path, source: Source) -> list[bytes]:
                 for member in archive:
                     stream = archive.extractfile(member) if member.name in members else None
                     if stream is not None:
-                        found[members[member.name]] = stream.read()
-                    if len(found) == len(members):
+                        contents[members[member.name]] = stream.read()
+                    if len(contents) == len(members):
                         break
         except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
             raise OctosimError(f"{path} cannot be unpacked: {error}") from None
-        missing = [file for member, file in members.items() if file not in found]
+        missing = [file for member, file in members.items() if file not in contents]
         if missing:
             raise OctosimError(f"{path} has no {BATCH_FOLDER}/{missing[0]}")
     else:
         for file in source.files:
             place = _file(path, file, source)
             try:
-                found[file] = place.read_bytes()
+                contents[file] = place.read_bytes()
             except OSError as error:
                 raise OctosimError(f"{place} cannot be read: {error.strerror}") from None
     for number, (file, digest) in enumerate(zip(source.files, source.sha256, strict=True)):
         place = path / file if _is_archive(path) else _file(path, file, source)
         if place.name != file and not _is_archive(path):
             digest = source.unpacked[number]
-        sha256 = hashlib.sha256(found[file]).hexdigest()
+        sha256 = hashlib.sha256(contents[file]).hexdigest()
         if sha256 != digest:
-            size = len(found[file])
+            size = len(contents[file])
             raise OctosimError(f"{place} ({size} bytes) has sha256 {sha256}, expected {digest}: truncated or changed?")
-    return [found[file] for file in source.files]
+    return [contents[file] for file in source.files]
 
 
 def _expect(path: Path, images: Array, labels_path: Path, labels: Array, count: int, source: Source) -> None:

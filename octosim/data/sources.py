@@ -112,15 +112,15 @@ def from_arrays(
     return replace(checked(given, Options()), path=None)
 
 
-def _at_size(found: Dataset, options: Options) -> Dataset:
+def _at_size(dataset: Dataset, options: Options) -> Dataset:
     """The data set with images of the size that is asked for; a folder's have it already."""
-    shape = found.train_images.shape[1:]
+    shape = dataset.train_images.shape[1:]
     if options.image is None or shape == options.image:
-        return found
+        return dataset
     if len(shape) != 3:
-        raise ArgumentError(f"{{image}} is for images; {found.name} has vectors of {shape[0]} numbers")
-    if found.train_images.dtype != "uint8":
-        raise ArgumentError(f"{{image}} is for images of bytes; those of {found.name} are {found.train_images.dtype}")
-    images = [folders.resized(part, options.image) for part in (found.train_images, found.test_images)]
-    arrays = images[0], found.train_labels, images[1], found.test_labels
-    return replace(found, train_images=images[0], test_images=images[1], sha256=digest_of(*arrays))
+        raise ArgumentError(f"{{image}} is for images; {dataset.name} has vectors of {shape[0]} numbers")
+    if dataset.train_images.dtype != "uint8":
+        raise ArgumentError(f"{{image}} is for images of bytes; those of {dataset.name} are {dataset.train_images.dtype}")
+    images = [folders.resized(part, options.image) for part in (dataset.train_images, dataset.test_images)]
+    arrays = images[0], dataset.train_labels, images[1], dataset.test_labels
+    return replace(dataset, train_images=images[0], test_images=images[1], sha256=digest_of(*arrays))

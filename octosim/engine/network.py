@@ -336,27 +336,27 @@ def is_covered(method: Method, node: Node) -> bool:
 
 def nodes(network: Graph | Stack, in_shape: tuple[int, ...]) -> list[Node]:
     """Layers with their names, inputs and shapes, without numbers yet; inputs stand before their users."""
-    made: list[Node] = []
+    result: list[Node] = []
     index = {INPUT: -1}
     for entry in as_graph(network).layers:
         inputs = tuple(index[source] for source in entry.inputs)
-        shapes = [made[i].out_shape if i >= 0 else in_shape for i in inputs]
+        shapes = [result[i].out_shape if i >= 0 else in_shape for i in inputs]
         try:
             out_shape = entry.layer.out_shape(*shapes)
         except OctosimError as error:
             raise OctosimError(f"{entry.where}: {error}") from None
-        index[entry.name] = len(made)
-        made.append(Node(entry.name, len(made), entry.layer, shapes[0], out_shape, inputs, in_shapes=tuple(shapes)))
-    weighted = [node for node in made if node.layer.weighted]
+        index[entry.name] = len(result)
+        result.append(Node(entry.name, len(result), entry.layer, shapes[0], out_shape, inputs, in_shapes=tuple(shapes)))
+    weighted = [node for node in result if node.layer.weighted]
     for node in weighted[:1] + weighted[-1:]:
         node.is_first_or_last = True
-    uses = Counter(i for node in made for i in node.inputs)
+    uses = Counter(i for node in result for i in node.inputs)
     behind: dict[int, int] = {-1: -1}  # of each node, the one whose output it or the views before it pass on
-    for node in made:
+    for node in result:
         source = behind[node.inputs[0]]
         passes_on = uses[node.index] == 1 and node.layer.aliases and not node.layer.keeps
         behind[node.index] = source if passes_on else node.index
-        node.in_place = source >= 0 and uses[source] == 1 and not made[source].layer.keeps
+        node.in_place = source >= 0 and uses[source] == 1 and not result[source].layer.keeps
         if isinstance(node.layer, BatchNorm) and node.inputs[0] >= 0 and uses[node.inputs[0]] == 1:
-            made[node.inputs[0]].normalized = True
-    return made
+            result[node.inputs[0]].normalized = True
+    return result

@@ -154,7 +154,7 @@ class Update:
     def _rule(self, node: Node, key: str, lr: core.Number) -> None:
         w, g, slots = node.chosen(key), node.grads[key], self.slots[f"{node.name}.{key}"]
         decay = self.optimizer.decay if key in DECAYED else 0.0
-        found = node.ranges.setdefault(key, core.Range()) if node.outputs is None else None
+        w_range = node.ranges.setdefault(key, core.Range()) if node.outputs is None else None
         try:
             if isinstance(g, core.LazyWeightGrad):
                 rows = max(1, MADE * len(w) // w.size)
@@ -162,13 +162,13 @@ class Update:
                     self.optimizer.update(self.corrections, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
                     for some in (slice(first, first + rows) for first in range(0, len(w), rows))
                 ]
-                if found is not None:
-                    core.join_ranges(parts, found)
+                if w_range is not None:
+                    core.join_ranges(parts, w_range)
             else:
-                self.optimizer.update(self.corrections, lr, decay, w, g, slots, found)
+                self.optimizer.update(self.corrections, lr, decay, w, g, slots, w_range)
         except core.NotFiniteError as error:
             raise core.NotFiniteError(f"layer {node.name}, {key} after the step: {error}") from None
-        if found is not None:
+        if w_range is not None:
             node.known.add(key)
 
     def newton(

@@ -256,17 +256,17 @@ def _title(function: str, kernel: tuple[int, ...] = ()) -> str:
 
 def ops(step: Plan) -> list[Op]:
     """The operations of a step in the order of the layers' passes; an optimizer's are one."""
-    found: list[Op] = []
+    operations: list[Op] = []
     updates: dict[str, int] = {}  # by function, the place in `found`
     for op, _ in merged(step.calls):
         if op.kind != "update" or op.function not in updates:
-            updates |= {op.function: len(found)} if op.kind == "update" else {}
-            found.append(op)
+            updates |= {op.function: len(operations)} if op.kind == "update" else {}
+            operations.append(op)
             continue
         at = updates[op.function]
-        one = _with(found[at], op)
-        found[at] = replace(one, shape=(one.shape[0] + op.shape[0],), groups=one.groups + 1)
-    return found
+        merged_op = _with(operations[at], op)
+        operations[at] = replace(merged_op, shape=(merged_op.shape[0] + op.shape[0],), groups=merged_op.groups + 1)
+    return operations
 
 
 def merged(calls: Sequence[core.Call]) -> list[tuple[Op, list[int]]]:
@@ -278,26 +278,26 @@ def merged(calls: Sequence[core.Call]) -> list[tuple[Op, list[int]]]:
     for at, call in enumerate(calls):
         if call.operands:
             grouped[call.key].append((at, operation(call)))
-    found: list[tuple[Op, list[int]]] = []
-    for some in grouped.values():
-        least = max(op.bytes for _, op in some) / LEAST
-        first, ahead = len(found), list[tuple[int, Op]]()
+    operations: list[tuple[Op, list[int]]] = []
+    for numbered in grouped.values():
+        least = max(op.bytes for _, op in numbered) / LEAST
+        first, ahead = len(operations), list[tuple[int, Op]]()
         beside: list[tuple[int, int]] = []  # bytes that the small calls of each of `found` read and write
-        for at, op in some:
+        for at, op in numbered:
             if op.kind != "elementwise" or op.bytes >= least:
-                found.append((op, [at for at, _ in ahead[::-1]] + [at]))
+                operations.append((op, [at for at, _ in ahead[::-1]] + [at]))
                 beside.append((sum(small.reads for _, small in ahead), sum(small.writes for _, small in ahead)))
                 ahead.clear()
-            elif len(found) > first:
-                found[-1][1].append(at)
+            elif len(operations) > first:
+                operations[-1][1].append(at)
                 beside[-1] = beside[-1][0] + op.reads, beside[-1][1] + op.writes
             else:
                 ahead.append((at, op))
         for number, (reads, writes) in enumerate(beside, first):
             if reads or writes:
-                op = found[number][0]
-                found[number] = replace(op, reads=op.reads + reads, writes=op.writes + writes), found[number][1]
-    return found
+                op = operations[number][0]
+                operations[number] = replace(op, reads=op.reads + reads, writes=op.writes + writes), operations[number][1]
+    return operations
 
 
 def _with(op: Op, small: Op) -> Op:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -236,18 +237,18 @@ def _registers(v: Vectors, pass_: str, held: dict[str, Array]) -> Iterator[Devia
     registers.multiply(registers.EmulatedProduct("", v.product, state), pass_, {name: held[name] for name in held}, v.x_zero)
     needed = state.counts[0][2].overflow.largest_bits
     own = v.accumulator
-    found: dict[str, Accumulator] = {"if sums are exact": ACCUMULATORS["acc32-wrap"]}
+    models: dict[str, Accumulator] = {"if sums are exact": ACCUMULATORS["acc32-wrap"]}
     for bits in range(min(31, needed - 1), 7, -1):
-        found[f"if sums wrap at {bits} bits"] = Accumulator("", bits, "wrap")
-        found[f"if sums saturate at {bits} bits"] = Accumulator("", bits, "saturate")
+        models[f"if sums wrap at {bits} bits"] = Accumulator("", bits, "wrap")
+        models[f"if sums saturate at {bits} bits"] = Accumulator("", bits, "saturate")
     for name in ("maddubs", "vpdpbusds"):
-        found[f"if sums are those of {name}" + ", whose pairs saturate at 16 bits" * (name == "maddubs")] = ACCUMULATORS[name]
-    found["if pairs of products saturate at 16 bits"] = Accumulator("", 32, "wrap", group=2, pair_bits=16)
+        models[f"if sums are those of {name}" + ", whose pairs saturate at 16 bits" * (name == "maddubs")] = ACCUMULATORS[name]
+    models["if pairs of products saturate at 16 bits"] = Accumulator("", 32, "wrap", group=2, pair_bits=16)
     if own.overflow == "saturate":
         for group in {1, 2, 4, 8} - {own.group}:
             after = f"each {group} products" if group > 1 else "each product"
-            found[f"if sums saturate at {own.bits} bits after {after}"] = Accumulator("", own.bits, "saturate", group=group)
-    for text, how in found.items():
+            models[f"if sums saturate at {own.bits} bits after {after}"] = Accumulator("", own.bits, "saturate", group=group)
+    for text, how in models.items():
         if how != own:
             yield Deviation("register", text, lambda o, how=how: _in_register(v, pass_, o, how))
 
@@ -271,7 +272,7 @@ def _corrections(v: Vectors, pass_: str) -> Iterator[Deviation]:
 
 def _codes(v: Vectors, name: str) -> Iterator[Deviation]:
     """Other ways from sums to codes."""
-    own, sums = v.arithmetic, v.numbers[name]
+    arithmetic, sums = v.arithmetic, v.numbers[name]
     multiplier, shift = (np.atleast_1d(v.numbers[f"{name}_{key}"]).astype(np.int64) for key in ("multiplier", "shift"))
     columns = len(shift)
 
@@ -283,20 +284,21 @@ def _codes(v: Vectors, name: str) -> Iterator[Deviation]:
         return apply
 
     for rounding in Rounding:
-        if rounding not in (own.rounding, Rounding.STOCHASTIC, Rounding.PSEUDO_STOCHASTIC):
+        if rounding not in (arithmetic.rounding, Rounding.STOCHASTIC, Rounding.PSEUDO_STOCHASTIC):
             kind = Arithmetic(Requantization.SINGLE_ROUNDING, rounding)
             yield Deviation("codes", f"if codes are rounded {rounding.value}", scaled(kind, multiplier, shift))
-    if own.how is not Requantization.GEMMLOWP and np.all(shift >= 31) and np.all(multiplier > 1):
+    if arithmetic.how is not Requantization.GEMMLOWP and np.all(shift >= 31) and np.all(multiplier > 1):
         kind = Arithmetic(Requantization.GEMMLOWP)
         yield Deviation("codes", "if requantized with gemmlowp's double rounding", scaled(kind, multiplier, shift))
     for by, text in ((1, "one bit too far"), (-1, "one bit too little")):
-        if np.all(shift + by >= (31 if own.how is Requantization.GEMMLOWP else 0)) and np.all(shift + by <= 62):
-            yield Deviation("codes", f"if the shift is off by one: {text}", scaled(own, multiplier, shift + by))
+        if np.all(shift + by >= (31 if arithmetic.how is Requantization.GEMMLOWP else 0)) and np.all(shift + by <= 62):
+            yield Deviation("codes", f"if the shift is off by one: {text}", scaled(arithmetic, multiplier, shift + by))
     if np.all(multiplier >= 1 << 16):
-        yield Deviation("codes", "if the multiplier has 16 bits", scaled(own, (multiplier >> 16) << 16, shift))
-    yield Deviation("codes", "if codes are clamped to -128 .. 127", scaled(own, multiplier, shift, -128))
-    yield Deviation("codes", "if codes are clamped to 0 .. 127, as with a ReLU", scaled(own, multiplier, shift, 0))
-    yield Deviation("codes", "if codes wrap instead of being clamped", lambda values: _wrapped(values, own, multiplier, shift))
+        yield Deviation("codes", "if the multiplier has 16 bits", scaled(arithmetic, (multiplier >> 16) << 16, shift))
+    yield Deviation("codes", "if codes are clamped to -128 .. 127", scaled(arithmetic, multiplier, shift, -128))
+    yield Deviation("codes", "if codes are clamped to 0 .. 127, as with a ReLU", scaled(arithmetic, multiplier, shift, 0))
+    wrapped = partial(_wrapped, own=arithmetic, multiplier=multiplier, shift=shift)
+    yield Deviation("codes", "if codes wrap instead of being clamped", wrapped)
     scale = (multiplier / np.exp2(shift)).astype(np.float32)
 
     def in_float(values: Array) -> Array:
@@ -307,12 +309,12 @@ def _codes(v: Vectors, name: str) -> Iterator[Deviation]:
     if columns > 1:
         one_of = {"of the largest sum": int(np.argmin(scale)), "of the smallest sum": int(np.argmax(scale)), "of channel 0": 0}
         for text, at in one_of.items():
-            one = scaled(own, multiplier[at : at + 1], shift[at : at + 1])
+            one = scaled(arithmetic, multiplier[at : at + 1], shift[at : at + 1])
             yield Deviation("codes", f"if requantized per tensor, with the scale {text}, not per channel", one)
     elif name != "dw" and sums.shape[-1] > 1:
-        each = [own.scale(int(m)) for m in np.abs(sums.astype(np.int64)).reshape(-1, sums.shape[-1]).max(0)]
+        each = [arithmetic.scale(int(m)) for m in np.abs(sums.astype(np.int64)).reshape(-1, sums.shape[-1]).max(0)]
         m, s = (np.array(values, np.int64) for values in zip(*each, strict=True))
-        yield Deviation("codes", "if requantized per channel, not per tensor", scaled(own, m, s))
+        yield Deviation("codes", "if requantized per channel, not per tensor", scaled(arithmetic, m, s))
 
 
 def _exchanged(v: Vectors, name: str, given: Array) -> Iterator[Deviation]:

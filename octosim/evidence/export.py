@@ -376,18 +376,18 @@ def run_onnx(model: bytes, values: Array, optimized: bool) -> Array:
 def tensors(run: train.Run) -> dict[str, Array]:
     """The network's numbers in inference, by "layer.name": w (int8, octosim's layout), w_scale, x_scale, x_zero, add (int32),
     scale of a quantized layer; w and b of another; scale and shift of batch normalization."""
-    found: dict[str, Array] = {}
+    by_name: dict[str, Array] = {}
     for name, layer in weighted(run).items():
         if not layer.quantized:
-            found |= {f"{name}.w": layer.w, f"{name}.b": layer.add}
+            by_name |= {f"{name}.w": layer.w, f"{name}.b": layer.add}
             continue
-        found |= {f"{name}.w": layer.w, f"{name}.add": layer.add, f"{name}.x_zero": np.array([layer.x_zero], np.int32)}
+        by_name |= {f"{name}.w": layer.w, f"{name}.add": layer.add, f"{name}.x_zero": np.array([layer.x_zero], np.int32)}
         for key in ("x_scale", "w_scale", "scale"):
-            found[f"{name}.{key}"] = np.array([getattr(layer, key)], np.float32)
+            by_name[f"{name}.{key}"] = np.array([getattr(layer, key)], np.float32)
     for node in run.network.nodes:
         if isinstance(node.layer, BatchNorm):
-            found |= {f"{node.name}.{key}": v for key, v in {**node.params, **node.state}.items()}
-    return {name: np.ascontiguousarray(v) for name, v in found.items()}
+            by_name |= {f"{node.name}.{key}": v for key, v in {**node.params, **node.state}.items()}
+    return {name: np.ascontiguousarray(v) for name, v in by_name.items()}
 
 
 # ---- the whole --------------------------------------------------

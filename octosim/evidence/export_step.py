@@ -189,21 +189,21 @@ def program(run: train.Run, compiler: Sequence[str] = ("cc",)) -> Program:
     """
     c = run.config
     about = f"model {c.model}, data {run.data.name}, method {c.method}, seed {c.seed}, {run.steps} steps".replace("*/", "* /")
-    made = record(run)
-    w = Writer(made)
-    steps = [w.step(number, tape) for number, tape in enumerate(made.steps)]
-    functions = sorted({call.function for tape in made.steps for call in tape.made})
+    recording = record(run)
+    w = Writer(recording)
+    steps = [w.step(number, tape) for number, tape in enumerate(recording.steps)]
+    functions = sorted({call.function for tape in recording.steps for call in tape.made})
     declared, defined = core_source.source([*functions, *core_source.RUNTIME])
     header = HEADER.format(
-        about=about, batch=len(made.images), pixels=math.prod(made.images.shape[1:]), steps=run.steps,
-        tensors=len(made.tensors), pixel=TYPES[made.images.dtype], label=TYPES[_label(run)],
+        about=about, batch=len(recording.images), pixels=math.prod(recording.images.shape[1:]), steps=run.steps,
+        tensors=len(recording.tensors), pixel=TYPES[recording.images.dtype], label=TYPES[_label(run)],
     )  # fmt: skip
     top = HEAD.format(about=about) + declared
-    body = f"{defined}\n{_memory(w)}\n" + "\n".join(steps) + _interface(made, w)
-    needed = _scratch(header, top, body, made, compiler)
+    body = f"{defined}\n{_memory(w)}\n" + "\n".join(steps) + _interface(recording, w)
+    needed = _scratch(header, top, body, recording, compiler)
     main = (importlib.resources.files("octosim.evidence") / "training_main.c").read_text(encoding="utf-8")
     files = {"training.h": header, "training.c": top + _runtime(needed) + body, "main.c": main}
-    return Program(files, {"state": w.state, "values": made.room, "scratch": sum(needed.values())}, w.flash, made)
+    return Program(files, {"state": w.state, "values": recording.room, "scratch": sum(needed.values())}, w.flash, recording)
 
 
 def _memory(w: Writer) -> str:
@@ -215,27 +215,27 @@ def _memory(w: Writer) -> str:
     )  # fmt: skip
 
 
-def _interface(made: Recording, w: Writer) -> str:
-    rates, tensors = len(made.numbers), []
-    for name, tensor in sorted(made.tensors.items()):
+def _interface(recording: Recording, w: Writer) -> str:
+    rates, tensors = len(recording.numbers), []
+    for name, tensor in sorted(recording.tensors.items()):
         text = json.dumps(f"{name} {tensor.dtype.str} {tensor.shape}\n")
         where = w.pointer(address_of(tensor), TYPES[tensor.dtype]) if tensor.nbytes else '""'
         tensors.append(f"    {{{text}, {where}, {tensor.nbytes}}}")
     rows = []
-    for entry in made.schedule:
+    for entry in recording.schedule:
         rows.append(f"    {{{entry.first}u, {entry.index}, {{{', '.join(float(n).hex() for n in entry.numbers)}}}}}")
     w.flash += len(rows) * (8 + 8 * rates)
-    losses = [w.value(tape.loss, made.memory.at(tape.loss).kind) for tape in made.steps]
+    losses = [w.value(tape.loss, recording.memory.at(tape.loss).kind) for tape in recording.steps]
     lines = ["    switch (schedule[row].step) {"]
     for number, loss in enumerate(losses):
         lines.append(f"    case {number}: status = step_{number}(images); *loss = (float){loss}; break;")
     lines += ["    default: break;", "    }"]
-    counters = [name for name in made.tensors if name.rpartition(".")[2] in made.run.method.counters]
+    counters = [name for name in recording.tensors if name.rpartition(".")[2] in recording.run.method.counters]
     cleared = "\n".join(f"        memset({(held := w.tensor(name))}, 0, sizeof {held});" for name in counters)
     if cleared:
-        ends = f"steps_done % {made.run.steps_per_epoch}u == 0 || steps_done == OCTOSIM_STEPS"
+        ends = f"steps_done % {recording.run.steps_per_epoch}u == 0 || steps_done == OCTOSIM_STEPS"
         lines.append(f"    if ({ends}) {{ /* an epoch's counters */\n{cleared}\n    }}")
-    counts = ", ".join(str(tape.images) for tape in made.steps)
+    counts = ", ".join(str(tape.images) for tape in recording.steps)
     return f"""
 /* ---- steps ---- */
 

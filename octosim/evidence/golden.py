@@ -103,20 +103,20 @@ def vectors(node: Node, observed: probes.Observed, how: Accumulator) -> dict[str
     if seen.get(("forward", "x"), np.empty(0)).dtype != np.int8 or ("dW", "dy") not in seen:
         raise OctosimError(f"layer {node.name} has no int8 products to make vectors of")
     product, x_zero = observed.products[node.name, "forward"]
-    found: dict[str, Any] = {"x": seen["forward", "x"], "w": seen["forward", "w"], "dy": seen["dW", "dy"]}
-    found |= {name: seen[pass_, "sums"] for pass_, name in SUMS.items() if (pass_, "sums") in seen}
+    numbers: dict[str, Any] = {"x": seen["forward", "x"], "w": seen["forward", "w"], "dy": seen["dW", "dy"]}
+    numbers |= {name: seen[pass_, "sums"] for pass_, name in SUMS.items() if (pass_, "sums") in seen}
     for name in SUMS.values():
-        if name in found:
-            found |= _requantized(name, found[name])
+        if name in numbers:
+            numbers |= _requantized(name, numbers[name])
     for operand in ("x", "w", "dy"):
         meaning = observed.meanings.get((node.name, operand))
         if meaning is not None:
-            found |= {f"{operand}_scale": np.float32(meaning.scale), f"{operand}_zero": meaning.zero}
-    found |= {"x_zero": x_zero} | _geometry(product) | _register(how)
+            numbers |= {f"{operand}_scale": np.float32(meaning.scale), f"{operand}_zero": meaning.zero}
+    numbers |= {"x_zero": x_zero} | _geometry(product) | _register(how)
     reals = {("forward", "input"): "x_real", ("forward", "output"): "y_real", ("dW", "gradient"): "dy_real"}
     reals |= {("dX", "result"): "dx_real"}
-    found |= {name: seen[key] for key, name in reals.items() if key in seen}
-    return found | {f"grad_{name.removeprefix('gradient of ')}": v for (_, name), v in seen.items() if "gradient of" in name}
+    numbers |= {name: seen[key] for key, name in reals.items() if key in seen}
+    return numbers | {f"grad_{name.removeprefix('gradient of ')}": v for (_, name), v in seen.items() if "gradient of" in name}
 
 
 # ---- files --------------------------------------------------
@@ -371,13 +371,13 @@ def operands(product: Product, given: str | Path, seed: int = 0) -> dict[str, Ar
         ends = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
         parts = np.split(values.astype(np.int8), ends)
         return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-    found = read_npz(Path(given))
+    arrays = read_npz(Path(given))
     for name, shape in shapes.items():
-        if name not in found:
+        if name not in arrays:
             raise OctosimError(f"{given} has no array '{name}', expected int8 {shape}")
-        if found[name].dtype != np.int8 or found[name].size != math.prod(shape):
-            raise OctosimError(f"{given}: array '{name}' is {found[name].dtype} {found[name].shape}, expected int8 {shape}")
-    return {name: np.ascontiguousarray(found[name].reshape(shape)) for name, shape in shapes.items()}
+        if arrays[name].dtype != np.int8 or arrays[name].size != math.prod(shape):
+            raise OctosimError(f"{given}: array '{name}' is {arrays[name].dtype} {arrays[name].shape}, expected int8 {shape}")
+    return {name: np.ascontiguousarray(arrays[name].reshape(shape)) for name, shape in shapes.items()}
 
 
 _CORNERS = (-128, 127, -127, 0, 1)

@@ -293,15 +293,15 @@ def _joined(spans: list[tuple[int, int]], start: int, end: int) -> list[tuple[in
     return [*apart, (min([start, *(low for low, _ in met)]), max([end, *(high for _, high in met)]))]
 
 
-def _classify(made: Recording) -> None:
+def _classify(recording: Recording) -> None:
     """Which regions are written, which are needed in a part of a step only, and where those lie."""
-    memory = made.memory
+    memory = recording.memory
     lives: dict[int, Life] = {}
-    stays = {memory.of(tensor).start for tensor in made.tensors.values() if tensor.nbytes}
-    stays |= {memory.of(array).start for array in (made.images, made.labels)}
+    stays = {memory.of(tensor).start for tensor in recording.tensors.values() if tensor.nbytes}
+    stays |= {memory.of(array).start for array in (recording.images, recording.labels)}
     stays |= {region.start for region in memory.regions if not region.arrays}
-    made.written.add(memory.of(made.labels).start)
-    for number, tape in enumerate(made.steps):
+    recording.written.add(memory.of(recording.labels).start)
+    for number, tape in enumerate(recording.steps):
         spans: dict[int, list[tuple[int, int]]] = {}
         life: dict[int, tuple[int, int]] = {}
         for use in tape.uses:
@@ -310,14 +310,14 @@ def _classify(made: Recording) -> None:
             if use.access != core.WRITES and not _covered(known, use.start, use.end):
                 stays.add(at)
             if use.access != core.READS:
-                made.written.add(at)
+                recording.written.add(at)
                 spans[at] = _joined(known, use.start, use.end)
             life[at] = life.get(at, (use.call, 0))[0], use.call
-        made.written |= {memory.at(address).start for address in tape.numbers}
+        recording.written |= {memory.at(address).start for address in tape.numbers}
         for at, (first, last) in life.items():
             lives.setdefault(at, []).append((number, first, last))
-    made.initial = {region.start: region.content() for region in memory.regions if region.start in stays}
-    _place(made, {at: life for at, life in lives.items() if at not in stays})
+    recording.initial = {region.start: region.content() for region in memory.regions if region.start in stays}
+    _place(recording, {at: life for at, life in lives.items() if at not in stays})
 
 
 ALIGNED = 16

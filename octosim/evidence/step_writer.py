@@ -53,23 +53,23 @@ def _identifier(name: str) -> str:
 class Writer:
     """Names of memory and the text of calls."""
 
-    def __init__(self, made: Recording) -> None:
-        self.made = made
+    def __init__(self, recording: Recording) -> None:
+        self.made = recording
         self.names: dict[int, str] = {}  # of regions that stay, by address
         self.constants: list[str] = []
         self.states: list[str] = []
         self.begin: list[str] = []
         self.structs: dict[str, str] = {}  # by text, the name
         self.state = self.flash = 0
-        memory, used = made.memory, set[str]()
-        owner = {memory.of(t).start: name for name, t in made.tensors.items() if t.nbytes}
+        memory, used = recording.memory, set[str]()
+        owner = {memory.of(t).start: name for name, t in recording.tensors.items() if t.nbytes}
         special = {
-            memory.of(made.labels).start: "step_labels",
-            memory.of(made.step).start: "step_number",
-        } | {memory.of(n).start: f"rate_{i}" for i, n in enumerate(made.numbers)}
-        self.images = memory.of(made.images).start
+            memory.of(recording.labels).start: "step_labels",
+            memory.of(recording.step).start: "step_number",
+        } | {memory.of(n).start: f"rate_{i}" for i, n in enumerate(recording.numbers)}
+        self.images = memory.of(recording.images).start
         for region in memory.regions:
-            if region.start not in made.initial:
+            if region.start not in recording.initial:
                 continue
             if region.start == self.images:
                 self.names[region.start] = "images"
@@ -80,7 +80,7 @@ class Writer:
                 name += "_"
             used.add(name)
             self.names[region.start] = name
-            self._declare(region, name, region.start in made.written or not region.arrays)
+            self._declare(region, name, region.start in recording.written or not region.arrays)
 
     def _declare(self, region: Region, name: str, changes: bool) -> None:
         kind, content = region.kind, self.made.initial[region.start]

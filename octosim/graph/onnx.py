@@ -193,14 +193,14 @@ class Importer:
         return self.emit(node, Reshape(shape), [given])
 
     def affine(self, node: Any, x: Value, scale: Array, shift: Array | None) -> Value:
-        """x times a factor and plus a summand of each channel, here the last axis, in a layer of its own: a depthwise 1x1
+        """x times a factor and plus a summand of each channel, here the last axis, in a layer of its shape: a depthwise 1x1
         convolution."""
-        own = x.own
-        image = own if len(own) == 3 else (1, math.prod(own[:-1]), own[-1])
-        given = Value(x.layer if own == image else self.shaped(node, x.layer, image), (1, *image), (1, 2, 3))
+        shape = x.own
+        image = shape if len(shape) == 3 else (1, math.prod(shape[:-1]), shape[-1])
+        given = Value(x.layer if shape == image else self.shaped(node, x.layer, image), (1, *image), (1, 2, 3))
         weights = {"w": scale.reshape(-1, 1, 1, 1)} | ({} if shift is None else {"b": shift})
         name = self.emit(node, DepthwiseConv2d(1, 1, 0, bias=shift is not None), [given], weights)
-        made = name if own == image else self.shaped(node, name, own)
+        made = name if shape == image else self.shaped(node, name, shape)
         self.affines[made] = name
         return replace(x, layer=made)
 

@@ -44,22 +44,22 @@ def read(root: Path = Path("/")) -> dict[str, Any]:
     counts = [_number(_text(p)) for f in folders for p in sorted((f / "thermal_throttle").glob("*_throttle_count"))]
     bits = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled").lower().removeprefix("0x")
     load = re.match(r"\d{1,9}\.\d+", _text(root / "proc/loadavg"))
-    found: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     if clocks:
-        found["clock_ghz"] = [min(clocks) / 1e6, max(clocks) / 1e6]
+        state["clock_ghz"] = [min(clocks) / 1e6, max(clocks) / 1e6]
     if most:
-        found["clock_max_ghz"] = max(most) / 1e6
+        state["clock_max_ghz"] = max(most) / 1e6
     if governors:
-        found["governors"] = governors
+        state["governors"] = governors
     if degrees:
-        found["temperature_c"] = max(degrees)
+        state["temperature_c"] = max(degrees)
     if re.fullmatch(r"[0-9a-f]{1,8}", bits):
-        found["throttled"] = int(bits, 16)
+        state["throttled"] = int(bits, 16)
     if any(count is not None for count in counts):
-        found["throttle_events"] = sum(count or 0 for count in counts)
+        state["throttle_events"] = sum(count or 0 for count in counts)
     if load:
-        found["load"] = float(load[0])
-    return found
+        state["load"] = float(load[0])
+    return state
 
 
 def throttling(bits: int) -> list[str]:

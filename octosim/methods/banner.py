@@ -67,8 +67,8 @@ class RangeBatchNorm:
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
         p, s, rows = node.params, node.state, x.size // x.shape[-1]
-        found = _image_range(s["input_range"], x, context)
-        q = quantizers.asymmetric(x, found.low, found.high, out=node.buffer(x.shape, np.int8))
+        x_range = _image_range(s["input_range"], x, context)
+        q = quantizers.asymmetric(x, x_range.low, x_range.high, out=node.buffer(x.shape, np.int8))
         x = core.dequantize(q.q, q.s, zero=q.z, out=node.buffer(x.shape, np.float32))
         most = min(CHUNKS, max(1, rows // SHORTEST))
         chunks = next(c for c in range(most, 0, -1) if rows % c == 0)
@@ -121,8 +121,8 @@ class Banner(Method):
         node.state["x_range"] = np.zeros(2, np.float32)
 
     def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
-        found = _image_range(node.state["x_range"], x, context)
-        qx = quantizers.asymmetric(x, found.low, found.high, out=node.buffer(x.shape, np.int8))
+        x_range = _image_range(node.state["x_range"], x, context)
+        qx = quantizers.asymmetric(x, x_range.low, x_range.high, out=node.buffer(x.shape, np.int8))
         return int8.forward(node, qx, int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> tuple[core.Tensor, Array]:

@@ -75,17 +75,18 @@ class Dai8(Method):
         node.state["clip"] = np.zeros(node.out_shape[-1], np.float32)
 
     def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
-        found = int8.running_range(node, x, context)
-        return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
+        x_range = int8.running_range(node, x, context)
+        return int8.forward(node, int8.symmetric(node, x, x_range.low, x_range.high), int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> _Error:
-        found, rounding, rows = core.value_range(dy), Rounding(self.rounding), dy.size // dy.shape[-1]
+        dy_range, rounding, rows = core.value_range(dy), Rounding(self.rounding), dy.size // dy.shape[-1]
         one, many = (node.buffer(dy.shape, np.int8) for _ in range(2))
-        both, random = core.mirrored(found), context.random(node.tensor(TENSOR))
+        both, random = core.mirrored(dy_range), context.random(node.tensor(TENSOR))
         tensor = quantizers.symmetric(dy, both.low, both.high, rounding=rounding, random=random, out=one)
         scales, inverses = core.channel_clips(
-            dy, found, node.state["clip"], most_beyond=math.floor(self.threshold * rows), keep=1 - self.k * self.a, share=self.a
-        )
+            dy, dy_range, node.state["clip"], most_beyond=math.floor(self.threshold * rows), keep=1 - self.k * self.a,
+            share=self.a,
+        )  # fmt: skip
         scaled = core.affine(dy, inverses, np.zeros_like(inverses), out=node.buffer(dy.shape, np.float32))
         random = context.random(node.tensor(CHANNELS))
         codes = core.quantize(scaled, 1.0, rounding=rounding, random=random, out=many)

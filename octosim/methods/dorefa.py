@@ -78,15 +78,17 @@ class Dorefa(Method):
         """Its authors have batch normalization directly in front of each clip to [0, 1]."""
         clipped = [node for node in nodes if node.layer.weighted and self._bits(node)[1] < 32]
         bare = [node.name for node in clipped if node.inputs[0] >= 0 and not caveats.behind_norm(node, nodes)]
-        found = []
+        sentences = []
         if bare:
             where = caveats.layers_text(bare, len(clipped))
-            found.append(
+            sentences.append(
                 f"no batch normalization in front of the clip to [0, 1] {where}: preresnet20 and hidden_batchnorm have it"
             )
         shares = {node.name: float(np.mean(seen[node.name]["input"] >= 1)) for node in clipped if node.name in seen}
         half = [f"{name}: {share:.0%}" for name, share in shares.items() if share >= SATURATED]
-        return found + ([f"the clip saturates half of the inputs {caveats.layers_text(half, len(clipped))}"] if half else [])
+        if half:
+            sentences.append(f"the clip saturates half of the inputs {caveats.layers_text(half, len(clipped))}")
+        return sentences
 
     def input_values(self, x: Array, limit: float) -> Array:
         """Where the first layer's input is quantized: values in [0, 1], zero at 1/2."""

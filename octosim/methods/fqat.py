@@ -138,7 +138,7 @@ class ClippingBatchNorm:
 
     def _limits(self, node: Node, method: Fqat) -> Limits:
         channels = node.in_shape[-1]
-        made = Limits(np.empty((2, channels), F), np.empty((2, channels), np.int8), core.number64(0.0), core.scalar(0.0),
+        limits = Limits(np.empty((2, channels), F), np.empty((2, channels), np.int8), core.number64(0.0), core.scalar(0.0),
                       core.scalar(0.0), core.number64(0.0))  # fmt: skip
 
         def trained(clip: Array, ends: Array, codes: Array) -> None:
@@ -156,15 +156,15 @@ class ClippingBatchNorm:
             for i, end in enumerate((low, high)):
                 ends[i] = end
                 codes[i] = np.rint(end * F(inverse)).astype(np.int8)
-            numbers = (made.bound, bound), (made.step, step), (made.inverse, inverse), (made.largest, step * LARGEST_CODE)
-            for number, value in numbers:
+            numbers = limits.bound, limits.step, limits.inverse, limits.largest
+            for number, value in zip(numbers, (bound, step, inverse, step * LARGEST_CODE), strict=True):
                 number.at[0] = value
 
         if method.variant == "c":
-            core.python("limits", trained, [node.params["clip"]], [made.ends, made.codes])
+            core.python("limits", trained, [node.params["clip"]], [limits.ends, limits.codes])
         else:
-            core.python("limits", deviations, [node.params["gamma"], node.params["beta"]], [made.ends, made.codes])
-        return made
+            core.python("limits", deviations, [node.params["gamma"], node.params["beta"]], [limits.ends, limits.codes])
+        return limits
 
     def forward(self, node: Node, x: Array, method: Fqat, context: Context) -> Array:
         limits, p, s, plain = self._limits(node, method), node.params, node.state, np.asarray(x)
@@ -316,8 +316,8 @@ class Fqat(Method):
         low: core.Number
         high: core.Number
         if bound is None:
-            found = int8.running_range(node, x, context)
-            low, high = found.low, found.high
+            x_range = int8.running_range(node, x, context)
+            low, high = x_range.low, x_range.high
         else:
             low, high = both_ends(bound)
         qx, qw = int8.symmetric(node, x, low, high), int8.weights(node)
@@ -331,8 +331,8 @@ class Fqat(Method):
 
     def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
-        found = core.value_range(dy)
-        return quantizers.symmetric(dy, found.low, found.high, rounding=Rounding(self.rounding), random=random, out=out)
+        dy_range = core.value_range(dy)
+        return quantizers.symmetric(dy, dy_range.low, dy_range.high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         int8.weight_grad(node, error)

@@ -63,13 +63,13 @@ class Hindsight(Method):
         return used
 
     def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
-        found = self._range(node.state["x_range"], x, context)
-        return int8.forward(node, int8.symmetric(node, x, found.low, found.high), int8.weights(node))
+        x_range = self._range(node.state["x_range"], x, context)
+        return int8.forward(node, int8.symmetric(node, x, x_range.low, x_range.high), int8.weights(node))
 
     def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
-        found = self._range(node.state["dy_range"], dy, context)
+        dy_range = self._range(node.state["dy_range"], dy, context)
         out, random = node.buffer(dy.shape, np.int8), context.random(node.tensor(ERROR))
-        return quantizers.symmetric(dy, found.low, found.high, rounding=Rounding(self.rounding), random=random, out=out)
+        return quantizers.symmetric(dy, dy_range.low, dy_range.high, rounding=Rounding(self.rounding), random=random, out=out)
 
     def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:
         int8.weight_grad(node, error)

@@ -174,11 +174,11 @@ class Logbtq(Method):
         return {"overflow_rates": rates}
 
     def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
-        found = []
+        sentences = []
         if self.accumulator == "exact":
-            found.append("accumulators are float32 (accumulator=exact): blocked and strict are the 8-bit ones")
+            sentences.append("accumulators are float32 (accumulator=exact): blocked and strict are the 8-bit ones")
         if not self.barrier:
-            return [*found, "barrier=0: no log barrier"]
+            return [*sentences, "barrier=0: no log barrier"]
         weak, epoch, at_all = [], max(1, run.epochs), 0
         for node in nodes:
             pulls = [(t, x, bound) for t, x, bound in (
@@ -194,8 +194,8 @@ class Logbtq(Method):
                 if not acts:
                     weak.append(f"{'w' if tensor == 'gradient of w' else 'x'} of {node.name}")
         if weak:
-            found.append(f"the barrier's pull is below {LEAST_PULL:g} of the gradient {caveats.layers_text(weak, at_all)}")
-        return found
+            sentences.append(f"the barrier's pull is below {LEAST_PULL:g} of the gradient {caveats.layers_text(weak, at_all)}")
+        return sentences
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:
         return dy

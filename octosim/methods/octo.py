@@ -176,11 +176,12 @@ class Octo(Method):
     def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
         weighted = [node for node in nodes if node.layer.weighted]
         inert = [node.name for node in weighted if self.lac == "channel" and node.normalized]
-        found = ["lac=off: no loss-aware compensation"] if self.lac == "off" else []
+        sentences = ["lac=off: no loss-aware compensation"] if self.lac == "off" else []
         if inert:
             where = caveats.layers_text(inert, len(weighted))
-            found.append(f"lac=channel is inert {where}: batch normalization subtracts it; INT8 + PRC there (lac=feature acts)")
-        return found + (["prc=off: no range clipping"] if self.prc == "off" else [])
+            what = "batch normalization subtracts it; INT8 + PRC there (lac=feature acts)"
+            sentences.append(f"lac=channel is inert {where}: {what}")
+        return sentences + (["prc=off: no range clipping"] if self.prc == "off" else [])
 
     def _compensation(self, node: Node, batch: int, context: Context) -> tuple[Array, Array, Array] | None:
         """alpha, mu and offset of one shape, which repeats along the batch."""
@@ -202,8 +203,8 @@ class Octo(Method):
     def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
         batch = x.shape[0]
         codes = node.buffer(x.shape, np.int8)
-        found = int8.running_range(node, x, context)
-        qx = quantizers.asymmetric(x, found.low, found.high, out=codes)
+        x_range = int8.running_range(node, x, context)
+        qx = quantizers.asymmetric(x, x_range.low, x_range.high, out=codes)
         qw = int8.weights(node)
         node.saved.update(x=qx, w=qw)
         acc = node.buffer((batch, *node.out_shape), np.int32)
@@ -214,29 +215,29 @@ class Octo(Method):
         lac = self._compensation(node, batch, context)
         if self.prc_of == "all" and self.prc != "off" and context.training:
             w = self._clipped(node, node.params["w"], node.range_of("w"))
-            node.saved.update(x=self._clipped(node, x, found), w=w)
+            node.saved.update(x=self._clipped(node, x, x_range), w=w)
         rest = np.empty((lac[0].size if lac else zero_point_correction.size) + 1, np.float32)
         add = core.fold_bias(node.params["b"], zero_point_correction, scale, lac, rest=rest)
         return core.LazyDequant(acc, add, scale, rest=rest)
 
     def error(self, node: Node, dy: Array, context: Context) -> core.Tensor:
-        found, random = node.dy_range or core.value_range(dy), context.random(node.tensor(ERROR))
-        return self._clipped(node, dy, found, Rounding(self.rounding), random)
+        dy_range, random = node.dy_range or core.value_range(dy), context.random(node.tensor(ERROR))
+        return self._clipped(node, dy, dy_range, Rounding(self.rounding), random)
 
     def _clipped(
-        self, node: Node, t: Array, found: core.Range, rounding: Rounding = Rounding.HALF_EVEN,
+        self, node: Node, t: Array, limits: core.Range, rounding: Rounding = Rounding.HALF_EVEN,
         random: core.Stream | None = None,
     ) -> core.Tensor:  # fmt: skip
         """Symmetric codes of a tensor with this range after PRC."""
         out = node.buffer(t.shape, np.int8)
         if self.prc in ("gauss", "percentile"):
             _, codes = core.new_codes()
-            core.python("limits of dY", partial(self._limit, found, codes), [t])
+            core.python("limits of dY", partial(self._limit, limits, codes), [t])
         else:
-            codes = core.symmetric_codes(found.low, found.high, self.prc_ratio if self.prc == "ratio" else 1.0)
+            codes = core.symmetric_codes(limits.low, limits.high, self.prc_ratio if self.prc == "ratio" else 1.0)
         return quantizers.of_codes(t, codes, rounding=rounding, random=random, out=out)
 
-    def _limit(self, found: core.Range, codes: core.Codes, t: Array) -> None:
+    def _limit(self, limits: core.Range, codes: core.Codes, t: Array) -> None:
         """Codes of a tensor clipped where its deviation or a percentile says, within the range found."""
         if self.prc == "gauss":
             mean, deviation = core.moments(t)
@@ -244,7 +245,7 @@ class Octo(Method):
         else:
             limit = percentile(t, self.prc_percentile)
             ends = -limit, limit
-        low, high = found
+        low, high = limits
         core.symmetric_codes(max(low, ends[0]), min(high, ends[1]), out=codes)
 
     def weight_grad(self, node: Node, error: core.Tensor, context: Context) -> None:

@@ -103,11 +103,11 @@ class Qat(Method):
 
     def forward(self, node: Node, x: Array, context: Context) -> Array:
         qw, real, w_scale = self._weight_codes(node)
-        found = self._range(node, x, context)
+        x_range = self._range(node, x, context)
         if context.training and not self.phase(context):
             node.saved.update(x=x, w=real, inside=None)
             return float32.forward(node, x, real)
-        qx = quantizers.asymmetric(x, found.low, found.high, out=node.buffer(x.shape, np.int8))
+        qx = quantizers.asymmetric(x, x_range.low, x_range.high, out=node.buffer(x.shape, np.int8))
         if context.training:
             x_real = core.dequantize(qx.q, qx.s, zero=qx.z, out=node.buffer(x.shape, np.float32))
             # elsewhere the quantizer is flat and passes no gradient on (a choice: see above)

@@ -51,19 +51,19 @@ def convert(
     """
     if isinstance(module, nn.DataParallel):
         raise OctosimError("octosim computes on the CPU with all its threads: convert the module without DataParallel")
-    made = methods.make(method, parameters) if isinstance(method, str) else method
-    cls = type(made)
-    if made.values != "float32" or made.layers or "optimizer" in made.unused:
-        raise OctosimError(f"method {made.name} has values of its own between layers; octosim.torch needs float32 there")
+    instance = methods.make(method, parameters) if isinstance(method, str) else method
+    cls = type(instance)
+    if instance.values != "float32" or instance.layers or "optimizer" in instance.unused:
+        raise OctosimError(f"method {instance.name} has values of its own between layers; octosim.torch needs float32 there")
     if cls.step is not Method.step or cls.update is not Method.update:
-        text = f"method {made.name} has an update of its own; here PyTorch's optimizer updates the weights"
+        text = f"method {instance.name} has an update of its own; here PyTorch's optimizer updates the weights"
         warnings.warn(text, stacklevel=2)
     found = numerics.find(accumulator) if isinstance(accumulator, str) else accumulator
     names = dict(module.named_modules())
     for name in skip:
         if name not in names:
             raise OctosimError(f"skip: the module has no submodule '{name}'" + suggest(name, names))
-    session = Session(made, found, seed, observe)
+    session = Session(instance, found, seed, observe)
     module = module if inplace else copy.deepcopy(module)
     result = _converted(module, "", session, frozenset(skip))
     if not session.layers:

@@ -96,20 +96,20 @@ def fit(source: str, tensors: dict[str, Array], network: Network) -> Fit:
     """What a network took of tensors that it was built with; OctosimError where it took no weights."""
     own = network.tensors()
     parameters = [f"{node.name}.{key}" for node in network.nodes for key in node.params]
-    taken = {name: tensors[name] for name in sorted(tensors) if name in network.taken}
+    used = {name: tensors[name] for name in sorted(tensors) if name in network.taken}
     unfit = tuple(
         f"{name} ({_kind(tensors[name])}, here {_kind(own[name])})"
-        for name in own if name in tensors and name not in taken
+        for name in own if name in tensors and name not in used
     )  # fmt: skip
-    if not any(name in taken for name in parameters):
+    if not any(name in used for name in parameters):
         theirs = [f"{name} ({_kind(tensor)})" for name, tensor in sorted(tensors.items())]
         raise ArgumentError(
             f"{{init}} {source}: none of its tensors fits this network: it has {_listed(tuple(theirs)) or 'none'}; expected "
             f"{_listed(tuple(f'{name} ({_kind(own[name])})' for name in parameters))}"
         )
     missing = tuple(name for name in parameters if name not in tensors)
-    unknown = (name for name in sorted(set(tensors) - set(own) - set(taken)) if not name.endswith(f".{INPUT_RANGE}"))
-    return Fit(tuple(taken), digest_of(taken), taken, unfit, missing, tuple(unknown))
+    unknown = (name for name in sorted(set(tensors) - set(own) - set(used)) if not name.endswith(f".{INPUT_RANGE}"))
+    return Fit(tuple(used), digest_of(used), used, unfit, missing, tuple(unknown))
 
 
 def _kind(tensor: Array) -> str:

@@ -100,13 +100,13 @@ def verify(
     ]
     if parted:
         return Verdict(False, recorded, "", None, (*changed, *parted))
-    found, first_step = _replay_and_compare(run, folder, progress)
-    found += _compare_checkpoint(run, folder, content, saved)
+    differences, first_step = _replay_and_compare(run, folder, progress)
+    differences += _compare_checkpoint(run, folder, content, saved)
     replayed = run.digest()
     if end != (replayed, run.steps):
-        found.append(f"digest.txt: it says {recorded} at step {end[1]}, replayed {replayed} at step {run.steps}")
-    found = changed + found
-    return Verdict(not found, recorded, replayed, first_step, tuple(found))
+        differences.append(f"digest.txt: it says {recorded} at step {end[1]}, replayed {replayed} at step {run.steps}")
+    differences = changed + differences
+    return Verdict(not differences, recorded, replayed, first_step, tuple(differences))
 
 
 def _short(value: Any) -> str:
@@ -173,16 +173,16 @@ def _close(recorded: Any, replayed: Any) -> bool:
 
 def _compare_checkpoint(run: Run, folder: Path, content: dict[str, Any], saved: directory.Checkpoint) -> list[str]:
     """What differs between a checkpoint and the replayed run after its last step."""
-    found = []
+    differences = []
     expected = run.tensors()
     for name in {**expected, **saved.tensors}:
-        one, other = saved.tensors.get(name), expected.get(name)
-        if one is None or other is None:
-            found.append(f"tensor {name} is {'missing' if one is None else 'none of the run'}")
-        elif (one.dtype, one.shape) != (other.dtype, other.shape):
-            found.append(f"tensor {name} is {one.dtype} {one.shape}, replayed {other.dtype} {other.shape}")
-        elif one.tobytes() != np.ascontiguousarray(other).tobytes():
-            found.append(f"tensor {name} differs from the replayed one")
+        held, wanted = saved.tensors.get(name), expected.get(name)
+        if held is None or wanted is None:
+            differences.append(f"tensor {name} is {'missing' if held is None else 'none of the run'}")
+        elif (held.dtype, held.shape) != (wanted.dtype, wanted.shape):
+            differences.append(f"tensor {name} is {held.dtype} {held.shape}, replayed {wanted.dtype} {wanted.shape}")
+        elif held.tobytes() != np.ascontiguousarray(wanted).tobytes():
+            differences.append(f"tensor {name} differs from the replayed one")
     if saved.format == 1:
         about: dict[str, Any] = {"format": 1, "step": run.step, "test_accuracy": run.test_accuracy}
     else:
@@ -192,5 +192,5 @@ def _compare_checkpoint(run: Run, folder: Path, content: dict[str, Any], saved: 
         if any(name != "sum" for name, *_ in differing(saved.about, about, "")):
             about["sum"] = saved.about.get("sum")
     parted = differing(saved.about, about, "")
-    found += [f"its metadata's {name} is {_short(was)}, expected {_short(now)}" for name, was, now in parted]
-    return [f"checkpoint.safetensors: {line}" for line in found]
+    differences += [f"its metadata's {name} is {_short(was)}, expected {_short(now)}" for name, was, now in parted]
+    return [f"checkpoint.safetensors: {line}" for line in differences]
