@@ -53,7 +53,7 @@ typedef struct {
     int bits, saturate, group, pair_bits;
 } octo_accumulator;
 /* What happened in the accumulators of a product: `steps` additions, `narrowed` of them changed by saturating or wrapping;
- * needed[w]: outputs whose accumulator, before it was narrowed, needed w bits at its largest (33: more than 32). */
+ * needed[w]: outputs whose accumulator peaked at w bits before overflow (33: more than 32). */
 typedef struct {
     int64_t steps, narrowed, needed[34];
 } octo_overflow;
@@ -161,9 +161,9 @@ int octo_join_ranges(int64_t count, const float *const *ranges, float *range);
 /* What a zero point adds to the sums of products, from the sums of the other operand: out = -zero * sums, modulo 2^32. */
 int octo_zero_term(int64_t n, const int32_t *sums, int zero, int32_t *out);
 
-/* Codes in blocks, as octo_gemm_blocks_s8 takes them: scale = max |block| / 127 and q = round(x / scale) within +-127, rounded like
+/* Block-wise quantization for octo_gemm_blocks_s8: scale = max |block| / 127 and q = round(x / scale) within +-127, rounded like
  * octo_quantize_s8.  half: the scale is rounded to float16, 65504 at most.  Scales up to 1e-38 become 0, and the codes then.  y = q scale;
- * q or y may be NULL, and y the memory of x.  OCTO_EFINITE where x holds a NaN or an infinity; what is written then is of no use. */
+ * q or y may be NULL, and y the memory of x.  OCTO_EFINITE where x holds a NaN or an infinity: the outputs are undefined then. */
 int octo_quantize_blocks_s8(int64_t rows, int64_t cols, const float *x, int half, int rounding, uint64_t seed, uint32_t step, uint32_t tensor,
                             int8_t *q, float *scales, float *y);
 /* The same, half even, of the matrix of a convolution's windows: [batch out_h out_w][kernel_h kernel_w channels], padding 0. */

@@ -55,7 +55,7 @@ def golden(
         bool, typer.Option("--per-channel", help="With --shape: a multiplier and a shift for each output channel.")
     ] = False,
     x_zero: Annotated[int, typer.Option(help="With --shape: the zero point, which padding holds; -128 .. 127.")] = 0,
-    seed: Annotated[int, typer.Option(help="With --shape: of --operands random and corners.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --shape: seed of --operands random and corners.")] = 0,
     threads: Threads = None,
     json_: AsJson = False,
 ) -> None:
@@ -131,7 +131,7 @@ def check(
         ),  # fmt: skip
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="Of your tensor: NHWC (if not given) or NCHW; of dw: OIHW.", **words.of("layouts"))
+        str | None, typer.Option(help="Layout of your tensor: NHWC (if not given) or NCHW; OIHW of dw.", **words.of("layouts"))
     ] = None,  # noqa: UP045
     json_: AsJson = False,
 ) -> None:

@@ -52,7 +52,7 @@ def cost(
     batchnorm: Annotated[bool, typer.Option(help="Keep the network's batch normalization; not for ONNX files.")] = True,
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass only.")] = False,
     threads: Annotated[Optional[int], typer.Option(help="Cores that work at once; all if not given.")] = None,  # noqa: UP045
-    clock_ghz: Annotated[Optional[float], typer.Option(help="Of the first engine, in place of the profile's.")] = None,  # noqa: UP045
+    clock_ghz: Annotated[Optional[float], typer.Option(help="Clock of the first engine, GHz, in place of the profile's.")] = None,  # noqa: UP045
     image: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; by default the network's or 28x28x1; not for ONNX files."),
@@ -73,7 +73,7 @@ def cost(
         str | None, typer.Option(help="One cluster of CPU cores of a big.LITTLE chip, as a53.", **words.of("clusters"))
     ] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of your data set: prints the time of an epoch.")] = None,  # noqa: UP045
-    epochs: Annotated[Optional[int], typer.Option(help="With --images: prints time and energy of so many epochs.")] = None,  # noqa: UP045
+    epochs: Annotated[Optional[int], typer.Option(help="With --images: prints time and energy of N epochs.")] = None,  # noqa: UP045
     advise: Annotated[bool, typer.Option("--advise", help="Find the best batch, type, method and device.")] = False,
     max_memory: Annotated[Optional[float], typer.Option(help="With --advise: MiB that a step may take.")] = None,  # noqa: UP045
     max_energy: Annotated[Optional[float], typer.Option(help="With --advise: joules that a step may take.")] = None,  # noqa: UP045

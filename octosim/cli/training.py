@@ -268,8 +268,8 @@ def verify(
 
 def diff(
     first: Annotated[Path, typer.Argument(help="A run directory.", **words.of_runs())],
-    second: Annotated[Path, typer.Argument(help="Another one, of the same network.", **words.of_runs())],
-    steps: Annotated[Optional[int], typer.Option(help="Compare so many steps; all if not given.")] = None,  # noqa: UP045
+    second: Annotated[Path, typer.Argument(help="Another run directory, of the same network.", **words.of_runs())],
+    steps: Annotated[Optional[int], typer.Option(help="Steps to compare; all if not given.")] = None,  # noqa: UP045
     threads: Threads = None,
     json_: AsJson = False,
 ) -> None:

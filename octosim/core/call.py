@@ -114,7 +114,7 @@ def python(name: str, function: Callable[..., None], reads: Sequence[Array], wri
         here.recorder.python(name, function, (*reads, *writes))
 
 
-def _recordable(name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:
+def _with_recorder(name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:
     """A C function that tells the calling thread's recorder; CoreError for a number that no C type of its parameter holds."""
 
     def invoke(*arguments: Any) -> int:
@@ -134,7 +134,7 @@ def _library() -> SimpleNamespace:
     for name, member in members.items():
         number = _core.lib.octo_function(name.encode()) if callable(member) else -1
         if number >= 0:
-            members[name] = _recordable(name, number, member)
+            members[name] = _with_recorder(name, number, member)
     return SimpleNamespace(**members)
 
 
@@ -192,8 +192,8 @@ def pointer(
     name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...] | None = None, writable: bool = False,
     access: str | None = None,
 ) -> Any:  # fmt: skip
-    """The pointer of an array, after its checks.  A step makes thousands: what is right is found out with the least of Python,
-    and what is wrong is told after a second look.
+    """The pointer of an array, after its checks.  Fast path first (thousands of calls a step); the detailed checks run only to
+    word the error.
 
     writable: the call changes what the array holds.  access: one of READS, WRITES and CHANGES, instead.
     """

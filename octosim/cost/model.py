@@ -454,7 +454,7 @@ class Machine:
 class Prepared:
     """Operations with all that does not depend on efficiency factors; arrays end in an axis of operations.
 
-    Of a CPU core with factors `work` of an elementwise operation is bytes, else elements.
+    work: MACs; of elementwise operations bytes if the engine has fitted factors, else elements.
     """
 
     ops: list[Op]

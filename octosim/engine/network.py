@@ -23,7 +23,7 @@ from octosim.engine.selection import ALL, Selection, apply
 from octosim.errors import ArgumentError, OctosimError
 
 QUIET = np.errstate(over="ignore", invalid="ignore")
-"""A method's NumPy need not warn of infinities and NaNs: they are found, and told with the layer's name."""
+"""Silences NumPy's overflow warnings: NaN and infinity are detected later and reported with the layer's name."""
 
 
 class Network:

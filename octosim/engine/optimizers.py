@@ -101,8 +101,8 @@ class Adam:
         )  # fmt: skip
 
 
-MADE = 1 << 20
-"""About how many sums are made at once where an update takes rows that are made for it, each time from packed operands."""
+ROWS_AT_ONCE = 1 << 20
+"""Elements of dW, about, that are computed at once where the update consumes its rows lazily (`core.LazyWeightGrad`)."""
 
 DECAYED = ("w",)
 """Parameters that weight decay pulls towards 0: the weights of convolutions and linear layers.  Not biases, not batch
@@ -157,7 +157,7 @@ class Update:
         w_range = node.ranges.setdefault(key, core.Range()) if node.outputs is None else None
         try:
             if isinstance(g, core.LazyWeightGrad):
-                rows = max(1, MADE * len(w) // w.size)
+                rows = max(1, ROWS_AT_ONCE * len(w) // w.size)
                 parts = [
                     self.optimizer.update(self.corrections, lr, decay, w[some], g[some], {k: v[some] for k, v in slots.items()})
                     for some in (slice(first, first + rows) for first in range(0, len(w), rows))

@@ -19,8 +19,8 @@ class RecordedSteps:
     """Steps on batches of one size.  Python makes the first, which finds the ranges of the weights for the next; the second is
     recorded, and so is the first of each later phase (`Method.phase`); C makes all others.
 
-    images, labels, step, numbers: where the recorded step finds its batch, its number in the random streams, and the learning
-    rate and what else of the optimizer changes.
+    images, labels, step, numbers: fixed buffers that the recorded calls read: the batch, the step counter of the random streams,
+    the learning rate and the optimizer's bias corrections.
     """
 
     def __init__(self, network: Network):
@@ -33,7 +33,7 @@ class RecordedSteps:
         self, make: Make, images: Array, labels: Array, context: Context, numbers: tuple[float, ...],
         watch: core.Probe,
     ) -> float:  # fmt: skip
-        """Makes a step; returns its loss.  make: where Python makes it.  watch: is told of the calls.
+        """Runs a step and returns its loss.  make: builds it in Python, where it is not replayed.  watch: is told of the calls.
 
         NotFiniteError names the layer, and the pass or the tensor.
         """

@@ -19,7 +19,8 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 FEATURES = ("us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result")
 LINES_CUT, BLOCK_OF_SUMS = 7 / 8, 256
-"""A dX leaves out lines of padding where so much is left, in float32 if a line's K is a multiple of the blocks of its sums."""
+"""conv_input_grad skips rows of padding where at most 7/8 of the products remain; float32: only if a row's K is a multiple of
+256 (`skip_padding_pays` in cext/api_gemm.c)."""
 BLOCK = {"int8": 16, "float32": 8}
 """Columns of a result that a kernel computes at once: narrower results take as long."""
 

@@ -141,7 +141,7 @@ class Overflow:
 
     steps:       additions to accumulators (outputs x groups of a row).
     saturations, wraps: steps whose sum left the register and was saturated or wrapped.
-    needed:      outputs by the bits that their accumulator, before it was narrowed, needed at its largest (33: more than 32).
+    needed:      needed[b]: outputs whose accumulator peaked at b bits before overflow (33: more than 32).
     """
 
     steps: int

@@ -5,7 +5,7 @@ The reference ("shadow") is the run's own network with the method fp32.  Of a me
     layer   local error: the same pass of the same layer in float32, on the inputs that the layer had in the run
     step    accumulated error: the same pass in a whole step of the float32 network, from the run's weights and batch
 
-What a method adds to a layer to make up for its errors (Octo's compensation) belongs to the method, so what it mends counts.
+Octo's compensation is part of the method under test, so its correction is included.
 Two more rows a pass need no shadow:
 
     operand what went into the product, against the float32 tensor that it was made of: the error of quantization alone
