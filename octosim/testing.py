@@ -51,7 +51,7 @@ def _layers(cls: type[Any]) -> tuple[Any, ...]:
     return tuple(
         layer for layer in wanted
         if (cls.covers is None or layer.stem in cls.covers or layer.stem in ("flatten", "pool"))
-        and (cls.batchnorm or not isinstance(layer, BatchNorm))
+        and (cls.batchnorm or not layer.normalizes)
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def cost(
     batchnorm: Annotated[bool, typer.Option(help="Keep the network's batch normalization; not for ONNX files.")] = True,
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass only.")] = False,
     threads: Annotated[Optional[int], typer.Option(help="Cores that work at once; all if not given.")] = None,  # noqa: UP045
-    clock_ghz: Annotated[Optional[float], typer.Option(help="Clock of the first engine, GHz, in place of the profile's.")] = None,  # noqa: UP045
+    clock_ghz: Annotated[Optional[float], typer.Option(help="Clock of the first engine; the profile's if not given.")] = None,  # noqa: UP045
     image: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Input size, HEIGHTxWIDTHxCHANNELS; by default the network's or 28x28x1; not for ONNX files."),

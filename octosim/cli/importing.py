@@ -37,7 +37,7 @@ def import_(
     loss: Annotated[
         str,
         typer.Option(
-            help="Loss of the network: cross-entropy, or mse for an autoencoder, whose target is its input.", **words.of("losses")
+            help="Loss: cross-entropy, or mse for an autoencoder, whose target is its input.", **words.of("losses")
         ),
     ] = "cross-entropy",
     json_: AsJson = False,

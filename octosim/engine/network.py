@@ -17,7 +17,7 @@ from octosim.engine import fusion
 from octosim.engine.accumulation import accumulated, micro_batch
 from octosim.engine.graph import INPUT, Graph, as_graph
 from octosim.engine.inputs import Input
-from octosim.engine.layers import BatchNorm, Stack
+from octosim.engine.layers import Stack
 from octosim.engine.nodes import INPUT_RANGE, LOSS, RANGE, Array, Context, Method, Node, Observer
 from octosim.engine.selection import ALL, Selection, apply
 from octosim.errors import ArgumentError, OctosimError
@@ -58,7 +58,7 @@ class Network:
         passes = [method.layers.get(node.layer.stem, node.layer) for node in self.nodes]
         for node, layer in zip(self.nodes, passes, strict=True):
             self._check_covered(node, float_layers)
-            if isinstance(node.layer, BatchNorm) and not method.batchnorm:
+            if node.layer.normalizes and not method.batchnorm:
                 raise OctosimError(f"layer {node.name}: method {method.name} has no batch normalization; use --no-batchnorm")
             node.pool, node.observers = self.pool, self.observers
             prefix = f"{node.name}."
@@ -357,6 +357,6 @@ def nodes(network: Graph | Stack, in_shape: tuple[int, ...]) -> list[Node]:
         passes_on = uses[node.index] == 1 and node.layer.aliases and not node.layer.keeps
         behind[node.index] = source if passes_on else node.index
         node.in_place = source >= 0 and uses[source] == 1 and not result[source].layer.keeps
-        if isinstance(node.layer, BatchNorm) and node.inputs[0] >= 0 and uses[node.inputs[0]] == 1:
+        if node.layer.normalizes and node.inputs[0] >= 0 and uses[node.inputs[0]] == 1:
             result[node.inputs[0]].normalized = True
     return result

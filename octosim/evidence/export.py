@@ -163,15 +163,19 @@ def _kernel(w: Array) -> Array:
     return w.transpose(0, 3, 1, 2) if w.ndim == 4 else w.T
 
 
-def _window(node: Node, filters: int) -> dict[str, Any]:
+def _window(node: Node) -> dict[str, Any]:
     """ONNX's attributes of a convolution."""
-    layer: Any = node.layer
-    groups = node.in_shape[-1] if isinstance(layer, DepthwiseConv2d) else layer.groups
-    g = layer.geometry(node.in_shape, 1, filters, groups)
+    product = node.layer.product(node, 1)
+    g = product.geometry
     return {
         "kernel_shape": [g.kernel_h, g.kernel_w], "strides": list(g.strides), "pads": list(g.pads),
-        "dilations": list(g.dilations), "group": groups,
+        "dilations": list(g.dilations), "group": product.groups,
     }  # fmt: skip
+
+
+def takes_tokens(node: Node) -> bool:
+    """Whether a layer is a fully connected one of several vectors an image."""
+    return node.layer.weighted and len(node.in_shape) > 1 and node.layer.product(node, 1).kernel == (0, 0)
 
 
 def _in_channels(w: _Writer, name: str, values: Array, node: Node) -> str:
@@ -184,8 +188,8 @@ def _in_channels(w: _Writer, name: str, values: Array, node: Node) -> str:
 
 def _product(w: _Writer, node: Node, x: list[str], held: dict[str, Weighted]) -> str:
     layer, name = held[node.name], node.name
-    is_conv = isinstance(node.layer, Conv2d | DepthwiseConv2d)
-    attributes = _window(node, len(layer.w)) if is_conv else {}
+    is_conv = node.layer.product(node, 1).kernel != (0, 0)
+    attributes = _window(node) if is_conv else {}
     kernel = _kernel(layer.w)
     if not layer.quantized:
         y = w.node("Conv" if is_conv else "MatMul", [x[0], w.constant(f"{name}.w", kernel)], f"{name}.product", **attributes)
@@ -288,8 +292,7 @@ def onnx_model(run: train.Run, form: str) -> bytes:
     values = {-1: x}
     for node in network.nodes:
         make = _LAYERS.get(type(node.layer))
-        tokens = isinstance(node.layer, Linear) and len(node.in_shape) > 1
-        if make is None or tokens or node.layer.stem in run.method.layers:
+        if make is None or takes_tokens(node) or node.layer.stem in run.method.layers:
             raise OctosimError(f"layer {node.name}: layers of the kind '{node.layer.kind}' cannot be exported to ONNX yet")
         values[node.index] = make(w, node, [values[i] for i in node.inputs], held)
     w.node("Identity", [values[network.nodes[-1].index]], "logits")
@@ -385,7 +388,7 @@ def tensors(run: train.Run) -> dict[str, Array]:
         for key in ("x_scale", "w_scale", "scale"):
             by_name[f"{name}.{key}"] = np.array([getattr(layer, key)], np.float32)
     for node in run.network.nodes:
-        if isinstance(node.layer, BatchNorm):
+        if node.layer.normalizes:
             by_name |= {f"{node.name}.{key}": v for key, v in {**node.params, **node.state}.items()}
     return {name: np.ascontiguousarray(v) for name, v in by_name.items()}
 

@@ -38,7 +38,7 @@ from octosim.engine.layers import (
 )
 from octosim.engine.nodes import Array, Node
 from octosim.errors import OctosimError
-from octosim.evidence.export import Weighted, folded, takes_pixels, weighted
+from octosim.evidence.export import Weighted, folded, takes_pixels, takes_tokens, weighted
 from octosim.numerics import EXACT32
 
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-O2")
@@ -224,14 +224,13 @@ def _product(w: _Writer, node: Node, x: Sequence[str], y: str, held: dict[str, W
     w.codes = max(w.codes, size)
     w.call("quantize", f"{size}L", x[0], _real(quantizers.reciprocal(layer.x_scale)), layer.x_zero, "codes")
     codes, add = w.array("int8_t", f"{node.name}.w", layer.w), w.array("int32_t", f"{node.name}.add", layer.add)
-    if isinstance(node.layer, Linear):
+    product = node.layer.product(node, 1)
+    if product.kernel == (0, 0):
         w.call("linear", size, node.out_shape[0], "codes", layer.x_zero, codes, add, _real(layer.scale), y)
         return
-    given: Any = node.layer
-    groups = node.in_shape[-1] if isinstance(given, DepthwiseConv2d) else given.groups
-    g = given.geometry(node.in_shape, 1, len(layer.w), groups)
+    g = product.geometry
     sizes = np.array([g.height, g.width, g.channels, g.filters, g.kernel_h, g.kernel_w, *g.strides, *g.pads[:2], *g.dilations,
-                      groups, g.out_h, g.out_w])  # fmt: skip
+                      product.groups, g.out_h, g.out_w])  # fmt: skip
     each = int(layer.add.size != g.filters)
     sizes_name = w.array("int", f"{node.name}.sizes", sizes)
     w.call("conv", sizes_name, "codes", layer.x_zero, codes, add, each, _real(layer.scale), y)
@@ -334,8 +333,8 @@ def program(run: train.Run) -> Program:
     for node in network.nodes:
         if isinstance(node.layer, _SAME):
             continue
-        make, tokens = _LAYERS.get(type(node.layer)), isinstance(node.layer, Linear) and len(node.in_shape) > 1
-        if make is None or node.layer.stem in run.method.layers or tokens:
+        make = _LAYERS.get(type(node.layer))
+        if make is None or node.layer.stem in run.method.layers or takes_tokens(node):
             raise OctosimError(f"layer {node.name}: layers of the kind '{node.layer.kind}' are not exported to C yet")
         place[node.index] = take(math.prod(node.out_shape))
         given = [f"buffer_{place[source[i]]}" for i in node.inputs]

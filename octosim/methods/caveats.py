@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from octosim.engine.layers import BatchNorm
 from octosim.engine.nodes import Node
 
 PASSED = ("relu", "pool", "flatten", "dropout", "avgpool")
@@ -23,10 +22,10 @@ def behind_norm(node: Node, nodes: Sequence[Node]) -> bool:
     source = node.inputs[0]
     while source >= 0 and nodes[source].layer.stem in PASSED:
         source = nodes[source].inputs[0]
-    return source >= 0 and isinstance(nodes[source].layer, BatchNorm)
+    return source >= 0 and nodes[source].layer.normalizes
 
 
 def without_norm(nodes: Iterable[Node], what: str) -> list[str]:
     """A caveat where a network has no batch normalization at all."""
-    found = any(isinstance(node.layer, BatchNorm) for node in nodes)
-    return [] if found else [f"the network has no batch normalization: {what}"]
+    normalized = any(node.layer.normalizes for node in nodes)
+    return [] if normalized else [f"the network has no batch normalization: {what}"]

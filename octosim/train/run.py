@@ -14,7 +14,7 @@ from octosim.data import batches
 from octosim.engine import inputs, optimizers, plan, probes, schedules
 from octosim.engine import registers as accumulators
 from octosim.engine.accumulation import micro_batch
-from octosim.engine.layers import BatchNorm, Stack
+from octosim.engine.layers import Stack
 from octosim.engine.nodes import SEEN, Array, Circumstances, Context, Method, Node, Seen
 from octosim.engine.replay import RecordedSteps
 from octosim.errors import ArgumentError, OctosimError, suggest
@@ -220,7 +220,7 @@ class Run:
         whole = {self.config.batch_size, last if self.steps >= self.steps_per_epoch else self.config.batch_size}
         sizes = {min(size, images) for images in whole} | {images % size or size for images in whole}
         for node in self.network.nodes:
-            if not isinstance(node.layer, BatchNorm) or not node.backward or node.running:
+            if not node.layer.normalizes or not node.backward or node.running:
                 continue
             if size == 1:
                 micro = "a micro-batch" if self.config.accumulate > 1 else "a batch"

@@ -138,6 +138,7 @@ class Layer:
     field without one its type's, of RULES.
     inputs: how many it takes, or the least and the largest number.
     weighted: whether it makes a matrix product with weights; multiplies: of activations.
+    normalizes: whether it subtracts each channel's mean, so that a constant in front of it has no effect.
     aliases: the output may lie in the input's memory.  keeps: its backward pass needs the output, which nobody may write over.
 
     out_shape: of its inputs' shapes; OctosimError where it cannot take them.  Besides these it has `init`, `forward`,
@@ -151,6 +152,7 @@ class Layer:
     weighted: ClassVar[bool]
     keeps: ClassVar[bool] = False
     multiplies: ClassVar[bool] = False
+    normalizes: ClassVar[bool] = False
     aliases: ClassVar[bool] = False
     out_shape: ClassVar[Callable[..., tuple[int, ...]]]
 

@@ -24,6 +24,7 @@ class BatchNorm(Unweighted):
     """
 
     running: ClassVar[bool] = True
+    normalizes: ClassVar[bool] = True
     relu = keeps_dy = False
 
     eps: float = 1e-5
