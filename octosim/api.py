@@ -536,7 +536,7 @@ def cost(
 def _source(
     model: Any, batch_size: int | None, method: str | Method | None, parameters: Mapping[str, Any] | None, dtype: str | None,
     image: tuple[int, ...] | None, classes: int | None, batchnorm: bool, inference: bool,
-) -> tuple[workload.Source, str, int | None]:  # fmt: skip
+) -> tuple[workload.Workload, str, int | None]:  # fmt: skip
     """What is priced, its title and batch size; see `cost`."""
     if batch_size is not None and batch_size < 1:
         raise OctosimError(f"batch_size must be at least 1, not {batch_size}")
@@ -554,7 +554,7 @@ def _source(
         named = method if method is None or isinstance(method, str) else methods.name_of(method)
         text = None if image is None else "x".join(map(str, image))
         return workload.source(
-            workload.Asked(model, named, dtype, inference, text, False, dict(parameters or {}), batchnorm)
+            workload.CostQuery(model, named, dtype, inference, text, False, dict(parameters or {}), batchnorm)
         ), Path(model).name, batch_size  # fmt: skip
     method = workload.usual_method(dtype) if method is None else method
     made = methods.make(method, dict(parameters or {})) if isinstance(method, str) else method

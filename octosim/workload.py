@@ -15,7 +15,7 @@ LARGEST_IMAGE = 1 << 14
 
 
 @dataclass(frozen=True)
-class Asked:
+class CostQuery:
     """What the options say of the network and its arithmetic."""
 
     model: str
@@ -32,7 +32,7 @@ class Asked:
     classes: int | None = None
 
 
-def selection_of(asked: Asked) -> tuple[Any, int]:
+def selection_of(asked: CostQuery) -> tuple[Any, int]:
     """Which parameters are trained (`selection.Selection`), and the micro-batches of a step."""
     from octosim.engine.selection import make
 
@@ -45,7 +45,7 @@ def selection_of(asked: Asked) -> tuple[Any, int]:
 
 
 @dataclass(frozen=True)
-class Source:
+class Workload:
     """A network to be priced.
 
     dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts at a
@@ -63,7 +63,7 @@ class Source:
     check: Callable[[int], None] | None = None
     notes: Callable[[list[Any]], list[str]] = lambda found: []
     network: Any = None
-    others: dict[str, Source] = field(default_factory=dict)
+    others: dict[str, Workload] = field(default_factory=dict)
 
 
 def batch_sizes(text: str | None) -> list[int | None]:
@@ -79,7 +79,7 @@ def batch_sizes(text: str | None) -> list[int | None]:
     return list(dict.fromkeys(sizes))
 
 
-def source(asked: Asked) -> Source:
+def source(asked: CostQuery) -> Workload:
     """The network that the options name."""
     return _onnx(asked) if is_onnx(asked.model) else _own(asked)
 
@@ -88,7 +88,7 @@ _OWN_BATCH: dict[Path, int] = {}
 """Batches of files that were read without one asked for."""
 
 
-def _onnx(asked: Asked) -> Source:
+def _onnx(asked: CostQuery) -> Workload:
     from octosim.cost import memory as onnx_memory
     from octosim.cost import onnx as onnx_ops
     from octosim.cost import runtimes
@@ -135,7 +135,7 @@ def _onnx(asked: Asked) -> Source:
             return 0
         return max(0, int((capacity - one) / max(1, two - one)) + 1)
 
-    return Source(
+    return Workload(
         None, kind, ops, batch_of, memory, largest,
         notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient),
     )  # fmt: skip
@@ -151,7 +151,7 @@ def computes_in(method: str, dtype: str | None) -> bool:
     return dtype is None or (method == "fp32") == (dtype != "int8")
 
 
-def _own(asked: Asked) -> Source:
+def _own(asked: CostQuery) -> Workload:
     from octosim import graph, methods
 
     if asked.lenient:
@@ -181,7 +181,7 @@ def _own(asked: Asked) -> Source:
 def of_network(
     stack: Any, shape: tuple[int, ...], made: Any, inference: bool, selection: Any, accumulate: int, half: bool = False,
     float_layers: bool = False,
-) -> Source:  # fmt: skip
+) -> Workload:  # fmt: skip
     """The source of layers with a method, by the method's own name.
 
     half: fp32's operations in float16.  float_layers: whether layers that the method does not cover are in float32.
@@ -218,7 +218,7 @@ def of_network(
         return runtimes.in_float16(found) if half else found
 
     dtype = "float16" if half else "float32" if made.name == "fp32" else "int8"
-    return Source(
+    return Workload(
         made.name, dtype, ops,
         lambda batch: batch or 100, lambda batch: plan.memory(planned(batch)),
         lambda capacity: plan.largest_batch(network, capacity, not inference), check,
@@ -226,7 +226,7 @@ def of_network(
     )  # fmt: skip
 
 
-def typed(asked: Asked, first: Source, dtype: str) -> Source:
+def typed(asked: CostQuery, first: Workload, dtype: str) -> Workload:
     """The same network in another type of products: INT8 by the method asked for (octo for ONNX files), floats without one."""
     if dtype == first.dtype:
         return first
@@ -236,7 +236,7 @@ def typed(asked: Asked, first: Source, dtype: str) -> Source:
     return first.others[dtype]
 
 
-def types_of(device: Any, first: Source, inference: bool) -> list[str]:
+def types_of(device: Any, first: Workload, inference: bool) -> list[str]:
     """The types that the device computes products in for this work, the one asked for first.
 
     CPU cores train in float16 with no software that octosim knows the speed of.

@@ -12,7 +12,7 @@ from octosim.cli.tables import Table
 from octosim.cli.terminal import progress_bar, say, time_text
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
-from octosim.workload import Asked, Source, source, typed, types_of
+from octosim.workload import CostQuery, Workload, source, typed, types_of
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Batches that are tried where none are asked for."""
@@ -40,7 +40,9 @@ class Limits:
         return "deadline" if self.time_s is not None and row["time_s"] > self.time_s else ""
 
 
-def advise(asked: Asked, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits) -> dict[str, Any]:
+def advise(
+    asked: CostQuery, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits
+) -> dict[str, Any]:
     """{"best": the point with the most images a second within the limits or None, "tried": all points, best first}.
 
     Where no step that trains the whole network keeps the limits, fewer of its last layers are tried: half, a quarter and so on.
@@ -57,7 +59,7 @@ def advise(asked: Asked, devices: list[Any], batches: list[int | None], threads:
     return {"best": None if tried[0]["breaks"] else tried[0], "tried": tried}
 
 
-def _parts(asked: Asked) -> list[int]:
+def _parts(asked: CostQuery) -> list[int]:
     """Numbers of last weighted layers that may be trained in place of all; none where the options choose them."""
     chosen = any(asked.tuning.get(name) for name in ("train", "train_last", "freeze", "channels"))
     if chosen or asked.inference or is_onnx(asked.model):
@@ -67,7 +69,7 @@ def _parts(asked: Asked) -> list[int]:
 
 
 def _points(
-    asked: Asked, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits
+    asked: CostQuery, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every batch, type, method and device, with the limit that each breaks; train_last: None where all layers are trained."""
     from octosim.cli.cost import point
@@ -78,7 +80,7 @@ def _points(
     sizes = [b for b in batches if b is not None] or list(BATCHES)
     tried: list[dict[str, Any]] = []
     seen = set()
-    others: dict[str, Source] = {}  # of float products: the same for all methods
+    others: dict[str, Workload] = {}  # of float products: the same for all methods
     with progress_bar() as bar:
         task = bar.add_task("pricing", total=len(names) * len(devices) * len(sizes))
         for name in names:
@@ -143,7 +145,9 @@ def show(found: dict[str, Any], most: int = 12) -> None:
     table.show()
 
 
-def sweep(asked: Asked, first: Source, devices: list[Any], batches: list[int | None], threads: int | None, path: Path) -> int:
+def sweep(
+    asked: CostQuery, first: Workload, devices: list[Any], batches: list[int | None], threads: int | None, path: Path
+) -> int:
     """Writes a row for each device, type and batch; returns how many.  A device that cannot run a type has no row."""
     from octosim.cost import compare, runtimes
     from octosim.cost import sweep as sweeps

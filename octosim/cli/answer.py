@@ -9,13 +9,13 @@ from octosim.cli.tables import Table
 from octosim.cli.terminal import count_text, say, time_text
 from octosim.cost.compare import PAYS, SHORT, Ratio, ratio
 from octosim.hardware import Device
-from octosim.workload import Asked, Source
+from octosim.workload import CostQuery, Workload
 
 MOST_ROWS = 40
 """Operations in a table: the costliest, in their order."""
 
 
-def title(asked: Asked, first: Source, sizes: list[int | None]) -> str:
+def title(asked: CostQuery, first: Workload, sizes: list[int | None]) -> str:
     """What a table of several devices or batches is about."""
     batch = ", ".join(str(first.batch(size)) for size in sizes)
     against = " against float32" if first.dtype == "int8" else ""
@@ -44,7 +44,8 @@ def words_of(row: dict[str, Any]) -> str:
 
 
 def sentence(
-    record: dict[str, Any], priced: dict[str, Any], device: Device, asked: Asked, images: int | None, epochs: int | None = None
+    record: dict[str, Any], priced: dict[str, Any], device: Device, asked: CostQuery, images: int | None,
+    epochs: int | None = None,
 ) -> str:
     """The answer in one line: times by type, memory, energy, epochs; then whether INT8 pays, what binds, where half is."""
     rows = record["types"]
@@ -115,7 +116,7 @@ def _why(record: dict[str, Any], priced: dict[str, Any]) -> str:
     return "; ".join(clauses) + "."
 
 
-def show_layers(record: dict[str, Any], costs: list[Any], device: Device, asked: Asked) -> None:
+def show_layers(record: dict[str, Any], costs: list[Any], device: Device, asked: CostQuery) -> None:
     """The answer, the types, then every operation of the type asked for."""
     say(record["answer"])
     types = Table(title="by type of the products")

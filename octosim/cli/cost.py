@@ -12,7 +12,7 @@ from octosim.cli.importing import shapes_of
 from octosim.cli.settings import with_settings
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
 from octosim.errors import OctosimError
-from octosim.workload import Asked, Source, batch_sizes, source, typed, types_of
+from octosim.workload import CostQuery, Workload, batch_sizes, source, typed, types_of
 
 LARGEST = 1024
 """The largest batch at which the crossover is looked for."""
@@ -150,7 +150,7 @@ def cost(
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
         devices = [hardware.at_clock(device, clock_ghz) for device in devices]
-    asked = Asked(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape),
+    asked = CostQuery(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape),
                   settings, classes)  # fmt: skip
     if sweep is not None and fine_tuning:
         _sweep_trainable(asked, sweep, devices, sizes, threads, csv, plot, json_)
@@ -198,7 +198,7 @@ def cost(
 
 
 def _sweep_trainable(
-    asked: Asked, sweep: str, devices: list[Any], sizes: list[int | None], threads: int | None, csv: Path | None,
+    asked: CostQuery, sweep: str, devices: list[Any], sizes: list[int | None], threads: int | None, csv: Path | None,
     plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     from octosim.cli import trainable
@@ -218,7 +218,7 @@ def _sweep_trainable(
 
 
 def point(
-    asked: Asked, first: Source, device: Any, batch: int, threads: int | None, images: int | None = None,
+    asked: CostQuery, first: Workload, device: Any, batch: int, threads: int | None, images: int | None = None,
     epochs: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """One network, device and batch: the record that --json prints, and by type the costs of the operations."""
@@ -229,7 +229,7 @@ def point(
 
     priced: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
-    sources: dict[str, Source] = {}
+    sources: dict[str, Workload] = {}
     for dtype in types_of(device, first, asked.inference):
         runtime = runtimes.choose(asked.runtime, device, dtype, not asked.inference, first.method is not None)
         try:
@@ -284,7 +284,7 @@ def point(
     return record, priced
 
 
-def _most(first: Source) -> int:
+def _most(first: Workload) -> int:
     """The largest batch, of powers of two up to LARGEST, that the method's accumulators allow."""
     batch = LARGEST
     while first.check and batch > 1:
@@ -296,7 +296,7 @@ def _most(first: Source) -> int:
     return batch
 
 
-def _crossovers(asked: Asked, first: Source, devices: list[Any], threads: int | None) -> dict[str, int | None]:
+def _crossovers(asked: CostQuery, first: Workload, devices: list[Any], threads: int | None) -> dict[str, int | None]:
     from octosim.cost import runtimes
     from octosim.cost.compare import crossover
 
@@ -304,7 +304,7 @@ def _crossovers(asked: Asked, first: Source, devices: list[Any], threads: int | 
         return {}
     other = typed(asked, first, "float32")
 
-    def trace(made: Source, dtype: str, device: Any) -> tuple[Any, Any]:
+    def trace(made: Workload, dtype: str, device: Any) -> tuple[Any, Any]:
         runtime = runtimes.choose(asked.runtime, device, dtype, not asked.inference, True)
         return (lambda batch: made.ops(device, batch, runtime)), runtime
 

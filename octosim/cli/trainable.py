@@ -14,7 +14,7 @@ from octosim.cli.terminal import count_text, progress_bar, say, time_text
 from octosim.cost.compare import SHORT
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
-from octosim.workload import Asked, Source, source
+from octosim.workload import CostQuery, Workload, source
 
 NAME, ALL = "trainable", "all"
 CSV_FIELDS = (
@@ -44,7 +44,7 @@ def choices(sweep: str, layers: int) -> list[int | None]:
     return list(dict.fromkeys(found))
 
 
-def rows(asked: Asked, sweep: str, devices: Sequence[Any], batch: int | None, threads: int | None) -> list[dict[str, Any]]:
+def rows(asked: CostQuery, sweep: str, devices: Sequence[Any], batch: int | None, threads: int | None) -> list[dict[str, Any]]:
     """A row for each choice of layers and each device: what is trained, and by type of the products what a step takes."""
     from octosim.cli.cost import point
 
@@ -73,7 +73,7 @@ def rows(asked: Asked, sweep: str, devices: Sequence[Any], batch: int | None, th
     return found
 
 
-def _trained(made: Source) -> dict[str, Any]:
+def _trained(made: Workload) -> dict[str, Any]:
     """The first layer that a step trains, and the number of its trained parameters."""
     nodes = [node for node in made.network.nodes if node.trained]
     return {

@@ -20,7 +20,7 @@ from octosim.cost.runtimes import onnx_rules
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
 from octosim.hardware import Device, Runtime, load_runtime
-from octosim.hardware.efficiency import Factors
+from octosim.hardware.efficiency import CpuFactors
 from octosim.textfile import read_csv
 from octosim.trace import DTYPE_BYTES, Op, with_winograd
 
@@ -317,9 +317,9 @@ def _descend(residuals: Callable[[Array], Array], x: Array, steps: int) -> Array
     return x
 
 
-def as_factors(values: Array, spread: float, source: str) -> Factors:
+def as_factors(values: Array, spread: float, source: str) -> CpuFactors:
     """The fitted values as they are stored."""
-    return Factors(**dict(zip(cost.PARAMETERS, map(float, values), strict=True)), spread=float(spread), source=source)
+    return CpuFactors(**dict(zip(cost.PARAMETERS, map(float, values), strict=True)), spread=float(spread), source=source)
 
 
 # ---- a device's own calibration --------------------------------------------------
@@ -330,7 +330,7 @@ class Calibration:
     """A device's fitted factors and what they come from: by arithmetic the number of measurements, and the median of
     |predicted / measured - 1| with a network's own measurements in the fit, left out of it, and without calibration."""
 
-    factors: dict[str, Factors]
+    factors: dict[str, CpuFactors]
     report: dict[str, dict[str, float]]
 
 
@@ -356,7 +356,7 @@ def calibrate(
         sample = Sample(row.network, row.device, cost.prepare(ops, device, row.threads, runtime), row.time_s)
         groups.setdefault(path, []).append(sample)
     known: dict[str, Array] = {}
-    factors: dict[str, Factors] = {}
+    factors: dict[str, CpuFactors] = {}
     report: dict[str, dict[str, float]] = {}
     for path in sorted(groups, key=lambda p: p in ("smlal", "sdot")):  # float first: int8 networks hold float layers
         samples = groups[path]

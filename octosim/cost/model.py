@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from octosim.errors import OctosimError
 from octosim.hardware import DTYPES, Device, Dtype, Engine, Runtime, efficiency, rates
-from octosim.hardware.efficiency import Factors
+from octosim.hardware.efficiency import CpuFactors
 from octosim.trace import DTYPE_BYTES, Op, is_training
 
 BOUNDS = ("compute", "memory", "overhead")
@@ -238,7 +238,7 @@ class Run:
     engine: Engine
     dtype: Dtype
     path: str
-    factors: Factors | None
+    factors: CpuFactors | None
     note: str = ""
 
 
@@ -263,7 +263,7 @@ def path_of(engine: Engine, dtype: Dtype) -> str:
     return engine.accumulator if dtype == "int8" else dtype
 
 
-def factors_of(device: Device, engine: Engine, dtype: Dtype) -> Factors | None:
+def factors_of(device: Device, engine: Engine, dtype: Dtype) -> CpuFactors | None:
     """The profile's own factors, else those shipped for the device's name, else the pool's; None where there are none.
 
     A core whose float16 was measured and whose float32 was not takes its own float16 factors: those of the pool are of other
@@ -283,7 +283,7 @@ def factors_of(device: Device, engine: Engine, dtype: Dtype) -> Factors | None:
     return found if found is not None else known["pool"].get(path)
 
 
-def with_kernels(factors: Factors, path: str, runtime: Runtime | None) -> Factors:
+def with_kernels(factors: CpuFactors, path: str, runtime: Runtime | None) -> CpuFactors:
     """The factors with what the runtime's kernels reach in place of what those of the fit reached."""
     kernels = runtime.kernels.get(path) if runtime else None  # type: ignore[call-overload]
     return factors.model_copy(update=kernels.given()) if kernels else factors
@@ -322,7 +322,7 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | 
         busy = min(count, engine.units.value) / engine.units.value if engine in clusters else 1.0
         return engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY) * busy
 
-    def factors(engine: Engine, dtype: Dtype) -> Factors | None:
+    def factors(engine: Engine, dtype: Dtype) -> CpuFactors | None:
         found, path = factors_of(device, engine, dtype), path_of(engine, dtype)
         if path in device.calibration:  # fitted with this software: nothing of it counts twice
             return found
@@ -603,7 +603,7 @@ def _spread(op: Op, run: Run, device: Device, runtime: Runtime | None, training:
     return own if op.pass_ == "forward" else math.hypot(own, BACKWARD_SPREAD)
 
 
-def vector(factors: Factors) -> Array:
+def vector(factors: CpuFactors) -> Array:
     """The factors in the order of PARAMETERS."""
     return np.array([getattr(factors, name) for name in PARAMETERS], float)
 

@@ -19,8 +19,8 @@ class RecordedSteps:
     """Steps on batches of one size.  Python makes the first, which finds the ranges of the weights for the next; the second is
     recorded, and so is the first of each later phase (`Method.phase`); C makes all others.
 
-    images, labels, step, numbers: fixed buffers that the recorded calls read: batch, step counter of the random streams, learning
-    rate and bias corrections.
+    images, labels, step, numbers: fixed buffers that the recorded calls read: batch, step counter of the random streams,
+    learning rate and bias corrections.
     """
 
     def __init__(self, network: Network):

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from octosim import extensions
 from octosim.errors import OctosimError, suggest
 from octosim.hardware import detect as host_reader
-from octosim.hardware.efficiency import Factors
+from octosim.hardware.efficiency import CpuFactors
 from octosim.hardware.figures import Count, Delay, Figure, Kind, Ratio
 from octosim.hardware.rates import Rates
 from octosim.numerics import ACCUMULATORS
@@ -294,7 +294,7 @@ class Device(Frozen):
     power: Power = Power()
     modes: Annotated[tuple[Mode, ...], Field(strict=False)] = ()
     energy: Energy = Energy()
-    calibration: dict[Literal["float32", "float16", "smlal", "sdot"], Factors] = {}  # noqa: RUF012
+    calibration: dict[Literal["float32", "float16", "smlal", "sdot"], CpuFactors] = {}  # noqa: RUF012
     rates: Rates | None = None
 
     @field_validator("engines")

@@ -21,7 +21,7 @@ PATHS = ("float32", "float16", "smlal", "sdot")
 """Arithmetic with factors: a float type, or the instruction (octosim.numerics.ACCUMULATORS) that int8 products run on."""
 
 
-class Factors(Frozen):
+class CpuFactors(Frozen):
     """One core's factors in one arithmetic; docs/cost-model.md has the equations.
 
     conv3x3, conv, pointwise, depthwise, linear: share of the peak that the arithmetic of these operations reaches, before
@@ -56,7 +56,7 @@ class Factors(Frozen):
 
 
 @functools.cache
-def shipped() -> dict[str, dict[str, Factors]]:
+def shipped() -> dict[str, dict[str, CpuFactors]]:
     """Device name -> arithmetic -> factors, as fitted; "pool" is the device that nobody measured."""
     file = Path(__file__).with_name("efficiency.toml")
     try:
@@ -65,18 +65,18 @@ def shipped() -> dict[str, dict[str, Factors]]:
         raise OctosimError(f"octosim/hardware/efficiency.toml cannot be used, reinstall octosim ({error})") from None
 
 
-def parse(data: dict[str, Any]) -> dict[str, dict[str, Factors]]:
+def parse(data: dict[str, Any]) -> dict[str, dict[str, CpuFactors]]:
     """The tables of an efficiency file."""
     groups = {"pool": data.get("pool", {}), **data.get("device", {})}
-    return {name: {path: Factors.model_validate(row) for path, row in rows.items()} for name, rows in groups.items()}
+    return {name: {path: CpuFactors.model_validate(row) for path, row in rows.items()} for name, rows in groups.items()}
 
 
-def toml(groups: dict[str, dict[str, Factors]]) -> str:
+def toml(groups: dict[str, dict[str, CpuFactors]]) -> str:
     """The text of an efficiency file."""
     tables = {name: {path: table(factors) for path, factors in rows.items()} for name, rows in groups.items()}
     return tomli_w.dumps({"pool": tables.pop("pool"), "device": tables})
 
 
-def table(factors: Factors) -> dict[str, Any]:
+def table(factors: CpuFactors) -> dict[str, Any]:
     """One core's factors as data of a TOML file, four digits a number."""
     return {k: v if isinstance(v, str) else float(f"{v:.4g}") for k, v in factors.model_dump().items()}

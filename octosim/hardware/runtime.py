@@ -27,8 +27,8 @@ FloatPath = Literal["float32", "float16", "smlal", "sdot"]
 class Kernels(Frozen):
     """Shares of a core's peak in one arithmetic, and costs of calls, that replace those fitted for the core.
 
-    Names as in octosim.hardware.efficiency.Factors.  spread: standard deviation of ln(measured / predicted) that a prediction
-    with these kernels had on measurements that they were not fitted to.
+    Names as in octosim.hardware.efficiency.CpuFactors.  spread: standard deviation of ln(measured / predicted) that a
+    prediction with these kernels had on measurements that they were not fitted to.
     """
 
     conv3x3: Ratio | None = None

@@ -59,14 +59,14 @@ def small_onnx(path):
 @pytest.mark.parametrize("precision", ["int8", "fp32", "fp16"])
 def test_calibration_and_prediction_have_one_plan(tmp_path, runtime, precision):
     """With the factors of the profile itself every measured time is met: an ONNX file, a core with float16."""
-    from octosim.workload import Asked, source
+    from octosim.workload import CostQuery, source
 
     path = small_onnx(tmp_path / "small.onnx")
     device, software = hardware.load("pi5"), load_runtime(runtime)
     row = fit.Measurement("pi5", str(path), precision, 2, 1.0, {})
     planned, _ = fit.operations(row, device, {}, "sdot", software)
     dtype = {"int8": "int8", "fp32": "float32", "fp16": "float16"}[precision]
-    asked = source(Asked(str(path), None, dtype, True, None, False, runtime=runtime))
+    asked = source(CostQuery(str(path), None, dtype, True, None, False, runtime=runtime))
     assert planned == asked.ops(device, 1, software)
 
 
@@ -115,7 +115,7 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
 
 def test_training_steps_of_onnx_files_on_several_devices(tmp_path):
     """Rows may name files, devices and steps of the last layer alone; what is read is priced as `octosim cost` prices it."""
-    from octosim.workload import Asked, source
+    from octosim.workload import CostQuery, source
 
     path, table = small_onnx(tmp_path / "small.onnx"), tmp_path / "steps.csv"
     rows = [f"{path},{batch},5,{profile},{trains}" for batch in (2, 8) for profile in ("pi4", "") for trains in ("all", "head")]
@@ -123,7 +123,7 @@ def test_training_steps_of_onnx_files_on_several_devices(tmp_path):
     steps = fit_training.steps(table, None)
     assert [s.device.name if s.device else None for s in steps[:4]] == ["raspberry-pi-4", "raspberry-pi-4", None, None]
     pi5, torch = hardware.load("pi5"), load_runtime("pytorch")
-    made = source(Asked(str(path), None, "float32", False, None, False, runtime="pytorch"))
+    made = source(CostQuery(str(path), None, "float32", False, None, False, runtime="pytorch"))
     values = {name: getattr(torch.backward, name).value for name in fit_training.parameters(torch)}
     found = np.exp(fit_training._Problem(steps, pi5, torch, None).log_times(values))
     for at, (batch, device) in {0: (2, steps[0].device), 2: (2, pi5), 6: (8, pi5)}.items():

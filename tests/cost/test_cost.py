@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from octosim import cost, hardware
 from octosim.errors import OctosimError
-from octosim.hardware.efficiency import PATHS, Factors, parse, shipped, toml
+from octosim.hardware.efficiency import PATHS, CpuFactors, parse, shipped, toml
 from octosim.trace import DTYPE_BYTES, PASSES, Op, with_winograd
 
 
@@ -166,7 +166,7 @@ def test_no_engine_for_a_type():
 
 # --- CPU cores with factors -------------------------------------------------------------------------------------------
 
-FACTORS = Factors(
+FACTORS = CpuFactors(
     conv3x3=0.5, conv=0.5, pointwise=0.8, depthwise=0.25, linear=0.5, elementwise=4.0, bandwidth=1.0, cache=8.0, k_half=10.0,
     serial=0.1, in_order=0.8, exposed=0.5, overhead_us=1.0, fork_us=5.0, spread=0.2, source="test")
 

@@ -488,18 +488,18 @@ def test_a_damaged_run_is_none_to_begin_with(source: Path, tmp_path: Path) -> No
 def test_cost_prices_the_shorter_step() -> None:
     """Of the last layers of resnet20: less time, less memory, as the plan of that step has them."""
     from octosim.hardware import load
-    from octosim.workload import Asked, source
+    from octosim.workload import CostQuery, source
 
     device, peaks, times = load("pi4"), [], []
     own = SimpleNamespace(name="octosim")
     for tuning in ({}, {"train_last": 3}, {"train_last": 1}, {"accumulate": 4}):
-        found = source(Asked("resnet20", "octo", None, False, "32x32x3", False, tuning=tuning))
+        found = source(CostQuery("resnet20", "octo", None, False, "32x32x3", False, tuning=tuning))
         peaks.append(found.memory(16)["peak"])
         times.append(sum(op.macs for op in found.ops(device, 16, own)))
     assert peaks[0] > peaks[1] > peaks[2] and times[0] > times[1] > times[2]
     assert peaks[3] < peaks[0] and times[3] == times[0]
     with pytest.raises(OctosimError, match="train_last must be in 1 .. "):
-        source(Asked("resnet20", "octo", None, False, "32x32x3", False, tuning={"train_last": 99}))
+        source(CostQuery("resnet20", "octo", None, False, "32x32x3", False, tuning={"train_last": 99}))
 
 
 # ---- attention --------------------------------------------------
