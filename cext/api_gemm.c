@@ -196,7 +196,7 @@ int octo_window_rows(const octo_conv *g, const void *x, int fill, int elem_size,
         x = pad_copy(g->batch, g->height, g->width, g->channels * elem_size, x, height, width, g->pad_h, g->pad_w, fill);
         if (!x) return octo_fail(OCTO_ENOMEM, "out of memory for a padded copy of the input");
     }
-    *rows = (struct octo_rows){.base = x, .end = (const char *)x + g->batch * height * width * g->channels * element,
+    *rows = (struct octo_rows){.base = x, .end = (const char *)x + g->batch * height * width * g->channels * elem_size,
                                .width = octo_out_width(g), .height = octo_out_height(g), .x_stride = g->stride_w * g->channels,
                                .y_stride = g->stride_h * width * g->channels, .image_stride = height * width * g->channels,
                                .segments = g->kernel_h, .length = g->kernel_w * g->channels, .segment_stride = width * g->channels};

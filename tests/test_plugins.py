@@ -387,3 +387,13 @@ def test_an_installed_layer_is_known_by_its_entry_point(installed: Path, tmp_pat
     with pytest.raises(OctosimError, match=r"octosim\.layers gone \(nowhere:X\) cannot be imported: ModuleNotFoundError"):
         graph.find(str(tmp_path / "net.toml"))
     assert octosim.cost("mlp", "pi4", batch_size=4).total["time_s"] > 0
+
+
+def test_hooks_by_their_names_in_earlier_releases() -> None:
+    class Old(methods.METHODS["fp32"]):  # type: ignore[misc]
+        compact = True
+
+        def meet(self, node: Any, a: Any, b: Any) -> Any:
+            return "sum"
+
+    assert Old.saves_int8 is True and Old().accumulate_grad(None, 1, 2) == "sum"

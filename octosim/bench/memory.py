@@ -155,7 +155,7 @@ def main() -> None:
 def _torch(config: Config, dataset: data.Dataset, images: Array, labels: Array, threads: int) -> Callable[[], Any]:
     shape = images.shape[1:]
     stack = graph.layers(config.model, len(dataset.classes), config.batchnorm, shape, config.hidden_batchnorm)
-    source = source_of(config, graph.as_graph(stack), dataset.train_images, methods.make(config.method, config.parameters))
+    source = source_of(config, graph.as_graph(stack), dataset, methods.make(config.method, config.parameters))
     made = peers.torch_steps(
         stack, images, labels, config.optimizer, 0.01, threads, ("channels_last",), source, config.selection, config.accumulate
     )

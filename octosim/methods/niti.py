@@ -277,7 +277,8 @@ class Niti(Method):
         1 + x + x^2 / 2, times 2^(1 - 2 exponent).
         """
         dlogits = scaled(core.softmax_codes_gradient(logits.q, exponent_of(logits), labels, random), 0) if gradient else None
-        value, _, correct = core.softmax_cross_entropy(logits.materialize(), labels, gradient=False)
+        real = core.dequantize(logits.q, core.power_of_two(exponent_of(logits)))
+        value, _, correct = core.softmax_cross_entropy(real, labels, gradient=False)
         return value, dlogits, correct
 
     def accumulate_grad(self, node: Node, a: core.Tensor, b: core.Tensor) -> core.Tensor:

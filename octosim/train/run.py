@@ -48,8 +48,9 @@ def load_data(config: Config, progress: Callable[[int, int], None] | None = None
     return data.load(config.data, **chosen | ({"progress": progress} if progress else {}))
 
 
-def source_of(config: Config, network: graph.Graph, images: Array, method: Method) -> inputs.Input:
-    """How the input of a network is normalized, whose training images these are."""
+def source_of(config: Config, network: graph.Graph, dataset: data.Dataset, method: Method) -> inputs.Input:
+    """How the input of a network is normalized that is trained on a data set."""
+    images = dataset.train_images
     if config.normalize not in (None, *NORMALIZATIONS):
         raise OctosimError(f"unknown normalization '{config.normalize}'" + suggest(str(config.normalize), NORMALIZATIONS))
     asked = inputs.of_network(network.input, images) if config.normalize is None else None
@@ -57,7 +58,13 @@ def source_of(config: Config, network: graph.Graph, images: Array, method: Metho
         normalize = images.dtype == np.float32 or method.normalize == "data"
     else:
         normalize = config.normalize == "data"
-    return asked or inputs.measured(images, normalize)
+    if asked:
+        return asked
+    known = vars(dataset).setdefault("_measured", {})  # a study builds hundreds of runs on one data set
+    if normalize not in known:
+        known[normalize] = inputs.measured(images, normalize)
+    measured: inputs.Input = known[normalize]
+    return measured
 
 
 class Run:
@@ -114,7 +121,7 @@ class Run:
             config.model, len(self.data.classes), config.batchnorm, in_shape, config.hidden_batchnorm
         )
         self._check_fits(in_shape)
-        self.source = source_of(config, graph.as_graph(self.layers), self.data.train_images, self.method)
+        self.source = source_of(config, graph.as_graph(self.layers), self.data, self.method)
         self._check_memory(in_shape)
         initial = tensors if tensors is not None else read_initial(config.init) if config.init is not None else {}
         self.network = engine.Network(

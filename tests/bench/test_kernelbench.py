@@ -71,6 +71,7 @@ def test_a_peer_that_is_wrong_here_is_named(right: tuple[str, ...], monkeypatch:
     assert ("(int8 x int8)" if right else "wrong") in done.output.split("\n")[4]
 
 
+@pytest.mark.slow  # the whole of Python under emulation
 def test_onnxruntime_on_a_processor_without_vnni() -> None:
     """An emulated Haswell: uint8 x int8 is wrong there, int8 x int8 is right, and so are we."""
     pytest.importorskip("onnxruntime", reason="needs the extra 'peers'")

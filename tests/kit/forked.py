@@ -5,13 +5,17 @@ It has no threads and does nothing with what it imports, so a fork is what a new
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import io
 import json
 import os
 import signal
 import sys
+import threading
+import traceback
 from typing import Any
 
 MODULES = (
@@ -51,6 +55,25 @@ def code_of(child: int, limit: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def command() -> int:
+    """Runs the command and what is to be done at its end; its exit code."""
+    from octosim.cli import main
+
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return code if isinstance(code, int) else int(code is not None)
+
+
 def serve() -> None:
     """Returns in the processes that are forked."""
     for line in iter(sys.stdin.readline, ""):
@@ -67,7 +90,7 @@ if __name__ == "__main__":
     for module in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # pages that no collection of a child's touches stay common
     serve()
-    from octosim.cli import main
-
-    main()
+    os._exit(command())  # the interpreter's end takes longer than most commands

@@ -103,6 +103,7 @@ def test_a_worker_dies_and_another_comes(dask: Dask, whole: Path, tmp_path: Path
     assert train.verify(next(path.parent for path in (tmp_path / "out").glob("*/digest.txt"))).equal
 
 
+@pytest.mark.slow
 def test_when_the_study_or_the_scheduler_goes(dask: Dask, tmp_path: Path) -> None:
     """A killed study's run ends on its worker; a killed scheduler leaves a study that continues."""
     endless = LONG.replace("steps = 40", "steps = 1000000")

@@ -128,9 +128,9 @@ def test_digest_with_every_option(method: str, tmp_path: Path, restore_core: Non
     """Instruction sets, threads, and batches made ahead or not: the same records and bits."""
     monkeypatch.setattr(data, "load", few_images)
     batchnorm = methods.METHODS[method].batchnorm
-    config = train.Config(model="lenet5", method=method, batch_size=20, steps=10, batchnorm=batchnorm, **options_of(method))
+    config = train.Config(model="lenet5", method=method, batch_size=10, steps=9, batchnorm=batchnorm, **options_of(method))
     made = set()
-    for isa, threads, prefetch in [(ISAS[0], 1, False), (ISAS[-1], 2, True), (ISAS[-1], 1, True), (ISAS[-1], 2, False)]:
+    for isa, threads, prefetch in [(ISAS[0], 1, False), (ISAS[-1], 2, True), (ISAS[-1], 1, False)]:
         core.set_isa(isa)
         core.set_threads(threads)
         folder = tmp_path / f"{isa}-{threads}-{prefetch}"
