@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from octosim.cli.tables import Table
-from octosim.cli.terminal import count_text, say, time_text
+from octosim.cli.terminal import count_text, duration_text, say, time_text
 from octosim.cost.compare import PAYS, SHORT, Ratio, ratio
 from octosim.hardware import Device
 from octosim.workload import CostQuery, Workload
@@ -32,6 +32,25 @@ def energy_text(total: dict[str, Any]) -> str:
         return "-"
     sign = "<= " if total.get("energy_is") == "at most" else ""
     return f"{sign}{total['energy_j']:.3g} J"
+
+
+def waiting_text(seconds: float) -> str:
+    """The time of an epoch or of a training."""
+    return time_text(seconds) if seconds < 90 else duration_text(seconds)
+
+
+def joules_text(joules: float) -> str:
+    """The energy of a training: three digits and a unit."""
+    unit, size = next(((unit, size) for unit, size in (("MJ", 1e6), ("kJ", 1e3)) if joules >= size), ("J", 1.0))
+    return f"{joules / size:.3g} {unit}"
+
+
+def long_heads(record: dict[str, Any]) -> dict[str, int]:
+    """Columns of the time and energy of --images and --epochs, with their ranks."""
+    heads = {"an epoch": 1} if record.get("epoch_s") is not None else {}
+    if record.get("training_s") is not None:
+        heads |= {"all epochs": 0, "all epochs, energy": 0}
+    return heads
 
 
 def memory_text(value: int | None) -> str:
@@ -69,10 +88,10 @@ def sentence(
     if chosen["energy_j"] is not None:
         parts.append(f"{words_of(chosen)}{chosen['energy_j']:.3g} J")
     if images:
-        parts.append(f"an epoch of your {images:,} images {time_text(record['epoch_s'])}")
+        parts.append(f"an epoch of your {images:,} images {waiting_text(record['epoch_s'])}")
     if epochs:
-        joules = "" if record["training_j"] is None else f" and {words_of(chosen)}{record['training_j']:.3g} J"
-        parts.append(f"{epochs:,} of them {time_text(record['training_s'])}{joules}")
+        joules = "" if record["training_j"] is None else f" and {words_of(chosen)}{joules_text(record['training_j'])}"
+        parts.append(f"{epochs:,} of them {waiting_text(record['training_s'])}{joules}")
     return "; ".join(parts) + ". " + _why(record, priced)
 
 
@@ -168,10 +187,15 @@ def show_points(heading: str, records: list[dict[str, Any]]) -> None:
     pair = {"batch": 1, "INT8": 0, "float32": 0, "gain": 0, "INT8 energy": 2, "float32 energy": 3}
     pair |= {"INT8 memory": 4, "float32 memory": 5}
     one = {"batch": 1, "time": 0, "80 % interval": 0, "against the first": 4, "energy": 2, "memory": 3}
-    for name, rank in (pair if both else one).items():
+    heads = (pair if both else one) | long_heads(records[0])
+    for name, rank in heads.items():
         table.add_column(name, justify="right", rank=rank)
     for record in records:
         total, batch = record["total"], str(record["batch_size"])
+        longer = [waiting_text(record[key]) for key in ("epoch_s", "training_s") if record.get(key) is not None]
+        if record.get("training_s") is not None:
+            joules = record["training_j"]
+            longer.append("-" if joules is None else joules_text(joules))
         if both:
             sides = [record["int8"], record["float32"]]
             fits = [record.get("fits", {}).get(name) for name in ("INT8", "FP32")]
@@ -182,12 +206,12 @@ def show_points(heading: str, records: list[dict[str, Any]]) -> None:
             table.add_row(
                 record["device"], batch, *(time_text(side["time_s"]) for side in sides),
                 "-" if record["gain"] is None else f"{record['gain']:.2f}",
-                *(energy_text(side) for side in sides), *memory,
+                *(energy_text(side) for side in sides), *memory, *longer,
             )  # fmt: skip
         else:
             ratio = f"{total['time_s'] / records[0]['total']['time_s']:.2f}"
             used = energy_text(total), memory_text(total["peak_bytes"])
-            table.add_row(record["device"], batch, time_text(total["time_s"]), _interval(total), ratio, *used)
+            table.add_row(record["device"], batch, time_text(total["time_s"]), _interval(total), ratio, *used, *longer)
     table.show()
     several = len({record["batch_size"] for record in records}) > 1
     lines = []

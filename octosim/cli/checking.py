@@ -106,18 +106,17 @@ def _by_hand(
     from octosim.evidence import golden as maker
 
     arithmetic = maker.Arithmetic(
-        _member("--requantize", numerics.Requantization, requantize),
-        None if rounding is None else _member("--rounding", numerics.Rounding, rounding),
+        _member("--requantize", numerics.Requantization, requantize, maker.REQUANTIZATIONS),
+        None if rounding is None else _member("--rounding", numerics.Rounding, rounding, maker.ROUNDINGS),
         per_channel,
     )
     return maker.by_hand(shape, operands, numerics.find(accumulator), arithmetic, out, x_zero, seed)
 
 
-def _member(option: str, kind: Any, value: str) -> Any:
-    try:
-        return kind(value)
-    except ValueError:
-        raise OctosimError(f"{option} must be one of {', '.join(each.value for each in kind)}, not '{value}'") from None
+def _member(option: str, kind: Any, value: str, possible: list[str]) -> Any:
+    if value not in possible:
+        raise OctosimError(f"{option} must be one of {', '.join(possible)}, not '{value}'")
+    return kind(value)
 
 
 def check(

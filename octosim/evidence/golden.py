@@ -144,8 +144,9 @@ def _hex(value: float) -> str:
     return f"{float(value).hex()}f" if math.isfinite(value) else "0.0f"
 
 
-_ROUNDINGS = ["half-up", "half-even", "half-away", "floor", "toward-zero", "gemmlowp"]
-"""By the number that golden_check.c has for them."""
+ROUNDINGS = ["half-up", "half-even", "half-away", "floor", "toward-zero"]
+"""Without randomness, by the number that golden_check.c has for them; gemmlowp follows."""
+REQUANTIZATIONS = [how.value for how in Requantization if how is not Requantization.FLOAT_SCALE]
 
 
 def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
@@ -158,7 +159,7 @@ def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
     parts += [f"#define OCTO_{key.upper()} {_hex(v)}\n" for key, v in numbers.items() if key.endswith("_scale")]
     parts += [f"#define OCTO_HAS_DX {int('dx' in numbers)}\n"]
     kind = about.get("requantize", {}).get("rounding", Rounding.HALF_UP.value)
-    parts += [f"#define OCTO_ROUNDING {_ROUNDINGS.index(kind)} /* {kind} */\n\n"]
+    parts += [f"#define OCTO_ROUNDING {[*ROUNDINGS, Requantization.GEMMLOWP.value].index(kind)} /* {kind} */\n\n"]
     parts += [_array("int8_t", name, numbers[name]) for name in ("x", "w", "dy")]
     for name in SUMS.values():
         if name in numbers:

@@ -159,8 +159,11 @@ def find(model: str) -> Model:
         return Model(NETWORKS[model](1000))
     known = MODELS | VARIANTS
     if model not in known:
-        folder = f"; did you mean the folder '{model}/'?" if os.path.isdir(model) else ""
-        raise OctosimError(f"unknown model '{model}'" + (folder or suggest(model, model_names())))
+        there = f"; did you mean the folder '{model}/'?" if os.path.isdir(model) else ""
+        if os.path.isfile(model):
+            pytorch = os.path.splitext(model)[1].lower() in (".pth", ".pt")
+            there = "; torch.onnx.export makes a .onnx file of it" if pytorch else "; a model file ends in .toml or .onnx"
+        raise OctosimError(f"unknown model '{model}'" + (there or suggest(model, model_names())))
     return known[model]
 
 

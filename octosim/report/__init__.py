@@ -119,10 +119,13 @@ def write_report(
         raise OctosimError("write_report with profiles needs step_of=octosim.train.step_of, which makes what is priced")
     if out.suffix == ".md" and pictures is None:
         pictures = out.with_name(f"{out.stem}-figures")
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise OctosimError(f"{pictures} is no folder to write figures in")
     found = read_all(paths)
     runs, benches, skipped = found.runs, found.benches, found.skipped
     if not runs and not benches:
-        told = [f"{path}: {reason.removeprefix(f'{Path(path).name}: ')}" for path, reason in skipped]
+        starts = [(path, reason, Path(path).name) for path, reason in skipped]
+        told = [f"{path}{why.removeprefix(name)}" if why.startswith(name) else f"{path}: {why}" for path, why, name in starts]
         reasons = "; ".join(told) or "no path was given"
         raise OctosimError(f"nothing to report on: {reasons}")
     if out.resolve() in {bench.path.resolve() for bench in benches}:

@@ -153,7 +153,7 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise OctosimError(f"{path.name} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise OctosimError(f"{path.name} is not valid JSON: {error}") from error
+        raise OctosimError(f"{path.name} is not valid JSON: {str(error).removeprefix('it is not JSON: ')}") from error
     if not isinstance(value, dict):
         raise OctosimError(f"{path.name}: expected a JSON object")
     return value

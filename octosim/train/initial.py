@@ -38,6 +38,8 @@ def read(source: str) -> dict[str, Array]:
         raise ArgumentError(f"{{init}} {source} does not exist: expected a run directory or a .safetensors file")
     elif is_onnx(path):
         return graph.load(path).weights
+    elif path.suffix.lower() in (".pth", ".pt"):
+        raise ArgumentError(f"{{init}} {source}: a PyTorch file has no network; torch.onnx.export writes one with the weights")
     elif path.suffix.lower() != ".safetensors":
         raise ArgumentError(f"{{init}} {source}: expected a run directory, an imported network, a .safetensors or .onnx file")
     tensors, metadata = read_tensors(path)

@@ -110,6 +110,8 @@ def test_epochs_have_a_time_and_an_energy():
     record = json.loads(run(*LENET, "--batch-size", "8", "--images", "100", "--epochs", "10", "--json"))
     assert record["training_s"] == pytest.approx(10 * record["epoch_s"])
     assert record["training_j"] == pytest.approx(130 * record["total"]["energy_j"]) and "10 of them" in record["answer"]
+    shown = run(*LENET, "--batch-size", "8", "--images", "100", "--epochs", "10", "--compare", "pi5")
+    assert "all epochs" in shown and answer.joules_text(record["training_j"]) in shown
     for wrong in (("--epochs", "3"), ("--images", "100", "--epochs", "0")):
         with pytest.raises(OctosimError, match="--epochs"):
             run(*LENET, *wrong)
