@@ -15,12 +15,13 @@ MOST_ROWS = 40
 """Operations in a table: the costliest, in their order."""
 
 
-def title(asked: CostQuery, first: Workload, sizes: list[int | None]) -> str:
-    """What a table of several devices or batches is about."""
+def title(asked: CostQuery, first: Workload, sizes: list[int | None], types: bool = False) -> str:
+    """What a table, or a picture of all types, of several devices or batches is about."""
     batch = ", ".join(str(first.batch(size)) for size in sizes)
     against = " against float32" if first.dtype == "int8" else ""
     step = "inference" if asked.inference else "training step"
-    return f"{Path(asked.model).name}, batch {batch}, {first.method or first.dtype}{against}: predicted {step}"
+    what = [Path(asked.model).name, f"batch {batch}", first.method if types else f"{first.method or first.dtype}{against}"]
+    return f"{', '.join(part for part in what if part)}: predicted {step}"
 
 
 def _interval(total: dict[str, Any]) -> str:

@@ -181,7 +181,7 @@ def cost(
     if plot:
         from octosim.cost import plots
 
-        plots.bars([record for record, _ in points], answer.title(asked, first, sizes), plot)
+        plots.bars([record for record, _ in points], answer.title(asked, first, sizes, types=True), plot)
     if not several:
         record, costs = points[0]
         print_json(record) if json_ else answer.show_layers(record, costs[first.dtype], devices[0], asked)

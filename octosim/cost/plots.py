@@ -15,7 +15,7 @@ from octosim.errors import OctosimError
 from octosim.hardware import Device
 from octosim.trace import Op
 
-COLOURS = {"int8": "#0072B2", "float32": "#E69F00", "float16": "#009E73"}  # Okabe-Ito
+COLOURS = {"int8": "#0072B2", "float16": "#009E73", "float32": "#E69F00"}  # Okabe-Ito
 MARKERS = {"forward": ("o", 5), "dX": ("s", 9), "dW": ("^", 13)}
 """Shape and size by pass: one fits in another, for passes of a layer that lie on the same point."""
 
@@ -42,9 +42,10 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Times of records of `octosim cost --compare --json`, INT8 above float32 where both are there, with 80 % intervals.
+    """Times of records of `octosim cost --compare --json`, each in the types that its device computes in, with 80 % intervals.
 
-    Points, not bars: on the logarithmic axis, which seconds and milliseconds need, a bar's length says nothing.
+    Points, not bars: on the logarithmic axis, which seconds and milliseconds need, a bar's length says nothing.  Open points
+    are of kernels that do not exist.
     """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
@@ -52,18 +53,18 @@ def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     several = len({record["batch_size"] for record in records}) > 1
     names = [f"{r['device']}, batch {r['batch_size']}" if several else r["device"] for r in records]
     both = "gain" in records[0]
-    figure, axes = _pyplot().subplots(figsize=(9, 1.7 + (0.6 if both else 0.45) * len(records)), layout="constrained")
-    rows = [
-        {"int8": r["int8"]} | ({} if r["gain"] is None else {"float32": r["float32"]}) if both else {r["dtype"]: r["total"]}
-        for r in records
-    ]
-    height = 0.32
+    rows = [{dtype: r["types"][dtype] for dtype in COLOURS if dtype in r["types"]} for r in records]
+    most = max(len(row) for row in rows)
+    figure, axes = _pyplot().subplots(figsize=(9, 1.9 + (0.25 + 0.2 * most) * len(records)), layout="constrained")
+    height = 0.8 / max(2, most)
     shapes = {"int8": "o", "float32": "s", "float16": "^"}
     for y, row in enumerate(rows):
         for i, (dtype, total) in enumerate(row.items()):
             at = y + (i - (len(row) - 1) / 2) * height
             low, high = total["time_s"] - total["time_low_s"], total["time_high_s"] - total["time_s"]
-            axes.errorbar(total["time_s"], at, xerr=[[low], [high]], fmt=shapes[dtype], color=COLOURS[dtype], elinewidth=2.5)
+            fill = "white" if total["hypothetical"] else COLOURS[dtype]
+            axes.errorbar(total["time_s"], at, xerr=[[low], [high]], fmt=shapes[dtype], color=COLOURS[dtype], elinewidth=2.5,
+                          markerfacecolor=fill)  # fmt: skip
         if both:
             gain = records[y]["gain"]
             edge = max(total["time_high_s"] for total in row.values())
@@ -75,14 +76,15 @@ def bars(records: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
     axes.set_yticks(range(len(records)), names)
     axes.set_ylim(len(records) - 0.4, -0.6)
-    beside = "; at the right, how many times as fast INT8 is" if both else ""
-    axes.set_xlabel(f"predicted time, logarithmic; line: 80 % interval{beside}")
+    beside = "\nat the right: how many times as fast as float32 INT8 is" if both else ""
+    unreal = "; open: hypothetical" if any(total["hypothetical"] for row in rows for total in row.values()) else ""
+    axes.set_xlabel(f"predicted time, logarithmic; line: 80 % interval{unreal}{beside}")
     axes.set_title(title, fontsize=11)
     axes.grid(axis="x", which="major", alpha=0.3)
     for y in range(1, len(records)):
         axes.axhline(y - 0.5, color="#d0d7de", linewidth=0.8)
     axes.set_axisbelow(True)
-    dtypes = dict.fromkeys(dtype for row in rows for dtype in row)
+    dtypes = [dtype for dtype in COLOURS if any(dtype in row for row in rows)]
     handles = [Line2D([], [], color=COLOURS[dtype], marker=shapes[dtype], linewidth=2.5, label=dtype) for dtype in dtypes]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(dtypes), frameon=False)
     _save(figure, path)

@@ -218,7 +218,9 @@ def test_plots_of_a_device_without_float32(tmp_path: Path):
                    "--plot", str(bars), "--roofline", str(roof))  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "INT8 does not fit in 6.4 MiB" in done.stdout and "in FP32" not in done.stdout
-    assert "no float32" in bars.read_text() and "bandwidth unknown" in roof.read_text() and "conv2" in roof.read_text()
+    drawn = bars.read_text()
+    assert "no float32" in drawn and all(f">{dtype}<" in drawn for dtype in ("int8", "float32"))
+    assert "bandwidth unknown" in roof.read_text() and "conv2" in roof.read_text()
 
 
 def test_command_shows_memory_and_float32():
@@ -247,3 +249,11 @@ def test_a_device_without_float32():
     tpu, pi = json.loads(done.stdout)["devices"]
     assert tpu["gain"] is None and tpu["float32"]["time_s"] is None and "no engine computes in float32" in tpu["reason"]
     assert pi["gain"] > 0
+
+
+def test_a_picture_has_every_type_and_opens_what_is_hypothetical(tmp_path: Path):
+    picture = tmp_path / "types.svg"
+    done = octosim(*ASKED, "1,8", "--profile", "jetson", "--plot", str(picture))
+    assert done.returncode == 0, done.stderr
+    drawn = picture.read_text()
+    assert all(f">{dtype}<" in drawn for dtype in ("int8", "float16", "float32")) and "open: hypothetical" in drawn
