@@ -121,6 +121,26 @@ def transformer(b: Builder) -> str:
     return b.gemm(b.add("Gather", x, b.constant(np.array(0, np.int64)), axis=1), 12, 3)
 
 
+def transformer_of_dynamo(b: Builder) -> str:
+    """The same as PyTorch's second exporter has it: slices of heads, keys turned in a tensor of three axes, x (erf / 2)."""
+    x = b.add("Conv", "x", b.tensor(12, 3, 4, 4), b.tensor(12), strides=[4, 4])
+    x = b.add("Transpose", b.add("Reshape", x, b.ints(-1, 12, 4)), perm=[0, 2, 1])
+    y = b.add("Add", b.add("MatMul", x, b.tensor(12, 36)), b.tensor(36))
+    y = b.add("Transpose", b.add("Reshape", y, b.ints(-1, 4, 3, 3, 4)), perm=[2, 0, 3, 1, 4])
+    q, k, v = (b.axes("Squeeze", 13, b.add("Slice", y, b.ints(i), b.ints(i + 1), b.ints(0)), [0]) for i in range(3))
+    sizes = b.add("Shape", k)
+    leading, tokens, width = (b.add("Slice", sizes, b.ints(i), b.ints(j)) for i, j in ((0, 2), (2, 3), (3, 4)))
+    k = b.add("Transpose", b.add("Reshape", k, b.add("Concat", b.ints(-1), tokens, width, axis=0)), perm=[0, 2, 1])
+    k = b.add("Mul", b.add("Reshape", k, b.add("Concat", leading, width, tokens, axis=0)), b.constant(np.array([0.5**0.5], F)))
+    q = b.add("Mul", q, b.constant(np.array([0.5**0.5], F)))
+    y = b.add("MatMul", b.add("Softmax", b.add("MatMul", q, k), axis=-1), v)
+    y = b.add("Reshape", b.add("Transpose", y, perm=[0, 2, 1, 3]), b.ints(-1, 4, 12))
+    y = b.add("Add", b.add("MatMul", y, b.tensor(12, 12)), b.tensor(12))
+    erf = b.add("Add", b.add("Erf", b.add("Div", y, scalar(b, math.sqrt(2)))), scalar(b, 1))
+    x = b.add("Add", x, b.add("Mul", y, b.add("Mul", scalar(b, 0.5), erf)))
+    return b.gemm(b.axes("ReduceMean", 18, x, [1], keepdims=0), 12, 3)
+
+
 def mean_of_tokens(b: Builder) -> str:
     """One head, scores divided afterwards, the mean of all tokens."""
     x = b.add("Reshape", b.conv("x", 3, 16, strides=[4, 4]), b.ints(0, 16, 4))
@@ -188,6 +208,7 @@ BLOCKS: dict[str, tuple[Net, tuple[Any, ...]]] = {
     "dense": (dense, IMAGE),
     "gelus": (gelus, IMAGE),
     "transformer": (transformer, (1, *IMAGE[1:])),
+    "transformer of dynamo": (transformer_of_dynamo, IMAGE),
     "mean of tokens": (mean_of_tokens, IMAGE),
     "signal": (signal, ("N", 3, 16)),
     "tanh gelus": (tanh_gelus, IMAGE),
