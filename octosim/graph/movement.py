@@ -23,10 +23,26 @@ def axes_of(node: Any, importer: Importer, rank: int, at: int = 1) -> tuple[int,
 
 
 def transpose(importer: Importer, node: Any) -> Value:
-    x = importer.value(node, heads=True)
-    perm = list(attribute(node, "perm") or range(len(x.shape))[::-1])
-    axes = tuple(None if axis is None else perm.index(axis) for axis in x.axes)
-    return replace(x, shape=importer.shape(node.output[0]), axes=axes, batch=perm.index(x.batch))
+    x = importer.value(node, heads=True, joined=True)
+    # axes that ONNX has as one move together
+    groups = [[axis] for axis in range(len(x.shape)) if axis not in x.joined[1:]]
+    for group in groups:
+        if group[0] in x.joined:
+            group[:] = x.joined
+    perm = list(attribute(node, "perm") or range(len(groups))[::-1])
+    return moved(x, [axis for at in perm for axis in groups[at]])
+
+
+def moved(x: Value, order: list[int]) -> Value:
+    """A value whose axes in ONNX are in another order, which is none here."""
+    return replace(
+        x, shape=tuple(x.shape[axis] for axis in order), axes=tuple(None if a is None else order.index(a) for a in x.axes),
+        batch=order.index(x.batch), joined=tuple(sorted(order.index(axis) for axis in x.joined)),
+    )  # fmt: skip
+
+
+def batch_first(x: Value) -> Value:
+    return moved(x, [x.batch, *(axis for axis in range(len(x.shape)) if axis != x.batch)])
 
 
 def _groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]] | None:
@@ -55,11 +71,36 @@ def _groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
 
 
 def reshape(importer: Importer, node: Any) -> Value:
-    x, shape = importer.value(node), importer.shape(node.output[0])
-    if x.batch == 0 and shape[:1] != x.shape[:1] or x.batch and (len(shape) <= x.batch or shape[x.batch] != x.shape[x.batch]):
-        raise Unsupported(f"{x.shape} to {shape}: of the batch")
-    if x.batch:
-        return _squeezed(importer, node, x, shape)
+    x, shape = importer.value(node, joined=True), importer.shape(node.output[0])
+    if x.batch == 0 and not x.joined and shape[:1] == x.shape[:1]:
+        return _reshape(importer, node, x, shape)
+    shape, batch, joined = _with_batch(x, shape)
+    others = [axis for axis in range(len(shape)) if axis != batch]
+    made = _reshape(importer, node, replace(batch_first(x), joined=()), (shape[batch], *(shape[axis] for axis in others)))
+    order = [axis + (axis < batch) for axis in range(len(shape))]
+    order[batch] = 0
+    return replace(moved(made, order), joined=joined)
+
+
+def _with_batch(x: Value, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+    """What a tensor is reshaped to with the batch as an axis of its own: the shape, where the batch is, and which axes ONNX
+    has as one.  PyTorch's attention joins the batch with the heads, or with the tokens before it."""
+    size, before = x.shape[x.batch], math.prod(x.shape[: x.batch])
+    starts = [math.prod(shape[:at]) for at in range(len(shape))]
+    for at, start in enumerate(starts):
+        if start == before and shape[at] == size:
+            return shape, at, ()
+    for at, start in enumerate(starts[:-1]):  # channels are never one with the batch: of a batch of 1 that decides
+        if start == before and shape[at] % size == 0:
+            return (*shape[:at], size, shape[at] // size, *shape[at + 1 :]), at, (at, at + 1)
+    for at, start in enumerate(starts[:-1]):
+        if start * shape[at] == before * size and before % start == 0:
+            return (*shape[:at], before // start, size, *shape[at + 1 :]), at + 1, (at, at + 1)
+    raise Unsupported(f"{x.shape} to {shape}: of the batch")
+
+
+def _reshape(importer: Importer, node: Any, x: Value, shape: tuple[int, ...]) -> Value:
+    """Of a tensor whose first axis is the batch, and stays so."""
     wide = [axis for axis, size in enumerate(shape) if axis and size != 1] or [len(shape) - 1]
     if x.is_vector and len(wide) == 1:
         return replace(x, shape=shape, axes=(wide[0],))
@@ -70,13 +111,6 @@ def reshape(importer: Importer, node: Any) -> Value:
     if len(wide) == 1:
         return _flattened(importer, node, x, shape, wide[0])
     return _regrouped(importer, node, x, shape)
-
-
-def _squeezed(importer: Importer, node: Any, x: Value, shape: tuple[int, ...]) -> Value:
-    """Axes of size 1 come or go where the batch is not first."""
-    held = [axis for axis, size in enumerate(x.shape) if size != 1 or axis == x.batch]
-    kept = [axis for axis, size in enumerate(shape) if size != 1 or axis == x.batch]
-    raise Unsupported(f"{x.shape} to {shape}: of a tensor whose first axis is not the batch ({held}, {kept})")
 
 
 def squeeze(importer: Importer, node: Any) -> Value:
@@ -245,9 +279,10 @@ def _token(importer: Importer, node: Any, axis: int, shape: tuple[int, ...]) -> 
     token, x = importer.constant(node, 0), importer.plain(node, 1)
     assert token is not None
     x = importer.turn(node, x, (1, 2))
-    if token.reshape(-1).shape != (x.shape[2],):
+    rows = token.reshape(-1, x.shape[2]) if token.shape[1:] == (1, x.shape[2]) else token[:0]
+    if not len(rows) or (rows != rows[0]).any():  # of a fixed batch each image has a copy
         raise Unsupported(f"with a constant of shape {token.shape}")
-    name = importer.emit(node, Token(), [x], {"token": token.reshape(1, -1)}, at=0)
+    name = importer.emit(node, Token(), [x], {"token": rows[:1]}, at=0)
     return replace(x, layer=name, shape=shape)
 
 

@@ -67,6 +67,7 @@ class Value:
     scale: float = 1.0
     product: tuple[Value, Value] | None = None
     weighs: bool = False
+    joined: tuple[int, ...] = ()
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -109,8 +110,9 @@ class Importer:
 
     # ---- what handlers use
 
-    def value(self, node: Any, at: int = 0, pad: bool = False, heads: bool = False) -> Value:
-        """The value of a node's input; `pad`: the node's layer can add zeros around it; `heads`: take scores and a scale."""
+    def value(self, node: Any, at: int = 0, pad: bool = False, heads: bool = False, joined: bool = False) -> Value:
+        """The value of a node's input; `pad`: the node's layer can add zeros around it; `heads`: take scores and a scale;
+        `joined`: take one whose batch is one with another axis."""
         name = node.input[at]
         if name not in self.values:
             raise Unsupported("its input is a constant" if name in self.model.constants else f"its input {name!r} is not known")
@@ -119,6 +121,8 @@ class Importer:
             raise Unsupported("zeros are padded in front of it, which only convolutions and pooling can add")
         if value.product and not heads:
             raise Unsupported("of scores of an attention")
+        if value.joined and not joined:
+            raise Unsupported(f"of a tensor of shape {self.model.shapes.get(name)} whose batch is one with another axis")
         if value.scale != 1 and not heads:
             row = np.full(value.own[-1], value.scale, np.float32)
             value = self.values[name] = self.affine(node, replace(value, scale=1.0), row, None)

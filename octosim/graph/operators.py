@@ -102,28 +102,34 @@ def _linear(importer: Importer, node: Any, x: Value, w: Array, b: Array | None, 
 
 
 def _gemm(importer: Importer, node: Any) -> Value:
-    x, w, b = importer.plain(node), importer.constant(node, 1), importer.constant(node, 2)
+    w, b = importer.constant(node, 1), importer.constant(node, 2)
     assert w is not None
     if attribute(node, "transA", 0):
         raise Unsupported("transA")
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
     w = (w if attribute(node, "transB", 0) else w.T) * np.float32(alpha)
-    b = None if b is None else b * np.float32(beta)
-    return Value(_linear(importer, node, x, w, b), importer.shape(node.output[0]), (1,))
+    return _of_channels(importer, node, w, None if b is None else b * np.float32(beta))
 
 
 def _matmul(importer: Importer, node: Any) -> Value:
     if all(name not in importer.model.constants for name in node.input):
         return _activations(importer, node)
-    x, w = importer.plain(node), importer.constant(node, 1)
+    w = importer.constant(node, 1)
     assert w is not None
     if w.ndim != 2:
         raise Unsupported(f"by a constant of shape {w.shape}")
+    return _of_channels(importer, node, w.T, None)
+
+
+def _of_channels(importer: Importer, node: Any, w: Array, b: Array | None) -> Value:
+    """A linear layer of ONNX's last axis; w (outputs, inputs)."""
+    x = importer.value(node, joined=True)
     last = len(x.shape) - 1
+    if last in (x.batch, *x.joined):
+        raise Unsupported("of the batch")
     if x.axes[-1] != last:
         x = importer.turn(node, x, tuple(axis for axis in x.axes if axis != last) + (last,))
-    shape = importer.shape(node.output[0])
-    return replace(x, layer=_linear(importer, node, x, w.T, None), shape=shape, order=None)
+    return replace(x, layer=_linear(importer, node, x, w, b), shape=(*x.shape[:-1], len(w)), order=None)
 
 
 # ---- attention: products of activations --------------------------------------------------
@@ -131,8 +137,10 @@ def _matmul(importer: Importer, node: Any) -> Value:
 
 def _activations(importer: Importer, node: Any) -> Value:
     """Q K^T, whose scores are no tensor here, or the values that softmax's weights choose from."""
-    a, b = importer.value(node, 0, heads=True), importer.value(node, 1, heads=True)
-    shape = importer.shape(node.output[0])
+    a, b = (importer.value(node, at, heads=True, joined=True) for at in (0, 1))
+    shape = (*a.shape[:-1], b.shape[-1])
+    if a.joined != b.joined or a.joined not in ((), (0, 1)) or len(a.shape) != len(b.shape):
+        raise Unsupported("of two activations")
     if a.product and a.weighs:
         q, k = a.product
         return _attention(importer, node, q, k, b, shape)
@@ -153,22 +161,21 @@ def _attention(importer: Importer, node: Any, q: Value, k: Value, v: Value, shap
         middle = (1,) if rank == 4 and 1 in value.axes else ()
         value = importer.turn(node, replace(value, scale=1.0), (tokens, *middle, channels))
         own = (value.shape[tokens], heads * value.shape[channels])
-        given = replace(value, layer=importer.shaped(node, value.layer, own), shape=(1, *own), axes=(1, 2))
-        return given
+        return replace(value, layer=importer.shaped(node, value.layer, own), shape=(1, *own), axes=(1, 2), joined=())
 
     parts = [rows(q, rank - 2, rank - 1), rows(k, rank - 1, rank - 2), rows(v, rank - 2, rank - 1)]
     name = importer.emit(node, Attention(heads), parts)
-    if rank == 3:
-        return Value(name, shape, (1, 2))
-    return Value(importer.shaped(node, name, (shape[2], heads, shape[3])), shape, (2, 1, 3))
+    if heads == 1:
+        return Value(name, shape, (rank - 2, rank - 1), joined=q.joined)
+    return Value(importer.shaped(node, name, (shape[2], heads, shape[3])), shape, (2, 1, 3), joined=q.joined)
 
 
 def _softmax(importer: Importer, node: Any) -> Value:
-    x = importer.value(node, heads=True)
+    x = importer.value(node, heads=True, joined=True)
     if not x.product:
         return _at_the_end(importer, node)
-    axis = attribute(node, "axis", -1 if importer.model.opset >= 13 else 1)
-    if axis % len(x.shape) != len(x.shape) - 1:
+    axis, rank = attribute(node, "axis", -1 if importer.model.opset >= 13 else 1), len(importer.shape(node.input[0]))
+    if axis % rank != rank - 1:
         raise Unsupported("of scores over another axis than the last")
     q, k = x.product
     return replace(x, product=(replace(q, scale=q.scale * x.scale), k), scale=1.0, weighs=True)
@@ -210,7 +217,7 @@ def _batchnorm(importer: Importer, node: Any) -> Value:
 
 def _elementwise(layer: Any) -> Handler:
     def handler(importer: Importer, node: Any) -> Value:
-        x = importer.value(node)
+        x = importer.value(node, joined=True)
         return replace(x, layer=importer.emit(node, layer, [x]))
 
     return handler
@@ -260,9 +267,9 @@ def _short(number: float) -> float:
 
 
 def _layernorm(importer: Importer, node: Any) -> Value:
-    x, gamma, beta = importer.plain(node), importer.constant(node, 1), importer.constant(node, 2)
+    x, gamma, beta = importer.value(node), importer.constant(node, 1), importer.constant(node, 2)
     last = len(x.shape) - 1
-    if attribute(node, "axis", -1) % len(x.shape) != last or x.order is not None or gamma is None:
+    if attribute(node, "axis", -1) % len(x.shape) != last or x.batch == last or x.order is not None or gamma is None:
         raise Unsupported("over other axes than the last")
     if x.axes[-1] != last:
         x = importer.turn(node, x, tuple(axis for axis in x.axes if axis != last) + (last,))
@@ -272,7 +279,7 @@ def _layernorm(importer: Importer, node: Any) -> Value:
 
 
 def _dropout(importer: Importer, node: Any) -> Value:
-    x = importer.value(node, pad=True)
+    x = importer.value(node, pad=True, joined=True)
     mode = importer.constant(node, 2)
     if mode is None or not bool(mode):
         return x
@@ -281,7 +288,7 @@ def _dropout(importer: Importer, node: Any) -> Value:
 
 
 def _same(importer: Importer, node: Any) -> Value:
-    return importer.value(node, pad=True)
+    return importer.value(node, pad=True, joined=True)
 
 
 def _at_the_end(importer: Importer, node: Any) -> Value:
@@ -309,7 +316,7 @@ def _operands(importer: Importer, node: Any, heads: bool = False) -> tuple[list[
             assert constant is not None
             constants.append(constant)
         else:
-            values.append(importer.value(node, at, heads=heads))
+            values.append(importer.value(node, at, heads=heads, joined=True))
             first = at if first < 0 else first
     return values, constants, first
 
@@ -317,8 +324,13 @@ def _operands(importer: Importer, node: Any, heads: bool = False) -> tuple[list[
 def _two(importer: Importer, node: Any, layer: Any, a: Value, b: Value) -> Value:
     """A sum or a product of two tensors, broadcast where one is smaller."""
     shape = importer.shape(node.output[0])
-    if a.batch or b.batch or a.pad or b.pad:
-        raise Unsupported("of tensors whose first axis is not the batch")
+    if a.pad or b.pad:
+        raise Unsupported("of padded tensors")
+    if a.batch or b.batch or a.joined or b.joined:
+        if (a.shape, a.batch, a.joined) != (b.shape, b.batch, b.joined):
+            raise Unsupported("of tensors whose first axis is not the batch")
+        a, b = (importer.turn(node, value, tuple(sorted(value.axes, key=str))) for value in (a, b))
+        return replace(a, layer=importer.emit(node, layer, [a, b]))
 
     def axes(value: Value) -> tuple[int | None, ...]:
         return tuple(None if axis is None else axis + len(shape) - len(value.shape) for axis in value.axes)
@@ -386,14 +398,15 @@ def _affine(importer: Importer, node: Any, x: Value, scale: Array | None, shift:
     assert constant is not None
     if constant.size == 1 and (scale is not None and constant.reshape(-1)[0] == 1 or shift is not None and not constant.any()):
         return x
-    if x.product or x.scale != 1 or x.batch:
+    if x.product or x.scale != 1:
         if scale is None or constant.size != 1:
             raise Unsupported("with a constant, of scores")
         return replace(x, scale=x.scale * float(constant.reshape(-1)[0]))
     rank, channel = len(x.shape), x.axes[-1]
     sizes = (1,) * (rank - constant.ndim) + constant.shape
     wide = [axis for axis, size in enumerate(sizes) if size != 1]
-    if len(sizes) > rank or channel is None or any(sizes[axis] != x.shape[axis] for axis in wide):
+    shifted = x.joined and constant.size > max(constant.shape[-1:], default=1)  # its axes and x's are not the same
+    if len(sizes) > rank or channel is None or shifted or any(sizes[axis] != x.shape[axis] for axis in wide):
         raise Unsupported(f"with a constant of shape {constant.shape}")
     if wide not in ([], [channel]):
         return _positions(importer, node, x, constant.reshape(sizes), shift is not None)
@@ -407,7 +420,7 @@ def _affine(importer: Importer, node: Any, x: Value, scale: Array | None, shift:
 
 
 def _positions(importer: Importer, node: Any, x: Value, constant: Array, added: bool) -> Value:
-    if not added or x.order is not None or None in x.axes or constant.shape[0] != 1:
+    if not added or x.order is not None or None in x.axes or constant.shape[x.batch] != 1:
         raise Unsupported(f"with a constant of shape {constant.shape}")
     axes = [axis for axis in x.axes if axis is not None]
     rest = [axis for axis in range(constant.ndim) if axis not in axes]

@@ -182,25 +182,6 @@ def _shuffle(p: Patterns, node: Any) -> None:
         p.replace([node, turned, last], "ChannelShuffle", [node.input[0]], groups=split[1])
 
 
-def _swapped(p: Patterns, node: Any) -> None:
-    """The last two axes exchanged in a tensor of three axes, as PyTorch's second exporter transposes keys."""
-    shapes = p.model.shapes
-    x, joined = shapes.get(node.input[0]), shapes.get(node.output[0])
-    turned = p.user(node, "Transpose")
-    if x is None or joined is None or turned is None or len(x) < 3 or len(joined) != 3 or joined[1:] != x[-2:]:
-        return
-    last = p.user(turned, "Reshape")
-    made = (*x[:-2], x[-1], x[-2])
-    if last is not None and list(attribute(turned, "perm") or []) == [0, 2, 1] and shapes.get(last.output[0]) == made:
-        axes = list(range(len(x)))
-        p.replace([node, turned, last], "Transpose", [node.input[0]], perm=[*axes[:-2], axes[-1], axes[-2]])
-
-
-def _reshape(p: Patterns, node: Any) -> None:
-    for rule in (_shuffle, _swapped):
-        rule(p, node)
-
-
 def _layernorm(p: Patterns, power: Any) -> None:
     """(x - mean) / sqrt(mean((x - mean)^2) + eps) gamma + beta over the last axis, as files of opsets before 17 have it."""
     minus = p.made_by(power.input[0], "Sub")
@@ -238,7 +219,7 @@ RULES: dict[str, Callable[[Patterns, Any], None]] = {
     "Sigmoid": _gated("Swish"),
     "HardSigmoid": _gated("HardSwish"),
     "Clip": _hard,
-    "Reshape": _reshape,
+    "Reshape": _shuffle,
     "Pow": _layernorm,
 }
 

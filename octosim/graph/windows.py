@@ -103,13 +103,13 @@ def average(importer: Importer, node: Any) -> Value:
 
 def mean(importer: Importer, node: Any) -> Value:
     """The mean over an image's pixels, or over tokens."""
-    x = importer.plain(node)
+    x = importer.value(node)
     axes, shape = axes_of(node, importer, len(x.shape)), importer.shape(node.output[0])
     if axes is None or x.order is not None:
         raise Unsupported("over all axes")
     own = tuple(axis for axis in x.axes if axis is not None)
     kept = [axis for axis in own if axis not in axes]
-    if len(kept) != 1 or 0 in axes or len(own) - len(kept) > 2:
+    if len(kept) != 1 or x.batch in axes or len(own) - len(kept) > 2:
         raise Unsupported(f"over the axes {', '.join(map(str, axes))} of {x.shape}")
     channels = kept[0]
     rest = tuple(axis for axis in own if axis != channels)
@@ -117,8 +117,9 @@ def mean(importer: Importer, node: Any) -> Value:
     sizes = [x.shape[axis] for axis in rest]
     image = (*([1] * (2 - len(sizes))), *sizes, x.shape[channels])
     given = Value(importer.shaped(node, x.layer, image) if x.own != image else x.layer, (1, *image), (1, 2, 3))
-    place = channels if attribute(node, "keepdims", 1) else channels - sum(axis < channels for axis in axes)
-    return Value(importer.emit(node, GlobalAvgPool(), [given]), shape, (place,))
+    gone = () if attribute(node, "keepdims", 1) else axes
+    place, batch = (at - sum(axis < at for axis in gone) for at in (channels, x.batch))
+    return Value(importer.emit(node, GlobalAvgPool(), [given]), shape, (place,), batch=batch)
 
 
 def pad(importer: Importer, node: Any) -> Value:

@@ -141,6 +141,28 @@ def transformer_of_dynamo(b: Builder) -> str:
     return b.gemm(b.axes("ReduceMean", 18, x, [1], keepdims=0), 12, 3)
 
 
+def encoder(b: Builder, heads: int, n: int) -> str:
+    """PyTorch's TransformerEncoderLayer, tokens first: heads are joined with the batch, and the batch with the tokens
+    before the linear layer.  n: the batch, -1 where it is open."""
+    joined = -1 if n < 0 else heads * n
+    x = b.add("Reshape", b.add("Conv", "x", b.tensor(12, 3, 4, 4), b.tensor(12), strides=[4, 4]), b.ints(n, 12, 4))
+    x = b.add("Transpose", x, perm=[2, 0, 1])
+    y = b.add("Add", b.tensor(36), b.add("MatMul", x, b.tensor(12, 36)))
+    y = b.axes("Unsqueeze", 13, b.add("Reshape", y, b.ints(4, n, 3, 12)), [0])
+    y = b.axes("Squeeze", 13, b.add("Transpose", y, perm=[3, 1, 2, 0, 4]), [3])
+    parts = [b.add("Gather", y, b.constant(np.array(i, np.int64)), axis=0) for i in range(3)]
+    q, k, v = (b.add("Transpose", b.add("Reshape", p, b.ints(4, joined, 12 // heads)), perm=[1, 0, 2]) for p in parts)
+    scores = b.add("MatMul", b.add("Mul", q, scalar(b, (12 / heads) ** -0.5)), b.add("Transpose", k, perm=[0, 2, 1]))
+    y = b.add("Transpose", b.add("MatMul", b.add("Softmax", scores, axis=-1), v), perm=[1, 0, 2])
+    y = b.add("Reshape", y, b.ints(-1 if n < 0 else 4 * n, 12))
+    y = b.add("Reshape", b.gemm(y, 12, 12), b.ints(4, n, 12))
+    x = b.add("Add", x, y)
+    if b.opset >= 17:
+        x = b.add("LayerNormalization", x, b.tensor(12), b.tensor(12), axis=-1)
+    x = b.add("Add", x, b.add("Relu", b.add("MatMul", x, b.tensor(12, 12))))
+    return b.gemm(b.axes("ReduceMean", 18, x, [0], keepdims=0), 12, 3)
+
+
 def mean_of_tokens(b: Builder) -> str:
     """One head, scores divided afterwards, the mean of all tokens."""
     x = b.add("Reshape", b.conv("x", 3, 16, strides=[4, 4]), b.ints(0, 16, 4))
@@ -209,6 +231,10 @@ BLOCKS: dict[str, tuple[Net, tuple[Any, ...]]] = {
     "gelus": (gelus, IMAGE),
     "transformer": (transformer, (1, *IMAGE[1:])),
     "transformer of dynamo": (transformer_of_dynamo, IMAGE),
+    "encoder": (lambda b: encoder(b, 3, -1), IMAGE),
+    "encoder of one head": (lambda b: encoder(b, 1, -1), IMAGE),
+    "encoder of one image": (lambda b: encoder(b, 3, 1), (1, *IMAGE[1:])),
+    "encoder of two images": (lambda b: encoder(b, 3, 2), (2, *IMAGE[1:])),
     "mean of tokens": (mean_of_tokens, IMAGE),
     "signal": (signal, ("N", 3, 16)),
     "tanh gelus": (tanh_gelus, IMAGE),
