@@ -9,7 +9,6 @@ seeds of one configuration on one kind of machine, listed with mean and spread; 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -186,7 +185,7 @@ def write_report(
     if pictures is not None:
         _write_pictures(figures.made, pictures)
         page["pictures"] = Path(os.path.relpath(pictures, out.parent)).as_posix()
-    _write(out, _render(page, out.suffix == ".md"))
+    write_atomic(out, _render(page, out.suffix == ".md").encode(errors="replace"))
     return {"runs": len(runs), "benches": len(benches), "skipped": skipped}
 
 
@@ -267,14 +266,3 @@ def _render(page: dict[str, Any], markdown: bool) -> str:
     )
     environment.filters |= {"plain": _plain, "fenced": _fenced}
     return environment.get_template("report.md.j2" if markdown else "report.html.j2").render(page)
-
-
-def _write(out: Path, text: str) -> None:
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, out)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OctosimError(f"The report {out} cannot be written: {error.strerror}.") from error
