@@ -86,8 +86,13 @@ class Op:
 
     @property
     def bytes(self) -> int:
-        """Compulsory memory traffic in bytes."""
+        """Compulsory memory traffic in bytes, of one pass."""
         return self.reads + self.writes
+
+    @property
+    def traffic(self) -> int:
+        """Memory traffic of all passes in bytes."""
+        return round(self.bytes * self.passes)
 
 
 def with_winograd(op: Op) -> Op:

@@ -74,7 +74,7 @@ def _rows(costs: list[cost.OpCost], clock: Clock) -> list[dict[str, Any]]:
             "layer": layer,
             "pass": pass_,
             "macs": sum(c.op.macs for c in some),
-            "bytes": sum(c.op.bytes for c in some),
+            "bytes": sum(c.op.traffic for c in some),
             "predicted": {"time_s": sum(c.time_s for c in some), "bound": slowest.bound},
             "measured": _spread(clock.values[layer, pass_]) if (layer, pass_) in clock.values else None,
         })  # fmt: skip
@@ -99,7 +99,7 @@ def _part(run: Run, device: hardware.Device, here: bool, clock: Clock, totals: l
             "is": _is(device, core.threads()),
             "error": predicted / spread["median_s"] - 1 if here else None,
             "macs": sum(c.op.macs for c in costs),
-            "bytes": sum(c.op.bytes for c in costs),
+            "bytes": sum(c.op.traffic for c in costs),
         },
     }
 

@@ -159,7 +159,7 @@ def show_layers(record: dict[str, Any], costs: list[Any], device: Device, asked:
     shown = sorted(range(len(costs)), key=lambda at: -costs[at].time_s)[:MOST_ROWS]
     for c in (costs[at] for at in sorted(shown)):
         macs = count_text(c.op.macs) if c.op.macs else ""
-        table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, count_text(c.op.bytes), time_text(c.time_s), c.bound)
+        table.add_row(c.op.layer, c.op.pass_, c.op.name, macs, count_text(c.op.traffic), time_text(c.time_s), c.bound)
     table.show()
     total = record["total"]
     rest = sum(c.time_s for c in costs) - sum(costs[at].time_s for at in shown)

@@ -198,7 +198,7 @@ def total(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None
         "energy_is": None if energy is None else known,
         "peak_bytes": peak_bytes,
         "macs": sum(cost.op.macs for cost in costs),
-        "bytes": sum(cost.op.bytes for cost in costs),
+        "bytes": sum(cost.op.traffic for cost in costs),
         "training": device.training_note,
     }
 
@@ -213,7 +213,7 @@ def cost_json(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = 
             "kind": cost.op.kind,
             "dtype": cost.dtype_used,
             "macs": cost.op.macs,
-            "bytes": cost.op.bytes,
+            "bytes": cost.op.traffic,
             "time_s": cost.time_s,
             "bound": cost.bound,
         }
