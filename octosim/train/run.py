@@ -44,7 +44,8 @@ Data = data.Dataset | Callable[[], data.Dataset]
 
 def load_data(config: Config, progress: Callable[[int, int], None] | None = None) -> data.Dataset:
     """The data of a configuration.  progress: is told of the images decoded and their number."""
-    chosen: dict[str, Any] = {name: getattr(config, name) for name in DATA if getattr(config, name) not in (None, False)}
+    told = ((name, getattr(config, name)) for name in DATA)
+    chosen: dict[str, Any] = {name: value for name, value in told if value is not None and value is not False}  # 0 is told
     return data.load(config.data, **chosen | ({"progress": progress} if progress else {}))
 
 

@@ -1,10 +1,13 @@
 """A configuration is data: whoever makes one in Python is told at once of an argument of another kind."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from octosim import train
 from octosim.errors import OctosimError
 from octosim.train import Config
 
@@ -36,3 +39,11 @@ def test_kinds(field: dataclasses.Field, value: object) -> None:
 def test_what_python_has_of_its_own(given: dict, kept: object) -> None:
     (value,) = (getattr(Config(**given), name) for name in given)
     assert value == kept and type(value) is type(kept)
+
+
+@pytest.mark.parametrize("change", [{"limit": 0}, {"limit": -1}, {"test_share": 0.0}, {"test_share": 1.0}], ids=str)
+def test_a_zero_is_told_to_the_data(change: dict[str, Any], tmp_path: Path) -> None:
+    x, y = np.zeros((8, 4, 4, 1), np.uint8), np.arange(8) % 2
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y)
+    with pytest.raises(OctosimError, match=f"{next(iter(change))} must be"):
+        train.Run(Config(model="mlp", data=str(tmp_path / "mine.npz"), **change))
