@@ -8,13 +8,11 @@ import json
 import os
 import platform
 import re
-import secrets
 import stat
 import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -102,7 +100,7 @@ def _open_special(path: Path, mode: int) -> int:
 def _replace(target: Path, content: bytes) -> None:
     sweep(target.parent, target.name)
     # a name of its own for each process and thread, which leaves room where the target's name is as long as names may be
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.octosim.tmp")
+    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.octosim.tmp")
     unfinished.add(temporary)
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -359,6 +357,8 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 def environment(isa: str, threads: int) -> dict[str, Any]:
     """The machine and the software around, on which no bit of a run depends.  isa, threads: those of the core."""
+    from importlib.metadata import version  # which takes as long to import as the help text
+
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
