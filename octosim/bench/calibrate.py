@@ -23,8 +23,6 @@ from octosim.data import Dataset
 from octosim.engine import plan
 from octosim.engine.layers import (
     BatchNorm,
-    Conv2d,
-    DepthwiseConv2d,
     Flatten,
     GlobalAvgPool,
     Linear,
@@ -34,6 +32,7 @@ from octosim.engine.layers import (
     Stack,
 )
 from octosim.errors import OctosimError
+from octosim.graph.zoo import conv, residual, separable
 from octosim.hardware import detect, rates
 from octosim.trace import Op
 from octosim.train import Config, Run
@@ -53,36 +52,24 @@ class Probe:
     layers: Stack
 
 
-def _conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> Stack:
-    return Conv2d(filters, kernel, stride, pad), BatchNorm(), ReLU()
-
-
-def _separable(filters: int, stride: int = 1) -> Stack:
-    return DepthwiseConv2d(3, stride, 1), BatchNorm(), ReLU(), *_conv(filters, 1, pad=0)
-
-
 def _dense(*units: int) -> Stack:
     return Flatten(), *(layer for n in units for layer in (Linear(n), ReLU())), Linear(10)
 
 
-def _block(filters: int) -> Stack:
-    body = (*_conv(filters, 3, 2), Conv2d(filters, 3, pad=1), BatchNorm())
-    return Residual(body, (Conv2d(filters, 1, 2), BatchNorm())), ReLU()
-
-
 PROBES = (
     # from few channels to many, small kernels and large, padded and not; no layer is one of octosim's models
-    Probe((26, 26, 1), 64, (*_conv(12, 5, pad=2), MaxPool(), *_conv(24, 5, pad=0), MaxPool(), *_dense(150))),
-    Probe((30, 30, 3), 48, (*_conv(40, 5, pad=0), MaxPool(), *_dense(120))),
-    Probe((26, 26, 3), 80, (*_conv(24), *_conv(24), *_block(48), *_conv(48), *_block(96), *_conv(96), GlobalAvgPool(),
+    Probe((26, 26, 1), 64, (*conv(12, 5, pad=2), MaxPool(), *conv(24, 5, pad=0), MaxPool(), *_dense(150))),
+    Probe((30, 30, 3), 48, (*conv(40, 5, pad=0), MaxPool(), *_dense(120))),
+    Probe((26, 26, 3), 80, (*conv(24), *conv(24), *residual(48, 2, True), *conv(48), *residual(96, 2, True), *conv(96),
+                            GlobalAvgPool(),
                             *_dense())),
-    Probe((22, 22, 3), 16, (*_conv(48), *_conv(96, pad=0), *_conv(160), MaxPool(), *_conv(224, pad=0), *_conv(192, 1, pad=0),
+    Probe((22, 22, 3), 16, (*conv(48), *conv(96, pad=0), *conv(160), MaxPool(), *conv(224, pad=0), *conv(192, 1, pad=0),
                             *_dense(512))),
-    Probe((18, 18, 3), 8, (*_conv(96), *_conv(160, pad=0), *_conv(320), MaxPool(), *_conv(384, pad=0), *_conv(448),
-                           *_conv(512, pad=0), *_dense(1536))),
-    Probe((26, 26, 1), 12, (*_conv(48, 9), MaxPool(), *_conv(192, 5), MaxPool(), *_conv(320), *_dense(640))),
-    Probe((28, 28, 3), 32, (*_conv(24), *_separable(48), *_separable(96, 2), *_separable(96), *_separable(192, 2),
-                            *_separable(192), *_separable(384, 2), *_separable(384), GlobalAvgPool(), *_dense())),
+    Probe((18, 18, 3), 8, (*conv(96), *conv(160, pad=0), *conv(320), MaxPool(), *conv(384, pad=0), *conv(448),
+                           *conv(512, pad=0), *_dense(1536))),
+    Probe((26, 26, 1), 12, (*conv(48, 9), MaxPool(), *conv(192, 5), MaxPool(), *conv(320), *_dense(640))),
+    Probe((28, 28, 3), 32, (*conv(24), *separable(48), *separable(96, 2), *separable(96), *separable(192, 2),
+                            *separable(192), *separable(384, 2), *separable(384), GlobalAvgPool(), *_dense())),
     Probe((20, 20, 1), 96, _dense(300, 150)),
     Probe((26, 26, 3), 24, _dense(3072, 2048, 512)),
 )  # fmt: skip

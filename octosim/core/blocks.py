@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from octosim.core.call import F32, S8, Array, CoreError, Product, Stream, costs, ffi, lib, ok, output, pointer
-from octosim.core.products import Conv, conv_cost, conv_struct
+from octosim.core.call import F32, S8, Array, CoreError, Stream, costs, ffi, lib, ok, output, pointer
+from octosim.core.products import Conv, conv_cost, conv_struct, gemm_cost
 
 
 def _scales_shape(rows: int, cols: int) -> tuple[int, int]:
@@ -103,12 +103,7 @@ def gemm_blocks(a: Array, a_scales: Array, b: Array, b_scales: Array, *, out: Ar
     return out
 
 
-def _gemm_cost(arguments: tuple[Any, ...]) -> Product:
-    m, n, k = arguments[2:5]
-    return Product((m, k, n))
-
-
-costs("octo_gemm_blocks_s8", product=_gemm_cost, weights="b")
+costs("octo_gemm_blocks_s8", product=gemm_cost, weights="b")
 
 
 def conv_input_grad_blocks(

@@ -208,12 +208,13 @@ def _accumulated(p: _Product, how: Accumulator, threads: int | None, out: Array 
     return out
 
 
-def _gemm_cost(arguments: tuple[Any, ...]) -> Product:
+def gemm_cost(arguments: tuple[Any, ...]) -> Product:
+    """The product of a call whose arguments are two transpositions, m, n, k and more."""
     m, n, k = arguments[2:5]
     return Product((m, k, n))
 
 
-costs("octo_gemm_s8", "octo_gemm_f32", "octo_gemm_s8_accumulate", product=_gemm_cost, weights="b")
+costs("octo_gemm_s8", "octo_gemm_f32", "octo_gemm_s8_accumulate", product=gemm_cost, weights="b")
 
 
 def gemm_counted(

@@ -60,11 +60,25 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """The matrix product of a convolution: M = batch x out_h x out_w, K = kernel x kernel x channels, N = filters,
-    of one group."""
+class _Windows:
+    """What products of windows of images share."""
 
     geometry: core.Conv
+    any_length: ClassVar[bool] = True
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        return self.geometry.kernel_h, self.geometry.kernel_w
+
+    @property
+    def stride(self) -> int:
+        return self.geometry.stride
+
+
+@dataclass(frozen=True)
+class Convolution(_Windows):
+    """The matrix product of a convolution: M = batch x out_h x out_w, K = kernel x kernel x channels, N = filters,
+    of one group."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,14 +90,6 @@ class Convolution:
     def groups(self) -> int:
         """How many products of `shape` there are."""
         return self.geometry.groups
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        return self.geometry.kernel_h, self.geometry.kernel_w
-
-    @property
-    def stride(self) -> int:
-        return self.geometry.stride
 
     @property
     def depths(self) -> tuple[int, int, int]:
@@ -99,8 +105,6 @@ class Convolution:
 
     def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.conv_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
-
-    any_length: ClassVar[bool] = True
 
     def long_weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.conv_weight_grad_long(self.geometry, x, dy, x_zero=x_zero, out=out)
@@ -167,13 +171,11 @@ class FullProduct:
 
 
 @dataclass(frozen=True)
-class Depthwise:
+class Depthwise(_Windows):
     """A convolution of each channel with its own kernel.
 
     A product for each channel: M = batch x out_h x out_w outputs, K = kernel x kernel, N = 1.
     """
-
-    geometry: core.Conv
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -185,14 +187,6 @@ class Depthwise:
     def groups(self) -> int:
         """How many products of `shape` there are."""
         return self.geometry.channels
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        return self.geometry.kernel_h, self.geometry.kernel_w
-
-    @property
-    def stride(self) -> int:
-        return self.geometry.stride
 
     @property
     def depths(self) -> tuple[int, int, int]:
@@ -209,8 +203,6 @@ class Depthwise:
 
     def weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.depthwise_weight_grad(self.geometry, x, dy, x_zero=x_zero, out=out)
-
-    any_length: ClassVar[bool] = True
 
     def long_weight_grad(self, x: Array, dy: Array, *, x_zero: core.Whole = 0, out: Array | None = None) -> Array:
         return core.depthwise_weight_grad_long(self.geometry, x, dy, x_zero=x_zero, out=out)

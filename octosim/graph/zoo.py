@@ -45,18 +45,19 @@ class Model:
 # ---- the models; batch normalization after each convolution for every method alike: methods are compared on one network
 
 
-def _conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> Stack:
+def conv(filters: int, kernel: int = 3, stride: int = 1, pad: int = 1) -> Stack:
+    """A convolution, a normalization and a ReLU."""
     return Conv2d(filters, kernel, stride, pad), BatchNorm(), ReLU()
 
 
-def _separable(filters: int, stride: int) -> Stack:
+def separable(filters: int, stride: int = 1) -> Stack:
     """MobileNet's block: a depthwise 3x3 and a pointwise 1x1 convolution."""
-    return DepthwiseConv2d(3, stride, 1), BatchNorm(), ReLU(), *_conv(filters, 1, pad=0)
+    return DepthwiseConv2d(3, stride, 1), BatchNorm(), ReLU(), *conv(filters, 1, pad=0)
 
 
-def _basic_block(filters: int, stride: int, projects: bool) -> Stack:
+def residual(filters: int, stride: int, projects: bool) -> Stack:
     """ResNet's block of two convolutions.  The shortcut is the identity or, where the shape changes, a 1x1 convolution."""
-    body = (*_conv(filters, 3, stride), Conv2d(filters, 3, pad=1), BatchNorm())
+    body = (*conv(filters, 3, stride), Conv2d(filters, 3, pad=1), BatchNorm())
     return Residual(body, (Conv2d(filters, 1, stride), BatchNorm()) if projects else ()), ReLU()
 
 
@@ -83,40 +84,40 @@ MODELS: dict[str, Model] = {
     )),
     # LeCun et al. 1998 with ReLU and max pooling; padding 2 keeps 28 x 28 in the first convolution
     "lenet5": Model((
-        *_conv(6, 5, pad=2), MaxPool(), *_conv(16, 5, pad=0), MaxPool(),
+        *conv(6, 5, pad=2), MaxPool(), *conv(16, 5, pad=0), MaxPool(),
         Flatten(), Linear(120), ReLU(), Linear(84), ReLU(), Linear(),
     )),
     "mlp": Model((Flatten(), Linear(256), ReLU(), Linear(128), ReLU(), Linear())),
     # Octo's demo: one form for CIFAR-10, one for MNIST and Fashion-MNIST
     "alexnet": Model(
-        (*_conv(64), MaxPool(), *_conv(192), MaxPool(), *_conv(384), *_conv(256), *_conv(256), MaxPool(),
+        (*conv(64), MaxPool(), *conv(192), MaxPool(), *conv(384), *conv(256), *conv(256), MaxPool(),
          *_classifier(4096, 4096)),
-        small=(*_conv(96, 11), MaxPool(), *_conv(256, 5), MaxPool(), *_conv(384), *_conv(384), *_conv(256), MaxPool(),
+        small=(*conv(96, 11), MaxPool(), *conv(256, 5), MaxPool(), *conv(384), *conv(384), *conv(256), MaxPool(),
                *_classifier(4096, 4096)),
     ),
     # Octo's demo: one pooling, no padding; the first fully connected layer's size follows from the images'
     "vgg11": Model((
-        *_conv(64, pad=0), *_conv(128, pad=0), *_conv(256, pad=0), *_conv(256, pad=0), MaxPool(),
-        *_conv(512, pad=0), *_conv(512, pad=0), *_conv(512, pad=0), *_conv(512, pad=0), *_classifier(4096, 1000),
+        *conv(64, pad=0), *conv(128, pad=0), *conv(256, pad=0), *conv(256, pad=0), MaxPool(),
+        *conv(512, pad=0), *conv(512, pad=0), *conv(512, pad=0), *conv(512, pad=0), *_classifier(4096, 1000),
     )),
     # WAGE and NITI: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-1024FC-10
     "vgg-small-7": Model((
-        *_conv(128), *_conv(128), MaxPool(), *_conv(256), *_conv(256), MaxPool(), *_conv(512), *_conv(512), MaxPool(),
+        *conv(128), *conv(128), MaxPool(), *conv(256), *conv(256), MaxPool(), *conv(512), *conv(512), MaxPool(),
         Flatten(), Linear(1024), ReLU(), Linear(),
     )),
     # He et al. 2016, section 4.2, n = 3, with projection shortcuts (their option B) where the shape changes
     "resnet20": Model((
-        *_conv(16),
-        *_basic_block(16, 1, False), *_basic_block(16, 1, False), *_basic_block(16, 1, False),
-        *_basic_block(32, 2, True), *_basic_block(32, 1, False), *_basic_block(32, 1, False),
-        *_basic_block(64, 2, True), *_basic_block(64, 1, False), *_basic_block(64, 1, False),
+        *conv(16),
+        *residual(16, 1, False), *residual(16, 1, False), *residual(16, 1, False),
+        *residual(32, 2, True), *residual(32, 1, False), *residual(32, 1, False),
+        *residual(64, 2, True), *residual(64, 1, False), *residual(64, 1, False),
         GlobalAvgPool(), Linear(),
     )),
     # Howard et al. 2017, table 1, width 0.5; the first convolution has stride 1, for images of 32 x 32
     "mobilenet": Model((
-        *_conv(16), *_separable(32, 1), *_separable(64, 2), *_separable(64, 1), *_separable(128, 2), *_separable(128, 1),
-        *_separable(256, 2), *_separable(256, 1), *_separable(256, 1), *_separable(256, 1), *_separable(256, 1),
-        *_separable(256, 1), *_separable(512, 2), *_separable(512, 1), GlobalAvgPool(), Linear(),
+        *conv(16), *separable(32, 1), *separable(64, 2), *separable(64, 1), *separable(128, 2), *separable(128, 1),
+        *separable(256, 2), *separable(256, 1), *separable(256, 1), *separable(256, 1), *separable(256, 1),
+        *separable(256, 1), *separable(512, 2), *separable(512, 1), GlobalAvgPool(), Linear(),
     )),
 }  # fmt: skip
 
@@ -132,12 +133,12 @@ VARIANTS: dict[str, Model] = {
     )),
     # NITI's released form of it (wangmaolin/niti): dropout and one fully connected layer behind the convolutions
     "vgg-small-7-niti": Model((
-        *_conv(128), *_conv(128), MaxPool(), *_conv(256), *_conv(256), MaxPool(), *_conv(512), *_conv(512), MaxPool(),
+        *conv(128), *conv(128), MaxPool(), *conv(256), *conv(256), MaxPool(), *conv(512), *conv(512), MaxPool(),
         Dropout(0.5), Flatten(), Linear(),
     )),
     # BLAQ on MNIST (its appendix): 20C3-MP2-50C3-MP2-500FC-10, normalization behind each layer as in LAQ's code (houlu369)
     "lenet5-wide": Model((
-        *_conv(20, pad=0), MaxPool(), *_conv(50, pad=0), MaxPool(),
+        *conv(20, pad=0), MaxPool(), *conv(50, pad=0), MaxPool(),
         Flatten(), Linear(500), BatchNorm(), ReLU(), Linear(), BatchNorm(),
     )),
 }  # fmt: skip

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from octosim.hardware.state import text
+
 # (flag, accumulator, int8 and float32 MACs per clock and core, source); the first row whose flag is present decides.
 # cpufp is the GitHub repository pigirons/cpufp.
 _ISA_ROWS: dict[str, tuple[tuple[str, str, float, float, str], ...]] = {
@@ -100,14 +102,7 @@ def names(root: Path) -> str:
 
 
 def _device_tree(root: Path, name: str) -> str:
-    return _text(root / "proc/device-tree" / name).rstrip("\0").replace("\0", "\n")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+    return text(root / "proc/device-tree" / name).rstrip("\0").replace("\0", "\n")
 
 
 def _number(text: str) -> float | None:
@@ -118,7 +113,7 @@ def _number(text: str) -> float | None:
 
 def _cpuinfo(root: Path) -> list[dict[str, str]]:
     """/proc/cpuinfo: one dictionary per logical CPU."""
-    blocks = re.split(r"\n\s*\n", _text(root / "proc/cpuinfo"))
+    blocks = re.split(r"\n\s*\n", text(root / "proc/cpuinfo"))
     pairs = [[line.split(":", 1) for line in block.splitlines() if ":" in line] for block in blocks]
     cpus = [{key.strip(): value.strip() for key, value in block} for block in pairs]
     return [cpu for cpu in cpus if "processor" in cpu]
@@ -202,7 +197,7 @@ def _cores(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
 
 def _clock(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
     folders = [f"cpu{cpu['processor']}" for cpu in cpuinfo if cpu["processor"].isdigit()] or ["cpu0"]
-    most = [_number(_text(root / "sys/devices/system/cpu" / name / "cpufreq/cpuinfo_max_freq")) or 0 for name in folders]
+    most = [_number(text(root / "sys/devices/system/cpu" / name / "cpufreq/cpuinfo_max_freq")) or 0 for name in folders]
     khz = max(most)
     if khz:
         return {"value": khz / 1e6, "kind": "measured", "source": "sysfs cpufreq cpuinfo_max_freq"}
@@ -213,18 +208,18 @@ def _clock(cpuinfo: list[dict[str, str]], root: Path) -> dict[str, Any]:
 
 
 def _memory_bytes(root: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s*([1-9]\d*) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    match = re.search(r"^MemTotal:\s*([1-9]\d*) kB", text(root / "proc/meminfo"), re.MULTILINE)
     return int(match[1]) * 1024 if match else None
 
 
 def _caches(root: Path) -> list[dict[str, Any]]:
     found = []
     for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        kind, level, size = (_text(folder / part) for part in ("type", "level", "size"))
+        kind, level, size = (text(folder / part) for part in ("type", "level", "size"))
         match = re.fullmatch(r"([1-9]\d*)K", size)
         if kind == "Instruction" or not level or not match:
             continue
-        shared = _text(folder / "shared_cpu_list")
+        shared = text(folder / "shared_cpu_list")
         found.append(
             {
                 "name": f"L{level}" + ("D" if kind == "Data" else ""),

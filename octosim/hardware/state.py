@@ -13,7 +13,8 @@ THROTTLED_BITS = {
 """Bits of a Raspberry Pi's get_throttled; "before" is since it was started."""
 
 
-def _text(path: Path) -> str:
+def text(path: Path) -> str:
+    """A file of the system without white space around; empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -33,17 +34,17 @@ def read(root: Path = Path("/")) -> dict[str, Any]:
     """
     cpus = root / "sys/devices/system/cpu"
     folders = [f for f in sorted(cpus.glob("cpu*")) if re.fullmatch(r"cpu\d+", f.name)]
-    clocks = [khz for f in folders if (khz := _number(_text(f / "cpufreq/scaling_cur_freq")) or 0) > 0]
+    clocks = [khz for f in folders if (khz := _number(text(f / "cpufreq/scaling_cur_freq")) or 0) > 0]
     if not clocks:
-        lines = re.findall(r"^cpu MHz\s*:\s*(\d+)", _text(root / "proc/cpuinfo"), re.MULTILINE)
+        lines = re.findall(r"^cpu MHz\s*:\s*(\d+)", text(root / "proc/cpuinfo"), re.MULTILINE)
         clocks = [1000 * int(mhz) for mhz in lines if int(mhz)]
-    most = [khz for f in folders if (khz := _number(_text(f / "cpufreq/cpuinfo_max_freq")) or 0) > 0]
-    governors = sorted({g for f in folders if (g := _text(f / "cpufreq/scaling_governor"))})
-    zones = [_number(_text(f)) for f in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
+    most = [khz for f in folders if (khz := _number(text(f / "cpufreq/cpuinfo_max_freq")) or 0) > 0]
+    governors = sorted({g for f in folders if (g := text(f / "cpufreq/scaling_governor"))})
+    zones = [_number(text(f)) for f in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
     degrees = [t / 1000 for t in zones if t is not None and 0 < t < 200_000]
-    counts = [_number(_text(p)) for f in folders for p in sorted((f / "thermal_throttle").glob("*_throttle_count"))]
-    bits = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled").lower().removeprefix("0x")
-    load = re.match(r"\d{1,9}\.\d+", _text(root / "proc/loadavg"))
+    counts = [_number(text(p)) for f in folders for p in sorted((f / "thermal_throttle").glob("*_throttle_count"))]
+    bits = text(root / "sys/devices/platform/soc/soc:firmware/get_throttled").lower().removeprefix("0x")
+    load = re.match(r"\d{1,9}\.\d+", text(root / "proc/loadavg"))
     state: dict[str, Any] = {}
     if clocks:
         state["clock_ghz"] = [min(clocks) / 1e6, max(clocks) / 1e6]

@@ -75,8 +75,7 @@ class Dai8(Method):
         node.state["clip"] = np.zeros(node.out_shape[-1], np.float32)
 
     def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
-        x_range = int8.running_range(node, x, context)
-        return int8.forward(node, int8.symmetric(node, x, x_range.low, x_range.high), int8.weights(node))
+        return int8.forward_symmetric(node, x, context)
 
     def error(self, node: Node, dy: Array, context: Context) -> _Error:
         dy_range, rounding, rows = core.value_range(dy), Rounding(self.rounding), dy.size // dy.shape[-1]

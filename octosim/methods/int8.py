@@ -73,6 +73,12 @@ def symmetric(node: Node, x: Array, low: core.Number, high: core.Number) -> core
     return quantizers.symmetric(x, low, high, out=node.buffer(x.shape, np.int8))
 
 
+def forward_symmetric(node: Node, x: Array, context: Context) -> core.LazyDequant:
+    """`forward` of symmetric codes within the running range of x."""
+    x_range = running_range(node, x, context)
+    return forward(node, symmetric(node, x, x_range.low, x_range.high), weights(node))
+
+
 # ---- the passes: codes in, float32 out; the backward ones are for symmetric codes ------------------------
 
 

@@ -88,8 +88,7 @@ class Ui8(Method):
         node.state["clip"] = np.array([1, 0], np.float32)  # share of max|dY|, and its deviation
 
     def forward(self, node: Node, x: Array, context: Context) -> core.LazyDequant:
-        x_range = int8.running_range(node, x, context)
-        return int8.forward(node, int8.symmetric(node, x, x_range.low, x_range.high), int8.weights(node))
+        return int8.forward_symmetric(node, x, context)
 
     def phase(self, context: Context) -> int | None:
         """Steps with a search are not like the others."""

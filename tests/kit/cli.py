@@ -32,7 +32,7 @@ def _server(owner: int) -> subprocess.Popen[str]:
         [sys.executable, "-P", forked.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=VARIABLES,
         start_new_session=True,
     )  # fmt: skip
-    atexit.register(process.terminate)
+    atexit.register(process.communicate)  # its input ends, and so does it
     return process
 
 

@@ -308,7 +308,7 @@ TRAIN = ("train", "--model", "lenet5", "--batch-size", "50", "--steps", "80", "-
 
 
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if path.exists() and path.read_bytes().count(b"\n") >= count:
             return
         assert process.poll() is None, "the run ended before it could be interrupted"
