@@ -87,7 +87,7 @@ HEAVY = ("torch", "pandas", "matplotlib", "scipy", "pydantic", "jinja2", "onnx",
         ("import octosim", (*HEAVY, "numpy", "rich", "typer", "importlib.metadata", "octosim.core")),
         ("import octosim.cli; sys.argv[1:] = ['--help']; octosim.cli.main()", (*HEAVY, "numpy", "octosim.core")),
         # A board that only trains should not pay for pandas and matplotlib.
-        ("import octosim.train", ("matplotlib", "pandas", "pydantic", "torch")),
+        ("import octosim.train", ("matplotlib", "pandas", "pydantic", "pooch", "torch", "tqdm")),
         ("import octosim.report", ("octosim.core", "octosim.engine", "octosim.data", "octosim.train", "torch")),
     ],
     ids=["import", "help", "train", "report"],

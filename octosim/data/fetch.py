@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pooch
-
 from octosim import files
 from octosim.data import sets
 from octosim.errors import OctosimError
@@ -28,6 +26,8 @@ def fetch(name: str, progress: bool = False) -> Path:
     A file that fails its checksum or a lost connection leaves nothing half-written, and raises OctosimError; what is there
     already is not downloaded again.
     """
+    import pooch  # here, since in a notebook its import may warn of a progress bar
+
     name, source = sets.resolve(name)
     if source.url is None:
         raise OctosimError(f"data set {name} is in the package: there is nothing to fetch")

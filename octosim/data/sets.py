@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pooch
+import platformdirs
 
 from octosim.data.cifar import parse_batch, parse_records
 from octosim.data.dataset import Array, Dataset
@@ -119,7 +119,7 @@ ALIASES = {"fashion": "fashion-mnist", "fmnist": "fashion-mnist", "cifar-10": "c
 def cache() -> Path:
     """The folder of `octosim data fetch`; OctosimError for a user without a home directory."""
     try:
-        return Path(pooch.os_cache("octosim"))
+        return Path(platformdirs.user_cache_dir("octosim"))
     except RuntimeError:
         raise OctosimError("this user has no home directory for downloads; set XDG_CACHE_HOME or OCTOSIM_DATA") from None
 

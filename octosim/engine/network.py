@@ -81,6 +81,12 @@ class Network:
         self.fusion = fusion.fuse(self.nodes, passes)
         self.passes = self.fusion.passes
 
+    def __repr__(self) -> str:
+        names = [node.name for node in self.nodes]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        numbers = sum(values.size for node in self.nodes for values in node.params.values())
+        return f"<octosim network, {self.method.name}: {', '.join(names[:8])}{more}; {numbers:,} parameters>"
+
     def _check_loss(self, method: Method, in_shape: tuple[int, ...]) -> None:
         loss, last = self.graph.loss, self.nodes[-1]
         if loss not in method.losses or loss == "mse" and method.values != "float32":
