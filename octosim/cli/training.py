@@ -131,6 +131,7 @@ def train(
         _refuse_changes(ctx, folder, config if moved is None else replace(config, data=stored.data), stored)
         if trainer.read_digest(folder):
             trainer.check(folder)
+            trainer.tidy(folder)
             hint(f"{folder} is finished already")
             _summary(folder, json_)
             return

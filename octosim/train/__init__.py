@@ -19,6 +19,7 @@ from octosim.train.directory import (
     rebuild,
     reopen,
     save,
+    tidy,
     write_manifest,
 )
 from octosim.train.interrupt import Interrupt
@@ -31,7 +32,7 @@ __all__ = [
     "ARRAYS_FILE", "DATA", "EPOCHS", "FORMAT", "Batch", "Config", "Interrupt", "Progress", "Run", "Verdict", "advance_before",
     "check", "create", "decides", "last_record", "load_data", "manifest", "memory", "parameter_counts", "read_config",
     "read_digest", "read_failure",
-    "read_manifest", "rebuild", "reopen", "replay", "save", "source_of", "step_of", "train", "verify", "write_manifest",
+    "read_manifest", "rebuild", "reopen", "replay", "save", "source_of", "step_of", "tidy", "train", "verify", "write_manifest",
 ]  # fmt: skip
 
 make_callable(__name__)

@@ -611,6 +611,12 @@ def sweep_run(folder: Path) -> None:
             left.unlink()
 
 
+def tidy(folder: Path) -> None:
+    """Removes what a kill leaves in a finished run: a lock, temporary files.  Nothing where it cannot be written."""
+    with contextlib.suppress(OctosimError), alone(folder):
+        sweep_run(folder)
+
+
 def reopen(folder: Path, dataset: Dataset | None = None, place: str | None = None) -> Run:
     """The run of a directory at its last checkpoint; OctosimError where the directory is damaged.  Changes no file.
 

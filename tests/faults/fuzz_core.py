@@ -170,8 +170,16 @@ class Draw:
     def saved(self) -> Any:
         """What range normalization saves for its backward pass."""
         arrays = (self.filled(np.dtype(np.float32), shape, 0.9) for shape in (self.shapes[0], (3, *self.shapes[0][-1:])))
-        extremes = self.filled(np.dtype(self.r.choice([np.int32, np.int64, np.uint32])), self.shape("extremes"), 0.9)
-        return core.RangeNorm(*arrays, extremes, self.number("int", "chunks", ""), self.number("float", "factor", ""))
+        chunks, fits = self.number("int", "chunks", ""), self.r.random() < 0.7
+        if fits:
+            chunks = self.r.randrange(1, 5)
+        shape, kinds = self.shape("extremes"), [np.int32, np.int64, np.uint32]
+        if fits:
+            shape, kinds = (2, chunks, *self.shapes[0][-1:]), kinds[:1]
+        extremes = self.filled(np.dtype(self.r.choice(kinds)), shape, 0.9)
+        if fits and self.r.random() < 0.8:  # rows of the first chunk
+            extremes = np.zeros(shape, np.int32)
+        return core.RangeNorm(*arrays, extremes, chunks, self.number("float", "factor", ""))
 
     def argument(self, function: str, name: str, kind: str) -> Any:
         if "None" in kind and self.r.random() < 0.5:
