@@ -24,16 +24,18 @@ class Tensor:
     """Stored numbers q and their meaning: S (q - Z); q 2^exponent; or, in blocks, S of its block times q.
 
     data: the numbers, an array of the format's type, any shape.
-    s: S as calls take it: a number, which may lie in C memory; float32 (rows / 32, columns / 32), rounded up, of a format with
-    blocks; else float32 that broadcasts to data, a scale for each channel.  Of a format with a table: the value of 1 in it.
+    s: S as calls take it: a number, which may lie in C memory.  Of a format with a table: the value of 1 in it.
     z: Z as calls take it.  exponent: of all numbers, in place of a scale; None: there is none.
+    scales: in place of S, float32 (rows / 32, columns / 32), rounded up, of a format with blocks; else float32 that broadcasts
+    to data, a scale for each channel; None: there is one for all.
     """
 
     data: Array
-    s: Number | Array = 1.0
+    s: Number = 1.0
     z: Whole = 0
     format: Format = INT8
     exponent: Whole | None = None
+    scales: Array | None = None
 
     @property
     def q(self) -> Array:
@@ -47,7 +49,7 @@ class Tensor:
             raise CoreError("a tensor with a scale for each channel or block has no one scale")
         if self.exponent is not None:
             return math.ldexp(1.0, int(self.exponent))
-        return float(self.s)  # type: ignore[arg-type]
+        return float(self.s)
 
     @property
     def zero(self) -> int:
@@ -57,7 +59,7 @@ class Tensor:
     @property
     def is_affine(self) -> bool:
         """Whether all numbers have one scale and one zero point."""
-        return not isinstance(self.s, np.ndarray) and not self.format.table
+        return self.scales is None and not self.format.table
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,25 +70,25 @@ class Tensor:
 
     def reshape(self, *shape: int) -> Tensor:
         """The same numbers in another shape; CoreError where the place of a number decides its scale."""
-        if isinstance(self.s, np.ndarray):
+        if self.scales is not None:
             raise CoreError("a tensor with a scale for each channel or block cannot be reshaped")
         return replace(self, data=self.data.reshape(*shape))
 
     @property
     def transposed(self) -> Tensor:
         """The transpose of a matrix, no copy."""
-        return replace(self, data=self.data.T, s=self.s.T if isinstance(self.s, np.ndarray) else self.s)
+        return replace(self, data=self.data.T, scales=None if self.scales is None else self.scales.T)
 
     def materialize(self, out: Array | None = None) -> Array:
         """The float32 values, of data's shape; in `out` if given.  CoreError where data is not of the format's type."""
         if self.data.dtype != self.format.stored:
             raise CoreError(f"a tensor of {self.format.name} must hold {self.format.stored}, not {self.data.dtype}")
         data, s = self.data, self.s
-        if isinstance(s, np.ndarray):
+        if self.scales is not None:
             if self.format.block:
-                return dequantize_blocks(data, s, out=out)
+                return dequantize_blocks(data, self.scales, out=out)
             out = output("out", out, F32, data.shape)[0]
-            python("a scale a channel", partial(_scaled, self.z), [data, s], [out])
+            python("a scale a channel", partial(_scaled, self.z), [data, self.scales], [out])
             return out
         data = data if data.flags.c_contiguous else np.ascontiguousarray(data)
         if self.format.table:

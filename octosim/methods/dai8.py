@@ -89,12 +89,12 @@ class Dai8(Method):
         scaled = core.affine(dy, inverses, np.zeros_like(inverses), out=node.buffer(dy.shape, np.float32))
         random = context.random(node.tensor(CHANNELS))
         codes = core.quantize(scaled, 1.0, rounding=rounding, random=random, out=many)
-        return _Error(tensor, core.Tensor(codes, scales))
+        return _Error(tensor, core.Tensor(codes, scales=scales))
 
     def weight_grad(self, node: Node, error: _Error, context: Context) -> None:
         """dW = (sum q_dy q_x) S_dy[channel] S_x, db = S_dy[channel] sum q_dy."""
-        codes, scales = error.channels.q, error.channels.s
-        assert isinstance(scales, np.ndarray)
+        codes, scales = error.channels.q, error.channels.scales
+        assert scales is not None
         if node.trains("w"):
             x, w = node.saved["x"], node.params["w"]
             product = node.layer.product(node, len(codes))

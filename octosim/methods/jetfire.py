@@ -37,7 +37,7 @@ ERROR, GRADIENT = range(2)  # roles in the Philox streams
 
 def in_blocks(q: Array, scales: Array) -> core.Tensor:
     """A matrix as int8 codes (rows, columns) and a float32 scale for each block (ceil(rows / 32), ceil(columns / 32))."""
-    return core.Tensor(q, scales, format=INT8_BLOCKS)
+    return core.Tensor(q, scales=scales, format=INT8_BLOCKS)
 
 
 def cut(x: Array, scales: str = "float32", random: core.Stream | None = None, out: Array | None = None) -> core.Tensor:
@@ -51,8 +51,8 @@ def product(a: core.Tensor, b: core.Tensor, out: Array | None = None) -> Array:
 
 
 def _scales(x: core.Tensor) -> Array:
-    assert isinstance(x.s, np.ndarray)
-    return x.s
+    assert x.scales is not None
+    return x.scales
 
 
 # ---- layers without a matrix product --------------------------------------------------

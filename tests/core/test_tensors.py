@@ -38,9 +38,9 @@ CASES: dict[str, tuple[Any, np.ndarray]] = {
     "zero point": (core.Tensor(Q, core.scalar(0.3), 5), (Q.astype(F) - 5) * F(0.3)),
     "exponent": (core.Tensor(Q, exponent=-9), Q * F(2.0**-9)),
     "transposed": (core.Tensor(Q, 0.3).transposed, Q.T * F(0.3)),
-    "channels": (core.Tensor(Q, CHANNELS), Q * CHANNELS),
-    "channels of rows, zero point": (core.Tensor(Q, CHANNELS[:1, None], -4), (Q.astype(F) + 4) * CHANNELS[0]),
-    "blocks": (core.Tensor(Q, BLOCKS, format=INT8_BLOCKS), Q * spread(BLOCKS)),
+    "channels": (core.Tensor(Q, scales=CHANNELS), Q * CHANNELS),
+    "channels of rows, zero point": (core.Tensor(Q, z=-4, scales=CHANNELS[:1, None]), (Q.astype(F) + 4) * CHANNELS[0]),
+    "blocks": (core.Tensor(Q, scales=BLOCKS, format=INT8_BLOCKS), Q * spread(BLOCKS)),
     "mu-law": (core.Tensor(TABLE, 3.0, format=mu_law()), of_table(TABLE)),
     "accumulators": (core.LazyDequant(ACC, COLUMNS, 0.3), (ACC + COLUMNS).astype(F) * F(0.3)),
     "accumulators by rows": (core.LazyDequant(ACC, ROWS, 0.3, True), (ACC + ROWS[:, None]).astype(F) * F(0.3)),
@@ -97,8 +97,8 @@ def test_ends_of_formats(bits: int) -> None:
         (lambda: Format("f", "uint8", 8, signed=False, symmetric=True), "cannot be symmetric"),
         (lambda: Format("f", "uint8", 8, table=(0.0, 1.0)), "table must hold 128"),
         (lambda: core.Tensor(Q.astype(np.int32)).materialize(), "must hold int8, not int32"),
-        (lambda: core.Tensor(Q, CHANNELS).scale, "no one scale"),
-        (lambda: core.Tensor(Q, CHANNELS).reshape(-1), "cannot be reshaped"),
+        (lambda: core.Tensor(Q, scales=CHANNELS).scale, "no one scale"),
+        (lambda: core.Tensor(Q, scales=CHANNELS).reshape(-1), "cannot be reshaped"),
     ],
 )
 def test_refusals(bad: Callable[[], Any], words: str) -> None:

@@ -52,7 +52,7 @@ def test_an_inverted_t_is_clipped_and_a_gaussian_is_not() -> None:
     error = method.error(node, 2 * dy, Context(True, 0, 2))
     assert node.state["clip"][0] == 2 * first[0]
     assert node.state["clip"][1] == pytest.approx(0.2 * first[1] + 0.8 * 2 * first[1])
-    assert np.abs(error.channels.q).max() == 127 and error.channels.s == pytest.approx(node.state["clip"] / 127)
+    assert np.abs(error.channels.q).max() == 127 and error.channels.scales == pytest.approx(node.state["clip"] / 127)
     assert error.tensor.scale == pytest.approx(2 * np.abs(dy).max() / 127)
 
 
@@ -61,7 +61,7 @@ def test_zero_and_extreme_gradients() -> None:
     method.init(node, 0)
     for value in (0.0, 1e-40, 1e38):
         error = method.error(node, np.full((5, 2), value, F), Context(True, 0, 1))
-        assert np.isfinite(error.channels.s).all() and (error.channels.q == (127 if value == 1e38 else 0)).all()
+        assert np.isfinite(error.channels.scales).all() and (error.channels.q == (127 if value == 1e38 else 0)).all()
     with pytest.raises(core.NotFiniteError):
         method.error(node, np.full((5, 2), np.nan, F), Context(True, 0, 1))
 
