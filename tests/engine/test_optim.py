@@ -151,7 +151,7 @@ def test_an_update_in_pieces_is_the_update(method: str, size: int, monkeypatch: 
     expected = train.Run(train.Config(model="lenet5", method=method, batch_size=20))
     run = train.Run(train.Config(model="lenet5", method=method, batch_size=20))
     expected.train_step()
-    monkeypatch.setattr(optimizers, "MADE", size)
+    monkeypatch.setattr(optimizers, "ROWS_AT_ONCE", size)
     run.train_step()
     assert run.digest() == expected.digest()
 
@@ -161,7 +161,7 @@ def test_an_update_in_pieces_is_the_update(method: str, size: int, monkeypatch: 
 def test_ranges_that_an_update_finds(method: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every parameter that the optimizer moved; none, or a true one, of one that a method moved."""
     cls = methods.METHODS[method]
-    monkeypatch.setattr(optimizers, "MADE", 1000)
+    monkeypatch.setattr(optimizers, "ROWS_AT_ONCE", 1000)
     same = {} if "optimizer" in cls.unused else {"optimizer": optimizer}
     run = train.Run(train.Config(model="lenet5", method=method, batch_size=20, batchnorm=cls.batchnorm, **same))
     for _ in range(3):

@@ -14,7 +14,10 @@ from typing import Any
 
 from kit import forked
 
-AT_START = ("GOMP_", "LANG", "LC_", "LD_", "MALLOC", "MKL_", "OCTOSIM_ISA", "OMP_", "OPENBLAS_", "PATH", "PYTHON")
+AT_START = (
+    "COLUMNS", "FORCE_COLOR", "GOMP_", "LANG", "LC_", "LD_", "MALLOC", "MKL_", "NO_COLOR", "OCTOSIM_ISA", "OMP_", "OPENBLAS_",
+    "PATH", "PYTHON", "TERM",
+)  # fmt: skip
 """Variables, by how they begin, that a process reads when it starts or imports its libraries."""
 LIMIT = 300
 """Seconds that a command may take."""

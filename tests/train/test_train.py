@@ -331,7 +331,7 @@ WITH_OPTIONS = (
 def test_killed_and_resumed(
     number: signal.Signals, options: tuple, only_broken: tuple, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    whole, broken = tmp_path_factory.getbasetemp() / f"whole{len(options)}", tmp_path / "broken"
+    whole, broken = tmp_path_factory.getbasetemp() / f"uninterrupted-{len(options)}", tmp_path / "broken"
     if not whole.exists():
         assert octosim(*TRAIN, str(whole), *options).returncode == 0
     line = command(*TRAIN, str(broken), *options, *only_broken)
