@@ -30,6 +30,8 @@ def transpose(importer: Importer, node: Any) -> Value:
         if group[0] in x.joined:
             group[:] = x.joined
     perm = list(attribute(node, "perm") or range(len(groups))[::-1])
+    if sorted(perm) != list(range(len(groups))):
+        raise Unsupported(f"by {perm} of a tensor of shape {x.shape}")
     return moved(x, [axis for at in perm for axis in groups[at]])
 
 
@@ -86,6 +88,8 @@ def _with_batch(x: Value, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int,
     """What a tensor is reshaped to with the batch as an axis of its own: the shape, where the batch is, and which axes ONNX
     has as one.  PyTorch's attention joins the batch with the heads, or with the tokens before it."""
     size, before = x.shape[x.batch], math.prod(x.shape[: x.batch])
+    if 0 in (*x.shape, *shape):
+        raise Unsupported(f"{x.shape} to {shape}: of no elements")
     starts = [math.prod(shape[:at]) for at in range(len(shape))]
     for at, start in enumerate(starts):
         if start == before and shape[at] == size:

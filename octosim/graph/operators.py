@@ -94,6 +94,8 @@ def _with(w: Array, b: Array | None) -> dict[str, Array]:
 def _linear(importer: Importer, node: Any, x: Value, w: Array, b: Array | None, at: int = 1) -> str:
     """A linear layer with weights (outputs, inputs) in ONNX's order of the inputs."""
     if x.order is not None:
+        if len(x.order) != w.shape[1]:
+            raise Unsupported(f"of a flattened tensor of shape {x.shape} by weights of shape {w.shape}")
         w = w[:, x.order]
     bias = None if b is None else np.broadcast_to(b.reshape(-1), (len(w),))
     if len(x.axes) == 3:  # of each pixel
@@ -127,6 +129,8 @@ def _of_channels(importer: Importer, node: Any, w: Array, b: Array | None) -> Va
     last = len(x.shape) - 1
     if last in (x.batch, *x.joined):
         raise Unsupported("of the batch")
+    if w.shape[1:] != x.shape[last:]:
+        raise Unsupported(f"of a tensor of shape {x.shape} by weights of shape {w.shape}")
     if x.axes[-1] != last:
         x = importer.turn(node, x, tuple(axis for axis in x.axes if axis != last) + (last,))
     return replace(x, layer=_linear(importer, node, x, w, b), shape=(*x.shape[:-1], len(w)), order=None)

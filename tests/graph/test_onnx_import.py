@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -276,3 +277,26 @@ def test_an_imported_network_is_priced_as_it_is(tmp_path: Path) -> None:
     own, theirs = (json.loads(octosim(*asked, "--model", str(tmp_path / name)).stdout) for name in ("net", "net.onnx"))
     own, theirs = (sum(row["macs"] for row in found["layers"]) for found in (own, theirs))
     assert own == theirs
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_movements_at_random(seed: int, tmp_path: Path) -> None:
+    """Reshapes, transposes and products that fit each other or not: a sentence, or a network."""
+    r, path = np.random.default_rng(seed), tmp_path / "net.onnx"
+    for _ in range(12):
+        b, count = Builder(17), r.choice(["N", 0, 1, 2, 3], p=[0.4, 0.15, 0.15, 0.15, 0.15])
+        x = b.conv("x", 3, 8)
+        for kind in r.integers(0, 5, r.integers(1, 5)):
+            if kind == 0:
+                x = b.add("Reshape", x, b.ints(*r.choice([-1, 0, 1, 2, 4, 8, 16, 64], r.integers(1, 6)).tolist()))
+            elif kind == 1:
+                x = b.add("Transpose", x, perm=r.permutation(r.integers(1, 6)).tolist())
+            elif kind == 2:
+                x = b.axes("Unsqueeze", 13, x, [int(r.integers(0, 4))])
+            elif kind == 3:
+                x = b.add("MatMul", x, b.tensor(int(r.choice([8, 64])), 8))
+            else:
+                x = b.axes("ReduceMean", 18, x, [int(r.integers(0, 3))], keepdims=int(r.integers(2)))
+        onnx.save(b.model(x, (count if count == "N" else int(count), 3, 8, 8)), path)
+        with contextlib.suppress(OctosimError):
+            graph.load(path)
