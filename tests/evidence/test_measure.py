@@ -423,7 +423,7 @@ def test_integer_weights(known: bool) -> None:
 
 def test_values_of_what_methods_pass_around() -> None:
     q = np.array([[-127, 0, 3]], np.int8)
-    by_channel = core.Tensor(q, np.array([1, 2, 3], np.float32))
+    by_channel = core.Tensor(q, scales=np.array([1, 2, 3], np.float32))
     assert measure._real(core.Tensor(q, exponent=-2)).tolist() == [[-31.75, 0, 0.75]]
     assert measure._real(core.Tensor(q, 0.5, 3)).tolist() == [[-65, -1.5, 0]]
     assert measure._real(by_channel).tolist() == [[-127, 0, 9]] and measure._real(q) is None
