@@ -18,7 +18,7 @@ import tomli_w
 
 import octosim
 from octosim import core, hardware, methods
-from octosim.bench.clock import LR
+from octosim.bench.clock import rate
 from octosim.data import Dataset
 from octosim.engine import plan
 from octosim.engine.layers import (
@@ -61,8 +61,7 @@ PROBES = (
     Probe((26, 26, 1), 64, (*conv(12, 5, pad=2), MaxPool(), *conv(24, 5, pad=0), MaxPool(), *_dense(150))),
     Probe((30, 30, 3), 48, (*conv(40, 5, pad=0), MaxPool(), *_dense(120))),
     Probe((26, 26, 3), 80, (*conv(24), *conv(24), *residual(48, 2, True), *conv(48), *residual(96, 2, True), *conv(96),
-                            GlobalAvgPool(),
-                            *_dense())),
+                            GlobalAvgPool(), *_dense())),
     Probe((22, 22, 3), 16, (*conv(48), *conv(96, pad=0), *conv(160), MaxPool(), *conv(224, pad=0), *conv(192, 1, pad=0),
                             *_dense(512))),
     Probe((18, 18, 3), 8, (*conv(96), *conv(160, pad=0), *conv(320), MaxPool(), *conv(384, pad=0), *conv(448),
@@ -136,8 +135,7 @@ def probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> list[_
     data = Dataset("noise", images, labels, images[:1], labels[:1], tuple("0123456789"), "")
     made = methods.METHODS[method]
     layers = probe.layers if made.batchnorm else _without_norm(probe.layers)
-    lr = None if "lr" in made.unused else LR
-    run = Run(Config(model="probe", method=method, lr=lr, batch_size=probe.batch, epochs=1 << 20), layers, data)
+    run = Run(Config(model="probe", method=method, lr=rate(method), batch_size=probe.batch, epochs=1 << 20), layers, data)
     run.allow_replay = True
     watch = _Watch(clock)
     for _ in range(WARM_UP + STEPS):

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from octosim import core
 from octosim.engine.nodes import Array
+from octosim.methods import find
 from octosim.train import Run
 
 Key = tuple[str, str]
@@ -106,6 +107,11 @@ class Clock(core.Probe):
 
 LR = 1e-6
 """For many steps on few batches: weights that hardly move cannot diverge."""
+
+
+def rate(method: str) -> float | None:
+    """The learning rate of measured steps; None where a method has a rate of its own."""
+    return None if "lr" in find(method).unused else LR
 
 
 def stepper(run: Run, clock: Clock, totals: list[float]) -> Callable[[], None]:

@@ -17,14 +17,13 @@ import pyperf
 
 from octosim import core, cost, hardware
 from octosim.bench import calibrate, peers
-from octosim.bench.clock import LR, Clock, Key, stepper
+from octosim.bench.clock import Clock, Key, rate, stepper
 from octosim.bench.memory import measure
 from octosim.cost import runtimes
 from octosim.engine import plan
 from octosim.errors import ArgumentError, OctosimError
 from octosim.files import environment
 from octosim.hardware import state
-from octosim.methods import METHODS
 from octosim.train import Config, Run
 
 FORMAT = 1
@@ -155,7 +154,7 @@ def step_bench(
     configs = [config]
     if config.method != "fp32":
         configs.append(Config(**{**vars(config), "method": "fp32", "parameters": {}}))
-    configs = [c if c.lr is not None or "lr" in METHODS[c.method].unused else replace(c, lr=LR) for c in configs]
+    configs = [c if c.lr is not None else replace(c, lr=rate(c.method)) for c in configs]
     runs = [Run(c) for c in configs]
     clocks, totals = [Clock(clock) for _ in runs], [[] for _ in runs]  # type: list[Clock], list[list[float]]
     steps = [stepper(*three) for three in zip(runs, clocks, totals, strict=True)]

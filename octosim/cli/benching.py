@@ -86,8 +86,7 @@ def bench(
         return
     if plot:
         raise OctosimError("--plot goes with --kernels")
-    batchnorm = getattr(methods.METHODS.get(settings["method"]), "batchnorm", True)
-    config = trainer.Config(**settings, batchnorm=batchnorm)
+    config = trainer.Config(**settings, batchnorm=methods.find(settings["method"]).batchnorm)
     with progress("measuring", json_) as follow:
         record = bencher.step_bench(
             config, device, against=peers, seconds=seconds or 3.0, command=command_line(), raw=pyperf, memory=memory,

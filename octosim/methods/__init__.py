@@ -60,7 +60,7 @@ def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
         raise OctosimError(f"{where} must be a number, not '{value}'") from None
 
 
-def _find(name: str) -> type[Any]:
+def find(name: str) -> type[Any]:
     """The class of one of METHODS, of an entry point or of an import path, module:Class."""
     if name in METHODS:
         return METHODS[name]
@@ -77,7 +77,7 @@ def available() -> tuple[list[str], dict[str, str]]:
             broken[name] = f"method {name} of {plugins.entry_points()[name].value}: octosim has a method of that name"
             continue
         try:
-            _find(name)
+            find(name)
             names.append(name)
         except OctosimError as error:
             broken[name] = str(error)
@@ -106,7 +106,7 @@ def _kinds(cls: type[Any]) -> dict[str, Any]:
 
 def make(name: str, parameters: dict[str, Any]) -> Method:
     """The method `name` with its parameters; OctosimError where either is unknown or a value is out of range."""
-    cls = _find(name)
+    cls = find(name)
     kinds = _kinds(cls)
     for key in parameters:
         if key not in kinds:
@@ -133,7 +133,7 @@ def _parameter_docs(cls: type[Any]) -> dict[str, str]:
 
 def about(name: str) -> dict[str, Any]:
     """A method as plain data: its source, types, and parameters with their defaults and meaning."""
-    cls = _find(name)
+    cls = find(name)
     docs, kinds = _parameter_docs(cls), _kinds(cls)
     return {
         "name": name,

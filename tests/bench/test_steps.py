@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from kit.cli import octosim
 
 from octosim import hardware, methods
 from octosim.bench.steps import step_bench
@@ -16,3 +20,13 @@ def test_every_method_is_measured(method: str) -> None:
     record = step_bench(config, hardware.load("pi4"), against=[], seconds=0.01, command="test")
     parts = [record["total"], *([record["fp32"]["total"]] if method != "fp32" else [])]
     assert all(part["time_s"] > 0 and part["predicted_time_s"] > 0 and part["n"] > 1 for part in parts)
+
+
+def test_a_method_of_another_package_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom octosim.methods.niti import Niti\n\n"
+        '@dataclass(frozen=True)\nclass Mine(Niti):\n    summary = "integers"\n'
+    )
+    command = ("bench", "--model", "lenet5", "--method", "mine:Mine", "--seconds", "0.01", "--profile", "pi4", "--json")
+    done = octosim(*command, folder=tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout)["method"] == "mine:Mine", done.stderr
