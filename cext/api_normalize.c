@@ -1,9 +1,9 @@
 /* Batch normalization, addition and ReLU, with what stands beside them in a network done in the same pass over memory: int32 sums
- * become float32 on the way in; relu_mask, codes for the backward pass and the range are made on the way out.  All of it in pieces that
+ * become float32 on the way in; the ReLU mask, codes for the backward pass and the range are made on the way out.  All of it in pieces that
  * stay in the cache, by the kernels that would do it one after the other, so that the results are theirs to the bit. */
 #include "dispatch.h"
 
-/* Rows of a piece: about CHUNK elements, a multiple of 8 (relu_mask fill whole bytes) and of the lane rows. */
+/* Rows of a piece: about CHUNK elements, a multiple of 8 (masks fill whole bytes) and of the lane rows. */
 static int64_t piece_rows(int64_t cols) {
     int64_t unit = octo_max(8, LANE_ROWS(cols));
     return octo_max(1, CHUNK / cols / unit) * unit;
@@ -108,7 +108,7 @@ int octo_batchnorm_inference(int64_t rows, int64_t cols, const octo_tensor *x, c
     return failed ? octo_fail(OCTO_ENOMEM, "out of memory in batch normalization") : OCTO_OK;
 }
 
-/* What the backward pass knows of a piece: dy with the relu_mask applied, and x or its normalized codes. */
+/* What the backward pass knows of a piece: dy with the ReLU mask applied, and x or its normalized codes. */
 struct gradient_piece {
     const float *x, *dy;
 };

@@ -48,11 +48,12 @@ def advise(
     Where no step that trains the whole network keeps the limits, fewer of its last layers are tried: half, a quarter and so on.
     """
     tried = _points(asked, devices, batches, threads, limits)
-    for last in _parts(asked):
-        if any(not row["breaks"] for row in tried):
-            break
+    for last in _parts(asked) if all(row["breaks"] for row in tried) else ():
         part = replace(asked, tuning=asked.tuning | {"train_last": last})
-        tried += _points(part, devices, batches, threads, limits)
+        found = _points(part, devices, batches, threads, limits)
+        tried += found
+        if not all(row["breaks"] for row in found):
+            break
     if not tried:
         raise OctosimError("nothing to advise: no device can run the network at any of these batches")
     tried.sort(key=lambda row: (bool(row["breaks"]), -row["images_s"]))

@@ -315,7 +315,7 @@ def _calibrate_training(
         print_json({"backward": values, "spread": spread, "left_out": error, "steps": len(measured), "networks": count})
     elif not out:
         print_text(text)
-    held = "two networks" if count <= fit_training.FEW else "one network"
+    held = "two networks" if fit_training.held_out(count) == 2 else "one network"
     hint(f"{runtime}: median error {100 * error:.0f} % on steps of {held} left out of the fit, all splits of {count}")
 
 

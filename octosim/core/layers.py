@@ -39,7 +39,7 @@ def matrix(x: Array) -> tuple[int, int]:
 
 
 def column_sums(x: Array, cols: int | None = None, *, out: Array | None = None) -> Array:
-    """LazyDequant over all axes but the last (or over rows of `cols` elements): float32 -> float32, int8 -> int32.
+    """Sums over all axes but the last (or over rows of `cols` elements): float32 -> float32, int8 -> int32.
 
     Of int8 exact; CoreError where a sum is beyond int32.
     """
@@ -196,7 +196,7 @@ costs("octo_mean_squared_error_f32", y=2, target=2)
 def sgd(w: Array, g: Values, v: Array, *, lr: Number, momentum: float, decay: float, found: Range | None = None) -> Range:
     """SGD with momentum, in place on w and v: v = momentum v + (g + decay w); w -= lr v.
 
-    g: float32 of w's shape, or such LazyDequant `by_rows`.  Returns w's least and largest value then, in `found` if given;
+    g: float32 of w's shape, or a LazyDequant of it `by_rows`.  Returns w's least and largest value then, in `found` if given;
     NotFiniteError where it holds a NaN or an infinity.
     """
     gradient, rows, cols = _gradient(g, w)

@@ -44,7 +44,7 @@ def batchnorm_forward(
     out: Array | None = None,
 ) -> tuple[Array, Array, Array, Range | None]:
     """Normalizes over all axes but the last with the batch's statistics and updates the running ones in place; then, with
-    relu, max(., 0).  x: float32, or LazyDequant whose addend belongs to the channels.  out may be x's memory.
+    relu, max(., 0).  x: float32, or a LazyDequant whose addend belongs to the channels.  out may be x's memory.
 
     codes: int8 of x's shape, gets (x - mean) inv_std in steps of 1/16, within +-127 of them: what `batchnorm_backward` can use
     in the place of x.  relu_mask: uint8 (sign_bytes(size),), gets the bits y > 0, which it needs after a ReLU.
@@ -136,7 +136,7 @@ def add(
     find_range: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Range | None]:
-    """a + b; then, with relu, max(., 0); and its least and largest value if asked for.  a, b: float32, or LazyDequant whose
+    """a + b; then, with relu, max(., 0); and its least and largest value if asked for.  a, b: float32, or a LazyDequant whose
     addend belongs to the channels; out may be the memory of either.  relu_mask as in `batchnorm_forward`."""
     pa, pb, (rows, cols) = tensor("a", a), tensor("b", b, a.shape), _matrix(a)
     out, p = output("out", out, F32, a.shape)

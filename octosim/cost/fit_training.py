@@ -196,15 +196,20 @@ def fit(measured: Sequence[Step], device: Device, runtime: Runtime, threads: int
     return dict(zip(names, np.exp(found.x).tolist(), strict=True))
 
 
+def held_out(networks: int) -> int:
+    """How many networks are left out of a fit at a time."""
+    return 2 if networks <= FEW else 1
+
+
 def leave_out(
     measured: Sequence[Step], device: Device, runtime: Runtime, held: int | None = None, threads: int | None = None
 ) -> list[dict[str, Any]]:
     """Every split that leaves `held` networks out of the fit: for each of their steps ln(predicted / measured).
 
-    held: two of up to FEW networks, else one, if not given.
+    held: `held_out` if not given.
     """
     names = list(dict.fromkeys(s.network for s in measured))
-    held = held or (2 if len(names) <= FEW else 1)
+    held = held or held_out(len(names))
     if len(names) <= held:
         raise OctosimError(f"{len(names)} networks are too few to leave {held} out")
     found = []

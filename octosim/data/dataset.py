@@ -33,6 +33,7 @@ class Dataset:
     sha256: of the content; equal for equal arrays of a user's own data, whatever files they came from.
     path: the absolute path of a user's own data.  test_share: the share of each class that was put aside for testing, where the
     source has no test part.  notes: sentences about what was converted or left out.
+    normalizations: what runs have measured of the training images, once for all of them: a study builds hundreds.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     path: str | None = None
     test_share: float | None = None
     notes: tuple[str, ...] = ()
+    normalizations: dict[bool, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

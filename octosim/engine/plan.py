@@ -257,7 +257,7 @@ def _title(function: str, kernel: tuple[int, ...] = ()) -> str:
 def ops(step: Plan) -> list[Op]:
     """The operations of a step in the order of the layers' passes; an optimizer's are one."""
     operations: list[Op] = []
-    updates: dict[str, int] = {}  # by function, the place in `found`
+    updates: dict[str, int] = {}  # by function, the place in `operations`
     for op, _ in merged(step.calls):
         if op.kind != "update" or op.function not in updates:
             updates |= {op.function: len(operations)} if op.kind == "update" else {}
@@ -282,7 +282,7 @@ def merged(calls: Sequence[core.Call]) -> list[tuple[Op, list[int]]]:
     for numbered in grouped.values():
         least = max(op.bytes for _, op in numbered) / LEAST
         first, ahead = len(operations), list[tuple[int, Op]]()
-        beside: list[tuple[int, int]] = []  # bytes that the small calls of each of `found` read and write
+        beside: list[tuple[int, int]] = []  # bytes that the small calls of each of `operations` read and write
         for at, op in numbered:
             if op.kind != "elementwise" or op.bytes >= least:
                 operations.append((op, [at for at, _ in ahead[::-1]] + [at]))

@@ -327,7 +327,7 @@ Life = list[tuple[int, int, int]]
 """Of a region: kind of step, first and last call."""
 
 
-def _accumulate_grad(one: Life, other: Life) -> bool:
+def _overlap(one: Life, other: Life) -> bool:
     return any(a == b and first <= last_b and first_b <= last for a, first, last in one for b, first_b, last_b in other)
 
 
@@ -336,7 +336,7 @@ def _place(made: Recording, lives: dict[int, Life]) -> None:
     placed: list[tuple[int, int, Life]] = []
     for at in sorted(lives, key=lambda start: -made.memory.at(start).size):
         size = -(-made.memory.at(at).size // ALIGNED) * ALIGNED
-        taken = sorted((offset, end) for offset, end, other in placed if _accumulate_grad(lives[at], other))
+        taken = sorted((offset, end) for offset, end, other in placed if _overlap(lives[at], other))
         offset = 0
         for low, high in taken:
             if low - offset >= size:

@@ -25,10 +25,7 @@ def axes_of(node: Any, importer: Importer, rank: int, at: int = 1) -> tuple[int,
 def transpose(importer: Importer, node: Any) -> Value:
     x = importer.value(node, heads=True, joined=True)
     # axes that ONNX has as one move together
-    groups = [[axis] for axis in range(len(x.shape)) if axis not in x.joined[1:]]
-    for group in groups:
-        if group[0] in x.joined:
-            group[:] = x.joined
+    groups = [x.joined if axis in x.joined else (axis,) for axis in range(len(x.shape)) if axis not in x.joined[1:]]
     perm = list(attribute(node, "perm") or range(len(groups))[::-1])
     if sorted(perm) != list(range(len(groups))):
         raise Unsupported(f"by {perm} of a tensor of shape {x.shape}")

@@ -55,7 +55,8 @@ class Value:
     that ONNX does not have; ONNX axes of size 1 may be missing.  order: of a flattened tensor, which feature of ONNX each one
     here is; None: the same.  pad: zeros around an image, (top, left, bottom, right), that the layer behind has to add.
     batch: the batch's axis of ONNX.  scale: a factor that the product behind takes over.  product: of what scores or weights of
-    an attention, which have no layer, are made: queries and keys.
+    an attention, which have no layer, are made: queries and keys.  weighs: these are weights.  joined: axes of `shape` that
+    ONNX has as one: the batch and the one beside it.
     """
 
     layer: str

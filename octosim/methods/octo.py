@@ -196,7 +196,7 @@ class Octo(Method):
             mu, offset = (v / np.float32(used) for v in sums)
         return alpha, mu, offset
 
-    def _zero_term(self, sums: Array, x: core.Tensor) -> Array:
+    def _correction(self, sums: Array, x: core.Tensor) -> Array:
         """What the zero point of x adds to a product, from the sums of the other operand's codes."""
         return core.zero_point_correction(sums, x.z if self.zero_point == "exact" else 0)
 
@@ -210,7 +210,7 @@ class Octo(Method):
         acc = node.buffer((batch, *node.out_shape), np.int32)
         node.layer.product(node, batch).forward(qx.q, qw.q, x_zero=qx.z, out=acc)
         # sum (q_x - Z) q_w = sum q_x q_w - Z sum q_w; padding holds Z, so every output has the same second term
-        zero_point_correction = self._zero_term(core.row_sums(qw.q), qx)
+        zero_point_correction = self._correction(core.row_sums(qw.q), qx)
         scale = core.combined_scale(qx.s, qw.s)
         lac = self._compensation(node, batch, context)
         if self.prc_of == "all" and self.prc != "off" and context.training:

@@ -70,11 +70,13 @@ class Format:
         return 2 ** (self.bits - self.signed) - 1
 
 
+@lru_cache(maxsize=16)
 def symmetric(bits: int) -> Format:
     """Integers in +-(2^(bits - 1) - 1), 2 .. 8 bits, in int8."""
     return Format(f"int{bits}", "int8", bits, symmetric=True)
 
 
+@lru_cache(maxsize=16)
 def unsigned(bits: int) -> Format:
     """Integers in 0 .. 2^bits - 1, 1 .. 8 bits, in uint8."""
     return Format(f"uint{bits}", "uint8", bits, signed=False)

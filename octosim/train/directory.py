@@ -46,7 +46,6 @@ from octosim.errors import OctosimError
 from octosim.files import (
     environment,
     locked,
-    parse_json,
     read_bytes,
     read_json,
     read_lines,
@@ -66,7 +65,7 @@ from octosim.integrity import (
     sha256_of,
 )
 from octosim.train.config import Config, from_json
-from octosim.train.initial import digest_of
+from octosim.train.initial import about_in, check_tensors, digest_of
 from octosim.train.run import Data, Run, load_data
 
 FORMAT = 1
@@ -420,10 +419,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     if not os.path.lexists(path):
         return None
     tensors, metadata = read_tensors(path)
-    if "octosim" in metadata:
-        about = parse_json(metadata["octosim"].encode(errors="surrogatepass"), f"{path}: its metadata")
-    else:
-        about = _first_format(metadata)
+    about = about_in(path, metadata) if "octosim" in metadata else _first_format(metadata)
     if not isinstance(about, dict) or not _is_about(about):
         raise OctosimError(f"{path} cannot be read: its metadata are not a checkpoint's, of format 1 or {CHECKPOINT_FORMAT}")
     return Checkpoint(path, about["format"], about["step"], about["test_accuracy"], about, tensors)
@@ -454,8 +450,7 @@ def check_sums(saved: Checkpoint, content: dict[str, Any]) -> None:
     if saved.format == 1:
         return
     check_about(saved.path, saved.about, content)
-    if saved.about.get("sha256") != digest_of(saved.tensors):
-        raise OctosimError(f"{saved.path}: its tensors are not as they were saved; the checkpoint is damaged")
+    check_tensors(saved.path, saved.about, saved.tensors)
 
 
 def check_parts(run: Run, folder: Path, saved: Checkpoint | None) -> dict[str, Part]:

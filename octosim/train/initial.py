@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,11 +44,22 @@ def read(source: str) -> dict[str, Array]:
     elif path.suffix.lower() != ".safetensors":
         raise ArgumentError(f"{{init}} {source}: expected a run directory, an imported network, a .safetensors or .onnx file")
     tensors, metadata = read_tensors(path)
-    if "octosim" in metadata:
-        about = parse_json(metadata["octosim"].encode(errors="surrogatepass"), f"{path}: its metadata")
-        if isinstance(about, dict) and about.get("sha256", "") not in ("", digest_of(tensors)):
-            raise OctosimError(f"{path}: its tensors are not as they were saved; the checkpoint is damaged")
+    about = about_in(path, metadata)
+    if isinstance(about, dict) and "sha256" in about:
+        check_tensors(path, about, tensors)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(SLOT)}
+
+
+def about_in(path: Path, metadata: dict[str, str]) -> Any:
+    """What octosim wrote into the metadata of a safetensors file, None where that is nothing; OctosimError for no JSON."""
+    text = metadata.get("octosim")
+    return None if text is None else parse_json(text.encode(errors="surrogatepass"), f"{path}: its metadata")
+
+
+def check_tensors(path: Path, about: dict[str, Any], tensors: dict[str, Array]) -> None:
+    """OctosimError where a checkpoint's tensors are not those that were saved."""
+    if about.get("sha256") != digest_of(tensors):
+        raise OctosimError(f"{path}: its tensors are not as they were saved; the checkpoint is damaged")
 
 
 def digest_of(tensors: dict[str, Array]) -> str:

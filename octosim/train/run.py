@@ -61,11 +61,10 @@ def source_of(config: Config, network: graph.Graph, dataset: data.Dataset, metho
         normalize = config.normalize == "data"
     if asked:
         return asked
-    known = vars(dataset).setdefault("_measured", {})  # a study builds hundreds of runs on one data set
+    known: dict[bool, inputs.Input] = dataset.normalizations
     if normalize not in known:
         known[normalize] = inputs.measured(images, normalize)
-    measured: inputs.Input = known[normalize]
-    return measured
+    return known[normalize]
 
 
 class Run:
