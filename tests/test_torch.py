@@ -124,22 +124,37 @@ LAYERS = [
 ]  # fmt: skip
 
 
+SHARE = 0.05
+"""Of a result's terms, that rounding to int8 may be off: at most 0.041 over 40 seeds, of vectors of 7 values."""
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("layer, shape", LAYERS, ids=lambda v: str(v)[:60])
 def test_geometries(layer: Any, shape: tuple[int, ...], channels_last: bool) -> None:
+    """int8 products are off by a share of the sum of their terms' sizes: values of a result may cancel, errors do not."""
+    layer = copy.deepcopy(layer)
+    if hasattr(layer, "reset_parameters"):
+        layer.reset_parameters()  # by this test's seed: LAYERS were drawn by whatever was imported before
     x = torch.randn(shape)
     if channels_last and x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
+    sizes = copy.deepcopy(layer)
+    for p in sizes.parameters():
+        p.data.abs_()
     results = []
-    for module in (copy.deepcopy(layer), ot.convert(layer, "fp32", observe=0), ot.convert(layer, "octo", lac="off")):
-        each = x.clone().requires_grad_()
+    for module, values in (
+        (sizes, x.abs()), (copy.deepcopy(layer), x), (ot.convert(layer, "fp32", observe=0), x),
+        (ot.convert(layer, "octo", lac="off"), x),
+    ):  # fmt: skip
+        each = values.clone().requires_grad_()
         y = module(each)
-        y.backward(torch.sin(torch.arange(y.numel(), dtype=torch.float32)).reshape(y.shape))
+        dy = torch.sin(torch.arange(y.numel(), dtype=torch.float32)).reshape(y.shape)
+        y.backward(dy.abs() if module is sizes else dy)
         results.append([y.detach(), each.grad, *(p.grad for _, p in sorted(module.named_parameters()))])
-    for want, exact, coded in zip(*results, strict=True):
+    for size, want, exact, coded in zip(*results, strict=True):
         assert torch.allclose(want, exact, rtol=1e-4, atol=1e-5) and want.shape == coded.shape
-        share = 0.6 if want.ndim == 1 and x.ndim > 1 else 0.06  # a bias's gradient is a sum in which values cancel
-        assert (want - coded).norm() <= share * want.norm() + 1e-4
+        bound = want if isinstance(layer, nn.BatchNorm2d) else size  # whose values are no sum of products
+        assert (want - coded).norm() <= SHARE * bound.norm() + 1e-4
 
 
 def test_integer_sums_of_grouped_and_dilated_convolutions() -> None:

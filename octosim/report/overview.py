@@ -27,6 +27,18 @@ def mean(group: Group) -> float | None:
     return statistics.fmean(values) if values else None
 
 
+Span = tuple[float, float]
+
+
+def gap(group: Group, base: Group) -> tuple[float | None, Span | None]:
+    """How many points a group's accuracy is from another's, over the seeds of both if there are such, and its 95 % interval."""
+    pairs = differences(learned(group), learned(base))
+    ours, theirs = mean(group), mean(base)
+    if ours is None or theirs is None:
+        return None, None
+    return statistics.fmean(pairs) if pairs else 100 * (ours - theirs), interval(pairs)
+
+
 @dataclass(frozen=True)
 class Task:
     """Groups that may be compared, the reference first, then by accuracy; costs by device and group.
@@ -94,6 +106,10 @@ def _listed(names: Sequence[str], most: int = 6) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
 
+def _points_text(far: float, span: Span | None) -> str:
+    return f"{far:+.2f} points" + (f", {span[0]:+.2f} to {span[1]:+.2f}" if span else "")
+
+
 def _points(value: float) -> str:
     return f"{abs(value):.2f} {'point' if f'{abs(value):.2f}' == '1.00' else 'points'}"
 
@@ -124,17 +140,16 @@ def accuracy_sentence(task: Task) -> str:
     seeds = len(learned(task.base))
     kinds: dict[str, list[str]] = {"above": [], "same": [], "below": [], "unsure": []}
     for group in task.groups[1:]:
-        if (reached := mean(group)) is None:
+        far, span = gap(group, task.base)
+        if far is None:
             continue
         pairs = differences(learned(group), learned(task.base))
-        span = interval(pairs)
-        gap = statistics.fmean(pairs) if pairs else 100 * (reached - base)
         if len(pairs) >= 2 and not any(pairs):
             kinds["same"].append(task.label(group))
         elif span is None:
-            kinds["unsure"].append(f"{task.label(group)} ({gap:+.2f})")
+            kinds["unsure"].append(f"{task.label(group)} ({far:+.2f})")
         elif span[0] > 0 or span[1] < 0:
-            kinds["above" if span[0] > 0 else "below"].append(f"{task.label(group)} ({_points(gap)})")
+            kinds["above" if span[0] > 0 else "below"].append(f"{task.label(group)} ({_points(far)})")
         else:
             kinds["same"].append(task.label(group))
     words = {"above": "above it {}", "same": "no difference shown for {}", "below": "below it {}",
@@ -157,13 +172,15 @@ def cost_sentence(task: Task, device: str) -> str | None:
     held = [(g, r) for g, r in ratios if not _shown_below(g, task.base)]
     group, best = min(held or ratios, key=lambda pair: pair[1].value)
     span = f"({significant(best.low, 2)} to {significant(best.high, 2)})"
-    what = "the fastest that holds the accuracy" if held else "the fastest"
+    far, between = gap(group, task.base)
+    what = "the fastest without a shown loss of accuracy" if held else "the fastest"
+    what += "" if far is None else f" ({_points_text(far, between)})"
     where = f" ({', '.join(task.common)})" if task.common else ""
     text = f"On {title}{where}, {task.label(group)} is {what}: {significant(best.value, 2)} times {ours}'s time {span}"
     if best.told == "cannot be told":
         text += ", so whether it is faster cannot be told"
     elif best.told == "slower":
-        text += f": nothing is faster than {ours} there"
+        text += f": {'none of those' if held else 'nothing'} is faster than {ours} there"
     joules, theirs = priced[id(group)].step["energy_j"], base.step["energy_j"]
     if joules is not None and theirs:
         text += f", {significant(joules / theirs, 2)} times its energy"
@@ -176,9 +193,8 @@ def cost_sentence(task: Task, device: str) -> str | None:
 
 def _shown_below(group: Group, base: Group) -> bool:
     """Whether a group's accuracy is below the reference's: by its interval, or without one by a point and more."""
-    pairs = differences(learned(group), learned(base))
-    span = interval(pairs)
-    return span[1] < 0 if span else bool(pairs) and statistics.fmean(pairs) < -1
+    far, span = gap(group, base)
+    return span[1] < 0 if span else far is not None and far < -1
 
 
 def failures_sentence(tasks: Sequence[Task]) -> str:
@@ -226,7 +242,7 @@ def caveat_sentences(tasks: Sequence[Task]) -> list[str]:
 BAR = 96.0  # width of a difference's picture
 
 
-def difference_bar(mean: float, span: tuple[float, float] | None, limit: float) -> Markup:
+def difference_bar(mean: float, span: Span | None, limit: float) -> Markup:
     """A difference with its interval on an axis from -limit to limit; what lies beyond ends in an arrow."""
 
     def x(value: float) -> float:
@@ -253,22 +269,17 @@ def _limit(values: Sequence[float]) -> float:
 def task_table(task: Task) -> Table:
     """Method by accuracy, difference, cost on each device and state."""
     devices = {name: next(iter(by.values())).device for name, by in task.prices.items()}
-    base = mean(task.base)
-    gaps: list[tuple[float | None, tuple[float, float] | None]] = []
-    for group in task.groups:
-        pairs = differences(learned(group), learned(task.base)) if group is not task.base else []
-        reached = mean(group)
-        far = None if reached is None or base is None or group is task.base else 100 * (reached - base)
-        gaps.append((statistics.fmean(pairs) if pairs else far, interval(pairs)))
-    limit = _limit([edge for gap, span in gaps if gap is not None for edge in (gap, *(span or ()))])
+    gaps: list[tuple[float | None, Span | None]]
+    gaps = [(None, None) if group is task.base else gap(group, task.base) for group in task.groups]
+    limit = _limit([edge for far, span in gaps if far is not None for edge in (far, *(span or ()))])
     several = any(len(group.runs) > 1 for group in task.groups)
     rows = []
-    for group, (gap, span) in zip(task.groups, gaps, strict=True):
-        if gap is None:
+    for group, (far, span) in zip(task.groups, gaps, strict=True):
+        if far is None:
             difference = Cell("reference" if group is task.base else DASH)
         else:
-            words = f"{gap:+.2f}" + (f" ({span[0]:+.2f} to {span[1]:+.2f})" if span else "")
-            difference = Cell(words, gap, picture=difference_bar(gap, span, limit))
+            words = f"{far:+.2f}" + (f" ({span[0]:+.2f} to {span[1]:+.2f})" if span else "")
+            difference = Cell(words, far, picture=difference_bar(far, span, limit))
         reached = mean(group)
         score = Cell(DASH) if reached is None else Cell(percent(reached), reached)
         if not task.is_classifier and (error := mean_error(group)) is not None:

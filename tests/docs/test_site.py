@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit import reader
+from kit import axe, reader
 
 ROOT = reader.ROOT
 COMMANDS = sorted({command for page in reader.PAGES + reader.WALKS for command in reader.commands(page)})
@@ -113,7 +113,7 @@ CUT = """[...document.querySelectorAll('.md-content table, .md-content pre, .md-
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
 def test_pages_fit_their_window(site: Path, width: int, tmp_path: Path) -> None:
     """No page is wider than a phone or a desktop, nothing fails to load, no script fails."""
     browser_kit = pytest.importorskip("kit.browser")
@@ -132,3 +132,19 @@ def test_pages_fit_their_window(site: Path, width: int, tmp_path: Path) -> None:
             assert not broken, f"{page.relative_to(site)}: {broken}"
     finally:
         browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", axe.SCHEMES)
+@pytest.mark.parametrize("width", axe.WIDTHS)
+def test_axe(site: Path, width: int, scheme: str, tmp_path: Path) -> None:
+    source = axe.rules()
+    browser_kit = pytest.importorskip("kit.browser")
+    browser, told = browser_kit.Browser(tmp_path), {}
+    try:
+        for page in sorted(site.rglob("*.html")):
+            axe.show(browser, page.as_uri(), width, scheme)
+            told[page.relative_to(site)] = axe.violations(browser, source)
+    finally:
+        browser.close()
+    assert {page: each for page, each in told.items() if each} == {}

@@ -4,6 +4,8 @@ import re
 from itertools import pairwise
 
 import pytest
+from kit import axe
+from kit.browser import Browser
 from kit.pages import make_bench, make_run
 
 from octosim.report import figures, write_report
@@ -144,3 +146,20 @@ def test_contrast_of_the_figures(text):
     styles = re.findall(r'<text[^>]*style="([^"]*)"', text)
     written = {colour for style in styles for colour in re.findall(r"fill: (#\w+)", style)}
     assert styles and all(contrast(colour, "#fff") >= 4.5 for colour in written)
+
+
+@pytest.mark.slow
+def test_axe(text, tmp_path):
+    """With everything open, since axe-core passes over what is folded."""
+    source = axe.rules()
+    (tmp_path / "page.html").write_text(text.replace("<details", "<details open"))
+    browser = Browser(tmp_path / "profile")
+    try:
+        for width in axe.WIDTHS:
+            for scheme in axe.SCHEMES:
+                axe.show(browser, (tmp_path / "page.html").as_uri(), width, scheme)
+                assert axe.violations(browser, source) == [], (width, scheme)
+                assert browser.value("document.documentElement.scrollWidth") <= width
+        assert browser.messages == []
+    finally:
+        browser.close()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -133,6 +134,32 @@ def test_networks_are_told_apart_in_titles(tmp_path, switch):
     write_report([tmp_path / "runs"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("<li>octo, ") == 2 and page.index("What did not act") > page.index("<caption>")
+
+
+FIRST = "On Raspberry Pi 4 Model B, {} is the fastest without a shown loss of accuracy ({}): {} times fp32's time ({})"
+
+
+@pytest.mark.parametrize("times, said", [
+    ({"octo": 0.5, "niti": 0.2, "dorefa": 0.3},  # dorefa's one seed that learned is 12 points below
+     FIRST.format("octo", "+0.00 points, -0.25 to +0.25", "0.50", "0.44 to 0.57") + ", 0.50 times its energy (predicted)."),
+    ({"octo": 0.99, "niti": 0.2, "dorefa": 0.3}, ", so whether it is faster cannot be told, "),
+    ({"octo": 2, "niti": 0.2, "dorefa": 0.3}, ": none of those is faster than fp32 there, "),
+    ({"niti": 2, "dorefa": 3},
+     " niti is the fastest (-1.97 points, -2.11 to -1.82): 2.0 times fp32's time (1.7 to 2.3): nothing is "),
+    ({"octo": 0.5, "wage": 0.1}, "On Raspberry Pi 4 Model B, octo is"),  # which diverged
+    ({}, None),
+])  # fmt: skip
+def test_sentence_of_costs_is_true_of_known_times(study, times, said):
+    """Each time known to 10 %, hence a ratio to 14 %."""
+    task = task_of(study, "pi4")
+    ((name, by),) = task.prices.items()
+    known = {}
+    for group in task.groups:
+        if (factor := (times | {"fp32": 1}).get(group.label)) is not None:
+            seconds = {"time_s": factor, "time_low_s": factor / 1.1, "time_high_s": 1.1 * factor, "energy_j": 3 * factor}
+            known[id(group)] = replace(by[id(group)], step=by[id(group)].step | seconds)
+    text = overview.cost_sentence(replace(task, prices={name: known}), name)
+    assert text is None if said is None else said in text, text
 
 
 def test_failures_of_nothing(tmp_path):

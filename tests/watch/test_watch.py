@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kit import axe
 from kit.browser import CHROMIUM, Browser
 from kit.cli import octosim
 from kit.pages import EVIL, lines, make_run, manifest, records
@@ -231,6 +232,23 @@ def test_page_in_a_browser(study: Path, tmp_path: Path) -> None:
         browser.value("[...document.querySelectorAll('button')].find(b => b.textContent == 'running').click()")
         assert browser.value("document.querySelectorAll('#loss path.chosen').length") == 1
         assert browser.messages == []
+    finally:
+        browser.close()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_axe(study: Path, tmp_path: Path) -> None:
+    source = axe.rules()
+    server = watch.serve(watch.open_watch(study))
+    browser = Browser(tmp_path / "profile")
+    try:
+        for width in axe.WIDTHS:
+            for scheme in axe.SCHEMES:
+                axe.show(browser, server.url, width, scheme, f"document.querySelectorAll('tbody tr').length == {len(STATES)}")
+                browser.value("[...document.querySelectorAll('button')].find(b => b.textContent == 'running').click()")
+                assert axe.violations(browser, source) == [], (width, scheme)
     finally:
         browser.close()
         server.shutdown()
