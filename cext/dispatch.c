@@ -204,6 +204,31 @@ int octo_use_threads(int count) {
     return before;
 }
 
+struct octo_work *octo_divide(struct octo_work *work, int64_t count) {
+    work->count = count;
+    work->threads = (int)octo_max(1, octo_min(count, octo_threads()));
+    work->shares = (int)octo_min(work->threads, OCTO_SHARES);
+    for (int64_t s = 0; s < work->shares; s++) work->share[s].next = count * s / work->shares;
+    return work;
+}
+
+int64_t octo_take(struct octo_work *work, int64_t *tried) {
+#if defined(OCTO_POOL)
+    int64_t own = octo_member();
+#elif defined(_OPENMP)
+    int64_t own = omp_get_thread_num();
+#else
+    int64_t own = 0;
+#endif
+    for (; *tried < work->shares; ++*tried) {
+        int64_t s = (own + *tried) % work->shares, end = work->count * (s + 1) / work->shares;
+        if (__atomic_load_n(&work->share[s].next, __ATOMIC_RELAXED) >= end) continue;
+        int64_t index = __atomic_fetch_add(&work->share[s].next, 1, __ATOMIC_RELAXED);
+        if (index < end) return index;
+    }
+    return -1;
+}
+
 /* ---- scratch memory -------------------------------------------------------------------------------------------------------- */
 
 struct scratch {
@@ -228,6 +253,9 @@ static void after_fork(void) { forked = 1; }
 static void start_threads(void) {
     pthread_key_create(&at_exit, free_scratch);
     pthread_atfork(NULL, NULL, after_fork);
+#ifdef OCTO_POOL
+    octo_start_pools();
+#endif
 }
 #else
 static void start_threads(void) {}
@@ -247,6 +275,18 @@ void *octo_scratch(enum octo_slot slot, int64_t bytes) {
     return buffers[slot].memory;
 }
 
+static void trim(void *nothing) {
+    (void)nothing;
+    free_scratch(buffers);
+}
+
 void octo_trim(void) {
-    OCTO_PARALLEL(thread, octo_threads()) free_scratch(buffers);
+#if defined(OCTO_POOL)
+    octo_on_each_thread(trim, NULL);
+#elif defined(_OPENMP)
+#pragma omp parallel num_threads(octo_threads())
+    trim(NULL);
+#else
+    trim(NULL);
+#endif
 }

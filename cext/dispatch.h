@@ -20,16 +20,40 @@ enum octo_slot { OCTO_SLOT_KERNEL, OCTO_SLOT_PADDED, OCTO_SLOT_LEFT, OCTO_SLOT_R
 void *octo_scratch(enum octo_slot slot, int64_t bytes);
 
 /* The body runs for index = 0 .. count - 1, on the threads that octo_set_threads chose, each in the floating-point environment of
- * octo_float_enter: a library that sets flush-to-zero before the threads start would leave it to them. */
+ * octo_float_enter: a library that sets flush-to-zero before the threads start would leave it to them.  Each thread takes its own
+ * share one by one, then what is left of the others': a thread that another program keeps from its core holds up one index, not a
+ * share.  So nothing may depend on which thread takes an index. */
 #ifdef _OPENMP
 #define OCTO_PRAGMA(text) _Pragma(#text)
-#define OCTO_PARALLEL(index, count)                                                                     \
-    OCTO_PRAGMA(omp parallel num_threads(octo_threads()) if ((count) > 1 && octo_threads() > 1))        \
-    for (uint64_t float_ = octo_float_enter(), again_ = 1; again_; octo_float_leave(float_), again_ = 0) \
-        OCTO_PRAGMA(omp for schedule(static) nowait)                                                    \
-        for (int64_t index = 0; index < (count); index++)
+#define OCTO_PARALLEL(index, count)                                                                                  \
+    for (struct octo_work work_, *once_ = octo_divide(&work_, count); once_; once_ = NULL)                           \
+        OCTO_PRAGMA(omp parallel num_threads(work_.threads) if (work_.threads > 1))                                  \
+        for (uint64_t float_ = octo_float_enter(), again_ = 1; again_; octo_float_leave(float_), again_ = 0)         \
+            for (int64_t index, tried_ = 0; (index = octo_take(&work_, &tried_)) >= 0;)
+#if defined(__linux__) && defined(__LP64__) && defined(__GNUC__) && !defined(__clang__)
+#define OCTO_POOL
+#endif
 #else
 #define OCTO_PARALLEL(index, count) for (int64_t index = 0; index < (count); index++)
+#endif
+
+/* The indices of a parallel region. */
+enum { OCTO_SHARES = 64 };
+struct octo_work {
+    int64_t count;
+    int threads, shares;
+    struct {
+        _Alignas(64) int64_t next; /* of a share, the next index */
+    } share[OCTO_SHARES];
+};
+struct octo_work *octo_divide(struct octo_work *work, int64_t count);
+/* An index that no thread has taken yet, or -1; tried: shares that the calling thread has left empty. */
+int64_t octo_take(struct octo_work *work, int64_t *tried);
+
+#ifdef OCTO_POOL /* pool.c */
+int octo_member(void); /* the calling thread's number in the region */
+void octo_on_each_thread(void (*body)(void *), void *data);
+void octo_start_pools(void);
 #endif
 
 static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }

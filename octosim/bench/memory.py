@@ -32,13 +32,14 @@ STEPS = 3
 
 
 def measure(config: Config, against: list[str], threads: int) -> dict[str, dict[str, Any]]:
-    """By contestant (config's method, "fp32", peers as "torch"): peak_bytes, and of octosim's own what they are made of.
+    """By contestant (config's method, "fp32", "torch" where it is among the peers): peak_bytes, and of octosim's own what they
+    are made of.
 
     OctosimError where the system is not Linux.
     """
     if not os.access("/proc/self/clear_refs", os.W_OK):
         raise ArgumentError("{memory} needs Linux: there is no /proc/self/clear_refs to write to")
-    wanted = [config.method, *(["fp32"] if config.method != "fp32" else []), *against]
+    wanted = [config.method, *(["fp32"] if config.method != "fp32" else []), *(["torch"] if "torch" in against else [])]
     return {name: measure_one(config, name, threads) for name in wanted}
 
 
@@ -156,10 +157,8 @@ def _torch(config: Config, dataset: data.Dataset, images: Array, labels: Array, 
     shape = images.shape[1:]
     stack = graph.layers(config.model, len(dataset.classes), config.batchnorm, shape, config.hidden_batchnorm)
     source = source_of(config, graph.as_graph(stack), dataset, methods.make(config.method, config.parameters))
-    made = peers.torch_steps(
-        stack, images, labels, config.optimizer, 0.01, threads, ("channels_last",), source, config.selection, config.accumulate
-    )
-    return made["channels_last"]
+    task = peers.Task(stack, images, labels, config.optimizer, 0.01, threads, source, config.selection, config.accumulate)
+    return peers.torch_steps(task, ["channels_last"])["channels_last"]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from octosim.engine.layers import Flatten, Linear, ReLU, Stack
 from octosim.engine.network import nodes
 from octosim.engine.selection import ALL, Selection
 from octosim.errors import ArgumentError, OctosimError
+from octosim.hardware.state import text
 
 Array = np.ndarray[Any, Any]
 
@@ -125,62 +130,137 @@ def weights_to_torch(network: Network) -> dict[str, Array]:
     return found
 
 
-TORCH_KINDS = ("contiguous", "channels_last", "bfloat16 contiguous", "bfloat16 channels_last")
-"""PyTorch's memory formats, in float32 or under autocast to bfloat16."""
+# ---- steps to measure --------------------------------------------------
+
+Step = Callable[[], None]
+"""A whole training step: input conversion, forward, loss, backward, update."""
 
 
-def torch_steps(
-    stack: Graph | Stack,
-    images: Array,
-    labels: Array,
-    optimizer: str,
-    lr: float,
-    threads: int,
-    kinds: tuple[str, ...] = TORCH_KINDS,
-    source: Input = Input(),
-    selection: Selection = ALL,
-    accumulate: int = 1,
-) -> dict[str, Callable[[], None]]:
-    """PyTorch training steps on one batch, by kind, of TORCH_KINDS.
+@dataclass(frozen=True)
+class Task:
+    """The step that peers make: a network, its batch (images (batch, height, width, channels) of bytes or float32, labels), an
+    optimizer and its rate, threads; source: how the images are normalized; selection: what is trained; accumulate:
+    micro-batches."""
 
-    Eager mode, fused optimizer, float32 weights; each call is one whole step (input conversion, forward, loss, backward,
-    update).  source: how the images are normalized.  selection: what is trained, as `freeze` has it.  accumulate: micro-batches
-    of a step.
-    """
+    stack: Graph | Stack
+    images: Array
+    labels: Array
+    optimizer: str
+    lr: float
+    threads: int
+    source: Input = Input()
+    selection: Selection = ALL
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A peer's steps in one arithmetic: what it is, its version, and the step in each way that the peer has for it; the fastest
+    counts.  left_out: why others are missing."""
+
+    what: str
+    version: str
+    ways: dict[str, Step]
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How PyTorch makes a step: memory format, autocast to bfloat16, torch.compile."""
+
+    layout: str
+    half: bool = False
+    compiled: bool = False
+
+
+TORCH_KINDS = {
+    "bfloat16 " * half + "compiled " * compiled + layout: Kind(layout, half, compiled)
+    for half in (False, True)
+    for compiled in (False, True)
+    for layout in ("contiguous", "channels_last")
+}
+
+
+def has_bfloat16(root: Path = Path("/")) -> bool:
+    """Whether the processor of a file tree has products of bfloat16.  Emulated, a step takes minutes."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(text(root / "proc/cpuinfo").split()))
+
+
+def _cannot(kind: Kind) -> str:
+    """Why a kind is not run here, or nothing."""
+    if kind.half and not has_bfloat16():
+        return "bfloat16: the processor has no instructions for it"
+    if kind.compiled and torch_module()._dynamo.config.disable:
+        return "torch.compile: switched off (TORCHDYNAMO_DISABLE)"
+    if kind.compiled and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
+        return "torch.compile: no C++ compiler"
+    return ""
+
+
+def torch_steps(task: Task, kinds: Iterable[str] = TORCH_KINDS) -> dict[str, Step]:
+    """PyTorch training steps on one batch, by kind, of TORCH_KINDS: fused optimizer, float32 weights."""
     torch = torch_module()
-    torch.set_num_threads(threads)
-    steps: dict[str, Callable[[], None]] = {}
+    torch.set_num_threads(task.threads)
+    steps: dict[str, Step] = {}
+    images, labels, source = task.images, task.labels, task.source
     planar = images.ndim == 4
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2) if planar else images))
     unit = 1.0 if source.floats else 1 / 255
     mean, deviation = np.array(source.mean or (0.0,)), np.array(source.deviation or (1.0,))
     factors = [v.astype(np.float32).reshape((-1, 1, 1) if planar else (-1,)) for v in (unit / deviation, -mean / deviation)]
     scale, shift = map(torch.from_numpy, factors)
-    target, size = torch.from_numpy(labels.astype(np.int64)), micro_batch(len(labels), accumulate)
-    squares = as_graph(stack).loss == "mse"
+    target, size = torch.from_numpy(labels.astype(np.int64)), micro_batch(len(labels), task.accumulate)
+    squares = as_graph(task.stack).loss == "mse"
     for name in kinds:
-        layout = torch.channels_last if planar and name.endswith("channels_last") else torch.contiguous_format
-        half = name.startswith("bfloat16")
-        model = to_torch(stack, images.shape[1:]).to(memory_format=layout)
-        freeze(model, stack, images.shape[1:], selection)
-        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
-        extra = {"fused": True} | ({"momentum": 0.9} if optimizer == "sgd" else {})
-        updater = kind([p for p in model.parameters() if p.requires_grad], lr=lr, **extra)
+        how = TORCH_KINDS[name]
+        layout = torch.channels_last if planar and how.layout == "channels_last" else torch.contiguous_format
+        model = to_torch(task.stack, images.shape[1:]).to(memory_format=layout)
+        freeze(model, task.stack, images.shape[1:], task.selection)
+        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[task.optimizer]
+        extra = {"fused": True} | ({"momentum": 0.9} if task.optimizer == "sgd" else {})
+        updater = kind([p for p in model.parameters() if p.requires_grad], lr=task.lr, **extra)
         entropy = torch.nn.MSELoss() if squares else torch.nn.CrossEntropyLoss()
 
-        def step(
-            model: Any = model, updater: Any = updater, layout: Any = layout, entropy: Any = entropy, half: bool = half
-        ) -> None:
+        def loss_of(
+            some: Any, labels: Any, model: Any = model, layout: Any = layout, entropy: Any = entropy, half: bool = how.half
+        ) -> Any:
+            x = some.to(dtype=torch.float32, memory_format=layout, copy=True).mul_(scale)
+            if source.mean:
+                x.add_(shift)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                y = model(x)
+                return entropy(y, x.reshape(y.shape) if squares else labels) * (len(labels) / len(target))
+
+        def step(updater: Any = updater, loss_of: Any = torch.compile(loss_of) if how.compiled else loss_of) -> None:
             updater.zero_grad(set_to_none=True)
             for some, labels in zip(pixels.split(size), target.split(size), strict=True):
-                x = some.to(dtype=torch.float32, memory_format=layout, copy=True).mul_(scale)
-                if source.mean:
-                    x.add_(shift)
-                with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    y = model(x)
-                    loss = entropy(y, x.reshape(y.shape) if squares else labels) * (len(labels) / len(target))
-                loss.backward()
+                loss_of(some, labels).backward()
             updater.step()
 
         steps[name] = step
     return steps
+
+
+def torch_contest(task: Task) -> dict[str, Steps]:
+    """PyTorch's steps in float32, and in bfloat16 where the processor has it, in eager mode and compiled; each has run once."""
+    torch, found = torch_module(), {}
+    for row, what, half in (("torch", "PyTorch FP32", False), ("torch-bfloat16", "PyTorch autocast to bfloat16", True)):
+        ways: dict[str, Step] = {}
+        left_out: dict[str, None] = {}
+        for name, kind in TORCH_KINDS.items():
+            if kind.half != half:
+                continue
+            if why := _cannot(kind):
+                left_out[why] = None
+                continue
+            [step] = torch_steps(task, [name]).values()
+            try:
+                step()
+            except Exception as error:
+                if not kind.compiled:
+                    raise
+                left_out[f"torch.compile: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"] = None
+                continue
+            ways[name.removeprefix("bfloat16 ")] = step
+        found[row] = Steps(what, torch.__version__, ways, list(left_out))
+    return found

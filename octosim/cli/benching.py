@@ -40,12 +40,12 @@ def bench(
         str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.", **words.of("profiles"))
     ] = "jetson",
     against: Annotated[
-        str | None,
+        Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="Peers to measure in the same process: torch; with --kernels onnxruntime, apytypes too.",
+            help="Peers to measure in the same process: torch, jax, qwix; with --kernels torch, onnxruntime, apytypes.",
             **words.of("peers", several=True),
         ),
-    ] = None,  # noqa: UP045
+    ] = None,
     kernels: Annotated[bool, typer.Option("--kernels", help="Measure int8 matrix products instead of training steps.")] = False,
     plot: Annotated[Optional[Path], typer.Option(help="With --kernels: a roofline plot, .png or .svg.")] = None,  # noqa: UP045
     threads: Threads = None,
@@ -80,7 +80,7 @@ def bench(
     use_threads(threads)
     if seconds is not None and not 0 < seconds <= 3600:
         raise OctosimError(f"--seconds must be in (0, 3600], not {seconds}")
-    peers = [name for name in (against or "").split(",") if name]
+    peers = [name for names in against or () for name in names.split(",") if name]
     if kernels:
         _bench_kernels(peers, seconds or 0.15, out, plot, json_)
         return
@@ -203,17 +203,14 @@ def _show_bench(record: dict[str, Any]) -> None:
         table, ranks = Table(title=title), dict[str, int]()
         for column in ("layer", "pass"):
             table.add_column(column)
-        for rank, column in enumerate(("predicted", "measured", "MACs", "bound by", "middle half", "bytes")):
+        for rank, column in enumerate(("predicted", "measured", "of limit", "MACs", "bound by", "middle half", "bytes")):
             ranks[column] = max(0, rank - 1)
-        for column in ("MACs", "bytes", "predicted", "bound by", "measured", "middle half"):
+        for column in ("MACs", "bytes", "predicted", "bound by", "measured", "of limit", "middle half"):
             table.add_column(column, justify="right", rank=ranks[column])
         for row in part["layers"]:
             measured = row["measured"]
-            shown = (
-                (time_text(measured["median_s"]), f"{time_text(measured['p25_s'])} .. {time_text(measured['p75_s'])}")
-                if measured
-                else ("-", "")
-            )
+            middle = f"{time_text(measured['p25_s'])} .. {time_text(measured['p75_s'])}" if measured else ""
+            shown = (time_text(measured["median_s"]), _of_limit(row), middle) if measured else ("-", "", "")
             macs = count_text(row["macs"]) if row["macs"] else ""
             predicted = row["predicted"]
             table.add_row(
@@ -229,7 +226,7 @@ def _show_bench(record: dict[str, Any]) -> None:
         table.add_section()
         table.add_row(
             "step", "", count_text(total["macs"]), count_text(total["bytes"]), time_text(total["predicted_time_s"]), "",
-            time_text(total["time_s"]), f"{time_text(total['p25_s'])} .. {time_text(total['p75_s'])}",
+            time_text(total["time_s"]), "", f"{time_text(total['p25_s'])} .. {time_text(total['p75_s'])}",
         )  # fmt: skip
         table.show()
     table = Table(title=f"whole step here: {env['cpu']}, {env['isa']}, {plural(env['threads'], 'thread')}")
@@ -246,6 +243,8 @@ def _show_bench(record: dict[str, Any]) -> None:
     for peer in record.get("against", {}).values():
         table.add_row(peer["what"], time_text(peer["time_s"]), f"{peer['ratio']:.2f}")
     table.show()
+    for why in record.get("left_out", ()):
+        say(f"left out: {why}")
     for name, part in parts:
         said = ", ".join(f"{what.replace('_', ' ')} {time_text(seconds)}" for what, seconds in part["parts"].items())
         say(f"{name}: {said}")
@@ -255,6 +254,7 @@ def _show_bench(record: dict[str, Any]) -> None:
             f"limit: the int8 products at the register peak of {2 * limit['peak_mac_s'] / 1e9:.0f} GOPS take "
             f"{time_text(limit['time_s'])}, {100 * limit['share']:.0f} % of the step"
         )  # fmt: skip
+    _show_targets(record["layers"], own)
     if "memory" in record:
         _show_memory(record["method"], record["memory"])
     if "fp32" in record:
@@ -275,8 +275,31 @@ def _show_bench(record: dict[str, Any]) -> None:
             say("octosim profiles calibrate -o this-machine.toml measures its kernels for a nearer one")
     if record["state"]["slowed"]:
         hint(f"slowed down: {', '.join(record['state']['slowed'])}; a cool machine with a good supply is faster")
+    if record["state"]["busy"]:
+        hint(f"busy: {record['state']['busy']}; the times are those of a machine with neighbours")
     if record["unstable"]:
         hint(f"unstable: the middle half of {', '.join(record['unstable'])} is wide; is another job running? try --seconds 10")
+
+
+def _of_limit(row: dict[str, Any]) -> str:
+    """The least time of a layer's pass on this machine as a share of its measured time."""
+    return "" if row["limit_s"] is None else f"{100 * row['limit_s'] / row['measured']['median_s']:.0f} %"
+
+
+def _show_targets(rows: list[dict[str, Any]], step_s: float) -> None:
+    """Says which passes of layers are farthest above their limits."""
+    above = {
+        f"{row['layer']} {row['pass']}": row["measured"]["median_s"] - row["limit_s"]
+        for row in rows
+        if row["measured"] and row["limit_s"] is not None
+    }
+    first = sorted(above, key=lambda name: -above[name])[:3]
+    if first:
+        told = ", ".join(f"{name} {time_text(above[name])}" for name in first if above[name] > 0)
+        say(
+            f"farthest above their limits: {told or 'none'}; all passes together {time_text(sum(above.values()))} of "
+            f"{time_text(step_s)} (the limit: products at the register peak, or every operand once at the triad's rate)"
+        )
 
 
 def _show_memory(method: str, memory: dict[str, dict[str, Any]]) -> None:

@@ -14,9 +14,10 @@ from octosim.cli.tables import Table
 from octosim.cli.terminal import AsJson, print_json
 
 REQUIRED = ("numpy", "cffi", "pandas", "matplotlib", "pydantic", "safetensors", "typer", "rich")
-OPTIONAL = {"torch": "peers", "onnx": "onnx", "onnxruntime": "peers", "apytypes": "peers", "distributed": "cluster"}
+OPTIONAL = {"torch": "peers", "onnx": "onnx", "onnxruntime": "peers", "apytypes": "peers", "jax": "jax", "qwix": "jax",
+            "distributed": "cluster"}  # fmt: skip
 """Packages of the extras, and the extra that brings each."""
-VARIABLES = ("OCTOSIM_DATA", "OCTOSIM_ISA", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_PROC_BIND")
+VARIABLES = ("OCTOSIM_DATA", "OCTOSIM_ISA", "OMP_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
 def environment() -> dict[str, Any]:

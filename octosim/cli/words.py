@@ -81,7 +81,7 @@ WORDS: dict[str, tuple[str, ...] | Callable[[], Iterable[str]]] = {
     "formats": ("octosim.evidence.export:KINDS",),
     "requantizations": ("octosim.numerics:Requantization",),
     "roundings": ("octosim.numerics:Rounding",),
-    "peers": ("octosim.bench.kernels:PEERS",),
+    "peers": ("octosim.bench.kernels:PEERS", "octosim.bench.steps:PEERS"),
     "tensors": ("forward", "dx", "dw", "forward_codes", "dx_codes", "dw_codes"),
     "layouts": ("NHWC", "NCHW"),
     "operands": ("random", "corners"),

@@ -14,19 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from octosim import limits
+from octosim import _core, limits
 from octosim.errors import OctosimError
-
-# GNU OpenMP's threads spin for milliseconds at a barrier, which on a machine that others use too makes a step many times
-# slower.  It reads this variable once, when it is loaded; who sets it or OMP_WAIT_POLICY decides, and other libraries' own
-# copies are left alone.
-_quiet = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ)
-if _quiet:
-    os.environ["GOMP_SPINCOUNT"] = "20000"
-import octosim._core as _core  # noqa: E402
-
-if _quiet:
-    del os.environ["GOMP_SPINCOUNT"]
 
 Array = np.ndarray[Any, Any]
 ffi = _core.ffi

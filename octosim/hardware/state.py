@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,47 @@ def slowed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     if events > 0:
         words.append(f"its CPUs were slowed down {events} times by their temperature")
     return words
+
+
+WAITED = 0.05
+"""Share of its time that a process waits for a CPU, from which on others disturb its measurements."""
+
+
+def used(root: Path = Path("/")) -> dict[str, float]:
+    """Seconds so far: "wall_s"; "own_s" of CPUs by this process; "all_s" by all programs, and by other guests of the hardware,
+    on the "cpus" that it may use; "waited_s" that its threads were ready and had no CPU.  What the file tree does not tell is
+    absent."""
+    found = {"wall_s": time.perf_counter(), "own_s": time.process_time()}
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    rows = re.findall(r"^cpu(\d+)((?: \d{1,18}){8})", text(root / "proc/stat"), re.MULTILINE)
+    busy = []
+    for cpu, counts in rows:
+        user, nice, system, _, _, *others = map(int, counts.split())
+        if int(cpu) in allowed:
+            busy.append(user + nice + system + sum(others))
+    if busy:
+        found |= {"all_s": sum(busy) / os.sysconf("SC_CLK_TCK"), "cpus": float(len(busy))}
+    waits = [text(f / "schedstat").split() for f in (root / "proc/self/task").glob("*")]
+    if waits and all(len(row) == 3 and row[1].isdecimal() for row in waits):
+        found["waited_s"] = sum(int(row[1]) for row in waits) / 1e9
+    return found
+
+
+def neighbours(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """What other programs took between two readings of `used`: "cpus", "others" of them that they kept busy in the mean, and
+    "waited", the share of its time that this process was ready and had no CPU; what is not known is absent."""
+    since = {key: after[key] - before[key] for key in after.keys() & before.keys()}
+    found: dict[str, float] = {}
+    if "all_s" in since and since["wall_s"] > 0:
+        found |= {"cpus": after["cpus"], "others": max(0.0, since["all_s"] - since["own_s"]) / since["wall_s"]}
+    if since.get("waited_s", -1) >= 0:  # less: a thread with much of it has ended
+        found["waited"] = since["waited_s"] / max(since["own_s"] + since["waited_s"], 1e-9)
+    return found
+
+
+def busy(found: dict[str, float]) -> str:
+    """A sentence where other programs took CPUs that this one was ready to use; empty where they did not, or nobody knows."""
+    if found.get("waited", 0.0) <= WAITED:
+        return ""
+    others = f"other programs kept {found['others']:.1f} of {found['cpus']:.0f} CPUs busy; " if "others" in found else ""
+    return f"{others}the process was ready and waited for a CPU for {100 * found['waited']:.0f} % of its time"

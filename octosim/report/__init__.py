@@ -194,11 +194,13 @@ def _slim(table: Table | None) -> Table | None:
 
 
 def _slowed(bench: Bench) -> list[str]:
-    """Says where the machine was slowed down while it measured."""
-    words = lookup(bench.data, "state.slowed")
-    if not isinstance(words, list) or not words:
-        return []
-    return [f"The machine that measured was slowed down: {printable(', '.join(map(str, words)))}."]
+    """Says where the machine was slowed down while it measured, or had other work to do."""
+    words, busy, said = lookup(bench.data, "state.slowed"), lookup(bench.data, "state.busy"), []
+    if isinstance(words, list) and words:
+        said.append(f"The machine that measured was slowed down: {printable(', '.join(map(str, words)))}.")
+    if isinstance(busy, str) and busy:
+        said.append(f"The machine that measured was busy: {printable(busy)}.")
+    return said
 
 
 def _passport(source: Run | Bench) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import platform
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -110,6 +111,29 @@ def test_threads_that_train_at_the_same_time(method: str) -> None:
     assert len(set(alone)) == 2
     for _ in range(3):
         assert together(*runs) == alone
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads /proc")
+def test_workers_end_with_the_thread_that_called() -> None:
+    """Each calling thread has workers of its own; they take part, their scratch memory is given back, and they end with it."""
+    core.set_threads(3)
+    a = np.random.default_rng(0).integers(-127, 128, (400, 300)).astype(np.int8)
+    expected = core.gemm(a, a, transpose_b=True)
+
+    def calls() -> int:
+        for _ in range(30):
+            np.testing.assert_array_equal(core.gemm(a, a, transpose_b=True), expected)
+        core.trim()
+        return len(os.listdir("/proc/self/task"))
+
+    core.gemm(a, a, transpose_b=True)
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        assert max(together(*[calls] * 4)) > before + 4
+        until = time.monotonic() + 30  # Python's thread is joined before the system's has ended
+        while len(os.listdir("/proc/self/task")) > before and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(os.listdir("/proc/self/task")) == before
 
 
 def test_a_call_s_threads_are_its_own_thread_s() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,3 +57,54 @@ def test_clock_of_cpuinfo(tmp_path: Path) -> None:
 def test_what_no_machine_says_is_absent(text: str, tmp_path: Path) -> None:
     assert set(state.read(tree(tmp_path, dict.fromkeys(PI, text)))) <= {"governors"}
     assert state.read(tmp_path / "none") == {}
+
+
+def used(folder: Path, own: str, idle: int, waited: int) -> dict[str, float]:
+    """A reading of a machine with two CPUs, whose times in jiffies are these, the process's times as the test sets them."""
+    rows = "".join(f"cpu{cpu} {own} 0 0 {idle} 7 0 0 {5 * cpu} 0 0\n" for cpu in (0, 1))
+    files = {"proc/stat": f"cpu 1 1 1 1\n{rows}", "proc/self/task/7/schedstat": f"12 {waited} 3\n"}
+    return state.used(tree(folder, files))
+
+
+def test_what_others_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds on two CPUs, of which all took 18 seconds and this process 8; it waited two seconds more."""
+    now = {"perf_counter": 100.0, "process_time": 3.0}
+    monkeypatch.setattr(state.time, "perf_counter", lambda: now["perf_counter"])
+    monkeypatch.setattr(state.time, "process_time", lambda: now["process_time"])
+    monkeypatch.setattr(state.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(state.os, "sysconf", lambda _: 100)
+    before = used(tmp_path / "before", "1000", 500, 0)
+    now = {"perf_counter": 110.0, "process_time": 11.0}
+    after = used(tmp_path / "after", "1900", 600, 2_000_000_000)
+    found = state.neighbours(before, after)
+    assert found == pytest.approx({"cpus": 2.0, "others": 1.0, "waited": 0.2})
+    assert state.busy(found) == (
+        "other programs kept 1.0 of 2 CPUs busy; the process was ready and waited for a CPU for 20 % of its time"
+    )
+    assert state.busy(found | {"waited": 0.02}) == "", "others had CPUs of their own"
+    monkeypatch.setattr(state.os, "sched_getaffinity", lambda _: {1}, raising=False)
+    assert used(tmp_path / "before", "1000", 500, 0)["all_s"] == pytest.approx(10.05), "CPUs that it may not use do not count"
+
+
+def test_what_others_took_is_absent_where_nobody_tells(tmp_path: Path) -> None:
+    found = state.neighbours(state.used(tmp_path), state.used(tmp_path))
+    assert found == {} and state.busy(found) == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_busy_machine_is_told() -> None:
+    """This process waits while it runs on one CPU beside a busy one."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.2)
+        before, end = state.used(), time.perf_counter() + 0.6
+        while time.perf_counter() < end:
+            pass
+        found = state.neighbours(before, state.used())
+    finally:
+        other.kill()
+        other.wait()
+        os.sched_setaffinity(0, allowed)
+    assert found["cpus"] == 1 and 0.2 < found["others"] <= 1.05 and found["waited"] > 0.2 and state.busy(found)

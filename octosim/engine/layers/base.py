@@ -172,7 +172,8 @@ class Layer:
         return True
 
     def peer(self, nn: Any, *shapes: tuple[int, ...]) -> Any:
-        """The same in PyTorch, images channel first; nn: torch.nn, shapes: the inputs'.  OctosimError where it has none."""
+        """The same in PyTorch, images channel first; nn: torch.nn, or a peer's functions with its names and arguments, as
+        `bench.jax_peer.namespace`; shapes: the inputs'.  OctosimError where it has none."""
         raise OctosimError(f"layers of the kind '{self.kind}' have no counterpart in PyTorch here")
 
 
@@ -301,7 +302,10 @@ def _tell_meanings(node: Node, values: dict[str, Any]) -> None:
 
 def channel_last(nn: Any, call: Callable[..., Any], parameters: Mapping[str, tuple[int, ...]] | None = None) -> Any:
     """A PyTorch module that applies `call` to inputs with the channel last, as the layers here have them; images come and go
-    channel first.  parameters: by name, with their shapes; `call` takes them after the inputs."""
+    channel first.  parameters: by name, with their shapes; `call` takes them after the inputs.  A peer whose images have the
+    channel last has a function of this name itself."""
+    if hasattr(nn, "channel_last"):
+        return nn.channel_last(call, parameters)
 
     def turned(x: Any, *axes: int) -> Any:
         return x.permute(*axes) if x.ndim == 4 else x

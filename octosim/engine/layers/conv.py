@@ -58,16 +58,15 @@ class _Windows(Weighted):
 
     def _peer(self, nn: Any, channels: int, filters: int, groups: int) -> Any:
         top, left, bottom, right = pads(self.pad)
-        even = (top, left) == (bottom, right)
+        rest = pair(self.dilation), groups, self.bias
+        if (top, left) == (bottom, right):
+            return nn.Conv2d(channels, filters, pair(self.kernel), pair(self.stride), (top, left), *rest)
 
         class Padded(nn.Conv2d):
             def forward(self, x: Any) -> Any:
                 return super().forward(nn.functional.pad(x, (left, right, top, bottom)))
 
-        return (nn.Conv2d if even else Padded)(
-            channels, filters, pair(self.kernel), pair(self.stride), (top, left) if even else 0, pair(self.dilation), groups,
-            self.bias,
-        )  # fmt: skip
+        return Padded(channels, filters, pair(self.kernel), pair(self.stride), 0, *rest)
 
 
 @dataclass(frozen=True)
