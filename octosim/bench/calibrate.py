@@ -57,26 +57,32 @@ def _dense(*units: int) -> Stack:
 
 
 PROBES = (
-    # from few channels to many, small kernels and large, padded and not; no layer is one of octosim's models
+    # from few channels to many, most of them multiples of 16 as networks have them, small kernels and large, padded and not; no
+    # layer is one of octosim's models
     Probe((26, 26, 1), 64, (*conv(12, 5, pad=2), MaxPool(), *conv(24, 5, pad=0), MaxPool(), *_dense(150))),
     Probe((30, 30, 3), 48, (*conv(40, 5, pad=0), MaxPool(), *_dense(120))),
-    Probe((26, 26, 3), 80, (*conv(24), *conv(24), *residual(48, 2, True), *conv(48), *residual(96, 2, True), *conv(96),
+    Probe((22, 22, 3), 56, (*conv(16), *conv(16), *residual(32, 2, True), *conv(32), *residual(64, 2, True), *conv(64),
                             GlobalAvgPool(), *_dense())),
     Probe((22, 22, 3), 16, (*conv(48), *conv(96, pad=0), *conv(160), MaxPool(), *conv(224, pad=0), *conv(192, 1, pad=0),
                             *_dense(512))),
     Probe((18, 18, 3), 8, (*conv(96), *conv(160, pad=0), *conv(320), MaxPool(), *conv(384, pad=0), *conv(448),
                            *conv(512, pad=0), *_dense(1536))),
     Probe((26, 26, 1), 12, (*conv(48, 9), MaxPool(), *conv(192, 5), MaxPool(), *conv(320), *_dense(640))),
-    Probe((28, 28, 3), 32, (*conv(24), *separable(48), *separable(96, 2), *separable(96), *separable(192, 2),
-                            *separable(192), *separable(384, 2), *separable(384), GlobalAvgPool(), *_dense())),
+    Probe((22, 22, 3), 52, (*conv(32), *separable(64), *separable(96, 2), *separable(128), *separable(192, 2),
+                            *separable(256), *separable(384, 2), *separable(512), GlobalAvgPool(), *_dense())),
     Probe((20, 20, 1), 96, _dense(300, 150)),
     Probe((26, 26, 3), 24, _dense(3072, 2048, 512)),
+    Probe((26, 26, 3), 80, (*conv(24), *residual(48, 2, True), *conv(48), *residual(96, 2, True), GlobalAvgPool(), *_dense())),
 )  # fmt: skip
+REFERENCE = Probe((26, 26, 1), 16, (*conv(12, 5, pad=2), MaxPool(), *conv(24, 5, pad=0), MaxPool(), *_dense(150)))
+"""A small network whose steps beside others' say how fast the machine is at that moment."""
+FULL_SPEED = 0.1
+"""Quantile of the reference's times that counts as the machine's full speed: its fastest moments but for luck."""
 PACE = {"octo": 1.0, "fp32": 2.0}
 """About how much longer a probe takes with a method, others three times as long; for what `progress` says."""
 METHODS = tuple(PACE)
 """What all probes are trained with; with the other methods OTHERS, for the functions of the core that only they call."""
-OTHERS = (2, 6)
+OTHERS = (0, 2, 6)
 STEPS, WARM_UP = 4, 3
 """Steps of each probe in a round that count, and before them some that do not: they find their memory and are recorded."""
 
@@ -103,12 +109,43 @@ def _time(call: Call, samples: list[float], clock: Callable[[], float]) -> None:
         before, some = now, some + 1
 
 
+class Reference:
+    """Steps of REFERENCE, one with each of METHODS, with as many threads as the core has.
+
+    A processor's speed changes while one measures: its clock, the cache and the memory that others use, a core of which half
+    is another guest's.  What is measured between two of these steps is told in their time, and times seconds at full speed.
+    clock: see `clock_for`.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.times: list[float] = []
+        self._runs = [_run(REFERENCE, method, WARM_UP) for method in METHODS]
+        for _ in range(WARM_UP):
+            self.time()
+        self.times.clear()
+
+    def time(self) -> float:
+        """Seconds of the steps now."""
+        before = self.clock()
+        for run in self._runs:
+            run.train_step()
+        self.times.append(self.clock() - before)
+        return self.times[-1]
+
+    @property
+    def seconds(self) -> float:
+        """Of the steps at full speed."""
+        return float(np.quantile(self.times, FULL_SPEED))
+
+
 @dataclass(frozen=True)
-class _Call:
-    """A call of a probe's step, with the small ones that count with it, and the median of its seconds."""
+class Timed:
+    """A call of a probe's step, with the small ones that count with it.  time: the median of its times, as multiples of the
+    reference's or, of several rounds, in seconds at full speed."""
 
     op: Op
-    seconds: float
+    time: float
 
 
 class _Watch(core.Probe):
@@ -126,10 +163,10 @@ class _Watch(core.Probe):
         self.seconds.append(seconds)
 
 
-def probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> list[_Call]:
-    """The calls of a step on noise, in STEPS steps after some that do not count."""
+def _run(probe: Probe, method: str, steps: int) -> Run:
+    """A run on noise, with so many steps an epoch: at the beginning of each some methods do more."""
     rng = np.random.default_rng(1)
-    count = probe.batch * (WARM_UP + STEPS)  # one epoch: at the beginning of each some methods do more
+    count = probe.batch * steps
     images = rng.integers(0, 256, (count, *probe.images), np.uint8)
     labels = rng.integers(0, 10, count, np.uint8)
     data = Dataset("noise", images, labels, images[:1], labels[:1], tuple("0123456789"), "")
@@ -137,12 +174,24 @@ def probe_steps(probe: Probe, method: str, clock: Callable[[], float]) -> list[_
     layers = probe.layers if made.batchnorm else _without_norm(probe.layers)
     run = Run(Config(model="probe", method=method, lr=rate(method), batch_size=probe.batch, epochs=1 << 20), layers, data)
     run.allow_replay = True
-    watch = _Watch(clock)
+    return run
+
+
+def probe_steps(probe: Probe, method: str, reference: Reference) -> list[Timed]:
+    """The calls of a step on noise, in STEPS steps after some that do not count, each between two of the reference's."""
+    run = _run(probe, method, WARM_UP + STEPS)
+    watch = _Watch(reference.clock)
+    before = reference.time()
+    relative: list[Array] = []
     for _ in range(WARM_UP + STEPS):
+        watch.seconds.clear()
         run.train_step(watch=watch)
-    assert len(watch.seconds) >= STEPS, f"{method}: a step that is not recorded"
-    medians = np.median(watch.seconds[-STEPS:], axis=0)
-    return [_Call(op, float(sum(medians[at] for at in some))) for op, some in plan.merged(watch.calls)]
+        after = reference.time()
+        relative += [seconds * 2 / (before + after) for seconds in watch.seconds]
+        before = after
+    assert len(relative) >= STEPS, f"{method}: a step that is not recorded"
+    medians = np.median(relative[-STEPS:], axis=0)
+    return [Timed(op, float(sum(medians[at] for at in some))) for op, some in plan.merged(watch.calls)]
 
 
 def _without_norm(layers: Stack) -> Stack:
@@ -202,15 +251,15 @@ def _bandwidth(threads: int, caches: Sequence[dict[str, Any]], rounds: int, larg
     return found
 
 
-def _fit_products(calls: Sequence[_Call], threads: int, best: dict[str, float]) -> tuple[list[dict[str, Any]], list[float]]:
+def _fit_products(calls: Sequence[Timed], threads: int, best: dict[str, float]) -> tuple[list[dict[str, Any]], list[float]]:
     """Costs of products with so many threads, and ln(measured / fitted) of each.  best: the most MAC/s of a core by dtype."""
     grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float, float]]] = {}
     for call in calls:
         op = call.op
-        if op.kind == "gemm" and not op.function.startswith("octo_gemm_blocks"):
-            took = call.seconds * 1e6
+        if op.kind == "gemm":
+            took = call.time * 1e6
             grouped.setdefault((rates.kind_of(op), op.dtype, op.pass_), []).append((rates.features(op), took, took))
-            best[op.dtype] = max(best.get(op.dtype, 0.0), op.macs / call.seconds / threads)
+            best[op.dtype] = max(best.get(op.dtype, 0.0), op.macs / call.time / threads)
     products, residuals = [], []
     for (kind, dtype, pass_), rows in grouped.items():
         costs, off = fit(rows)
@@ -220,14 +269,14 @@ def _fit_products(calls: Sequence[_Call], threads: int, best: dict[str, float]) 
     return products, residuals
 
 
-def _passes(calls: Sequence[_Call], threads: int) -> list[rates.PassRate]:
+def _passes(calls: Sequence[Timed], threads: int) -> list[rates.PassRate]:
     """The times of each function of the core over memory, by numbers of elements: medians of those within a factor of two."""
     grouped: dict[str, dict[int, list[tuple[int, float, float]]]] = {}
     for call in calls:
         op = call.op
         if op.kind != "gemm":
             size = max(1, op.elements // op.groups)
-            row = size, call.seconds * 1e6 / op.groups, op.bytes / max(1, op.elements)
+            row = size, call.time * 1e6 / op.groups, op.bytes / max(1, op.elements)
             grouped.setdefault(op.function, {}).setdefault(size.bit_length(), []).append(row)
     found = []
     for function, by_size in grouped.items():
@@ -255,22 +304,24 @@ def _pace(turn: tuple[Probe, str]) -> float:
     return PACE.get(method, 3.0) * sum(op.macs + 10 * op.bytes for op in found)
 
 
-def _measure_steps(turns: Sequence[tuple[Probe, str]], threads: int, done: Callable[[tuple[Probe, str]], None]) -> list[_Call]:
-    """The calls of a step of each turn, of several the fastest; calls `done` after each."""
-    best: dict[tuple[Probe, str], list[_Call]] = {}
+def _measure_steps(
+    turns: Sequence[tuple[Probe, str]], reference: Reference, done: Callable[[tuple[Probe, str]], None]
+) -> list[Timed]:
+    """The calls of a step of each turn, in seconds at full speed, of several the median; calls `done` after each."""
+    measured: dict[tuple[Probe, str], list[list[Timed]]] = {}
     known: set[str] = set()
     for probe, method in turns:
-        every = method in METHODS
-        timed = probe_steps(probe, method, clock_for(threads))
-        if not every:  # of other methods only what they alone call
-            timed = [call for call in timed if call.op.function not in known]
-        else:
+        timed = probe_steps(probe, method, reference)
+        if method in METHODS:
             known |= {call.op.function for call in timed}
-            before = best.get((probe, method), timed)
-            timed = min(timed, before, key=lambda calls: sum(call.seconds for call in calls))
-        best[probe, method] = timed
+        else:  # only what other methods do not call
+            timed = [call for call in timed if call.op.function not in known]
+        measured.setdefault((probe, method), []).append(timed)
         done((probe, method))
-    return [call for calls in best.values() for call in calls]
+    return [
+        Timed(same[0].op, statistics.median(call.time for call in same) * reference.seconds)
+        for rounds in measured.values() for same in zip(*rounds, strict=True)
+    ]  # fmt: skip
 
 
 def calibrate(
@@ -280,8 +331,8 @@ def calibrate(
 ) -> dict[str, Any]:  # fmt: skip
     """A profile of this machine, as plain data for `hardware.Device` and `toml`.  threads: 1 and all if not given.
 
-    Everything is measured in `rounds` turns spread over the whole time.  Medians count, as in `octosim bench`, and of the
-    rounds the fastest: other programs slow down some seconds, not all.
+    Everything is measured in `rounds` turns spread over the whole time, by the time of a reference beside it (`Reference`);
+    the profile has the reference's own time at full speed.  Medians count, as in `octosim bench`.
     """
     data = detect.read(Path("/"), platform.machine())
     cores = core.threads()
@@ -290,6 +341,7 @@ def calibrate(
     passes: list[rates.PassRate] = []
     levels: list[rates.Bandwidth] = []
     residuals: list[float] = []
+    references: list[dict[str, Any]] = []
     peaks: dict[int, float] = {}
     best: dict[str, float] = {}
     turns = _turns(probes, rounds)
@@ -305,7 +357,9 @@ def calibrate(
     try:
         for count in counts:
             core.set_threads(count)
-            taken = _measure_steps(turns, count, step)
+            reference = Reference(clock_for(count))
+            taken = _measure_steps(turns, reference, step)
+            references.append({"threads": count, "us": reference.seconds * 1e6})
             levels += _bandwidth(count, data["caches"], rounds, 256 << 20)
             passes += _passes(taken, count)
             some_products, off = _fit_products(taken, count, best)
@@ -316,6 +370,7 @@ def calibrate(
     source = f"{command}, {datetime.date.today().isoformat()}, {data['title']}, {core.isa()}, octosim {octosim.__version__}, " \
              f"Python {platform.python_version()}, NumPy {np.__version__}"  # fmt: skip
     plain = [[row.model_dump(by_alias=True, exclude_none=True) for row in rows] for rows in (passes, levels)]
+    data["rates"] = {"references": references}
     return _profile(data, source, counts, peaks, best, products, plain[0], plain[1], residuals)
 
 
@@ -357,7 +412,7 @@ def _profile(
     call = min(row["us"][0] for row in passes)
     data["overhead_us"] = measured(call)
     spread = max(0.05, 1.4826 * float(np.median(np.abs(residuals))))  # of a normal distribution, by its median
-    data["rates"] = {"source": source, "spread": float(f"{spread:.3g}"), "products": products, "passes": passes,
+    data["rates"] |= {"source": source, "spread": float(f"{spread:.3g}"), "products": products, "passes": passes,
                      "bandwidth": bandwidth}  # fmt: skip
     return data
 

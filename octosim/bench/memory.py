@@ -146,6 +146,7 @@ def main() -> None:
     else:
         own = Config(**task["config"] | ({} if task["contestant"] == config.method else {"method": "fp32", "parameters": {}}))
         step, parts = _octosim(own, dataset)
+    _forget_peak()
     step()
     _forget_peak()
     for _ in range(STEPS):

@@ -1,7 +1,9 @@
-"""Prices against the clock: steps of each method on this machine, and what its calibrated profile says of them."""
+"""Prices against the clock: training steps on this machine, and what its calibrated profile says of them."""
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,59 +15,73 @@ from octosim.engine.nodes import Method
 from octosim.errors import ArgumentError
 from octosim.hardware import rates
 
-NETWORKS = {"resnet20": (32, 32, 3), "mobilenet": (32, 32, 3)}
-"""Networks that are measured, none of which is calibrated with, and their images."""
+NETWORKS = ("resnet20", "mobilenet")
+"""Models that are measured where none is named; none of octosim's is calibrated with."""
+IMAGES = (32, 32, 3)
 BATCH = 32
 
 Rows = list[dict[str, Any]]
 
 
 def host(
-    device: hardware.Device | None, names: Sequence[str] = (), networks: Sequence[str] = tuple(NETWORKS), batch: int = BATCH,
-    progress: Callable[[float], None] = lambda share: None,
+    device: hardware.Device | None, names: Sequence[str] = (), networks: Sequence[str] = NETWORKS,
+    batches: Sequence[int] = (BATCH,), threads: Sequence[int] = (1,), progress: Callable[[float], None] = lambda share: None,
 ) -> Rows:  # fmt: skip
-    """A row for each network and method (all if none is named): seconds of a training step, measured on one thread and
-    predicted; the function of the core with the largest error, in seconds; the functions without a measured price.
+    """A row for each number of threads, network, method (all if none is named) and batch size: seconds of a training step on
+    images of 32 x 32 x 3, measured and predicted; the machine's speed meanwhile, as a share of that of the calibration, at
+    which the measured seconds are; the function of the core with the largest error, in seconds; the functions without a
+    measured price.
 
     device: this machine's calibrated profile; without one it is calibrated first.  ArgumentError for an unknown name, and for
     a profile that holds no measurement.
     """
     made = {name: methods.make(name, {}) for name in names or methods.METHODS}
-    threads = core.threads()
+    unknown = [name for name in networks if name not in graph.MODELS]
+    if unknown:
+        raise ArgumentError(f"{{model}}: '{unknown[0]}' is none of octosim's stacks of layers ({', '.join(graph.MODELS)})")
+    before = core.threads()
     share = 0.5 if device is None else 0.0
-    core.set_threads(1)
     try:
         if device is None:
-            data = calibrate.calibrate(threads=(1,), progress=lambda done: progress(share * done))
+            data = calibrate.calibrate(threads=threads, progress=lambda done: progress(share * done))
             device = calibrate.load_check(calibrate.toml(data))
         if device.rates is None:
             raise ArgumentError(f"{{profile}}: {device.name} was not calibrated; its prices are not this machine's")
         rows: Rows = []
-        for network in networks:
-            for name, method in made.items():
-                rows.append(_row(device, network, name, method, batch))
-                progress(share + (1 - share) * len(rows) / (len(networks) * len(made)))
+        steps = [*itertools.product(networks, made, batches)]
+        for count in threads:
+            core.set_threads(count)
+            reference = calibrate.Reference(calibrate.clock_for(count))
+            for network, name, batch in steps:
+                rows.append(_row(device, network, made[name], batch, count, reference))
+                progress(share + (1 - share) * len(rows) / (len(steps) * len(threads)))
         return rows
     finally:
-        core.set_threads(threads)
+        core.set_threads(before)
 
 
-def _row(device: hardware.Device, network: str, name: str, method: Method, batch: int) -> dict[str, Any]:
-    layers = graph.layers(network, 10, method.batchnorm, NETWORKS[network])
-    assert not isinstance(layers, graph.Graph)  # NETWORKS are stacks
-    probe = calibrate.Probe(NETWORKS[network], batch, layers)
-    calls = calibrate.probe_steps(probe, name, calibrate.clock_for(1))
-    off: dict[str, float] = defaultdict(float)
-    for priced, call in zip(cost.predict([call.op for call in calls], device, 1), calls, strict=True):
-        off[call.op.function] += priced.time_s - call.seconds
-    worst = max(off, key=lambda function: abs(off[function]))
+def _row(
+    device: hardware.Device, network: str, method: Method, batch: int, threads: int, reference: calibrate.Reference
+) -> dict[str, Any]:  # fmt: skip
+    layers = graph.layers(network, 10, method.batchnorm, IMAGES)
+    assert not isinstance(layers, graph.Graph)  # MODELS are stacks
+    probe = calibrate.Probe(IMAGES, batch, layers)
+    reference.times.clear()
+    calls = calibrate.probe_steps(probe, method.name, reference)
     assert device.rates is not None
+    now = statistics.median(reference.times)
+    full = next((row.us * 1e-6 for row in device.rates.references if row.threads == threads), now)
+    off: dict[str, float] = defaultdict(float)
+    for priced, call in zip(cost.predict([call.op for call in calls], device, threads), calls, strict=True):
+        off[call.op.function] += priced.time_s - call.time * full
+    worst = max(off, key=lambda function: abs(off[function]))
     unpriced = sorted({call.op.function for call in calls if not rates.priced(call.op, device.rates)})
-    measured = sum(call.seconds for call in calls)
-    step = plan.ops(plan.plan(plan.dry(layers, NETWORKS[network], method), batch))  # as `octosim cost` prices it
-    predicted = sum(priced.time_s for priced in cost.predict(step, device, 1))
+    measured = sum(call.time for call in calls) * full
+    step = plan.ops(plan.plan(plan.dry(layers, IMAGES, method), batch))  # as `octosim cost` prices it
+    predicted = sum(priced.time_s for priced in cost.predict(step, device, threads))
     return {
-        "network": network, "method": name, "batch": batch, "measured": measured, "predicted": predicted,
-        "error": predicted / measured - 1, "worst_call": worst.removeprefix("octo_"), "worst_s": off[worst],
+        "network": network, "method": method.name, "batch": batch, "threads": threads, "measured": measured,
+        "predicted": predicted, "error": predicted / measured - 1, "speed": full / now,
+        "worst_call": worst.removeprefix("octo_"), "worst_s": off[worst],
         "unpriced": ", ".join(function.removeprefix("octo_") for function in unpriced),
     }  # fmt: skip

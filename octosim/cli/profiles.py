@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -143,6 +144,23 @@ def profiles_validate(
         typer.Option(help="With --host, a method to measure; may be given several times.  All if not given.",
                      **words.of("methods")),  # fmt: skip
     ] = None,
+    model: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="With --host, a model to measure; may be given several times.  resnet20 and mobilenet if not given.",
+                     **words.of("models")),  # fmt: skip
+    ] = None,
+    batch_size: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(min=1, max=4096, help="With --host, images of a step; may be given several times.  32 if not given."),
+    ] = None,
+    threads: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(min=1, max=256, help="With --host, threads to measure with; may be given several times.  1 if not given."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--out", help="Also a page of Markdown (.md) with the table, its figures and the command."),
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """How far predictions are off: each sourced efficiency against its source, or a table of measurements against the model.
@@ -151,20 +169,23 @@ def profiles_validate(
 
     Example: octosim profiles validate --from measured.csv --layers layers.csv --profile pi4 --runtime tflite
 
-    With --host: training steps of ResNet-20 and MobileNet with each method on this machine, which is calibrated first (minutes)
-    unless --profile names a calibrated profile of it; and the call whose price is off the most.
+    With --host: training steps on images of 32 x 32 on this machine, which is calibrated first (minutes) unless --profile names
+    a calibrated profile of it; and the call whose price is off the most.
 
     Example: octosim profiles validate --host --method octo --method niti
+
+    Example: octosim profiles validate --host --profile this-machine.toml --model lenet5 --threads 1 --threads 2
     """
     from octosim.cost import validate
     from octosim.textfile import read_csv
 
-    if method and not host:
-        raise OctosimError("--method goes with --host")
+    check_output("--out", out, ".md")
+    if (method or model or batch_size or threads) and not host:
+        raise OctosimError("--method, --model, --batch-size and --threads go with --host")
     if host:
         if from_ or layers or summary or device or runtime:
-            raise OctosimError("--host measures here: it goes with --profile and --method alone")
-        rows = _validate_host(profile, method or [], json_)
+            raise OctosimError("--host measures here: --from, --layers, --summary, --device and --runtime do not go with it")
+        rows = _validate_host(profile, json_, names=method, networks=model, batches=batch_size, threads=threads)
     elif from_ is None:
         if profile or layers or summary or device or runtime:
             raise OctosimError("--profile, --layers, --summary, --device and --runtime go with --from")
@@ -175,32 +196,64 @@ def profiles_validate(
         rows = validate.training(from_, layers, profile, runtime or "mnn")
     else:
         rows = validate.inference(from_, profile, layers, summary, device, runtime)
+    heads, cells, lines = *_cells(rows), validate.said(rows)
+    if out:
+        from octosim.files import write_atomic
+
+        write_atomic(out, _page(heads, cells, lines, profile).encode())
     if json_:
         print_json(rows)
         return
     table = Table(title="predicted against measured")
-    ranks = {"engine": 3, "type": 1, "precision": 1, "threads": 2, "roofline_error": 2, "inside": 4}
-    shown = [{name: value for name, value in row.items() if name != "note"} for row in rows]
-    for name, value in shown[0].items():
-        head = name.replace("_", " ") + ", %" * ("error" in name)
-        justify = "right" if isinstance(value, int | float) and not isinstance(value, bool) else "left"
-        table.add_column(head, justify=justify, rank=ranks.get(name, 0))
-    for row in shown:
-        table.add_row(*(
-            f"{100 * v:+.2f}" if "error" in name else f"{v:.4g}" if isinstance(v, float) else str(v) for name, v in row.items()
-        ))  # fmt: skip
+    for name, value in heads.items():
+        table.add_column(name, justify="right" if value else "left", rank=RANKS.get(name, 0))
+    for row in cells:
+        table.add_row(*row)
     table.show()
-    for line in validate.said(rows):
+    for line in lines:
         say(line)
 
 
-def _validate_host(profile: str | None, names: list[str], as_json: bool) -> list[dict[str, Any]]:
+RANKS = {
+    "engine": 3, "type": 1, "precision": 1, "threads": 2, "roofline error, %": 2, "inside": 4, "worst call": 1, "worst s": 1,
+    "speed": 2, "unpriced": 2,
+}  # fmt: skip
+"""Columns of `profiles validate` that a narrow terminal can do without."""
+
+
+def _cells(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, bool], list[list[str]]]:
+    """Heads of the columns, with whether numbers stand below, and the cells."""
+    shown = [{name: value for name, value in row.items() if name != "note"} for row in rows]
+    heads = {
+        name.replace("_", " ") + ", %" * ("error" in name): isinstance(value, int | float) and not isinstance(value, bool)
+        for name, value in shown[0].items()
+    }
+    return heads, [
+        [f"{100 * v:+.2f}" if "error" in name else f"{v:.4g}" if isinstance(v, float) else str(v) for name, v in row.items()]
+        for row in shown
+    ]
+
+
+def _page(heads: dict[str, bool], cells: Sequence[Sequence[str]], lines: Sequence[str], profile: str | None) -> str:
+    """A table as a page of Markdown, with the command that made it."""
+    from octosim import hardware
+
+    rates = hardware.load(profile).rates if profile else None
+    source = f"\nThe profile: {rates.source}.\n" if rates else ""
+    rule = ["---:" if right else "---" for right in heads.values()]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (list(heads), rule, *cells))
+    figures = "\n".join(f"**{line[0].upper()}{line[1:]}.**" for line in lines)
+    return f"# Predicted against measured\n\n```\n{command_line()}\n```\n{source}\n{figures}\n\n{table}\n"
+
+
+def _validate_host(profile: str | None, as_json: bool, **given: Any) -> list[dict[str, Any]]:
     from octosim import hardware
     from octosim.bench import validation
 
     device = hardware.load(profile) if profile else None
     with progress("measuring", as_json) as follow:
-        return validation.host(device, names, progress=lambda share: follow(100 * share, 100))
+        wanted = {name: values for name, values in given.items() if values}
+        return validation.host(device, **wanted, progress=lambda share: follow(100 * share, 100))
 
 
 @profiles_app.command("calibrate")

@@ -44,7 +44,7 @@ def quantize_blocks(
     return out, _quantize(px, x.shape, half, random, q, ffi.NULL)
 
 
-costs("octo_quantize_blocks_s8", x=2)
+costs("octo_quantize_blocks_s8", rounding=4, x=2)
 
 
 def round_to_blocks(

@@ -245,12 +245,19 @@ class Cost:
 
     again: how often it reads an operand, by the operand's name, where that is not once.  product: the matrix product, of the
     call's arguments.  weights: the operand that holds parameters in a product.  update: whether it is an optimizer's step.
+    rounding: the place of the argument that says how it rounds, where drawing random numbers takes longer than all else.
     """
 
     again: Mapping[str, int]
     product: Callable[[tuple[Any, ...]], Product] | None = None
     weights: str | None = None
     update: bool = False
+    rounding: int | None = None
+
+    def variant(self, arguments: tuple[Any, ...]) -> str:
+        """" stochastic" where the call draws random numbers."""
+        drawn = self.rounding is not None and arguments[self.rounding] == lib.OCTO_STOCHASTIC
+        return " stochastic" if drawn else ""
 
 
 COSTS: dict[str, Cost] = {}
@@ -259,12 +266,12 @@ COSTS: dict[str, Cost] = {}
 
 def costs(
     *functions: str, product: Callable[[tuple[Any, ...]], Product] | None = None, weights: str | None = None,
-    update: bool = False, **again: int,
+    update: bool = False, rounding: int | None = None, **again: int,
 ) -> None:  # fmt: skip
     """States the cost of C functions, beside their wrapper: see `Cost`."""
     for name in functions:
         assert hasattr(_core.lib, name), name
-        COSTS[name] = Cost(again, product, weights, update)
+        COSTS[name] = Cost(again, product, weights, update, rounding)
 
 
 # ---- numbers that the core makes and takes --------------------------------------------------

@@ -22,6 +22,7 @@ from octosim.core.call import (
     Scalar,
     Stream,
     Whole,
+    costs,
     ffi,
     lib,
     ok,
@@ -187,6 +188,11 @@ def quantize(
     p, stream = pointer("x", x, F32), _stream(rounding, random)
     ok(lib.octo_quantize_s8(x.size, p, inv_scale, _ROUNDINGS[rounding], zero, low, high, *stream, q))
     return out
+
+
+costs("octo_quantize_s8", rounding=3)
+costs("octo_requantize_s32", rounding=6)
+costs("octo_requantize_f32", rounding=5)
 
 
 def _columns(acc: Array, add: Array | None, dtype: np.dtype[Any], **scales: Any) -> tuple[int, int, list[Any]]:

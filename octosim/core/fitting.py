@@ -186,4 +186,5 @@ def raise_to(most: Array, value: int) -> None:
 
 
 costs("octo_fit_levels_f32", w=2, d=2)
-costs("octo_forward_parts_f32", "octo_backward_parts_f32", x=2)
+costs("octo_forward_parts_f32", rounding=2, x=2)
+costs("octo_backward_parts_f32", x=2)

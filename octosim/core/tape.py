@@ -50,12 +50,13 @@ class Operand(NamedTuple):
 
 class Call(NamedTuple):
     """A call of a step.  function: of C, or "python:" and the name of a segment.  product: the matrix product that it makes, if
-    it makes one.  key: see `call.at`."""
+    it makes one.  key: see `call.at`.  variant: see `Cost.variant`."""
 
     function: str
     operands: tuple[Operand, ...]
     product: Product | None
     key: tuple[str, ...]
+    variant: str = ""
 
 
 class Tape:
@@ -103,9 +104,9 @@ class Tape:
     def operand(self, name: str, array: Array, access: str) -> None:
         """Holds memory that a call is about to be given: of an array of a pool its block, whose other arrays come and go while
         the step is recorded."""
-        root = array
-        while isinstance(root.base, np.ndarray):
-            root = root.base
+        root, base = array, array.base
+        while base is not None and isinstance(base, np.ndarray):
+            root, base = base, base.base
         if not self.dry:
             held = root.pin() if isinstance(root, Lease) else root
             self._held[id(held)] = held
@@ -161,7 +162,8 @@ class Tape:
     def _note(self, function: str, arguments: tuple[Any, ...]) -> None:
         cost = COSTS.get(function)
         product = cost.product(arguments) if cost and cost.product else None
-        self.calls.append(Call(function, tuple(self._operands), product, here.key))
+        variant = cost.variant(arguments) if cost and cost.rounding is not None else ""
+        self.calls.append(Call(function, tuple(self._operands), product, here.key, variant))
         self._operands.clear()
 
     def _pointed_to(self, at: Any, memory: Any = None) -> Any:

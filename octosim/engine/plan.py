@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,19 +37,34 @@ points, sums of a channel."""
 SCRATCH = 3 << 19
 """Bytes that a thread of the core works in: packed operands, planes, partial sums; as measured of ResNet-20's steps."""
 
-RECORDED = 1700
+BETWEEN = 0.04
+"""Share of the values' memory that is lost between blocks and to the system's tables, as measured of ResNet-20's and LeNet-5's
+steps."""
+
+WINDOWS, BORDER = 131072, 64
+"""Numbers of windows that `octo_conv_input_grad_blocks_s8` adds up at a time, and rows of blocks that reach beyond them."""
+
+RECORDED = 2000
 """Bytes that the tape of a recorded step takes for each call, as measured."""
 
 RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 
 
-@dataclass(frozen=True)
-class Buffer:
+class Buffer(NamedTuple):
     """Memory of a step.  first, last: the calls, by number, before which it is taken and after which it is free again."""
 
     nbytes: int
     first: int
     last: int
+
+
+class _Seen(weakref.ref[np.ndarray[Any, Any]]):
+    """An array that is no pool's: its id, bytes, and the call that it was first an operand of."""
+
+    __slots__ = ("first", "nbytes", "number")
+    number: int
+    nbytes: int
+    first: int
 
 
 class _Dry(core.Tape):
@@ -59,25 +74,26 @@ class _Dry(core.Tape):
         super().__init__(dry=True)
         self.buffers: list[Buffer] = []
         self.held = self.most = 0
-        self._seen: dict[int, Any] = {}
+        self._seen: dict[int, _Seen] = {}
 
     def outside(self, array: np.ndarray[Any, Any]) -> None:
-        if id(array) in self._seen:
-            return
-        number, size, first = id(array), array.nbytes, len(self.calls)
+        number = id(array)
+        if number not in self._seen:
+            seen = _Seen(array, self._gone)
+            seen.number, seen.nbytes, seen.first = number, array.nbytes, len(self.calls)
+            self._seen[number] = seen
+            self.take(seen.nbytes)
 
-        def gone(_: Any) -> None:
-            del self._seen[number]
-            self.take(-size)
-            self.buffers.append(Buffer(size, first, len(self.calls)))
-
-        self._seen[number] = weakref.ref(array, gone)
-        self.take(size)
+    def _gone(self, seen: _Seen) -> None:
+        del self._seen[seen.number]
+        self.held -= seen.nbytes
+        self.buffers.append(Buffer(seen.nbytes, seen.first, len(self.calls)))
 
     def take(self, size: int) -> None:
         """So many bytes are in use, or no longer."""
         self.held += size
-        self.most = max(self.most, self.held)
+        if self.held > self.most:
+            self.most = self.held
 
 
 class _Reserved(Pool):
@@ -182,7 +198,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
         sum(values.nbytes for values in held),
         sum(v.nbytes for kept in slots.values() for v in kept.values()),
         sum(trained) if network.accumulate > 1 else max(trained),
-        tape.most + max(map(_padded, tape.calls)) + SCRATCH + (RECORDED * len(tape.calls) if training else 0),
+        round(tape.most * (1 + BETWEEN)) + max(map(_padded, tape.calls)) + SCRATCH + training * RECORDED * len(tape.calls),
     )
 
 
@@ -192,16 +208,24 @@ def _conv(geometry: tuple[Any, ...]) -> core.Conv:
 
 
 def _padded(call: core.Call) -> int:
-    """Bytes of the copy with its padding that the core makes of a convolution's operand, once for all convolutions."""
+    """Bytes of the copy that the core makes of a convolution's operand with its padding, once for all convolutions; or of the
+    windows, some images at a time, that a dX of codes in blocks adds up."""
     if not call.product or not call.product.geometry:
         return 0
     g = _conv(call.product.geometry)
-    if not g.pad or g.is_grouped:
+    if g.is_grouped:
         return 0
-    top, left, bottom, right = g.pads
+    if call.function == "octo_conv_input_grad_blocks_s8":
+        pixels, window = g.out_h * g.out_w, g.kernel_h * g.kernel_w * g.channels
+        return 4 * window * (min(g.batch, max(1, WINDOWS // (pixels * window))) * pixels + BORDER)
     size = call.operands[0].dtype.itemsize
+    if call.key[1] == "dX":
+        kernel_h, kernel_w = g.extent
+        wide = (g.out_h + kernel_h - 1) * (g.out_w + kernel_w - 1)
+        return g.batch * wide * g.filters * size if wide > g.out_h * g.out_w else 0
+    top, left, bottom, right = g.pads
     padded = (g.height + top + bottom) * (g.width + left + right)
-    return g.batch * padded * (g.filters if call.key[1] == "dX" else g.channels) * size
+    return g.batch * padded * g.channels * size if g.pad else 0
 
 
 def dry(
@@ -240,7 +264,7 @@ def operation(call: core.Call) -> Op:
     return Op(
         layer, pass_, "update" if cost and cost.update else "elementwise", _title(call.function), (largest.elements,),
         "float32" if floats else "int8", reads, writes, channels=largest.shape[-1] if largest.shape else 0,
-        function=call.function,
+        function=call.function + call.variant,
     )  # fmt: skip
 
 

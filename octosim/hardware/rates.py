@@ -17,25 +17,42 @@ from octosim.trace import DTYPE_BYTES, Op
 
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-FEATURES = ("us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result")
+FEATURES = (
+    "us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result", "ps_per_near", "ps_per_scattered",
+)  # fmt: skip
 LINES_CUT, BLOCK_OF_SUMS = 7 / 8, 256
 """conv_input_grad skips rows of padding where at most 7/8 of the products remain; float32: only if a row's K is a multiple of
 256 (`skip_padding_pays` in cext/api_gemm.c)."""
-BLOCK = {"int8": 16, "float32": 8}
-"""Columns of a result that a kernel computes at once: narrower results take as long."""
+TINY = 1024
+"""Bytes up to which a pass over memory takes what a call takes, which is measured, whatever its function."""
+PLAIN = {
+    f"octo_{product}_{dtype}" for dtype in ("s8", "f32")
+    for product in ("gemm", "gemm_batched", *(f"{of}_{pass_}" for of in ("conv", "depthwise")
+                                              for pass_ in ("forward", "input_grad", "weight_grad")))
+}  # fmt: skip
+"""The functions whose products are priced by their kind; another function's (codes in blocks, of 64-bit sums) by themselves."""
+BLOCK, SIDE = {"int8": 16, "float32": 8}, 32
+"""Columns of a result that a kernel computes at once: narrower results take as long.  SIDE: of codes in blocks."""
+VECTOR, LINE = 16, 64
+"""Filters of an int8 dW, and channels of a depthwise convolution, that a kernel takes at once; and pixels of a line of a dW of
+1x1 kernels, where any lines will do."""
 
 
 class ProductRate(Frozen):
-    """One kind of product in one pass: us_per_call + MACs ps_per_mac + M K ps_per_left + K N ps_per_right + M N ps_per_result.
+    """One kind of product in one pass: us_per_call + MACs ps_per_mac + M K ps_per_left + K N ps_per_right
+    + results ps_per_result + near ps_per_near + scattered ps_per_scattered.
 
     M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs.  Of a convolution's dX that of the convolution
     of dY that it is: for each residue of X's rows modulo the stride a product whose columns are the channels of as many
     neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x filters.  Rows count by the part of
     K that is no padding where the product leaves that out (worth_cutting in api_gemm.c).  Of its dW in float32 the transposed
     one, M = weights of a filter.  Of depthwise convolutions left counts the outputs of one channel, result those of all.
+    results: elements of the result.  near: elements of the operand whose windows are multiplied, as it lies in memory; of an
+    int8 dW from planes, pixels x kernel columns x channels.  scattered: results that a stride puts into place line by line.
+    kind: convolution, linear, depthwise, or a function that is not one of PLAIN.
     """
 
-    kind: Literal["convolution", "linear", "depthwise"]
+    kind: Annotated[str, Field(pattern=r"^(convolution|linear|depthwise|octo_\w{1,60})$")]
     dtype: Literal["int8", "float32"]
     pass_: Literal["forward", "dX", "dW"] = Field(alias="pass")
     threads: Annotated[int, Field(ge=1)]
@@ -44,6 +61,8 @@ class ProductRate(Frozen):
     ps_per_left: Cost
     ps_per_right: Cost
     ps_per_result: Cost
+    ps_per_near: Cost = 0.0
+    ps_per_scattered: Cost = 0.0
 
 
 class PassRate(Frozen):
@@ -78,24 +97,38 @@ class Bandwidth(Frozen):
     gb_s: Positive
 
 
+class ReferenceTime(Frozen):
+    """Time of the calibration's reference step with so many threads, at the machine's full speed, on which all times rest."""
+
+    threads: Annotated[int, Field(ge=1)]
+    us: Positive
+
+
 class Rates(Frozen):
-    """spread: standard deviation of ln(measured / fitted) of the products that the rates were fitted to."""
+    """references: none in profiles before they were measured.
+    spread: standard deviation of ln(measured / fitted) of the products that the rates were fitted to."""
 
     source: Text
+    references: Annotated[tuple[ReferenceTime, ...], Field(strict=False)] = ()
     spread: Positive
     products: Annotated[tuple[ProductRate, ...], Field(strict=False, min_length=1)]
     passes: Annotated[tuple[PassRate, ...], Field(strict=False, min_length=1)]
     bandwidth: Annotated[tuple[Bandwidth, ...], Field(strict=False, min_length=1)]
 
 
-def features(op: Op) -> tuple[float, float, float, float, float]:
+def features(op: Op) -> tuple[float, ...]:
     """What FEATURES are multiplied by, in calls, and 10^6 of the others: ps become us."""
-    kind, groups = kind_of(op), op.groups
+    kind, plain = shape_of(op), kind_of(op) == shape_of(op)
     m, k, n = (float(size) for size in op.shape)
+    block = BLOCK["int8" if op.dtype == "int8" else "float32"] if plain else SIDE
+    near = scattered = 0.0
+    result = m * n
     if kind == "depthwise":
-        outputs = max(op.shape)  # of one channel
-        return 1.0, groups * m * k * n * 1e-6, outputs * 1e-6, 0.0, groups * outputs * 1e-6
-    if kind == "convolution" and op.pass_ == "dX":
+        outputs = float(max(op.shape))  # of one channel
+        wide = _up(op.groups, VECTOR) * m * k * n
+        near = float(math.prod(op.geometry[:4])) if op.geometry else 0.0
+        return 1.0, wide * 1e-6, outputs * 1e-6, 0.0, _up(op.groups, VECTOR) * outputs * 1e-6, near * 1e-6, 0.0
+    if kind == "convolution" and plain and op.pass_ == "dX":
         (height, width), stride = op.kernel, op.stride
         channels = n // (height * width)
         pixels = math.prod(op.geometry[:3]) if op.geometry else op.writes / DTYPE_BYTES["int32"] / channels
@@ -103,16 +136,56 @@ def features(op: Op) -> tuple[float, float, float, float, float]:
         seen = math.sqrt(m * stride**2 / pixels)  # lines of dY for each of X, of square images
         if seen > LINES_CUT or op.dtype != "int8" and k * taps % BLOCK_OF_SUMS:
             seen = 1.0
+        near, result = m * k, pixels * channels
+        scattered = result if stride > 1 else 0.0
         m, k, n = seen * pixels / stride**2, k * height * taps, channels * stride
-    elif kind == "convolution" and op.pass_ == "dW" and op.dtype != "int8":
-        m, n = n, m
-    block = BLOCK["int8" if op.dtype == "int8" else "float32"]
+    elif kind == "convolution" and plain and op.geometry:
+        near = float(math.prod(op.geometry[:4]))
+    if kind == "convolution" and plain and op.pass_ == "dW":
+        if op.dtype != "int8":
+            m, n = n, m
+        elif op.geometry:
+            return _planes(op)
     wide = block * math.ceil(n / block)
-    return 1.0, m * k * wide * 1e-6, m * k * 1e-6, k * n * 1e-6, m * n * 1e-6
+    return 1.0, m * k * wide * 1e-6, m * k * 1e-6, k * n * 1e-6, result * 1e-6, near * 1e-6, scattered * 1e-6
+
+
+def _planes(op: Op) -> tuple[float, ...]:
+    """Of an int8 weight gradient: in lines of groups of four pixels, from planes, where the lines are long enough for it (a
+    third of them wasted at most, `planar_kernel` in cext/api_gemm.c), else from rows that are gathered."""
+    m, k, n = op.shape
+    images, _, _, channels, _, height, width = op.geometry[:7]
+    alone = height * width == 1 and op.stride == 1 and k % LINE == 0
+    line = LINE if alone else _line(op)
+    grouped = _up(line, 4)
+    gathered, pixels, columns = float(k * n), float(k), _up(n, BLOCK["int8"])
+    if op.stride == 1 and grouped * 3 <= line * 4:
+        gathered, pixels, columns = 0.0, k * grouped / line, _up(n, 4)
+    macs, near = _up(m, VECTOR) * pixels * columns, 0.0 if gathered else pixels * width * channels
+    return 1.0, macs * 1e-6, m * k * 1e-6, gathered * 1e-6, m * n * 1e-6, near * 1e-6, 0.0
+
+
+def _line(op: Op) -> int:
+    """Pixels of a line of a convolution's outputs."""
+    _, _, width, _, _, _, kernel, stride, pad = op.geometry[:9]
+    across = stride if isinstance(stride, int) else stride[1]
+    both = 2 * pad if isinstance(pad, int) else pad[1] + pad[3]
+    return int((width + both - kernel) // across + 1)
+
+
+def _up(size: float, block: int) -> int:
+    return block * math.ceil(size / block)
 
 
 def kind_of(op: Op) -> str:
-    """The kind of ProductRate that prices a product."""
+    """The kind of ProductRate that prices a product: of what shape it is, or the function that no other one is like."""
+    if op.function and op.function not in PLAIN:
+        return op.function
+    return shape_of(op)
+
+
+def shape_of(op: Op) -> str:
+    """convolution, linear or depthwise."""
     if op.groups > 1:
         return "depthwise"
     return "linear" if op.kernel == (0, 0) else "convolution"
@@ -135,12 +208,13 @@ def time_of(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
 
 def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
     if op.kind == "gemm":
-        dtype, kind = "int8" if op.dtype == "int8" else "float32", kind_of(op)
-        rows = [r for r in rates.products if r.threads == threads and r.dtype == dtype and r.kind == kind]
+        dtype = "int8" if op.dtype == "int8" else "float32"
+        alike = [r for r in rates.products if r.threads == threads and r.dtype == dtype]
+        rows = [r for r in alike if r.kind == kind_of(op)] or [r for r in alike if r.kind == shape_of(op)]
         row = next((r for r in rows if r.pass_ == op.pass_), rows[0] if rows else None)
         if row is not None:
-            call, macs, left, right, result = features(op)
-            memory = row.ps_per_left * left + row.ps_per_right * right + row.ps_per_result * result
+            call, macs, *moved = features(op)
+            memory = sum(getattr(row, name) * of for name, of in zip(FEATURES[2:], moved, strict=True))
             return row.ps_per_mac * macs * 1e-6, memory * 1e-6, row.us_per_call * call * 1e-6
     return pass_time(op, rates.passes, rates.bandwidth, threads)
 
@@ -148,7 +222,7 @@ def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
 def pass_time(op: Op, passes: Sequence[PassRate], levels: Sequence[Bandwidth], threads: int) -> tuple[float, float, float]:
     """(0, memory, overhead) in seconds of a pass over memory, by measurements with so many threads."""
     measured = [r for r in passes if r.threads == threads]
-    row = next((r for r in measured if r.name == op.function), None)
+    row = _row_of(op, measured)
     overhead = min(r.us[0] for r in measured) * 1e-6
     if row is None:
         moved = max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4))
@@ -161,12 +235,18 @@ def pass_time(op: Op, passes: Sequence[PassRate], levels: Sequence[Bandwidth], t
     return 0.0, time - overhead, overhead
 
 
+def _row_of(op: Op, passes: Sequence[PassRate]) -> PassRate | None:
+    """Of the function and its variant, else of the function."""
+    rows = {row.name: row for row in passes}
+    return rows.get(op.function) or rows.get(op.function.partition(" ")[0])
+
+
 def priced(op: Op, rates: Rates) -> bool:
     """Whether there is a measurement behind an operation's price."""
     if op.kind == "gemm":
         dtype = "int8" if op.dtype == "int8" else "float32"
         return any(r.dtype == dtype and r.kind == kind_of(op) for r in rates.products)
-    return any(r.name == op.function for r in rates.passes)
+    return op.bytes <= TINY or _row_of(op, rates.passes) is not None
 
 
 def calls(op: Op) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from octosim import core
@@ -33,6 +34,7 @@ class _Windows(Weighted):
     pad: Sides
     dilation: Sides
 
+    @lru_cache(maxsize=4096)  # noqa: B019 (layers are values; a step asks for the same geometry in each of its passes)
     def geometry(self, in_shape: tuple[int, ...], batch: int, filters: int, groups: int) -> core.Conv:
         """OctosimError where such images cannot be taken."""
         if len(in_shape) != 3:
