@@ -54,7 +54,7 @@ def test_the_sdist_has_every_file_of_the_checkout(tmp_path: Path) -> None:
 def sources() -> list[str]:
     """Files of the core that an exported training step takes its kernels from, and the module beside them."""
     names = [path.name for path in (ROOT / "cext").iterdir() if path.suffix in (".c", ".h", ".inc", ".py")]
-    return [name for name in names if not re.match(r"(x86|arm|dispatch|peak|checkasm).*\.c$", name)]
+    return [name for name in names if not re.match(r"(x86|arm|dispatch|peak|pool|checkasm).*\.c$", name)]
 
 
 def test_a_compiler_without_openmp(compiler: Path, tmp_path: Path) -> None:
