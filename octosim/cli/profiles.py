@@ -200,7 +200,7 @@ def profiles_validate(
     if out:
         from octosim.files import write_atomic
 
-        write_atomic(out, _page(heads, cells, lines, profile).encode())
+        write_atomic(out, _page(heads, cells, lines, profile or ("host" if host else None)).encode())
     if json_:
         print_json(rows)
         return
@@ -238,8 +238,8 @@ def _page(heads: dict[str, bool], cells: Sequence[Sequence[str]], lines: Sequenc
     """A table as a page of Markdown, with the command that made it."""
     from octosim import hardware
 
-    rates = hardware.load(profile).rates if profile else None
-    source = f"\nThe profile: {rates.source}.\n" if rates else ""
+    device = hardware.load(profile) if profile else None
+    source = f"\n{device.rates.source if device.rates else device.title}.\n" if device else ""
     rule = ["---:" if right else "---" for right in heads.values()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (list(heads), rule, *cells))
     figures = "\n".join(f"**{line[0].upper()}{line[1:]}.**" for line in lines)
