@@ -133,7 +133,7 @@ def test_workers_end_with_the_thread_that_called() -> None:
         until = time.monotonic() + 30  # Python's thread is joined before the system's has ended
         while len(os.listdir("/proc/self/task")) > before and time.monotonic() < until:
             time.sleep(0.01)
-        assert len(os.listdir("/proc/self/task")) == before
+        assert len(os.listdir("/proc/self/task")) <= before  # another test's threads may have ended meanwhile
 
 
 def test_a_call_s_threads_are_its_own_thread_s() -> None:
