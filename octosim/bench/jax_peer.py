@@ -143,7 +143,8 @@ def _step(of: Packages, model: Any, task: Task) -> Step:
     images, labels = jax.device_put(task.images), jax.device_put(task.labels.astype(np.int32))
     key = jax.random.key(0)
     try:
-        variables = model.init({"params": key, "dropout": key}, numpy.zeros((size, *task.images.shape[1:]), np.float32))
+        zeros = numpy.zeros((size, *task.images.shape[1:]), np.float32)
+        variables = jax.jit(model.init)({"params": key, "dropout": key}, zeros)
     except (AttributeError, TypeError) as error:
         raise OctosimError(f"the network has no counterpart in JAX here: {str(error).splitlines()[0]}") from None
     weights, rest = variables.pop("params"), variables

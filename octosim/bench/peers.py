@@ -189,7 +189,7 @@ def has_bfloat16(root: Path = Path("/")) -> bool:
 def _cannot(kind: Kind) -> str:
     """Why a kind is not run here, or nothing."""
     if kind.half and not has_bfloat16():
-        return "bfloat16: the processor has no instructions for it"
+        return "the processor has no instructions for bfloat16"
     if kind.compiled and torch_module()._dynamo.config.disable:
         return "torch.compile: switched off (TORCHDYNAMO_DISABLE)"
     if kind.compiled and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):

@@ -243,7 +243,7 @@ def _peer(row: str, how: peers.Steps, totals: dict[str, list[float]], own: float
     """The fastest way of a peer's steps beside our own seconds."""
     spreads = {way: _spread(totals[f"{row} {way}"]) for way in how.ways}
     best = min(spreads, key=lambda way: spreads[way]["median_s"])
-    chosen = f"{best} (the fastest of {', '.join(spreads)})" if len(spreads) > 1 else best
+    chosen = f"{best} (the fastest of {len(spreads)} ways)" if len(spreads) > 1 else best
     return {
         "time_s": spreads[best]["median_s"],
         "p25_s": spreads[best]["p25_s"],

@@ -90,7 +90,7 @@ def test_bfloat16_where_the_processor_has_it(flags: str, native: bool, tmp_path:
     assert peers.has_bfloat16(tmp_path) == native
     monkeypatch.setattr(peers, "has_bfloat16", lambda: native)
     told = {peers._cannot(kind) for kind in peers.TORCH_KINDS.values() if kind.half and not kind.compiled}
-    assert told == ({""} if native else {"bfloat16: the processor has no instructions for it"})
+    assert told == ({""} if native else {"the processor has no instructions for bfloat16"})
 
 
 def test_compiled_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_the_fastest_way_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(model="mlp", batch_size=10)
     record = steps.step_bench(config, hardware.load("pi4"), against=["mine", "mine"], seconds=0.01, command="test")
     [row] = record["against"].values()
-    assert row["what"] == "Mine, fast (the fastest of slow, fast)" and row["version"] == "1.2"
+    assert row["what"] == "Mine, fast (the fastest of 2 ways)" and row["version"] == "1.2"
     assert row["time_s"] == row["all"]["fast"] < row["all"]["slow"]
     assert row["ratio"] == row["time_s"] / record["total"]["time_s"]
     assert record["left_out"] == ["Mine: third: not here", "None: all: no"]
