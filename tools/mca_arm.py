@@ -1,9 +1,9 @@
-"""Multiply-accumulates a clock of octosim's Arm inner loops, as llvm-mca schedules them, beside measured peaks.
+"""Clocks of octosim's Arm inner loops, of products and of elements, as llvm-mca schedules them, beside measured peaks.
 
     python tools/mca_arm.py [--mca llvm-mca-19] [--peaks cpufp_peak_measured.csv] [--write]
 
-The loops are those that gcc makes of cext/arm_neon.c and cext/arm_dotprod.c; llvm-mca repeats each, all loads hitting the
-L1 cache.  Needs aarch64-linux-gnu-gcc and llvm-mca (Debian: gcc-aarch64-linux-gnu, llvm-19).
+The loops are those that gcc makes of cext/arm_neon.c, cext/arm_dotprod.c and cext/ref.c; llvm-mca repeats each, all loads
+hitting the L1 cache.  Needs aarch64-linux-gnu-gcc and llvm-mca (Debian: gcc-aarch64-linux-gnu, llvm-19).
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ MEASURED = {"dp4a.vs(s32,s8,s8)": "SDOT", "fmla.vs(f32,f32,f32)": "FMLA float32"
 LOOPS = {"NEON": "arm_neon.c", "NEON, codes of -128 on both sides": "arm_neon.c", "dot product": "arm_dotprod.c"}
 SLOW = "NEON, codes of -128 on both sides"
 HAS_SDOT = {"Cortex-A76"}
+ELEMENTWISE = {
+    "quantize": "quantize_s8", "requantize": "requantize_s32", "batch normalization, sums": "column_moments_f32",
+    "batch normalization, output": "affine_f32", "its backward pass, sums": "column_dots_f32",
+    "its backward pass, dX": "batchnorm_grad_f32", "ReLU": "relu_f32", "SGD with momentum": "sgd_f32",
+}  # fmt: skip
+"""Loop -> kernel of kernels.def."""
 
 
 def assembly(source: str, compiler: str) -> str:
@@ -67,6 +73,18 @@ def inner(text: str, slow: bool = False) -> list[str]:
     return max(fitting, key=products)
 
 
+def elementwise(text: str, kernel: str) -> tuple[list[str], int]:
+    """The shortest vectorized loop of a kernel of ref.c, and the elements of 4 bytes that a turn of it goes on by."""
+    start = text.index(f"\n{kernel}_ref:")
+    found = []
+    for body in loops(text[start : text.index(f".size\t{kernel}_ref", start)]):
+        vector = any(re.search(r"\bv\d+\.4s", line) and not re.match(r"ld|st|mov", line) for line in body)
+        steps = [int(m[1]) for line in body if (m := re.match(r"add\s+(?:x\d+), (?:x\d+), (\d+)$", line))]
+        if vector and steps:
+            found.append((body, max(steps) // 4))
+    return min(found, key=lambda each: len(each[0]) / each[1])
+
+
 def clocks(body: list[str], core: str, mca: str, turns: int = 1000) -> float:
     """llvm-mca's clocks for one turn."""
     command = [mca, "-mtriple=aarch64-linux-gnu", f"-mcpu={core}", "-mattr=+dotprod", f"-iterations={turns}"]
@@ -102,10 +120,19 @@ def main() -> None:
             macs, time = products(body), clocks(body, name, args.mca)
             cells = (core, model, loop, f"{len(body)}", f"{macs}", f"{time:.1f}", f"{macs / time:.1f}", peaks.get(core, ""))
             rows.append(f"| {' | '.join(cells)} |")
+    elements, source_text = [], assembly("ref.c", args.compiler)
+    for loop, kernel in ELEMENTWISE.items():
+        body, count = elementwise(source_text, kernel)
+        times = [clocks(body, name, args.mca) / count for name, *_ in CORES.values()]
+        cells = (loop, f"`{kernel}`", f"{len(body) / count:.2f}", *(f"{time:.2f}" for time in times))
+        elements.append(f"| {' | '.join(cells)} |")
     versions = [subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout for tool in
                 (args.mca, args.compiler)]  # fmt: skip
     llvm = re.search(r"LLVM version ([\d.]+)", versions[0])
-    text = TEXT.format(rows="\n".join(rows), llvm=llvm[1] if llvm else "?", gcc=versions[1].splitlines()[0].split()[-1])
+    text = TEXT.format(
+        rows="\n".join(rows), elements="\n".join(elements), cores=" | ".join(CORES), llvm=llvm[1] if llvm else "?",
+        gcc=versions[1].splitlines()[0].split()[-1],
+    )  # fmt: skip
     if args.write:
         PAGE.write_text(text)
     else:
@@ -131,6 +158,22 @@ an RK3399 at 1.416 GHz): a loop cannot be faster than its instruction.
 - Cortex-A72: 8 MACs a clock, the figure that the Pi 4's profile derives from the optimization guide; nobody measured it.
 - Cortex-A53: less than the 5.3 that the profiles of the Pi 3B+ and Zero 2 W estimate from one 128-bit operation a clock. They
   keep their figure, with which the shipped factors were fitted to measured networks.
+- dW is the product's loop: NEON has no kernel of its own for it, its windows are gathered first.
+
+## Elementwise loops
+
+Instructions and clocks an element (four bytes of float32 or int32) and core, of the shortest vectorized loop that gcc makes
+of each kernel of `cext/ref.c`, which is what Arm runs; the same model, all loads hitting the L1 cache. Max pooling is
+missing: its windows are a loop of loops, which llvm-mca cannot repeat.
+
+| loop | kernel | instructions | {cores} |
+|---|---|---|---|---|---|
+{elements}
+
+From memory such a pass takes what its bytes take. A Raspberry Pi 4 sustains 5 GB/s, with one thread too: 0.3 clocks a byte at
+1.5 GHz. With one thread quantize (5 bytes an element), requantize (5) and the sums of batch normalization (4 and 8) are bound
+by the core, the others by memory. With four threads each core has four times the clocks for a byte, and memory binds them
+all. The cost model prices these passes by their bytes, products by the profiles' rates, whose sources name these loops.
 """
 
 
