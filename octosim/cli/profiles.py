@@ -161,6 +161,12 @@ def profiles_validate(
         Optional[Path],  # noqa: UP045
         typer.Option("-o", "--out", help="Also a page of Markdown (.md) with the table, its figures and the command."),
     ] = None,
+    pool: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of ncnn_benchmark.csv.gz, ncnn_network_layers.csv and ncnn_network_summary.csv: how far the "
+                          "CPU factors are off without a chip, a core, a network."),  # fmt: skip
+    ] = None,
+    factors: Annotated[Optional[Path], typer.Option(help="With --pool, write the factors fitted to all of it (TOML).")] = None,  # noqa: UP045
     json_: AsJson = False,
 ) -> None:
     """How far predictions are off: each sourced efficiency against its source, or a table of measurements against the model.
@@ -168,6 +174,12 @@ def profiles_validate(
     Example: octosim profiles validate
 
     Example: octosim profiles validate --from measured.csv --layers layers.csv --profile pi4 --runtime tflite
+
+    Rows of --from may name their own profile, mode, runtime and batch, in columns of these names.
+
+    With --pool: the fits behind the shipped factors again, each with something left out (minutes).
+
+    Example: octosim profiles validate --pool measured -o validation.md
 
     With --host: training steps on images of 32 x 32 on this machine, which is calibrated first (minutes) unless --profile names
     a calibrated profile of it; and the call whose price is off the most.
@@ -180,6 +192,13 @@ def profiles_validate(
     from octosim.textfile import read_csv
 
     check_output("--out", out, ".md")
+    if factors and not pool:
+        raise OctosimError("--factors goes with --pool")
+    if pool:
+        if from_ or profile or layers or summary or device or runtime or host or method or model or batch_size or threads:
+            raise OctosimError("--pool goes with --out and --factors alone")
+        _validate_pool(pool, out, factors, json_)
+        return
     if (method or model or batch_size or threads) and not host:
         raise OctosimError("--method, --model, --batch-size and --threads go with --host")
     if host:
@@ -190,12 +209,14 @@ def profiles_validate(
         if profile or layers or summary or device or runtime:
             raise OctosimError("--profile, --layers, --summary, --device and --runtime go with --from")
         rows = validate.efficiencies()
-    elif profile is None:
-        raise OctosimError("--from needs --profile, the device that was measured")
-    elif any("train_ms" in row.cells for row in read_csv(from_, ("network",))[:1]):
-        rows = validate.training(from_, layers, profile, runtime or "mnn")
     else:
-        rows = validate.inference(from_, profile, layers, summary, device, runtime)
+        columns = {name for row in read_csv(from_, ("network",))[:1] for name in row.cells}
+        if profile is None and ("train_ms" in columns or "profile" not in columns):
+            raise OctosimError("--from needs --profile, the device that was measured")
+        if "train_ms" in columns:
+            rows = validate.training(from_, layers, profile or "", runtime or "mnn")
+        else:
+            rows = validate.inference(from_, profile, layers, summary, device, runtime)
     heads, cells, lines = *_cells(rows), validate.said(rows)
     if out:
         from octosim.files import write_atomic
@@ -216,7 +237,7 @@ def profiles_validate(
 
 RANKS = {
     "engine": 3, "type": 1, "precision": 1, "threads": 2, "roofline error, %": 2, "inside": 4, "worst call": 1, "worst s": 1,
-    "speed": 2, "unpriced": 2,
+    "speed": 2, "unpriced": 2, "low": 3, "high": 3,
 }  # fmt: skip
 """Columns of `profiles validate` that a narrow terminal can do without."""
 
@@ -244,6 +265,25 @@ def _page(heads: dict[str, bool], cells: Sequence[Sequence[str]], lines: Sequenc
     table = "\n".join(f"| {' | '.join(row)} |" for row in (list(heads), rule, *cells))
     figures = "\n".join(f"**{line[0].upper()}{line[1:]}.**" for line in lines)
     return f"# Predicted against measured\n\n```\n{command_line()}\n```\n{source}\n{figures}\n\n{table}\n"
+
+
+def _validate_pool(folder: Path, page: Path | None, factors: Path | None, as_json: bool) -> None:
+    from octosim.cost import pool, pool_page
+    from octosim.files import write_atomic
+
+    check_output("--factors", factors)
+    campaigns = pool.campaigns(folder)
+    with progress("fitting", as_json) as follow:
+        found = pool.evaluate(campaigns, progress=lambda share: follow(100 * share, 100))
+    command = "octosim profiles validate --pool MEASURED"
+    if factors:
+        write_atomic(factors, pool.efficiency_file(campaigns, found, f"{command} --factors {factors.name}").encode())
+    if page:
+        write_atomic(page, pool_page.page(campaigns, found, folder, f"{command} -o {page.name}").encode())
+    if as_json:
+        print_json(found)
+    elif not page:
+        print_text("\n".join(pool_page.rows_of(found["campaigns"])))
 
 
 def _validate_host(profile: str | None, as_json: bool, **given: Any) -> list[dict[str, Any]]:

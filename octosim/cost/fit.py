@@ -54,14 +54,21 @@ _ARRAYS = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of a table of measurements.  precision: as written there; time in seconds."""
+    """One row of a table of measurements.  precision: as written there; time in seconds.
+
+    threads: None, as many as the engine has units.  profile, mode, runtime: "" where the row does not say.
+    """
 
     device: str
     network: str
     precision: str
-    threads: int
+    threads: int | None
     time_s: float
     row: Mapping[str, str]
+    batch: int = 1
+    profile: str = ""
+    mode: str = ""
+    runtime: str = ""
 
     @property
     def is_int8(self) -> bool:
@@ -69,7 +76,8 @@ class Measurement:
 
 
 def measurements(path: Path) -> list[Measurement]:
-    """Rows of a CSV with the columns network, precision, threads, value and, if there, device, unit, metric, backend.
+    """Rows of a CSV with the columns network, precision, threads, value and, if there, device, unit, metric, backend, batch,
+    profile, mode, runtime.
 
     Of several metrics latency_min is taken; rows of GPU backends are left out.
     """
@@ -79,12 +87,16 @@ def measurements(path: Path) -> list[Measurement]:
         if row.get("metric", "latency_min") != "latency_min" or not row.get("backend", "cpu").endswith("cpu"):
             continue
         value = row.number("value", float, "a time above zero", lambda v: 0 < v < math.inf)
-        threads = row.number("threads", int, "a number of threads above zero", lambda v: 1 <= v <= 1 << 20)
+        threads = batch = None
+        if row.cells["threads"]:
+            threads = row.number("threads", int, "a number of threads above zero", lambda v: 1 <= v <= 1 << 20)
+        if row.get("batch"):
+            batch = row.number("batch", int, "a batch size", lambda v: 0 < v < 1 << 20)
         unit = row.get("unit") or "ms"
         if unit not in units:
             raise row.error(f"unit is '{unit[:60]}', expected s, ms or us")
         found.append(Measurement(row.get("device"), row.cells["network"], row.cells["precision"], threads, value * units[unit],
-                                 row.cells))  # fmt: skip
+                                 row.cells, batch or 1, row.get("profile"), row.get("mode"), row.get("runtime")))  # fmt: skip
     return found
 
 
@@ -242,6 +254,13 @@ class _Problem:
         time, *_ = cost.times(self.ops, self.parameters)
         return np.log(np.bincount(self.owner, time, self.count))
 
+    def part_times(self) -> Array:
+        time, _, _, overhead = cost.times(self.ops, self.parameters)
+        product = self.ops.kind != cost.KINDS.index("elementwise")
+        work = time - overhead
+        parts = work * product, work * ~product, overhead
+        return np.stack([np.bincount(self.owner, part, self.count) for part in parts], axis=1)
+
 
 def concatenate(prepared: Sequence[cost.Prepared]) -> cost.Prepared:
     """Several networks' operations as one table."""
@@ -252,6 +271,14 @@ def concatenate(prepared: Sequence[cost.Prepared]) -> cost.Prepared:
 def log_times(samples: Sequence[Sample], factors: Mapping[str, Array]) -> Array:
     """ln of the predicted times, with these factors where they replace the samples' own."""
     return _Problem(samples, None, factors).log_times(None)
+
+
+PARTS = ("products", "passes over memory", "calls")
+
+
+def part_times(samples: Sequence[Sample], factors: Mapping[str, Array]) -> Array:
+    """[sample][PARTS]: seconds of the predicted times' parts, with these factors where they replace the samples' own."""
+    return _Problem(samples, None, factors).part_times()
 
 
 def fit(
@@ -427,7 +454,10 @@ def operations(
         from octosim.cost import onnx as onnx_ops
 
         kind = "int8" if row.is_int8 else dtype
-        return onnx_ops.ops(Path(row.network), dtype=kind, **onnx_rules(runtime, device, kind, True)), path
+        rules = onnx_rules(runtime, device, kind, True)
+        return onnx_ops.ops(Path(row.network), batch=row.batch, dtype=kind, **rules), path
+    if row.batch != 1:
+        raise OctosimError(f"network {row.network!r}: tables of layers are of one image, and this row's batch is {row.batch}")
     if row.network not in nets:
         raise OctosimError(f"network {row.network!r} is neither in the table of layers nor the path of an .onnx file")
     stack, other = nets[row.network]

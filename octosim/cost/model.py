@@ -220,7 +220,7 @@ def cost_json(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = 
         for cost in costs
     ]
     notes = list(dict.fromkeys(cost.note for cost in costs if cost.note))
-    if device.memory.bandwidth_sustained_gb_s is None:
+    if device.memory.bandwidth_sustained_gb_s is None and device.memory.link_gb_s is None:
         notes.append(f"{device.name} has no known memory bandwidth: traffic costs no time")
     if any(engine.dataflow for engine in device.engines):
         notes.append(f"{device.name} streams images through all layers at once: the time is 1 / throughput; the latency of one "
@@ -233,13 +233,14 @@ def cost_json(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = 
 
 @dataclass(frozen=True)
 class Run:
-    """How an operation runs.  path: of efficiency.PATHS where the engine has factors, else "".  source: whose they are."""
+    """How an operation runs.  path: of efficiency.PATHS where the engine has factors, else "".  tf32: in place of float32."""
 
     engine: Engine
     dtype: Dtype
     path: str
     factors: CpuFactors | None
     note: str = ""
+    tf32: bool = False
 
 
 def kind_of(op: Op) -> str:
@@ -316,11 +317,13 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | 
     engines = _engines(op.pass_, op.layer, device)
     clusters = [e for e in device.engines if e.kind == "cpu" and e.core]
     count = threads or (clusters[0].units.value if clusters else 0)
+    convolution = op.kind == "gemm" and op.kernel != (0, 0)
+    tf32 = runtime is not None and (runtime.tf32 == "all" or runtime.tf32 == "convolutions" and convolution)
 
     def rate(engine: Engine, dtype: Dtype) -> float:
         """Of a cluster of CPU cores with so many threads: as many as the first cluster has cores, if not given."""
         busy = min(count, engine.units.value) / engine.units.value if engine in clusters else 1.0
-        return engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY) * busy
+        return engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY, tf32) * busy
 
     def factors(engine: Engine, dtype: Dtype) -> CpuFactors | None:
         found, path = factors_of(device, engine, dtype), path_of(engine, dtype)
@@ -340,7 +343,7 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | 
     order: dict[str, tuple[Dtype, ...]] = {"int8": ("int8", "float32", "float16"), "float16": ("float16", "float32")}
     for dtype in order.get(op.dtype, ("float32",)):
         engine = max(engines, key=lambda e: rate(e, dtype))
-        if engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY):
+        if engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY, tf32):
             own = factors(engine, dtype)
             notes = []
             if dtype != op.dtype:
@@ -351,7 +354,11 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | 
             if kind_of(op) == "depthwise" and engine.multiprocessors:
                 cores = max((e for e in engines if e.multiprocessors), key=lambda e: e.peak_mac_s("float32"))
                 engine = cores if cores.peak_mac_s("float32") else engine
-            return Run(engine, dtype, path_of(engine, dtype), own, "; ".join(notes))
+            cut = engine.per_clock(dtype, tf32) > engine.per_clock(dtype)
+            if cut and runtime:
+                what = "products" if runtime.tf32 == "all" else runtime.tf32
+                notes.append(f"{runtime.title} computes float32 {what} in TF32 on {device.name}: ten bits of mantissa")
+            return Run(engine, dtype, path_of(engine, dtype), own, "; ".join(notes), cut)
     raise OctosimError(
         f"profile {device.name}: no engine computes {op.dtype} or a wider type, which the pass "
         f"{op.pass_} of layer {op.layer} needs"
@@ -376,7 +383,7 @@ GEOMETRY = (
 
 MACHINE = (
     "clock", "peak", "cores", "units", "factored", "width", "bandwidth", "cache", "in_order", "tile_m", "tile_n", "tile_k",
-    "rows", "columns", "sms", "depthwise_rate", "dataflow",
+    "rows", "columns", "sms", "depthwise_rate", "dataflow", "queued", "linked",
 )  # fmt: skip
 """Columns of a class of operations on a device with a number of threads."""
 
@@ -391,7 +398,8 @@ def geometry(ops: Sequence[Op]) -> Array:
         gemm = op.kind == "gemm"
         m, k, n = op.shape if gemm else (op.shape[0], 0, 0)
         types = _TYPES.index(op.dtype) if op.dtype in _TYPES else len(_TYPES)
-        code = (0 if not gemm else 2 if kind == DEPTHWISE else 1) * 16 + 2 * types + (op.pass_ == "forward")
+        group = 0 if not gemm else 2 if kind == DEPTHWISE else 3 if op.kernel == (0, 0) else 1
+        code = group * 16 + 2 * types + (op.pass_ == "forward")
         rows.append((
             kind, code, m, k, n, op.groups, op.macs, op.elements, op.bytes, op.reads - op.weights, op.writes, op.weights,
             op.kernel[0] * op.kernel[1], op.algorithm == "winograd", DTYPE_BYTES.get(op.dtype, 4), op.pass_ == "forward",
@@ -437,16 +445,20 @@ class Machine:
         units = engine.units.value
         cores = units if self.threads is None else min(self.threads, units)
         tile, array, sms = engine.tile, engine.array, engine.multiprocessors
+        link = device.memory.link_gb_s
         clock = engine.clock_ghz.value * 1e9
         has = engine.macs_per_clock.given()
-        used = run.dtype if run.dtype in has else "float32"
+        used: Dtype = run.dtype if run.dtype in has else "float32"
         float32 = max((e.peak_mac_s("float32") for e in device.engines if e.multiprocessors), default=0.0)
         return (
-            clock, clock * has.get(used, 1.0), cores, units, run.factors is not None, DTYPE_BYTES.get(run.dtype, 4),
-            _bandwidth(device, cores if run.factors else 1), _last_level(device, cores if run.factors else units),
+            clock, clock * (engine.per_clock(used, run.tf32) or 1.0),
+            cores, units, run.factors is not None, DTYPE_BYTES.get(run.dtype, 4),
+            link.value * 1e9 if link else _bandwidth(device, cores if run.factors else 1),
+            _last_level(device, cores if run.factors else units) / (CACHE_SHARE if link else 1.0),
             is_in_order(engine, device), tile.m.value if tile else 1, tile.n.value if tile else 1,
             tile.k_bytes.value / DTYPE_BYTES.get(run.dtype, 4) if tile else 1, array.rows.value if array else 0,
             array.columns.value if array else 0, sms.value if sms else 0, float32, engine.dataflow,
+            self.runtime is not None and self.runtime.queued and engine.kind == "gpu", link is not None,
         )  # fmt: skip
 
 
@@ -474,6 +486,7 @@ class Prepared:
     weights_miss: Array  # share of these that the last cache level cannot hold
     other_miss: Array
     bandwidth: Array  # of main memory, bytes a second
+    queued: Array | bool = False  # whether calls are launched ahead of the work
 
 
 def prepare(
@@ -505,7 +518,7 @@ def _prepared(
     copied = np.where(factored & (g["area"] > 1), PADDING * g["inputs"], 0.0) if border else 0.0
     other = other + transformed + copied
     resident = (weights * g["forward"]).sum(axis=-1, keepdims=True)
-    cached = factored | (d["sms"] > 0)
+    cached = factored | (d["sms"] > 0) | (d["linked"] > 0)
     weights_miss = np.where(cached, _missed(resident, d["cache"]), 1.0)
     other_miss = np.where(cached, _missed(other, d["cache"]), 1.0)
     m, k, n, macs = g["m"], g["k"], g["n"], g["macs"]
@@ -542,7 +555,7 @@ def _prepared(
     return Prepared(
         ops or [], runs or [], factors, spread(g["kind"].astype(int)), spread(work), spread(d["clock"]), spread(rate),
         spread(d["cores"]), spread(share), spread(fill), spread(reduction), spread(d["in_order"] > 0), spread(weights),
-        spread(other), spread(weights_miss), spread(other_miss), spread(d["bandwidth"]),
+        spread(other), spread(weights_miss), spread(other_miss), spread(d["bandwidth"]), spread(d["queued"] > 0),
     )  # fmt: skip
 
 
@@ -565,7 +578,10 @@ def _waves(g: Mapping[str, Array], d: Mapping[str, Array]) -> Array:
 
 
 def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
-    """(time, compute, memory, overhead) of each operation in seconds; parameters [...][operation][PARAMETERS]."""
+    """(time, compute, memory, overhead) of each operation in seconds; parameters [...][operation][PARAMETERS].
+
+    Of queued operations all work is hidden behind all calls, or all calls behind all work.
+    """
     at = {name: parameters[..., i] for i, name in enumerate(PARAMETERS)}
     own = np.take_along_axis(parameters, p.kind[..., None] if parameters.ndim == p.kind.ndim + 1 else
                              np.broadcast_to(p.kind, parameters.shape[:-1])[..., None], axis=-1)[..., 0]  # fmt: skip
@@ -577,8 +593,12 @@ def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
     missed = p.weights * p.weights_miss + p.other * p.other_miss
     memory = missed / main + (p.weights + p.other - missed) / cache
     overhead = (at["overhead_us"] + np.where(p.cores > 1, at["fork_us"], 0.0)) * 1e-6
-    hidden = np.minimum(compute, memory)
-    return overhead + np.maximum(compute, memory) + at["exposed"] * hidden, compute, memory, overhead
+    work = np.maximum(compute, memory) + at["exposed"] * np.minimum(compute, memory)
+    if np.any(p.queued):
+        calls = work.sum(axis=-1, keepdims=True) < overhead.sum(axis=-1, keepdims=True)
+        work, compute, memory = (np.where(p.queued & calls, 0.0, x) for x in (work, compute, memory))
+        overhead = np.where(p.queued & ~calls, 0.0, overhead)
+    return overhead + work, compute, memory, overhead
 
 
 def _rate_is_estimate(run: Run, device: Device) -> bool:

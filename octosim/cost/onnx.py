@@ -24,7 +24,9 @@ Shape = tuple[int, ...]
 
 FUSES = {"BatchNormalization": "norm", "Relu": "activation", "Clip": "activation", "LeakyRelu": "activation"}
 """What disappears in a product before it where the runtime fuses it, in inference; an addition or multiplication of a constant
-counts as "norm", of a tensor that is there already as "add"."""
+counts as "norm", of a tensor that is there already as "add", x sigmoid(x) (SiLU, swish) as "gate"; "silu" makes one operation
+of its two."""
+GATES = {"Sigmoid", "HardSigmoid"}
 FREE = {
     "Cast", "CastLike", "Constant", "ConstantOfShape", "Dropout", "Flatten", "Identity", "Range", "Reshape", "Shape", "Size",
     "Squeeze", "Unsqueeze", "BitCast",
@@ -169,6 +171,9 @@ def ops(
                 found += _product(graph, node, layer, part, last, more)
             found += _gates(graph, node, layer, parts)
         elif node.op_type in ELEMENTWISE or node.op_type in MOVED:
+            pair = _gated(graph, node.input[0], graph.consumers.get(node.input[0], [])) if node.op_type in GATES else None
+            if pair and inference and "silu" in graph.fuses:
+                folded.add(pair[1].output[0])
             found += _pass_over(graph, node, layer, needs and not inference)
         elif lenient:
             found += _pass_over(graph, node, f"{layer} ({NO_PRICE})", needs and not inference)
@@ -318,6 +323,11 @@ def _fold(graph: _Graph, name: str, folded: set[str]) -> tuple[str, int]:
     more = 0
     while True:
         readers = graph.consumers.get(name, [])
+        gated = _gated(graph, name, readers) if "gate" in graph.fuses else None
+        if gated:
+            folded.update((gated[0].output[0], gated[1].output[0]))
+            name = gated[1].output[0]
+            continue
         if len(readers) != 1 or readers[0] is None:
             return name, more
         node = readers[0]
@@ -335,6 +345,16 @@ def _fold(graph: _Graph, name: str, folded: set[str]) -> tuple[str, int]:
         more += graph.elements(others[0]) if kind == "add" else 0
         name = node.output[0]
         folded.add(name)
+
+
+def _gated(graph: _Graph, name: str, readers: Sequence[Any]) -> tuple[Any, Any] | None:
+    """The gate and the product x sigmoid(x) that read a tensor and nothing else does."""
+    if len(readers) != 2 or None in readers:
+        return None
+    gate, times = sorted(readers, key=lambda node: node.op_type == "Mul")
+    if gate.op_type not in GATES or times.op_type != "Mul" or set(times.input) != {name, gate.output[0]}:
+        return None
+    return (gate, times) if graph.consumers.get(gate.output[0]) == [times] else None
 
 
 def _is_quantized_next(graph: _Graph, name: str) -> bool:

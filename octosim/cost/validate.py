@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,27 +32,46 @@ def efficiencies() -> Rows:
 
 
 def inference(
-    path: Path, profile: str, layers: Path | None, summary: Path | None, device: str, runtime: str | None
+    path: Path, profile: str | None, layers: Path | None, summary: Path | None, device: str, runtime: str | None
 ) -> Rows:  # fmt: skip
-    """Measured inferences of one device against the model and against a roofline with nothing fitted, in seconds."""
+    """Measured inferences against the model and against a roofline with nothing fitted, in seconds.
+
+    A row's own profile, power mode and runtime come first, then profile and runtime.
+    """
     rows = [row for row in fit.measurements(path) if row.device.startswith(device)]
     if not rows:
         raise OctosimError(f"{path}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
-    chip = hardware.load(profile)
-    software = hardware.load_runtime(runtime) if runtime else runtimes.default(chip, False)
-    runtimes.check(software, chip, False)
     nets = fit.networks(layers, summary) if layers else {}
+    several = any(row.profile or row.runtime for row in rows)
     result = []
     for row in rows:
+        name = row.profile or profile
+        if name is None:
+            raise OctosimError(f"{path}: a row of {row.network} has no profile, and --profile does not say the device either")
+        chip, software = _place(name, row.mode, row.runtime or runtime)
         ops, _ = fit.operations(row, chip, nets, "int8", software)
+        total = cost.total(cost.predict(ops, chip, row.threads, software), chip)
         prepared = cost.prepare(ops, chip, row.threads, software)
-        seconds = float(cost.times(prepared, prepared.parameters)[0].sum())
         macs, moved = np.array([op.macs for op in ops], float), np.array([op.bytes for op in ops], float)
         roof = float(np.maximum(macs / (prepared.rate * prepared.cores), moved / prepared.bandwidth).sum())
-        result.append({"network": row.network, "precision": row.precision, "threads": row.threads, "measured": row.time_s,
-                       "predicted": seconds, "error": seconds / row.time_s - 1,
-                       "roofline_error": roof / row.time_s - 1})  # fmt: skip
+        where = {"profile": chip.name, "runtime": software.name} if several else {}
+        result.append(where | {
+            "network": row.network, "precision": row.precision, "threads": row.threads or "all", "measured": row.time_s,
+            "predicted": total["time_s"], "low": total["time_low_s"], "high": total["time_high_s"],
+            "error": total["time_s"] / row.time_s - 1, "roofline_error": roof / row.time_s - 1,
+            "inside": float(total["time_low_s"] <= row.time_s <= total["time_high_s"]),
+        })  # fmt: skip
     return result
+
+
+@functools.lru_cache
+def _place(profile: str, mode: str, runtime: str | None) -> tuple[hardware.Device, hardware.Runtime]:
+    """A device in a power mode, "" for none, and the software on it: the common one if not given."""
+    chip = hardware.load(profile)
+    chip = hardware.at_mode(chip, mode) if mode else chip
+    software = hardware.load_runtime(runtime) if runtime else runtimes.default(chip, False)
+    runtimes.check(software, chip, False)
+    return chip, software
 
 
 def training(path: Path, layers: Path | None, profile: str, runtime: str) -> Rows:

@@ -133,6 +133,7 @@ class Engine(Frozen):
     core: of a CPU, the core's name ("Cortex-A72"); absent: what the profile's title says.
     multiprocessors: of a GPU; a product takes whole waves of output tiles over them.
     dataflow: the chip holds all layers and streams images through: throughput is known, the latency of one image is not.
+    tf32_per_clock: as macs_per_clock, of float32 operands cut to ten bits of mantissa; some runtimes take that for float32.
     tile: absent: no loss where a product is not a multiple of it.
     array: of a systolic array, in place of tile: filling and draining count (octosim.cost.systolic_cycles).
     """
@@ -150,6 +151,7 @@ class Engine(Frozen):
     tile: Tile | None = None
     array: Array | None = None
     elementwise_per_clock: Figure | None = None
+    tf32_per_clock: Figure | None = None
     published_peak_gmac_s: PerDtype | None = None
 
     @model_validator(mode="after")
@@ -179,17 +181,23 @@ class Engine(Frozen):
             return "gpu"
         return "cpu" if self.core or self.accumulator in (*ACCUMULATORS, "float16", "float32") and not self.tile else "npu"
 
-    def peak_mac_s(self, dtype: Dtype) -> float:
+    def per_clock(self, dtype: Dtype, tf32: bool = False) -> float:
+        """Multiply-accumulates a clock of one unit, 0 where the engine does not have the dtype; tf32: taken for float32."""
+        own = self.macs_per_clock.given().get(dtype, 0.0)
+        return max(own, self.tf32_per_clock.value) if tf32 and dtype == "float32" and self.tf32_per_clock else own
+
+    def peak_mac_s(self, dtype: Dtype, tf32: bool = False) -> float:
         """Peak MAC/s of all units together; 0 where the engine does not have the dtype."""
-        return self.units.value * self.clock_ghz.value * 1e9 * self.macs_per_clock.given().get(dtype, 0.0)
+        return self.units.value * self.clock_ghz.value * 1e9 * self.per_clock(dtype, tf32)
 
     def efficiency(self, dtype: Dtype) -> float | None:
-        """Achieved / peak of matrix products, None where the profile does not state it."""
-        return self.gemm_efficiency.given().get(dtype) if self.gemm_efficiency else None
+        """Achieved / peak of matrix products, None where the profile does not state it; of TF32 that of float16."""
+        known = self.gemm_efficiency.given() if self.gemm_efficiency else {}
+        return known.get("float16" if dtype == "float32" and self.tf32_per_clock and dtype not in known else dtype)
 
-    def rate_mac_s(self, dtype: Dtype, assumed: float = 0.0) -> float:
+    def rate_mac_s(self, dtype: Dtype, assumed: float = 0.0, tf32: bool = False) -> float:
         """Achievable MAC/s: peak x efficiency, `assumed` where it is not stated; 0 where the engine lacks the dtype."""
-        return self.peak_mac_s(dtype) * (self.efficiency(dtype) or assumed)
+        return self.peak_mac_s(dtype, tf32) * (self.efficiency(dtype) or assumed)
 
     def elements_s(self) -> float:
         """Elements/s of elementwise work, infinite where it is not known (memory is then the only limit)."""
@@ -203,11 +211,14 @@ class Memory(Frozen):
 
     bandwidth_sustained_gb_s is what the cost model uses (absent: traffic costs no time, and the output says so);
     bandwidth_peak_gb_s is for people to compare.
+    link_gb_s is of a chip without memory of its own, whose caches hold all else: weights that they cannot hold come over this
+    link in every inference.
     """
 
     capacity_gib: Figure | None = None
     bandwidth_peak_gb_s: Figure | None = None
     bandwidth_sustained_gb_s: Figure | None = None
+    link_gb_s: Figure | None = None
 
 
 class Cache(Frozen):

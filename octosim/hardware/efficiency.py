@@ -1,6 +1,6 @@
 """Efficiency factors of CPU cores: what share of its peaks a core reaches, by kind of operation.
 
-`efficiency.toml` beside this file holds them, fitted by `tools/validate_cost.py --write`: under [pool] those of a core that
+`efficiency.toml` beside this file holds them, fitted by `octosim profiles validate --pool`: under [pool] those of a core that
 nobody measured, by arithmetic, and under [device.NAME] those of a device with measurements of its own.
 """
 

@@ -85,7 +85,10 @@ class Runtime(Frozen):
 
     engines: the kinds of engine that it drives.  float16: whether float networks run in float16 on CPU cores that have it.
     winograd: whether 3x3 convolutions of stride 1 use Winograd's algorithm.  fuses: operations that disappear in the product
-    before them, of "norm" (batch normalization, bias, constants), "activation" and "add" (residual additions).
+    before them, of "norm" (batch normalization, bias, constants), "activation", "gate" (x sigmoid(x)) and "add" (residual
+    additions); "silu": x sigmoid(x) is one operation, where an ONNX file has two.
+    queued: a GPU's calls are launched ahead of it: a step takes as long as all calls or as all work, whichever is longer.
+    tf32: which float32 products run in TF32 where an engine has it: "all", "convolutions" or "none".
     codes: what int8 networks keep between layers: "throughout" int8 codes everywhere, requantized in the product's epilogue;
     "products" codes only from product to product, else floats.  border: whether convolutions copy their input with a border.
     scale: how many times as long it takes on CPU cores as its rules say, over published figures of several devices.
@@ -101,10 +104,12 @@ class Runtime(Frozen):
     engines: Annotated[tuple[Literal["cpu", "gpu", "npu"], ...], Field(strict=False)]
     float16: bool = False
     winograd: bool = False
-    fuses: Annotated[tuple[Literal["norm", "activation", "add"], ...], Field(strict=False)] = ()
+    tf32: Literal["all", "convolutions", "none"] = "none"
+    fuses: Annotated[tuple[Literal["norm", "activation", "add", "gate", "silu"], ...], Field(strict=False)] = ()
     codes: Literal["throughout", "products"] = "throughout"
     border: bool = False
     call_us: Delay | None = None
+    queued: bool = False
     scale: Figure | None = None
     spread: Positive = 0.3
     kernels: dict[FloatPath, Kernels] = {}  # noqa: RUF012

@@ -257,3 +257,17 @@ def test_a_training_step_without_normalization_is_said(tmp_path: Path) -> None:
         ops = onnx_ops.ops(tmp_path / f"{name}.onnx", inference=False)
         assert sum("no batch normalization is in this file" in note for note in onnx_ops.notes(ops, False)) == expected
         assert not onnx_ops.notes(ops, True)
+
+
+@pytest.mark.parametrize("fuses, kept", [
+    (("norm", "activation"), ["sigmoid", "mul"]), (("silu",), ["sigmoid"]), (("gate",), [])])  # fmt: skip
+@pytest.mark.parametrize("turned", [False, True])
+def test_silu_is_two_operations_one_or_none(fuses: tuple[str, ...], kept: list[str], turned: bool, tmp_path: Path) -> None:
+    """x sigmoid(x) behind a convolution; a gate that something else reads too stays where it is."""
+    weight = {"w": np.ones((8, 8, 1, 1), F)}
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Sigmoid", ["c"], ["s"]),
+             node("Mul", ["s", "c"] if turned else ["c", "s"], ["y"])]  # fmt: skip
+    path = save(tmp_path / "silu.onnx", nodes, {"x": [1, 8, 4, 4]}, weight, "y")
+    assert [op.name for op in onnx_ops.ops(path, fuses=fuses) if op.kind != "gemm"] == kept
+    read = save(tmp_path / "read.onnx", [*nodes, node("Add", ["y", "s"], ["z"])], {"x": [1, 8, 4, 4]}, weight, "z")
+    assert [op.name for op in onnx_ops.ops(read, fuses=fuses) if op.kind != "gemm"] == ["sigmoid", "mul", "add"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from octosim import cost, hardware
-from octosim.cost import reference, runtimes
+from octosim.cost import reference, runtimes, sweep
 from octosim.errors import OctosimError
 from octosim.hardware import load_runtime
 from octosim.trace import Op, with_winograd
@@ -270,3 +272,72 @@ def test_products_of_a_core_with_an_estimated_rate_have_wider_intervals():
 def test_the_same_chip_at_another_clock_has_its_factors():
     slow, fast = (hardware.load(name) for name in ("raspberry-pi-4", "raspberry-pi-4-1-8ghz"))
     assert cost.factors_of(slow, slow.engines[0], "int8") == cost.factors_of(fast, fast.engines[0], "int8")
+
+
+@pytest.mark.parametrize("profile", ["raspberry-pi-4", "raspberry-pi-5", "rk3399"])
+def test_plain_convolutions_keep_the_order_of_a_roofline(profile):
+    """Without Winograd's algorithm and depthwise layers, factors change little in the order of plain networks."""
+    device, runtime, rows = hardware.load(profile), load_runtime("tflite"), []
+    for side, width, blocks in itertools.product((56, 112, 224), (16, 64, 128), (3, 9)):
+        net = reference._Builder(1, "float32", side)
+        net.conv(width, 3, 2)
+        for block in range(blocks):
+            net.conv(width, 1)
+            net.conv(width << (block // 3), 3, 2 if block % 3 == 2 else 1, added=block % 3 != 2)
+        prepared = cost.prepare(net.ops, device, None, runtime)
+        macs, moved = (np.array([getattr(op, name) for op in net.ops], float) for name in ("macs", "bytes"))
+        roof = np.maximum(macs / (prepared.rate * prepared.cores), moved / prepared.bandwidth).sum()
+        rows.append((roof, sum(c.time_s for c in cost.predict(net.ops, device, runtime=runtime))))
+    order = [np.argsort(np.argsort(column)) for column in np.transpose(rows)]
+    assert np.corrcoef(*order)[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("runtime, kernel, cut", [
+    ("tensorrt", (3, 3), True), ("tensorrt", (0, 0), True), ("pytorch", (3, 3), True), ("pytorch", (0, 0), False),
+    ("octosim", (3, 3), False)])  # fmt: skip
+def test_what_runs_in_tf32(runtime, kernel, cut):
+    device, software = hardware.load("jetson-orin-nx"), load_runtime(runtime)
+    op = replace(conv(m=1 << 16, k=1024, n=512), kernel=kernel)
+    priced = cost.predict([op], device, runtime=software)[0]
+    without = cost.predict([op], device, runtime=software.model_copy(update={"tf32": "none"}))[0]
+    assert ("TF32" in priced.note) is cut and (priced.compute_s < 0.5 * without.compute_s) is cut
+    assert priced.dtype_used == "float32"
+    half = cost.predict([replace(op, dtype="float16")], device, runtime=software)[0]
+    assert not cut or priced.compute_s == pytest.approx(2 * half.compute_s, rel=0.2)
+
+
+def test_calls_launched_ahead_hide_behind_work_or_work_behind_them():
+    """PyTorch on a GPU: the longer of all calls and all work, of every operation exactly one of them."""
+    device, software = hardware.load("jetson-agx-xavier"), load_runtime("pytorch")
+    small, large = [conv(m=64, k=64, n=64)] * 9, [conv(m=1 << 16)] * 9
+    alone = software.model_copy(update={"queued": False})
+    for ops, launched in ((small, True), (large, False)):
+        one, summed = (cost.predict(ops, device, runtime=r) for r in (software, alone))
+        calls, work = (sum(part) for part in zip(*((c.overhead_s, c.time_s - c.overhead_s) for c in summed), strict=True))
+        assert sum(c.time_s for c in one) == pytest.approx(max(calls, work))
+        assert all((c.overhead_s > 0) is launched and (c.compute_s > 0) is not launched for c in one)
+    table = sweep.table(lambda batch: [replace(op, shape=(batch * op.shape[0], *op.shape[1:])) for op in small])
+    found = sweep.times(table, (1, 4096), [(device, software, None)])[0]
+    expected = [sum(c.time_s for c in cost.predict(list(table.read(b)[0]), device, runtime=software)) for b in (1, 4096)]
+    assert found == pytest.approx(expected)
+
+
+def test_weights_that_do_not_fit_cross_the_link():
+    """A chip without memory of its own: what fits costs nothing, the rest its bytes over USB."""
+    device = hardware.load("coral-edge-tpu")
+    assert device.memory.link_gb_s
+
+    def seconds(k):
+        op = Op("fc", "forward", "gemm", "linear", (1, k, 1024), "int8", k * 1025, 1024, weights=k * 1024)
+        return cost.predict([op], device)[0]
+
+    assert seconds(4096).memory_s == 0 and seconds(4096).bound != "memory"
+    beyond = (64 << 20) - device.caches[0].size_kib.value * 1024
+    assert seconds(1 << 16).memory_s == pytest.approx(beyond / (device.memory.link_gb_s.value * 1e9), rel=0.01)
+
+
+def test_one_thread_runs_on_the_fastest_core():
+    device = hardware.load("snapdragon-855")
+    times = {n: cost.predict([conv(m=1 << 14)], device, threads=n)[0] for n in (1, 4)}
+    assert times[1].share == 1.0 and times[4].share == 1.0  # all of a76-prime, all of a76
+    assert times[1].compute_s < 4 * times[4].compute_s

@@ -26,7 +26,7 @@ FOLDER = Path(hardware.__file__).resolve().parents[2] / "hwprofiles"
 FILES = sorted(FOLDER.glob("*.toml"), key=lambda f: f.stem)
 UNITS = ("_ghz", "_us", "_gb_s", "_gib", "_kib", "_w", "_gmac_s", "_pj_per_byte", "_bytes")
 # counts, and entries of a table that carries the unit
-UNITLESS = {"units", "call_scale", "multiprocessors", "int8", "float16", "float32", "m", "n"}
+UNITLESS = {"units", "call_scale", "tf32_per_clock", "multiprocessors", "int8", "float16", "float32", "m", "n"}
 TABLES_OF_DTYPES = {"macs_per_clock", "gemm_efficiency", "published_peak_gmac_s", "pj_per_mac"}
 INT8_LESS = {"jetson-nano", "jetson-tx2"}
 FORWARD_ONLY = {"coral-edge-tpu", "hailo-8", "kendryte-k210", "max78002", "rk3588-npu"}

@@ -1,279 +1,20 @@
-"""Fits the efficiency factors, and writes the page that says how far the cost model is off.
-
-    python tools/validate_cost.py --data MEASURED --write    # octosim/hardware/efficiency.toml and docs/validation.md
-    python tools/validate_cost.py --data MEASURED --json     # the figures only
-
-MEASURED: a folder with ncnn_benchmark.csv.gz, ncnn_network_layers.csv and ncnn_network_summary.csv.
-"""
+"""The page that says how far the pool's predictions are off (docs/validation.md), from the figures of octosim.cost.pool."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from octosim import cost, hardware  # noqa: E402
-from octosim.cost import fit  # noqa: E402
-from octosim.hardware import efficiency  # noqa: E402
-from octosim.trace import DTYPE_BYTES, WORK, Op  # noqa: E402
-
-SOURCE = "Tencent/ncnn@a4d2ea1 benchmark/README.md"
-KEY_CHIPS = ("BCM2837", "BCM2711", "BCM2712", "RK3588")
-NOT_FITTED = ("squeezenet_ssd", "nanodet_m", "vision_transformer")
-"""Networks that the tables of layers do not explain (the page's end says why); they are predicted all the same."""
-
-# Elements that the table of layers does not list and that cost more than an addition: local response normalization, and
-# networks whose activation is x sigmoid(x).
-NORMALIZED = {"googlenet": (200704, 602112), "alexnet": (290400, 186624)}
-SWISH = ("efficientnet_b0", "efficientnetv2_b0")
-
-
-# The fit replaces these; the file that is being made must decide nothing.
-START = {path: fit.as_factors(fit.START, 0.3, "start of the fit") for path in efficiency.PATHS}
-
-
-@dataclass(frozen=True)
-class Campaign:
-    """One device, arithmetic and number of threads in the table: all its networks."""
-
-    name: str
-    chip: str
-    core: str
-    role: str
-    path: str
-    threads: int
-    samples: tuple[fit.Sample, ...]
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}, {self.path}, {self.threads} threads"
-
-
-def figure(value: float) -> dict[str, Any]:
-    return {"value": value, "kind": "derived", "source": "tools/ncnn_devices.toml"}
-
-
-def device_of(row: Mapping[str, Any], rates: Mapping[str, float]) -> hardware.Device:
-    """The profile a row names, at the row's clock, or one made of the row."""
-    if "profile" in row:
-        return hardware.at_clock(hardware.load(row["profile"]), row["clock_ghz"]).model_copy(update={"calibration": START})
-    int8 = "sdot" if "sdot" in rates else "smlal"
-    macs = {"int8" if key == int8 else key: figure(value) for key, value in rates.items()}
-    units = {"value": row.get("units", 4), "kind": "derived", "source": "tools/ncnn_devices.toml"}
-    return hardware.Device.model_validate(
-        {
-            "name": "table", "title": row["name"], "training": {"status": "supported", "note": "a CPU"},
-            "overhead_us": figure(5),
-            "engines": [{"name": "neon", "accumulator": int8, "trains": True, "units": units, "core": row["core"],
-                         "clock_ghz": figure(row["clock_ghz"]), "macs_per_clock": macs}],
-            "memory": {"bandwidth_sustained_gb_s": figure(row["bandwidth_gb_s"]),
-                       "bandwidth_peak_gb_s": figure(row["peak_gb_s"])},
-            "caches": [{"name": "last", "shared_by": "all cores", "size_kib": figure(row["cache_kib"])}],
-        }
-    ).model_copy(update={"calibration": START})  # fmt: skip
-
-
-def network_ops(name: str, nets: Mapping[str, Any], float_dtype: str, int8: bool) -> list[Op]:
-    """A network of the tables, with what they leave out; ncnn stores float32 weights of full connections in 16 bits."""
-    stack, other = nets[name]
-    plain = name.removesuffix("_int8")
-    normalized = NORMALIZED.get(plain, ())
-    size = DTYPE_BYTES[float_dtype]
-    ops = fit.layer_ops(stack, max(0, other - sum(normalized)), float_dtype, int8, linear_bytes=2)
-    if plain in SWISH:
-        ops = [replace(op, shape=(op.shape[0] * WORK["Sigmoid"],)) if op.name == "other" else op for op in ops]
-    for i, n in enumerate(normalized):
-        ops.append(Op(f"norm{i}", "forward", "elementwise", "lrn", (WORK["LRN"] * n,), float_dtype, n * size, n * size))
-    if plain == "vision_transformer":  # the table lists the attention but not the two products after it
-        shapes = [(145, 768, 3072), (145, 3072, 768)] * 12
-        for i, (m, k, n) in enumerate(shapes):
-            weights = k * n * size
-            ops.append(Op(f"mlp{i}", "forward", "gemm", "linear", (m, k, n), float_dtype, m * k * size + weights, m * n * size,
-                          weights=weights))  # fmt: skip
-    return ops
-
-
-def campaigns(data: Path) -> list[Campaign]:
-    """The rows of the table that tools/ncnn_devices.toml describes."""
-    table = tomllib.loads((ROOT / "tools" / "ncnn_devices.toml").read_text())
-    nets = fit.networks(data / "ncnn_network_layers.csv", data / "ncnn_network_summary.csv")
-    rows = fit.measurements(data / "ncnn_benchmark.csv.gz")
-    found = []
-    for row in table["device"]:
-        rates = table["cores"].get(row.get("core"), {})
-        device = device_of(row, rates)
-        engine = device.engines[0]
-        int8 = engine.accumulator
-        has = engine.macs_per_clock.given()
-        real = "float16" if "float16" in has else "float32"
-        core = row.get("core") or engine.core or "Cortex-A" + device.title.split("Cortex-A")[1].split(",")[0]
-        mine = [r for r in rows if r.device.startswith(row["match"]) and int(r.row["powersave"]) == row.get("powersave", 0)]
-        for threads in row["threads"]:
-            for path in (real, int8):
-                some = {r.network: r for r in mine if r.threads == threads and r.is_int8 == (path == int8)}
-                name = f"{row['name']}/{threads}"
-                samples = tuple(
-                    fit.Sample(
-                        n.removesuffix("_int8"), name,
-                        cost.prepare(network_ops(n, nets, real, path == int8), device, threads), r.time_s,
-                    )
-                    for n, r in some.items()
-                )  # fmt: skip
-                if samples:
-                    found.append(Campaign(row["name"], row["chip"], core, row.get("role", "pool"), path, threads, samples))
-    return found
-
-
-def joined(some: Iterable[Campaign], fitted_only: bool = True) -> list[fit.Sample]:
-    return [s for c in some for s in c.samples if not (fitted_only and s.network in NOT_FITTED)]
-
-
-def base(path: str) -> str:
-    """The float arithmetic beside an int8 one."""
-    return {"smlal": "float32", "sdot": "float16"}.get(path, path)
-
-
-def pool(all_: Sequence[Campaign], keep: Any) -> dict[str, fit.Array]:
-    """Factors of all arithmetics from the pool's campaigns that `keep` admits."""
-    factors: dict[str, fit.Array] = {}
-    for path in efficiency.PATHS:
-        some = [c for c in all_ if c.role == "pool" and c.path == path and keep(c)]
-        factors = fit.fit(joined(some), path, factors, campaigns=True).factors
-    return factors
-
-
-def scores(predicted: fit.Array, measured: fit.Array) -> dict[str, float]:
-    """Median and mean of |predicted / measured - 1|, the median ratio, and the rank correlation (Spearman)."""
-    ratio = predicted - measured
-    order = [np.argsort(np.argsort(x)) for x in (predicted, measured)]
-    return {
-        "median": fit.median_error(ratio),
-        "mean": float(np.mean(np.abs(np.expm1(ratio)))),
-        "bias": math.exp(float(np.median(ratio))),
-        "rank": float(np.corrcoef(*order)[0, 1]) if len(ratio) > 2 else math.nan,
-    }
-
-
-def measured(samples: Sequence[fit.Sample]) -> fit.Array:
-    return np.log([s.time_s for s in samples])
-
-
-def roofline(samples: Sequence[fit.Sample]) -> fit.Array:
-    """ln of the time of a plain roofline: peak rate, sustained bandwidth of main memory, nothing else."""
-    found = []
-    for s in samples:
-        p = s.ops
-        nominal = np.array([op.macs for op in p.ops], float)
-        moved = np.array([op.bytes for op in p.ops], float)
-        found.append(np.log(np.maximum(nominal / (p.rate * p.cores), moved / p.bandwidth).sum()))
-    return np.array(found)
-
-
-def evaluate(all_: Sequence[Campaign], wanted: Iterable[str] | None = None) -> dict[str, Any]:
-    """The figures of the page: for each campaign a roofline, uncalibrated twice, calibrated without the network.
-
-    wanted: only campaigns on these chips; the fits still see all that they may.
-    """
-    asked = list(all_) if wanted is None else [c for c in all_ if c.chip in set(wanted) and c.role == "pool"]
-    chips = list(dict.fromkeys(c.chip for c in asked))
-    without_chip = {chip: pool(all_, lambda c, chip=chip: c.chip != chip) for chip in chips}
-    cores = list(dict.fromkeys(c.core for c in asked))
-    without_core = {core: pool(all_, lambda c, core=core: c.core != core) for core in cores}
-    found: dict[str, Any] = {"campaigns": [], "predictions": []}
-    own: dict[tuple[str, str], dict[str, fit.Array]] = {}
-    for c in asked:
-        samples = list(c.samples)
-        y = measured(samples)
-        uncalibrated = fit.log_times(samples, without_chip[c.chip])
-        row: dict[str, Any] = {"name": c.name, "path": c.path, "threads": c.threads, "role": c.role, "networks": len(samples)}
-        row["roofline"] = scores(roofline(samples), y)
-        row["uncalibrated"] = scores(uncalibrated, y)
-        row["uncalibrated_core"] = scores(fit.log_times(samples, without_core[c.core]), y)
-        together = [d for d in all_ if d.name == c.name and d.path == c.path]
-        key = (c.name, base(c.path))
-        known = without_chip[c.chip] | own.get(key, {})
-        prior = without_chip[c.chip][c.path]
-        everything = joined(together, fitted_only=False)
-        if c.threads == together[0].threads:
-            own_fit = fit.fit(joined(together), c.path, known, prior).factors[c.path]
-            own.setdefault(key, {})[c.path] = own_fit
-            left = leave_networks_out(everything, c.path, known, prior)
-        else:
-            left = found["left"][c.name, c.path]
-        found.setdefault("left", {})[c.name, c.path] = left
-        mine = np.array([left[s.network, s.campaign] for s in samples])
-        row["calibrated"] = scores(mine, y)
-        found["campaigns"].append(row)
-        for s, u, k, t in zip(samples, uncalibrated, mine, y, strict=True):
-            found["predictions"].append(
-                {"name": c.name, "chip": c.chip, "role": c.role, "path": c.path, "threads": c.threads, "network": s.network,
-                 "measured_s": math.exp(t), "uncalibrated": float(u - t), "calibrated": float(k - t)}
-            )  # fmt: skip
-    del found["left"]
-    return found
-
-
-def leave_networks_out(
-    samples: Sequence[fit.Sample], path: str, known: Mapping[str, fit.Array], prior: fit.Array
-) -> dict[tuple[str, str], float]:
-    """(network, campaign) -> ln of the time predicted by a fit to the device's other networks."""
-    found = {}
-    for network in dict.fromkeys(s.network for s in samples):
-        mine = [s for s in samples if s.network == network]
-        others = [s for s in samples if s.network not in (network, *NOT_FITTED)]
-        factors = fit.fit(others, path, known, prior, steps=15).factors
-        for s, value in zip(mine, fit.log_times(mine, factors), strict=True):
-            found[s.network, s.campaign] = float(value)
-    return found
-
-
-def spread_of(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Standard deviation that makes INTERVAL hold four errors in five."""
-    return float(np.quantile(np.abs([r[key] for r in rows]), 0.8)) / cost.INTERVAL
-
-
-def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command: str) -> str:
-    """The text of octosim/hardware/efficiency.toml."""
-    groups: dict[str, dict[str, efficiency.Factors]] = {"pool": {}}
-    full = pool(all_, lambda c: True)
-    table = tomllib.loads((ROOT / "tools" / "ncnn_devices.toml").read_text())
-    predictions = found["predictions"]
-    for path in efficiency.PATHS:
-        some = [c for c in all_ if c.role == "pool" and c.path == path]
-        rows = [r for r in predictions if r["path"] == path and r["role"] == "pool"]
-        text = f"{SOURCE}: {len(some)} campaigns on {len({c.chip for c in some})} chips; spread with the chip left out"
-        groups["pool"][path] = fit.as_factors(full[path], spread_of(rows, "uncalibrated"), text)
-    for profile in dict.fromkeys(row["profile"] for row in table["device"] if "profile" in row):
-        names = [row["name"] for row in table["device"] if row.get("profile") == profile and row.get("role", "pool") == "pool"]
-        some = [c for c in all_ if c.name in names]
-        chip = some[0].chip
-        outside = pool(all_, lambda c, chip=chip: c.chip != chip)
-        known = dict(outside)
-        for path in efficiency.PATHS:
-            mine = [c for c in some if c.path == path]
-            if not mine:
-                continue
-            several = len(names) > 1
-            known = fit.fit(joined(mine), path, known, outside[path], campaigns=several).factors
-            rows = [r for r in predictions if r["path"] == path and r["name"] in names]
-            text = f"{SOURCE}: {', '.join(c.label for c in mine)}; spread with the network left out"
-            groups.setdefault(profile, {})[path] = fit.as_factors(known[path], spread_of(rows, "calibrated"), text)
-    head = "# Efficiency factors of CPU cores (octosim/efficiency.py), fitted to measured times of whole networks."
-    return f"{head}\n# Made by: {command}\n\n{efficiency.toml(groups)}"
-
-
-# ---- the page --------------------------------------------------
+from octosim import cost, hardware
+from octosim.cost import fit
+from octosim.cost.pool import KEY_CHIPS, NOT_FITTED, SOURCE, Campaign, network_ops, networks, scores
+from octosim.hardware import efficiency
+from octosim.trace import WORK
 
 XNNPACK = {
     # google/XNNPACK README.md (benchmarked on 8 February 2022): milliseconds with as many threads as cores
@@ -286,7 +27,7 @@ XNNPACK = {
 
 def other_software(data: Path) -> list[dict[str, Any]]:
     """What the profiles and the shipped factors say of measurements with other software."""
-    nets = fit.networks(data / "ncnn_network_layers.csv", data / "ncnn_network_summary.csv")
+    nets = networks(data)
     found = []
     for (profile, path), times in XNNPACK.items():
         device = hardware.load(profile)
@@ -431,6 +172,31 @@ def network_lines(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def part_lines(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each part of the predicted times would have to be multiplied by, from the networks of each device together."""
+    from scipy.optimize import nnls
+
+    lines = [f"| arithmetic | devices | {' | '.join(f'{part}: share, factor (quartiles)' for part in fit.PARTS)} |",
+             "|---" * (2 + len(fit.PARTS)) + "|"]  # fmt: skip
+    for path in efficiency.PATHS:
+        devices: dict[str, list[Mapping[str, Any]]] = {}
+        for r in predictions:
+            if r["path"] == path and r["network"] not in NOT_FITTED:
+                devices.setdefault(r["name"], []).append(r)
+        shares, factors = [], []
+        for some in devices.values():
+            parts = np.array([r["parts_s"] for r in some])
+            time = np.array([r["measured_s"] for r in some])
+            time = time * np.exp(np.median([r["uncalibrated"] for r in some]))  # a device's own speed is no part's error
+            shares.append((parts / parts.sum(axis=1, keepdims=True)).mean(axis=0))
+            factors.append(nnls(parts / time[:, None], np.ones(len(some)))[0])
+        low, middle, high = np.quantile(factors, (0.25, 0.5, 0.75), axis=0)
+        cells = [f"{percent(share)} %, {m:.2f} ({a:.2f} to {b:.2f})"
+                 for share, a, m, b in zip(np.mean(shares, axis=0), low, middle, high, strict=True)]  # fmt: skip
+        lines.append(f"| {path} | {len(devices)} | {' | '.join(cells)} |")
+    return lines
+
+
 def coverage(predictions: Sequence[Mapping[str, Any]], key: str, spread: Mapping[str, float]) -> str:
     inside = [abs(r[key]) <= cost.INTERVAL * spread[r["path"]] for r in predictions]
     return percent(float(np.mean(inside)))
@@ -466,8 +232,8 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         "",
         f"Made by `{command}`; do not edit.",
         f"Latencies: {SOURCE} (BSD-3), the fastest of each network's runs; the layers of its",
-        "networks from the parameter files beside it. Devices: `tools/ncnn_devices.toml`. Rows of GPUs (Vulkan), of 32-bit Arm",
-        "and of x86 are not used.",
+        "networks from the parameter files beside it. Devices: `octosim/cost/ncnn_devices.toml`. Rows of GPUs (Vulkan), of",
+        "32-bit Arm and of x86 are not used.",
         "",
         "Every figure is the median over networks of |predicted / measured - 1| in percent, the mean in brackets.",
         "",
@@ -563,6 +329,17 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         f"`octosim cost` adds a spread of {cost.SOFTWARE_SPREAD} for other software, and {cost.BACKWARD_SPREAD} for training's",
         "passes.",
         "",
+        "## Parts apart",
+        "",
+        "A prediction is a sum of products, passes over memory and calls; the table of latencies has whole networks only.",
+        "What each part would have to be multiplied by follows from networks that consist of them in different shares: the",
+        "three factors, none below 0, with which the parts of one device's networks come nearest to the measured times (least",
+        "squares of the relative error; uncalibrated, the device's median error taken out first). 1 is right; a part of a few",
+        "percent of the time is hardly determined. To judge the parts alone, times of single layers would be needed: ncnn",
+        "prints them if built with NCNN_BENCHMARK, and no such list of a board in this table was found.",
+        "",
+        *part_lines(kept),
+        "",
         "## By network",
         "",
         "Median over devices of the calibrated error (predicted / measured - 1, network left out of the fit), in percent;",
@@ -577,26 +354,3 @@ def page(all_: Sequence[Campaign], found: Mapping[str, Any], data: Path, command
         f"have local response normalization, priced as {WORK['LRN']} passes over its elements.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    all_ = campaigns(args.data)
-    found = evaluate(all_)
-    if args.write:
-        command = "python tools/validate_cost.py --data MEASURED --write"
-        (ROOT / "octosim" / "hardware" / "efficiency.toml").write_text(efficiency_file(all_, found, command))
-        efficiency.shipped.cache_clear()
-        (ROOT / "docs" / "validation.md").write_text(page(all_, found, args.data, command))
-    if args.json:
-        print(json.dumps(found, indent=1))
-    else:
-        print("\n".join(rows_of(found["campaigns"])))
-
-
-if __name__ == "__main__":
-    main()
