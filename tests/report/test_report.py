@@ -70,6 +70,13 @@ def test_many_long_runs_stay_small(tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
+def test_a_slowed_or_busy_machine_is_told(tmp_path):
+    busy = "other programs kept 1.0 of 2 CPUs busy; the process was ready and waited for a CPU for 20 % of its time"
+    for state, told in (({"slowed": ["clock capped"], "busy": busy}, True), ({"slowed": [], "busy": ""}, False)):
+        _, page = report(tmp_path, make_bench(tmp_path / "b.json", bench() | {"state": state}))
+        assert ("slowed down: clock capped." in page.text) == (f"was busy: {busy}." in page.text) == told
+
+
 # ------------------------------------------------------------------------------------------------------------- escaping
 
 
