@@ -136,14 +136,14 @@ def test_pages_fit_their_window(site: Path, width: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", axe.SCHEMES)
-@pytest.mark.parametrize("width", axe.WIDTHS)
-def test_axe(site: Path, width: int, scheme: str, tmp_path: Path) -> None:
+def test_axe(site: Path, scheme: str, tmp_path: Path) -> None:
+    """Each page at one width and the next at another: a rule's element is on many pages."""
     source = axe.rules()
     browser_kit = pytest.importorskip("kit.browser")
     browser, told = browser_kit.Browser(tmp_path), {}
     try:
-        for page in sorted(site.rglob("*.html")):
-            axe.show(browser, page.as_uri(), width, scheme)
+        for number, page in enumerate(sorted(set(site.rglob("*.html")) - {site / "404.html"})):  # whose files are a server's
+            axe.show(browser, page.as_uri(), axe.WIDTHS[number % len(axe.WIDTHS)], scheme)
             told[page.relative_to(site)] = axe.violations(browser, source)
     finally:
         browser.close()
