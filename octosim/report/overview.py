@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -215,7 +216,7 @@ def failures_sentence(tasks: Sequence[Task]) -> str:
                     parts.append(f"{group.label} {verb}{several}{where}")
     if not bad:
         above = ", above chance" if all(task.is_classifier for task in tasks) else ""
-        return f"{'The run' if total == 1 else f'All {total} runs'} finished{above}."
+        return f"{({1: 'The run', 2: 'Both runs'}).get(total, f'All {total} runs')} finished{above}."
     return "; ".join(parts) + "."
 
 
@@ -385,6 +386,15 @@ def predicted_times(task: Task, device: str) -> dict[int, tuple[float, float, fl
     }
 
 
+def images_interval(group: Group, accuracy: float) -> Span:
+    """95 % interval of an accuracy over as many other test images (Wilson); it alone where their number is unknown."""
+    n, z = group.runs[0].decides["data"].get("test_images"), 1.96
+    if not isinstance(n, int) or n < 1:
+        return accuracy, accuracy
+    centre, half = accuracy + z * z / (2 * n), z * math.sqrt(accuracy * (1 - accuracy) / n + (z / (2 * n)) ** 2)
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
 def scatters(figures: Figures, task: Task) -> list[Figure]:
     """Accuracy against time on each device; without devices against measured time, where all is one machine's."""
     drawn = []
@@ -417,20 +427,24 @@ def scatter(
     names = [label if len(label) <= LABEL else label[: LABEL - 1] + "…" for label in labels]
     best = front([(span[0], mean) for span, mean in zip(spans, means, strict=True)])
     inside = [low <= mean <= high for mean in means]
-    seen = [100 * value for (_, values), near in zip(shown, inside, strict=True) if near for value in values.values()]
+    edges = [
+        images_interval(group, mean / 100) if len(values) == 1 else (min(values.values()), max(values.values()))
+        for (group, values), mean in zip(shown, means, strict=True)
+    ]
+    seen = [100 * edge for span, near in zip(edges, inside, strict=True) if near for edge in span]
     low, high = min(low, *seen), max(high, *seen)
 
     def paint(axes: Any) -> Legend:
         line = sorted((spans[i][0], means[i]) for i in best)
         axes.plot([x for x, _ in line], [y for _, y in line], color="#8c959f", linewidth=1.0, drawstyle="steps-post", zorder=1)
-        for i, (group, values) in enumerate(shown):
+        for i, (group, _) in enumerate(shown):
             colour = COLOURS[4] if group is task.base else COLOURS[0]
             if not inside[i]:
                 edge, marker = (low, "v") if means[i] < low else (high, "^")
                 axes.plot(spans[i][0], edge, marker, color=COLOURS[1], markersize=8, zorder=3, clip_on=False)
                 continue
             axes.plot(spans[i][1:], [means[i]] * 2, color="#c5ccd3", linewidth=2.5, zorder=1, solid_capstyle="round")
-            axes.plot([spans[i][0]] * 2, [100 * min(values.values()), 100 * max(values.values())], color=colour, linewidth=1.2)
+            axes.plot([spans[i][0]] * 2, [100 * edge for edge in edges[i]], color=colour, linewidth=1.2)
             fill = colour if i in best else "#ffffff"
             axes.plot(spans[i][0], means[i], "o", color=colour, mfc=fill, markersize=7, zorder=3)
         axes.set_ylim(low, high)
@@ -448,6 +462,8 @@ def scatter(
         return []
 
     caption += " Points: mean over the seeds that finished above chance, vertical lines: all of them, black: the reference."
+    if any(len(values) == 1 for _, values in shown):
+        caption += " Of one seed, the line is the 95 % interval for as many other test images (Wilson)."
     caption += " Filled, on the line: no other is cheaper and as accurate. The accuracy axis is cut to where most lie"
     off = inside.count(False)
     caption += f"; {plural(off, 'configuration')} off it: the arrows at its edge." if off else "."

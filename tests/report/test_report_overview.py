@@ -165,7 +165,7 @@ def test_sentence_of_costs_is_true_of_known_times(study, times, said):
 def test_failures_of_nothing(tmp_path):
     for seed in range(2):
         make_run(tmp_path / "runs" / str(seed), seed=seed, digest=str(seed))
-    assert overview.failures_sentence([task_of(tmp_path / "runs")]) == "All 2 runs finished, above chance."
+    assert overview.failures_sentence([task_of(tmp_path / "runs")]) == "Both runs finished, above chance."
 
 
 def test_table_has_no_cost_of_a_training_that_did_not_end(study):
@@ -189,6 +189,29 @@ def test_ratio_of_independent_predictions(study):
     width = math.hypot(*(math.log(p.step["time_high_s"] / p.step["time_s"]) for p in (octo, base)))
     assert math.log(found.high / found.value) == pytest.approx(width)
     assert compare.Ratio(0.5, 0.3, 0.9).told == "faster" and compare.Ratio(0.9, 0.7, 1.1).told == "cannot be told"
+
+
+@pytest.mark.parametrize("accuracy, images", [(0.85, 1000), (0.5, 10), (1.0, 100), (0.0, 7)])
+def test_interval_of_images(study, accuracy, images):
+    """Its edges are the accuracies from which the observed one is 1.96 standard errors away."""
+    set_classes(study / "octo-0", 10, images)
+    (group,) = (g for g in tables.group_runs([run for run in runs_of(study) if run.name == "octo-0"])[0])
+    low, high = overview.images_interval(group, accuracy)
+    assert 0 <= round(low, 12) <= accuracy <= round(high, 12) <= 1 and high > low
+    for edge in (low, high):
+        assert abs(accuracy - edge) == pytest.approx(1.96 * math.sqrt(edge * (1 - edge) / images), abs=1e-6)
+
+
+def test_one_seed_does_not_fill_the_height_with_two_images(study, tmp_path):
+    drawn = figures.Figures(files=False)
+    for name in ("fp32-0", "octo-0"):
+        set_accuracy(study / name, {"fp32-0": 0.854, "octo-0": 0.852}[name])
+    groups, _ = tables.group_runs([run for run in runs_of(study) if run.name in ("fp32-0", "octo-0")])
+    (task,) = overview.tasks(groups, [])
+    times = {id(group): (seconds,) * 3 for seconds, group in enumerate(task.groups, 1)}
+    figure = overview.scatter(drawn, task, "here", times, "Measured", "")
+    ticks = [float(text) for text in re.findall(r">(8\d(?:\.\d)?)</text>", str(figure.svg))]
+    assert max(ticks) - min(ticks) >= 3 and "Wilson" in figure.caption
 
 
 def test_useful_range_leaves_out_what_is_far_off():
