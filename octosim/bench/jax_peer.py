@@ -110,7 +110,9 @@ def namespace(of: Packages) -> SimpleNamespace:
 
 def to_flax(of: Packages, stack: Graph | Stack, in_shape: tuple[int, ...]) -> Any:
     """The same layers as a module of flax.linen, for (batch, height, width, channels) float32 input."""
-    names, parts, inputs = namespace(of), [], []
+    names = namespace(of)
+    parts: list[Any] = []
+    inputs: list[tuple[int, ...]] = []
     for node in nodes(stack, in_shape):
         try:
             parts.append(node.layer.peer(names, *node.in_shapes))
@@ -118,7 +120,7 @@ def to_flax(of: Packages, stack: Graph | Stack, in_shape: tuple[int, ...]) -> An
             raise OctosimError(f"layers of the kind '{node.layer.kind}' have no counterpart in JAX here ({error})") from None
         inputs.append(node.inputs)
 
-    class Network(of.linen.Module):  # type: ignore[name-defined, misc]
+    class Network(of.linen.Module):  # type: ignore[name-defined]
         parts: Any
         inputs: Any
 

@@ -192,7 +192,8 @@ def _cannot(kind: Kind) -> str:
         return "the processor has no instructions for bfloat16"
     if kind.compiled and torch_module()._dynamo.config.disable:
         return "torch.compile: switched off (TORCHDYNAMO_DISABLE)"
-    if kind.compiled and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
+    compilers = (os.environ.get("CXX", "").split() or ["g++"])[0], "clang++"
+    if kind.compiled and not any(shutil.which(name) for name in compilers):
         return "torch.compile: no C++ compiler"
     return ""
 
@@ -243,7 +244,8 @@ def torch_steps(task: Task, kinds: Iterable[str] = TORCH_KINDS) -> dict[str, Ste
 
 def torch_contest(task: Task) -> dict[str, Steps]:
     """PyTorch's steps in float32, and in bfloat16 where the processor has it, in eager mode and compiled; each has run once."""
-    torch, found = torch_module(), {}
+    torch = torch_module()
+    found: dict[str, Steps] = {}
     for row, what, half in (("torch", "PyTorch FP32", False), ("torch-bfloat16", "PyTorch autocast to bfloat16", True)):
         ways: dict[str, Step] = {}
         left_out: dict[str, None] = {}

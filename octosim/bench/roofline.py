@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def measure(seconds: float = 0.05) -> Roof:
     times = []
     for size in (0, *SIZES):
         a, b, c = (np.ones(size // 12, np.float32) for _ in range(3))
-        times.append(_fastest(lambda a=a, b=b, c=c: core.stream_triad(a, b, c, 3.0), seconds))
+        times.append(_fastest(functools.partial(core.stream_triad, a, b, c, 3.0), seconds))
     moved = [(size, size / max(took - times[0], took / 10)) for size, took in zip(SIZES, times[1:], strict=True)]
     x, y = (np.ones((SIDE, SIDE), np.float32) for _ in range(2))
     out = np.empty((SIDE, SIDE), np.float32)
