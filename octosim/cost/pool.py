@@ -162,7 +162,7 @@ def pool(all_: Sequence[Campaign], keep: Callable[[Campaign], bool]) -> dict[str
 def scores(predicted: fit.Array, measured: fit.Array) -> dict[str, float]:
     """Median and mean of |predicted / measured - 1|, the median ratio, and the rank correlation (Spearman)."""
     ratio = predicted - measured
-    order = [np.argsort(np.argsort(x)) for x in (predicted, measured)]
+    order: list[Any] = [np.argsort(np.argsort(x)) for x in (predicted, measured)]
     return {
         "median": fit.median_error(ratio),
         "mean": float(np.mean(np.abs(np.expm1(ratio)))),
@@ -262,7 +262,7 @@ def spread_of(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 
 def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command: str) -> str:
     """The text of octosim/hardware/efficiency.toml."""
-    groups: dict[str, dict[str, efficiency.Factors]] = {"pool": {}}
+    groups: dict[str, dict[str, Any]] = {"pool": {}}
     full = pool(all_, lambda c: True)
     table = devices()
     predictions = found["predictions"]
@@ -275,7 +275,7 @@ def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command:
         names = [row["name"] for row in table["device"] if row.get("profile") == profile and row.get("role", "pool") == "pool"]
         some = [c for c in all_ if c.name in names]
         chip = some[0].chip
-        outside = pool(all_, lambda c, chip=chip: c.chip != chip)
+        outside = pool([c for c in all_ if c.chip != chip], lambda c: True)
         known = dict(outside)
         for path in efficiency.PATHS:
             mine = [c for c in some if c.path == path]

@@ -93,7 +93,7 @@ def inversions(predictions: Sequence[Mapping[str, Any]], key: str) -> dict[tuple
             same = all(a[k] == b[k] for k in ("name", "path", "threads"))
             ratio = b["measured_s"] / a["measured_s"]
             if same and ratio > 1 and ratio * math.exp(b[key] - a[key]) < 1:
-                found.setdefault(tuple(sorted((a["network"], b["network"]))), []).append(ratio)  # type: ignore[arg-type]
+                found.setdefault(tuple(sorted((a["network"], b["network"]))), []).append(ratio)
     return dict(sorted(found.items(), key=lambda x: -len(x[1])))
 
 
