@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from octosim import _core, limits
+from octosim import limits
+from octosim._core import ffi
+from octosim._core import lib as _compiled
 from octosim.errors import OctosimError
 
 Array = np.ndarray[Any, Any]
-ffi = _core.ffi
 
 
 class CoreError(OctosimError):
@@ -119,9 +120,9 @@ def _with_recorder(name: str, number: int, function: Callable[..., int]) -> Call
 
 def _library() -> SimpleNamespace:
     """The C functions and constants.  Functions with a number by octo_function can be recorded."""
-    members = {name: getattr(_core.lib, name) for name in dir(_core.lib)}
+    members = {name: getattr(_compiled, name) for name in dir(_compiled)}
     for name, member in members.items():
-        number = _core.lib.octo_function(name.encode()) if callable(member) else -1
+        number = _compiled.octo_function(name.encode()) if callable(member) else -1
         if number >= 0:
             members[name] = _with_recorder(name, number, member)
     return SimpleNamespace(**members)
@@ -270,7 +271,7 @@ def costs(
 ) -> None:  # fmt: skip
     """States the cost of C functions, beside their wrapper: see `Cost`."""
     for name in functions:
-        assert hasattr(_core.lib, name), name
+        assert hasattr(_compiled, name), name
         COSTS[name] = Cost(again, product, weights, update, rounding)
 
 
