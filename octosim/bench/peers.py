@@ -190,7 +190,8 @@ def _cannot(kind: Kind) -> str:
     """Why a kind is not run here, or nothing."""
     if kind.half and not has_bfloat16():
         return "the processor has no instructions for bfloat16"
-    if kind.compiled and torch_module()._dynamo.config.disable:
+    switch = os.environ.get("TORCHDYNAMO_DISABLE", "0")  # PyTorch reads it when it is imported
+    if kind.compiled and (switch not in ("", "0") or torch_module()._dynamo.config.disable):
         return "torch.compile: switched off (TORCHDYNAMO_DISABLE)"
     compilers = (os.environ.get("CXX", "").split() or ["g++"])[0], "clang++"
     if kind.compiled and not any(shutil.which(name) for name in compilers):
