@@ -489,6 +489,7 @@ class Method(Protocol):
     values:    what the values between layers are made of, for the manifest.
     for_weight_grad: what it saves of a weighted layer for dW alone, by name: gone at once where `w` is frozen.
     counters:  tensors of node.state that `metrics` sets to 0.
+    beyond:    float32 tensors of a layer's error by which the most that a step of another phase holds is more (`engine.plan`).
     layers:    its own passes of layers without a matrix product, by the layer's stem ("relu", "bn" ...): objects with `init`,
                `forward`, `weight_grad` and `input_grad`, as `layers.Unweighted` has them, which find the geometry in
                node.layer.
@@ -504,6 +505,7 @@ class Method(Protocol):
     inspects: ClassVar[bool] = False
     by_channel: ClassVar[bool] = False
     random_loss: ClassVar[bool] = False
+    beyond: ClassVar[int] = 0
     covers: ClassVar[tuple[str, ...] | None] = None
     multiplies: ClassVar[bool] = False
     unused: ClassVar[tuple[str, ...]] = ()

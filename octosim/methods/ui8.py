@@ -74,6 +74,7 @@ class Ui8(Method):
     paper: ClassVar[str] = "Zhu et al., CVPR 2020"
     bits: ClassVar[Mapping[str, str]] = int8.BITS
     by_channel: ClassVar[bool] = True
+    beyond: ClassVar[int] = 1  # of `deviation`, where the rest of a step holds the other
 
     def __post_init__(self) -> None:
         for name, low, high in (("grid", 1, 1000), ("period", 1, 2**31), ("alpha", 0, 40), ("beta", 0, 1)):
