@@ -240,7 +240,7 @@ def aarch64(bench: Bench) -> str:
     """The wheel cross-built for aarch64, on an emulated Cortex-A72, A76 and one with i8mm."""
     needed("qemu-aarch64", "qemu-user")
     tools = bench.venv(sys.executable)
-    run(tools / "python", "-m", "pip", "install", "-q", "setuptools", "cffi")
+    run(tools / "python", "-m", "pip", "install", "-q", "setuptools>=77", "cffi")
     done = subprocess.run(["bash", bench.source / "tools" / "arm64_python.sh", bench.folder / "arm64"],
                           env=os.environ | {"PYTHON": str(tools / "python")}, capture_output=True, text=True)  # fmt: skip
     if done.returncode:
