@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ PROBES = (
     Probe((26, 26, 3), 24, _dense(3072, 2048, 512)),
     Probe((26, 26, 3), 80, (*conv(24), *residual(48, 2, True), *conv(48), *residual(96, 2, True), GlobalAvgPool(), *_dense())),
 )  # fmt: skip
-REFERENCE = Probe((26, 26, 1), 16, (*conv(12, 5, pad=2), MaxPool(), *conv(24, 5, pad=0), MaxPool(), *_dense(150)))
+REFERENCE = replace(PROBES[0], batch=16)
 """A small network whose steps beside others' say how fast the machine is at that moment."""
 FULL_SPEED = 0.1
 """Quantile of the reference's times that counts as the machine's full speed: its fastest moments but for luck."""
@@ -370,8 +370,7 @@ def calibrate(
     source = f"{command}, {datetime.date.today().isoformat()}, {data['title']}, {core.isa()}, octosim {octosim.__version__}, " \
              f"Python {platform.python_version()}, NumPy {np.__version__}"  # fmt: skip
     plain = [[row.model_dump(by_alias=True, exclude_none=True) for row in rows] for rows in (passes, levels)]
-    data["rates"] = {"references": references}
-    return _profile(data, source, counts, peaks, best, products, plain[0], plain[1], residuals)
+    return _profile(data, source, counts, references, peaks, best, products, plain[0], plain[1], residuals)
 
 
 def peak_mac_s(seconds: float = 0.15) -> float:
@@ -391,8 +390,9 @@ def peak_mac_s(seconds: float = 0.15) -> float:
 
 
 def _profile(
-    data: dict[str, Any], source: str, counts: Sequence[int], peaks: dict[int, float], best: dict[str, float],
-    products: list[dict[str, Any]], passes: list[dict[str, Any]], bandwidth: list[dict[str, Any]], residuals: list[float],
+    data: dict[str, Any], source: str, counts: Sequence[int], references: list[dict[str, Any]], peaks: dict[int, float],
+    best: dict[str, float], products: list[dict[str, Any]], passes: list[dict[str, Any]], bandwidth: list[dict[str, Any]],
+    residuals: list[float],
 ) -> dict[str, Any]:  # fmt: skip
     def measured(value: float) -> dict[str, Any]:
         return {"value": float(f"{value:.4g}"), "kind": "measured", "source": source}
@@ -412,8 +412,8 @@ def _profile(
     call = min(row["us"][0] for row in passes)
     data["overhead_us"] = measured(call)
     spread = max(0.05, 1.4826 * float(np.median(np.abs(residuals))))  # of a normal distribution, by its median
-    data["rates"] |= {"source": source, "spread": float(f"{spread:.3g}"), "products": products, "passes": passes,
-                     "bandwidth": bandwidth}  # fmt: skip
+    data["rates"] = {"source": source, "references": references, "spread": float(f"{spread:.3g}"), "products": products,
+                     "passes": passes, "bandwidth": bandwidth}  # fmt: skip
     return data
 
 

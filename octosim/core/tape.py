@@ -105,7 +105,7 @@ class Tape:
         """Holds memory that a call is about to be given: of an array of a pool its block, whose other arrays come and go while
         the step is recorded."""
         root, base = array, array.base
-        while base is not None and isinstance(base, np.ndarray):
+        while isinstance(base, np.ndarray):
             root, base = base, base.base
         if not self.dry:
             held = root.pin() if isinstance(root, Lease) else root
@@ -162,7 +162,7 @@ class Tape:
     def _note(self, function: str, arguments: tuple[Any, ...]) -> None:
         cost = COSTS.get(function)
         product = cost.product(arguments) if cost and cost.product else None
-        variant = cost.variant(arguments) if cost and cost.rounding is not None else ""
+        variant = cost.variant(arguments) if cost else ""
         self.calls.append(Call(function, tuple(self._operands), product, here.key, variant))
         self._operands.clear()
 

@@ -436,6 +436,12 @@ def leave_one_out(samples: Sequence[Sample], path: str, known: Mapping[str, Arra
     return found
 
 
+def rank_correlation(a: Sequence[float] | Array, b: Sequence[float] | Array) -> float:
+    """Spearman's; equal values have the order in which they stand."""
+    order: list[Any] = [np.argsort(np.argsort(x)) for x in (a, b)]
+    return float(np.corrcoef(*order)[0, 1])
+
+
 def median_error(log_ratio: Array) -> float:
     """Median of |predicted / measured - 1|."""
     return float(np.median(np.abs(np.expm1(log_ratio))))

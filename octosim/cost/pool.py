@@ -150,11 +150,11 @@ def base(path: str) -> str:
     return {"smlal": "float32", "sdot": "float16"}.get(path, path)
 
 
-def pool(all_: Sequence[Campaign], keep: Callable[[Campaign], bool]) -> dict[str, fit.Array]:
-    """Factors of all arithmetics from the pool's campaigns that `keep` admits."""
+def pool(among: Sequence[Campaign]) -> dict[str, fit.Array]:
+    """Factors of all arithmetics from the pool's campaigns among these."""
     factors: dict[str, fit.Array] = {}
     for path in efficiency.PATHS:
-        some = [c for c in all_ if c.role == "pool" and c.path == path and keep(c)]
+        some = [c for c in among if c.role == "pool" and c.path == path]
         factors = fit.fit(joined(some), path, factors, campaigns=True).factors
     return factors
 
@@ -162,12 +162,11 @@ def pool(all_: Sequence[Campaign], keep: Callable[[Campaign], bool]) -> dict[str
 def scores(predicted: fit.Array, measured: fit.Array) -> dict[str, float]:
     """Median and mean of |predicted / measured - 1|, the median ratio, and the rank correlation (Spearman)."""
     ratio = predicted - measured
-    order: list[Any] = [np.argsort(np.argsort(x)) for x in (predicted, measured)]
     return {
         "median": fit.median_error(ratio),
         "mean": float(np.mean(np.abs(np.expm1(ratio)))),
         "bias": math.exp(float(np.median(ratio))),
-        "rank": float(np.corrcoef(*order)[0, 1]) if len(ratio) > 2 else math.nan,
+        "rank": fit.rank_correlation(predicted, measured) if len(ratio) > 2 else math.nan,
     }
 
 
@@ -200,7 +199,7 @@ def evaluate(
     done = iter(range(1, steps + 1))
 
     def without(key: str, value: str) -> dict[str, fit.Array]:
-        factors = pool(all_, lambda c: getattr(c, key) != value)
+        factors = pool([c for c in all_ if getattr(c, key) != value])
         progress(next(done) / steps)
         return factors
 
@@ -263,7 +262,7 @@ def spread_of(rows: Sequence[Mapping[str, Any]], key: str) -> float:
 def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command: str) -> str:
     """The text of octosim/hardware/efficiency.toml."""
     groups: dict[str, dict[str, Any]] = {"pool": {}}
-    full = pool(all_, lambda c: True)
+    full = pool(all_)
     table = devices()
     predictions = found["predictions"]
     for path in efficiency.PATHS:
@@ -275,7 +274,7 @@ def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command:
         names = [row["name"] for row in table["device"] if row.get("profile") == profile and row.get("role", "pool") == "pool"]
         some = [c for c in all_ if c.name in names]
         chip = some[0].chip
-        outside = pool([c for c in all_ if c.chip != chip], lambda c: True)
+        outside = pool([c for c in all_ if c.chip != chip])
         known = dict(outside)
         for path in efficiency.PATHS:
             mine = [c for c in some if c.path == path]

@@ -111,9 +111,9 @@ def said(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"median error {100 * float(np.median(error)):.1f} %, worst {100 * max(error):.0f} %, of {len(rows)}"]
     if len(rows) > 2 and "roofline_error" in rows[0]:
         plain = [abs(row["roofline_error"]) for row in rows]
-        order: list[Any] = [np.argsort(np.argsort([row[key] for row in rows])) for key in ("measured", "predicted")]
+        rank = fit.rank_correlation(*([row[key] for row in rows] for key in ("measured", "predicted")))
         lines[0] += f"; a roofline with nothing fitted {100 * float(np.median(plain)):.1f} %"
-        lines[0] += f"; rank correlation {float(np.corrcoef(order[0], order[1])[0, 1]):.3f}"
+        lines[0] += f"; rank correlation {rank:.3f}"
     if "inside" in rows[0]:
         lines[0] += f"; {100 * float(np.mean([row['inside'] for row in rows])):.0f} % inside the interval"
     return lines + list(dict.fromkeys(row["note"] for row in rows if "note" in row))

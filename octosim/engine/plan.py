@@ -190,7 +190,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
     with tape.recording(), core.pooled(pool):
         step()
     errors = [math.prod(node.out_shape) for node in nodes if node.layer.weighted and node.trained] if training else []
-    values = (tape.most + 4 * method.beyond * batch * max(errors, default=0)) * (1 + BETWEEN)
+    most = (tape.most + 4 * method.beyond * batch * max(errors, default=0)) * (1 + BETWEEN)
     held = [values for node in nodes for values in (*node.params.values(), *node.state.values())]
     trained = [4 * node.chosen(key).size for node in nodes for key in node.trained] if training else [0]
     return Plan(
@@ -200,7 +200,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
         sum(values.nbytes for values in held),
         sum(v.nbytes for kept in slots.values() for v in kept.values()),
         sum(trained) if network.accumulate > 1 else max(trained),
-        round(values) + max(map(_padded, tape.calls)) + SCRATCH + training * RECORDED * len(tape.calls),
+        round(most) + max(map(_padded, tape.calls)) + SCRATCH + training * RECORDED * len(tape.calls),
     )
 
 

@@ -121,13 +121,11 @@ def features(op: Op) -> tuple[float, ...]:
     kind, plain = shape_of(op), kind_of(op) == shape_of(op)
     m, k, n = (float(size) for size in op.shape)
     block = BLOCK["int8" if op.dtype == "int8" else "float32"] if plain else SIDE
-    near = scattered = 0.0
-    result = m * n
+    result, scattered = m * n, 0.0
+    near = float(math.prod(op.geometry[:4])) if op.geometry and (plain or kind == "depthwise") else 0.0
     if kind == "depthwise":
-        outputs = float(max(op.shape))  # of one channel
-        wide = _up(op.groups, VECTOR) * m * k * n
-        near = float(math.prod(op.geometry[:4])) if op.geometry else 0.0
-        return 1.0, wide * 1e-6, outputs * 1e-6, 0.0, _up(op.groups, VECTOR) * outputs * 1e-6, near * 1e-6, 0.0
+        outputs, groups = float(max(op.shape)), _up(op.groups, VECTOR)  # outputs: of one channel
+        return 1.0, groups * m * k * n * 1e-6, outputs * 1e-6, 0.0, groups * outputs * 1e-6, near * 1e-6, 0.0
     if kind == "convolution" and plain and op.pass_ == "dX":
         (height, width), stride = op.kernel, op.stride
         channels = n // (height * width)
@@ -139,22 +137,19 @@ def features(op: Op) -> tuple[float, ...]:
         near, result = m * k, pixels * channels
         scattered = result if stride > 1 else 0.0
         m, k, n = seen * pixels / stride**2, k * height * taps, channels * stride
-    elif kind == "convolution" and plain and op.geometry:
-        near = float(math.prod(op.geometry[:4]))
-    if kind == "convolution" and plain and op.pass_ == "dW":
+    elif kind == "convolution" and plain and op.pass_ == "dW":
         if op.dtype != "int8":
             m, n = n, m
         elif op.geometry:
             return _planes(op)
-    wide = block * math.ceil(n / block)
-    return 1.0, m * k * wide * 1e-6, m * k * 1e-6, k * n * 1e-6, result * 1e-6, near * 1e-6, scattered * 1e-6
+    return 1.0, m * k * _up(n, block) * 1e-6, m * k * 1e-6, k * n * 1e-6, result * 1e-6, near * 1e-6, scattered * 1e-6
 
 
 def _planes(op: Op) -> tuple[float, ...]:
     """Of an int8 weight gradient: in lines of groups of four pixels, from planes, where the lines are long enough for it (a
     third of them wasted at most, `planar_kernel` in cext/api_gemm.c), else from rows that are gathered."""
     m, k, n = op.shape
-    images, _, _, channels, _, height, width = op.geometry[:7]
+    _, _, _, channels, _, height, width = op.geometry[:7]
     alone = height * width == 1 and op.stride == 1 and k % LINE == 0
     line = LINE if alone else _line(op)
     grouped = _up(line, 4)
