@@ -50,6 +50,7 @@ class Op:
     passes: times that software passes over the operands of an elementwise operation or an update.
     geometry: of a convolution: batch, height, width, channels, filters, kernel height and width, stride, padding; with groups
         or dilation, these too (`core.Conv`).
+    threads: the most that software works on it with, 0 where all can.  calls: that software makes of it.
     """
 
     layer: str
@@ -70,6 +71,8 @@ class Op:
     geometry: tuple[Any, ...] = ()
     slow: float = 1.0
     passes: float = 1.0
+    threads: int = 0
+    calls: int = 1
 
     @property
     def macs(self) -> int:

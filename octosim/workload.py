@@ -122,7 +122,7 @@ def _onnx(asked: CostQuery) -> Workload:
             path, batch=as_read(batch), dtype=kind, lenient=asked.lenient, shapes=asked.shapes,
             **runtimes.onnx_rules(runtime, device, kind, asked.inference),
         )  # fmt: skip
-        return found if asked.inference else runtimes.training_ops(found, runtime)
+        return found if asked.inference else runtimes.training_ops(found, runtime, batch)
 
     def memory(batch: int | None) -> dict[str, int]:
         return onnx_memory.memory(path, as_read(batch), kind, asked.inference, shapes=asked.shapes)
@@ -214,7 +214,7 @@ def of_network(
                 plain = plan.dry(stack, shape, methods.make("fp32", {}), selection=selection, accumulate=accumulate)
                 floats[batch] = plan.plan_like(plain, batch, training=False)
             return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)
-        found = runtimes.training_ops(plan.ops(planned(batch)), runtime)
+        found = runtimes.training_ops(plan.ops(planned(batch)), runtime, batch)
         return runtimes.in_float16(found) if half else found
 
     dtype = "float16" if half else "float32" if made.name == "fp32" else "int8"

@@ -8,7 +8,6 @@ to some steps would carry them into a fit that leaves those steps out.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,13 +28,17 @@ Array = np.ndarray[Any, Any]
 
 PRIOR = {
     # (value, standard deviation of its logarithm): estimates of a framework with generic kernels, which no step is in.
-    # Passes: MNN's sources convert, transpose and pack a result about ten times on one thread, where several threads take half
-    # as long, and read or write a linear layer's weights four times; optimizer and copies pass over parameters five times.
     "forward": (1.0, 0.5), "forward_depthwise": (1.0, 1.5), "dx": (0.8, 0.5), "dw": (0.7, 0.5), "depthwise": (0.05, 1.2),
-    "patch_passes": (1.0, 0.7), "passes": (1.5, 0.7), "product_passes": (20.0, 1.2), "row_passes": (2.0, 1.0),
-    "update_passes": (5.0, 1.0), "call_us": (30.0, 1.0), "step_ms": (1.0, 1.0),
+    "patch_passes": (1.0, 0.7), "passes": (1.5, 0.7), "update_passes": (5.0, 1.0), "call_us": (30.0, 1.0),
+    "step_ms": (1.0, 1.0),
 }  # fmt: skip
-OPTIONAL = ("forward", "forward_depthwise", "patch_passes", "product_passes", "row_passes")
+COUNTED = {
+    # The same where passes are counted in the framework's source (hardware.runtime.Work): what is left is how fast they are.
+    # Lines of a cache that several cores write move between them (interleaved).
+    "forward": (1.0, 0.5), "depthwise": (0.5, 0.7), "passes": (1.5, 0.5), "interleaved": (0.2, 1.0), "call_us": (30.0, 1.0),
+    "step_ms": (1.0, 1.0),
+}  # fmt: skip
+OPTIONAL = ("forward", "forward_depthwise", "patch_passes")
 """Fitted where the runtime states them."""
 NOISE = 0.2
 """Standard deviation of ln(measured / predicted) of one network's steps that the parameters do not explain."""
@@ -59,53 +62,99 @@ class Step:
     device: Device | None = None
 
 
+NETWORKS = Path(__file__).with_name("mnn_networks.csv")
+"""Layers, by the program's sources, of the networks that UbiquitousLearning/Benchmark-On-Device-Training measured."""
+
+
+PRODUCTS = ("conv", "depthwise", "linear")
+KINDS = (*PRODUCTS, "batchnorm", "relu", "relu6", "maxpool", "avgpool", "add", "concat")
+
+
 def networks(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Layers by network from a CSV with the columns network, layer, kind (conv, depthwise, linear), in_channels, out_channels,
-    kernel, stride, in_size, out_size, weights."""
+    """Layers by network from a CSV with the columns network, layer, kind, in_channels, out_channels, kernel, stride, in_size,
+    out_size, weights.  kind: one of KINDS; a product's weights include its biases."""
     sizes = ("in_channels", "out_channels", "kernel", "stride", "in_size", "out_size", "weights")
     found: dict[str, list[dict[str, Any]]] = {}
     for row in read_csv(path, ("network", "layer", "kind", *sizes)):
+        if row.cells["kind"] not in KINDS:
+            raise row.error(f"kind is '{row.cells['kind'][:60]}', expected one of {', '.join(KINDS)}")
         layer: dict[str, Any] = {k: row.number(k, int, "a whole number", lambda v: 0 <= v < 1 << 50) for k in sizes}
         found.setdefault(row.cells["network"], []).append(layer | {"name": row.cells["layer"], "kind": row.cells["kind"]})
     return found
 
 
-def step_ops(layers: Sequence[Mapping[str, Any]], batch: int) -> list[Op]:
-    """A float32 training step of a table's network: products in three passes, an activation after each, the optimizer."""
-    size = DTYPE_BYTES["float32"]
-    found: list[Op] = []
-    for at, layer in enumerate(layers):
-        linear, depthwise = layer["kind"] == "linear", layer["kind"] == "depthwise"
-        ci, co, k = layer["in_channels"], layer["out_channels"], layer["kernel"]
-        groups = ci if depthwise else 1
-        pixels = batch * (1 if linear else layer["out_size"] ** 2)
-        m, inner, n = pixels, ci // groups * k * k, co // groups
-        x = batch * ci * (1 if linear else layer["in_size"] ** 2) * size
-        y, w = pixels * co * size, layer["weights"] * size
-        shared = {"groups": groups, "kernel": (0, 0) if linear else (k, k), "stride": 1 if linear else layer["stride"]}
-        name, kind = layer["name"], layer["kind"]
-
-        def product(pass_: str, shape: tuple[int, int, int], reads: int, writes: int, weights: int, name: str = name,
-                    kind: str = kind, shared: dict[str, Any] = shared) -> Op:  # fmt: skip
-            return Op(name, pass_, "gemm", kind, shape, "float32", reads, writes, weights=weights, **shared)
-
-        found.append(product("forward", (m, inner, n), x + w, y, w))
-        found.append(Op(name, "forward", "elementwise", "activation", (m * co,), "float32", y, y))
-        found.append(Op(name, "dX", "elementwise", "activation", (m * co,), "float32", 2 * y, y))
-        found.append(product("dW", (n, m, inner), x + y, w, 0))
-        if at:
-            found.append(product("dX", (m, n, inner), w + y, x, w))
-    count = sum(layer["weights"] for layer in layers)
-    found.append(Op("optimizer", "update", "update", "sgd", (count,), "float32", 12 * count, 8 * count, groups=2 * len(layers)))
+def differences(given: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Sentences about networks of a table whose layers have other sizes than those of the same names in NETWORKS."""
+    found = []
+    own = networks(NETWORKS)
+    for name, layers in given.items():
+        sizes = {layer["name"]: (layer["stride"], layer["in_size"], layer["out_size"]) for layer in own.get(name, [])}
+        other = [layer["name"] for layer in layers if layer["name"] in sizes
+                 and sizes[layer["name"]] != (layer["stride"], layer["in_size"], layer["out_size"])]  # fmt: skip
+        if other:
+            found.append(f"{name}: {len(other)} of {len(layers)} layers, {other[0]} first, have another size or stride than in "
+                         "the program that was measured; without --layers octosim takes the program's")  # fmt: skip
     return found
 
 
+def step_ops(layers: Sequence[Mapping[str, Any]], batch: int) -> list[Op]:
+    """A float32 training step of a table's network: products in three passes, what lies between them, the optimizer.
+
+    A table of products alone does not say what lies between: an activation after each, then.
+    """
+    size = DTYPE_BYTES["float32"]
+    found: list[Op] = []
+    products = [layer for layer in layers if layer["kind"] in PRODUCTS]
+    alone, first = len(products) == len(layers), True
+    for layer in layers:
+        kind, ci, co, k = layer["kind"], layer["in_channels"], layer["out_channels"], layer["kernel"]
+        name, linear = layer["name"], kind == "linear"
+        x = batch * ci * (1 if linear else layer["in_size"] ** 2) * size
+        y = batch * co * (1 if linear else layer["out_size"] ** 2) * size
+        if kind not in PRODUCTS:
+            count = y // size * (min(k, layer["in_size"]) ** 2 if kind in ("maxpool", "avgpool") else 1)
+            reads = 2 * x if kind in ("batchnorm", "add") else x
+            found.append(Op(name, "forward", "elementwise", kind, (count,), "float32", reads, y))
+            found.append(Op(name, "dX", "elementwise", kind, (count,), "float32", x + y, x))
+            continue
+        found += _products(layer, batch, x, y, first)
+        first = False
+        if alone:
+            found.append(Op(name, "forward", "elementwise", "activation", (y // size,), "float32", y, y))
+            found.append(Op(name, "dX", "elementwise", "activation", (y // size,), "float32", 2 * y, y))
+    trained = [layer["weights"] for layer in layers if layer["weights"]]
+    count = sum(trained)
+    tensors = 2 * len(trained)
+    found.append(Op("optimizer", "update", "update", "sgd", (count,), "float32", 12 * count, 8 * count, groups=tensors))
+    return found
+
+
+def _products(layer: Mapping[str, Any], batch: int, x: int, y: int, first: bool) -> list[Op]:
+    """The three products of a layer with x bytes of input and y of result; the network's first has no dX."""
+    size, linear = DTYPE_BYTES["float32"], layer["kind"] == "linear"
+    ci, co, k = layer["in_channels"], layer["out_channels"], layer["kernel"]
+    groups = ci if layer["kind"] == "depthwise" else 1
+    m, inner, n = y // size // co, ci // groups * k * k, co // groups
+    w = layer["weights"] * size
+
+    def product(pass_: str, shape: tuple[int, int, int], reads: int, writes: int, weights: int) -> Op:
+        return Op(
+            layer["name"], pass_, "gemm", layer["kind"], shape, "float32", reads, writes, groups=groups,
+            kernel=(0, 0) if linear else (k, k), stride=1 if linear else layer["stride"], weights=weights,
+        )  # fmt: skip
+
+    found = [product("forward", (m, inner, n), x + w, y, w), product("dW", (n, m, inner), x + y, w, 0)]
+    return found if first else [*found, product("dX", (m, n, inner), w + y, x, w)]
+
+
 def steps(path: Path, layers: Path | None) -> list[Step]:
-    """Rows of a CSV with the columns network (in the table of layers, or an .onnx file), batch, train_ms.
+    """Rows of a CSV with the columns network, batch, train_ms.
+
+    network: in the table of layers, which is NETWORKS if not given, or an .onnx file.
 
     Optional columns: profile, the device of the row; trains, "all" (if not given) or "head", the last weighted layer alone.
     """
-    nets, found = networks(layers) if layers else {}, []
+    nets, found = networks(layers or NETWORKS), []
     for row in read_csv(path, ("network", "batch", "train_ms")):
         name = row.cells["network"]
         batch = row.number("batch", int, "a batch size", lambda v: 0 < v < 1 << 20)
@@ -137,6 +186,8 @@ def parameters(runtime: Runtime) -> tuple[str, ...]:
     """Names of the parameters of a runtime's backward pass that are fitted."""
     if runtime.backward is None:
         raise OctosimError(f"runtime {runtime.name} has no [backward] to fit")
+    if runtime.backward.work:
+        return tuple(COUNTED)
     return tuple(name for name in PRIOR if name not in OPTIONAL or getattr(runtime.backward, name) is not None)
 
 
@@ -145,33 +196,53 @@ class _Problem:
 
     def __init__(self, measured: Sequence[Step], device: Device, runtime: Runtime, threads: int | None) -> None:
         ones = with_backward(runtime, dict.fromkeys(parameters(runtime), 1.0), 1.0, "of the fit")
-        planned = [runtimes.training_ops(s.ops, ones) for s in measured]
-        self.prepared = [cost.prepare(ops, s.device or device, threads, ones)
-                         for ops, s in zip(planned, measured, strict=True)]  # fmt: skip
-        self.owners = [[_owners(op) for op in ops] for ops in planned]
+        planned = [runtimes.training_ops(s.ops, ones, s.batch) for s in measured]
+        prepared = [cost.prepare(ops, s.device or device, threads, ones) for ops, s in zip(planned, measured, strict=True)]
+        counts = bool(runtime.backward and runtime.backward.work)
+        owners = [_owners(op, counts) for ops in planned for op in ops]
+        self.names = tuple(PRIOR | COUNTED)
+        self.shares = np.array([[name in shares for name in self.names] for shares, _ in owners], float)
+        self.passes = np.array([[name == own for name in self.names] for _, own in owners], float)
+        self.starts = np.cumsum([0, *(len(ops) for ops in planned[:-1])])
+        fields = [name for name, value in vars(prepared[0]).items() if isinstance(value, np.ndarray)]
+        self.all = replace(prepared[0], **{name: np.concatenate([getattr(p, name) for p in prepared]) for name in fields})
 
     def log_times(self, values: Mapping[str, float]) -> Array:
-        known = {name: values.get(name, 1.0) for name in PRIOR}
-        found = []
-        for p, owners in zip(self.prepared, self.owners, strict=True):
-            slow = np.array([math.prod(1 / known[name] for name in shares) for shares, _ in owners])
-            passes = np.array([known[name] if name else 1.0 for _, name in owners])
-            scaled = replace(p, work=p.work * slow * passes, weights=p.weights * passes, other=p.other * passes)
-            factors = p.parameters.copy()
-            factors[:, cost.PARAMETERS.index("overhead_us")] = known["call_us"]
+        known = np.log([values.get(name, 1.0) for name in self.names])
+        slow, passes = np.exp(-self.shares @ known), np.exp(self.passes @ known)
+        scaled = replace(
+            self.all, work=self.all.work * slow * passes, weights=self.all.weights * passes, other=self.all.other * passes
+        )
+        factors = self.all.parameters.copy()
+        factors[:, cost.PARAMETERS.index("overhead_us")] = values.get("call_us", 1.0)
+        if np.any(scaled.queued):  # what is hidden behind what follows from a step's sums
+            parts = itertools.pairwise([*self.starts.tolist(), len(factors)])
+            time = np.concatenate([cost.times(_part(scaled, *part), factors[slice(*part)])[0] for part in parts])
+        else:
             time, *_ = cost.times(scaled, factors)
-            found.append(float(time.sum()) + known["step_ms"] * 1e-3)
-        return np.log(found)
+        found: Array = np.log(np.add.reduceat(time, self.starts) + values.get("step_ms", 1.0) * 1e-3)
+        return found
 
 
-def _owners(op: Op) -> tuple[tuple[str, ...], str]:
+def _part(p: cost.Prepared, first: int, last: int) -> cost.Prepared:
+    """Some of the operations."""
+    return replace(p, **{name: value[first:last] for name, value in vars(p).items() if isinstance(value, np.ndarray)})
+
+
+def _owners(op: Op, counted: bool) -> tuple[tuple[str, ...], str]:
     """The parameters that are shares of an operation's speed, and the one that counts its passes, "" where none does."""
     if op.kind == "gemm":
         depthwise = cost.kind_of(op) == "depthwise"
         if op.pass_ == "forward":
             return ("forward_depthwise" if depthwise else "forward",), ""
+        if counted:
+            return ("depthwise" if depthwise else "forward",), ""
         return (op.pass_.lower(), *(("depthwise",) if depthwise else ())), ""
-    return (), runtimes.PASSES.get(op.name, "update_passes" if op.kind == "update" else "passes")
+    if counted:
+        return ("interleaved",) if op.name == runtimes.INTERLEAVED else (), "passes"
+    if op.name == runtimes.PATCHES:
+        return (), "patch_passes"
+    return (), "update_passes" if op.kind == "update" else "passes"
 
 
 def fit(measured: Sequence[Step], device: Device, runtime: Runtime, threads: int | None = None) -> dict[str, float]:
@@ -181,8 +252,10 @@ def fit(measured: Sequence[Step], device: Device, runtime: Runtime, threads: int
     except ImportError:
         raise OctosimError("fitting training steps needs scipy: pip install 'octosim[fit]'") from None
     problem, names = _Problem(measured, device, runtime, threads), parameters(runtime)
-    mean = np.log([PRIOR[name][0] for name in names])
-    sd = np.array([PRIOR[name][1] for name in names])
+    assert runtime.backward
+    prior = COUNTED if runtime.backward.work else PRIOR
+    mean = np.log([prior[name][0] for name in names])
+    sd = np.array([prior[name][1] for name in names])
     times = np.log([s.time_s for s in measured])
     counts = {name: sum(s.network == name for s in measured) for name in {s.network for s in measured}}
     weight = np.array([NOISE * counts[s.network] ** 0.5 for s in measured])

@@ -377,7 +377,7 @@ def _efficiency(engine: Engine, dtype: Dtype) -> float:
 
 GEOMETRY = (
     "kind", "code", "m", "k", "n", "groups", "macs", "elements", "bytes", "inputs", "writes", "weights", "area", "winograd",
-    "size", "forward", "slow", "passes",
+    "size", "forward", "slow", "passes", "threads", "calls",
 )  # fmt: skip
 """Columns of a network at one batch: what does not depend on the device.  code: of the class that decides the engine."""
 
@@ -403,7 +403,7 @@ def geometry(ops: Sequence[Op]) -> Array:
         rows.append((
             kind, code, m, k, n, op.groups, op.macs, op.elements, op.bytes, op.reads - op.weights, op.writes, op.weights,
             op.kernel[0] * op.kernel[1], op.algorithm == "winograd", DTYPE_BYTES.get(op.dtype, 4), op.pass_ == "forward",
-            op.slow, op.passes,
+            op.slow, op.passes, op.threads, op.calls,
         ))  # fmt: skip
     return np.array(rows, float).reshape(len(rows), len(GEOMETRY)).T
 
@@ -487,6 +487,7 @@ class Prepared:
     other_miss: Array
     bandwidth: Array  # of main memory, bytes a second
     queued: Array | bool = False  # whether calls are launched ahead of the work
+    calls: Array | float = 1.0
 
 
 def prepare(
@@ -528,7 +529,8 @@ def _prepared(
     rate = np.where(elementwise, d["clock"], d["peak"])
     blocks = np.where(depthwise, np.ceil(g["groups"] / LANES), np.ceil(m / TASK) * np.ceil(n / TASK) * g["groups"])
     tasks = np.where(elementwise, np.ceil(g["elements"] / (LANES * TASK * TASK)), blocks)
-    share = np.where(factored & (tasks > 0), tasks / np.maximum(1, np.ceil(tasks / d["cores"]) * d["cores"]), 1.0)
+    cores = np.where(g["threads"] > 0, np.minimum(d["cores"], g["threads"]), d["cores"])
+    share = np.where(factored & (tasks > 0), tasks / np.maximum(1, np.ceil(tasks / cores) * cores), 1.0)
     dense = ~elementwise & ~depthwise & (g["kind"] != LINEAR)
     fill = np.where(factored & dense, _filled(m, LANES) * _filled(n, LANES), 1.0)
     reduction = np.where(factored & dense, k, 0.0)
@@ -554,8 +556,9 @@ def _prepared(
     spread = partial(np.broadcast_to, shape=shape)
     return Prepared(
         ops or [], runs or [], factors, spread(g["kind"].astype(int)), spread(work), spread(d["clock"]), spread(rate),
-        spread(d["cores"]), spread(share), spread(fill), spread(reduction), spread(d["in_order"] > 0), spread(weights),
+        spread(cores), spread(share), spread(fill), spread(reduction), spread(d["in_order"] > 0), spread(weights),
         spread(other), spread(weights_miss), spread(other_miss), spread(d["bandwidth"]), spread(d["queued"] > 0),
+        spread(g["calls"]),
     )  # fmt: skip
 
 
@@ -592,7 +595,7 @@ def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
     cache = at["cache"] * p.clock
     missed = p.weights * p.weights_miss + p.other * p.other_miss
     memory = missed / main + (p.weights + p.other - missed) / cache
-    overhead = (at["overhead_us"] + np.where(p.cores > 1, at["fork_us"], 0.0)) * 1e-6
+    overhead = (at["overhead_us"] + np.where(p.cores > 1, at["fork_us"], 0.0)) * 1e-6 * p.calls
     work = np.maximum(compute, memory) + at["exposed"] * np.minimum(compute, memory)
     if np.any(p.queued):
         calls = work.sum(axis=-1, keepdims=True) < overhead.sum(axis=-1, keepdims=True)
@@ -610,7 +613,8 @@ def _rate_is_estimate(run: Run, device: Device) -> bool:
 
 def _spread(op: Op, run: Run, device: Device, runtime: Runtime | None, training: bool) -> float:
     if training and runtime and runtime.backward:
-        return runtime.backward.spread.value
+        own, known = runtime.backward.spread.value, runtime.backward.devices
+        return math.hypot(own, run.factors.spread) if known and run.factors and device.name not in known else own
     own = ASSUMED_SPREAD
     if run.factors:
         kernels = runtime.kernels.get(run.path) if runtime else None  # type: ignore[call-overload]

@@ -6,6 +6,7 @@ Inference is planned where the graph is read (octosim.cost.onnx), since what is 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,53 +46,127 @@ def on(runtime: Runtime, device: Device) -> Runtime:
     return runtime.model_copy(update={"backward": runtime.accelerated})
 
 
-def training_ops(ops: Sequence[Op], runtime: Runtime) -> list[Op]:
-    """A float training step as the runtime trains: the same operations, slower or with more traffic."""
+def training_ops(ops: Sequence[Op], runtime: Runtime, batch: int | None = None) -> list[Op]:
+    """A float training step as the runtime trains: the same operations, slower or with more traffic.
+
+    batch: images, which some software shares among its threads; unknown: as many as threads.
+    """
     rules = runtime.backward
     if rules is None:
         return list(ops)
     found = []
     for op in ops:
-        depthwise = op.kind == "gemm" and KINDS.index(kind_of(op)) == DEPTHWISE
-        if op.kind == "gemm" and op.pass_ in ("dX", "dW"):
-            speed = (rules.dx if op.pass_ == "dX" else rules.dw).value * (rules.depthwise.value if depthwise else 1.0)
-            op = replace(op, slow=op.slow / speed)
-        elif op.kind == "gemm":
-            share = rules.forward_depthwise if depthwise else rules.forward
-            op = with_winograd(op) if runtime.winograd and rules.forward is None else op
-            op = replace(op, slow=op.slow / share.value) if share else op
-        elif op.kind == "elementwise":
-            op = replace(op, passes=op.passes * rules.passes.value)
-        elif op.kind == "update":
-            op = replace(op, passes=op.passes * rules.update_passes.value)
-        found.append(op)
-        if op.kind == "gemm":
-            found += extra_passes(op, rules)
+        work = counted(op, rules, batch)
+        if f"{layer_of(op)} {op.pass_}" not in rules.composed:
+            if op.kind == "gemm":
+                found.append(_slower(op, runtime, rules))
+                found += [] if rules.work else unfolded(op, rules)
+            elif not work:
+                times = rules.update_passes if op.kind == "update" and rules.update_passes else rules.passes
+                found.append(replace(op, passes=op.passes * times.value))
+        found += work
     return found
 
 
-RESULT, WEIGHTS, PATCHES = "passes over the result", "passes over the weights", "passes over the unfolded input"
-PASSES = {RESULT: "product_passes", WEIGHTS: "row_passes", PATCHES: "patch_passes"}
-"""Names of the operations that `extra_passes` adds, with the parameter of Backward that counts each one's passes."""
+def _slower(op: Op, runtime: Runtime, rules: Backward) -> Op:
+    """A product at the speed of the framework's kernels."""
+    depthwise = KINDS.index(kind_of(op)) == DEPTHWISE
+    if op.pass_ in ("dX", "dW"):
+        share = rules.dx if op.pass_ == "dX" else rules.dw
+        if share is None and not depthwise:  # one kernel for all three
+            share = rules.forward
+        return replace(op, slow=op.slow / ((share.value if share else 1.0) * (rules.depthwise.value if depthwise else 1.0)))
+    share = rules.forward_depthwise if depthwise else rules.forward
+    op = with_winograd(op) if runtime.winograd and rules.forward is None else op
+    return replace(op, slow=op.slow / share.value) if share else op
 
 
-def extra_passes(product: Op, rules: Backward) -> list[Op]:
-    """What a framework adds to a product: passes over its result and a linear layer's weights, once a step, and over a
-    convolution's unfolded input (im2col)."""
+LAYERS = {
+    "batchnormalization": "batchnorm", "batchnorm": "batchnorm", "relu": "relu", "activation": "relu", "clip": "relu6",
+    "relu6": "relu6", "maxpool": "maxpool", "averagepool": "avgpool", "avgpool": "avgpool", "globalaveragepool": "avgpool",
+    "add": "add", "concat": "concat", "bias": "bias", "affine": "bias", "columnsums": "bias",
+}  # fmt: skip
+"""Kinds of layer, for `hardware.runtime.Work`, by the names of elementwise operations (octosim's, ONNX's and those of a table
+of layers); products are convolution, depthwise, linear or product."""
+BYTES_OF = {"copy": (1, 1), "combine": (2, 1), "read": (1, 0), "write": (0, 1)}
+"""How often a pass reads and writes each element."""
+COUNTED, INTERLEAVED = "a pass of the framework's", "a pass of the framework's, interleaved"
+
+
+def layer_of(op: Op) -> str:
+    """The kind of layer that an operation is part of; "" for one without a name in LAYERS."""
+    if op.kind == "gemm":
+        if KINDS.index(kind_of(op)) == DEPTHWISE:
+            return "depthwise"
+        return "convolution" if op.kernel != (0, 0) else "linear" if op.weights or op.pass_ == "dW" else "product"
+    if op.kind == "update":
+        return "optimizer"
+    return LAYERS.get(re.sub(" (forward|backward|gradient)$", "", op.name).replace(" ", ""), "")
+
+
+def counted(op: Op, rules: Backward, batch: int | None) -> list[Op]:
+    """The passes that the framework's source makes for an operation, by `hardware.runtime.Work`."""
+    layer, size = layer_of(op), DTYPE_BYTES.get(op.dtype, 4)
+    mine = [work for work in rules.work if layer in work.of and work.pass_ == op.pass_]
+    if not mine:
+        return []
+    elements, rows, parts = _sizes(op, size)
+    wide = op.kernel[0] * op.kernel[1] > 1
+    needed = {"wide": wide, "narrow": not wide, "batched": rows > 1, "several": batch != 1}
+    found = []
+    for work in mine:
+        count = elements.get(work.over, 0)
+        if not count or not all(needed[what] for what in work.only):
+            continue
+        reads, writes = BYTES_OF[work.how]
+        shape = (max(1, count * (reads + writes) // 2),)  # an element of an elementwise operation is read and written
+        speed = rules.interleaved.value if work.interleaved and rules.interleaved else 1.0
+        found.append(Op(
+            op.layer, op.pass_, "elementwise", INTERLEAVED if work.interleaved else COUNTED, shape, op.dtype,
+            count * size * reads, count * size * writes, slow=work.slow / speed, passes=work.times * rules.passes.value,
+            threads={"all": 0, "images": batch or 0, "one": 1}[work.threads],
+            calls=max(1, round(work.times)) * (parts if work.apart else 1),
+        ))  # fmt: skip
+    return found
+
+
+def _sizes(op: Op, size: int) -> tuple[dict[str, int], int, int]:
+    """Elements of what a pass can go over; rows of a product; places of a kernel or window, or tensors of parameters."""
+    if op.kind == "update":
+        return {"weights": op.elements}, 0, op.groups
+    if op.kind != "gemm":
+        if "pool" not in layer_of(op):
+            return {"input": op.elements, "result": op.elements}, 0, 1
+        given = (op.reads if op.pass_ == "forward" else op.writes) // size
+        taken = op.writes if op.pass_ == "forward" else op.reads - op.writes if op.reads > op.writes else op.reads
+        result = max(1, taken // size)
+        windows = max(op.elements, result)
+        places = windows / result
+        return {"input": given, "result": result, "windows": windows, "spread": round(given * places)}, 0, round(places)
+    first, k, last = op.shape
+    m, n = {"forward": (first, last), "dX": (first, k), "dW": (k, first)}[op.pass_]
+    result, area = m * n * op.groups, max(1, op.kernel[0] * op.kernel[1])
+    if op.pass_ == "forward":
+        given, weights = (op.reads - op.weights) // size, op.weights // size
+    elif op.pass_ == "dX":
+        given, weights = op.writes // size, op.weights // size
+    else:
+        given, weights = op.reads // size - result, op.writes // size
+    return {"input": given, "result": result, "weights": weights, "patches": patch_elements(op), "windows": result * area,
+            "spread": given * area}, m, area  # fmt: skip
+
+
+PATCHES = "passes over the unfolded input"
+
+
+def unfolded(product: Op, rules: Backward) -> list[Op]:
+    """What a framework adds to a convolution: passes over its unfolded input (im2col)."""
     forward, size = product.pass_ == "forward", DTYPE_BYTES[product.dtype]
-    counts: dict[str, int] = {}
-    if forward:
-        linear = product.kernel == (0, 0) and product.groups == 1 and product.weights > 0
-        counts = {RESULT: product.elements, WEIGHTS: product.weights // size * product.shape[0] if linear else 0}
-    if product.kernel[0] * product.kernel[1] > 1 and (rules.forward or not forward):
-        counts[PATCHES] = patch_elements(product)
-    passes = {name: getattr(rules, field) for name, field in PASSES.items()}
-    pass_ = "dX" if forward else product.pass_
-    return [
-        Op(product.layer, pass_, "elementwise", name, (count,), product.dtype, count * size, count * size, passes=each.value)
-        for name, count in counts.items()
-        if count and (each := passes[name])
-    ]
+    if rules.patch_passes is None or product.kernel[0] * product.kernel[1] <= 1 or forward and rules.forward is None:
+        return []
+    count = patch_elements(product)
+    return [Op(product.layer, "dX" if forward else product.pass_, "elementwise", PATCHES, (count,), product.dtype, count * size,
+               count * size, passes=rules.patch_passes.value)]  # fmt: skip
 
 
 def patch_elements(op: Op) -> int:

@@ -76,19 +76,25 @@ def _place(profile: str, mode: str, runtime: str | None) -> tuple[hardware.Devic
 
 def training(path: Path, layers: Path | None, profile: str, runtime: str) -> Rows:
     """Measured training steps in seconds, each predicted by fits without its network (of few networks, another one too): their
-    median."""
+    median.  The interval's width is that of the other networks' errors."""
     measured, device, software = fit_training.steps(path, layers), hardware.load(profile), hardware.load_runtime(runtime)
     if software.backward is None:
         return _by_another_program(measured, device, software)
     errors = fit_training.leave_out(measured, device, software)
-    width = cost.INTERVAL * fit_training.spread_of(errors)
+    width = {
+        name: cost.INTERVAL * fit_training.spread_of(row for row in errors if row["network"] != name)
+        for name in {step.network for step in measured}
+    }
     rows = []
     for step in measured:
         mine = [row["error"] for row in errors if row["step"] is step]
         error = float(np.median(mine))
-        predicted, inside = step.time_s * math.exp(error), float(np.mean(np.abs(mine) <= width))
+        predicted, inside = step.time_s * math.exp(error), float(np.mean(np.abs(mine) <= width[step.network]))
         rows.append({"network": step.network, "batch": step.batch, "measured": step.time_s, "predicted": predicted,
                      "error": math.expm1(error), "inside": inside})  # fmt: skip
+    different = fit_training.differences(fit_training.networks(layers)) if layers else []
+    if different:
+        rows[0]["note"] = "; ".join(different)
     return rows
 
 

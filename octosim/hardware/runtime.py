@@ -51,33 +51,64 @@ class Kernels(Frozen):
         return {name: figure.value for name in type(self).model_fields if (figure := getattr(self, name)) is not None}
 
 
+class Work(Frozen):
+    """Passes over tensors that a framework makes for each layer of a kind, counted in its source.
+
+    of: kinds of layer (octosim.cost.runtimes.LAYERS).  pass_, "pass" in a file: forward, dX, dW or update.
+    over: what is passed over.  Of a product "input", "result", "weights", "patches" (the unfolded input, im2col) and "spread"
+    (the input once for each place of the kernel, col2im); of pooling "windows" in place of patches.
+    how: "copy" reads and writes, "combine" reads two and writes, "read", "write".
+    threads: "all", "images" (one for each image) or "one".
+    only: "wide" where only kernels above 1x1 have it, "narrow" where only those of 1x1, "batched" where only more than one row,
+    "several" where only more than one image; all of them.
+    times: how often, each a call; apart: a call for each place of a kernel or window, or tensor of parameters.
+    slow: times as long as a plain loop computes.  interleaved: threads take every so many-th element.
+    """
+
+    of: Annotated[tuple[str, ...], Field(strict=False)]
+    pass_: Annotated[Literal["forward", "dX", "dW", "update"], Field(alias="pass")]
+    over: Literal["input", "result", "weights", "patches", "windows", "spread"]
+    how: Literal["copy", "combine", "read", "write"] = "copy"
+    threads: Literal["all", "images", "one"] = "all"
+    only: Annotated[tuple[Literal["wide", "narrow", "batched", "several"], ...], Field(strict=False)] = ()
+    apart: bool = False
+    times: Positive = 1.0
+    slow: Positive = 1.0
+    interleaved: bool = False
+    source: Text
+
+
 class Backward(Frozen):
     """How a framework computes gradients.
 
     forward: speed of a training step's forward products as a share of an inference's without Winograd's algorithm; absent:
     they are an inference's.  forward_depthwise: of depthwise ones, 1 where absent.  dx, dw: speed of the gradients as a share
-    of an inference's product.  depthwise: of depthwise gradients.
+    of an inference's product, as forward ones where absent.  depthwise: of depthwise gradients.
     patch_passes: how often convolutions, forward ones where `forward` is there, write the unfolded input (im2col) and read it.
     passes: passes over a tensor for each elementwise operation, where octosim's kernels make one.
-    product_passes: passes over the result of each product, all passes of a step together, that convert, transpose, pack and
-    reduce it; row_passes: over the weights of a linear layer for each row of its input.  None where absent.
     update_passes: passes over the parameters in an optimizer step, where octosim's kernel makes one.
+    work: passes counted in the framework's source, in place of patch_passes and update_passes; `passes` then says how many
+    times as long as octosim's loop over the same bytes each takes.  interleaved: speed of those in which threads take every so
+    many-th element.  composed: what is made of such passes alone, or is among them ("depthwise dW": kind of layer and pass).
     call_us: of each operation of a training step.  step_ms: of each step, whatever its size.
+    devices: profiles on which the spread was measured, where it is of those alone: elsewhere that of the core's factors adds.
     """
 
     forward: Figure | None = None
     forward_depthwise: Figure | None = None
-    dx: Figure
-    dw: Figure
+    dx: Figure | None = None
+    dw: Figure | None = None
     depthwise: Figure
     patch_passes: Figure | None = None
     passes: Figure
-    product_passes: Figure | None = None
-    row_passes: Figure | None = None
-    update_passes: Figure
+    update_passes: Figure | None = None
+    work: Annotated[tuple[Work, ...], Field(strict=False)] = ()
+    composed: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    interleaved: Figure | None = None
     call_us: Delay
     step_ms: Delay
     spread: Figure
+    devices: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 class Runtime(Frozen):

@@ -92,8 +92,7 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     pytest.importorskip("scipy")
     monkeypatch.setattr(fit_training, "NOISE", 0.02)  # these times have none: the prior counts for little
     device, mnn = hardware.load("snapdragon-855"), load_runtime("mnn")
-    true = {"forward": 0.8, "dx": 0.7, "dw": 0.7, "depthwise": 0.03, "passes": 3.0, "product_passes": 12.0, "row_passes": 4.0,
-            "update_passes": 20.0, "call_us": 80.0, "step_ms": 4.0}  # fmt: skip
+    true = {"forward": 0.8, "depthwise": 0.2, "passes": 3.0, "interleaved": 0.1, "call_us": 80.0, "step_ms": 4.0}
     nets = {"all": LAYERS, "dense": [LAYERS[0], LAYERS[2]], "fc": LAYERS[2:], "dw": LAYERS[:2]}
     steps = [fit_training.Step(name, batch, tuple(fit_training.step_ops(layers, batch)), 1.0)
              for name, layers in nets.items() for batch in (1, 4, 16)]
@@ -104,13 +103,38 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     fitted = fit_training.with_backward(mnn, found, 0.1, "a test's steps")
     from octosim.cost import runtimes
 
-    predicted = [sum(c.time_s for c in cost.predict(runtimes.training_ops(s.ops, fitted), device, 4, fitted)) for s in steps]
+    predicted = [sum(c.time_s for c in cost.predict(runtimes.training_ops(s.ops, fitted, s.batch), device, 4, fitted))
+                 for s in steps]  # fmt: skip
     assert np.median(np.abs(np.array(predicted) / times - 1)) < 0.06
     assert predicted == pytest.approx(times, rel=0.3)  # tiny passes divide unevenly among the cores
     other = fit_training.with_backward(mnn, dict.fromkeys(true, 3.0), 0.1, "other steps, which the fit may not lean to")
     assert fit_training.fit(steps, device, other, 4) == found
     rows = fit_training.leave_out(steps[:9], device, mnn, 1, 4)
     assert len(rows) == 9 and fit_training.spread_of(rows) >= 0.05
+
+
+def test_layers_of_the_published_steps(tmp_path):
+    """octosim's own table hangs together, and is what a table with other sizes is compared with."""
+    own = fit_training.networks(fit_training.NETWORKS)
+    assert list(own) == ["lenet", "alexnet", "squeezenet", "googlenet", "mobilenet"] and not fit_training.differences(own)
+    for layer in (layer for layers in own.values() for layer in layers):
+        ci, co, k, groups = layer["in_channels"], layer["out_channels"], layer["kernel"], 1
+        if layer["kind"] in fit_training.PRODUCTS:
+            groups = ci if layer["kind"] == "depthwise" else 1
+            assert layer["weights"] - ci * co // groups * k * k in (0, co), layer  # with biases or without
+        size, stride = layer["in_size"], layer["stride"]
+        assert layer["out_size"] in (-(-size // stride), (size - k) // stride + 1, 1), layer
+    ops = fit_training.step_ops(own["mobilenet"], 2)
+    back = {op.name for op in ops if op.pass_ == "dX"}
+    assert back == {"conv", "depthwise", "linear", "batchnorm", "relu6", "add", "avgpool"}
+    text = fit_training.NETWORKS.read_text()
+    table = tmp_path / "layers.csv"
+    table.write_text(text.replace("googlenet,conv2,conv,64,192,3,2,56,28", "googlenet,conv2,conv,64,192,3,1,56,56"))
+    (told,) = fit_training.differences(fit_training.networks(table))
+    assert told.startswith("googlenet: 1 of 80 layers, conv2 first")
+    table.write_text(text.replace("lenet,pool1,maxpool", "lenet,pool1,minpool"))
+    with pytest.raises(OctosimError, match="kind is 'minpool', expected one of conv, "):
+        fit_training.networks(table)
 
 
 def test_training_steps_of_onnx_files_on_several_devices(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from octosim import cost, hardware
 from octosim.cost import reference, runtimes, sweep
 from octosim.errors import OctosimError
-from octosim.hardware import load_runtime
+from octosim.hardware import Runtime, load_runtime
+from octosim.hardware.runtime import Work
 from octosim.trace import Op, with_winograd
 
 
@@ -89,40 +90,116 @@ def test_which_runtime():
 
 
 def test_a_frameworks_backward_pass_is_slower():
-    pi, mnn = hardware.load("pi5"), load_runtime("mnn")
+    pi, torch = hardware.load("pi5"), load_runtime("pytorch")
     forward, dw = conv(), replace(conv(), pass_="dW", shape=(64, 4096, 576))
     relu = Op("relu1", "forward", "elementwise", "relu", (10**6,), "float32", 4 * 10**6, 4 * 10**6)
     update = Op("conv1", "update", "update", "sgd", (36864,), "float32", 12 * 36864, 8 * 36864)
     ops = [forward, relu, dw, update]
-    rules = mnn.backward
-    product, result, activation, gradient, step = runtimes.training_ops(ops, mnn)
+    rules = torch.backward
+    changed = runtimes.training_ops(ops, torch)
+    product, patches, activation, gradient, again, step = changed
     assert product == replace(forward, slow=1 / rules.forward.value)  # weights are variables: no Winograd
-    assert result.shape == (64 * 4096,) and result.passes == rules.product_passes.value
+    assert patches.shape == again.shape == (4096 * 576,) and patches.passes == rules.patch_passes.value
     assert gradient.slow == pytest.approx(1 / rules.dw.value) and gradient.bytes == dw.bytes
     assert activation == replace(relu, passes=rules.passes.value) and step == replace(update, passes=rules.update_passes.value)
     assert runtimes.training_ops(ops, load_runtime("octosim")) == ops
-    changed = [product, result, activation, gradient, step]
-    own, theirs = cost.predict(ops, pi), cost.predict(changed, pi, runtime=mnn)
+    own, theirs = cost.predict(ops, pi), cost.predict(changed, pi, runtime=torch)
     assert len(theirs) == len(changed) + 1 and theirs[-1].op.layer == "step"
-    assert theirs[-1].time_s == pytest.approx(mnn.backward.step_ms.value * 1e-3)
-    assert sum(c.time_s for c in theirs) > 2 * sum(c.time_s for c in own)
+    assert theirs[-1].time_s == pytest.approx(rules.step_ms.value * 1e-3)
+    assert sum(c.time_s for c in theirs) > 1.5 * sum(c.time_s for c in own)
 
 
-def test_patches_winograd_and_rows():
-    """Rules that MNN's file leaves out, and its passes over a linear layer's weights."""
-    mnn = load_runtime("mnn")
-    one = mnn.backward.dw.model_copy(update={"value": 1.0})
-    changes = {"patch_passes": one, "forward": None, "product_passes": None, "row_passes": None}
-    inferring = mnn.backward.model_copy(update=changes)
-    other = mnn.model_copy(update={"backward": inferring})
+def test_patches_and_winograd():
+    torch = load_runtime("pytorch")
+    one = torch.backward.dw.model_copy(update={"value": 1.0})
+    inferring = torch.backward.model_copy(update={"patch_passes": one, "forward": None})
+    other = torch.model_copy(update={"backward": inferring, "winograd": True})
     dw = replace(conv(), pass_="dW", shape=(64, 4096, 576))
     product, gradient, patches = runtimes.training_ops([conv(), dw], other)
     assert product == with_winograd(conv()) and gradient.bytes == dw.bytes
     assert patches.bytes == 2 * 4 * 4096 * 576 and patches.passes == 1  # the unfolded input, written and read
-    linear = Op("fc", "forward", "gemm", "linear", (16, 512, 10), "float32", 4 * (16 * 512 + 5120), 640, weights=4 * 5120)
-    found = [(op.name, op.shape, op.passes) for op in runtimes.training_ops([linear], mnn)[1:]]
-    assert found == [("passes over the result", (160,), mnn.backward.product_passes.value),
-                     ("passes over the weights", (16 * 5120,), mnn.backward.row_passes.value)]  # fmt: skip
+
+
+def counting(*work: dict) -> Runtime:
+    """MNN with other passes, each as fast as octosim's loops."""
+    mnn = load_runtime("mnn")
+    one = mnn.backward.passes.model_copy(update={"value": 1.0})
+    entries = tuple(Work.model_validate({"source": "a test"} | entry) for entry in work)
+    return mnn.model_copy(update={"backward": mnn.backward.model_copy(update={
+        "work": entries, "passes": one, "forward": one, "composed": ("depthwise dW",)})})  # fmt: skip
+
+
+SIZES = {  # elements of a 3x3 convolution of stride 2, 4 images of 32 x 32 x 16 to 16 x 16 x 64
+    "input": 4 * 32 * 32 * 16, "result": 4 * 16 * 16 * 64, "weights": 64 * 16 * 9, "patches": 4 * 16 * 16 * 16 * 9,
+    "windows": 4 * 16 * 16 * 64 * 9, "spread": 4 * 32 * 32 * 16 * 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pass_", ["forward", "dX", "dW"])
+@pytest.mark.parametrize("over", SIZES)
+def test_counted_passes_go_over_the_sizes_of_the_layer(pass_, over):
+    x, y, w = (4 * SIZES[name] for name in ("input", "result", "weights"))
+    m, k, n = 4 * 16 * 16, 16 * 9, 64
+    shape = {"forward": (m, k, n), "dX": (m, n, k), "dW": (n, m, k)}[pass_]
+    reads, writes = {"forward": (x + w, y), "dX": (w + y, x), "dW": (x + y, w)}[pass_]
+    weights = 0 if pass_ == "dW" else w
+    op = Op("c", pass_, "gemm", "conv", shape, "float32", reads, writes, kernel=(3, 3), stride=2, weights=weights)
+    for how, moved in (("copy", 2), ("combine", 3), ("read", 1), ("write", 1)):
+        runtime = counting({"of": ["convolution"], "pass": pass_, "over": over, "how": how, "threads": "images", "times": 3.0})
+        product, work = runtimes.training_ops([op], runtime, 4)
+        assert product.macs == op.macs and work.bytes == moved * 4 * SIZES[over]
+        assert (work.passes, work.calls, work.threads) == (3.0, 3, 4)
+        assert work.elements == pytest.approx(moved * SIZES[over] / 2, abs=1)
+
+
+def test_counted_passes_of_what_lies_between_products():
+    pool = Op("p", "forward", "elementwise", "maxpool", (9 * 1000,), "float32", 4 * 4000, 4 * 1000)
+    back = replace(pool, pass_="dX", reads=4 * 5000, writes=4 * 4000)
+    places = {"of": ["maxpool"], "pass": "dX", "over": "windows", "apart": True, "threads": "one"}
+    runtime = counting(places, places | {"over": "spread", "how": "write", "apart": False})
+    kept, windows, spread = runtimes.training_ops([pool, back], runtime)
+    assert kept.name == "maxpool" and windows.calls == 9 and windows.threads == 1
+    assert windows.bytes == 2 * 4 * 9000 and spread.bytes == 4 * 9 * 4000
+    relu = Op("r", "dX", "elementwise", "relu backward", (500,), "float32", 4000, 2000)
+    step = Op("o", "update", "update", "sgd", (700,), "float32", 8400, 5600, groups=6)
+    runtime = counting({"of": ["relu"], "pass": "dX", "over": "result", "interleaved": True},
+                       {"of": ["optimizer"], "pass": "update", "over": "weights", "apart": True})  # fmt: skip
+    (mask,), (copy,) = (runtimes.training_ops([op], runtime) for op in (relu, step))
+    assert mask.slow == 1 / runtime.backward.interleaved.value and mask.bytes == 4000
+    assert copy.bytes == 8 * 700 and copy.calls == 6
+    deep = Op("d", "dW", "gemm", "depthwise", (1, 4096, 9), "float32", 4 * 8192 * 32, 1152, groups=32, kernel=(3, 3))
+    assert runtimes.training_ops([deep], runtime) == []  # composed of passes, of which this runtime has none
+
+
+@pytest.mark.parametrize(("only", "kernel", "m", "batch", "there"), [
+    (["wide"], (3, 3), 64, 2, True), (["wide"], (1, 1), 64, 2, False), (["narrow"], (1, 1), 64, 2, True),
+    (["narrow", "several"], (1, 1), 64, 1, False), (["several"], (3, 3), 64, None, True), (["batched"], (1, 1), 1, 1, False),
+])  # fmt: skip
+def test_passes_that_only_some_layers_have(only, kernel, m, batch, there):
+    op = Op("c", "forward", "gemm", "conv", (m, 16, 8), "float32", 4 * (m * 16 + 128), 32 * m, kernel=kernel, weights=512)
+    runtime = counting({"of": ["convolution"], "pass": "forward", "over": "result", "only": only})
+    assert len(runtimes.training_ops([op], runtime, batch)) == 1 + there
+
+
+def test_a_spread_of_one_device_is_wider_elsewhere():
+    mnn, ops = load_runtime("mnn"), runtimes.training_ops([conv(), replace(conv(), pass_="dW", shape=(64, 4096, 576))],
+                                                          load_runtime("mnn"))  # fmt: skip
+    for name in ("snapdragon-855", "pi4"):
+        device = hardware.load(name)
+        spreads = {c.spread for c in cost.predict(ops, device, runtime=mnn) if c.op.layer != "step"}
+        own = mnn.backward.spread.value
+        assert min(spreads) == own if name == "snapdragon-855" else min(spreads) > own
+
+
+def test_threads_and_calls_of_one_operation():
+    """A pass on one thread takes a core's time; each of its calls costs one."""
+    pi = hardware.load("pi5")
+    op = Op("c", "dX", "elementwise", "copy", (10**5,), "float32", 4 * 10**5, 4 * 10**5)
+    runtime = counting()
+    free, alone, often = (cost.predict([x], pi, 4, runtime)[0] for x in (op, replace(op, threads=1), replace(op, calls=5)))
+    assert 2 < alone.compute_s / free.compute_s <= 4 and alone.overhead_s == free.overhead_s
+    assert often.overhead_s == pytest.approx(5 * free.overhead_s)
+    assert cost.predict([replace(op, threads=8)], pi, 4, runtime)[0].time_s == free.time_s
 
 
 def test_passes_repeat_the_time_of_one():
