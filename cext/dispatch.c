@@ -42,6 +42,13 @@ static int has_avx512bw(void) {
            __builtin_cpu_supports("avx512dq");
 }
 static int has_avx512vnni(void) { return has_avx512bw() && __builtin_cpu_supports("avx512vnni"); }
+int octo_halves_512(void) { /* Zen 4: AMD's family 25 with AVX-512 */
+#ifdef OCTO_HALVES_512 /* a build for tests */
+    return OCTO_HALVES_512;
+#endif
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 25;
+}
 #if defined(OCTO_AVXVNNI)
 int octo_has_avxvnni(void) { /* leaf 7, sub-leaf 1, EAX bit 4: older compilers have no name for it */
     unsigned a = 0, b = 0, c = 0, d = 0;

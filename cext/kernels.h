@@ -20,6 +20,9 @@
 #if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
 #define OCTO_ARM_EXTENSIONS
 #endif
+#if defined(__x86_64__)
+int octo_halves_512(void); /* whether the core executes 512 bits as two halves */
+#endif
 /* The VEX encoding of VPDPBUSD. */
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define OCTO_AVXVNNI

@@ -186,7 +186,9 @@ class Estimate:
         if self._told:
             return
         now = time.monotonic()
-        if now - self._start >= FIRST_S and done > self._first:
+        if not self._warm:  # the first step is slower: files are read, memory is taken, calls are written down or compiled
+            self._warm, self._start, self._first = True, now, done
+        elif now - self._start >= FIRST_S and done > self._first:
             self._told = True
             each = (now - self._start) / (done - self._first)
             left = (total - done) * each
@@ -194,8 +196,6 @@ class Estimate:
                 paced = f"{time_text(each)} a {self._unit}: " if self._unit else ""
                 part = f"{self._part} " if self._part else ""
                 hint(f"{paced}{part}ends {clock(left)} (about {duration_text(left)} left)")
-        elif not self._warm:  # the first step is slower: files are read, memory is taken, calls are written down
-            self._warm, self._start, self._first = True, now, done
 
 
 @contextmanager
