@@ -111,24 +111,33 @@ def _usage(error: Any) -> str:
 
 
 def _run() -> int:
+    from octosim.cli.commands import NAMES
     from octosim.errors import ArgumentError, OctosimError
-    from octosim.settings import spelling
 
-    sentence = ""
+    sentence, completion = "", os.environ.get("_OCTOSIM_COMPLETE")
     try:
-        from octosim.cli.app import app
+        if sys.argv[1:] in ([], ["--help"]) and not completion:
+            from octosim.cli import first_page
 
-        if os.environ.get("_OCTOSIM_COMPLETE") == "complete_bash":
+            first_page.show()
+            sys.stdout.flush()
+            return 0 if sys.argv[1:] else 2
+        from octosim.cli.app import build
+
+        if completion == "complete_bash":
             from octosim.cli.words import complete_in_bash
 
-            complete_in_bash(app)
+            complete_in_bash(build())
             return 0
-
-        code = app(prog_name="octosim", standalone_mode=False)
+        code = build(*NAMES.intersection(sys.argv[1:2]))(prog_name="octosim", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
+    except ArgumentError as error:
+        from octosim.settings import spelling
+
+        sentence = error.spelled(spelling)
     except OctosimError as error:
-        sentence = error.spelled(spelling) if isinstance(error, ArgumentError) else str(error)
+        sentence = str(error)
     except MemoryError as error:
         sentence = f"not enough memory{': ' * bool(str(error))}{error}"
     except Exception as error:

@@ -19,7 +19,7 @@ import traceback
 from typing import Any
 
 MODULES = (
-    "octosim.cli.app", "octosim.api", "octosim.workload", "octosim.graph.onnx", "octosim.bench.steps", "octosim.report",
+    "octosim.cli.first_page", "octosim.api", "octosim.workload", "octosim.graph.onnx", "octosim.bench.steps", "octosim.report",
     "octosim.evidence.audit", "octosim.evidence.check", "octosim.evidence.diff", "octosim.evidence.golden",
 )  # fmt: skip
 
@@ -90,6 +90,8 @@ if __name__ == "__main__":
     for module in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("octosim.cli.app").build()  # reads the modules of all commands
     gc.collect()
     gc.freeze()  # pages that no collection of a child's touches stay common
     serve()
