@@ -1,6 +1,6 @@
 """Peak memory of training steps, octosim's and PyTorch's, each in a process of its own and measured the same way.
 
-Above what the process held before the model was built: the imports, the batch and a model file as it was read are not counted,
+Above what the process held before the model was built: the imports, the images and a model file as it was read are not counted,
 nor is what passes before the first step (the ranges of activations of a fine-tuned network are found then).  Nor are pages of
 files: the system reads a library's code in when it is first called, and can drop it again.  Needs Linux, whose
 /proc/self/status has the resident set (VmRSS), its pages of files (RssFile) and its peak (VmHWM), which /proc/self/clear_refs
@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from octosim.errors import ArgumentError, OctosimError
 from octosim.train import Config, Run, load_data, source_of
 
 STEPS = 3
+THP_DISABLE = 41
+"""PR_SET_THP_DISABLE of linux/prctl.h."""
 
 
 def measure(config: Config, against: list[str], threads: int) -> dict[str, dict[str, Any]]:
@@ -54,6 +56,11 @@ def measure_one(config: Config, contestant: str, threads: int) -> dict[str, Any]
         raise OctosimError(f"measuring the memory of {contestant}: {last[0]}")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def _use_small_pages() -> None:
+    """No huge pages in this process: they are counted whole, and which of them an allocation gets differs from run to run."""
+    ctypes.CDLL(None).prctl(THP_DISABLE, 1, 0, 0, 0)
 
 
 def _forget_peak() -> None:
@@ -131,9 +138,12 @@ def kept_bytes(network: engine.Network) -> int:
 def main() -> None:
     """The process of one contestant: the task as JSON on stdin, what it held on stdout."""
     task = json.load(sys.stdin)
+    _use_small_pages()
     config = Config(**task["config"])
     core.set_threads(task["threads"])
     dataset = load_data(config)
+    few = (STEPS + 1) * config.batch_size  # no order of all images is held beside the step
+    dataset = replace(dataset, train_images=dataset.train_images[:few], train_labels=dataset.train_labels[:few])
     images, labels = dataset.train_images[: config.batch_size], dataset.train_labels[: config.batch_size].astype(np.int32)
     parts: Callable[[], dict[str, int]] = dict
     if task["contestant"] == "torch":

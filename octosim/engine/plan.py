@@ -37,10 +37,6 @@ points, sums of a channel."""
 SCRATCH = 3 << 19
 """Bytes that a thread of the core works in: packed operands, planes, partial sums; as measured of ResNet-20's steps."""
 
-BETWEEN = 0.04
-"""Share of the values' memory that is lost between blocks and to the system's tables, as measured of ResNet-20's and LeNet-5's
-steps."""
-
 WINDOWS, BORDER = 131072, 64
 """Numbers of windows that `octo_conv_input_grad_blocks_s8` adds up at a time, and rows of blocks that reach beyond them."""
 
@@ -190,7 +186,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
     with tape.recording(), core.pooled(pool):
         step()
     errors = [math.prod(node.out_shape) for node in nodes if node.layer.weighted and node.trained] if training else []
-    most = (tape.most + 4 * method.beyond * batch * max(errors, default=0)) * (1 + BETWEEN)
+    most = tape.most + 4 * method.beyond * batch * max(errors, default=0)
     held = [values for node in nodes for values in (*node.params.values(), *node.state.values())]
     trained = [4 * node.chosen(key).size for node in nodes for key in node.trained] if training else [0]
     return Plan(
@@ -200,7 +196,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
         sum(values.nbytes for values in held),
         sum(v.nbytes for kept in slots.values() for v in kept.values()),
         sum(trained) if network.accumulate > 1 else max(trained),
-        round(most) + max(map(_padded, tape.calls)) + SCRATCH + training * RECORDED * len(tape.calls),
+        most + max(map(_padded, tape.calls)) + SCRATCH + training * RECORDED * len(tape.calls),
     )
 
 

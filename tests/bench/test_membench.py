@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from kit.cli import octosim
 from safetensors.numpy import save_file
 
-from octosim import core
+from octosim import core, graph, methods
 from octosim.bench import memory
 from octosim.engine import plan
 from octosim.errors import OctosimError
+from octosim.methods import METHODS
 from octosim.train import Config, Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -54,6 +56,21 @@ def test_a_plan_says_what_fine_tuning_takes(method, rules, tmp_path) -> None:
     planned = plan.memory(plan.plan_like(run.network, 64, run.optimizer))["peak"]
     measured = memory.measure_one(config, method, 1)["peak_bytes"]
     assert abs(planned / measured - 1) < 0.05, (planned, measured)
+
+
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name == "niti" else pytest.mark.slow) for name in METHODS])
+def test_a_plan_says_what_a_step_takes(method: str, tmp_path: Path) -> None:
+    """niti takes least, so what the plan does not know weighs most there."""
+    images, labels = np.zeros((256, 32, 32, 3), np.uint8), np.arange(256, dtype=np.uint8) % 10
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    config = Config(
+        model="resnet20", data=str(tmp_path / "a.npz"), method=method, batch_size=64, batchnorm=METHODS[method].batchnorm
+    )
+    measured = memory.measure_one(config, method, 1)
+    made = methods.make(method, {})
+    layers = graph.layers("resnet20", 10, made.batchnorm, (32, 32, 3))
+    planned = plan.memory(plan.plan(plan.dry(layers, (32, 32, 3), made), 64))["peak"]
+    assert abs(planned / measured["peak_bytes"] - 1) < 0.05, (planned, measured)
 
 
 def test_what_fails_is_told_in_a_sentence() -> None:
