@@ -43,8 +43,8 @@ FINE_TUNED = [
 def test_a_plan_says_what_fine_tuning_takes(method, rules, tmp_path) -> None:
     """A pretrained network, where the weights that it began with and the first step's calibration are gone."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (160, 32, 32, 3), np.uint8)
-    labels = np.arange(160, dtype=np.uint8) % 5
+    images = rng.integers(0, 256, (256, 32, 32, 3), np.uint8)  # whole batches: a smaller one takes blocks of other sizes
+    labels = np.arange(256, dtype=np.uint8) % 5
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
     weights = Run(Config(model="resnet20", data=str(tmp_path / "a.npz"), method="fp32", batch_size=5)).network.tensors()
     save_file(weights, tmp_path / "w.safetensors")
