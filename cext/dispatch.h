@@ -56,8 +56,6 @@ void octo_on_each_thread(void (*body)(void *), void *data);
 void octo_start_pools(void);
 #endif
 
-static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline double octo_least(double a, double b) { return a < b ? a : b; }
 static inline double octo_most(double a, double b) { return a > b ? a : b; }
 

@@ -58,6 +58,9 @@ static inline float octo_sqrt(float x) { return __builtin_sqrtf(x); }
 #define OCTO_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /* Keeps a value unknown to the compiler, so that a loop is run as it is written. */
 #define OCTO_OPAQUE(operand) __asm__ volatile("" : operand)
 
