@@ -1,15 +1,17 @@
-"""Tables of a claim's study: mean accuracy, 95 % interval over the seeds and, where the method counts any, its metrics.
+"""Tables and figures of a claim's study: mean accuracy, 95 % interval over the seeds, and the metrics that a method counts.
 
-    python tools/claims.py studies/octo-small                  # what records.csv has, as a table in Markdown
-    python tools/claims.py studies/curves --curve niti=32.7,36.2,50.2,53.5,60.2 --curve wage=43.2,48.5,56.4,64.5
+python tools/claims.py studies/logbtq/records.csv --plot reports/claims/logbtq.svg    # a table in Markdown, and a figure
+python tools/claims.py studies/octo-small/records.csv --by model,batchnorm --plot octo-small.svg
+python tools/claims.py studies/curves/records.csv --curve niti=32.7,36.2,50.2,53.5,60.2 --curve wage=43.2,48.5,56.4,64.5
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import ast
 import statistics
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,31 @@ from octosim.report.spread import half_interval
 
 NO_SETTING = {
     "run", "seed", "digest", "step", "epoch", "loss", "learning_rate", "test_loss", "test_accuracy", "metrics", "parameters",
-}
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs that differ in nothing but their seed.  settings: by name, of those in which the study's runs differ, "" where a
+    method has none; accuracies in percent; metrics: the last ones, means over layers and runs."""
+
+    settings: dict[str, str]
+    accuracies: list[float]
+    metrics: dict[str, float]
+
+    @property
+    def spread(self) -> float | None:
+        """Half of the 95 % interval of the mean; None of a single run."""
+        return half_interval(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def varied(table: pd.DataFrame) -> list[str]:
-    """The settings in which the runs differ, seeds left out."""
-    return [name for name in table if name not in NO_SETTING and table[name].astype(str).nunique() > 1]
+    """The settings that have more than one value, what a method does not have left out; and the method."""
+    values = {name: table[name].astype(str) for name in table if name not in NO_SETTING}
+    return [name for name, held in values.items() if held[held != ""].nunique() > 1]
 
 
-def flat_metrics(path: Path) -> dict[str, float]:
+def flat_metrics(records: pd.DataFrame) -> dict[str, float]:
     """A run's last metrics, each the mean over layers."""
     found: dict[str, list[float]] = defaultdict(list)
 
@@ -40,36 +58,80 @@ def flat_metrics(path: Path) -> dict[str, float]:
                 for key, inner in value.items():
                     walk(f"{prefix}.{key}" if prefix else key, inner)
 
-    for line in path.read_text().splitlines():
-        if '"metrics"' in line:
-            found.clear()
-            walk("", json.loads(line)["metrics"])
+    for text in [text for text in records["metrics"] if text][-1:]:
+        walk("", ast.literal_eval(text))
     return {name: statistics.fmean(values) for name, values in found.items()}
 
 
-def show(study: Path) -> None:
-    table = pd.read_csv(study / "records.csv", keep_default_na=False)
-    last = table.sort_values("step").groupby("run", sort=False).tail(1)
+def rows_of(table: pd.DataFrame) -> list[Row]:
+    """The runs of a study's records, in their order."""
+    last = table.groupby("run", sort=False).tail(1)
     columns = varied(last)
-    groups = last.groupby(columns, sort=False) if columns else [((), last)]
-    rows, names = [], dict[str, None]()
-    for key, group in groups:
-        accuracies = [100 * float(value) for value in group["test_accuracy"]]
-        measured = [flat_metrics(study / run / "records.jsonl") for run in group["run"]]
-        means = {name: statistics.fmean(m[name] for m in measured) for name in measured[0]}
-        names |= dict.fromkeys(means)
-        rows.append((key, accuracies, means))
-    print("| " + " | ".join([*columns, "accuracy, %", "95 %", "seeds", *names]) + " |")
-    print("|" + "---|" * (len(columns) + 3 + len(names)))
-    for key, accuracies, means in rows:
-        spread = f"+-{half_interval(accuracies):.2f}" if len(accuracies) > 1 else ""
-        cells = [*map(str, key), f"{statistics.fmean(accuracies):.2f}", spread, str(len(accuracies))]
-        cells += [f"{100 * means[name]:.3g} %" if name in means else "" for name in names]
+    rows = []
+    for key, group in last.groupby(columns, sort=False) if columns else [((), last)]:
+        measured = [flat_metrics(table[table["run"] == run]) for run in group["run"]]
+        rows.append(Row(
+            {name.removeprefix("method."): str(value) for name, value in zip(columns, key, strict=True)},
+            [100 * float(value) for value in group["test_accuracy"]],
+            {name: statistics.fmean(m[name] for m in measured) for name in measured[0]},
+        ))  # fmt: skip
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    print("| " + " | ".join([*rows[0].settings, "accuracy, %", "95 %", "seeds", *names]) + " |")
+    print("|" + "---|" * (len(rows[0].settings) + 3 + len(names)))
+    for row in rows:
+        spread = "" if row.spread is None else f"+-{row.spread:.2f}"
+        cells = [*row.settings.values(), f"{statistics.fmean(row.accuracies):.2f}", spread, str(len(row.accuracies))]
+        cells += [f"{100 * row.metrics[name]:.3g} %" if name in row.metrics else "" for name in names]
         print("| " + " | ".join(cells) + " |")
 
 
-def curve(study: Path, method: str, theirs: list[float]) -> None:
-    table = pd.read_csv(study / "records.csv", keep_default_na=False)
+def plot(rows: list[Row], by: list[str], out: Path) -> None:
+    """A panel for each combination of the settings `by`: each row's runs, their mean, its interval; a band where fp32 lies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams |= {"svg.hashsalt": "octosim", "svg.fonttype": "none"}  # the same figure has the same bytes
+    from matplotlib import pyplot as plt
+
+    panels: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        panels.setdefault(tuple(row.settings[name] for name in by), []).append(row)
+    most = max(map(len, panels.values()))
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure, grid = plt.subplots(down, across, figsize=(7.2 * across, (0.24 * most + 1.1) * down), squeeze=False, sharex=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (key, held) in zip(grid.flat, panels.items(), strict=False):
+        labels = []
+        for at, row in enumerate(held):
+            mean, spread = statistics.fmean(row.accuracies), row.spread or 0.0
+            is_float = row.settings.get("method") == "fp32"
+            color = "tab:gray" if is_float else "tab:blue"
+            if is_float:
+                axes.axvspan(mean - spread, mean + spread, color="0.9", zorder=0)
+            axes.errorbar(mean, at, xerr=spread, fmt="o", color=color, capsize=3)
+            axes.plot(row.accuracies, [at] * len(row.accuracies), "|", color=color, alpha=0.6)
+            named = (value if name == "method" else f"{name} {value}"
+                     for name, value in row.settings.items() if value and name not in by)  # fmt: skip
+            labels.append(", ".join(named))
+        shared = {label.split(", ")[0] for label in labels if "," in label}
+        if len(shared) == 1:  # the method that all rows but fp32 have
+            labels = [label.removeprefix(f"{min(shared)}, ") for label in labels]
+        axes.set_yticks(range(len(held)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_title(", ".join(f"{name} {value}" for name, value in zip(by, key, strict=True)), fontsize=9)
+        axes.set_xlabel("test accuracy, % (mean of the seeds, its 95 % interval; | one run)", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
+
+
+def curve(table: pd.DataFrame, method: str, theirs: list[float]) -> None:
     table = table[table["method"] == method]
     for epoch, expected in enumerate(theirs, 1):
         ours = [100 * float(value) for value in table[table["epoch"] == epoch]["test_accuracy"]]
@@ -78,18 +140,24 @@ def curve(study: Path, method: str, theirs: list[float]) -> None:
             print(f"| {method} | {epoch} | {mean:.1f} | {expected} | {mean - expected:+.1f} |")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
+    parser.add_argument("records", type=Path, help="records.csv of a study.")
     parser.add_argument("--curve", action="append", default=[], help="METHOD=accuracies of the authors' log, by epoch.")
-    given = parser.parse_args()
-    if not given.curve:
-        show(given.study)
+    parser.add_argument("--plot", type=Path, help="A figure, .svg or .png.")
+    parser.add_argument("--by", default="", help="Settings, with commas between them, whose values have a panel each.")
+    given = parser.parse_args(arguments)
+    table = pd.read_csv(given.records, keep_default_na=False)
+    if given.curve:
+        print("| method | epoch | here, % | authors' log, % | difference |\n|---|---|---|---|---|")
+        for text in given.curve:
+            method, values = text.split("=")
+            curve(table, method, [float(value) for value in values.split(",")])
         return
-    print("| method | epoch | here, % | authors' log, % | difference |\n|---|---|---|---|---|")
-    for text in given.curve:
-        method, values = text.split("=")
-        curve(given.study, method, [float(value) for value in values.split(",")])
+    rows = rows_of(table)
+    show(rows)
+    if given.plot:
+        plot(rows, [name for name in given.by.split(",") if name], given.plot)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""tools/claims.py: the tables of reports/claims are those of the records beside them."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = sorted((ROOT / "reports/claims").glob("*.csv"))
+
+
+@pytest.fixture(scope="module")
+def claims() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")
+        yield importlib.import_module("claims")
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_document_has_the_records_table(path: Path, claims: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    claims.main([str(path)])
+    printed = capsys.readouterr().out.splitlines()
+    lines = (path.parent / "README.md").read_text().splitlines()
+    assert len(printed) > 3 and [line for line in printed if line not in lines] == []
+    assert (path.parent / f"{path.stem}.svg").exists() and f"]({path.stem}.svg)" in "\n".join(lines)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    """Two settings of octo with two seeds and metrics of two layers, and a run of fp32."""
+    rows = [
+        {
+            "run": f"{method},{seed},{lac}", "method": method, "seed": seed, "step": step, "epoch": step,
+            "test_accuracy": accuracy, "method.lac": lac, "method.same": 1 if lac else "",
+            "metrics": f"{{'inert': {{'a': {share}, 'b': 0.5}}}}" if lac else "",
+        }
+        for method, lac, seed, accuracies, share in (
+            ("octo", "off", 0, (0.1, 0.5), 0.1), ("octo", "off", 1, (0.1, 0.7), 0.3), ("octo", "feature", 0, (0.1, 0.9), 0.0),
+            ("octo", "feature", 1, (0.1, 0.9), 0.0), ("fp32", "", 0, (0.1, 0.8), 0.0),
+        )
+        for step, accuracy in enumerate(accuracies, 1)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "records.csv", index=False)
+    return tmp_path / "records.csv"
+
+
+def test_seeds_are_one_row_and_metrics_are_means(records: Path, claims: ModuleType) -> None:
+    rows = claims.rows_of(pd.read_csv(records, keep_default_na=False))
+    assert [row.settings for row in rows] == [
+        {"method": "octo", "lac": "off"}, {"method": "octo", "lac": "feature"}, {"method": "fp32", "lac": ""}
+    ]  # fmt: skip
+    assert [statistics.fmean(row.accuracies) for row in rows] == pytest.approx([60, 90, 80])
+    assert rows[0].metrics == pytest.approx({"inert": (0.1 + 0.3) / 4 + 0.25}) and rows[2].metrics == {}
+    assert rows[0].spread == pytest.approx(12.706 * 10, rel=1e-3) and rows[2].spread is None  # t, one degree of freedom
+
+
+def test_a_figure_has_every_row(records: Path, claims: ModuleType, tmp_path: Path) -> None:
+    claims.main([str(records), "--by", "method", "--plot", str(tmp_path / "a.svg")])
+    text = (tmp_path / "a.svg").read_text()
+    assert all(word in text for word in ("lac off", "lac feature", "method octo", "method fp32"))
+
+
+def test_a_curve_beside_the_authors(records: Path, claims: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    claims.main([str(records), "--curve", "fp32=12.5,79"])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| fp32 | 1 | 10.0 | 12.5 | -2.5 |",
+        "| fp32 | 2 | 80.0 | 79.0 | +1.0 |",
+    ]
