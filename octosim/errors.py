@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +52,8 @@ def suggest(word: str, known: Iterable[str], listing: str = "") -> str:
     Case and punctuation do not count, and a part of a word is near (16: acc16).  listing: the command that prints all known
     words; it is named in place of more than MOST_WORDS.
     """
+    import difflib  # only a mistake needs it
+
     names = sorted(known)
     letters = {name: _letters(name) for name in names}
     wanted = _letters(word[:100])

@@ -6,16 +6,18 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.machinery
-import importlib.metadata
 import inspect
 import os
 import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octosim.errors import OctosimError
+
+if TYPE_CHECKING:
+    import importlib.metadata
 
 GROUPS = ("octosim.methods", "octosim.layers", "octosim.profiles", "octosim.data")
 
@@ -23,6 +25,8 @@ GROUPS = ("octosim.methods", "octosim.layers", "octosim.profiles", "octosim.data
 @cache
 def entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
     """The installed entry points of a group by name; none is loaded."""
+    import importlib.metadata  # takes as long as a tenth of all that a price needs
+
     return {point.name: point for point in importlib.metadata.entry_points(group=group)}
 
 
@@ -62,6 +66,8 @@ def top_of(path: str) -> str:
 @cache
 def _distributions() -> Mapping[str, list[str]]:
     """Which installed distributions have a top module; reading the metadata of all takes half a second."""
+    import importlib.metadata
+
     return importlib.metadata.packages_distributions()
 
 
@@ -142,6 +148,8 @@ def identity(cls: type[Any]) -> dict[str, Any]:
     top = top_of(cls.__module__)
     if top == "octosim":
         return {}
+    import importlib.metadata
+
     package = _distributions().get(top, [top])[0]
     try:
         version: str | None = importlib.metadata.version(package)

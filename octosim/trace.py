@@ -40,7 +40,7 @@ class Op:
     dtype:  the arithmetic: "int8" (int8 x int8 products summed in int32), "int16" (of codes with more bits) or "float32".
     reads, writes: compulsory traffic in bytes: every operand once, in the type it is stored in.
     groups: products of the shape in a grouped convolution; each takes the channels of one group.
-    kernel, stride: of a convolution; (0, 0) where the operation is none.
+    kernel, stride: of a convolution or of pooling whose elements count their windows; (0, 0) where the operation is none.
     weights: how many of the bytes are parameters, which stay from step to step.
     algorithm: one of ALGORITHMS.
     channels: length of the innermost axis of an elementwise operation, 0 where it does not matter.

@@ -157,6 +157,7 @@ def _run() -> int:
 
 def main() -> None:
     """The console script."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads the metadata of all that is installed
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell's `&` has it ignored
     if ours:
         signal.signal(signal.SIGINT, _leave)

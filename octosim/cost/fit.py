@@ -162,7 +162,8 @@ def layer_ops(stack: Sequence[Layer], other: int, float_dtype: str, int8: bool, 
         (ci, _, wi), (co, ho, wo) = layer.inputs, layer.outputs
         if layer.type == "Pooling":
             count = outputs * max(1, layer.kernel[0] * layer.kernel[1])  # a sum or maximum over the window
-            ops.append(Op(layer.name, "forward", "elementwise", "pool", (count,), float_dtype, inputs * size, outputs * size))
+            ops.append(Op(layer.name, "forward", "elementwise", "pool", (count,), float_dtype, inputs * size, outputs * size,
+                          kernel=layer.kernel))  # fmt: skip
             continue
         if layer.type == "MultiHeadAttention":
             ops += attention_ops(layer.name, wi, ci, layer.groups, float_dtype)

@@ -112,10 +112,11 @@ def step_ops(layers: Sequence[Mapping[str, Any]], batch: int) -> list[Op]:
         x = batch * ci * (1 if linear else layer["in_size"] ** 2) * size
         y = batch * co * (1 if linear else layer["out_size"] ** 2) * size
         if kind not in PRODUCTS:
-            count = y // size * (min(k, layer["in_size"]) ** 2 if kind in ("maxpool", "avgpool") else 1)
+            side = min(k, layer["in_size"]) if kind in ("maxpool", "avgpool") else 0
+            count, shared = y // size * max(1, side**2), {"kernel": (side, side)}
             reads = 2 * x if kind in ("batchnorm", "add") else x
-            found.append(Op(name, "forward", "elementwise", kind, (count,), "float32", reads, y))
-            found.append(Op(name, "dX", "elementwise", kind, (count,), "float32", x + y, x))
+            found.append(Op(name, "forward", "elementwise", kind, (count,), "float32", reads, y, **shared))
+            found.append(Op(name, "dX", "elementwise", kind, (count,), "float32", x + y, x, **shared))
             continue
         found += _products(layer, batch, x, y, first)
         first = False

@@ -90,6 +90,10 @@ WINOGRAD_CODES = 2
 UNPRICED_SPREAD = 0.7
 """Of an operation that a calibration did not measure: within a factor of two, two times in three."""
 
+WINDOW = 1 / 8
+"""What an element of a pooling window costs a core, as a share of one that is read and written once: estimate.  Windows overlap
+and lie in the first cache, a load brings a vector of them; a pass over memory has 3 to 4 bytes a clock (the pool's factors)."""
+
 PADDING = 2  # times that a convolution wider than 1x1 also moves its input: a copy with the border, written and read
 
 CACHE_SHARE = 0.5
@@ -516,7 +520,7 @@ def _prepared(
     weights = g["weights"] * np.where(winograd, WINOGRAD_WEIGHTS * wide, 1.0)
     other = g["inputs"] + g["writes"]
     transformed = np.where(winograd, 2 * WINOGRAD_VALUES * (g["inputs"] * wide + g["writes"]), 0.0)
-    copied = np.where(factored & (g["area"] > 1), PADDING * g["inputs"], 0.0) if border else 0.0
+    copied = np.where(factored & ~elementwise & (g["area"] > 1), PADDING * g["inputs"], 0.0) if border else 0.0
     other = other + transformed + copied
     resident = (weights * g["forward"]).sum(axis=-1, keepdims=True)
     cached = factored | (d["sms"] > 0) | (d["linked"] > 0)
@@ -524,7 +528,9 @@ def _prepared(
     other_miss = np.where(cached, _missed(other, d["cache"]), 1.0)
     m, k, n, macs = g["m"], g["k"], g["n"], g["macs"]
     # elementwise work
-    moved = np.maximum(g["bytes"], 2 * g["elements"] * g["size"])
+    windows = np.maximum(g["area"], 1.0)  # of pooling, whose elements count their windows
+    counted = g["elements"] * np.where(windows > 1, 1 / windows + WINDOW, 1.0)
+    moved = np.maximum(g["bytes"], 2 * counted * g["size"])
     work = np.where(elementwise, np.where(factored, moved, g["elements"]), macs)
     rate = np.where(elementwise, d["clock"], d["peak"])
     blocks = np.where(depthwise, np.ceil(g["groups"] / LANES), np.ceil(m / TASK) * np.ceil(n / TASK) * g["groups"])

@@ -451,14 +451,15 @@ def _pass_over(graph: _Graph, node: Any, layer: str, backward: bool) -> list[Op]
     writes = written * (1 if outputs and outputs[0] in graph.narrow else size)
     if id(node) in graph.coded:
         graph.codes.add(graph.consumers[node.output[0]][0].output[0])
-    work = WORK.get(node.op_type, WORK["Sigmoid"] if node.op_type in EXPONENTIAL else 1)
+    work, kernel = WORK.get(node.op_type, WORK["Sigmoid"] if node.op_type in EXPONENTIAL else 1), (0, 0)
     if node.op_type in ("AveragePool", "MaxPool"):  # an output is a sum or maximum over its window
         work = max(1, math.prod(attribute(node, "kernel_shape", [1])))
+        kernel = (work, 1)
     over = read if node.op_type in ("GlobalAveragePool", "GlobalMaxPool") else written
     count = max(1, work * over)
     name = node.op_type.lower()
     scans = 2 if not graph.inference and node.op_type.endswith("Normalization") else 1  # statistics, then values
-    found = [Op(layer, "forward", "elementwise", name, (count,), dtype, scans * reads, writes)]
+    found = [Op(layer, "forward", "elementwise", name, (count,), dtype, scans * reads, writes, kernel=kernel)]
     if backward:
-        found.append(Op(layer, "dX", "elementwise", name, (count,), dtype, scans * reads + writes, reads))
+        found.append(Op(layer, "dX", "elementwise", name, (count,), dtype, scans * reads + writes, reads, kernel=kernel))
     return found

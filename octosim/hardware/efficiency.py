@@ -10,7 +10,6 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any
 
-import tomli_w
 from pydantic import Field, ValidationError
 
 from octosim.errors import OctosimError
@@ -73,6 +72,8 @@ def parse(data: dict[str, Any]) -> dict[str, dict[str, CpuFactors]]:
 
 def toml(groups: dict[str, dict[str, CpuFactors]]) -> str:
     """The text of an efficiency file."""
+    import tomli_w
+
     tables = {name: {path: table(factors) for path, factors in rows.items()} for name, rows in groups.items()}
     return tomli_w.dumps({"pool": tables.pop("pool"), "device": tables})
 

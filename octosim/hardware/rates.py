@@ -52,7 +52,7 @@ class ProductRate(Frozen):
     kind: convolution, linear, depthwise, or a function that is not one of PLAIN.
     """
 
-    kind: Annotated[str, Field(pattern=r"^(convolution|linear|depthwise|octo_\w{1,60})$")]
+    kind: Annotated[str, Field(pattern=r"^(convolution|linear|depthwise|octo_[A-Za-z0-9_]{1,60})$")]
     dtype: Literal["int8", "float32"]
     pass_: Literal["forward", "dX", "dW"] = Field(alias="pass")
     threads: Annotated[int, Field(ge=1)]

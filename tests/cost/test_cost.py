@@ -186,6 +186,22 @@ def conv(channels=64, filters=64, side=56, kernel=3, stride=1, groups=1, dtype="
               m * filters * size, groups=groups, kernel=(kernel, kernel), stride=stride, weights=weights)
 
 
+@pytest.mark.parametrize("side, stride", [(2, 2), (3, 1), (3, 2), (7, 7)])
+def test_a_window_in_the_first_cache_is_cheaper_than_memory(side, stride):
+    """On a core with factors; a device without counts each of a window's elements."""
+    outputs = 10**6 // stride**2
+    pool = Op("pool", "forward", "elementwise", "maxpool", (side**2 * outputs,), "float32", 4 * 10**6, 4 * outputs,
+              kernel=(side, side))  # fmt: skip
+    copy = replace(pointwise(), shape=(outputs,), reads=4 * outputs, writes=4 * outputs)
+    windowed, passed = cost.predict([pool, copy], cpu(cache_kib=0.001))
+    moved = max(4 * (10**6 + outputs), 8 * outputs * (1 + side**2 / 8))
+    assert windowed.compute_s == pytest.approx(passed.compute_s * moved / (8 * outputs), rel=0.01)
+    assert windowed.memory_s == pytest.approx(passed.memory_s * (10**6 + outputs) / (2 * outputs), rel=0.01)  # no border
+    toy = device([engine() | {"elementwise_per_clock": fig(1)}])
+    plain, other = cost.predict([pool, copy], toy)
+    assert plain.compute_s == pytest.approx(side**2 * other.compute_s)
+
+
 @pytest.mark.parametrize("op, kind", [
     (conv(), "conv"), (with_winograd(conv()), "conv3x3"), (conv(stride=2), "conv"), (conv(kernel=5), "conv"),
     (conv(kernel=1), "pointwise"), (conv(kernel=1, stride=2), "conv"), (conv(groups=64), "depthwise"),
