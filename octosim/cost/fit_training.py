@@ -206,7 +206,8 @@ class _Problem:
         self.passes = np.array([[name == own for name in self.names] for _, own in owners], float)
         self.starts = np.cumsum([0, *(len(ops) for ops in planned[:-1])])
         fields = [name for name, value in vars(prepared[0]).items() if isinstance(value, np.ndarray)]
-        self.all = replace(prepared[0], **{name: np.concatenate([getattr(p, name) for p in prepared]) for name in fields})
+        joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in prepared]) for name in fields}
+        self.all = replace(prepared[0], **joined)
 
     def log_times(self, values: Mapping[str, float]) -> Array:
         known = np.log([values.get(name, 1.0) for name in self.names])
@@ -227,7 +228,8 @@ class _Problem:
 
 def _part(p: cost.Prepared, first: int, last: int) -> cost.Prepared:
     """Some of the operations."""
-    return replace(p, **{name: value[first:last] for name, value in vars(p).items() if isinstance(value, np.ndarray)})
+    some: dict[str, Any] = {name: value[first:last] for name, value in vars(p).items() if isinstance(value, np.ndarray)}
+    return replace(p, **some)
 
 
 def _owners(op: Op, counted: bool) -> tuple[tuple[str, ...], str]:
