@@ -133,7 +133,7 @@ def _onnx(asked: CostQuery) -> Workload:
             one, two = memory(1)["peak"], memory(2)["peak"]
         except OctosimError:
             return 0
-        return max(0, int((capacity - one) / max(1, two - one)) + 1)
+        return max(0, int((capacity - one) // max(1, two - one)) + 1)
 
     return Workload(
         None, kind, ops, batch_of, memory, largest,

@@ -67,7 +67,10 @@ def sentence(
     record: dict[str, Any], priced: dict[str, Any], device: Device, asked: CostQuery, images: int | None,
     epochs: int | None = None,
 ) -> str:
-    """The answer in one line: times by type, memory, energy, epochs; then whether INT8 pays, what binds, where half is."""
+    """The answer in one line: times by type, memory, energy, epochs; then whether INT8 pays, what binds, where half is.
+
+    Where the step does not fit the device, that and why comes first.
+    """
     rows = record["types"]
     order = [name for name in SHORT if name in rows]
     times = ", ".join(
@@ -83,9 +86,11 @@ def sentence(
         size = f"{chosen['peak_bytes'] / 2**20:.4g}"
         if room is None:
             parts.append(f"needs {size} MiB")
+        elif chosen.get("fits"):
+            parts.append(f"fits ({size} of {room.value * 1024:.4g} MiB)")
         else:
-            verdict = "fits" if chosen.get("fits") else "does not fit"
-            parts.append(f"{verdict} ({size} of {room.value * 1024:.4g} MiB)")
+            reason = _too_large(record, f"{size} of {room.value * 1024:.4g} MiB")
+            parts = [f"{what} on {device.title}: does not fit, because {reason}", f"if it did: {times}"]
     if chosen["energy_j"] is not None:
         parts.append(f"{words_of(chosen)}{chosen['energy_j']:.3g} J")
     if images:
@@ -94,6 +99,14 @@ def sentence(
         joules = "" if record["training_j"] is None else f" and {words_of(chosen)}{joules_text(record['training_j'])}"
         parts.append(f"{epochs:,} of them {waiting_text(record['training_s'])}{joules}")
     return "; ".join(parts) + ". " + _why(record, priced)
+
+
+def _too_large(record: dict[str, Any], size: str) -> str:
+    """Why a step does not fit: its size, the parts that take most, and the batch that would."""
+    parts = {name: count for name, count in (record["memory"] or {}).items() if name != "peak" and count}
+    most = ", ".join(f"{name} {parts[name] / 2**20:.4g}" for name in sorted(parts, key=lambda name: -parts[name])[:2])
+    would = record.get("advice", "").rpartition("; ")[2]
+    return f"it needs {size}{f' ({most})' if most else ''}{f'; {would}' if would else ''}"
 
 
 def _verdict(other: str, gain: Ratio | None) -> str:

@@ -113,6 +113,15 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     assert len(rows) == 9 and fit_training.spread_of(rows) >= 0.05
 
 
+def test_the_largest_batch_of_a_file(tmp_path):
+    """By the memory of one and two images: none where one does not fit."""
+    from octosim.workload import CostQuery, source
+
+    made = source(CostQuery(str(small_onnx(tmp_path / "small.onnx")), None, "float32", False, None, False))
+    one, two = made.memory(1)["peak"], made.memory(2)["peak"]
+    assert [made.largest(size) for size in (0, one / 2, one - 1, one, two - 1, two)] == [0, 0, 0, 1, 1, 2]
+
+
 def test_layers_of_the_published_steps(tmp_path):
     """octosim's own table hangs together, and is what a table with other sizes is compared with."""
     own = fit_training.networks(fit_training.NETWORKS)
