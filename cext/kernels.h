@@ -136,13 +136,17 @@ static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
     return ((k + group - 1) / group * ((group + 1) / 2) + 32) * 36 * 4;
 }
 
-/* Codes of a plane of weight_grad_s8 with so many pixels, an odd number of 64s, with room for reading 3 pixels too far; and bytes of
- * all its scratch memory for `lines` lines of windows, as int16 and two pixels to a step, which takes the most. */
+/* Planes of weight_grad_s8 for channels c0 .. c1 - 1: one for each channel, or one for each element of a window's run where these are no
+ * more than are transposed at a time anyway: a tile of few channels has too few rows.  Codes of a plane with so many pixels, an odd number of 64s, with room for reading 3 pixels too far; and
+ * bytes of all its scratch memory for `lines` lines of windows, as int16 and two pixels to a step, which takes the most. */
+static inline int64_t octo_planes(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1) {
+    return channels > 1 && c1 - c0 == channels && x->length <= 16 ? x->length : c1 - c0;
+}
 static inline int64_t octo_plane(int64_t pixels) { return ((pixels + 3 + 63) / 64 | 1) * 64; }
 
 static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines) {
     int64_t pixels = (octo_line_offset(x, line + lines - 1) - octo_line_offset(x, line) + (x->segments - 1) * x->segment_stride + x->length) / channels;
-    return (lines + 7) / 8 * 64 + lines * ((x->width + 1) / 2) * 256 + 2 * (c1 - c0) * octo_plane(pixels + x->width - 1) + 64;
+    return (lines + 7) / 8 * 64 + lines * ((x->width + 1) / 2) * 256 + 2 * octo_planes(x, channels, c0, c1) * octo_plane(pixels + x->width - 1) + 64;
 }
 
 /* Rows that are laid side by side in a reduction or a broadcast over columns, so that short rows fill vectors too.  Part of
