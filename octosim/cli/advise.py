@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,18 @@ class Limits:
             return "energy"
         return "deadline" if self.time_s is not None and row["time_s"] > self.time_s else ""
 
+    def excess(self, row: dict[str, Any]) -> float:
+        """How many times a point takes what it may, of the limit that it breaks most."""
+        pairs = (row["peak_bytes"] or 0, self.bytes), (row["energy_j"], self.energy_j), (row["time_s"], self.time_s)
+        shares = [math.inf if taken is None else taken / limit for taken, limit in pairs if limit]
+        return max(shares, default=float(row["peak_bytes"] or 0))
+
 
 def advise(
     asked: CostQuery, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits
 ) -> dict[str, Any]:
-    """{"best": the point with the most images a second within the limits or None, "tried": all points, best first}.
+    """{"best": the point with the most images a second within the limits or None, "tried": all points, best first; where none
+    keeps the limits, nearest first}.
 
     Where no step that trains the whole network keeps the limits, fewer of its last layers are tried: half, a quarter and so on.
     """
@@ -57,6 +65,8 @@ def advise(
     if not tried:
         raise OctosimError("nothing to advise: no device can run the network at any of these batches")
     tried.sort(key=lambda row: (bool(row["breaks"]), -row["images_s"]))
+    if tried[0]["breaks"]:
+        tried.sort(key=limits.excess)
     return {"best": None if tried[0]["breaks"] else tried[0], "tried": tried}
 
 
@@ -122,9 +132,13 @@ def show(found: dict[str, Any], most: int = 12) -> None:
     best, tried = found["best"], found["tried"]
     if best is None:
         breaks = sorted({row["breaks"] for row in tried})
-        nearest = min(tried, key=lambda row: row["peak_bytes"] or 0)
-        say(f"nothing fits the limits ({', '.join(breaks)}): {len(tried)} points tried; the smallest takes "
-            f"{(nearest['peak_bytes'] or 0) / 2**20:.4g} MiB and {time_text(nearest['time_s'])}")  # fmt: skip
+        near = tried[0]
+        takes = [f"{(near['peak_bytes'] or 0) / 2**20:.4g} MiB", time_text(near["time_s"])]
+        takes += [] if near["energy_j"] is None else [f"{near['energy_j']:.3g} J"]
+        what = " ".join(x for x in (near["dtype"], near["method"]) if x)
+        part = "" if near["train_last"] is None else f" of the last {near['train_last']} weighted layers"
+        say(f"nothing fits the limits ({', '.join(breaks)}): {len(tried)} points tried; the nearest, {what}{part} at batch "
+            f"{near['batch_size']} on {near['device']}, takes {', '.join(takes)}")  # fmt: skip
     else:
         what = " ".join(x for x in (best["dtype"], best["method"]) if x)
         if best["train_last"] is not None and any(row["train_last"] is None for row in tried):

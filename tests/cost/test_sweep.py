@@ -129,6 +129,9 @@ def test_advice_under_limits():
     assert all(row["time_s"] > 0.01 for row in found["tried"] if row["breaks"] == "deadline")
     assert {row["train_last"] for row in found["tried"]} == {None}
     none = json.loads(run(*LENET, "--method", "octo", "--advise", "--batch-size", "1", "--max-memory", "0.01", "--json"))
+    told = run(*LENET, "--method", "octo", "--advise", "--batch-size", "1,8", "--max-energy", "1e-6", "--deadline", "1")
+    near = r"the nearest, [a-z0-9 ]+ of the last 1 weighted layers at batch 1 on raspberry-pi-4, takes .* MiB, .*s, .* J$"
+    assert re.match(rf"nothing fits the limits \(energy\): \d+ points tried; {near}", told.splitlines()[0])
     assert none["best"] is None and {row["train_last"] for row in none["tried"]} == {None, 2, 1}
 
 
