@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import re
 import sys
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from octosim import extensions
 from octosim.engine.nodes import Method
 from octosim.errors import OctosimError, suggest
 from octosim.methods import plugins
-from octosim.methods.banner import Banner
-from octosim.methods.blaq import Blaq
-from octosim.methods.dai8 import Dai8
-from octosim.methods.dorefa import Dorefa
-from octosim.methods.fp32 import Fp32
-from octosim.methods.fqat import Fqat
-from octosim.methods.hindsight import Hindsight
-from octosim.methods.jetfire import Jetfire
-from octosim.methods.laq import Laq
-from octosim.methods.logbtq import Logbtq
-from octosim.methods.niti import Niti
-from octosim.methods.octo import Octo
-from octosim.methods.octo_reference import OctoReference
-from octosim.methods.qat import Qat
-from octosim.methods.ui8 import Ui8
-from octosim.methods.wage import Wage
 
-METHODS: dict[str, type[Method]] = {
-    cls.name: cls
-    for cls in (
-        Fp32, Octo, OctoReference, Logbtq, Laq, Blaq, Qat, Niti, Wage, Dorefa, Banner, Ui8, Dai8, Hindsight, Jetfire, Fqat,
-    )
-}  # fmt: skip
+
+class _Known(Mapping[str, type[Method]]):
+    """octosim's own methods by name; each is imported when it is asked for: a start imports one of them, not all."""
+
+    def __init__(self, **classes: str) -> None:
+        self._classes = {module.replace("_", "-"): (module, name) for module, name in classes.items()}
+
+    def __getitem__(self, name: str) -> type[Method]:
+        module, cls = self._classes[name]
+        found: type[Method] = getattr(importlib.import_module(f"octosim.methods.{module}"), cls)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+
+METHODS: Mapping[str, type[Method]] = _Known(
+    fp32="Fp32", octo="Octo", octo_reference="OctoReference", logbtq="Logbtq", laq="Laq", blaq="Blaq", qat="Qat",
+    niti="Niti", wage="Wage", dorefa="Dorefa", banner="Banner", ui8="Ui8", dai8="Dai8", hindsight="Hindsight",
+    jetfire="Jetfire", fqat="Fqat",
+)  # fmt: skip
 
 
 def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
