@@ -14,7 +14,7 @@ from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-PARAMETERS = ("FN", "TARGET", "KIND", "OPERAND", "PRODUCT", "RESULT", "SUM")
+PARAMETERS = ("FN", "TARGET", "KIND", "OPERAND", "PRODUCT", "RESULT", "SUM", "POOL_LANES", "LANED")
 """Macros that a file of kernels defines for the file that it includes."""
 
 HEADERS = ("octosim.h", "kernels.h", "dispatch.h")
@@ -155,9 +155,9 @@ def _directive(text: str, at: int) -> int:
         end = text.index("\n", at)
         while text[end - 1] == "\\":
             end = text.index("\n", end + 1)
-        word = text[at:end].lstrip("# \t")
-        depth += word.startswith("if")
-        depth -= word.startswith("endif")
+        word = re.match(r"\s*#\s*(if|endif)", text[at:end])
+        if word:
+            depth += 1 if word[1] == "if" else -1
         if depth == 0:
             return end + 1
         at = end + 1
