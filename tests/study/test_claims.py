@@ -11,6 +11,8 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
+from octosim.api import cost
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = sorted((ROOT / "reports/claims").glob("*.csv"))
 
@@ -72,3 +74,27 @@ def test_a_curve_beside_the_authors(records: Path, claims: ModuleType, capsys: p
         "| fp32 | 1 | 10.0 | 12.5 | -2.5 |",
         "| fp32 | 2 | 80.0 | 79.0 | +1.0 |",
     ]
+
+
+def test_accuracy_against_what_a_step_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tools/efficiency.py: `octosim cost`'s figures, fp32 in float16 where a framework trains in it, and measured steps."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    rows = [
+        {"run": f"{method}{seed}", "method": method, "model": "lenet5", "data": "fashion-mnist-5k", "batch_size": 32,
+         "batchnorm": True, "test_accuracy": accuracy}
+        for method, seed, accuracy in (("octo", 0, 0.8), ("octo", 1, 0.9), ("fp32", 0, 0.95))
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "records.csv", index=False)
+    arguments = [str(tmp_path / "records.csv"), "--out", str(tmp_path / "a"), "--image", "28x28x1", "--devices", "jetson"]
+    importlib.import_module("efficiency").main([*arguments, "--here", "3", "--least", "90"])
+    costs = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    assert costs[["method", "place", "type", "seeds"]].values.tolist() == [
+        ["octo", "here", "", 2], ["fp32", "here", "", 1], ["octo", "jetson", "", 2], ["fp32", "jetson", "float16", 1]
+    ]  # fmt: skip
+    assert costs["accuracy"].tolist() == pytest.approx([85, 95, 85, 95])
+    assert (costs["time_low_s"] <= costs["time_s"]).all() and (costs["time_s"] <= costs["time_high_s"]).all()
+    expected = cost("lenet5", "jetson", batch_size=32, method="octo").totals["time_s"][0]
+    assert costs["time_s"][2] == pytest.approx(expected, rel=1e-4)
+    assert "(below: octo)" in (tmp_path / "a.svg").read_text() and "| fp32 | float16 |" in capsys.readouterr().out
