@@ -399,7 +399,9 @@ def _calibrate_training(
     rows = fit_training.leave_out(measured, device, software)
     values = fit_training.fit(measured, device, software)
     count, spread = len({s.network for s in measured}), fit_training.spread_of(rows)
-    fitted = fit_training.with_backward(software, values, spread, f"{from_.name}: {len(measured)} steps of {count} networks")
+    devices = dict.fromkeys((s.device or device).name for s in measured)
+    text = f"{from_.name}: {len(measured)} steps of {count} networks"
+    fitted = fit_training.with_backward(software, values, spread, text, devices)
     error = float(np.median(np.abs(np.expm1([row["error"] for row in rows]))))
     text = tomli_w.dumps(fitted.model_dump(mode="json", exclude_none=True))
     if out:

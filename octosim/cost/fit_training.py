@@ -299,12 +299,14 @@ def leave_out(
     return found
 
 
-def with_backward(runtime: Runtime, values: Mapping[str, float], spread: float, source: str) -> Runtime:
-    """The runtime with fitted parameters."""
+def with_backward(
+    runtime: Runtime, values: Mapping[str, float], spread: float, source: str, devices: Iterable[str] = ()
+) -> Runtime:  # fmt: skip
+    """The runtime with fitted parameters; devices: on which the spread is what was measured, anywhere if none."""
     assert runtime.backward
     figures = {name: {"value": float(f"{value:.4g}"), "kind": "derived", "source": source} for name, value in values.items()}
     figures["spread"] = {"value": float(f"{spread:.3g}"), "kind": "derived", "source": source}
-    data = runtime.backward.model_dump() | figures
+    data = runtime.backward.model_dump() | figures | {"devices": tuple(devices)}
     return runtime.model_copy(update={"backward": type(runtime.backward).model_validate(data)})
 
 

@@ -107,6 +107,7 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
                  for s in steps]  # fmt: skip
     assert np.median(np.abs(np.array(predicted) / times - 1)) < 0.06
     assert predicted == pytest.approx(times, rel=0.3)  # tiny passes divide unevenly among the cores
+    assert not fitted.backward.devices and fit_training.with_backward(mnn, found, 0.1, "x", ["pi"]).backward.devices == ("pi",)
     other = fit_training.with_backward(mnn, dict.fromkeys(true, 3.0), 0.1, "other steps, which the fit may not lean to")
     assert fit_training.fit(steps, device, other, 4) == found
     rows = fit_training.leave_out(steps[:9], device, mnn, 1, 4)
