@@ -113,10 +113,10 @@ def step_ops(layers: Sequence[Mapping[str, Any]], batch: int) -> list[Op]:
         y = batch * co * (1 if linear else layer["out_size"] ** 2) * size
         if kind not in PRODUCTS:
             side = min(k, layer["in_size"]) if kind in ("maxpool", "avgpool") else 0
-            count, shared = y // size * max(1, side**2), {"kernel": (side, side)}
+            count, window = y // size * max(1, side**2), (side, side)
             reads = 2 * x if kind in ("batchnorm", "add") else x
-            found.append(Op(name, "forward", "elementwise", kind, (count,), "float32", reads, y, **shared))
-            found.append(Op(name, "dX", "elementwise", kind, (count,), "float32", x + y, x, **shared))
+            found.append(Op(name, "forward", "elementwise", kind, (count,), "float32", reads, y, kernel=window))
+            found.append(Op(name, "dX", "elementwise", kind, (count,), "float32", x + y, x, kernel=window))
             continue
         found += _products(layer, batch, x, y, first)
         first = False
