@@ -99,14 +99,9 @@ def _open_special(path: Path, mode: int) -> int:
 
 def _replace(target: Path, content: bytes) -> None:
     sweep(target.parent, target.name)
-    # a name of its own for each process and thread, which leaves room where the target's name is as long as names may be
-    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.octosim.tmp")
-    unfinished.add(temporary)
+    temporary, fd = _open_temporary(target)
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(fd, "wb") as file:
-            with contextlib.suppress(OSError):  # no locks on this file system: `sweep` goes by age
-                _try_lock(fd)
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(fd, stat.S_IMODE(os.stat(target).st_mode))
             file.write(content)
@@ -120,6 +115,30 @@ def _replace(target: Path, content: bytes) -> None:
     finally:
         unfinished.discard(temporary)
     sync_folder(target.parent)
+
+
+def _open_temporary(target: Path) -> tuple[Path, int]:
+    """A new file beside the target, locked, so that no `sweep` removes it; one that was swept before its lock is made again."""
+    while True:
+        # a name of its own for each process and thread, which leaves room where the target's name is as long as names may be
+        temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.octosim.tmp")
+        unfinished.add(temporary)
+        fd = -1
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+            with contextlib.suppress(OSError):  # no locks on this file system: `sweep` goes by age
+                _try_lock(fd, wait=True)  # a sweep holds it for a moment
+            if _same_file(fd, temporary):
+                return temporary, fd
+            os.close(fd)
+        except BaseException:
+            unfinished.discard(temporary)
+            if fd >= 0:
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+            raise
+        unfinished.discard(temporary)
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -192,12 +193,26 @@ def test_sweeps_what_dead_processes_left(tmp_path: Path) -> None:
 
 def test_threads_that_write_one_file(tmp_path: Path) -> None:
     contents = [bytes([i]) * 100_000 for i in range(8)]
-    threads = [threading.Thread(target=write_atomic, args=(tmp_path / "x", content)) for content in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_atomic(tmp_path / "x", content), contents))
     assert (tmp_path / "x").read_bytes() in contents and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_sweep_between_a_temporary_file_and_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may sweep in that moment: the file is made again."""
+    lock, swept = files._try_lock, list[int]()
+
+    def sweep_first(fd: int, wait: bool = False) -> None:
+        if not swept:
+            swept.append(fd)
+            files.sweep(tmp_path)
+            assert not list(tmp_path.iterdir())
+        lock(fd, wait)
+
+    monkeypatch.setattr(files, "_try_lock", sweep_first)
+    write_atomic(tmp_path / "x", b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_bytes() == b"whole"
+    assert swept and not files.unfinished
 
 
 # ---- locks --------------------------------------------------
