@@ -311,5 +311,12 @@ def with_backward(
 
 
 def spread_of(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Standard deviation with which an interval holds INSIDE of these errors."""
-    return max(0.05, float(np.quantile([abs(row["error"]) for row in rows], INSIDE)) / cost.INTERVAL)
+    """Standard deviation with which an interval holds INSIDE of the errors of a network that is not among these.
+
+    The quantile of conformal prediction (Lei et al. 2018, section 2.2), INSIDE (n + 1) / n, with networks as its n units, as
+    the errors of one's steps go together: of four it is their largest error.
+    """
+    held = [(row["network"], abs(row["error"])) for row in rows]
+    count = len({network for network, _ in held})
+    level = min(1.0, INSIDE * (count + 1) / count)
+    return max(0.05, float(np.quantile([error for _, error in held], level)) / cost.INTERVAL)

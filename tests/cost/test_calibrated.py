@@ -114,6 +114,13 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     assert len(rows) == 9 and fit_training.spread_of(rows) >= 0.05
 
 
+def test_a_spread_is_that_of_a_network_that_is_not_among_them():
+    """Few networks say little of another one: four give their largest error, twenty nearly the quantile of their own."""
+    for count, expected in ((4, 0.4), (5, 0.5), (20, 1.7)):
+        rows = [{"network": name, "error": sign * 0.1 * (name + 1)} for name in range(count) for sign in (-1, 1)]
+        assert fit_training.spread_of(rows) * cost.INTERVAL == pytest.approx(expected)
+
+
 def test_the_largest_batch_of_a_file(tmp_path):
     """By the memory of one and two images: none where one does not fit."""
     from octosim.workload import CostQuery, source
