@@ -78,6 +78,11 @@ def rows_of(table: pd.DataFrame) -> list[Row]:
     return rows
 
 
+def said(name: str, value: float) -> str:
+    """A metric: shares, which are called rates, in percent."""
+    return f"{100 * value:.3g} %" if "rate" in name else f"{value:.3g}"
+
+
 def show(rows: list[Row]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     print("| " + " | ".join([*rows[0].settings, "accuracy, %", "95 %", "seeds", *names]) + " |")
@@ -85,7 +90,7 @@ def show(rows: list[Row]) -> None:
     for row in rows:
         spread = "" if row.spread is None else f"+-{row.spread:.2f}"
         cells = [*row.settings.values(), f"{statistics.fmean(row.accuracies):.2f}", spread, str(len(row.accuracies))]
-        cells += [f"{100 * row.metrics[name]:.3g} %" if name in row.metrics else "" for name in names]
+        cells += [said(name, row.metrics[name]) if name in row.metrics else "" for name in names]
         print("| " + " | ".join(cells) + " |")
 
 
