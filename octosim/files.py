@@ -99,15 +99,18 @@ def _open_special(path: Path, mode: int) -> int:
 
 def _replace(target: Path, content: bytes) -> None:
     sweep(target.parent, target.name)
-    temporary, fd = _open_temporary(target)
+    temporary, file = _open_temporary(target)
     try:
-        with os.fdopen(fd, "wb") as file:
+        with file:
             with contextlib.suppress(OSError, AttributeError):
-                os.fchmod(fd, stat.S_IMODE(os.stat(target).st_mode))
+                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
             file.write(content)
             file.flush()
-            os.fsync(fd)
-        os.replace(temporary, target)
+            os.fsync(file.fileno())
+            if fcntl is not None:  # while the lock keeps other writers' sweeps from it; Windows replaces no open file
+                os.replace(temporary, target)
+        if fcntl is None:
+            os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -117,7 +120,7 @@ def _replace(target: Path, content: bytes) -> None:
     sync_folder(target.parent)
 
 
-def _open_temporary(target: Path) -> tuple[Path, int]:
+def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
     """A new file beside the target, locked, so that no `sweep` removes it; one that was swept before its lock is made again."""
     while True:
         # a name of its own for each process and thread, which leaves room where the target's name is as long as names may be
@@ -129,15 +132,15 @@ def _open_temporary(target: Path) -> tuple[Path, int]:
             with contextlib.suppress(OSError):  # no locks on this file system: `sweep` goes by age
                 _try_lock(fd, wait=True)  # a sweep holds it for a moment
             if _same_file(fd, temporary):
-                return temporary, fd
-            os.close(fd)
+                return temporary, os.fdopen(fd, "wb")
         except BaseException:
-            unfinished.discard(temporary)
             if fd >= 0:
                 os.close(fd)
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
+            unfinished.discard(temporary)
             raise
+        os.close(fd)
         unfinished.discard(temporary)
 
 
