@@ -28,10 +28,15 @@ DEVICES = ["raspberry-pi-4", "jetson-xavier-nx", "atlas-200dk"]
 
 
 def methods_of(records: pd.DataFrame) -> pd.DataFrame:
-    """A row a method: its model, batch and data, its mean accuracy in percent, and the number of seeds."""
+    """A row a method: its model, batch, data and parameters, its mean accuracy in percent, and the number of seeds."""
     last = records.groupby("run", sort=False).tail(1)
     last = last[last["batchnorm"].astype(str) == "True"]  # what a cost is predicted of
-    settings = ["method", "model", "data", "batch_size"]
+    own = [name for name in last if name.startswith("method.")]
+    texts = [
+        " ".join(f"{name.removeprefix('method.')}={row[name]}" for name in own if row[name] != "") for _, row in last.iterrows()
+    ]
+    last = last.assign(parameters=texts)
+    settings = ["method", "model", "data", "batch_size", "parameters"]
     found = last.groupby(settings, sort=False)["test_accuracy"].agg(["mean", "count"]).reset_index()
     return found.assign(accuracy=100 * found.pop("mean"), seeds=found.pop("count"))
 
@@ -44,6 +49,7 @@ def predicted(row: Any, device: str, image: str) -> dict[str, Any] | None:
     command = [
         sys.executable, "-m", "octosim", "cost", "--model", row.model, "--image", image, "--method", row.method,
         "--profile", device, "--batch-size", str(row.batch_size), "--json",
+        *(f"--set={text}" for text in row.parameters.split()),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -58,7 +64,7 @@ def predicted(row: Any, device: str, image: str) -> dict[str, Any] | None:
 
 
 def measured(rows: list[Any], steps: int) -> list[dict[str, Any]]:
-    """Median seconds of so many steps of each method, and their quartiles, in turns, with one thread; two are not counted."""
+    """The rows with the median seconds and quartiles of so many steps, in turns, with one thread; two are not counted."""
     from octosim import core
     from octosim.bench.clock import rate
     from octosim.train import Config, Run
@@ -69,6 +75,7 @@ def measured(rows: list[Any], steps: int) -> list[dict[str, Any]]:
         lr = rate(row.method)
         config = Config(
             model=row.model, data=row.data, method=row.method, batch_size=row.batch_size, limit=16 * row.batch_size,
+            parameters=dict(text.split("=", 1) for text in row.parameters.split()),
             **({} if lr is None else {"lr": lr}),
         )  # fmt: skip
         run = Run(config)
@@ -82,7 +89,10 @@ def measured(rows: list[Any], steps: int) -> list[dict[str, Any]]:
             if turn > 1:
                 held.append(time.perf_counter() - before)
     quartiles = [statistics.quantiles(held, n=4) if len(held) > 1 else 3 * held for held in times]
-    return [{"type": "", "time_s": q[1], "time_low_s": q[0], "time_high_s": q[2]} for q in quartiles]
+    return [
+        row._asdict() | {"place": HERE, "type": "", "time_s": q[1], "time_low_s": q[0], "time_high_s": q[2]}
+        for row, q in zip(rows, quartiles, strict=True)
+    ]
 
 
 def table(records: pd.DataFrame, devices: list[str], image: str, steps: int, before: pd.DataFrame | None) -> pd.DataFrame:
@@ -90,7 +100,7 @@ def table(records: pd.DataFrame, devices: list[str], image: str, steps: int, bef
     rows = list(methods.itertuples(index=False))
     found: list[dict[str, Any]] = []
     if steps:
-        found += [row._asdict() | {"place": HERE} | took for row, took in zip(rows, measured(rows, steps), strict=True)]
+        found += measured(rows, steps)
     elif before is not None:
         found += before[before["place"] == HERE].to_dict("records")
     for device in devices:
