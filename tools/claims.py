@@ -58,7 +58,7 @@ def flat_metrics(records: pd.DataFrame) -> dict[str, float]:
                 for key, inner in value.items():
                     walk(f"{prefix}.{key}" if prefix else key, inner)
 
-    for text in [text for text in records["metrics"] if text][-1:]:
+    for text in [text for text in records.get("metrics", ()) if text][-1:]:
         walk("", ast.literal_eval(text))
     return {name: statistics.fmean(values) for name, values in found.items()}
 
@@ -129,6 +129,8 @@ def plot(rows: list[Row], by: list[str], out: Path) -> None:
             labels = [label.removeprefix(f"{min(shared)}, ") for label in labels]
         axes.set_yticks(range(len(held)), labels, fontsize=8)
         axes.invert_yaxis()
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, 0), min(high, 100.5))  # an interval of few seeds reaches farther
         axes.grid(axis="x", alpha=0.3)
         axes.set_title(", ".join(f"{name} {value}" for name, value in zip(by, key, strict=True)), fontsize=9)
         axes.set_xlabel("test accuracy, % (mean of the seeds, its 95 % interval; | one run)", fontsize=8)
