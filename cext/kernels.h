@@ -137,8 +137,9 @@ static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
 }
 
 /* Planes of weight_grad_s8 for channels c0 .. c1 - 1: one for each channel, or one for each element of a window's run where these are no
- * more than are transposed at a time anyway: a tile of few channels has too few rows.  Codes of a plane with so many pixels, an odd number of 64s, with room for reading 3 pixels too far; and
- * bytes of all its scratch memory for `lines` lines of windows, as int16 and two pixels to a step, which takes the most. */
+ * more than are transposed at a time anyway: a tile of few channels has too few rows.  Codes of a plane with so many pixels, an odd
+ * number of 64s, with room for reading 3 pixels too far; and bytes of all its scratch memory for `lines` lines of windows, as int16 and
+ * two pixels to a step, which takes the most. */
 static inline int64_t octo_planes(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1) {
     return channels > 1 && c1 - c0 == channels && x->length <= 16 ? x->length : c1 - c0;
 }

@@ -99,9 +99,11 @@ def _open_special(path: Path, mode: int) -> int:
 
 def _replace(target: Path, content: bytes) -> None:
     sweep(target.parent, target.name)
-    temporary, file = _open_temporary(target)
+    # a name of its own for each process and thread, which leaves room where the target's name is as long as names may be
+    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.octosim.tmp")
+    unfinished.add(temporary)
     try:
-        with file:
+        with _opened(_open_locked(temporary, wait=True, flags=os.O_EXCL | getattr(os, "O_BINARY", 0))) as file:
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode))
             file.write(content)
@@ -120,28 +122,12 @@ def _replace(target: Path, content: bytes) -> None:
     sync_folder(target.parent)
 
 
-def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside the target, locked, so that no `sweep` removes it; one that was swept before its lock is made again."""
-    while True:
-        # a name of its own for each process and thread, which leaves room where the target's name is as long as names may be
-        temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.octosim.tmp")
-        unfinished.add(temporary)
-        fd = -1
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-            with contextlib.suppress(OSError):  # no locks on this file system: `sweep` goes by age
-                _try_lock(fd, wait=True)  # a sweep holds it for a moment
-            if _same_file(fd, temporary):
-                return temporary, os.fdopen(fd, "wb")
-        except BaseException:
-            if fd >= 0:
-                os.close(fd)
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-            unfinished.discard(temporary)
-            raise
+def _opened(fd: int) -> BinaryIO:
+    try:
+        return os.fdopen(fd, "wb")
+    except BaseException:
         os.close(fd)
-        unfinished.discard(temporary)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -241,9 +227,10 @@ def locked(path: Path, busy: str, wait: bool = False) -> Iterator[None]:
         os.close(fd)
 
 
-def _open_locked(path: Path, wait: bool) -> int:
+def _open_locked(path: Path, wait: bool, flags: int = 0) -> int:
+    """A file that is there and locked, made where it is not; without a lock where the file system has none."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | flags, 0o666)
         try:
             try:
                 _try_lock(fd, wait)
@@ -258,7 +245,7 @@ def _open_locked(path: Path, wait: bool) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # its holder removed it meanwhile
+        os.close(fd)  # its holder, or a sweep, removed it meanwhile
 
 
 # ---- reading --------------------------------------------------

@@ -94,24 +94,29 @@ def show(rows: list[Row]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def plot(rows: list[Row], by: list[str], out: Path) -> None:
-    """A panel for each combination of the settings `by`: each row's runs, their mean, its interval; a band where fp32 lies."""
+def figure_of(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure of so many panels of this size, at most two side by side, and their axes; the same figure has the same bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": "octosim", "svg.fonttype": "none"}  # the same figure has the same bytes
+    matplotlib.rcParams |= {"svg.hashsalt": "octosim", "svg.fonttype": "none"}
     from matplotlib import pyplot as plt
 
+    across = min(2, count)
+    down = -(-count // across)
+    figure, grid = plt.subplots(down, across, figsize=(width * across, height * down), squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat[:count])
+
+
+def plot(rows: list[Row], by: list[str], out: Path) -> None:
+    """A panel for each combination of the settings `by`: each row's runs, their mean, its interval; a band where fp32 lies."""
     panels: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         panels.setdefault(tuple(row.settings[name] for name in by), []).append(row)
-    most = max(map(len, panels.values()))
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    figure, grid = plt.subplots(down, across, figsize=(7.2 * across, (0.24 * most + 1.1) * down), squeeze=False, sharex=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes, (key, held) in zip(grid.flat, panels.items(), strict=False):
+    figure, grid = figure_of(len(panels), 7.2, 0.24 * max(map(len, panels.values())) + 1.1)
+    for axes, (key, held) in zip(grid, panels.items(), strict=True):
         labels = []
         for at, row in enumerate(held):
             mean, spread = statistics.fmean(row.accuracies), row.spread or 0.0

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from claims import figure_of
 
 HERE = "here"
 DEVICES = ["raspberry-pi-4", "jetson-xavier-nx", "atlas-200dk"]
@@ -112,17 +113,9 @@ def table(records: pd.DataFrame, devices: list[str], image: str, steps: int, bef
 
 def plot(costs: pd.DataFrame, out: Path, least: float = 0.0) -> None:
     """A panel a place: accuracy against the seconds of a step, on a logarithmic axis; methods below `least` % are named."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": "octosim", "svg.fonttype": "none"}
-    from matplotlib import pyplot as plt
-
     places = list(dict.fromkeys(costs["place"]))
-    figure, grid = plt.subplots(-(-len(places) // 2), 2, figsize=(13, 4.4 * -(-len(places) // 2)), squeeze=False)
-    for axes in grid.flat[len(places) :]:
-        axes.set_visible(False)
-    for axes, place in zip(grid.flat, places, strict=False):
+    figure, grid = figure_of(len(places), 6.5, 4.4)
+    for axes, place in zip(grid, places, strict=True):
         every = costs[costs["place"] == place].sort_values("accuracy")
         held, below = every[every["accuracy"] >= least], every[every["accuracy"] < least]["method"]
         low = held["time_s"] - held["time_low_s"]
