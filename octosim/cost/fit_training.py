@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,10 @@ def networks(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 def differences(given: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Sentences about networks of a table whose layers have other sizes than those of the same names in NETWORKS."""
-    found = []
-    own = networks(NETWORKS)
+    found, own, sizes_of = [], networks(NETWORKS), itemgetter("stride", "in_size", "out_size")
     for name, layers in given.items():
-        sizes = {layer["name"]: (layer["stride"], layer["in_size"], layer["out_size"]) for layer in own.get(name, [])}
-        other = [layer["name"] for layer in layers if layer["name"] in sizes
-                 and sizes[layer["name"]] != (layer["stride"], layer["in_size"], layer["out_size"])]  # fmt: skip
+        sizes = {layer["name"]: sizes_of(layer) for layer in own.get(name, [])}
+        other = [layer["name"] for layer in layers if sizes.get(layer["name"], sizes_of(layer)) != sizes_of(layer)]
         if other:
             found.append(f"{name}: {len(other)} of {len(layers)} layers, {other[0]} first, have another size or stride than in "
                          "the program that was measured; without --layers octosim takes the program's")  # fmt: skip
