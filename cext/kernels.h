@@ -155,6 +155,33 @@ static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t chann
 #define LANE_ROWS(cols) ((cols) <= 128 ? 16 * ((cols) <= 16 ? 32 / (cols) : 1) : (cols) < 512 ? 4 : 1)
 #define MAX_LANES 2048 /* max over cols < 512 of LANE_ROWS * cols: 16 * 128 and 4 * 511 */
 
+/* Values of columns laid out: one for each lane, and the first ones again behind the last lane, where a vector may end. */
+static inline int64_t octo_laid(int64_t cols) { return LANE_ROWS(cols) * cols + 16; }
+
+/* x[cols] -> to[octo_laid(cols)], of 32 bits; in place allowed.  Each copy doubles what there is. */
+static inline void octo_lay(int64_t cols, const void *x, void *to) {
+    size_t done = 4 * (size_t)cols, all = 4 * (size_t)octo_laid(cols);
+    if (to != x) memcpy(to, x, done);
+    for (size_t some; done < all; done += some) {
+        some = done < all - done ? done : all - done;
+        memcpy((char *)to + done, to, some);
+    }
+}
+
+/* y = x scale + shift, with relu max(., 0); codes of x to_code + from_zero, where there are any.  Laid out. */
+struct octo_normalization {
+    const float *scale, *shift, *to_code, *from_zero;
+    int relu;
+};
+
+/* What the backward pass of a normalization reads: x with center (laid out), or codes; relu_mask or NULL. */
+struct octo_gradient {
+    const float *x, *center;
+    const int8_t *codes;
+    octo_tensor dy;
+    const uint8_t *relu_mask;
+};
+
 /* Most taps of a depthwise convolution's kernel. */
 enum { OCTO_DEPTHWISE_TAPS = 225 };
 

@@ -7,11 +7,20 @@
 #define TARGET OCTO_TARGET("avx2")
 #define FN(name) name##_avx2
 #define VECTOR_BYTES 32
-#define POSITIVE(x) _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_setzero_ps(), _CMP_GT_OQ))
+#define POSITIVE(x) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(x), _mm256_setzero_ps(), _CMP_GT_OQ))
+#define MIN(a, b) (FN(lanes_s32))_mm256_min_epi32((__m256i)(a), (__m256i)(b))
+#define MAX(a, b) (FN(lanes_s32))_mm256_max_epi32((__m256i)(a), (__m256i)(b))
+#define MIN_F32(a, b) (FN(lanes_f32))_mm256_min_ps((__m256)(a), (__m256)(b))
+#define MAX_F32(a, b) (FN(lanes_f32))_mm256_max_ps((__m256)(a), (__m256)(b))
+#define WIDEN_S8(from) (FN(lanes_s32))_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(from)))
+#define NARROW_S8(x, to) _mm_storel_epi64((__m128i *)(to), narrow_avx2((__m256i)(x)))
+/* int32 within int8 -> int8, in the lower half. */
+TARGET OCTO_INLINE __m128i narrow_avx2(__m256i x) {
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    return _mm_packs_epi16(words, words);
+}
 #include "loops.inc"
 #define MADD(a, b) (FN(s32))_mm256_madd_epi16((__m256i)(a), (__m256i)(b))
-#define MIN(a, b) (FN(s32))_mm256_min_epi32((__m256i)(a), (__m256i)(b))
-#define MAX(a, b) (FN(s32))_mm256_max_epi32((__m256i)(a), (__m256i)(b))
 #include "accumulate.inc"
 
 #include "x86_256.inc"

@@ -12,11 +12,15 @@
 #define FN(name) name##_avx512bw
 #define VECTOR_BYTES 64
 #define MANY_REGISTERS
-#define POSITIVE(x) _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_setzero_ps(), _CMP_GT_OQ)
+#define POSITIVE(x) _mm512_cmp_ps_mask((__m512)(x), _mm512_setzero_ps(), _CMP_GT_OQ)
+#define MIN(a, b) (FN(lanes_s32))_mm512_min_epi32((__m512i)(a), (__m512i)(b))
+#define MAX(a, b) (FN(lanes_s32))_mm512_max_epi32((__m512i)(a), (__m512i)(b))
+#define MIN_F32(a, b) (FN(lanes_f32))_mm512_min_ps((__m512)(a), (__m512)(b))
+#define MAX_F32(a, b) (FN(lanes_f32))_mm512_max_ps((__m512)(a), (__m512)(b))
+#define WIDEN_S8(from) (FN(lanes_s32))_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(from)))
+#define NARROW_S8(x, to) _mm_storeu_si128((__m128i *)(to), _mm512_cvtepi32_epi8((__m512i)(x)))
 #include "loops.inc"
 #define MADD(a, b) (FN(s32))_mm512_madd_epi16((__m512i)(a), (__m512i)(b))
-#define MIN(a, b) (FN(s32))_mm512_min_epi32((__m512i)(a), (__m512i)(b))
-#define MAX(a, b) (FN(s32))_mm512_max_epi32((__m512i)(a), (__m512i)(b))
 #include "accumulate.inc"
 
 #include "x86_512.inc"
