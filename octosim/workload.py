@@ -51,7 +51,8 @@ class Workload:
     dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts at a
     batch size, and `largest` the largest batch for so many bytes; None where they are not known.  check: raises where a batch
     is too large for the accumulators.  notes: what a reader of the operations' price should know.  network: without weights;
-    None of an ONNX file.  others: of other types of products, as `typed` made them.
+    None of an ONNX file.  in_half: fp32's network with float16 products, from the same plans.  is_fixed: whether it has no
+    other types of products: a quantized file.  others: of other types of products, as `typed` made them.
     """
 
     method: str | None
@@ -63,6 +64,8 @@ class Workload:
     check: Callable[[int], None] | None = None
     notes: Callable[[list[Any]], list[str]] = lambda found: []
     network: Any = None
+    in_half: Callable[[], Workload] | None = None
+    is_fixed: bool = False
     others: dict[str, Workload] = field(default_factory=dict)
 
 
@@ -105,7 +108,9 @@ def _onnx(asked: CostQuery) -> Workload:
         raise OctosimError("--train, --train-last, --freeze and --channels are for octosim's own networks")
     if asked.parameters:
         raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
-    path, kind = Path(asked.model), asked.dtype or "float32"
+    path = Path(asked.model)
+    is_int8 = asked.inference and onnx_ops.is_int8(path, None, asked.shapes)
+    kind = "int8" if is_int8 else asked.dtype or "float32"
 
     def batch_of(batch: int | None) -> int:
         found = onnx_ops.batch_size(path, batch, asked.shapes)
@@ -137,7 +142,7 @@ def _onnx(asked: CostQuery) -> Workload:
 
     return Workload(
         None, kind, ops, batch_of, memory, largest,
-        notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient),
+        notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient), is_fixed=is_int8,
     )  # fmt: skip
 
 
@@ -205,32 +210,40 @@ def of_network(
 
     floats: dict[int, plan.Plan] = {}
 
-    def ops(device: Any, batch: int, runtime: Any) -> list[Any]:
-        if runtime.name == "octosim":
-            found = plan.ops(planned(batch))
-            return runtimes.in_float16(found) if half else found
-        if inference:  # other software runs the network, not the method
-            if batch not in floats:
-                plain = plan.dry(stack, shape, methods.make("fp32", {}), selection=selection, accumulate=accumulate)
-                floats[batch] = plan.plan_like(plain, batch, training=False)
-            return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)
-        found = runtimes.training_ops(plan.ops(planned(batch)), runtime, batch)
-        return runtimes.in_float16(found) if half else found
+    def workload(half: bool) -> Workload:
+        dtype = "float16" if half else "float32" if made.name == "fp32" else "int8"
 
-    dtype = "float16" if half else "float32" if made.name == "fp32" else "int8"
-    return Workload(
-        made.name, dtype, ops,
-        lambda batch: batch or 100, lambda batch: plan.memory(planned(batch)),
-        lambda capacity: plan.largest_batch(network, capacity, not inference), check,
-        network=network,
-    )  # fmt: skip
+        def ops(device: Any, batch: int, runtime: Any) -> list[Any]:
+            if runtime.name == "octosim":
+                found = plan.ops(planned(batch))
+            elif inference:  # other software runs the network, not the method
+                if batch not in floats:
+                    plain = plan.dry(stack, shape, methods.make("fp32", {}), selection=selection, accumulate=accumulate)
+                    floats[batch] = plan.plan_like(plain, batch, training=False)
+                return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)
+            else:
+                found = runtimes.training_ops(plan.ops(planned(batch)), runtime, batch)
+            return runtimes.in_float16(found) if half else found
+
+        return Workload(
+            made.name, dtype, ops,
+            lambda batch: batch or 100, lambda batch: plan.memory(planned(batch)),
+            lambda capacity: plan.largest_batch(network, capacity, not inference), check,
+            network=network, in_half=lambda: workload(True),
+        )  # fmt: skip
+
+    return workload(half)
 
 
 def typed(asked: CostQuery, first: Workload, dtype: str) -> Workload:
     """The same network in another type of products: INT8 by the method asked for (octo for ONNX files), floats without one."""
     if dtype == first.dtype:
         return first
-    if dtype not in first.others:
+    if dtype not in first.others and dtype == "float16" and first.method is not None:
+        float32 = typed(asked, first, "float32")
+        assert float32.in_half
+        first.others[dtype] = replace(float32.in_half(), method=float32.method)
+    elif dtype not in first.others:
         method = None if first.method is None else {"int8": "octo"}.get(dtype, "fp32")
         first.others[dtype] = source(replace(asked, method=method, dtype=dtype, parameters={}))
     return first.others[dtype]
@@ -241,6 +254,8 @@ def types_of(device: Any, first: Workload, inference: bool) -> list[str]:
 
     CPU cores train in float16 with no software that octosim knows the speed of.
     """
+    if first.is_fixed:
+        return [first.dtype]
     engines = [engine for engine in device.engines if engine.trains or inference]
     has = {dtype for engine in engines for dtype in engine.macs_per_clock.given()}
     if not inference and all(engine.kind == "cpu" for engine in engines):

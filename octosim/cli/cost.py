@@ -12,6 +12,7 @@ from octosim.cli.importing import shapes_of
 from octosim.cli.settings import with_settings
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
 from octosim.errors import OctosimError
+from octosim.files import is_onnx
 from octosim.workload import CostQuery, Workload, batch_sizes, source, typed, types_of
 
 LARGEST = 1024
@@ -150,6 +151,9 @@ def cost(
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
         devices = [hardware.at_clock(device, clock_ghz) for device in devices]
+    computes = {name for engine in devices[0].engines for name in engine.macs_per_clock.given()}
+    if dtype is None and is_onnx(model) and computes == {"int8"}:
+        dtype = "int8"
     asked = CostQuery(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape),
                   settings, classes)  # fmt: skip
     if sweep is not None and fine_tuning:

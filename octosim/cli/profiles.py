@@ -272,14 +272,14 @@ def _validate_pool(folder: Path, page: Path | None, factors: Path | None, as_jso
     from octosim.files import write_atomic
 
     check_output("--factors", factors)
-    campaigns = pool.campaigns(folder)
+    measured = pool.Pool(pool.campaigns(folder))
     with progress("fitting", as_json) as follow:
-        found = pool.evaluate(campaigns, progress=lambda share: follow(100 * share, 100))
+        found = pool.evaluate(measured, progress=lambda share: follow(100 * share, 100))
     command = "octosim profiles validate --pool MEASURED"
     if factors:
-        write_atomic(factors, pool.efficiency_file(campaigns, found, f"{command} --factors {factors.name}").encode())
+        write_atomic(factors, pool.efficiency_file(measured, found, f"{command} --factors {factors.name}").encode())
     if page:
-        write_atomic(page, pool_page.page(campaigns, found, folder, f"{command} -o {page.name}").encode())
+        write_atomic(page, pool_page.page(measured.campaigns, found, folder, f"{command} -o {page.name}").encode())
     if as_json:
         print_json(found)
     elif not page:

@@ -18,14 +18,16 @@ import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from octosim.errors import OctosimError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PIPE_WIDTH = 160
 """Columns of tables where there is no terminal to fit (a file, a pipe) and COLUMNS is not set."""
@@ -215,6 +217,8 @@ def progress(text: str, quiet: bool = False) -> Iterator[Callable[[float, float]
 
 def progress_bar() -> Progress:
     """A progress bar on standard error, off when that is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # a tenth of a start
+
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=err_console, disable=not err_console.is_terminal, transient=True)
 

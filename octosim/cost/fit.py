@@ -7,6 +7,7 @@ an offset of its own, which stands for software version, cooling and clock and i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ NOISE = 0.12
 """Standard deviation of ln(measured / predicted) that is no fault of the factors: 2 to 5 % of measuring, the rest what
 the model and the tables of layers leave out."""
 CAMPAIGN_SD = 0.3
+JACOBIAN_STEP = 1e-3
 HUBER = 1.5  # residuals beyond so many NOISE count linearly
 START = np.array([PRIOR[name][0] for name in cost.PARAMETERS])
 _MEAN = np.log(START)
@@ -237,30 +239,56 @@ class Fit:
 
 
 class _Problem:
-    """The samples as one table of operations, and the fixed factors."""
+    """The samples as one table of operations; the factors of one arithmetic are free.
 
-    def __init__(self, samples: Sequence[Sample], path: str | None, known: Mapping[str, Array]):
-        self.ops = concatenate([s.ops for s in samples])
-        self.count = len(samples)
-        self.owner = np.repeat(np.arange(self.count), [len(s.ops.ops) for s in samples])
-        paths = [run.path if run.factors else "" for s in samples for run in s.ops.runs]
-        self.parameters = self.ops.parameters.copy()
-        for name in set(paths) & set(known):
-            self.parameters[[p == name for p in paths]] = known[name]
-        self.free = np.array([p == path for p in paths], bool)
+    What they do not change is priced once, and equal operations of a sample are priced as one.
+    """
 
-    def log_times(self, factors: Array | None) -> Array:
-        if factors is not None:
-            self.parameters[self.free] = factors
-        time, *_ = cost.times(self.ops, self.parameters)
-        return np.log(np.bincount(self.owner, time, self.count))
+    def __init__(self, samples: Sequence[Sample], path: str, known: Mapping[str, Array]):
+        self.samples, self.path, self.known = samples, path, known
+        whole, owner, paths = _table(samples, known)
+        free = paths == path
+        fixed = _select(whole, ~free)
+        self.fixed = np.bincount(owner[~free], cost.times(fixed, fixed.parameters)[0], len(samples))
+        columns = np.stack([owner, *(getattr(whole, name) for name in _ARRAYS[:-1])])[:, free]
+        distinct, self.often = np.unique(columns.T, axis=0, return_counts=True)
+        self.owner, arrays = distinct[:, 0].astype(int), distinct[:, 1:].T
+        by_name = dict(zip(_ARRAYS, arrays, strict=False))
+        by_name |= {"kind": by_name["kind"].astype(int), "in_order": by_name["in_order"] > 0}
+        self.ops = cost.Prepared(ops=[], runs=[], parameters=np.empty(0), **by_name)
+        self.changed = [self._changed(name) for name in cost.PARAMETERS]
 
-    def part_times(self) -> Array:
-        time, _, _, overhead = cost.times(self.ops, self.parameters)
-        product = self.ops.kind != cost.KINDS.index("elementwise")
-        work = time - overhead
-        parts = work * product, work * ~product, overhead
-        return np.stack([np.bincount(self.owner, part, self.count) for part in parts], axis=1)
+    def _changed(self, name: str) -> tuple[Array, cost.Prepared]:
+        """The operations whose time depends on a factor: their places, and their table."""
+        ops = self.ops
+        depends = {"k_half": ops.k > 0, "serial": ops.cores > 1, "fork_us": ops.cores > 1, "in_order": ops.in_order}
+        some = ops.kind == cost.KINDS.index(name) if name in cost.KINDS else depends.get(name, np.ones(len(ops.kind), bool))
+        at = np.flatnonzero(some)
+        return at, _select(ops, at)
+
+    def times(self, factors: Array) -> Array:
+        """Of the operations, each as often as it is there."""
+        return cost.times(self.ops, factors)[0] * self.often
+
+    def log_sums(self, times: Array) -> Array:
+        return np.log(self.fixed + np.bincount(self.owner, times, len(self.samples)))
+
+    def shifted(self, times: Array, factors: Array, parameter: int) -> Array:
+        """log_sums of the operations' times after one factor has changed; times: before."""
+        at, some = self.changed[parameter]
+        after = times.copy()
+        after[at] = cost.times(some, factors)[0] * self.often[at]
+        return self.log_sums(after)
+
+
+def _table(samples: Sequence[Sample], known: Mapping[str, Array]) -> tuple[cost.Prepared, Array, Array]:
+    """The samples' operations as one table with known factors, the sample of each operation, and its arithmetic ("": fixed)."""
+    whole = concatenate([s.ops for s in samples])
+    owner = np.repeat(np.arange(len(samples)), [len(s.ops.runs) for s in samples])
+    paths = np.array([run.path if run.factors else "" for s in samples for run in s.ops.runs])
+    for name in set(paths.tolist()) & set(known):
+        whole.parameters[paths == name] = known[name]
+    return whole, owner, paths
 
 
 def concatenate(prepared: Sequence[cost.Prepared]) -> cost.Prepared:
@@ -269,9 +297,16 @@ def concatenate(prepared: Sequence[cost.Prepared]) -> cost.Prepared:
     return cost.Prepared(ops=[o for p in prepared for o in p.ops], runs=[r for p in prepared for r in p.runs], **arrays)
 
 
+def _select(ops: cost.Prepared, at: Array) -> cost.Prepared:
+    """Some of the operations."""
+    arrays: dict[str, Any] = {name: getattr(ops, name)[at] for name in _ARRAYS if len(getattr(ops, name))}
+    return replace(ops, ops=[], runs=[], **arrays)
+
+
 def log_times(samples: Sequence[Sample], factors: Mapping[str, Array]) -> Array:
     """ln of the predicted times, with these factors where they replace the samples' own."""
-    return _Problem(samples, None, factors).log_times(None)
+    found: Array = np.log(part_times(samples, factors).sum(axis=1))
+    return found
 
 
 PARTS = ("products", "passes over memory", "calls")
@@ -279,7 +314,11 @@ PARTS = ("products", "passes over memory", "calls")
 
 def part_times(samples: Sequence[Sample], factors: Mapping[str, Array]) -> Array:
     """[sample][PARTS]: seconds of the predicted times' parts, with these factors where they replace the samples' own."""
-    return _Problem(samples, None, factors).part_times()
+    ops, owner, _ = _table(samples, factors)
+    time, _, _, overhead = cost.times(ops, ops.parameters)
+    product = ops.kind != cost.KINDS.index("elementwise")
+    work = time - overhead
+    return np.stack([np.bincount(owner, part, len(samples)) for part in (work * product, work * ~product, overhead)], axis=1)
 
 
 def fit(
@@ -297,17 +336,24 @@ def fit(
     """
     if not samples:
         raise OctosimError("no measurements to fit")
-    known = known or {}
-    problem = _Problem(samples, path, known)
-    measured = np.log([s.time_s for s in samples])
-    names = list(dict.fromkeys(s.campaign for s in samples)) if campaigns else []
-    owner = np.array([names.index(s.campaign) for s in samples], int) if names else np.zeros(0, int)
+    return _fit(_Problem(samples, path, known or {}), prior, campaigns, steps)
+
+
+def _fit(problem: _Problem, prior: Array | None, campaigns: bool, steps: int, without: Iterable[str] = ()) -> Fit:
+    """without: networks whose samples do not count."""
+    kept = np.array([s.network not in without for s in problem.samples])
+    some = list(itertools.compress(problem.samples, kept))
+    measured = np.log([s.time_s for s in some])
+    names = list(dict.fromkeys(s.campaign for s in some)) if campaigns else []
+    owner = np.array([names.index(s.campaign) for s in some], int) if names else np.zeros(0, int)
     n = len(_MEAN)
     mean, sd = (_MEAN, _SD) if prior is None else (np.log(prior), np.minimum(_SD, OWN_SD))
 
-    def residuals(x: Array) -> Array:
-        factors = np.minimum(np.exp(x[:n]), _MOST)
-        r = problem.log_times(factors) - measured
+    def factors_at(x: Array) -> Array:
+        return np.minimum(np.exp(x[:n]), _MOST)
+
+    def residuals(x: Array, log_times: Array) -> Array:
+        r = log_times[kept] - measured
         if names:
             r = r + x[n:][owner]
         r = r / NOISE
@@ -315,23 +361,33 @@ def fit(
         r = np.where(far, np.sign(r) * np.sqrt(np.maximum(2 * HUBER * np.abs(r) - HUBER**2, 0)), r)
         return np.concatenate([r, (x[:n] - mean) / sd, x[n:] / CAMPAIGN_SD])
 
-    starts = [mean] if prior is None else [mean, _MEAN]  # two, for the least of two local minima
-    x = min((_descend(residuals, np.concatenate([m, np.zeros(len(names))]), steps) for m in starts),
-            key=lambda x: float(residuals(x) @ residuals(x)))  # fmt: skip
-    factors = np.minimum(np.exp(x[:n]), _MOST)
-    return Fit({**known, path: factors}, dict(zip(names, x[n:].tolist(), strict=True)))
+    def function(x: Array) -> Array:
+        return residuals(x, problem.log_sums(problem.times(factors_at(x))))
 
-
-def _descend(residuals: Callable[[Array], Array], x: Array, steps: int) -> Array:
-    """Levenberg-Marquardt with a numeric Jacobian."""
-    r, damping, step = residuals(x), 0.1, 1e-3
-    for _ in range(steps):
-        jacobian = np.empty((len(r), len(x)))
+    def jacobian(x: Array) -> Array:
+        """Numeric; only the times that a factor changes are computed again."""
+        times = problem.times(factors_at(x))
+        log_times = problem.log_sums(times)
+        r, columns = residuals(x, log_times), []
         for j in range(len(x)):
-            shifted = x.copy()
-            shifted[j] += step
-            jacobian[:, j] = (residuals(shifted) - r) / step
-        normal, gradient = jacobian.T @ jacobian, jacobian.T @ r
+            at = x.copy()
+            at[j] += JACOBIAN_STEP
+            after = problem.shifted(times, factors_at(at), j) if j < n else log_times
+            columns.append((residuals(at, after) - r) / JACOBIAN_STEP)
+        return np.stack(columns, axis=1)
+
+    starts = [mean] if prior is None else [mean, _MEAN]  # two, for the least of two local minima
+    found = (_descend(function, jacobian, np.concatenate([m, np.zeros(len(names))]), steps) for m in starts)
+    x = min(found, key=lambda x: float(function(x) @ function(x)))
+    return Fit({**problem.known, problem.path: factors_at(x)}, dict(zip(names, x[n:].tolist(), strict=True)))
+
+
+def _descend(residuals: Callable[[Array], Array], jacobian: Callable[[Array], Array], x: Array, steps: int) -> Array:
+    """Levenberg-Marquardt."""
+    r, damping = residuals(x), 0.1
+    for _ in range(steps):
+        slope = jacobian(x)
+        normal, gradient = slope.T @ slope, slope.T @ r
         before = float(r @ r)
         for _ in range(8):
             move = np.clip(np.linalg.solve(normal + damping * np.eye(len(x)), -gradient), -0.7, 0.7)
@@ -426,14 +482,18 @@ def _one_scale(samples: Sequence[Sample], plain: Array) -> Array:
     return found
 
 
-def leave_one_out(samples: Sequence[Sample], path: str, known: Mapping[str, Array], prior: Array) -> Array:
-    """ln of each sample's time, predicted by a fit to the samples of all other networks."""
+def leave_one_out(
+    samples: Sequence[Sample], path: str, known: Mapping[str, Array], prior: Array, never: Sequence[str] = ()
+) -> Array:  # fmt: skip
+    """ln of each sample's time, predicted by a fit to the samples of all other networks but those in no fit (never)."""
     found = np.empty(len(samples))
-    for network in dict.fromkeys(s.network for s in samples):
-        mine = [i for i, s in enumerate(samples) if s.network == network]
-        others = [s for s in samples if s.network != network]
-        factors = fit(others, path, known, prior, steps=15).factors if others else {**known, path: prior}
-        found[mine] = log_times([samples[i] for i in mine], factors)
+    problem = _Problem(samples, path, known)
+    names = np.array([s.network for s in samples])
+    for network in dict.fromkeys(names.tolist()):
+        out = {network, *never}
+        factors = prior if out.issuperset(names.tolist()) else _fit(problem, prior, False, 15, out).factors[path]
+        mine = names == network
+        found[mine] = problem.log_sums(problem.times(factors))[mine]
     return found
 
 

@@ -587,13 +587,17 @@ def _waves(g: Mapping[str, Array], d: Mapping[str, Array]) -> Array:
 
 
 def times(p: Prepared, parameters: Array) -> tuple[Array, Array, Array, Array]:
-    """(time, compute, memory, overhead) of each operation in seconds; parameters [...][operation][PARAMETERS].
+    """(time, compute, memory, overhead) of each operation in seconds.
 
+    parameters: [...][operation][PARAMETERS], or [PARAMETERS] for all operations.
     Of queued operations all work is hidden behind all calls, or all calls behind all work.
     """
     at = {name: parameters[..., i] for i, name in enumerate(PARAMETERS)}
-    own = np.take_along_axis(parameters, p.kind[..., None] if parameters.ndim == p.kind.ndim + 1 else
-                             np.broadcast_to(p.kind, parameters.shape[:-1])[..., None], axis=-1)[..., 0]  # fmt: skip
+    if parameters.ndim == 1:
+        own = parameters[p.kind]
+    else:
+        kind = p.kind if parameters.ndim == p.kind.ndim + 1 else np.broadcast_to(p.kind, parameters.shape[:-1])
+        own = np.take_along_axis(parameters, kind[..., None], axis=-1)[..., 0]
     working = p.cores / (1 + at["serial"] * (p.cores - 1)) * p.share * np.where(p.in_order, at["in_order"], 1.0)
     reduction = np.divide(p.k, p.k + at["k_half"], out=np.ones(p.k.shape), where=p.k > 0)
     compute = p.work / (p.rate * own * working * p.fill * reduction)

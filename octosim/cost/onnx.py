@@ -288,6 +288,18 @@ def _shapes_known(graph: _Graph, node: Any, layer: str, path: Path, lenient: boo
 # ---- files that are quantized --------------------------------------------------
 
 
+QUANTIZED = ("QuantizeLinear", "QLinear", "QGemm", "Integer")
+"""Parts of the names of operators that a quantized file has."""
+
+
+def is_int8(path: Path, batch: int | None = None, shapes: Mapping[str, Shape] | None = None) -> bool:
+    """Whether all products of a file's inference are int8, whatever type is asked for: it is quantized."""
+    nodes = load(path, batch, shapes).graph.node
+    if not any(word in node.op_type for node in nodes for word in QUANTIZED):
+        return False
+    return {op.dtype for op in ops(path, batch=batch, lenient=True, shapes=shapes) if op.kind == "gemm"} == {"int8"}
+
+
 def _find_coded(graph: _Graph, model: Any) -> None:
     """The nodes of a QDQ file that run on codes: between DequantizeLinear and QuantizeLinear.
 

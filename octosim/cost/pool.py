@@ -5,6 +5,7 @@ What is fitted becomes octosim/hardware/efficiency.toml, what is judged docs/val
 
 from __future__ import annotations
 
+import datetime
 import functools
 import math
 import tomllib
@@ -28,6 +29,11 @@ KEY_CHIPS = ("BCM2837", "BCM2711", "BCM2712", "RK3588")
 NOT_FITTED = ("squeezenet_ssd", "nanodet_m", "vision_transformer")
 """Networks that the tables of layers do not explain (the page's end says why); they are predicted all the same."""
 
+REWRITTEN = datetime.date(2023, 11, 15)
+"""ncnn's int8 convolutions on Arm were rewritten in steps (Tencent/ncnn@c8662cce5, 80b3b9c6f, 4136de3b8), the last on this day.
+With dot products its entries before and after have factors of their own: a Raspberry Pi 5 took 1.57 times as long for ResNet-18
+in its entry of September 2023 (f38fc95e0) as in that of December (070dac995), 1.61 for VGG-16, 1.04 for MobileNet."""
+
 # Elements that the table of layers does not list and that cost more than an addition: local response normalization, and
 # networks whose activation is x sigmoid(x).
 NORMALIZED = {"googlenet": (200704, 602112), "alexnet": (290400, 186624)}
@@ -40,7 +46,10 @@ START = {path: fit.as_factors(fit.START, 0.3, "start of the fit") for path in ef
 
 @dataclass(frozen=True)
 class Campaign:
-    """One device, arithmetic and number of threads in the table: all its networks."""
+    """One device, arithmetic and number of threads in the table: all its networks.
+
+    rewritten: whether its software has the kernels that factors are shipped for, see REWRITTEN.
+    """
 
     name: str
     chip: str
@@ -48,6 +57,7 @@ class Campaign:
     role: str
     path: str
     threads: int
+    rewritten: bool
     samples: tuple[fit.Sample, ...]
 
     @property
@@ -114,6 +124,7 @@ def campaigns(data: Path) -> list[Campaign]:
     """The rows of the table that ncnn_devices.toml describes."""
     table = devices()
     nets = networks(data)
+    ops = functools.cache(lambda name, float_dtype, int8: network_ops(name, nets, float_dtype, int8))
     rows = fit.measurements(data / BENCHMARK)
     found = []
     for row in table["device"]:
@@ -131,13 +142,14 @@ def campaigns(data: Path) -> list[Campaign]:
                 name = f"{row['name']}/{threads}"
                 samples = tuple(
                     fit.Sample(
-                        n.removesuffix("_int8"), name,
-                        cost.prepare(network_ops(n, nets, real, path == int8), device, threads), r.time_s,
+                        n.removesuffix("_int8"), name, cost.prepare(ops(n, real, path == int8), device, threads), r.time_s
                     )
                     for n, r in some.items()
-                )  # fmt: skip
+                )
+                rewritten = path != "sdot" or row["date"] >= REWRITTEN
                 if samples:
-                    found.append(Campaign(row["name"], row["chip"], core, row.get("role", "pool"), path, threads, samples))
+                    role = row.get("role", "pool")
+                    found.append(Campaign(row["name"], row["chip"], core, role, path, threads, rewritten, samples))
     return found
 
 
@@ -150,13 +162,30 @@ def base(path: str) -> str:
     return {"smlal": "float32", "sdot": "float16"}.get(path, path)
 
 
-def pool(among: Sequence[Campaign]) -> dict[str, fit.Array]:
-    """Factors of all arithmetics from the pool's campaigns among these."""
-    factors: dict[str, fit.Array] = {}
-    for path in efficiency.PATHS:
-        some = [c for c in among if c.role == "pool" and c.path == path]
-        factors = fit.fit(joined(some), path, factors, campaigns=True).factors
-    return factors
+class Pool:
+    """Factors of all arithmetics from the campaigns with the role pool, with some left out; each set is fitted once.
+
+    campaigns: of all roles.
+    """
+
+    def __init__(self, campaigns: Sequence[Campaign]) -> None:
+        self.campaigns = campaigns
+        self._fitted: dict[tuple[str, ...], fit.Array] = {}
+
+    def without(self, key: str = "", value: str = "", rewritten: bool = True) -> dict[str, fit.Array]:
+        """The factors without the campaigns whose `key` (chip, core) is `value`; of all campaigns if not given.
+
+        rewritten: see Campaign.
+        """
+        among = [c for c in self.campaigns if c.role == "pool" and (not key or getattr(c, key) != value)]
+        factors: dict[str, fit.Array] = {}
+        for path in efficiency.PATHS:
+            some = [c for c in among if c.path == path and (c.rewritten == rewritten or path != "sdot")]
+            of = path, *(c.label for c in (*some, *(c for c in among if c.path == base(path))))
+            if of not in self._fitted:
+                self._fitted[of] = fit.fit(joined(some), path, factors, campaigns=True).factors[path]
+            factors = {**factors, path: self._fitted[of]}
+        return factors
 
 
 def scores(predicted: fit.Array, measured: fit.Array) -> dict[str, float]:
@@ -186,71 +215,48 @@ def roofline(samples: Sequence[fit.Sample]) -> fit.Array:
 
 
 def evaluate(
-    all_: Sequence[Campaign], wanted: Iterable[str] | None = None, progress: Callable[[float], None] = lambda share: None
+    pool: Pool, wanted: Iterable[str] | None = None, progress: Callable[[float], None] = lambda share: None
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of the page: for each campaign a roofline, uncalibrated twice, calibrated without the network.
 
     wanted: only campaigns on these chips; the fits still see all that they may.  progress: called with the share that is done.
     """
-    asked = list(all_) if wanted is None else [c for c in all_ if c.chip in set(wanted) and c.role == "pool"]
-    chips = list(dict.fromkeys(c.chip for c in asked))
-    cores = list(dict.fromkeys(c.core for c in asked))
-    steps = len(chips) + len(cores) + len(asked)
-    done = iter(range(1, steps + 1))
-
-    def without(key: str, value: str) -> dict[str, fit.Array]:
-        factors = pool([c for c in all_ if getattr(c, key) != value])
-        progress(next(done) / steps)
-        return factors
-
-    without_chip = {chip: without("chip", chip) for chip in chips}
-    without_core = {core: without("core", core) for core in cores}
+    all_ = pool.campaigns
+    asked = all_ if wanted is None else [c for c in all_ if c.chip in set(wanted) and c.role == "pool"]
     found: dict[str, Any] = {"campaigns": [], "predictions": []}
     lefts: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
     own: dict[tuple[str, str], dict[str, fit.Array]] = {}
-    for c in asked:
+    for done, c in enumerate(asked):
         samples = list(c.samples)
         y = measured(samples)
-        uncalibrated = fit.log_times(samples, without_chip[c.chip])
-        row: dict[str, Any] = {"name": c.name, "path": c.path, "threads": c.threads, "role": c.role, "networks": len(samples)}
+        without_chip = pool.without("chip", c.chip, c.rewritten)
+        uncalibrated = fit.log_times(samples, without_chip)
+        kept = {key: getattr(c, key) for key in ("name", "path", "threads", "role", "rewritten")}
+        row: dict[str, Any] = {**kept, "networks": len(samples)}
         roof = roofline(samples)
         row["roofline"] = scores(roof, y)
         row["uncalibrated"] = scores(uncalibrated, y)
-        row["uncalibrated_core"] = scores(fit.log_times(samples, without_core[c.core]), y)
+        row["uncalibrated_core"] = scores(fit.log_times(samples, pool.without("core", c.core, c.rewritten)), y)
         together = [d for d in all_ if d.name == c.name and d.path == c.path]
         key = (c.name, base(c.path))
-        known = without_chip[c.chip] | own.get(key, {})
-        prior = without_chip[c.chip][c.path]
+        known = without_chip | own.get(key, {})
+        prior = without_chip[c.path]
         if (c.name, c.path) not in lefts:
             own_fit = fit.fit(joined(together), c.path, known, prior).factors[c.path]
             own.setdefault(key, {})[c.path] = own_fit
-            lefts[c.name, c.path] = leave_networks_out(joined(together, fitted_only=False), c.path, known, prior)
-        left = lefts[c.name, c.path]
-        mine = np.array([left[s.network, s.campaign] for s in samples])
+            every = joined(together, fitted_only=False)
+            left = fit.leave_one_out(every, c.path, known, prior, NOT_FITTED)
+            lefts[c.name, c.path] = {(s.network, s.campaign): value for s, value in zip(every, left.tolist(), strict=True)}
+        mine = np.array([lefts[c.name, c.path][s.network, s.campaign] for s in samples])
         row["calibrated"] = scores(mine, y)
         found["campaigns"].append(row)
-        parts = fit.part_times(samples, without_chip[c.chip])
+        parts = fit.part_times(samples, without_chip)
         for s, r, u, k, t, p in zip(samples, roof, uncalibrated, mine, y, parts, strict=True):
             found["predictions"].append(
-                {"name": c.name, "chip": c.chip, "role": c.role, "path": c.path, "threads": c.threads, "network": s.network,
-                 "measured_s": math.exp(t), "roofline": float(r - t), "uncalibrated": float(u - t),
-                 "calibrated": float(k - t), "parts_s": p.tolist()}
+                {**kept, "chip": c.chip, "network": s.network, "measured_s": math.exp(t), "roofline": float(r - t),
+                 "uncalibrated": float(u - t), "calibrated": float(k - t), "parts_s": p.tolist()}
             )  # fmt: skip
-        progress(next(done) / steps)
-    return found
-
-
-def leave_networks_out(
-    samples: Sequence[fit.Sample], path: str, known: Mapping[str, fit.Array], prior: fit.Array
-) -> dict[tuple[str, str], float]:
-    """(network, campaign) -> ln of the time predicted by a fit to the device's other networks."""
-    found = {}
-    for network in dict.fromkeys(s.network for s in samples):
-        mine = [s for s in samples if s.network == network]
-        others = [s for s in samples if s.network not in (network, *NOT_FITTED)]
-        factors = fit.fit(others, path, known, prior, steps=15).factors
-        for s, value in zip(mine, fit.log_times(mine, factors), strict=True):
-            found[s.network, s.campaign] = float(value)
+        progress((done + 1) / len(asked))
     return found
 
 
@@ -259,30 +265,30 @@ def spread_of(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     return float(np.quantile(np.abs([r[key] for r in rows]), 0.8)) / cost.INTERVAL
 
 
-def efficiency_file(all_: Sequence[Campaign], found: Mapping[str, Any], command: str) -> str:
+def efficiency_file(pool: Pool, found: Mapping[str, Any], command: str) -> str:
     """The text of octosim/hardware/efficiency.toml."""
     groups: dict[str, dict[str, Any]] = {"pool": {}}
-    full = pool(all_)
+    all_, full = pool.campaigns, pool.without()
     table = devices()
     predictions = found["predictions"]
     for path in efficiency.PATHS:
-        some = [c for c in all_ if c.role == "pool" and c.path == path]
-        rows = [r for r in predictions if r["path"] == path and r["role"] == "pool"]
+        some = [c for c in all_ if c.role == "pool" and c.path == path and c.rewritten]
+        rows = [r for r in predictions if r["path"] == path and r["role"] == "pool" and r["rewritten"]]
         text = f"{SOURCE}: {len(some)} campaigns on {len({c.chip for c in some})} chips; spread with the chip left out"
         groups["pool"][path] = fit.as_factors(full[path], spread_of(rows, "uncalibrated"), text)
     for profile in dict.fromkeys(row["profile"] for row in table["device"] if "profile" in row):
         names = [row["name"] for row in table["device"] if row.get("profile") == profile and row.get("role", "pool") == "pool"]
         some = [c for c in all_ if c.name in names]
         chip = some[0].chip
-        outside = pool([c for c in all_ if c.chip != chip])
+        outside = pool.without("chip", chip)
         known = dict(outside)
         for path in efficiency.PATHS:
-            mine = [c for c in some if c.path == path]
+            mine = [c for c in some if c.path == path and c.rewritten]
             if not mine:
                 continue
-            several = len(names) > 1
+            several = len({c.name for c in mine}) > 1
             known = fit.fit(joined(mine), path, known, outside[path], campaigns=several).factors
-            rows = [r for r in predictions if r["path"] == path and r["name"] in names]
+            rows = [r for r in predictions if r["path"] == path and r["name"] in names and r["rewritten"]]
             text = f"{SOURCE}: {', '.join(c.label for c in mine)}; spread with the network left out"
             groups.setdefault(profile, {})[path] = fit.as_factors(known[path], spread_of(rows, "calibrated"), text)
     head = "# Efficiency factors of CPU cores (octosim/hardware/efficiency.py), fitted to measured times of whole networks."

@@ -299,12 +299,12 @@ class Device(Frozen):
     overhead_us: Delay
     call_scale: Figure | None = None
     engines: Annotated[tuple[Engine, ...], Field(strict=False)]
-    numerics: Numerics = Numerics()
-    memory: Memory = Memory()
+    numerics: Numerics = Field(default_factory=Numerics)
+    memory: Memory = Field(default_factory=Memory)
     caches: Annotated[tuple[Cache, ...], Field(strict=False)] = ()
-    power: Power = Power()
+    power: Power = Field(default_factory=Power)
     modes: Annotated[tuple[Mode, ...], Field(strict=False)] = ()
-    energy: Energy = Energy()
+    energy: Energy = Field(default_factory=Energy)
     calibration: dict[Literal["float32", "float16", "smlal", "sdot"], CpuFactors] = {}  # noqa: RUF012
     rates: Rates | None = None
 
@@ -355,10 +355,9 @@ def load(name_or_path: str | Path) -> Device:
         return check(Path(name_or_path))
     if text == "host":
         return host()
-    if text in _shipped():
-        return _shipped_device(text)
-    if text in aliases():
-        return _shipped_device(aliases()[text])
+    found = _own_name(text) or (text if text in _shipped() else aliases().get(text))
+    if found:
+        return _shipped_device(found)
     hint = suggest(text, [*names(), *aliases()], "octosim profiles list")
     raise OctosimError(f"unknown profile '{text}', and no path of a .toml file{hint}")
 
@@ -442,7 +441,7 @@ def aliases() -> dict[str, str]:
 @functools.cache
 def _aliases_of(name: str) -> tuple[str, ...]:
     """Aliases of a shipped profile: those of its head, without reading the rest of it."""
-    head = _shipped()[name].read_text(encoding="utf-8").split("\n[", 1)[0]
+    head = _file(name).read_text(encoding="utf-8").split("\n[", 1)[0]
     return tuple(tomllib.loads(head).get("aliases", ()))
 
 
@@ -456,16 +455,33 @@ def json_schema() -> dict[str, Any]:
     return Device.model_json_schema()
 
 
-def _shipped() -> dict[str, Traversable]:
+def _own_name(text: str) -> str | None:
+    """The name of octosim's own profile with this name or alias.  Nothing takes their place, so other packages' can wait."""
+    own = _own()
+    said = f'"{text}"'
+    near = (name for name in sorted(own) if said in own[name].read_text(encoding="utf-8").split("\n[", 1)[0])
+    return text if text in own else next((name for name in near if text in _aliases_of(name)), None)
+
+
+def _own() -> dict[str, Traversable]:
     """Profile name -> file: package data of a wheel, else the folder beside the package in a checkout."""
     package = importlib.resources.files("octosim") / "hwprofiles"
     folder: Traversable = package if package.is_dir() else Path(__file__).resolve().parents[2] / "hwprofiles"
     if not folder.is_dir():
         raise OctosimError(f"{folder}: the folder of hardware profiles is missing, reinstall octosim")
+    return _profiles(folder)
+
+
+def _profiles(folder: Traversable) -> dict[str, Traversable]:
+    return {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
+
+
+def _shipped() -> dict[str, Traversable]:
+    """Profile name -> file, of other packages and octosim's own, which come last: nothing takes their place."""
     found: dict[str, Traversable] = {}
-    for place in (*_of_other_packages(), folder):  # octosim's own come last: nothing takes their place
-        found |= {file.name.removesuffix(".toml"): file for file in place.iterdir() if file.name.endswith(".toml")}
-    return found
+    for folder in _of_other_packages():
+        found |= _profiles(folder)
+    return found | _own()
 
 
 def _of_other_packages() -> list[Traversable]:
@@ -474,9 +490,15 @@ def _of_other_packages() -> list[Traversable]:
     return [importlib.resources.files(module) for module in modules if isinstance(module, ModuleType)]
 
 
+def _file(name: str) -> Traversable:
+    """The file of a profile's name."""
+    own = _own()
+    return own[name] if name in own else _shipped()[name]
+
+
 @functools.cache
 def _shipped_device(name: str) -> Device:
-    file = _shipped()[name]
+    file = _file(name)
     return parse(file.read_text(encoding="utf-8"), file.name)
 
 

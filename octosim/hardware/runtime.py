@@ -159,27 +159,35 @@ def load_runtime(name_or_path: str | Path) -> Runtime:
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or os.sep in text:
         return _parse(read_text(Path(name_or_path), TOML_BYTES, "runtime file"), text)
-    known = _shipped()
-    names = {alias: name for name, runtime in known.items() for alias in (name, *runtime.aliases)}
+    files = _files()
+    if text in files:  # the others need not be read
+        return _shipped(text)
+    names = {alias: name for name in files for alias in (name, *_shipped(name).aliases)}
     if text not in names:
         raise OctosimError(f"unknown runtime '{text}'" + suggest(text, names, "octosim profiles runtimes"))
-    return known[names[text]]
+    return _shipped(names[text])
 
 
 def runtimes() -> list[Runtime]:
     """All shipped runtimes, by name."""
-    return list(_shipped().values())
+    return [_shipped(name) for name in _files()]
 
 
 @functools.cache
-def _shipped() -> dict[str, Runtime]:
+def _files() -> dict[str, Traversable]:
+    """The file of each runtime by its name, in alphabetic order."""
     package = importlib.resources.files("octosim") / "hwprofiles" / "runtimes"
     folder: Traversable = package if package.is_dir() else Path(__file__).resolve().parents[2] / "hwprofiles" / "runtimes"
     if not folder.is_dir():
         raise OctosimError(f"{folder}: the folder of runtimes is missing, reinstall octosim")
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    found = [_parse(f.read_text(encoding="utf-8"), f.name) for f in files]
-    return {runtime.name: runtime for runtime in found}
+    return {file.name.removesuffix(".toml"): file for file in files}
+
+
+@functools.cache
+def _shipped(name: str) -> Runtime:
+    file = _files()[name]
+    return _parse(file.read_text(encoding="utf-8"), file.name)
 
 
 def _parse(text: str, where: str) -> Runtime:

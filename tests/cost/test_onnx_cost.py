@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
 from kit.onnx_nets import NETS, Builder, build  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from octosim import onnxfile  # noqa: E402
+from octosim import hardware, onnxfile  # noqa: E402
+from octosim.cli.app import app  # noqa: E402
 from octosim.cost import onnx as onnx_ops  # noqa: E402
 from octosim.errors import OctosimError  # noqa: E402
 from octosim.trace import Op  # noqa: E402
+from octosim.workload import CostQuery, types_of  # noqa: E402
+from octosim.workload import source as workload_of  # noqa: E402
 
 F = np.float32
 
@@ -229,6 +234,17 @@ def test_quantized_files_are_int8(format_: str, tmp_path: Path) -> None:
     assert sum(op.bytes for op in ops) <= sum(op.bytes for op in floats)
     adds = [op for op in ops if op.name in ("add", "qlinearadd")]
     assert len(adds) == 1 and 0 <= adds[0].bytes - 3 * 16 * 64 < 16, "codes move a byte an element, and their scales"
+    asked = [CostQuery(str(file), None, None, True, None, False) for file in (path, source)]
+    types = [types_of(hardware.load("pi5"), workload_of(query), True) for query in asked]
+    assert types == [["int8"], ["float32", "int8", "float16"]], "a quantized file has no other type"
+
+
+def test_a_chip_without_floats_computes_in_int8(tmp_path: Path) -> None:
+    net, shape = NETS["residual"]
+    onnx.save(build(net, 17, shape), tmp_path / "net.onnx")
+    arguments = ["cost", "--profile", "max78002", "--model", str(tmp_path / "net.onnx"), "--inference", "--json"]
+    found = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert found["dtype"] == "int8" and list(found["types"]) == ["int8"]
 
 
 @pytest.mark.parametrize("op", ["Magic", "NonZero"])

@@ -280,7 +280,7 @@ def validation():
     folder = Path(given) if given else Path(data).parent / "measured" if data else ROOT.parent / "shared" / "measured"
     if not (folder / "ncnn_benchmark.csv.gz").is_file():
         pytest.skip(f"no ncnn_benchmark.csv.gz in {folder} (OCTOSIM_MEASURED, or measured beside OCTOSIM_DATA)")
-    return pool.evaluate(pool.campaigns(folder), pool.KEY_CHIPS)
+    return pool.evaluate(pool.Pool(pool.campaigns(folder)), pool.KEY_CHIPS)
 
 
 def of_chip(found, chip, key, int8):
