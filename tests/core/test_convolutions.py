@@ -94,6 +94,19 @@ def test_float32_of_groups_and_dilation_is_its_definition(name: str) -> None:
         assert np.array_equal(found, wanted)
 
 
+@pytest.mark.parametrize(
+    "g", [core.Conv(2, 4, 5, 300, 270, 3, 3, 1, 1), core.Conv(1, 3, 9, 160, 150, 3, 3, 1, 1)], ids=["gathered", "in place"]
+)
+def test_float32_sums_of_many_shares_are_their_definition(g: core.Conv) -> None:
+    """A kernel takes long sums in shares; dX is the convolution of dY with the kernel turned."""
+    x, w, dy = operands(g, "float32")
+    back = replace(g, channels=g.filters, filters=g.channels)
+    turned = np.ascontiguousarray(w[:, ::-1, ::-1].transpose(3, 1, 2, 0))
+    for found, of, seen, weights in ((core.conv_forward(g, x, w), g, x, w), (core.conv_input_grad(g, dy, w), back, dy, turned)):
+        rows = x_windows(of, seen, 0).reshape(of.batch * of.out_h * of.out_w, -1)
+        assert np.array_equal(found, oracle.gemm_f32(rows, weights.reshape(len(weights), -1).T).reshape(found.shape))
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_float32_is_pytorchs(name: str) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
