@@ -73,6 +73,7 @@ PROBES = (
     Probe((20, 20, 1), 96, _dense(300, 150)),
     Probe((26, 26, 3), 24, _dense(3072, 2048, 512)),
     Probe((26, 26, 3), 80, (*conv(24), *residual(48, 2, True), *conv(48), *residual(96, 2, True), GlobalAvgPool(), *_dense())),
+    Probe((10, 10, 3), 16, (*conv(80), MaxPool(), *conv(272), *conv(400), *_dense(2304, 1024))),
 )  # fmt: skip
 REFERENCE = replace(PROBES[0], batch=16)
 """A small network whose steps beside others' say how fast the machine is at that moment."""
@@ -82,7 +83,7 @@ PACE = {"octo": 1.0, "fp32": 2.0}
 """About how much longer a probe takes with a method, others three times as long; for what `progress` says."""
 METHODS = tuple(PACE)
 """What all probes are trained with; with the other methods OTHERS, for the functions of the core that only they call."""
-OTHERS = (0, 2, 6)
+OTHERS = (0, 2, 6, 10)
 STEPS, WARM_UP = 4, 3
 """Steps of each probe in a round that count, and before them some that do not: they find their memory and are recorded."""
 

@@ -19,6 +19,7 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 FEATURES = (
     "us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result", "ps_per_near", "ps_per_scattered",
+    "ps_per_summed",
 )  # fmt: skip
 LINES_CUT, BLOCK_OF_SUMS = 7 / 8, 256
 """conv_input_grad skips rows of padding where at most 7/8 of the products remain; float32: only if a row's K is a multiple of
@@ -31,16 +32,19 @@ PLAIN = {
                                               for pass_ in ("forward", "input_grad", "weight_grad")))
 }  # fmt: skip
 """The functions whose products are priced by their kind; another function's (codes in blocks, of 64-bit sums) by themselves."""
-BLOCK, SIDE = {"int8": 16, "float32": 8}, 32
-"""Columns of a result that a kernel computes at once: narrower results take as long.  SIDE: of codes in blocks."""
+BLOCK = {"int8": 16, "float32": 8}
+"""Columns of a result that a kernel computes at once: narrower results take as long."""
 VECTOR, LINE = 16, 64
 """Filters of an int8 dW, and channels of a depthwise convolution, that a kernel takes at once; and pixels of a line of a dW of
 1x1 kernels, where any lines will do."""
+LARGE = 1 << 18
+"""Elements of an int8 dW from planes from which on each thread takes its own channels: its sums need not be added up
+(`weight_grad_s8` in cext/api_gemm.c)."""
 
 
 class ProductRate(Frozen):
     """One kind of product in one pass: us_per_call + MACs ps_per_mac + M K ps_per_left + K N ps_per_right
-    + results ps_per_result + near ps_per_near + scattered ps_per_scattered.
+    + results ps_per_result + near ps_per_near + scattered ps_per_scattered + summed ps_per_summed.
 
     M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs.  Of a convolution's dX that of the convolution
     of dY that it is: for each residue of X's rows modulo the stride a product whose columns are the channels of as many
@@ -49,6 +53,7 @@ class ProductRate(Frozen):
     one, M = weights of a filter.  Of depthwise convolutions left counts the outputs of one channel, result those of all.
     results: elements of the result.  near: elements of the operand whose windows are multiplied, as it lies in memory; of an
     int8 dW from planes, pixels x kernel columns x channels.  scattered: results that a stride puts into place line by line.
+    summed: results of an int8 dW whose threads' sums one thread adds up.
     kind: convolution, linear, depthwise, or a function that is not one of PLAIN.
     """
 
@@ -63,6 +68,7 @@ class ProductRate(Frozen):
     ps_per_result: Cost
     ps_per_near: Cost = 0.0
     ps_per_scattered: Cost = 0.0
+    ps_per_summed: Cost = 0.0
 
 
 class PassRate(Frozen):
@@ -120,12 +126,12 @@ def features(op: Op) -> tuple[float, ...]:
     """What FEATURES are multiplied by, in calls, and 10^6 of the others: ps become us."""
     kind, plain = shape_of(op), kind_of(op) == shape_of(op)
     m, k, n = (float(size) for size in op.shape)
-    block = BLOCK["int8" if op.dtype == "int8" else "float32"] if plain else SIDE
+    block = BLOCK["int8" if op.dtype == "int8" else "float32"]
     result, scattered = m * n, 0.0
     near = float(math.prod(op.geometry[:4])) if op.geometry and (plain or kind == "depthwise") else 0.0
     if kind == "depthwise":
         outputs, groups = float(max(op.shape)), _up(op.groups, VECTOR)  # outputs: of one channel
-        return 1.0, groups * m * k * n * 1e-6, outputs * 1e-6, 0.0, groups * outputs * 1e-6, near * 1e-6, 0.0
+        return 1.0, groups * m * k * n * 1e-6, outputs * 1e-6, 0.0, groups * outputs * 1e-6, near * 1e-6, 0.0, 0.0
     if kind == "convolution" and plain and op.pass_ == "dX":
         (height, width), stride = op.kernel, op.stride
         channels = n // (height * width)
@@ -142,7 +148,7 @@ def features(op: Op) -> tuple[float, ...]:
             m, n = n, m
         elif op.geometry:
             return _planes(op)
-    return 1.0, m * k * _up(n, block) * 1e-6, m * k * 1e-6, k * n * 1e-6, result * 1e-6, near * 1e-6, scattered * 1e-6
+    return 1.0, m * k * _up(n, block) * 1e-6, m * k * 1e-6, k * n * 1e-6, result * 1e-6, near * 1e-6, scattered * 1e-6, 0.0
 
 
 def _planes(op: Op) -> tuple[float, ...]:
@@ -157,7 +163,8 @@ def _planes(op: Op) -> tuple[float, ...]:
     if op.stride == 1 and grouped * 3 <= line * 4:
         gathered, pixels, columns = 0.0, k * grouped / line, _up(n, 4)
     macs, near = _up(m, VECTOR) * pixels * columns, 0.0 if gathered else pixels * width * channels
-    return 1.0, macs * 1e-6, m * k * 1e-6, gathered * 1e-6, m * n * 1e-6, near * 1e-6, 0.0
+    summed = m * n if gathered or m * n <= LARGE else 0.0
+    return 1.0, macs * 1e-6, m * k * 1e-6, gathered * 1e-6, m * n * 1e-6, near * 1e-6, 0.0, summed * 1e-6
 
 
 def _line(op: Op) -> int:

@@ -62,7 +62,7 @@ def test_dx_of_a_convolution_is_products_of_dy(kernel, stride, taps):
     op = gemm(pixels // stride**2, 5, kernel**2 * 4, "dX", kernel=(kernel, kernel), stride=stride, writes=4 * 4 * pixels)
     m, k, n, dy = pixels / stride**2, 5 * taps, 4 * stride, 5 * pixels / stride**2
     scattered = 4e-6 * pixels if stride > 1 else 0  # lines of X of each residue come from a product of their own
-    expected = (1, m * k * 16e-6, m * k * 1e-6, k * n * 1e-6, 4e-6 * pixels, dy * 1e-6, scattered)
+    expected = (1, m * k * 16e-6, m * k * 1e-6, k * n * 1e-6, 4e-6 * pixels, dy * 1e-6, scattered, 0)
     assert rates.features(op) == pytest.approx(expected)
 
 
@@ -83,7 +83,7 @@ def test_stride_2_saves_two_thirds_of_the_macs_of_dx():
 
 def test_float32_dw_of_a_convolution_has_the_filters_side_by_side():
     op = gemm(5, 100, 36, "dW", dtype="float32", kernel=(3, 3))
-    assert rates.features(op) == pytest.approx((1, 36 * 100 * 8e-6, 3600e-6, 500e-6, 180e-6, 0, 0))
+    assert rates.features(op) == pytest.approx((1, 36 * 100 * 8e-6, 3600e-6, 500e-6, 180e-6, 0, 0, 0))
 
 
 @pytest.mark.parametrize("width, stride, planes", [(12, 1, 12), (11, 1, 12), (5, 1, 0), (12, 2, 0)])
@@ -93,12 +93,19 @@ def test_int8_dw_of_a_convolution_is_of_groups_of_four_pixels_or_of_gathered_win
     op = gemm(5, lines * line, 63, "dW", kernel=(3, 3), stride=stride, geometry=(3, 8, width, 7, 5, 3, 3, stride, 1))
     macs = 16 * lines * planes * 64 if planes else 16 * lines * line * 64
     gathered, near = (0, lines * planes * 3 * 7) if planes else (lines * line * 63, 0)
-    expected = np.array([1e6, macs, 5 * lines * line, gathered, 5 * 63, near, 0]) * 1e-6
+    expected = np.array([1e6, macs, 5 * lines * line, gathered, 5 * 63, near, 0, 5 * 63]) * 1e-6
     assert rates.features(op) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("filters, width, summed", [(448, 12, 0), (448, 5, 448 * 63 * 10), (400, 12, 400 * 63 * 10)])
+def test_threads_sums_of_an_int8_dw_are_added_up_unless_each_has_its_own_channels(filters, width, summed):
+    """Results of 2^18 and more from planes; gathered windows have no channels of their own."""
+    op = gemm(filters, 24 * width, 630, "dW", kernel=(3, 3), geometry=(3, 8, width, 70, filters, 3, 3, 1, 1))
+    assert rates.features(op)[-1] == pytest.approx(summed * 1e-6)
+
+
 def test_a_product_of_a_function_of_its_own_is_priced_by_itself():
-    """Codes in blocks: 10 x 20 x 30, 32 columns at once; a profile without its costs takes those of the shape."""
+    """Codes in blocks: 10 x 20 x 30; a profile without its costs takes those of the shape."""
     op = gemm(function="octo_gemm_blocks_s8")
     known = some([product(), product("octo_gemm_blocks_s8", ps_per_mac=30.0)])
     assert rates.time_of(op, known, 1)[0] == pytest.approx(10 * 20 * 32 * 30e-12) and rates.priced(op, known)
@@ -108,7 +115,7 @@ def test_a_product_of_a_function_of_its_own_is_priced_by_itself():
 def test_depthwise_features():
     """8 channels take as long as 16."""
     op = gemm(50, 9, 1, groups=8, kernel=(3, 3))
-    assert rates.features(op) == pytest.approx((1, 16 * 450e-6, 50e-6, 0, 800e-6, 0, 0))
+    assert rates.features(op) == pytest.approx((1, 16 * 450e-6, 50e-6, 0, 800e-6, 0, 0, 0))
     assert rates.features(replace(op, pass_="dW", shape=(1, 50, 9))) == rates.features(op)
 
 
@@ -163,9 +170,9 @@ def test_the_fit_does_not_follow_what_was_disturbed():
     rows = []
     for i in range(20):
         took = (3 + 2 * (i + 1)) * (2 if i in (4, 11) else 1)
-        rows.append(((1.0, float(i + 1), *(0.0,) * 5), took, took + 1))
+        rows.append(((1.0, float(i + 1), *(0.0,) * 6), took, took + 1))
     costs, off = calibrate.fit(rows)
-    assert costs[:2] == pytest.approx([3, 2], rel=0.03) and costs[2:] == pytest.approx([0] * 5)
+    assert costs[:2] == pytest.approx([3, 2], rel=0.03) and costs[2:] == pytest.approx([0] * 6)
     assert np.median(np.abs(off)) < 0.01 and off.max() > 0.5
 
 
