@@ -8,6 +8,7 @@ from typing import Any
 from octosim.cli.tables import Table
 from octosim.cli.terminal import count_text, duration_text, say, time_text
 from octosim.cost.compare import PAYS, SHORT, Ratio, ratio
+from octosim.files import is_onnx
 from octosim.hardware import Device
 from octosim.workload import CostQuery, Workload
 
@@ -79,7 +80,7 @@ def sentence(
         for name in order
     )  # fmt: skip
     chosen = rows[record["dtype"]]
-    what = f"{Path(asked.model).name}, batch {record['batch_size']}{' inference' if asked.inference else ''}"
+    what = f"{Path(asked.model).name}, batch {record['batch_size']}{_of_images(asked)}{' inference' if asked.inference else ''}"
     parts = [f"{what} on {device.title}: {times}"]
     if chosen["peak_bytes"] is not None:
         room = device.memory.capacity_gib
@@ -99,6 +100,15 @@ def sentence(
         joules = "" if record["training_j"] is None else f" and {words_of(chosen)}{joules_text(record['training_j'])}"
         parts.append(f"{epochs:,} of them {waiting_text(record['training_s'])}{joules}")
     return "; ".join(parts) + ". " + _why(record, priced)
+
+
+def _of_images(asked: CostQuery) -> str:
+    """The size of one input of an own network, which --image sets; an ONNX file has its own."""
+    if is_onnx(asked.model):
+        return ""
+    from octosim import graph  # which an ONNX file needs not
+
+    return f" of {asked.image or 'x'.join(map(str, graph.usual(asked.model)[0]))}"
 
 
 def _too_large(record: dict[str, Any], size: str) -> str:

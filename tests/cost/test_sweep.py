@@ -88,12 +88,12 @@ def test_the_command_writes_a_sweep(tmp_path):
 
 def test_the_answer_comes_first():
     record = json.loads(run("--model", "lenet5", "--profile", "jetson", "--batch-size", "8", "--images", "100", "--json"))
-    assert record["answer"].startswith("lenet5, batch 8 on NVIDIA Jetson Xavier NX")
+    assert record["answer"].startswith("lenet5, batch 8 of 28x28x1 on NVIDIA Jetson Xavier NX")
     assert all(text in record["answer"] for text in ("hypothetical", "FP16", "an epoch of your 100 images"))
     assert record["epoch_s"] == pytest.approx(13 * record["total"]["time_s"])
     assert set(record["types"]) == {"int8", "float16", "float32"}
     assert record["types"]["int8"]["runtime"] == "octosim" and record["types"]["float16"]["runtime"] == "pytorch"
-    assert run(*LENET).splitlines()[0].startswith("lenet5, batch 100 on Raspberry Pi 4")
+    assert run(*LENET).splitlines()[0].startswith("lenet5, batch 100 of 28x28x1 on Raspberry Pi 4")
     first = run("--model", "lenet5", "--profile", "stm32h743").splitlines()[0]
     assert re.search(r"RAM\): does not fit, because it needs [\d.]+ of 1.004 MiB \(\w+ [\d.]+, \w+ [\d.]+\); ", first)
     assert "; no batch fits; if it did: INT8 " in first
