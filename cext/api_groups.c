@@ -167,9 +167,9 @@ static int add_part(weight_grad *call, const octo_conv *g, const int8_t *x, int 
     return status;
 }
 
-/* Whole images, or of images with more output pixels some lines. */
-static int long_weight_grad(weight_grad *call, const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int64_t size, int64_t *dw) {
-    int status = octo_check_conv(g);
+/* Whole images, or of images with more output pixels some lines.  status: of the check of g. */
+static int long_weight_grad(int status, weight_grad *call, const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int64_t size,
+                            int64_t *dw) {
     if (status) return status;
     int64_t out_h = octo_out_height(g), out_w = octo_out_width(g), image = g->height * g->width * g->channels, gradient = out_h * out_w * g->filters;
     int64_t some = EXACT_TERMS / (out_h * out_w), lines = EXACT_TERMS / out_w, extent = (g->kernel_h - 1) * g->dilation_h + 1;
@@ -193,11 +193,12 @@ static int long_weight_grad(weight_grad *call, const octo_conv *g, const int8_t 
 
 int octo_conv_weight_grad_s64(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int64_t *dw) {
     OCTO_CHECK(g->groups >= 1, "convolution: no groups");
-    return long_weight_grad(octo_conv_weight_grad_s8, g, x, x_zero, dy, g->filters * g->kernel_h * g->kernel_w * (g->channels / g->groups), dw);
+    return long_weight_grad(octo_check_conv(g), octo_conv_weight_grad_s8, g, x, x_zero, dy,
+                            g->filters * g->kernel_h * g->kernel_w * (g->channels / g->groups), dw);
 }
 
 int octo_depthwise_weight_grad_s64(const octo_conv *g, const int8_t *x, int x_zero, const int8_t *dy, int64_t *dw) {
-    return long_weight_grad(octo_depthwise_weight_grad_s8, g, x, x_zero, dy, g->channels * g->kernel_h * g->kernel_w, dw);
+    return long_weight_grad(octo_check_depthwise(g), octo_depthwise_weight_grad_s8, g, x, x_zero, dy, g->channels * g->kernel_h * g->kernel_w, dw);
 }
 
 int octo_dequantize_rows_s64(int64_t rows, int64_t cols, const int64_t *acc, const int32_t *sums, int zero, float scale, float *y) {

@@ -63,10 +63,33 @@ static inline int32x4_t pairs_neon(int16x8_t a, int16x8_t b) {
 #define MAX(a, b) (s32_neon)vmaxq_s32((int32x4_t)(a), (int32x4_t)(b))
 #include "accumulate.inc"
 
+#define VECTOR int8x16_t
+static inline int8x16_t pieces_neon(int bytes, const int8_t *const *from) {
+    return bytes == 16 ? vld1q_s8(from[0]) : vcombine_s8(vld1_s8(from[0]), vld1_s8(from[1]));
+}
+#define PAIR_VECTORS 2
+static inline int8x16_t zero_neon(void) { return vdupq_n_s8(0); }
+static inline void pair_codes_neon(int8x16_t a, int8x16_t b, int8x16_t pairs[2]) { pairs[0] = vzip1q_s8(a, b), pairs[1] = vzip2q_s8(a, b); }
+static inline void pair_factors_neon(int8x16_t a, int8x16_t b, int8x16_t pairs[2]) { pair_codes_neon(a, b, pairs); }
+/* The products of a pair stand side by side in 16 bits, which SADALP adds in 32. */
+static inline void add_half_neon(const int8x16_t *codes, const int8x16_t *factors, int8x16_t acc[2]) {
+    int16x8_t low = vmull_s8(vget_low_s8(*codes), vget_low_s8(*factors)), high = vmull_high_s8(*codes, *factors);
+    acc[0] = vreinterpretq_s8_s32(vpadalq_s16(vreinterpretq_s32_s8(acc[0]), low));
+    acc[1] = vreinterpretq_s8_s32(vpadalq_s16(vreinterpretq_s32_s8(acc[1]), high));
+}
+static inline void pair_sums_neon(const int8x16_t acc[4], int8x16_t sums[4]) {
+    OCTO_UNROLL
+    for (int i = 0; i < 4; i++) sums[i] = acc[i];
+}
+#include "depthwise_pairs.inc"
+
 void octo_init_neon(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_neon;
     table->peak_s8 = peak_s8_neon;
     table->weight_grad_s8 = NULL;
     table->gemm_s8_accumulate = gemm_s8_accumulate_neon;
+    table->depthwise_s8 = depthwise_s8_neon;
+    table->depthwise_input_grad_s8 = depthwise_input_grad_s8_neon;
+    table->depthwise_weight_grad_s8 = depthwise_weight_grad_s8_neon;
 }
 #endif

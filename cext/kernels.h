@@ -182,8 +182,8 @@ struct octo_gradient {
     const uint8_t *relu_mask;
 };
 
-/* Most taps of a depthwise convolution's kernel. */
-enum { OCTO_DEPTHWISE_TAPS = 225 };
+/* Most taps of a depthwise convolution's kernel.  Scratch memory of an int8 one: three times so many and 3 taps, in 4 vectors of 64 bytes. */
+enum { OCTO_DEPTHWISE_TAPS = 225, OCTO_DEPTHWISE_SCRATCH = 3 * (OCTO_DEPTHWISE_TAPS + 3) * 4 * 64 };
 
 /* What requantization does to each column.  x is kept within -limit - 1 .. limit and shifted left by `lift`; the fixed-point scale is
  * multiplier / 2^(32 + shift).  plain: no column has a limit or a lift. */

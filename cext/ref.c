@@ -6,6 +6,31 @@
 #define VECTOR_BYTES 16
 #include "loops.inc"
 
+#define OPERAND int8_t
+#define PRODUCT int16_t
+#define RESULT int32_t
+#define SUM uint32_t
+#define KIND(name) FN(plain_##name##_s8)
+#include "depthwise.inc"
+
+static void depthwise_s8_ref(const octo_conv *g, int64_t first, int64_t count, const int8_t *x, const int8_t *outside, const int8_t *w,
+                             void *scratch, int32_t *y) {
+    (void)scratch;
+    plain_depthwise_s8_ref(g, first, count, x, outside, w, y);
+}
+
+static void depthwise_input_grad_s8_ref(const octo_conv *g, int64_t first, int64_t count, const int8_t *dy, const int8_t *zeros, const int8_t *w,
+                                        void *scratch, int32_t *dx) {
+    (void)zeros, (void)scratch;
+    plain_depthwise_input_grad_s8_ref(g, first, count, dy, w, dx);
+}
+
+static void depthwise_weight_grad_s8_ref(const octo_conv *g, int64_t first, int64_t count, const int8_t *x, const int8_t *outside,
+                                         const int8_t *dy, void *scratch, int32_t *sums) {
+    (void)scratch;
+    plain_depthwise_weight_grad_s8_ref(g, first, count, x, outside, dy, sums);
+}
+
 /* Products of two int8 codes are at most 2^14 in magnitude.  The sum is taken modulo 2^32 (unsigned, so defined), hence exact
  * for k <= 131,071 with codes down to -128 and for k <= 133,144 with codes in +-127: 133,144 * 127^2 = 2,147,479,576 < 2^31. */
 static void gemm_s8_ref(const struct octo_job *job) {
@@ -99,5 +124,8 @@ void octo_init_ref(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_ref;
     table->weight_grad_s8 = weight_grad_s8_ref;
     table->gemm_s8_accumulate = gemm_s8_accumulate_ref;
+    table->depthwise_s8 = depthwise_s8_ref;
+    table->depthwise_input_grad_s8 = depthwise_input_grad_s8_ref;
+    table->depthwise_weight_grad_s8 = depthwise_weight_grad_s8_ref;
     table->peak_s8 = peak_s8_ref;
 }

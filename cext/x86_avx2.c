@@ -24,6 +24,7 @@ TARGET OCTO_INLINE __m128i narrow_avx2(__m256i x) {
 #include "accumulate.inc"
 
 #include "x86_256.inc"
+#include "depthwise_pairs.inc"
 #define GROUP 2
 #define DOT(acc, x, b) _mm256_add_epi32(acc, _mm256_madd_epi16(x, b))
 #include "x86_gemm.inc"
@@ -34,5 +35,8 @@ void octo_init_avx2(struct octo_kernels *table) {
     table->peak_s8 = peak_s8_avx2;
     table->weight_grad_s8 = weight_grad_s8_avx2;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx2;
+    table->depthwise_s8 = depthwise_s8_avx2;
+    table->depthwise_input_grad_s8 = depthwise_input_grad_s8_avx2;
+    table->depthwise_weight_grad_s8 = depthwise_weight_grad_s8_avx2;
 }
 #endif

@@ -24,6 +24,7 @@
 #include "accumulate.inc"
 
 #include "x86_512.inc"
+#include "depthwise_pairs.inc"
 #define GROUP 2
 #define DOT(acc, x, b) _mm512_add_epi32(acc, _mm512_madd_epi16(x, b))
 #include "x86_gemm.inc"
@@ -34,5 +35,8 @@ void octo_init_avx512bw(struct octo_kernels *table) {
     table->peak_s8 = peak_s8_avx512bw;
     table->weight_grad_s8 = weight_grad_s8_avx512bw;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx512bw;
+    table->depthwise_s8 = depthwise_s8_avx512bw;
+    table->depthwise_input_grad_s8 = depthwise_input_grad_s8_avx512bw;
+    table->depthwise_weight_grad_s8 = depthwise_weight_grad_s8_avx512bw;
 }
 #endif

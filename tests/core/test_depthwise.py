@@ -13,7 +13,8 @@ GEOMETRIES = [
     core.Conv(n, h, w, c, c, k, k, stride, pad)
     for n, h, w, c, k, stride, pad in [
         (1, 1, 1, 1, 1, 1, 0), (2, 5, 4, 3, 3, 1, 1), (3, 8, 8, 16, 3, 2, 1), (2, 7, 9, 33, 3, 2, 1), (1, 6, 6, 40, 5, 3, 2),
-        (2, 9, 5, 8, 3, 1, 0), (1, 4, 4, 64, 4, 2, 3), (2, 3, 3, 7, 3, 3, 2), (5, 32, 32, 20, 3, 1, 1),
+        (2, 9, 5, 8, 3, 1, 0), (1, 4, 4, 64, 4, 2, 3), (2, 3, 3, 7, 3, 3, 2), (1, 3, 3, 17, 5, 1, 4), (66, 2, 2, 33, 3, 1, 1),
+        (1, 2, 130, 24, 3, 1, 1), (5, 32, 32, 20, 3, 1, 1),
     ]
 ]  # fmt: skip
 """The last one has more than one slice of a weight gradient."""
@@ -38,6 +39,14 @@ def test_int8(kernels: str, g: core.Conv, zero: int) -> None:
     inner = dx[:, g.pad : g.pad + g.height, g.pad : g.pad + g.width]
     assert np.array_equal(core.depthwise_input_grad(g, dy, w), inner)
     assert np.array_equal(core.depthwise_weight_grad(g, x, dy, x_zero=zero)[..., 0], dw)
+
+
+def test_the_longest_kernels_have_long_sums() -> None:
+    """Their limit is the taps of a channel, not of all channels as another convolution's."""
+    g = core.Conv(1, 16, 15, 120, 120, 15, 15, 1, 0)
+    x, w, dy = operands(g, "int8")
+    assert w.size > 24576
+    assert np.array_equal(core.depthwise_weight_grad_long(g, x, dy, x_zero=3), core.depthwise_weight_grad(g, x, dy, x_zero=3))
 
 
 @pytest.mark.parametrize("g", GEOMETRIES, ids=str)
