@@ -35,8 +35,8 @@ LEAST = 64
 points, sums of a channel."""
 
 SCRATCH = 2 << 20
-"""Bytes that a thread of the core works in: packed operands, planes, partial sums; as measured of ResNet-20's steps, between those
-of the instruction sets, which pack codes as 8 or as 16 bits."""
+"""Bytes that a thread of the core works in: packed operands, planes, partial sums; as measured of ResNet-20's steps, between
+what instruction sets take that pack codes as 8 or as 16 bits."""
 
 WINDOWS, BORDER = 131072, 64
 """Numbers of windows that `octo_conv_input_grad_blocks_s8` adds up at a time, and rows of blocks that reach beyond them."""
