@@ -158,15 +158,17 @@ static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t chann
 /* Values of columns laid out: one for each lane, and the first ones again behind the last lane, where a vector may end. */
 static inline int64_t octo_laid(int64_t cols) { return LANE_ROWS(cols) * cols + 16; }
 
-/* x[cols] -> to[octo_laid(cols)], of 32 bits; in place allowed.  Each copy doubles what there is. */
-static inline void octo_lay(int64_t cols, const void *x, void *to) {
-    size_t done = 4 * (size_t)cols, all = 4 * (size_t)octo_laid(cols);
-    if (to != x) memcpy(to, x, done);
-    for (size_t some; done < all; done += some) {
-        some = done < all - done ? done : all - done;
-        memcpy((char *)to + done, to, some);
+/* x[count] -> to[all], of 32 bits, over and over; in place allowed.  Each copy doubles what there is. */
+static inline void octo_repeat(int64_t count, int64_t all, const void *x, void *to) {
+    if (to != x) memcpy(to, x, 4 * (size_t)count);
+    for (int64_t done = count, some; done < all; done += some) {
+        some = octo_min(done, all - done);
+        memcpy((char *)to + 4 * done, to, 4 * (size_t)some);
     }
 }
+
+/* x[cols] -> to[octo_laid(cols)], of 32 bits; in place allowed. */
+static inline void octo_lay(int64_t cols, const void *x, void *to) { octo_repeat(cols, octo_laid(cols), x, to); }
 
 /* y = x scale + shift, with relu max(., 0); codes of x to_code + from_zero, where there are any.  Laid out. */
 struct octo_normalization {
