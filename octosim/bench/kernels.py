@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -125,28 +125,39 @@ def _errors(peer: str, operands: str, result: Array, exact: Array) -> list[dict[
 
 def _right_call(
     peer: str, a: Array, b: Array, transposed: str, exact: Array
-) -> tuple[str, Callable[[], Array] | None, list[dict[str, Any]]]:
-    """The peer's first product that is right on this processor: operands, call (None: none is right), errors of wrong ones."""
+) -> tuple[str, Callable[[], Array] | None, float, list[dict[str, Any]]]:
+    """The peer's first product that is right on this processor: operands, call (None: none is right), the seconds that it took
+    here, errors of wrong ones."""
     wrong: list[dict[str, Any]] = []
     for operands, maker in PRODUCTS[peer].items():
         call = maker(a, b, transposed, core.threads())
-        errors = _errors(peer, operands, call(), exact)
+        begun = time.perf_counter()
+        result = call()
+        took = time.perf_counter() - begun
+        errors = _errors(peer, operands, result, exact)
         if not errors:
-            return operands, call, wrong
+            return operands, call, took, wrong
         wrong += errors
-    return "", None, wrong
+    return "", None, 0.0, wrong
 
 
 REST_S = 0.01
 """Pause before a contestant's turn: thread pools spin for milliseconds after their last call and would hold its cores."""
 TURN_S = 0.02
+LONG_S = 1.0
+"""A peer's product that takes longer is not repeated: torch._int_mm without AMX or VNNI takes up to a minute for one."""
 
 
-def _median_seconds(calls: dict[str, Callable[[], Any]], budget: float) -> dict[str, float]:
+def _median_seconds(
+    calls: dict[str, Callable[[], Any]], budget: float, first: Mapping[str, float] | None = None
+) -> dict[str, float]:  # fmt: skip
     """Median times of calls, the contestants taking turns for about `budget` seconds each, three turns at least.
 
-    A turn is a rest, a call that does not count, and as many as fit in TURN_S, two at least.
+    A turn is a rest, a call that does not count, and as many as fit in TURN_S, two at least.  first: seconds of a call that a
+    contestant made before; where they are over LONG_S they are its time.
     """
+    known = {name: took for name, took in (first or {}).items() if took > LONG_S}
+    calls = {name: call for name, call in calls.items() if name not in known}
     times: dict[str, list[float]] = {name: [] for name in calls}
     started, turns = time.perf_counter(), 0
     while turns < 3 or time.perf_counter() - started < budget * len(calls):
@@ -162,7 +173,7 @@ def _median_seconds(calls: dict[str, Callable[[], Any]], budget: float) -> dict[
                 some.append(now - before)
                 before = now
             times[name] += some
-    return {name: statistics.median(values) for name, values in times.items()}
+    return known | {name: statistics.median(values) for name, values in times.items()}
 
 
 def peak_ops_s(at_least: float = 0.0, tries: int = 5) -> float:
@@ -293,10 +304,10 @@ def kernel_bench(
 
     against: of PEERS, measured on the same operands; each result is compared with ours, exactly.  A product that is wrong on
     this processor stands under "wrong" and is not timed; the peer's next operand types are (PRODUCTS), or none.  seconds: about
-    how long each contestant runs at each shape.  elements: of the arrays of the passes over memory.  Returns a record: rates in
-    operations a second (one MAC is two), times in seconds; "rows" are products, "isas" 1024 cubed with each instruction set
-    against its own register peak, "accumulators" MAC/s of counted products, "codes" the bandwidth of quantizing against that
-    of a copy.
+    how long each contestant runs at each shape; a peer's product of over LONG_S is not repeated.  elements: of the arrays of
+    the passes over memory.  Returns a record: rates in operations a second (one MAC is two), times in seconds; "rows" are
+    products, "isas" 1024 cubed with each instruction set against its own register peak, "accumulators" MAC/s of counted
+    products, "codes" the bandwidth of quantizing against that of a copy.
     """
     for name in against:
         if name not in PEERS:
@@ -311,13 +322,13 @@ def kernel_bench(
         calls: dict[str, Callable[[], Any]] = {
             "octosim": functools.partial(core.gemm, a, b, transpose_a=transposed == "a", transpose_b=transposed == "b", out=out)
         }
-        exact, types, wrong = calls["octosim"](), {}, []
+        exact, types, first, wrong = calls["octosim"](), {}, {}, []
         for peer in products:
-            types[peer], call, errors = _right_call(peer, a, b, transposed, exact)
+            types[peer], call, first[peer], errors = _right_call(peer, a, b, transposed, exact)
             wrong += errors
             if call:
                 calls[peer] = call
-        times = _median_seconds(calls, seconds)
+        times = _median_seconds(calls, seconds, first)
         ours, operations = times["octosim"], 2 * m * k * n
         moved = m * k + k * n + 4 * m * n
         row: dict[str, Any] = {
