@@ -35,6 +35,7 @@ TARGET static void tile_dotprod(const int8_t *a, const int8_t *b, int64_t groups
 
 void octo_init_dotprod(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_dotprod;
+    table->columns = TILE_COLS;
     table->peak_s8 = peak_s8_dotprod;
 }
 #endif

@@ -43,6 +43,7 @@ TARGET static void tile_i8mm(const int8_t *a, const int8_t *b, int64_t groups, i
 
 void octo_init_i8mm(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_i8mm;
+    table->columns = TILE_COLS;
     table->peak_s8 = peak_s8_i8mm;
 }
 #endif

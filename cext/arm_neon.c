@@ -85,6 +85,7 @@ static inline void pair_sums_neon(const int8x16_t acc[4], int8x16_t sums[4]) {
 
 void octo_init_neon(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_neon;
+    table->columns = TILE_COLS;
     table->peak_s8 = peak_s8_neon;
     table->weight_grad_s8 = NULL;
     table->gemm_s8_accumulate = gemm_s8_accumulate_neon;

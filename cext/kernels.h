@@ -205,13 +205,14 @@ struct octo_view {
     int fill;
 };
 
-/* A table: the kernels, and what the instruction set can do at most, measured: runs `rounds` rounds of int8 multiply-accumulates from
- * registers alone and returns how many these were. */
+/* A table: the kernels; what the instruction set can do at most, measured: peak_s8 runs `rounds` rounds of int8 multiply-accumulates from
+ * registers alone and returns how many these were; and of how many columns gemm_s8 computes whole multiples. */
 struct octo_kernels {
 #define KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.def"
 #undef KERNEL
     int64_t (*peak_s8)(int64_t rounds);
+    int columns;
 };
 
 /* The table of an instruction set's row in dispatch.c; a status. */

@@ -25,6 +25,8 @@ int octo_isa_count(void);
 const char *octo_isa_name(int row);
 int octo_isa_supported(int row);
 const char *octo_isa(void);
+/* Columns of an int8 product that the instruction set in use computes at once at least: narrower ones take as long. */
+int octo_columns(void);
 int octo_set_isa(const char *name);
 int octo_max_threads(void);
 int octo_threads(void);

@@ -32,6 +32,7 @@
 void octo_init_avx512bw(struct octo_kernels *table) {
     init_loops_avx512bw(table);
     table->gemm_s8 = gemm_s8_avx512bw;
+    table->columns = columns_avx512bw;
     table->peak_s8 = peak_s8_avx512bw;
     table->weight_grad_s8 = weight_grad_s8_avx512bw;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx512bw;

@@ -17,6 +17,7 @@
 
 void octo_init_avx512vnni(struct octo_kernels *table) {
     table->gemm_s8 = gemm_s8_avx512vnni;
+    table->columns = columns_avx512vnni;
     table->peak_s8 = peak_s8_avx512vnni;
     table->weight_grad_s8 = weight_grad_s8_avx512vnni;
     if (octo_halves_512()) {

@@ -27,6 +27,7 @@
 void octo_init_avxvnni(struct octo_kernels *table) {
     int vex = octo_has_avxvnni() == 1;
     table->gemm_s8 = vex ? gemm_s8_avxvnni : gemm_s8_avx512vl;
+    table->columns = columns_avxvnni;
     table->peak_s8 = vex ? peak_s8_avxvnni : peak_s8_avx512vl;
     table->weight_grad_s8 = vex ? weight_grad_s8_avxvnni : weight_grad_s8_avx512vl;
 }

@@ -259,7 +259,8 @@ def _fit_products(calls: Sequence[Timed], threads: int, best: dict[str, float]) 
         op = call.op
         if op.kind == "gemm":
             took = call.time * 1e6
-            grouped.setdefault((rates.kind_of(op), op.dtype, op.pass_), []).append((rates.features(op), took, took))
+            row = rates.features(op, core.columns()), took, took
+            grouped.setdefault((rates.kind_of(op), op.dtype, op.pass_), []).append(row)
             best[op.dtype] = max(best.get(op.dtype, 0.0), op.macs / call.time / threads)
     products, residuals = [], []
     for (kind, dtype, pass_), rows in grouped.items():
@@ -413,8 +414,8 @@ def _profile(
     call = min(row["us"][0] for row in passes)
     data["overhead_us"] = measured(call)
     spread = max(0.05, 1.4826 * float(np.median(np.abs(residuals))))  # of a normal distribution, by its median
-    data["rates"] = {"source": source, "references": references, "spread": float(f"{spread:.3g}"), "products": products,
-                     "passes": passes, "bandwidth": bandwidth}  # fmt: skip
+    data["rates"] = {"source": source, "columns": core.columns(), "references": references, "spread": float(f"{spread:.3g}"),
+                     "products": products, "passes": passes, "bandwidth": bandwidth}  # fmt: skip
     return data
 
 

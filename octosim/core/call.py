@@ -418,6 +418,11 @@ def isa() -> str:
     return str(ffi.string(lib.octo_isa()).decode())
 
 
+def columns() -> int:
+    """How many columns of an int8 product the instruction set in use computes at once at least: narrower ones take as long."""
+    return int(lib.octo_columns())
+
+
 def set_isa(name: str) -> None:
     """Uses the kernels of `name` from now on; CoreError if it is unknown or this CPU lacks it.  OCTOSIM_ISA does the same."""
     ok(lib.octo_set_isa(name.encode()))

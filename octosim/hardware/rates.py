@@ -32,11 +32,11 @@ PLAIN = {
                                               for pass_ in ("forward", "input_grad", "weight_grad")))
 }  # fmt: skip
 """The functions whose products are priced by their kind; another function's (codes in blocks, of 64-bit sums) by themselves."""
-BLOCK = {"int8": 16, "float32": 8}
-"""Columns of a result that a kernel computes at once: narrower results take as long."""
+FLOATS = 8
+"""Columns of a float32 result that a kernel computes at once: narrower results take as long.  Of int8: `Rates.columns`."""
 VECTOR, LINE = 16, 64
-"""Filters of an int8 dW, and channels of a depthwise convolution, that a kernel takes at once; and pixels of a line of a dW of
-1x1 kernels, where any lines will do."""
+"""Channels of a depthwise convolution that a kernel takes at once; and pixels of a line of a dW of 1x1 kernels, where any lines
+will do."""
 LARGE = 1 << 18
 """Elements of an int8 dW from planes from which on each thread takes its own channels: its sums need not be added up
 (`weight_grad_s8` in cext/api_gemm.c)."""
@@ -46,9 +46,10 @@ class ProductRate(Frozen):
     """One kind of product in one pass: us_per_call + MACs ps_per_mac + M K ps_per_left + K N ps_per_right
     + results ps_per_result + near ps_per_near + scattered ps_per_scattered + summed ps_per_summed.
 
-    M x K x N: of the pass, as in the trace, N rounded up to BLOCK for the MACs.  Of a convolution's dX that of the convolution
-    of dY that it is: for each residue of X's rows modulo the stride a product whose columns are the channels of as many
-    neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x filters.  Rows count by the part of
+    M x K x N: of the pass, as in the trace, N rounded up for the MACs to the columns that a kernel computes at once.  Of a
+    convolution's dX that of the convolution of dY that it is: for each residue of X's rows modulo the stride a product whose
+    columns are the channels of as many neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x
+    filters.  Rows count by the part of
     K that is no padding where the product leaves that out (worth_cutting in api_gemm.c).  Of its dW in float32 the transposed
     one, M = weights of a filter.  Of depthwise convolutions left counts the outputs of one channel, result those of all.
     results: elements of the result.  near: elements of the operand whose windows are multiplied, as it lies in memory; of an
@@ -112,9 +113,11 @@ class ReferenceTime(Frozen):
 
 class Rates(Frozen):
     """references: none in profiles before they were measured.
+    columns: of an int8 product that the instruction set computes at once (`core.columns`); profiles without it are of AVX-512.
     spread: standard deviation of ln(measured / fitted) of the products that the rates were fitted to."""
 
     source: Text
+    columns: Annotated[int, Field(ge=1, le=256)] = 16
     references: Annotated[tuple[ReferenceTime, ...], Field(strict=False)] = ()
     spread: Positive
     products: Annotated[tuple[ProductRate, ...], Field(strict=False, min_length=1)]
@@ -122,11 +125,11 @@ class Rates(Frozen):
     bandwidth: Annotated[tuple[Bandwidth, ...], Field(strict=False, min_length=1)]
 
 
-def features(op: Op) -> tuple[float, ...]:
-    """What FEATURES are multiplied by, in calls, and 10^6 of the others: ps become us."""
+def features(op: Op, columns: int) -> tuple[float, ...]:
+    """What FEATURES are multiplied by, in calls, and 10^6 of the others: ps become us.  columns: see `Rates`."""
     kind, plain = shape_of(op), kind_of(op) == shape_of(op)
     m, k, n = (float(size) for size in op.shape)
-    block = BLOCK["int8" if op.dtype == "int8" else "float32"]
+    block = columns if op.dtype == "int8" else FLOATS
     result, scattered = m * n, 0.0
     near = float(math.prod(op.geometry[:4])) if op.geometry and (plain or kind == "depthwise") else 0.0
     if kind == "depthwise":
@@ -147,11 +150,11 @@ def features(op: Op) -> tuple[float, ...]:
         if op.dtype != "int8":
             m, n = n, m
         elif op.geometry:
-            return _planes(op)
+            return _planes(op, columns)
     return 1.0, m * k * _up(n, block) * 1e-6, m * k * 1e-6, k * n * 1e-6, result * 1e-6, near * 1e-6, scattered * 1e-6, 0.0
 
 
-def _planes(op: Op) -> tuple[float, ...]:
+def _planes(op: Op, columns: int) -> tuple[float, ...]:
     """Of an int8 weight gradient: in lines of groups of four pixels, from planes, where the lines are long enough for it (a
     third of them wasted at most, `planar_kernel` in cext/api_gemm.c), else from rows that are gathered."""
     m, k, n = op.shape
@@ -159,10 +162,10 @@ def _planes(op: Op) -> tuple[float, ...]:
     alone = height * width == 1 and op.stride == 1 and k % LINE == 0
     line = LINE if alone else _line(op)
     grouped = _up(line, 4)
-    gathered, pixels, columns = float(k * n), float(k), _up(n, BLOCK["int8"])
+    gathered, pixels, wide = float(k * n), float(k), _up(n, columns)
     if op.stride == 1 and grouped * 3 <= line * 4:
-        gathered, pixels, columns = 0.0, k * grouped / line, _up(n, 4)
-    macs, near = _up(m, VECTOR) * pixels * columns, 0.0 if gathered else pixels * width * channels
+        gathered, pixels, wide = 0.0, k * grouped / line, _up(n, 4)
+    macs, near = _up(m, columns) * pixels * wide, 0.0 if gathered else pixels * width * channels
     summed = m * n if gathered or m * n <= LARGE else 0.0
     return 1.0, macs * 1e-6, m * k * 1e-6, gathered * 1e-6, m * n * 1e-6, near * 1e-6, 0.0, summed * 1e-6
 
@@ -215,7 +218,7 @@ def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
         rows = [r for r in alike if r.kind == kind_of(op)] or [r for r in alike if r.kind == shape_of(op)]
         row = next((r for r in rows if r.pass_ == op.pass_), rows[0] if rows else None)
         if row is not None:
-            call, macs, *moved = features(op)
+            call, macs, *moved = features(op, rates.columns)
             memory = sum(getattr(row, name) * of for name, of in zip(FEATURES[2:], moved, strict=True))
             return row.ps_per_mac * macs * 1e-6, memory * 1e-6, row.us_per_call * call * 1e-6
     return pass_time(op, rates.passes, rates.bandwidth, threads)

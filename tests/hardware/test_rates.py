@@ -63,27 +63,27 @@ def test_dx_of_a_convolution_is_products_of_dy(kernel, stride, taps):
     m, k, n, dy = pixels / stride**2, 5 * taps, 4 * stride, 5 * pixels / stride**2
     scattered = 4e-6 * pixels if stride > 1 else 0  # lines of X of each residue come from a product of their own
     expected = (1, m * k * 16e-6, m * k * 1e-6, k * n * 1e-6, 4e-6 * pixels, dy * 1e-6, scattered, 0)
-    assert rates.features(op) == pytest.approx(expected)
+    assert rates.features(op, 16) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype, filters, share", [("int8", 5, 6 / 8), ("float32", 256, 6 / 8), ("float32", 5, 1)])
 def test_dx_of_an_unpadded_convolution_leaves_out_lines_of_padding(dtype, filters, share):
     """Images of 8 x 8, dY of 6 x 6: 18 of 24 pairs of a line of X and one of dY; float32 where its sums' blocks allow it."""
     op = gemm(3 * 36, filters, 9 * 16, "dX", dtype=dtype, kernel=(3, 3), writes=4 * 16 * 3 * 64)
-    assert rates.features(op)[1] == pytest.approx(share * 3 * 64 * 9 * filters * 16e-6)
-    assert rates.features(replace(op, shape=(3 * 60, filters, 9 * 16)))[1] == pytest.approx(3 * 64 * 9 * filters * 16e-6)
+    assert rates.features(op, 16)[1] == pytest.approx(share * 3 * 64 * 9 * filters * 16e-6)
+    assert rates.features(replace(op, shape=(3 * 60, filters, 9 * 16)), 16)[1] == pytest.approx(3 * 64 * 9 * filters * 16e-6)
 
 
 def test_stride_2_saves_two_thirds_of_the_macs_of_dx():
     """Against the stride-1 convolution of a dY spread with zeros: 6 taps of 9, of half the rows."""
     like = {"kernel": (3, 3), "writes": 4 * 64 * 100}
-    one, two = (rates.features(gemm(m, 32, 9 * 64, "dX", stride=s, **like)) for m, s in ((100, 1), (25, 2)))
+    one, two = (rates.features(gemm(m, 32, 9 * 64, "dX", stride=s, **like), 16) for m, s in ((100, 1), (25, 2)))
     assert two[1] == pytest.approx(one[1] / 3)
 
 
 def test_float32_dw_of_a_convolution_has_the_filters_side_by_side():
     op = gemm(5, 100, 36, "dW", dtype="float32", kernel=(3, 3))
-    assert rates.features(op) == pytest.approx((1, 36 * 100 * 8e-6, 3600e-6, 500e-6, 180e-6, 0, 0, 0))
+    assert rates.features(op, 16) == pytest.approx((1, 36 * 100 * 8e-6, 3600e-6, 500e-6, 180e-6, 0, 0, 0))
 
 
 @pytest.mark.parametrize("width, stride, planes", [(12, 1, 12), (11, 1, 12), (5, 1, 0), (12, 2, 0)])
@@ -94,14 +94,14 @@ def test_int8_dw_of_a_convolution_is_of_groups_of_four_pixels_or_of_gathered_win
     macs = 16 * lines * planes * 64 if planes else 16 * lines * line * 64
     gathered, near = (0, lines * planes * 3 * 7) if planes else (lines * line * 63, 0)
     expected = np.array([1e6, macs, 5 * lines * line, gathered, 5 * 63, near, 0, 5 * 63]) * 1e-6
-    assert rates.features(op) == pytest.approx(expected)
+    assert rates.features(op, 16) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("filters, width, summed", [(448, 12, 0), (448, 5, 448 * 63 * 10), (400, 12, 400 * 63 * 10)])
 def test_threads_sums_of_an_int8_dw_are_added_up_unless_each_has_its_own_channels(filters, width, summed):
     """Results of 2^18 and more from planes; gathered windows have no channels of their own."""
     op = gemm(filters, 24 * width, 630, "dW", kernel=(3, 3), geometry=(3, 8, width, 70, filters, 3, 3, 1, 1))
-    assert rates.features(op)[-1] == pytest.approx(summed * 1e-6)
+    assert rates.features(op, 16)[-1] == pytest.approx(summed * 1e-6)
 
 
 def test_a_product_of_a_function_of_its_own_is_priced_by_itself():
@@ -112,11 +112,21 @@ def test_a_product_of_a_function_of_its_own_is_priced_by_itself():
     assert rates.time_of(op, some(), 1)[0] == pytest.approx(10 * 20 * 32 * 10e-12)
 
 
+@pytest.mark.parametrize("pass_, kernel", [("forward", (0, 0)), ("forward", (5, 5)), ("dX", (0, 0)), ("dW", (5, 5))])
+def test_narrow_results_take_what_the_instruction_sets_columns_take(pass_, kernel):
+    """6 columns: a vector of 8 on AVX2, one of 16 on AVX-512; of a dW the filters are the columns."""
+    geometry = (4, 12, 12, 1, 6, 5, 5, 1, 0) if pass_ == "dW" else ()
+    op = gemm(6, 256, 24, pass_, kernel=kernel, geometry=geometry) if geometry else gemm(100, 25, 6, pass_, kernel=kernel)
+    narrow, wide = (rates.features(op, columns) for columns in (8, 16))
+    assert wide[1] == pytest.approx(2 * narrow[1]) and wide[2:] == narrow[2:]
+    assert rates.features(replace(op, dtype="float32"), 8) == rates.features(replace(op, dtype="float32"), 16)
+
+
 def test_depthwise_features():
     """8 channels take as long as 16."""
     op = gemm(50, 9, 1, groups=8, kernel=(3, 3))
-    assert rates.features(op) == pytest.approx((1, 16 * 450e-6, 50e-6, 0, 800e-6, 0, 0, 0))
-    assert rates.features(replace(op, pass_="dW", shape=(1, 50, 9))) == rates.features(op)
+    assert rates.features(op, 16) == pytest.approx((1, 16 * 450e-6, 50e-6, 0, 800e-6, 0, 0, 0))
+    assert rates.features(replace(op, pass_="dW", shape=(1, 50, 9)), 16) == rates.features(op, 16)
 
 
 def test_passes_by_hand():
