@@ -74,6 +74,10 @@ PROBES = (
     Probe((26, 26, 3), 24, _dense(3072, 2048, 512)),
     Probe((26, 26, 3), 80, (*conv(24), *residual(48, 2, True), *conv(48), *residual(96, 2, True), GlobalAvgPool(), *_dense())),
     Probe((10, 10, 3), 16, (*conv(80), MaxPool(), *conv(272), *conv(400), *_dense(2304, 1024))),
+    # few channels; and channels a kernel each in a small batch, where a call takes more than its products
+    Probe((24, 24, 3), 36, (*conv(7, 5, pad=0), MaxPool(), *conv(14, 5, pad=0), MaxPool(), *_dense(100))),
+    Probe((20, 20, 3), 12, (*conv(24), *separable(48), *separable(80, 2), *separable(160), *separable(288, 2),
+                            *separable(320), GlobalAvgPool(), *_dense())),
 )  # fmt: skip
 REFERENCE = replace(PROBES[0], batch=16)
 """A small network whose steps beside others' say how fast the machine is at that moment."""
@@ -83,7 +87,7 @@ PACE = {"octo": 1.0, "fp32": 2.0}
 """About how much longer a probe takes with a method, others three times as long; for what `progress` says."""
 METHODS = tuple(PACE)
 """What all probes are trained with; with the other methods OTHERS, for the functions of the core that only they call."""
-OTHERS = (0, 2, 6, 10)
+OTHERS = (0, 2, 6, 10, 11)
 STEPS, WARM_UP = 4, 3
 """Steps of each probe in a round that count, and before them some that do not: they find their memory and are recorded."""
 

@@ -11,6 +11,7 @@ from typing import Any
 from octosim import core, cost, graph, hardware, methods
 from octosim.bench import calibrate
 from octosim.engine import plan
+from octosim.engine.layers import Stack
 from octosim.engine.nodes import Method
 from octosim.errors import ArgumentError
 from octosim.hardware import rates
@@ -19,6 +20,8 @@ NETWORKS = ("resnet20", "mobilenet")
 """Models that are measured where none is named; none of octosim's is calibrated with."""
 IMAGES = (32, 32, 3)
 BATCH = 32
+ROUNDS = 3
+"""How often each step is measured, spread over the whole time: a machine that others use is fast and slow by turns."""
 
 Rows = list[dict[str, Any]]
 
@@ -49,35 +52,57 @@ def host(
             raise ArgumentError(f"{{profile}}: {device.name} was not calibrated; its prices are not this machine's")
         rows: Rows = []
         steps = [*itertools.product(networks, made, batches)]
+        done = 0
         for count in threads:
             core.set_threads(count)
             reference = calibrate.Reference(calibrate.clock_for(count))
-            for network, name, batch in steps:
-                rows.append(_row(device, network, made[name], batch, count, reference))
-                progress(share + (1 - share) * len(rows) / (len(steps) * len(threads)))
+            measured: list[list[tuple[list[calibrate.Timed], float]]] = [[] for _ in steps]
+            for _ in range(ROUNDS):
+                for (network, name, batch), some in zip(steps, measured, strict=True):
+                    some.append(_measured(network, made[name], batch, reference))
+                    done += 1
+                    progress(share + (1 - share) * done / (len(steps) * len(threads) * ROUNDS))
+            rows += [_row(device, network, made[name], batch, count, some)
+                     for (network, name, batch), some in zip(steps, measured, strict=True)]  # fmt: skip
         return rows
     finally:
         core.set_threads(before)
 
 
-def _row(
-    device: hardware.Device, network: str, method: Method, batch: int, threads: int, reference: calibrate.Reference
-) -> dict[str, Any]:  # fmt: skip
+def _measured(
+    network: str, method: Method, batch: int, reference: calibrate.Reference
+) -> tuple[list[calibrate.Timed], float]:  # fmt: skip
+    """The calls of a step, as multiples of the reference's time, and that in seconds."""
+    reference.times.clear()
+    calls = calibrate.probe_steps(calibrate.Probe(IMAGES, batch, _layers(network, method)), method.name, reference)
+    return calls, statistics.median(reference.times)
+
+
+def _layers(network: str, method: Method) -> Stack:
     layers = graph.layers(network, 10, method.batchnorm, IMAGES)
     assert not isinstance(layers, graph.Graph)  # MODELS are stacks
-    probe = calibrate.Probe(IMAGES, batch, layers)
-    reference.times.clear()
-    calls = calibrate.probe_steps(probe, method.name, reference)
+    return layers
+
+
+def _row(
+    device: hardware.Device, network: str, method: Method, batch: int, threads: int,
+    rounds: Sequence[tuple[list[calibrate.Timed], float]],
+) -> dict[str, Any]:  # fmt: skip
+    """Of the rounds' measurements the median of each call."""
     assert device.rates is not None
-    now = statistics.median(reference.times)
+    now = statistics.median(at for _, at in rounds)
     full = next((row.us * 1e-6 for row in device.rates.references if row.threads == threads), now)
+    calls = [
+        calibrate.Timed(same[0].op, statistics.median(call.time for call in same))
+        for same in zip(*(calls for calls, _ in rounds), strict=True)
+    ]
     off: dict[str, float] = defaultdict(float)
     for priced, call in zip(cost.predict([call.op for call in calls], device, threads), calls, strict=True):
         off[call.op.function] += priced.time_s - call.time * full
     worst = max(off, key=lambda function: abs(off[function]))
     unpriced = sorted({call.op.function for call in calls if not rates.priced(call.op, device.rates)})
     measured = sum(call.time for call in calls) * full
-    step = plan.ops(plan.plan(plan.dry(layers, IMAGES, method), batch))  # as `octosim cost` prices it
+    step = plan.ops(plan.plan(plan.dry(_layers(network, method), IMAGES, method), batch))  # as `octosim cost` prices it
     predicted = sum(priced.time_s for priced in cost.predict(step, device, threads))
     return {
         "network": network, "method": method.name, "batch": batch, "threads": threads, "measured": measured,
