@@ -203,12 +203,17 @@ int octo_window_rows(const octo_conv *g, const void *x, int fill, int elem_size,
     return OCTO_OK;
 }
 
-/* How many neighbouring pixels of a line of `width` make one row of an int8 product of `columns` each, where the product would be
- * narrower than a vector: the reduction grows by a `step` for each further one, by taps that are zero, and has `most` at most. */
-static int64_t neighbours(int64_t columns, int64_t kernel, int64_t step, int64_t most, int64_t width, int elem_size) {
-    int64_t best = 1;
-    for (int64_t b = 2; elem_size == 1 && b * columns <= 16; b++)
-        if (width % b == 0 && kernel + (b - 1) * step <= most && (kernel + (b - 1) * step) * best < (kernel + (best - 1) * step) * b) best = b;
+/* How many neighbouring pixels of a line of `width` make one row of an int8 product of `columns` each and sums of `kernel` x `deep`, where
+ * the product would be narrower than what the instruction set computes at once: the reduction grows by a `step` of the kernel for each
+ * further one, by taps that are zero.  What takes least by pixel; a row costs as much as ROW more products. */
+static int64_t neighbours(int64_t columns, int64_t kernel, int64_t deep, int64_t step, int64_t width, int elem_size) {
+    enum { ROW = 192, WIDEST = 16 };
+    int64_t best = 1, least = 0, unit = octo_table.columns;
+    for (int64_t b = 1; elem_size == 1 && b * columns <= WIDEST; b++) {
+        int64_t taps = kernel + (b - 1) * step, cost = (b * columns + unit - 1) / unit * unit * taps * deep + ROW;
+        if (b == 1) least = cost;
+        else if (width % b == 0 && taps * deep <= OCTO_MAX_DEPTH && cost * best < least * b) best = b, least = cost;
+    }
     return best;
 }
 
@@ -219,7 +224,7 @@ static int conv_forward(const octo_conv *g, const void *x, int x_zero, const voi
     int64_t run = g->kernel_w * g->channels, k = g->kernel_h * run, m = g->batch * octo_out_height(g) * octo_out_width(g);
     struct octo_job job = {.m = m, .n = g->filters, .b_k = 1, .b_n = k, .ldc = g->filters, .b = w, .c = y};
     status = octo_window_rows(g, x, x_zero, elem_size, &job.a);
-    int64_t block = neighbours(g->filters, g->kernel_w, g->stride_w, OCTO_MAX_DEPTH / (g->kernel_h * g->channels), octo_out_width(g), elem_size);
+    int64_t block = neighbours(g->filters, g->kernel_w, g->kernel_h * g->channels, g->stride_w, octo_out_width(g), elem_size);
     if (!status && block > 1) { /* column (i, f): the filter moved by i windows */
         int64_t step = g->stride_w * g->channels, length = run + (block - 1) * step;
         char *moved = octo_scratch(OCTO_SLOT_RIGHT, block * g->filters * g->kernel_h * length);
@@ -312,7 +317,7 @@ static int conv_input_grad(const octo_conv *g, const void *dy, const void *w, vo
     if (status) return status;
     if (octo_is_grouped(g)) return octo_grouped_input_grad(g, dy, w, dx, elem_size);
     int64_t steps = g->stride_w > 1 ? 1
-                                    : neighbours(g->channels, g->kernel_w, 1, OCTO_MAX_DEPTH / (g->kernel_h * g->filters), g->width, elem_size);
+                                    : neighbours(g->channels, g->kernel_w, g->kernel_h * g->filters, 1, g->width, elem_size);
     int64_t block = g->stride_w > 1 ? octo_min(g->stride_w, g->width) : steps;
     int64_t rows = (g->height + g->stride_h - 1) / g->stride_h, cols = (g->width + block - 1) / block;
     struct tap_range down = tap_range_of_all(1, g->kernel_h, g->stride_h, g->pad_h);

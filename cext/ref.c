@@ -128,5 +128,5 @@ void octo_init_ref(struct octo_kernels *table) {
     table->depthwise_input_grad_s8 = depthwise_input_grad_s8_ref;
     table->depthwise_weight_grad_s8 = depthwise_weight_grad_s8_ref;
     table->peak_s8 = peak_s8_ref;
-    table->columns = 1;
+    table->columns = 1; /* its loops are vectors of any width */
 }
