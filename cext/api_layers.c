@@ -114,7 +114,7 @@ int octo_avgpool_backward_f32(int64_t images, int64_t pixels, int64_t cols, cons
     return OCTO_OK;
 }
 
-static int check_pool(const octo_pool *g) {
+int octo_check_pool(const octo_pool *g) {
     OCTO_CHECK(g->batch >= 1 && g->channels >= 1 && g->kernel >= 1 && g->kernel <= 15 && g->stride >= 1,
                "max pooling: kernel must be in 1 .. 15, stride and sizes positive");
     OCTO_CHECK(g->height >= g->kernel && g->width >= g->kernel, "max pooling: the %lld x %lld window is larger than the %lld x %lld image",
@@ -125,15 +125,15 @@ static int check_pool(const octo_pool *g) {
 }
 
 int octo_maxpool_f32(const octo_pool *g, const float *x, float *y, uint8_t *argmax) {
-    int status = check_pool(g);
+    int status = octo_check_pool(g);
     if (status) return status;
     int64_t rows = g->batch * ((g->height - g->kernel) / g->stride + 1);
-    EACH_ROWS(rows, g->width * g->channels * g->kernel, octo_table.maxpool_f32(g, first, count, x, y, argmax));
+    EACH_ROWS(rows, g->width * g->channels * g->kernel, octo_table.maxpool_f32(g, first, count, x, 0, y, argmax));
     return OCTO_OK;
 }
 
 int octo_maxpool_backward_f32(const octo_pool *g, const float *dy, const uint8_t *argmax, float *dx) {
-    int status = check_pool(g);
+    int status = octo_check_pool(g);
     if (status) return status;
     EACH_ROWS(g->batch * g->height, g->width * g->channels, octo_table.maxpool_backward_f32(g, first, count, dy, argmax, dx));
     return OCTO_OK;

@@ -39,12 +39,88 @@ static float *zero_lanes(int64_t cols) {
     return lanes ? memset(lanes, 0, (size_t)bytes) : NULL;
 }
 
-int octo_batchnorm_forward(int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
-                           float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, int relu, float *y,
-                           int8_t *codes, uint8_t *relu_mask, float *range) {
+/* ---- bands of images: lines under whole rows of a pooling's windows, an image's last with the lines that no window sees.  About BAND
+ * elements, which stay in the cache from one kernel to the next. */
+
+enum { BAND = 4096 };
+
+struct bands {
+    const octo_pool *pool;
+    int64_t lines, each, count; /* lines of a band but an image's last, bands of an image and of all */
+};
+
+/* g: of its part of the image alone.  first, pixels: rows of x; at, n: elements of x; pooled, windows: elements of y. */
+struct band {
+    octo_pool g;
+    int64_t first, pixels, at, n, pooled, windows;
+};
+
+static struct bands bands_of(const octo_pool *g) {
+    int64_t out_h = g->height / g->kernel, rows = octo_min(octo_max(1, BAND / (g->kernel * g->width * g->channels)), out_h);
+    int64_t each = (out_h + rows - 1) / rows;
+    return (struct bands){g, rows * g->kernel, each, g->batch * each};
+}
+
+static struct band band_at(const struct bands *bands, int64_t index) {
+    octo_pool g = *bands->pool;
+    int64_t image = index / bands->each, top = index % bands->each * bands->lines, across = g.width / g.kernel * g.channels;
+    int64_t first = (image * g.height + top) * g.width, pooled = (image * (g.height / g.kernel) + top / g.kernel) * across;
+    g.height = (index + 1) % bands->each ? bands->lines : g.height - top, g.batch = 1;
+    int64_t pixels = g.height * g.width;
+    return (struct band){g, first, pixels, first * g.channels, pixels * g.channels, pooled, g.height / g.kernel * across};
+}
+
+/* The band of a row of x. */
+static int64_t band_of(const struct bands *bands, int64_t row) {
+    const octo_pool *g = bands->pool;
+    int64_t line = row / g->width;
+    return line / g->height * bands->each + octo_min(line % g->height / bands->lines, bands->each - 1);
+}
+
+static int check_side_by_side(const octo_pool *g) {
+    int status = octo_check_pool(g);
+    if (status) return status;
+    OCTO_CHECK(g->stride == g->kernel, "batch normalization: the windows of the max pooling behind it must lie side by side");
+    return OCTO_OK;
+}
+
+/* Of a band: values are max pooled. */
+static void pool_band(const struct band *band, const float *values, float *y, uint8_t *argmax, int32_t *range) {
+    octo_table.maxpool_f32(&band->g, 0, band->g.height / band->g.kernel, values, 1, y + band->pooled, argmax + band->pooled);
+    if (range) octo_table.range_f32(band->windows, y + band->pooled, range, range + 1);
+}
+
+/* Of a band: dy where a window has its largest, else 0, to dx[band->n]; memory: for band->windows elements. */
+static void unpool_band(const struct band *band, const octo_tensor *dy, const uint8_t *argmax, float *memory, float *dx) {
+    const float *values = dy->values + band->pooled;
+    if (dy->sums) {
+        int64_t cols = band->g.channels, rows = band->windows / cols;
+        octo_table.dequantize_s32(rows, cols, dy->sums + band->pooled, dy->add, *dy->scale, memory);
+        octo_add_rest(rows, cols, dy->rest, memory);
+        values = memory;
+    }
+    octo_table.maxpool_backward_f32(&band->g, 0, band->g.height, values, argmax + band->pooled, dx);
+}
+
+/* A band's and its windows' elements. */
+static float *band_memory(const struct bands *bands) {
+    struct band largest = band_at(bands, bands->each - 1);
+    int64_t n = octo_max(largest.n, bands->lines * bands->pool->width * bands->pool->channels);
+    return octo_scratch(OCTO_SLOT_PART, 2 * n * 4);
+}
+
+/* ---- batch normalization ---- */
+
+/* pool, argmax: of a max pooling behind the ReLU, or NULL: y is what it makes then. */
+static int forward(const octo_pool *pool, int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
+                   float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, int relu, float *y, uint8_t *argmax,
+                   int8_t *codes, uint8_t *relu_mask, float *range) {
     CHECK_MATRIX("batch normalization", rows, cols);
     CHECK_TENSOR("batch normalization", x);
-    int64_t step = octo_block_rows(cols), blocks = (rows + step - 1) / step, part = piece_rows(cols), pieces = (rows + part - 1) / part;
+    struct bands bands = {0};
+    if (pool) bands = bands_of(pool);
+    int64_t step = octo_block_rows(cols), blocks = (rows + step - 1) / step, part = piece_rows(cols);
+    int64_t pieces = pool ? bands.count : (rows + part - 1) / part;
     int64_t laid = octo_laid(cols), width = LANE_ROWS(cols) * cols;
     float *scale = columns_and_partials(7, blocks, cols, pieces);
     if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
@@ -86,12 +162,36 @@ int octo_batchnorm_forward(int64_t rows, int64_t cols, const octo_tensor *x, con
     for (int i = 0; i < 4; i++) octo_lay(cols, scale + i * laid, scale + i * laid);
     struct octo_normalization how = {scale, shift, to_code, from_zero, relu};
     OCTO_PARALLEL(p, pieces) {
-        int64_t at = p * part * cols;
-        octo_tensor piece = from(in, at);
-        octo_table.normalize_f32(octo_min(part, rows - p * part) * cols, width, &piece, &how, y + at, codes ? codes + at : NULL,
-                                 relu_mask ? relu_mask + at / 8 : NULL, range ? keys + 2 * p : NULL);
+        struct band band = {.at = p * part * cols, .n = octo_min(part, rows - p * part) * cols};
+        if (pool) band = band_at(&bands, p);
+        float *values = pool ? band_memory(&bands) : y + band.at;
+        int32_t *found = range ? keys + 2 * p : NULL;
+        octo_tensor piece = from(in, band.at);
+        if (!values) failed = 1;
+        else {
+            octo_table.normalize_f32(band.n, width, &piece, &how, values, codes ? codes + band.at : NULL,
+                                     relu_mask ? relu_mask + band.at / 8 : NULL, pool ? NULL : found);
+            if (pool) pool_band(&band, values, y, argmax, found);
+        }
     }
+    if (failed) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
     return range ? octo_fold_range(pieces, keys, range, range + 1) : OCTO_OK;
+}
+
+int octo_batchnorm_forward(int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
+                           float momentum, float *running_mean, float *running_var, float *mean, float *inv_std, int relu, float *y,
+                           int8_t *codes, uint8_t *relu_mask, float *range) {
+    return forward(NULL, rows, cols, x, gamma, beta, eps, momentum, running_mean, running_var, mean, inv_std, relu, y, NULL, codes, relu_mask,
+                   range);
+}
+
+int octo_batchnorm_maxpool_forward(const octo_pool *g, const octo_tensor *x, const float *gamma, const float *beta, float eps, float momentum,
+                                   float *running_mean, float *running_var, float *mean, float *inv_std, float *y, uint8_t *argmax,
+                                   int8_t *codes, float *range) {
+    int status = check_side_by_side(g);
+    if (status) return status;
+    return forward(g, g->batch * g->height * g->width, g->channels, x, gamma, beta, eps, momentum, running_mean, running_var, mean, inv_std, 0,
+                   y, argmax, codes, NULL, range);
 }
 
 int octo_batchnorm_inference(int64_t rows, int64_t cols, const octo_tensor *x, const float *gamma, const float *beta, float eps,
@@ -125,30 +225,49 @@ static struct octo_gradient gradient_from(struct octo_gradient g, int64_t at) {
     return g;
 }
 
+/* Adds the dots of `rows` rows, the first of which falls in lane row `first` modulo their number. */
+static void add_dots(int64_t first, int64_t rows, int64_t cols, struct octo_gradient part, float *lanes) {
+    int64_t lane_rows = LANE_ROWS(cols), width = lane_rows * cols, lane = first % lane_rows, head = lane ? octo_min(rows, lane_rows - lane) : 0;
+    if (head) octo_table.column_dots_f32(head * cols, width, &part, lanes + lane * cols);
+    part = gradient_from(part, head * cols);
+    if (rows > head) octo_table.column_dots_f32((rows - head) * cols, width, &part, lanes);
+}
+
 /* With s = gamma inv_std, xn = (x - mean) inv_std:
  * dx = s dy - s mean(dy) - xn s mean(dy xn);  dgamma = sum(dy xn);  dbeta = sum(dy)  (Ioffe & Szegedy 2015). */
-int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *relu_mask,
-                            const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
-                            float *range) {
+static int backward(const octo_pool *pool, int64_t rows, int64_t cols, const octo_tensor *dy, const uint8_t *argmax, const float *x,
+                    const int8_t *codes, const uint8_t *relu_mask, const float *gamma, const float *mean, const float *inv_std, float *dx,
+                    float *dgamma, float *dbeta, float *range) {
     CHECK_MATRIX("batch normalization", rows, cols);
     CHECK_TENSOR("batch normalization", dy);
     OCTO_CHECK(!x != !codes, "batch normalization: x or its codes");
-    int64_t step = octo_block_rows(cols), blocks = (rows + step - 1) / step, part = piece_rows(cols), pieces = (rows + part - 1) / part;
-    int64_t laid = octo_laid(cols), width = LANE_ROWS(cols) * cols;
+    struct bands bands = {0};
+    if (pool) bands = bands_of(pool);
+    int64_t step = octo_block_rows(cols), blocks = (rows + step - 1) / step, part = piece_rows(cols);
+    int64_t pieces = pool ? bands.count : (rows + part - 1) / part, laid = octo_laid(cols), width = LANE_ROWS(cols) * cols;
     float *scale = columns_and_partials(4, blocks, cols, pieces);
     if (!scale) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
     float *shift = scale + laid, *slope = shift + laid, *center = slope + laid, *columns = center + laid, *partial = columns + 2 * laid;
     float *partial2 = partial + blocks * cols;
     int32_t *keys = (int32_t *)(partial2 + blocks * cols);
     octo_lay(cols, mean, center);
-    const struct octo_gradient all = {x, center, codes, laid_out(dy, cols, columns), relu_mask};
+    const struct octo_gradient all = {x, center, codes, pool ? (octo_tensor){.values = dx} : laid_out(dy, cols, columns), relu_mask};
     int failed = 0;
     OCTO_PARALLEL(b, blocks) {
-        float *lanes = zero_lanes(cols);
-        if (!lanes) failed = 1;
+        int64_t first = b * step, end = octo_min(rows, first + step);
+        float *lanes = zero_lanes(cols), *values = pool ? band_memory(&bands) : dx;
+        if (!lanes || !values) failed = 1;
         else {
-            struct octo_gradient block = gradient_from(all, b * step * cols);
-            octo_table.column_dots_f32(octo_min(step, rows - b * step) * cols, width, &block, lanes);
+            if (!pool) add_dots(0, end - first, cols, gradient_from(all, first * cols), lanes);
+            for (int64_t i = pool ? band_of(&bands, first) : bands.count; i < bands.count; i++) {
+                struct band band = band_at(&bands, i);
+                if (band.first >= end) break;
+                int64_t from_row = octo_max(first, band.first), to_row = octo_min(end, band.first + band.pixels);
+                unpool_band(&band, dy, argmax, values + band.n, values);
+                struct octo_gradient rest = gradient_from(all, from_row * cols);
+                rest.dy = (octo_tensor){.values = values + (from_row - band.first) * cols};
+                add_dots(from_row - first, to_row - from_row, cols, rest, lanes);
+            }
             octo_table.fold_pairs_f32(cols, lanes, partial + b * cols, partial2 + b * cols);
         }
     }
@@ -165,12 +284,36 @@ int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, c
     }
     for (int i = 0; i < 3; i++) octo_lay(cols, scale + i * laid, scale + i * laid);
     OCTO_PARALLEL(p, pieces) {
-        int64_t at = p * part * cols;
-        struct octo_gradient piece = gradient_from(all, at);
-        octo_table.batchnorm_grad_f32(octo_min(part, rows - p * part) * cols, width, &piece, scale, shift, slope, dx + at,
-                                      range ? keys + 2 * p : NULL);
+        struct band band = {.at = p * part * cols, .n = octo_min(part, rows - p * part) * cols};
+        if (pool) band = band_at(&bands, p);
+        struct octo_gradient piece = gradient_from(all, band.at);
+        float *memory = pool ? band_memory(&bands) : dx;
+        if (!memory) failed = 1;
+        else {
+            if (pool) {
+                unpool_band(&band, dy, argmax, memory + band.n, memory);
+                piece.dy.values = memory;
+            }
+            octo_table.batchnorm_grad_f32(band.n, width, &piece, scale, shift, slope, dx + band.at, range ? keys + 2 * p : NULL);
+        }
     }
+    if (failed) return octo_fail(OCTO_ENOMEM, "out of memory in batch normalization");
     return range ? octo_fold_range(pieces, keys, range, range + 1) : OCTO_OK;
+}
+
+int octo_batchnorm_backward(int64_t rows, int64_t cols, const octo_tensor *dy, const float *x, const int8_t *codes, const uint8_t *relu_mask,
+                            const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
+                            float *range) {
+    return backward(NULL, rows, cols, dy, NULL, x, codes, relu_mask, gamma, mean, inv_std, dx, dgamma, dbeta, range);
+}
+
+int octo_batchnorm_maxpool_backward(const octo_pool *g, const octo_tensor *dy, const uint8_t *argmax, const float *x, const int8_t *codes,
+                                    const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
+                                    float *range) {
+    int status = check_side_by_side(g);
+    if (status) return status;
+    return backward(g, g->batch * g->height * g->width, g->channels, dy, argmax, x, codes, NULL, gamma, mean, inv_std, dx, dgamma, dbeta,
+                    range);
 }
 
 /* ---- addition and ReLU ----------------------------------------------------------------------------------------------------------- */

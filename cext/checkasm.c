@@ -222,7 +222,8 @@ static const struct {
 #undef KERNEL
 };
 enum { KERNELS = sizeof list / sizeof list[0] };
-static void (*const public_checks[])(void) = {check_products, check_convolutions, check_depthwise, check_views, check_slices};
+static void (*const public_checks[])(void) = {check_products, check_convolutions, check_depthwise, check_views, check_slices,
+                                               check_pooled_normalization};
 enum { PUBLIC_CHECKS = sizeof public_checks / sizeof public_checks[0] };
 
 /* Turns of one check; a failure repeats alone. */

@@ -64,6 +64,7 @@ int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int
 
 int octo_check_conv(const octo_conv *g);
 int octo_check_depthwise(const octo_conv *g);
+int octo_check_pool(const octo_pool *g);
 #define CHECK_CODE(zero) OCTO_CHECK((zero) >= -128 && (zero) <= 127, "convolution: zero point %d is not an int8", zero)
 /* The rows of im2col(x), one for each output pixel; of a copy of x, in OCTO_SLOT_PADDED, where there is padding: bytes `fill`. */
 int octo_window_rows(const octo_conv *g, const void *x, int fill, int elem_size, struct octo_rows *rows);

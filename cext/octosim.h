@@ -296,6 +296,15 @@ typedef struct {
 /* No padding; output height = (height - kernel) / stride + 1.  argmax: position in the window, the first of equals; kernel <= 15. */
 int octo_maxpool_f32(const octo_pool *g, const float *x, float *y, uint8_t *argmax);
 int octo_maxpool_backward_f32(const octo_pool *g, const float *dy, const uint8_t *argmax, float *dx);
+/* Batch normalization with the ReLU and a max pooling, stride == kernel, behind it in the same passes: the rows are the pixels of images.
+ * argmax as of octo_maxpool_f32, but kernel * kernel where no value is > 0; range: of the y that the pooling makes.  dy of those y; dx may
+ * not lie in its place. */
+int octo_batchnorm_maxpool_forward(const octo_pool *g, const octo_tensor *x, const float *gamma, const float *beta, float eps, float momentum,
+                                   float *running_mean, float *running_var, float *mean, float *inv_std, float *y, uint8_t *argmax,
+                                   int8_t *codes, float *range);
+int octo_batchnorm_maxpool_backward(const octo_pool *g, const octo_tensor *dy, const uint8_t *argmax, const float *x, const int8_t *codes,
+                                    const float *gamma, const float *mean, const float *inv_std, float *dx, float *dgamma, float *dbeta,
+                                    float *range);
 /* Global average pooling: y[image][c] = (sum over the image's pixels, ascending) * (1 / pixels); backward: dx = dy * (1 / pixels). */
 int octo_avgpool_f32(int64_t images, int64_t pixels, int64_t cols, const float *x, float *y);
 int octo_avgpool_backward_f32(int64_t images, int64_t pixels, int64_t cols, const float *dy, float *dx);

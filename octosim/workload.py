@@ -196,17 +196,17 @@ def of_network(
     from octosim.engine import plan
 
     network = plan.dry(stack, shape, made, float_layers, selection=selection, accumulate=accumulate)
-    plans: dict[int, plan.Plan] = {}
+    plans: dict[tuple[int, bool], plan.Plan] = {}
 
     def check(batch: int) -> None:
         if not inference:  # the sums that grow with the batch are those of dW
             network.check(batch)
 
-    def planned(batch: int) -> plan.Plan:
-        if batch not in plans:
+    def planned(batch: int, poolings: bool = True) -> plan.Plan:
+        if (batch, poolings) not in plans:
             check(batch)
-            plans[batch] = plan.plan_like(network, batch, training=not inference)
-        return plans[batch]
+            plans[batch, poolings] = plan.plan_like(network, batch, training=not inference, poolings=poolings)
+        return plans[batch, poolings]
 
     floats: dict[int, plan.Plan] = {}
 
@@ -222,7 +222,7 @@ def of_network(
                     floats[batch] = plan.plan_like(plain, batch, training=False)
                 return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)
             else:
-                found = runtimes.training_ops(plan.ops(planned(batch)), runtime, batch)
+                found = runtimes.training_ops(plan.ops(planned(batch, poolings=False)), runtime, batch)
             return runtimes.in_float16(found) if half else found
 
         return Workload(

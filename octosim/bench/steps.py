@@ -133,7 +133,8 @@ def _frameworks(run: Run, device: hardware.Device) -> dict[str, Any]:
         runtime = runtimes.choose(None, device, dtype, True, True)
         if runtime.name == "octosim":
             continue
-        ops = runtimes.training_ops(plan.trace(run.network, run.config.batch_size), runtime, run.config.batch_size)
+        ops = plan.trace(run.network, run.config.batch_size, poolings=False)
+        ops = runtimes.training_ops(ops, runtime, run.config.batch_size)
         try:
             costs = cost.predict(runtimes.in_float16(ops) if dtype == "float16" else ops, device, runtime=runtime)
         except OctosimError:

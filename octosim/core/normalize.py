@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from octosim.core.call import F32, READS, S8, U8, WRITES, Array, CoreError, Range, costs, ffi, lib, ok, output, pointer
-from octosim.core.layers import matrix
+from octosim.core.layers import Pool, matrix, pool_struct
 from octosim.core.lazy import LazyAdd, LazyDequant, Values, tensor
 
 
@@ -115,6 +115,72 @@ def batchnorm_backward(
 
 
 costs("octo_batchnorm_backward", x=2, dy=2, relu_mask=2)
+
+
+def batchnorm_maxpool(
+    g: Pool,
+    x: Values,
+    gamma: Array,
+    beta: Array,
+    running_mean: Array,
+    running_var: Array,
+    *,
+    eps: float,
+    momentum: float,
+    codes: Array | None = None,
+    find_range: bool = False,
+    out: Array | None = None,
+    argmax: Array | None = None,
+) -> tuple[Array, Array, Array, Array, Range | None]:
+    """`batchnorm_forward` with a ReLU, then `maxpool`, without y between them in memory; g: stride == kernel.
+
+    x, codes: as in `batchnorm_forward`.  Returns the largest of each window, its position in the window (uint8; kernel^2 where
+    none is above 0), the batch's mean and 1 / sqrt(variance + eps), and the least and largest of the first if asked for.
+    """
+    x_tensor, cols = tensor("x", x, g.x_shape), g.channels
+    out, p = output("out", out, F32, g.y_shape)
+    argmax, where = output("argmax", argmax, U8, g.y_shape)
+    (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
+    given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
+    running = [pointer(n, v, F32, (cols,), True) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
+    kept = ffi.NULL if codes is None else output("codes", codes, S8, g.x_shape)[1]
+    found, pr = _range(find_range)
+    ok(lib.octo_batchnorm_maxpool_forward(pool_struct(g), x_tensor, *given, eps, momentum, *running, pm, ps, p, where, kept,
+                                          pr))  # fmt: skip
+    return out, argmax, mean, inv_std, found
+
+
+costs("octo_batchnorm_maxpool_forward", x=2)
+
+
+def batchnorm_maxpool_backward(
+    g: Pool,
+    x: Array,
+    dy: Values,
+    argmax: Array,
+    gamma: Array,
+    mean: Array,
+    inv_std: Array,
+    *,
+    find_range: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array, Range | None]:
+    """dx, dgamma, dbeta of `batchnorm_maxpool`, and dx's least and largest value if asked for; out may not be dy's memory.
+
+    x: float32, or the int8 codes of its normalized values.
+    """
+    dy_tensor, cols = tensor("dy", dy, g.y_shape), g.channels
+    where = pointer("argmax", argmax, U8, g.y_shape)
+    out, p = output("out", out, F32, g.x_shape)
+    (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
+    columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
+    of_x = (ffi.NULL, pointer("x", x, S8, g.x_shape)) if x.dtype == S8 else (pointer("x", x, F32, g.x_shape), ffi.NULL)
+    found, pr = _range(find_range)
+    ok(lib.octo_batchnorm_maxpool_backward(pool_struct(g), dy_tensor, where, *of_x, *columns, p, pg, pb, pr))
+    return out, dgamma, dbeta, found
+
+
+costs("octo_batchnorm_maxpool_backward", x=2, dy=2, argmax=2)
 
 
 def relu(

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octosim.engine.layers import Add, BatchNorm, Flatten, ReLU
+from octosim.engine.layers import Add, BatchNorm, Flatten, MaxPool, ReLU
 from octosim.engine.layers.add import FusedAdd
 from octosim.engine.layers.base import Unweighted
-from octosim.engine.layers.batchnorm import FusedBatchNorm
+from octosim.engine.layers.batchnorm import FusedBatchNorm, PooledBatchNorm
 from octosim.engine.nodes import Context, Method, Node
 
 
 class Done(Unweighted):
-    """A ReLU that the pass before it has done already."""
+    """A ReLU or a max pooling that the pass before it has done already."""
 
     def forward(self, node: Node, x: Any, method: Method, context: Context) -> Any:
         return x
@@ -32,7 +32,7 @@ class Done(Unweighted):
 class Fusion:
     """passes: of the nodes.  sums_y, sums_dx: nodes whose output, or input gradient, may stay int32 accumulators
     (`core.LazyDequant`): its only consumer takes them.  pairs: nodes whose gradients from two consumers stay apart
-    (`core.LazyAdd`) until the addition in front of them sums them.  aliases: nodes whose output is their input."""
+    (`core.LazyAdd`) until the addition in front of them sums them.  aliases: nodes that pass on what they are given."""
 
     passes: list[Any]
     sums_y: frozenset[int] = frozenset()
@@ -41,13 +41,19 @@ class Fusion:
     aliases: frozenset[int] = frozenset()
 
 
+def _is_side_by_side(pool: MaxPool) -> bool:
+    """Whether its windows are square and lie side by side, and the core takes them."""
+    return pool.usual and isinstance(pool.kernel, int) and pool.kernel == pool.stride and pool.kernel <= 15
+
+
 def unfused(nodes: Sequence[Node], passes: list[Any]) -> Fusion:
     """Nothing is rewritten."""
     return Fusion(passes, aliases=frozenset(node.index for node in nodes if isinstance(node.layer, Flatten)))
 
 
-def fuse(nodes: Sequence[Node], passes: list[Any]) -> Fusion:
-    """Batch norm + ReLU and residual add + ReLU become one pass; normalizations and additions take accumulators."""
+def fuse(nodes: Sequence[Node], passes: list[Any], poolings: bool = True) -> Fusion:
+    """Batch norm + ReLU, with the max pooling behind where wanted, and residual add + ReLU become one pass; normalizations and
+    additions take accumulators."""
     users = Counter(i for node in nodes for i in node.inputs)
     fused, before = list(passes), unfused(nodes, passes)
     sums_y, sums_dx, pairs, aliases = set[int](), set[int](), set[int](), set(before.aliases)
@@ -65,15 +71,22 @@ def fuse(nodes: Sequence[Node], passes: list[Any]) -> Fusion:
             aliases.add(node.index)
             if type(was) is Add and users[node.index] == 2:
                 pairs |= {source, node.index}
+        elif poolings and type(fused[node.index]) is MaxPool and alone(source, Done) and _is_side_by_side(fused[node.index]):
+            norm = nodes[source].inputs[0]
+            was = fused[norm]
+            if type(was) is FusedBatchNorm and not nodes[norm].running:
+                fused[norm], fused[node.index] = PooledBatchNorm(was.eps, was.momentum, fused[node.index]), Done()
+                aliases.add(node.index)
         elif type(fused[node.index]) is BatchNorm and source >= 0 and nodes[source].normalized:
             sums_y.add(source)
     for node in nodes:
-        source = node.inputs[0]
+        source, between = node.inputs[0], list[int]()
         pair = source in pairs
-        if source in aliases and users[source] == 1 and isinstance(fused[source], Done):
+        while alone(source, Done):
+            between.append(source)
             source = nodes[source].inputs[0]
-        if node.layer.weighted and (pair or alone(source, BatchNorm, FusedBatchNorm)):
-            sums_dx.add(node.index)
+        if node.layer.weighted and (pair or alone(source, BatchNorm, FusedBatchNorm, PooledBatchNorm)):
+            sums_dx.update((node.index, *between))
         if type(fused[node.index]) in (Add, FusedAdd):
             if not all(i >= 0 and nodes[i].backward for i in node.inputs):  # one of them takes the gradient
                 fused[node.index] = FusedAdd(relu=fused[node.index].relu, shares_dy=True)

@@ -78,14 +78,19 @@ class Network:
         self.rates = tuple(dict.fromkeys(node.rate for node in self.nodes if node.rate != 1))
         self._users = Counter(i for node in self.nodes for i in node.inputs)
         self._last_user = {i: node.index for node in self.nodes for i in node.inputs}
-        self.fusion = fusion.fuse(self.nodes, passes)
-        self.passes = self.fusion.passes
+        self._layers = passes
+        self.fuse()
 
     def __repr__(self) -> str:
         names = [node.name for node in self.nodes]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         numbers = sum(values.size for node in self.nodes for values in node.params.values())
         return f"<octosim network, {self.method.name}: {', '.join(names[:8])}{more}; {numbers:,} parameters>"
+
+    def fuse(self, poolings: bool = True) -> None:
+        """Rewrites the passes, see `engine.fusion`.  poolings: into those before them, too, which other software has not."""
+        self.fusion = fusion.fuse(self.nodes, self._layers, poolings)
+        self.passes = self.fusion.passes
 
     def _check_loss(self, method: Method, in_shape: tuple[int, ...]) -> None:
         loss, last = self.graph.loss, self.nodes[-1]

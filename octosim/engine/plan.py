@@ -327,17 +327,18 @@ def _with(op: Op, small: Op) -> Op:
     return replace(op, reads=op.reads + small.reads, writes=op.writes + small.writes)
 
 
-def plan_like(network: Network, batch: int, optimizer: Any = None, training: bool = True) -> Plan:
-    """The plan of a step of a network like this one, which is left as it is."""
+def plan_like(network: Network, batch: int, optimizer: Any = None, training: bool = True, poolings: bool = True) -> Plan:
+    """The plan of a step of a network like this one, which is left as it is.  poolings: see `Network.fuse`."""
     same = dry(
         network.graph, network.nodes[0].in_shape, network.method, True, network.source, network.selection, network.accumulate
     )
+    same.fuse(poolings)
     return plan(same, batch, optimizer, training)
 
 
-def trace(network: Network, batch: int, training: bool = True) -> list[Op]:
+def trace(network: Network, batch: int, training: bool = True, poolings: bool = True) -> list[Op]:
     """The operations of a step, or of an inference, of a network like this one."""
-    return ops(plan_like(network, batch, training=training))
+    return ops(plan_like(network, batch, training=training, poolings=poolings))
 
 
 # ---- memory --------------------------------------------------

@@ -285,6 +285,45 @@ def test_batchnorm_does_the_passes_beside_it(kernels: str, shape: tuple[int, int
     assert np.array_equal(dx, other) and np.array_equal(dgamma, dgamma_) and np.array_equal(dbeta, dbeta_)
 
 
+@pytest.mark.parametrize(
+    "g",
+    [core.Pool(5, h, w, c, k, k) for c in (1, 3, 6, 16, 20, 33) for h, w, k in ((9, 7, 2), (6, 8, 2), (11, 10, 3), (4, 5, 1))]
+    + [core.Pool(2, 41, 30, 30, 2, 2), core.Pool(3, 12, 5, 130, 2, 2), core.Pool(2, 3, 4, 600, 2, 2)], ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("lazy", [False, True], ids=["values", "sums"])
+def test_batchnorm_does_the_max_pooling_behind_it(kernels: str, g: core.Pool, lazy: bool) -> None:
+    """Both ways, to the bit; of float32 or sums, with codes or x kept; equals in windows, windows that the ReLU leaves empty,
+    lines and columns that no window sees."""
+    rng = np.random.default_rng(8)
+    acc = rng.integers(-30, 30, g.x_shape, dtype=np.int32) * 3000
+    sums = core.LazyDequant(acc, rng.integers(-9999, 9999, g.channels, dtype=np.int32), 3e-5)
+    x = core.materialize(sums)
+    x[0, : 2 * g.kernel] = -9  # no value above 0
+    given = sums if lazy else x
+    x = core.materialize(given)
+    gamma, beta = rng.normal(1, 0.3, g.channels).astype(F), rng.normal(-1, 1, g.channels).astype(F)
+    states = [(np.zeros(g.channels, F), np.ones(g.channels, F)) for _ in range(2)]
+    how = {"eps": 1e-5, "momentum": 0.1}
+    codes, other, mask = np.empty(g.x_shape, np.int8), np.empty(g.x_shape, np.int8), np.empty(core.sign_bytes(x.size), np.uint8)
+    y, mean, inv_std, _ = core.batchnorm_forward(x, gamma, beta, *states[0], **how, relu=True, codes=codes, relu_mask=mask)
+    pooled, argmax = core.maxpool(g, y)
+    made = core.batchnorm_maxpool(g, given, gamma, beta, *states[1], **how, codes=other, find_range=True)
+    for a, b in zip((pooled, np.where(pooled > 0, argmax, g.kernel**2), mean, inv_std), made, strict=False):
+        assert np.array_equal(a, b)
+    assert made[4] == core.value_range(pooled) and np.array_equal(states[0], states[1]) and np.array_equal(codes, other)
+
+    acc_dy = rng.integers(-100_000, 100_000, g.y_shape, dtype=np.int32)
+    sums_dy = core.LazyDequant(acc_dy, rng.integers(-9999, 9999, g.channels, dtype=np.int32), 0.01)
+    dy = core.materialize(sums_dy)
+    for kept in (codes, x):
+        apart = core.batchnorm_backward(kept, core.maxpool_backward(g, dy, argmax), gamma, mean, inv_std, relu_mask=mask)
+        found = core.batchnorm_maxpool_backward(
+            g, kept, sums_dy if lazy else dy, made[1], gamma, mean, inv_std, find_range=True
+        )  # fmt: skip
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(apart[:3], found[:3], strict=True))
+        assert found[3] == core.value_range(apart[0])
+
+
 def test_batchnorm_finds_what_is_not_finite(kernels: str) -> None:
     x, ones, zeros = np.ones((30, 5), F), np.ones(5, F), np.zeros(5, F)
     x[17, 3] = np.nan

@@ -28,9 +28,11 @@ from octosim.engine.layers import (
     GlobalAvgPool,
     Item,
     Linear,
+    MaxPool,
     ReLU,
     Residual,
 )
+from octosim.engine.layers.batchnorm import PooledBatchNorm
 from octosim.engine.network import nodes
 from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
@@ -245,6 +247,9 @@ BLOCKS: dict[str, tuple[Item, ...]] = {
     "nested": (Residual((*CONV_BN, Residual((*CONV_BN, ReLU())))), ReLU(), Residual((Residual(CONV_BN),)), ReLU()),
     "both the identity": (Residual(()), ReLU(), *CONV_BN, Residual((BatchNorm(),), (Dropout(0.25),)), ReLU()),
     "nothing but aliases": (Residual((Dropout(0.25),), (BatchNorm(), ReLU())), ReLU()),
+    "pooling": (*CONV_BN, ReLU(), MaxPool(2, 2)),
+    "pooling, in and behind a block": (Residual((*CONV_BN, ReLU(), MaxPool(1, 1))), ReLU(), MaxPool(2, 2), ReLU()),
+    "poolings that stay": (*CONV_BN, ReLU(), MaxPool(2, 1), BatchNorm(), MaxPool(1), ReLU(), Residual((MaxPool(1, 1),))),
 }  # fmt: skip
 
 
@@ -254,7 +259,7 @@ def test_passes_done_together_change_no_bit(name: str, method: str, monkeypatch:
     """Every gradient, state and the loss of two steps, with and without fused passes and shared gradients."""
     stack = (*CONV_BN, ReLU(), *BLOCKS[name], *BLOCKS[name], Flatten(), Linear(4))
     fused = engine.Network(stack, (6, 6, 3), methods.make(method, {}), 2)
-    monkeypatch.setattr(fusion, "fuse", fusion.unfused)
+    monkeypatch.setattr(fusion, "fuse", lambda nodes, passes, poolings: fusion.unfused(nodes, passes))
     plain = engine.Network(stack, (6, 6, 3), methods.make(method, {}), 2)
     assert any(isinstance(each, fusion.Done) for each in fused.passes) and not plain.fusion.sums_y
     rng = np.random.default_rng(0)
@@ -266,6 +271,26 @@ def test_passes_done_together_change_no_bit(name: str, method: str, monkeypatch:
             assert np.array_equal(a, b), key
         for (key, a), b in zip(fused.tensors().items(), plain.tensors().values(), strict=True):
             assert np.array_equal(a, b), key
+
+
+def test_max_poolings_that_the_normalization_does() -> None:
+    """Behind a ReLU, of windows side by side, with one consumer each; not where other software is priced, nor with running
+    statistics in training, which the pass knows nothing of."""
+    bn_relu = BatchNorm(), ReLU()
+    pools = {
+        True: ((MaxPool(),), (MaxPool(3, 3),), (MaxPool(1, 1), Dropout(0.5))),
+        False: (
+            (MaxPool(3, 2),), (MaxPool(2, 2, 1),), (MaxPool((2, 2)),), (Dropout(0.5), MaxPool()), (Residual((MaxPool(1, 1),)),),
+        ),
+    }  # fmt: skip
+    for fused, behind in ((fused, behind) for fused, several in pools.items() for behind in several):
+        made = engine.Network((*bn_relu, *behind, Flatten(), Linear(3)), (7, 6, 2), methods.make("octo", {}), 1)
+        assert any(isinstance(each, PooledBatchNorm) for each in made.passes) == fused, behind
+        made.fuse(poolings=False)
+        assert not any(isinstance(each, PooledBatchNorm) for each in made.passes)
+    names = [{op.name for op in plan.trace(network("lenet5"), 4, poolings=poolings)} for poolings in (True, False)]
+    assert names[0] - names[1] == {"batchnorm maxpool forward", "batchnorm maxpool backward"}
+    assert names[1] - names[0] >= {"maxpool", "maxpool backward"}
 
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)

@@ -10,6 +10,7 @@ import numpy as np
 
 from octosim import core
 from octosim.engine.layers.base import Rule, Unweighted, number
+from octosim.engine.layers.pool import MaxPool
 from octosim.engine.nodes import Array, Context, Method, Node
 
 NORMAL_STEP = 1 / 16  # of the codes of normalized values, as in core.batchnorm_forward
@@ -126,3 +127,38 @@ class FusedBatchNorm(BatchNorm):
 
     relu: bool = False
     keeps_dy: bool = False
+
+
+@dataclass(frozen=True)
+class PooledBatchNorm(BatchNorm):
+    """A pass of batch normalization with the ReLU and the max pooling behind it (engine.fusion), not where the node uses its
+    running statistics in training; pool: a square one without padding, stride == kernel."""
+
+    relu = True
+    pool: MaxPool = MaxPool()
+
+    def forward(self, node: Node, x: core.Values, method: Method, context: Context) -> Array:
+        p, s, g = node.params, node.state, self.pool.square(node, x.shape[0])
+        assert g
+        out, argmax = node.buffer(g.y_shape, np.float32), node.buffer(g.y_shape, np.uint8)
+        if not context.training:
+            return core.maxpool(g, super().forward(node, x, method, context), out=out, argmax=argmax)[0]
+        if not method.saves_int8 or isinstance(x, core.LazyDequant) and x.add.size != g.channels:
+            x = core.materialize_in_place(x)
+        codes = node.buffer(g.x_shape, np.int8) if method.saves_int8 else None
+        y, _, mean, inv_std, node.output_range = core.batchnorm_maxpool(
+            g, x, p["gamma"], p["beta"], s["mean"], s["var"], eps=self.eps, momentum=self.momentum, codes=codes,
+            find_range=method.saves_int8, out=out, argmax=argmax,
+        )  # fmt: skip
+        node.saved.update(x=x if codes is None else codes, mean=mean, inv_std=inv_std, argmax=argmax)
+        return y
+
+    def input_grad(self, node: Node, dy: core.Values, method: Method, context: Context) -> Array:
+        saved, g = node.saved, self.pool.square(node, dy.shape[0])
+        assert g
+        dx, dgamma, dbeta, node.output_range = core.batchnorm_maxpool_backward(
+            g, saved["x"], dy, saved["argmax"], node.params["gamma"], saved["mean"], saved["inv_std"],
+            find_range=method.saves_int8, out=node.buffer(g.x_shape, np.float32),
+        )  # fmt: skip
+        node.grads.update(gamma=dgamma, beta=dbeta)
+        return dx

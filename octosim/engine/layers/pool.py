@@ -78,15 +78,15 @@ class MaxPool(_Pool):
             raise OctosimError(f"a {by(self.kernel)} {self.title} has more than 256 elements")
         return super().out_shape(in_shape)
 
-    def _square(self, node: Node, batch: int) -> core.Pool | None:
-        """The geometry for the faster kernel, where it takes it."""
+    def square(self, node: Node, batch: int) -> core.Pool | None:
+        """The geometry for the faster kernels, where they take it."""
         if not self.usual or pair(self.kernel)[0] > 15:
             return None
         height, width, channels = node.in_shape
         return core.Pool(batch, height, width, channels, pair(self.kernel)[0], pair(self.stride)[0])
 
     def forward(self, node: Node, x: Array, method: Method, context: Context) -> Array:
-        square, shape = self._square(node, x.shape[0]), (x.shape[0], *node.out_shape)
+        square, shape = self.square(node, x.shape[0]), (x.shape[0], *node.out_shape)
         out, argmax = node.buffer(shape, np.float32), node.buffer(shape, np.uint8)
         if square:
             y, node.saved["argmax"] = core.maxpool(square, x, out=out, argmax=argmax)
@@ -95,7 +95,7 @@ class MaxPool(_Pool):
         return y
 
     def input_grad(self, node: Node, dy: Array, method: Method, context: Context) -> Array:
-        square, out = self._square(node, dy.shape[0]), node.buffer((dy.shape[0], *node.in_shape), np.float32)
+        square, out = self.square(node, dy.shape[0]), node.buffer((dy.shape[0], *node.in_shape), np.float32)
         if square:
             return core.maxpool_backward(square, dy, node.saved["argmax"], out=out)
         return core.window_max_backward(self._window(node.in_shape, dy.shape[0]), dy, node.saved["argmax"], out=out)
