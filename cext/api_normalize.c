@@ -92,14 +92,12 @@ static void pool_band(const struct band *band, const float *values, float *y, ui
 
 /* Of a band: dy where a window has its largest, else 0, to dx[band->n]; memory: for band->windows elements. */
 static void unpool_band(const struct band *band, const octo_tensor *dy, const uint8_t *argmax, float *memory, float *dx) {
-    const float *values = dy->values + band->pooled;
     if (dy->sums) {
         int64_t cols = band->g.channels, rows = band->windows / cols;
         octo_table.dequantize_s32(rows, cols, dy->sums + band->pooled, dy->add, *dy->scale, memory);
         octo_add_rest(rows, cols, dy->rest, memory);
-        values = memory;
     }
-    octo_table.maxpool_backward_f32(&band->g, 0, band->g.height, values, argmax + band->pooled, dx);
+    octo_table.maxpool_backward_f32(&band->g, 0, band->g.height, dy->sums ? memory : dy->values + band->pooled, argmax + band->pooled, dx);
 }
 
 /* A band's and its windows' elements. */
