@@ -56,8 +56,8 @@ struct band {
 };
 
 static struct bands bands_of(const octo_pool *g) {
-    int64_t out_h = g->height / g->kernel, rows = octo_min(octo_max(1, BAND / (g->kernel * g->width * g->channels)), out_h);
-    int64_t each = (out_h + rows - 1) / rows;
+    int64_t out_h = g->height / g->kernel, most = octo_min(octo_max(1, BAND / (g->kernel * g->width * g->channels)), out_h);
+    int64_t rows = (out_h - 1) / ((out_h - 1) / most + 1) + 1, each = (out_h - 1) / rows + 1;
     return (struct bands){g, rows * g->kernel, each, g->batch * each};
 }
 
