@@ -310,6 +310,11 @@ def _pace(turn: tuple[Probe, str]) -> float:
     return PACE.get(method, 3.0) * sum(op.macs + 10 * op.bytes for op in found)
 
 
+def medians(rounds: Sequence[Sequence[Timed]], seconds: float = 1.0) -> list[Timed]:
+    """Of each call of a step that was measured several times the median, times `seconds`."""
+    return [Timed(same[0].op, statistics.median(call.time for call in same) * seconds) for same in zip(*rounds, strict=True)]
+
+
 def _measure_steps(
     turns: Sequence[tuple[Probe, str]], reference: Reference, done: Callable[[tuple[Probe, str]], None]
 ) -> list[Timed]:
@@ -324,10 +329,7 @@ def _measure_steps(
             timed = [call for call in timed if call.op.function not in known]
         measured.setdefault((probe, method), []).append(timed)
         done((probe, method))
-    return [
-        Timed(same[0].op, statistics.median(call.time for call in same) * reference.seconds)
-        for rounds in measured.values() for same in zip(*rounds, strict=True)
-    ]  # fmt: skip
+    return [call for rounds in measured.values() for call in medians(rounds, reference.seconds)]
 
 
 def calibrate(

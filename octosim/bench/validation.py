@@ -92,10 +92,7 @@ def _row(
     assert device.rates is not None
     now = statistics.median(at for _, at in rounds)
     full = next((row.us * 1e-6 for row in device.rates.references if row.threads == threads), now)
-    calls = [
-        calibrate.Timed(same[0].op, statistics.median(call.time for call in same))
-        for same in zip(*(calls for calls, _ in rounds), strict=True)
-    ]
+    calls = calibrate.medians([calls for calls, _ in rounds])
     off: dict[str, float] = defaultdict(float)
     for priced, call in zip(cost.predict([call.op for call in calls], device, threads), calls, strict=True):
         off[call.op.function] += priced.time_s - call.time * full

@@ -28,6 +28,30 @@ def _range(wanted: bool) -> tuple[Range | None, Any]:
     return found, found.at if found else ffi.NULL
 
 
+def _statistics(
+    cols: int, gamma: Array, beta: Array, running_mean: Array, running_var: Array
+) -> tuple[list[Any], list[Any], Array, Array]:  # fmt: skip
+    """Of a forward pass: pointers of gamma and beta, and of the running statistics and the batch's; these."""
+    (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
+    given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
+    running = [pointer(n, v, F32, (cols,), True) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
+    return given, [*running, pm, ps], mean, inv_std
+
+
+def _column_gradients(
+    cols: int, gamma: Array, mean: Array, inv_std: Array
+) -> tuple[list[Any], list[Any], Array, Array]:  # fmt: skip
+    """Of a backward pass: pointers of the columns that it takes, and of dgamma and dbeta; these."""
+    (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
+    columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
+    return columns, [pg, pb], dgamma, dbeta
+
+
+def _values_or_codes(x: Array, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Pointers of x in float32, and of the int8 codes of its normalized values: one of them."""
+    return (ffi.NULL, pointer("x", x, S8, shape)) if x.dtype == S8 else (pointer("x", x, F32, shape), ffi.NULL)
+
+
 def batchnorm_forward(
     x: Values,
     gamma: Array,
@@ -53,12 +77,10 @@ def batchnorm_forward(
     """
     x_tensor, (rows, cols) = tensor("x", x), _matrix(x)
     out, p = output("out", out, F32, x.shape)
-    (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
-    given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
-    running = [pointer(n, v, F32, (cols,), True) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
+    given, statistics, mean, inv_std = _statistics(cols, gamma, beta, running_mean, running_var)
     kept = ffi.NULL if codes is None else output("codes", codes, S8, x.shape)[1]
     found, pr = _range(find_range)
-    ok(lib.octo_batchnorm_forward(rows, cols, x_tensor, *given, eps, momentum, *running, pm, ps, relu, p, kept,
+    ok(lib.octo_batchnorm_forward(rows, cols, x_tensor, *given, eps, momentum, *statistics, relu, p, kept,
                                   _relu_mask(relu_mask, out.size), pr))  # fmt: skip
     return out, mean, inv_std, found
 
@@ -106,11 +128,10 @@ def batchnorm_backward(
         raise CoreError(f"dy must have shape {x.shape}, not {dy.shape}")
     dy_tensor, (rows, cols) = tensor("dy", dy), _matrix(dy)
     out, p = output("out", out, F32, x.shape)
-    (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
-    columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
-    of_x = (ffi.NULL, pointer("x", x, S8)) if x.dtype == S8 else (pointer("x", x, F32), ffi.NULL)
+    columns, grads, dgamma, dbeta = _column_gradients(cols, gamma, mean, inv_std)
+    of_x, mask = _values_or_codes(x, x.shape), _relu_mask(relu_mask, x.size, READS)
     found, pr = _range(find_range)
-    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, _relu_mask(relu_mask, x.size, READS), *columns, p, pg, pb, pr))
+    ok(lib.octo_batchnorm_backward(rows, cols, dy_tensor, *of_x, mask, *columns, p, *grads, pr))
     return out, dgamma, dbeta, found
 
 
@@ -140,13 +161,10 @@ def batchnorm_maxpool(
     x_tensor, cols = tensor("x", x, g.x_shape), g.channels
     out, p = output("out", out, F32, g.y_shape)
     argmax, where = output("argmax", argmax, U8, g.y_shape)
-    (mean, pm), (inv_std, ps) = output("mean", None, F32, (cols,)), output("inv_std", None, F32, (cols,))
-    given = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("beta", beta))]
-    running = [pointer(n, v, F32, (cols,), True) for n, v in (("running_mean", running_mean), ("running_var", running_var))]
+    given, statistics, mean, inv_std = _statistics(cols, gamma, beta, running_mean, running_var)
     kept = ffi.NULL if codes is None else output("codes", codes, S8, g.x_shape)[1]
     found, pr = _range(find_range)
-    ok(lib.octo_batchnorm_maxpool_forward(pool_struct(g), x_tensor, *given, eps, momentum, *running, pm, ps, p, where, kept,
-                                          pr))  # fmt: skip
+    ok(lib.octo_batchnorm_maxpool_forward(pool_struct(g), x_tensor, *given, eps, momentum, *statistics, p, where, kept, pr))
     return out, argmax, mean, inv_std, found
 
 
@@ -172,11 +190,10 @@ def batchnorm_maxpool_backward(
     dy_tensor, cols = tensor("dy", dy, g.y_shape), g.channels
     where = pointer("argmax", argmax, U8, g.y_shape)
     out, p = output("out", out, F32, g.x_shape)
-    (dgamma, pg), (dbeta, pb) = output("dgamma", None, F32, (cols,)), output("dbeta", None, F32, (cols,))
-    columns = [pointer(n, v, F32, (cols,)) for n, v in (("gamma", gamma), ("mean", mean), ("inv_std", inv_std))]
-    of_x = (ffi.NULL, pointer("x", x, S8, g.x_shape)) if x.dtype == S8 else (pointer("x", x, F32, g.x_shape), ffi.NULL)
+    columns, grads, dgamma, dbeta = _column_gradients(cols, gamma, mean, inv_std)
+    of_x = _values_or_codes(x, g.x_shape)
     found, pr = _range(find_range)
-    ok(lib.octo_batchnorm_maxpool_backward(pool_struct(g), dy_tensor, where, *of_x, *columns, p, pg, pb, pr))
+    ok(lib.octo_batchnorm_maxpool_backward(pool_struct(g), dy_tensor, where, *of_x, *columns, p, *grads, pr))
     return out, dgamma, dbeta, found
 
 
