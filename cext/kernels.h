@@ -14,7 +14,14 @@
 #pragma GCC optimize("fp-contract=off", "no-trapping-math") /* the latter changes no result: comparisons become masks */
 #endif
 #define OCTO_INLINE static inline __attribute__((always_inline))
+#ifndef OCTO_EMULATED /* a build for tests, whose intrinsics are C functions */
 #define OCTO_TARGET(features) __attribute__((target(features)))
+#define OCTO_OPAQUE(operand) __asm__ volatile("" : operand) /* keeps a value unknown to the compiler, so that a loop is run as it is written */
+#else
+#define OCTO_TARGET(features)
+#define OCTO_OPAQUE(operand)
+#define __builtin_cpu_supports(feature) 1
+#endif
 /* gcc names an Arm extension with the architecture that it extends, clang alone.  Before version 16 clang has an extension's
  * intrinsics only where a flag turns it on for the whole file; its builds end at plain NEON. */
 #if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
@@ -60,9 +67,6 @@ static inline float octo_sqrt(float x) { return __builtin_sqrtf(x); }
 
 static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t octo_max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-/* Keeps a value unknown to the compiler, so that a loop is run as it is written. */
-#define OCTO_OPAQUE(operand) __asm__ volatile("" : operand)
 
 /* The rows of a matrix that may be an image seen through a convolution window (implicit im2col).  Row m is
  * (image, y, x) = digits of m in base (height, width); it holds `segments` runs of `length` consecutive elements, and starts at
