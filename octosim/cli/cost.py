@@ -62,6 +62,13 @@ def cost(
         Optional[int],  # noqa: UP045
         typer.Option(help="Classes of your data; the network's or 10 if not given; not for ONNX files."),
     ] = None,
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Your data, a name or a path as for `octosim train`: size, classes and number of the images; of an ONNX file "
+                 "the number alone.", **words.of("data"),
+        ),  # fmt: skip
+    ] = None,
     runtime: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -74,7 +81,7 @@ def cost(
         str | None, typer.Option(help="One cluster of CPU cores of a big.LITTLE chip, as a53.", **words.of("clusters"))
     ] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of your data set: prints the time of an epoch.")] = None,  # noqa: UP045
-    epochs: Annotated[Optional[int], typer.Option(help="With --images: prints time and energy of N epochs.")] = None,  # noqa: UP045
+    epochs: Annotated[Optional[int], typer.Option(help="With --images or --data: prints time and energy of N epochs.")] = None,  # noqa: UP045
     advise: Annotated[bool, typer.Option("--advise", help="Find the best batch, type, method and device.")] = False,
     max_memory: Annotated[Optional[float], typer.Option(help="With --advise: MiB that a step may take.")] = None,  # noqa: UP045
     max_energy: Annotated[Optional[float], typer.Option(help="With --advise: joules that a step may take.")] = None,  # noqa: UP045
@@ -105,6 +112,8 @@ def cost(
     Example: octosim cost --profile jetson --model lenet5 --batch-size 128
 
     Example: octosim cost --profile pi4 --model resnet18.onnx --inference --dtype int8 --threads 4 --compare pi5,rk3588
+
+    Example: octosim cost --profile pi4 --model mobilenet --data photos/ --image 64x64x3 --batch-size 16 --epochs 20
 
     Example: octosim cost --profile pi4 --model resnet20 --image 32x32x3 --advise --max-memory 200 --deadline 1
 
@@ -139,10 +148,12 @@ def cost(
     dtype = SHORT_DTYPES.get(dtype or "", dtype)
     if dtype is not None and dtype not in hardware.DTYPES:
         raise OctosimError(f"--dtype must be one of {', '.join((*hardware.DTYPES, *SHORT_DTYPES))}, not '{dtype}'")
+    if data is not None:
+        image, classes, images = _of_data(data, model, image, classes, images)
     if images is not None and images < 1:
         raise OctosimError(f"--images must be at least 1, not {images}")
     if epochs is not None and (epochs < 1 or images is None):
-        raise OctosimError(f"--epochs must be at least 1, not {epochs}" if images else "--epochs goes with --images")
+        raise OctosimError(f"--epochs must be at least 1, not {epochs}" if images else "--epochs goes with --images or --data")
     if mode is not None:
         devices = [hardware.at_mode(device, mode) for device in devices]
     if cluster is not None:
@@ -199,6 +210,22 @@ def cost(
     for name, batch_from in crossing.items():
         text = f"from batch {batch_from} on" if batch_from else f"at no batch up to {_most(first)}"
         say(f"{name}: by the predicted times alone, without their intervals, INT8 pays {text}")
+
+
+def _of_data(
+    name: str, model: str, image: str | None, classes: int | None, images: int | None
+) -> tuple[str | None, int | None, int | None]:
+    """--image, --classes and --images of a data set; the first two are an ONNX file's own."""
+    from octosim.data import load
+
+    for option, value in {"--classes": classes, "--images": images}.items():
+        if value is not None:
+            raise OctosimError(f"{option} comes from the data: leave out one of {option} and --data")
+    if is_onnx(model):
+        return image, None, len(load(name).train_images)
+    found = load(name, image)
+    count, *size = found.train_images.shape
+    return "x".join(map(str, [1] * (3 - len(size)) + size)), len(found.classes) or None, count
 
 
 def _sweep_trainable(

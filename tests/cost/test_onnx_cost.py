@@ -63,6 +63,17 @@ def test_opsets_cost_the_same(name: str, inference: bool, lenient: bool, tmp_pat
     assert [*onnx_ops.notes(ops, True, lenient)] == ["--lenient: every operator has a price, nothing is left out"] * lenient
 
 
+def test_the_data_give_the_images_of_an_epoch(tmp_path: Path) -> None:
+    """Size and classes are the file's."""
+    net, shape = next(iter(NETS.values()))
+    onnx.save(build(net, 17, shape), tmp_path / "net.onnx")
+    images = {"x_train": np.zeros((30, 4, 4), np.uint8), "x_test": np.ones((9, 4, 4), np.uint8)}
+    np.savez(tmp_path / "own.npz", **images, y_train=np.arange(30) % 3, y_test=np.arange(9) % 3)
+    command = ["cost", "--profile", "pi4", "--model", str(tmp_path / "net.onnx"), "--json"]
+    same = [CliRunner().invoke(app, [*command, *more]) for more in (["--data", str(tmp_path / "own.npz")], ["--images", "30"])]
+    assert same[0].exit_code == 0 and same[0].stdout == same[1].stdout and "your 30 images" in same[0].stdout
+
+
 @pytest.mark.parametrize("inference", [True, False])
 def test_constants_wherever_they_stand(inference: bool, tmp_path: Path) -> None:
     """Initializers, Constant nodes in front or behind, values in the file or elsewhere."""

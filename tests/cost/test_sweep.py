@@ -120,6 +120,19 @@ def test_epochs_have_a_time_and_an_energy():
             run(*LENET, *wrong)
 
 
+@pytest.mark.parametrize(("shape", "size"), [((12, 10, 3), "12x10x3"), ((8, 9), "8x9x1"), ((7,), "1x1x7")])
+def test_the_data_give_size_classes_and_images(shape, size, tmp_path):
+    rng, own = np.random.default_rng(0), tmp_path / "own.npz"
+    np.savez(own, x_train=rng.random((40, *shape), np.float32), y_train=np.arange(40) % 5,
+             x_test=rng.random((10, *shape), np.float32), y_test=np.arange(10) % 5)  # fmt: skip
+    same = [json.loads(run("--profile", "pi4", "--model", "mlp", "--batch-size", "4", "--epochs", "2", *more, "--json"))
+            for more in (("--data", str(own)), ("--image", size, "--classes", "5", "--images", "40"))]
+    assert same[0] == same[1] and f" of {size} on " in same[0]["answer"] and "your 40 images" in same[0]["answer"]
+    for option in ("--classes", "--images"):
+        with pytest.raises(OctosimError, match=f"leave out one of {option} and --data"):
+            run(*LENET, "--data", str(own), option, "5")
+
+
 def test_advice_under_limits():
     found = json.loads(run(*LENET, "--method", "octo", "--advise", "--batch-size", "1,8,64", "--deadline", "0.01", "--json"))
     best = found["best"]
