@@ -41,11 +41,6 @@ class Fusion:
     aliases: frozenset[int] = frozenset()
 
 
-def _is_side_by_side(pool: MaxPool) -> bool:
-    """Whether its windows are square and lie side by side, and the core takes them."""
-    return pool.usual and isinstance(pool.kernel, int) and pool.kernel == pool.stride and pool.kernel <= 15
-
-
 def unfused(nodes: Sequence[Node], passes: list[Any]) -> Fusion:
     """Nothing is rewritten."""
     return Fusion(passes, aliases=frozenset(node.index for node in nodes if isinstance(node.layer, Flatten)))
@@ -71,11 +66,11 @@ def fuse(nodes: Sequence[Node], passes: list[Any], poolings: bool = True) -> Fus
             aliases.add(node.index)
             if type(was) is Add and users[node.index] == 2:
                 pairs |= {source, node.index}
-        elif poolings and type(fused[node.index]) is MaxPool and alone(source, Done) and _is_side_by_side(fused[node.index]):
-            norm = nodes[source].inputs[0]
+        elif poolings and type(fused[node.index]) is MaxPool and alone(source, Done):
+            norm, pool = nodes[source].inputs[0], fused[node.index]
             was = fused[norm]
-            if type(was) is FusedBatchNorm and not nodes[norm].running:
-                fused[norm], fused[node.index] = PooledBatchNorm(was.eps, was.momentum, fused[node.index]), Done()
+            if type(was) is FusedBatchNorm and not nodes[norm].running and pool.usual and pool.kernel == pool.stride:
+                fused[norm], fused[node.index] = PooledBatchNorm(was.eps, was.momentum, pool), Done()
                 aliases.add(node.index)
         elif type(fused[node.index]) is BatchNorm and source >= 0 and nodes[source].normalized:
             sums_y.add(source)

@@ -310,6 +310,14 @@ def test_refused(change: dict, words: str) -> None:
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "pool", [MaxPool(16, 16), MaxPool((2, 3)), MaxPool(2, (2, 1)), MaxPool(2, 2, 1), MaxPool(2, 2, ceil=True)]
+)
+def test_poolings_that_the_kernels_of_codes_do_not_take(pool: MaxPool) -> None:
+    with pytest.raises(OctosimError, match="layer pool1: method niti does not cover this form of it"):
+        engine.Network((pool, Flatten(), Linear(3)), (20, 20, 1), methods.make("niti", {}), 0)
+
+
 @pytest.mark.parametrize(("rate", "doublings"), [(0.0, 0), (0.5, 1), (0.75, 2), (0.3, None), (0.9999999, None)])
 def test_dropout_rates(rate: float, doublings: int | None) -> None:
     stack = (Dropout(rate), Flatten(), Linear(3))

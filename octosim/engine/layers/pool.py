@@ -69,8 +69,9 @@ class MaxPool(_Pool):
 
     @property
     def usual(self) -> bool:
-        """Whether the window is square and the image not padded."""
-        return isinstance(self.kernel, int) and isinstance(self.stride, int) and not self.ceil and not max(pads(self.pad))
+        """Whether the core's faster kernels take it: a square window of at most 15 x 15, an image that is not padded."""
+        square = isinstance(self.kernel, int) and isinstance(self.stride, int) and self.kernel <= 15
+        return square and not self.ceil and not max(pads(self.pad))
 
     def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         high, wide = pair(self.kernel)
@@ -80,7 +81,7 @@ class MaxPool(_Pool):
 
     def square(self, node: Node, batch: int) -> core.Pool | None:
         """The geometry for the faster kernels, where they take it."""
-        if not self.usual or pair(self.kernel)[0] > 15:
+        if not self.usual:
             return None
         height, width, channels = node.in_shape
         return core.Pool(batch, height, width, channels, pair(self.kernel)[0], pair(self.stride)[0])
