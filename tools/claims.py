@@ -139,17 +139,43 @@ def plot(rows: list[Row], by: list[str], out: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
         axes.set_title(", ".join(f"{name} {value}" for name, value in zip(by, key, strict=True)), fontsize=9)
         axes.set_xlabel("test accuracy, % (mean of the seeds, its 95 % interval; | one run)", fontsize=8)
+    save(figure, out)
+
+
+def save(figure: Any, out: Path) -> None:
     figure.tight_layout()
     figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
 
 
-def curve(table: pd.DataFrame, method: str, theirs: list[float]) -> None:
-    table = table[table["method"] == method]
-    for epoch, expected in enumerate(theirs, 1):
-        ours = [100 * float(value) for value in table[table["epoch"] == epoch]["test_accuracy"]]
-        if ours:
-            mean = statistics.fmean(ours)
-            print(f"| {method} | {epoch} | {mean:.1f} | {expected} | {mean - expected:+.1f} |")
+Curve = tuple[str, list[float], list[float]]
+"""A method, its accuracies here by epoch, in percent, and those of the authors' log."""
+
+
+def curve(table: pd.DataFrame, text: str) -> Curve:
+    """text: METHOD=ACCURACY,ACCURACY ...; of the epochs that there are here, means over the runs."""
+    method, values = text.split("=")
+    means = 100 * table[table["method"] == method].groupby("epoch")["test_accuracy"].apply(lambda of: of.astype(float).mean())
+    return method, list(means), [float(value) for value in values.split(",")]
+
+
+def show_curves(curves: list[Curve]) -> None:
+    print("| method | epoch | here, % | authors' log, % | difference |\n|---|---|---|---|---|")
+    for method, here, theirs in curves:
+        for epoch, (ours, expected) in enumerate(zip(here, theirs, strict=False), 1):
+            print(f"| {method} | {epoch} | {ours:.1f} | {expected} | {ours - expected:+.1f} |")
+
+
+def plot_curves(curves: list[Curve], out: Path) -> None:
+    figure, (axes,) = figure_of(1, 6.0, 3.4)
+    for number, (method, here, theirs) in enumerate(curves):
+        for values, style, whose in ((here, "o-", "here"), (theirs, "s--", "authors' log")):
+            axes.plot(range(1, len(values) + 1), values, style, color=f"C{number}", label=f"{method}, {whose}", markersize=4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch", fontsize=8)
+    axes.set_ylabel("test accuracy, %", fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save(figure, out)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -161,10 +187,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     table = pd.read_csv(given.records, keep_default_na=False)
     if given.curve:
-        print("| method | epoch | here, % | authors' log, % | difference |\n|---|---|---|---|---|")
-        for text in given.curve:
-            method, values = text.split("=")
-            curve(table, method, [float(value) for value in values.split(",")])
+        curves = [curve(table, text) for text in given.curve]
+        show_curves(curves)
+        if given.plot:
+            plot_curves(curves, given.plot)
         return
     rows = rows_of(table)
     show(rows)

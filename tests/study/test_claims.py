@@ -26,9 +26,11 @@ def claims() -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_the_document_has_the_records_table(path: Path, claims: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    claims.main([str(path)])
-    printed = capsys.readouterr().out.splitlines()
     lines = (path.parent / "README.md").read_text().splitlines()
+    commands = [line for line in lines if line.startswith(f"python tools/claims.py studies/{path.stem}/records.csv")]
+    curves = [word for line in commands for word in line.split() if word == "--curve" or "=" in word]
+    claims.main([str(path), *curves])
+    printed = capsys.readouterr().out.splitlines()
     assert len(printed) > 3 and [line for line in printed if line not in lines] == []
     assert (path.parent / f"{path.stem}.svg").exists() and f"]({path.stem}.svg)" in "\n".join(lines)
 
@@ -68,8 +70,12 @@ def test_a_figure_has_every_row(records: Path, claims: ModuleType, tmp_path: Pat
     assert all(word in text for word in ("lac off", "lac feature", "method octo", "method fp32"))
 
 
-def test_a_curve_beside_the_authors(records: Path, claims: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    claims.main([str(records), "--curve", "fp32=12.5,79"])
+def test_a_curve_beside_the_authors(
+    records: Path, claims: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claims.main([str(records), "--curve", "fp32=12.5,79,83", "--plot", str(tmp_path / "a.svg")])
+    text = (tmp_path / "a.svg").read_text()
+    assert "fp32, here" in text and "fp32, authors' log" in text and "octo" not in text
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| fp32 | 1 | 10.0 | 12.5 | -2.5 |",
         "| fp32 | 2 | 80.0 | 79.0 | +1.0 |",
