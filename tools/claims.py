@@ -147,7 +147,7 @@ def save(figure: Any, out: Path) -> None:
     figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
 
 
-Curve = tuple[str, list[float], list[float]]
+Curve = tuple[str, dict[int, float], dict[int, float]]
 """A method, its accuracies here by epoch, in percent, and those of the authors' log."""
 
 
@@ -155,13 +155,14 @@ def curve(table: pd.DataFrame, text: str) -> Curve:
     """text: METHOD=ACCURACY,ACCURACY ...; of the epochs that there are here, means over the runs."""
     method, values = text.split("=")
     means = 100 * table[table["method"] == method].groupby("epoch")["test_accuracy"].apply(lambda of: of.astype(float).mean())
-    return method, list(means), [float(value) for value in values.split(",")]
+    return method, means.to_dict(), dict(enumerate(map(float, values.split(",")), 1))
 
 
 def show_curves(curves: list[Curve]) -> None:
     print("| method | epoch | here, % | authors' log, % | difference |\n|---|---|---|---|---|")
     for method, here, theirs in curves:
-        for epoch, (ours, expected) in enumerate(zip(here, theirs, strict=False), 1):
+        for epoch in sorted(here.keys() & theirs.keys()):
+            ours, expected = here[epoch], theirs[epoch]
             print(f"| {method} | {epoch} | {ours:.1f} | {expected} | {ours - expected:+.1f} |")
 
 
@@ -169,7 +170,7 @@ def plot_curves(curves: list[Curve], out: Path) -> None:
     figure, (axes,) = figure_of(1, 6.0, 3.4)
     for number, (method, here, theirs) in enumerate(curves):
         for values, style, whose in ((here, "o-", "here"), (theirs, "s--", "authors' log")):
-            axes.plot(range(1, len(values) + 1), values, style, color=f"C{number}", label=f"{method}, {whose}", markersize=4)
+            axes.plot(list(values), list(values.values()), style, color=f"C{number}", label=f"{method}, {whose}", markersize=4)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch", fontsize=8)
     axes.set_ylabel("test accuracy, %", fontsize=8)

@@ -82,6 +82,14 @@ def test_a_curve_beside_the_authors(
     ]
 
 
+def test_a_curve_goes_by_the_epochs_numbers(claims: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was tested after every second epoch only."""
+    rows = [{"run": "a", "method": "fp32", "epoch": epoch, "test_accuracy": epoch / 10} for epoch in (2, 4)]
+    pd.DataFrame(rows).to_csv(tmp_path / "records.csv", index=False)
+    claims.main([str(tmp_path / "records.csv"), "--curve", "fp32=11,22,33"])
+    assert capsys.readouterr().out.splitlines()[2:] == ["| fp32 | 2 | 20.0 | 22.0 | -2.0 |"]
+
+
 def test_accuracy_against_what_a_step_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
