@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from kit import torchvision_models
+from kit.checkasm import SOURCES, passed
 from kit.isas import ISAS
 from kit.thin import diagonal
 
 from octosim import methods
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(str(path) for path in (ROOT / "cext").glob("*.c"))
 # processor -> what dispatch must choose, by the features alone
 CPUS = {"cortex-a53": "neon", "cortex-a72": "neon", "cortex-a76": "dotprod", "max": "i8mm"}
 ROWS = ["ref", "neon", "dotprod", "i8mm"]
@@ -45,12 +45,9 @@ def emulate(cpu: str, program: Path, *arguments: str) -> subprocess.CompletedPro
 
 def check(cpu: str, program: Path, *arguments: str) -> None:
     """Runs checkasm as `cpu`: the right row chosen, this and the rows before it tested, the others left alone."""
-    done = emulate(cpu, program, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    lines = passed(emulate(cpu, program, *arguments))
     assert lines[0].endswith(f"this CPU uses {CPUS[cpu]}")
     assert [line.split()[0] for line in lines[1:-1]] == ROWS[: ROWS.index(CPUS[cpu]) + 1]
-    assert lines[-1].endswith(" 0 failed") and not lines[-1].startswith("checkasm: 0 ")
 
 
 @pytest.fixture(scope="module")
