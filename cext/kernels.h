@@ -55,14 +55,17 @@ static inline float octo_sqrt(float x) { return vget_lane_f32(vsqrt_f32(vdup_n_f
 static inline float octo_sqrt(float x) { return __builtin_sqrtf(x); }
 #endif
 
-/* Loop hints: unrolling keeps arrays of vectors in registers; independence allows vectorizing where memory is the same on
+/* Loop hints: unrolling keeps arrays of vectors in registers; two turns at once spare counters where a core decodes no more instructions
+ * than its units execute, as with two threads a core; independence allows vectorizing where memory is the same on
  * purpose (an output in the place of its input, element by element). */
 #if defined(__clang__)
 #define OCTO_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #define OCTO_UNROLL _Pragma("clang loop unroll(full)")
+#define OCTO_TWICE _Pragma("clang loop unroll_count(2)")
 #else
 #define OCTO_INDEPENDENT _Pragma("GCC ivdep")
 #define OCTO_UNROLL _Pragma("GCC unroll 16")
+#define OCTO_TWICE _Pragma("GCC unroll 2")
 #endif
 
 static inline int64_t octo_min(int64_t a, int64_t b) { return a < b ? a : b; }

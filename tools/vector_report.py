@@ -22,8 +22,8 @@ REGISTERS = {
     "avx2": r"%ymm",
     "avxvnni": r"%ymm",
     "avx512vl": r"%ymm",
-    "avx512bw": r"%[yz]mm",  # float32 products keep to 256 bits, on purpose (TILE_BYTES)
-    "avx512vnni": r"%zmm",
+    "avx512bw": r"%[yz]mm",  # float32 products have 256 bits on purpose, here and below (VECTOR_BYTES)
+    "avx512vnni": r"%[yz]mm",
     "ref": r"\bv\d+\.(16b|8b|8h|4h|4s|2s|2d)",  # on Arm the loops of ref are NEON's
     "neon": r"\bv\d+\.(16b|8b|8h|4h|4s|2s|2d)",
     "dotprod": r"\bv\d+\.(16b|4b|4s)",

@@ -34,6 +34,8 @@ PLAIN = {
 """The functions whose products are priced by their kind; another function's (codes in blocks, of 64-bit sums) by themselves."""
 FLOATS = 8
 """Columns of a float32 result that a kernel computes at once: narrower results take as long.  Of int8: `Rates.columns`."""
+FEW = 32
+"""Filters up to which a float32 dW reads X in place (`weight_grad_f32` in cext/products.inc)."""
 VECTOR, LINE = 16, 64
 """Channels of a depthwise convolution that a kernel takes at once; and pixels of a line of a dW of 1x1 kernels, where any lines
 will do."""
@@ -49,9 +51,9 @@ class ProductRate(Frozen):
     M x K x N: of the pass, as in the trace, N rounded up for the MACs to the columns that a kernel computes at once.  Of a
     convolution's dX that of the convolution of dY that it is: for each residue of X's rows modulo the stride a product whose
     columns are the channels of as many neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x
-    filters.  Rows count by the part of
-    K that is no padding where the product leaves that out (worth_cutting in api_gemm.c).  Of its dW in float32 the transposed
-    one, M = weights of a filter.  Of depthwise convolutions left counts the outputs of one channel, result those of all.
+    filters.  Rows count by the part of K that is no padding where the product leaves that out (`skip_padding_pays` in
+    cext/api_gemm.c).  Of its dW in float32, of at most FEW filters, the transposed one, M = weights of a filter.  Of depthwise
+    convolutions left counts the outputs of one channel, result those of all.
     results: elements of the result.  near: elements of the operand whose windows are multiplied, as it lies in memory; of an
     int8 dW from planes, pixels x kernel columns x channels.  scattered: results that a stride puts into place line by line.
     summed: results of an int8 dW whose threads' sums one thread adds up.
@@ -147,10 +149,10 @@ def features(op: Op, columns: int) -> tuple[float, ...]:
         scattered = result if stride > 1 else 0.0
         m, k, n = seen * pixels / stride**2, k * height * taps, channels * stride
     elif kind == "convolution" and plain and op.pass_ == "dW":
-        if op.dtype != "int8":
-            m, n = n, m
-        elif op.geometry:
+        if op.dtype == "int8" and op.geometry:
             return _planes(op, columns)
+        if op.dtype != "int8" and m <= FEW:
+            m, n = n, m
     return 1.0, m * k * _up(n, block) * 1e-6, m * k * 1e-6, k * n * 1e-6, result * 1e-6, near * 1e-6, scattered * 1e-6, 0.0
 
 

@@ -81,9 +81,10 @@ def test_stride_2_saves_two_thirds_of_the_macs_of_dx():
     assert two[1] == pytest.approx(one[1] / 3)
 
 
-def test_float32_dw_of_a_convolution_has_the_filters_side_by_side():
-    op = gemm(5, 100, 36, "dW", dtype="float32", kernel=(3, 3))
-    assert rates.features(op, 16) == pytest.approx((1, 36 * 100 * 8e-6, 3600e-6, 500e-6, 180e-6, 0, 0, 0))
+def test_float32_dw_of_a_convolution_has_few_filters_side_by_side():
+    few, many = (gemm(filters, 100, 36, "dW", dtype="float32", kernel=(3, 3)) for filters in (5, 50))
+    assert rates.features(few, 16) == pytest.approx((1, 36 * 100 * 8e-6, 3600e-6, 500e-6, 180e-6, 0, 0, 0))
+    assert rates.features(many, 16) == pytest.approx((1, 50 * 100 * 40e-6, 5000e-6, 3600e-6, 1800e-6, 0, 0, 0))
 
 
 @pytest.mark.parametrize("width, stride, planes", [(12, 1, 12), (11, 1, 12), (5, 1, 0), (12, 2, 0)])
