@@ -70,10 +70,12 @@ int octo_relu_backward_s8(int64_t n, const int8_t *y, const int8_t *dy, int8_t *
     return OCTO_OK;
 }
 
-int octo_dropout_s8(int64_t n, const int8_t *x, int doublings, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *y) {
-    CHECK_COUNT("dropout", n);
+int octo_dropout_s8(int64_t rows, int64_t cols, const int8_t *x, int doublings, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *y) {
+    CHECK_MATRIX("dropout", rows, cols);
     OCTO_CHECK(doublings >= 1 && doublings <= 16, "dropout: 1 .. 16 doublings, not %d", doublings);
-    FOR_EACH_CHUNK(n, WITH_WORDS(octo_table.dropout_s8(some, x + at, words, doublings, y + at)));
+    FOR_EACH_CHUNK(cols, WITH_WORDS({
+        for (int64_t i = at; i < rows * cols; i += cols) octo_table.dropout_s8(some, x + i, words, doublings, y + i);
+    }));
     return OCTO_OK;
 }
 

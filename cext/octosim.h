@@ -422,8 +422,9 @@ int octo_narrow_s32(int64_t n, const int32_t *acc, int bits, int rounding, int e
 int octo_align_s8(int64_t n, const int8_t *a, int exponent_a, const int8_t *b, int exponent_b, int32_t *acc, int8_t *q, int32_t *result);
 int octo_relu_s8(int64_t n, const int8_t *x, int8_t *y); /* max(x, 0); in place allowed */
 int octo_relu_backward_s8(int64_t n, const int8_t *y, const int8_t *dy, int8_t *dx); /* dy where y > 0, else 0; in place allowed */
-/* x where word i is below 2^(32 - doublings), else 0; 1 .. 16 doublings; in place allowed.  The same call is the backward pass. */
-int octo_dropout_s8(int64_t n, const int8_t *x, int doublings, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *y);
+/* x[rows][cols] where the column's word is below 2^(32 - doublings), else 0; 1 .. 16 doublings; in place allowed.  The same call is the
+ * backward pass. */
+int octo_dropout_s8(int64_t rows, int64_t cols, const int8_t *x, int doublings, uint64_t seed, uint32_t step, uint32_t tensor, int8_t *y);
 /* As octo_maxpool_f32; dx are sums, to be narrowed where windows overlap. */
 int octo_maxpool_s8(const octo_pool *g, const int8_t *x, int8_t *y, uint8_t *argmax);
 int octo_maxpool_backward_s8(const octo_pool *g, const int8_t *dy, const uint8_t *argmax, int32_t *dx);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from octosim.core.call import (
@@ -94,9 +95,10 @@ def relu_codes_backward(y: Array, dy: Array, *, out: Array | None = None) -> Arr
 
 
 def dropout_codes(x: Array, doublings: int, random: Stream, *, out: Array | None = None) -> Array:
-    """Keeps a share 2^-doublings (1 .. 16) of int8 x, and zeroes the rest; out may be x.  The same call on dy goes back."""
+    """Keeps a share 2^-doublings (1 .. 16) of the places of int8 x (batch, ...), the same in each image, and zeroes the rest;
+    out may be x.  The same call on dy goes back."""
     out, p = output("out", out, S8, x.shape)
-    ok(lib.octo_dropout_s8(x.size, pointer("x", x, S8), doublings, *random, p))
+    ok(lib.octo_dropout_s8(len(x), math.prod(x.shape[1:]), pointer("x", x, S8), doublings, *random, p))
     return out
 
 

@@ -104,7 +104,8 @@ class _MaxPool(_IntLayer):
 
 
 class _Dropout(_IntLayer):
-    """Kept values are doubled, for each factor of 2 in 1 / (1 - rate), by the exponent."""
+    """Kept values are doubled, for each factor of 2 in 1 / (1 - rate), by the exponent.  All images of a batch lose the same
+    ones, as in the authors' code (TiDropout): a weight behind a lost value does not move in that step."""
 
     def _doublings(self, node: Node) -> int:
         return 1 - math.frexp(1 - node.layer.rate)[1]

@@ -266,8 +266,9 @@ def test_codes_of_layers(size: int) -> None:
     assert same(core.relu_codes(x), np.maximum(x, np.int8(0)))
     assert same(core.relu_codes_backward(y, dy), dy * (y > 0)) and same(core.copy_codes(x), x)
     words = core.philox(size, 1, 2, 3)
+    images = np.stack([x, y, dy])
     for doublings in (1, 3, 16):
-        assert same(core.dropout_codes(x, doublings, (1, 2, 3)), x * (words >> np.uint32(32 - doublings) == 0))
+        assert same(core.dropout_codes(images, doublings, (1, 2, 3)), images * (words >> np.uint32(32 - doublings) == 0))
     pixels = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
     assert same(core.images_as_codes(pixels, 1), (pixels >> 1).view(np.int8))
     for limit in (0, 32, 127):
@@ -385,7 +386,7 @@ def test_not_finite(bad: float) -> None:
         (lambda: core.narrow(np.ones(3, np.int32), 8, Rounding.FLOOR), "1 .. 7 bits, not 8"),
         (lambda: core.narrow(np.ones(3, np.int32), 7, Rounding.STOCHASTIC), "no stochastic rounding"),
         (lambda: core.narrow(np.ones(0, np.int32), 7, Rounding.FLOOR), "no elements"),
-        (lambda: core.dropout_codes(np.ones(3, np.int8), 17, (0, 0, 0)), "1 .. 16 doublings, not 17"),
+        (lambda: core.dropout_codes(np.ones((1, 3), np.int8), 17, (0, 0, 0)), "1 .. 16 doublings, not 17"),
         (lambda: core.walk_codes(np.ones(3, np.int8), np.ones(3, np.int32), 129.0, 64, (0, 0, 0)), "at most 128, not 129"),
         (lambda: core.softmax_codes_gradient(np.ones((2, 3), np.int8), 0, np.array([0, 3], np.int32), (0,) * 3),
          "label 3 of row 1"),
