@@ -2,13 +2,14 @@
 
 python tools/claims.py studies/logbtq/records.csv --plot reports/claims/logbtq.svg    # a table in Markdown, and a figure
 python tools/claims.py studies/octo-small/records.csv --by model,batchnorm --plot octo-small.svg
-python tools/claims.py studies/curves/records.csv --curve niti=32.7,36.2,50.2,53.5,60.2 --curve wage=43.2,48.5,56.4,64.5
+python tools/claims.py studies/curves/records.csv --curve niti=32.7/2.200,36.2/1.811 --curve wage=43.2,48.5,56.4,64.5
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
@@ -147,47 +148,100 @@ def save(figure: Any, out: Path) -> None:
     figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
 
 
-Curve = tuple[str, dict[int, float], dict[int, float]]
-"""A method, its accuracies here by epoch, in percent, and those of the authors' log."""
+@dataclass(frozen=True)
+class Curve:
+    """A method's epochs, here and in its authors' log: accuracies in percent; mean training losses, where they are known."""
+
+    method: str
+    here: dict[int, float]
+    theirs: dict[int, float]
+    losses_here: dict[int, float]
+    losses_theirs: dict[int, float]
+
+
+def with_losses(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The records with a column train_loss, the mean loss of an epoch's steps, of the runs' folders beside them."""
+    if "train_loss" in table:
+        return table
+    means: dict[tuple[str, int], float] = {}
+    for run in table["run"].unique():
+        paths = [folder / name / "records.jsonl" for name in (run, "run")]
+        path = next((path for path in paths if path.exists()), None)
+        losses = defaultdict(list)
+        for record in map(json.loads, path.read_text().splitlines() if path else ()):
+            losses[record["epoch"]].append(record["loss"])
+        means |= {(run, epoch): statistics.fmean(values) for epoch, values in losses.items()}
+    held = [means.get(key, "") for key in zip(table["run"], table["epoch"], strict=True)]
+    return table.assign(train_loss=held)
+
+
+def of_epochs(records: pd.DataFrame, name: str) -> dict[int, float]:
+    """The mean over runs of a column by epoch, of the epochs that have it."""
+    held = records[records[name].astype(str) != ""]
+    means: dict[int, float] = held.groupby("epoch")[name].apply(lambda of: of.astype(float).mean()).to_dict()
+    return means
 
 
 def curve(table: pd.DataFrame, text: str) -> Curve:
-    """text: METHOD=ACCURACY,ACCURACY ...; of the epochs that there are here, means over the runs."""
+    """text: METHOD=ACCURACY,ACCURACY ... or METHOD=ACCURACY/LOSS,... of the authors' epochs; here means over runs."""
     method, values = text.split("=")
-    means = 100 * table[table["method"] == method].groupby("epoch")["test_accuracy"].apply(lambda of: of.astype(float).mean())
-    return method, means.to_dict(), dict(enumerate(map(float, values.split(",")), 1))
+    theirs = [[float(number) for number in value.split("/")] for value in values.split(",")]
+    records = table[table["method"] == method]
+    here = {epoch: 100 * share for epoch, share in of_epochs(records, "test_accuracy").items()}
+    losses = {epoch: both[1] for epoch, both in enumerate(theirs, 1) if len(both) > 1}
+    accuracies = {epoch: both[0] for epoch, both in enumerate(theirs, 1)}
+    return Curve(method, here, accuracies, of_epochs(records, "train_loss"), losses)
 
 
 def show_curves(curves: list[Curve]) -> None:
-    print("| method | epoch | here, % | authors' log, % | difference |\n|---|---|---|---|---|")
-    for method, here, theirs in curves:
-        for epoch in sorted(here.keys() & theirs.keys()):
-            ours, expected = here[epoch], theirs[epoch]
-            print(f"| {method} | {epoch} | {ours:.1f} | {expected} | {ours - expected:+.1f} |")
+    print("| method | epoch | here, % | authors' log, % | difference | training loss here | authors' log | difference, % |")
+    print("|" + "---|" * 8)
+    for each in curves:
+        for epoch in sorted(each.here.keys() & each.theirs.keys()):
+            ours, expected = each.here[epoch], each.theirs[epoch]
+            cells = [each.method, str(epoch), f"{ours:.1f}", str(expected), f"{ours - expected:+.1f}", "", "", ""]
+            if epoch in each.losses_here and epoch in each.losses_theirs:
+                loss, logged = each.losses_here[epoch], each.losses_theirs[epoch]
+                cells[5:] = f"{loss:.4g}", f"{logged:g}", f"{100 * (loss / logged - 1):+.1f}"
+            print("| " + " | ".join(cells) + " |")
 
 
 def plot_curves(curves: list[Curve], out: Path) -> None:
-    figure, (axes,) = figure_of(1, 6.0, 3.4)
-    for number, (method, here, theirs) in enumerate(curves):
-        for values, style, whose in ((here, "o-", "here"), (theirs, "s--", "authors' log")):
-            axes.plot(list(values), list(values.values()), style, color=f"C{number}", label=f"{method}, {whose}", markersize=4)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("epoch", fontsize=8)
-    axes.set_ylabel("test accuracy, %", fontsize=8)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    with_loss = [each for each in curves if each.losses_here and each.losses_theirs]
+    figure, grid = figure_of(1 + bool(with_loss), 6.0, 3.4)
+    for number, each in enumerate(curves):
+        draw(grid[0], number, each.method, each.here, each.theirs)
+        if each in with_loss:
+            draw(grid[1], number, each.method, each.losses_here, each.losses_theirs)
+    for axes, label in zip(grid, ("test accuracy, %", "mean training loss of the epoch"), strict=False):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     save(figure, out)
+
+
+def draw(axes: Any, number: int, method: str, here: dict[int, float], theirs: dict[int, float]) -> None:
+    """The two curves of a method, in the same colour."""
+    for values, style, whose in ((here, "o-", "here"), (theirs, "s--", "authors' log")):
+        axes.plot(list(values), list(values.values()), style, color=f"C{number}", label=f"{method}, {whose}", markersize=4)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="records.csv of a study.")
-    parser.add_argument("--curve", action="append", default=[], help="METHOD=accuracies of the authors' log, by epoch.")
+    parser.add_argument("--curve", action="append", default=[],
+                        help="METHOD=accuracies of the authors' log by epoch, each with /LOSS where it has the training loss.")
+    parser.add_argument("--keep", type=Path, help="A copy of the tested epochs' records, with their mean losses (--curve).")
     parser.add_argument("--plot", type=Path, help="A figure, .svg or .png.")
     parser.add_argument("--by", default="", help="Settings, with commas between them, whose values have a panel each.")
     given = parser.parse_args(arguments)
     table = pd.read_csv(given.records, keep_default_na=False)
     if given.curve:
+        table = with_losses(table, given.records.parent)
+        if given.keep:
+            table[table["test_accuracy"].astype(str) != ""].to_csv(given.keep, index=False)
         curves = [curve(table, text) for text in given.curve]
         show_curves(curves)
         if given.plot:

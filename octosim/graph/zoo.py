@@ -12,6 +12,7 @@ from pathlib import Path
 from octosim.engine.graph import Graph, without
 from octosim.engine.layers import (
     BatchNorm,
+    Clip,
     Conv2d,
     DepthwiseConv2d,
     Dropout,
@@ -61,13 +62,19 @@ def residual(filters: int, stride: int, projects: bool) -> Stack:
     return Residual(body, (Conv2d(filters, 1, stride), BatchNorm()) if projects else ()), ReLU()
 
 
-def _preactivated(filters: int, stride: int, projects: bool) -> Stack:
-    """A block of a pre-activation ResNet: a normalization and a ReLU in front of each convolution.  Where the shape changes,
-    the shortcut's 1x1 convolution takes what the first convolution takes."""
-    first = Conv2d(filters, 3, stride, 1), BatchNorm(), ReLU(), Conv2d(filters, 3, pad=1)
-    if projects:
-        return BatchNorm(), ReLU(), Residual(first, (Conv2d(filters, 1, stride),))
-    return (Residual((BatchNorm(), ReLU(), *first)),)
+def _preactivated(activation: Layer, filters: int, stride: int = 1) -> Stack:
+    """A block of a pre-activation ResNet: a normalization and an activation in front of each convolution.  With a stride the
+    shape changes, and the shortcut's 1x1 convolution takes what the first convolution takes."""
+    first = Conv2d(filters, 3, stride, 1), BatchNorm(), activation, Conv2d(filters, 3, pad=1)
+    if stride > 1:
+        return BatchNorm(), activation, Residual(first, (Conv2d(filters, 1, stride),))
+    return (Residual((BatchNorm(), activation, *first)),)
+
+
+def _preresnet20(activation: Layer) -> Stack:
+    blocks = ((16, 1), (16, 1), (16, 1), (32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 1))
+    body = (layer for filters, stride in blocks for layer in _preactivated(activation, filters, stride))
+    return Conv2d(16, 3, pad=1), *body, BatchNorm(), activation, GlobalAvgPool(), Linear()
 
 
 def _classifier(*units: int) -> Stack:
@@ -124,13 +131,9 @@ MODELS: dict[str, Model] = {
 
 VARIANTS: dict[str, Model] = {
     # He et al. 2016, "Identity mappings in deep residual networks", figure 1 (b): no layer takes a sum that is not normalized
-    "preresnet20": Model((
-        Conv2d(16, 3, pad=1),
-        *_preactivated(16, 1, False), *_preactivated(16, 1, False), *_preactivated(16, 1, False),
-        *_preactivated(32, 2, True), *_preactivated(32, 1, False), *_preactivated(32, 1, False),
-        *_preactivated(64, 2, True), *_preactivated(64, 1, False), *_preactivated(64, 1, False),
-        BatchNorm(), ReLU(), GlobalAvgPool(), Linear(),
-    )),
+    "preresnet20": Model(_preresnet20(ReLU())),
+    # the same with the activation of DoReFa-Net's authors, whatever the bits (tensorpack's resnet-dorefa.py, nonlin)
+    "preresnet20-clip": Model(_preresnet20(Clip())),
     # NITI's released form of it (wangmaolin/niti): dropout and one fully connected layer behind the convolutions
     "vgg-small-7-niti": Model((
         *conv(128), *conv(128), MaxPool(), *conv(256), *conv(256), MaxPool(), *conv(512), *conv(512), MaxPool(),

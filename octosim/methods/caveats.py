@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from octosim.engine.nodes import Node
 
-PASSED = ("relu", "pool", "flatten", "dropout", "avgpool")
+PASSED = ("relu", "clip", "pool", "flatten", "dropout", "avgpool")
 """Layers, by stem, behind which values are still those of a normalization, rectified or pooled."""
 NAMED = 3
 

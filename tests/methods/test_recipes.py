@@ -151,8 +151,9 @@ def test_hidden_batchnorm() -> None:
         graph.layers("resnet8", 10, hidden_batchnorm=True, in_shape=(32, 32, 3))
 
 
-def test_preactivation() -> None:
+@pytest.mark.parametrize("model", ["preresnet20", "preresnet20-clip"])
+def test_preactivation(model: str) -> None:
     """No convolution or linear layer but the first takes a sum that is not normalized."""
-    nodes = engine.network.nodes(graph.layers("preresnet20", 10, in_shape=(32, 32, 3)), (32, 32, 3))
+    nodes = engine.network.nodes(graph.layers(model, 10, in_shape=(32, 32, 3)), (32, 32, 3))
     weighted = [node for node in nodes if node.layer.weighted]
     assert len(weighted) == 22 and all(caveats.behind_norm(node, nodes) for node in weighted[1:])

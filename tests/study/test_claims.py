@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,9 +78,30 @@ def test_a_curve_beside_the_authors(
     text = (tmp_path / "a.svg").read_text()
     assert "fp32, here" in text and "fp32, authors' log" in text and "octo" not in text
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| fp32 | 1 | 10.0 | 12.5 | -2.5 |",
-        "| fp32 | 2 | 80.0 | 79.0 | +1.0 |",
+        "| fp32 | 1 | 10.0 | 12.5 | -2.5 |  |  |  |",
+        "| fp32 | 2 | 80.0 | 79.0 | +1.0 |  |  |  |",
     ]
+
+
+def test_a_curve_has_the_means_of_its_epochs_losses(
+    claims: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the run's folder beside the records, and of the copy that is kept; an epoch without a test is not in it."""
+    rows = [{"run": "a", "epoch": epoch, "test_accuracy": share} for epoch, share in ((1, 0.3), (2, 0.4), (3, ""))]
+    pd.DataFrame(rows).assign(method="niti").to_csv(tmp_path / "records.csv", index=False)
+    (tmp_path / "a").mkdir()
+    steps = [{"epoch": epoch, "loss": loss} for epoch, loss in ((1, 3.0), (1, 1.0), (2, 1.5), (2, 1.0), (3, 0.5))]
+    (tmp_path / "a" / "records.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    kept = tmp_path / "kept.csv"
+    claims.main([str(tmp_path / "records.csv"), "--curve", "niti=31/2.5,40/1.25,50/1", "--keep", str(kept)])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2:] == [
+        "| niti | 1 | 30.0 | 31.0 | -1.0 | 2 | 2.5 | -20.0 |",
+        "| niti | 2 | 40.0 | 40.0 | +0.0 | 1.25 | 1.25 | +0.0 |",
+    ]
+    claims.main([str(kept), "--curve", "niti=31/2.5,40/1.25,50/1", "--plot", str(tmp_path / "a.svg")])
+    assert "mean training loss" in (tmp_path / "a.svg").read_text()
+    assert capsys.readouterr().out.splitlines() == printed and len(pd.read_csv(kept)) == 2
 
 
 def test_a_curve_goes_by_the_epochs_numbers(claims: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +109,7 @@ def test_a_curve_goes_by_the_epochs_numbers(claims: ModuleType, tmp_path: Path, 
     rows = [{"run": "a", "method": "fp32", "epoch": epoch, "test_accuracy": epoch / 10} for epoch in (2, 4)]
     pd.DataFrame(rows).to_csv(tmp_path / "records.csv", index=False)
     claims.main([str(tmp_path / "records.csv"), "--curve", "fp32=11,22,33"])
-    assert capsys.readouterr().out.splitlines()[2:] == ["| fp32 | 2 | 20.0 | 22.0 | -2.0 |"]
+    assert capsys.readouterr().out.splitlines()[2:] == ["| fp32 | 2 | 20.0 | 22.0 | -2.0 |  |  |  |"]
 
 
 def test_accuracy_against_what_a_step_costs(
