@@ -165,10 +165,8 @@ def with_losses(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
         return table
     means: dict[tuple[str, int], float] = {}
     for run in table["run"].unique():
-        paths = [folder / name / "records.jsonl" for name in (run, "run")]
-        path = next((path for path in paths if path.exists()), None)
-        losses = defaultdict(list)
-        for record in map(json.loads, path.read_text().splitlines() if path else ()):
+        path, losses = folder / run / "records.jsonl", defaultdict(list)
+        for record in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
             losses[record["epoch"]].append(record["loss"])
         means |= {(run, epoch): statistics.fmean(values) for epoch, values in losses.items()}
     held = [means.get(key, "") for key in zip(table["run"], table["epoch"], strict=True)]

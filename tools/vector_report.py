@@ -22,14 +22,17 @@ REGISTERS = {
     "avx2": r"%ymm",
     "avxvnni": r"%ymm",
     "avx512vl": r"%ymm",
-    "avx512bw": r"%[yz]mm",  # float32 products have 256 bits on purpose, here and below (VECTOR_BYTES)
-    "avx512vnni": r"%[yz]mm",
+    "avx512bw": r"%[yz]mm",  # float32 products keep to 256 bits, on purpose (VECTOR_BYTES)
+    "avx512vnni": r"%zmm",
     "ref": r"\bv\d+\.(16b|8b|8h|4h|4s|2s|2d)",  # on Arm the loops of ref are NEON's
     "neon": r"\bv\d+\.(16b|8b|8h|4h|4s|2s|2d)",
     "dotprod": r"\bv\d+\.(16b|4b|4s)",
     "i8mm": r"\bv\d+\.(16b|4s)",
 }
 """Suffix of a kernel's name -> how its vector registers are written."""
+
+HALVES = {("gemm_f32", "avx512vnni"), ("weight_grad_f32", "avx512vnni")}
+"""Kernels of a set with 512 bits that have 256, on purpose: they are used where a core executes 512 as two halves."""
 
 EXEMPT = {
     "gather_rows": "moves memory: memcpy",
@@ -112,7 +115,8 @@ def report(objects: list[Path], objdump: str = "objdump") -> dict[str, dict[str,
             tiles = TILES.get(kernel)
             if tiles:
                 names |= {name for name in code if name.startswith(tiles) and name.endswith(f"_{isa}")}
-            vector = any(is_vectorized(code[name], registers) for name in names if name in code)
+            written = r"%ymm" if (kernel, isa) in HALVES else registers
+            vector = any(is_vectorized(code[name], written) for name in names if name in code)
             found.setdefault(kernel, {})[isa] = "vector" if vector else EXEMPT.get(kernel, "scalar")
     return found
 

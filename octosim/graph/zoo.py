@@ -62,7 +62,7 @@ def residual(filters: int, stride: int, projects: bool) -> Stack:
     return Residual(body, (Conv2d(filters, 1, stride), BatchNorm()) if projects else ()), ReLU()
 
 
-def _preactivated(activation: Layer, filters: int, stride: int = 1) -> Stack:
+def _preactivated(activation: Layer, filters: int, stride: int) -> Stack:
     """A block of a pre-activation ResNet: a normalization and an activation in front of each convolution.  With a stride the
     shape changes, and the shortcut's 1x1 convolution takes what the first convolution takes."""
     first = Conv2d(filters, 3, stride, 1), BatchNorm(), activation, Conv2d(filters, 3, pad=1)
