@@ -165,7 +165,8 @@ def with_losses(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
         return table
     means: dict[tuple[str, int], float] = {}
     for run in table["run"].unique():
-        path, losses = folder / run / "records.jsonl", defaultdict(list)
+        path = folder / run / "records.jsonl"
+        losses: dict[int, list[float]] = defaultdict(list)
         for record in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
             losses[record["epoch"]].append(record["loss"])
         means |= {(run, epoch): statistics.fmean(values) for epoch, values in losses.items()}
