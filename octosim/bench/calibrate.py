@@ -420,8 +420,9 @@ def _profile(
     call = min(row["us"][0] for row in passes)
     data["overhead_us"] = measured(call)
     spread = max(0.05, 1.4826 * float(np.median(np.abs(residuals))))  # of a normal distribution, by its median
-    data["rates"] = {"source": source, "columns": core.columns(), "references": references, "spread": float(f"{spread:.3g}"),
-                     "products": products, "passes": passes, "bandwidth": bandwidth}  # fmt: skip
+    data["rates"] = {"source": source, "kernels": rates.KERNELS, "columns": core.columns(), "references": references,
+                     "spread": float(f"{spread:.3g}"), "products": products, "passes": passes,
+                     "bandwidth": bandwidth}  # fmt: skip
     return data
 
 

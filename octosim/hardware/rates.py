@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,9 @@ will do."""
 LARGE = 1 << 18
 """Elements of an int8 dW from planes from which on each thread takes its own channels: its sums need not be added up
 (`weight_grad_s8` in cext/api_gemm.c)."""
+KERNELS = 2
+"""Edition of the kernels that `features` describes.  Raise it where a kernel's time comes to follow other features: rates that
+were fitted to the old ones would price it wrong."""
 
 
 class ProductRate(Frozen):
@@ -114,17 +117,25 @@ class ReferenceTime(Frozen):
 
 
 class Rates(Frozen):
-    """references: none in profiles before they were measured.
-    columns: of an int8 product that the instruction set computes at once (`core.columns`); profiles without it are of AVX-512.
+    """kernels: their edition, which must be KERNELS; files from before it was written have none.
+    columns: of an int8 product that the instruction set computes at once (`core.columns`).
     spread: standard deviation of ln(measured / fitted) of the products that the rates were fitted to."""
 
     source: Text
-    columns: Annotated[int, Field(ge=1, le=256)] = 16
+    kernels: int
+    columns: Annotated[int, Field(ge=1, le=256)]
     references: Annotated[tuple[ReferenceTime, ...], Field(strict=False)] = ()
     spread: Positive
     products: Annotated[tuple[ProductRate, ...], Field(strict=False, min_length=1)]
     passes: Annotated[tuple[PassRate, ...], Field(strict=False, min_length=1)]
     bandwidth: Annotated[tuple[Bandwidth, ...], Field(strict=False, min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_these_kernels(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("kernels") != KERNELS:
+            raise ValueError("were measured with other kernels than octosim has now: run `octosim profiles calibrate`")
+        return given
 
 
 def features(op: Op, columns: int) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ def product(kind="linear", dtype="int8", pass_="forward", **more):
 
 def some(products=None, passes=None):
     return rates.Rates.model_validate({
-        "source": "test", "spread": 0.1,
+        "source": "test", "kernels": rates.KERNELS, "columns": 16, "spread": 0.1,
         "products": products or [product(), product("convolution"), product("depthwise"), product("convolution", pass_="dX")],
         "passes": passes or [{"name": "relu", "threads": 1, "elements": [100, 10000], "us": [1.0, 10.0]},
                              {"name": "batchnorm", "threads": 1, "moved": 4.0, "elements": [100, 10000], "us": [1.0, 100.0]},
@@ -266,7 +266,9 @@ def test_toml_round_trip(device):
 
 @pytest.mark.parametrize("change, message", [
     (("ps_per_mac = ", "ps_per_mac = -1"), "ps_per_mac"), (('kind = "linear"', 'kind = "lineal"'), "kind"),
-    (('"main memory"', '""'), "level")])
+    (('"main memory"', '""'), "level"),
+    ((f"kernels = {rates.KERNELS}", "kernels = 0"), "rates were measured with other kernels .* `octosim profiles calibrate`"),
+    ((f"kernels = {rates.KERNELS}\n", ""), "rates were measured with other kernels .* `octosim profiles calibrate`")])
 def test_bad_rates_are_named(device, change, message):
     text = calibrate.toml(device.model_dump(exclude_none=True, by_alias=True, mode="json"))
     with pytest.raises(OctosimError, match=f"bad.toml: field .*{message}"):
