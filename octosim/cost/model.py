@@ -300,6 +300,12 @@ def is_in_order(engine: Engine, device: Device) -> bool:
     return bool(names) and set(names) <= IN_ORDER
 
 
+def cores_of(engine: Engine, device: Device, threads: int | None) -> int:
+    """Units that work.  Threads are a CPU's: an accelerator takes all units of its own, a vector unit beside them too."""
+    own = engine.kind == "cpu" and (engine.core is not None or all(e.kind == "cpu" for e in device.engines))
+    return min(threads, engine.units.value) if threads and own else engine.units.value
+
+
 def _engines(pass_: str, layer: str, device: Device) -> list[Engine]:
     """The engines that can run a pass; never empty."""
     engines = [engine for engine in device.engines if engine.trains or pass_ == "forward"]
@@ -447,7 +453,7 @@ class Machine:
     def _row(self, run: Run) -> tuple[float, ...]:
         engine, device = run.engine, self.device
         units = engine.units.value
-        cores = units if self.threads is None else min(self.threads, units)
+        cores = cores_of(engine, device, self.threads)
         tile, array, sms = engine.tile, engine.array, engine.multiprocessors
         link = device.memory.link_gb_s
         clock = engine.clock_ghz.value * 1e9

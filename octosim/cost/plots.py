@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from octosim import cost
-from octosim.cost.model import OpCost
+from octosim.cost.model import OpCost, cores_of
 from octosim.errors import OctosimError
 from octosim.hardware import Device
 from octosim.trace import Op
@@ -133,7 +133,7 @@ def roofs(device: Device, threads: int | None = None) -> dict[str, tuple[float, 
         if engines:
             prepared = cost.prepare([op], device, threads)
             engine = prepared.runs[0].engine
-            share = min(threads or engine.units.value, engine.units.value) / engine.units.value
+            share = cores_of(engine, device, threads) / engine.units.value
             found[dtype] = (engine.peak_mac_s(dtype) * share, float(prepared.bandwidth[0]))
     return found
 

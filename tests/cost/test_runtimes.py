@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from octosim import cost, hardware
-from octosim.cost import reference, runtimes, sweep
+from octosim.cost import plots, reference, runtimes, sweep
 from octosim.errors import OctosimError
 from octosim.hardware import Runtime, load_runtime
 from octosim.hardware.runtime import Work
@@ -237,6 +237,18 @@ def test_energy_is_idle_and_the_share_of_busy_cores(threads, share):
     idle, busy = pi.power.idle_w.value, pi.power.busy_w.value
     assert found["energy_j"] == pytest.approx(found["time_s"] * (idle + share * (busy - idle)))
     assert found["energy_is"] == "estimate"
+
+
+@pytest.mark.parametrize("name", ["jetson", "jetson-nano", "atlas", "rk3588-npu"])
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_threads_are_a_cpus(name, dtype):
+    """An accelerator works with all units, whatever its CPU's threads."""
+    chip = hardware.load(name)
+    ops = reference.NETWORKS["mobilenet_v2"](1, dtype if name != "rk3588-npu" else "int8")
+    whole, few = (cost.predict(ops, chip, threads) for threads in (None, 1))
+    assert few == whole and {c.share for c in few} == {1.0}
+    assert sweep.times(sweep.table(lambda batch: ops), [2], [(chip, None, 1)]) == pytest.approx(sum(c.time_s for c in whole))
+    assert plots.roofs(chip, 1) == plots.roofs(chip)
 
 
 def test_budgets_and_upper_bounds_are_called_so():
