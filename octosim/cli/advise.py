@@ -172,14 +172,14 @@ def sweep(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("device", "dtype", "runtime", "batch_size", "time_s", "images_s", "hypothetical"))
-    groups: dict[tuple[str, str], list[Any]] = {}
+    groups: dict[tuple[str, str, bool], list[Any]] = {}
     for device in devices:
         for dtype in types_of(device, first, asked.inference):
             runtime = runtimes.choose(asked.runtime, device, dtype, not asked.inference, first.method is not None)
-            key = (dtype, runtime.name)
+            key = (dtype, runtime.name, runtime.backward is runtime.accelerated)  # GPUs train by other rules than CPUs
             groups.setdefault(key, []).append((device, runtime))
     count = 0
-    for (dtype, _), members in groups.items():
+    for (dtype, *_), members in groups.items():
         made = typed(asked, first, dtype)
         # what is planned depends on the device only by the float type between int8 products
         tables: dict[str, tuple[Any, list[Any]]] = {}

@@ -86,6 +86,18 @@ def test_the_command_writes_a_sweep(tmp_path):
         run(*LENET, "--sweep", str(tmp_path / "points.txt"))
 
 
+@pytest.mark.parametrize("devices", [("pi4", "jetson"), ("jetson", "pi4")])
+def test_a_swept_framework_trains_by_each_devices_rules(devices, tmp_path):
+    """PyTorch's backward pass on a GPU is not that on CPU cores, whichever device comes first."""
+    file, options = tmp_path / "points.csv", ("--runtime", "pytorch", "--batch-size", "8")
+    run("--model", "lenet5", "--profile", devices[0], "--compare", devices[1], *options, "--sweep", str(file))
+    swept = {(row["device"], row["dtype"]): float(row["time_s"]) for row in csv.DictReader(file.open())}
+    for device in devices:
+        record = json.loads(run("--model", "lenet5", "--profile", device, *options, "--json"))
+        for dtype, row in record["types"].items():
+            assert swept[hardware.load(device).name, dtype] == pytest.approx(row["time_s"], rel=1e-4), (device, dtype)
+
+
 def test_the_answer_comes_first():
     record = json.loads(run("--model", "lenet5", "--profile", "jetson", "--batch-size", "8", "--images", "100", "--json"))
     assert record["answer"].startswith("lenet5, batch 8 of 28x28x1 on NVIDIA Jetson Xavier NX")
