@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,8 +90,7 @@ def dry_run(config: Config, as_json: bool) -> None:
         run.train_step()
         times.append(time.monotonic() - start)
     step_s = sorted(times[1:] or times)[len(times[1:] or times) // 2]
-    every = config.eval_every or run.steps_per_epoch
-    evaluations = max(1, run.steps // every)
+    evaluations = _evaluations(run.steps, {run.steps_per_epoch, config.eval_every or run.steps_per_epoch})
     batches = -(-len(run.data.test_labels) // config.batch_size)
     seconds = step_s * (run.steps + INFERENCE * evaluations * batches)
     if as_json:
@@ -102,6 +102,12 @@ def dry_run(config: Config, as_json: bool) -> None:
     timed = f"of {plural(len(times), 'step')} here"
     say(f"{time_text(step_s)} a step (median {timed}): about {duration_text(seconds)}, would end {clock(seconds)}")
     say("nothing was written")
+
+
+def _evaluations(steps: int, periods: set[int]) -> int:
+    """After every multiple of one or two periods, and after the last step."""
+    twice = steps // math.lcm(*periods) if len(periods) > 1 else 0
+    return sum(steps // period for period in periods) - twice + all(steps % period for period in periods)
 
 
 def show_memory(counts: dict[str, int], memory: dict[str, dict[str, int]]) -> None:

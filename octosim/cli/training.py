@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -102,18 +102,20 @@ def train(
     """
     from octosim import extensions
     from octosim import train as trainer
-    from octosim.methods.recipes import with_recipe
+    from octosim.methods.recipes import settings_of, with_recipe
 
     use_threads(threads)
     if checkpoint_every < 1:
         raise OctosimError(f"--checkpoint-every must be at least 1, not {checkpoint_every}")
     settings["parameters"] |= parameters([], lac=lac, prc=prc)
+    stated = {key for key in settings if is_typed(ctx, key)}
     if recipe is not None:
-        typed = {key: value for key, value in settings.items() if key == "parameters" or is_typed(ctx, key)}
-        settings = with_recipe(recipe, typed)
+        settings = with_recipe(recipe, {key: settings[key] for key in {*stated, "parameters"}})
+        stated |= set(settings_of(recipe))
     if profile is not None:
-        asked = settings["accumulator"] if is_typed(ctx, "accumulator") else None
+        asked = settings["accumulator"] if "accumulator" in stated else None
         settings["accumulator"] = _accumulator_of(profile, asked)
+        stated.add("accumulator")
     config = trainer.Config(**settings)
     data = config.data
     name = f"{Path(config.model).stem}-{_data_name(data)}-{config.method}-seed{config.seed}"
@@ -128,7 +130,7 @@ def train(
             extensions.trust(extensions.top_of(config.method))
         stored = trainer.read_config(folder)
         moved = data if is_typed(ctx, "data") and data != stored.data and _is_own(stored.data) else None
-        _refuse_changes(ctx, folder, config if moved is None else replace(config, data=stored.data), stored)
+        _refuse_changes(folder, config if moved is None else replace(config, data=stored.data), stored, stated)
         if trainer.read_digest(folder):
             trainer.check(folder)
             trainer.tidy(folder)
@@ -197,13 +199,17 @@ def _accumulator_of(profile: str, asked: str | None) -> str:
     return stated.value
 
 
-def _refuse_changes(ctx: typer.Context, folder: Path, asked: Any, stored: Any) -> None:
-    """Options typed beside --resume must be those that the run was started with."""
-    for key, value in vars(asked).items():
-        typed = bool(value) if key == "parameters" else is_typed(ctx, key)
-        typed = typed or key == "accumulator" and is_typed(ctx, "profile")
-        if typed and getattr(stored, key) != value:
-            raise OctosimError(f"{folder} was started with {key} = {getattr(stored, key)}, not {value}; --resume keeps it")
+def _refuse_changes(folder: Path, asked: Any, stored: Any, stated: Collection[str]) -> None:
+    """What is stated beside --resume, settings by name and parameters, must be what the run was started with."""
+    from octosim import methods
+
+    pairs = [(key, getattr(asked, key), getattr(stored, key)) for key in vars(asked) if key in stated and key != "parameters"]
+    if asked.parameters and all(value == kept for key, value, kept in pairs if key == "method"):
+        had, has = (methods.parameters(methods.make(stored.method, c.parameters)) for c in (stored, asked))
+        pairs += [(key, has[key], had[key]) for key in asked.parameters]
+    for key, value, kept in pairs:
+        if value != kept:
+            raise OctosimError(f"{folder} was started with {key} = {kept}, not {value}; --resume keeps it")
 
 
 def _summary(folder: Path, as_json: bool) -> None:

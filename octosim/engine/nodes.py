@@ -307,7 +307,8 @@ class Node:
     x_range, dy_range: ranges of the pass's input, where the pass before found them.  output_range: found by the layer's last
     pass, for the next.
     ranges: of parameters after the optimizer's last step, always in the same memory; known: names of those that are valid.
-    zero_grad_params: parameters whose gradient is structurally zero (a bias in front of batch norm); the optimizer skips them.
+    zero_grad_params: parameters whose gradient is structurally zero (a bias in front of batch norm with a batch's statistics);
+    the optimizer skips them.
     frozen: parameters that the run does not train.  backward: whether it takes part in the backward pass; a layer that does not
     lies before every trained one, runs as in inference and saves nothing.  running: of a normalization: it uses its running
     statistics in training too, and leaves them as they are.  rate: a factor on the learning rate.

@@ -142,6 +142,9 @@ def apply(selection: Selection, nodes: Sequence[Node]) -> None:
         node.backward = needs[node.index] = bool(node.trained) or any(needs[i] for i in node.inputs)
         normalizes = node.layer.stem == "bn" and node.backward
         node.running = normalizes and (selection.statistics == "frozen" or node.frozen >= set(node.params))
+        source = nodes[node.inputs[0]]
+        if node.running and source.normalized and source.layer.weighted:  # statistics that stay do not subtract a bias
+            source.zero_grad_params = set() if source.layer.bias else {"b"}
 
 
 def _choose_channels(shares: Sequence[tuple[str, float]], nodes: Sequence[Node]) -> None:

@@ -28,7 +28,7 @@ from octosim.engine.layers import (
 )
 from octosim.engine.network import nodes
 from octosim.engine.nodes import LOSSES
-from octosim.errors import OctosimError, suggest
+from octosim.errors import ArgumentError, OctosimError, suggest
 from octosim.graph.imported import is_imported, load
 from octosim.graph.model_file import is_file, read_file
 from octosim.graph.networks import NETWORKS
@@ -194,6 +194,8 @@ def layers(
         )
 
     if hidden_batchnorm:
+        if not batchnorm:
+            raise ArgumentError("{hidden_batchnorm} needs {batchnorm}")
         if isinstance(network, Graph):
             raise OctosimError(f"{model} has layers with names: hidden_batchnorm (--hidden-batchnorm) is for networks without")
         network = tuple(_normalized_hidden(network))

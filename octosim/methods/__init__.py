@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 import sys
 import types
@@ -61,10 +62,17 @@ def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
         raise OctosimError(f"{where} must be {'a string' if kind is str else 'true or false'}, not '{value}'")
     if kind not in (int, float):
         raise OctosimError(f"{where}: a parameter must be an int, a float, a bool, a str or a Literal, not {kind}")
+    wanted = "a whole number" if kind is int else "a number"
     try:
-        return kind(value)
-    except (TypeError, ValueError):
-        raise OctosimError(f"{where} must be a number, not '{value}'") from None
+        number = kind(value)
+        if isinstance(value, bool) or number != value and not isinstance(value, str):
+            raise ValueError
+        if not math.isfinite(number):
+            wanted = "a finite number"
+            raise ValueError
+        return number
+    except (TypeError, ValueError, OverflowError):
+        raise OctosimError(f"{where} must be {wanted}, not '{value}'") from None
 
 
 def find(name: str) -> type[Any]:

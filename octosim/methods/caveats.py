@@ -11,10 +11,10 @@ PASSED = ("relu", "clip", "pool", "flatten", "dropout", "avgpool")
 NAMED = 3
 
 
-def layers_text(names: Sequence[str], of: int) -> str:
+def layers_text(names: Sequence[str], of: int, what: str = "layers") -> str:
     """"in 2 of 20 layers (conv1, fc1)"."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"in {len(names)} of {of} layers ({', '.join(names[:NAMED])}{more})"
+    return f"in {len(names)} of {of} {what} ({', '.join(names[:NAMED])}{more})"
 
 
 def behind_norm(node: Node, nodes: Sequence[Node]) -> bool:

@@ -78,7 +78,8 @@ class Dorefa(Method):
         """Its authors have batch normalization directly in front of each clip to [0, 1]."""
         clipped = [node for node in nodes if node.layer.weighted and self._bits(node)[1] < 32]
         bare = [node.name for node in clipped if node.inputs[0] >= 0 and not caveats.behind_norm(node, nodes)]
-        sentences = []
+        bits = self.weight_bits, self.activation_bits, self.gradient_bits
+        sentences = ["32 bits everywhere: nothing is quantized"] if min(bits) == 32 else []
         if bare:
             where = caveats.layers_text(bare, len(clipped))
             sentences.append(

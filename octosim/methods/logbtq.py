@@ -194,7 +194,8 @@ class Logbtq(Method):
                 if not acts:
                     weak.append(f"{'w' if tensor == 'gradient of w' else 'x'} of {node.name}")
         if weak:
-            sentences.append(f"the barrier's pull is below {LEAST_PULL:g} of the gradient {caveats.layers_text(weak, at_all)}")
+            where = caveats.layers_text(weak, at_all, "tensors")
+            sentences.append(f"the barrier's pull is below {LEAST_PULL:g} of the gradient {where}")
         return sentences
 
     def error(self, node: Node, dy: Array, context: Context) -> Array:

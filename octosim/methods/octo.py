@@ -175,13 +175,15 @@ class Octo(Method):
 
     def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
         weighted = [node for node in nodes if node.layer.weighted]
-        inert = [node.name for node in weighted if self.lac == "channel" and node.normalized]
+        inert = [node.name for node in weighted if node.zero_grad_params.issuperset(COMPENSATION)]
         sentences = ["lac=off: no loss-aware compensation"] if self.lac == "off" else []
         if inert:
             where = caveats.layers_text(inert, len(weighted))
             what = "batch normalization subtracts it; INT8 + PRC there (lac=feature acts)"
             sentences.append(f"lac=channel is inert {where}: {what}")
-        return sentences + (["prc=off: no range clipping"] if self.prc == "off" else [])
+        whole = {"off": "prc=off", "ratio": "prc_ratio=1" * (self.prc_ratio == 1),
+                 "percentile": "prc_percentile=100" * (self.prc_percentile == 100)}.get(self.prc)  # fmt: skip
+        return sentences + ([f"{whole}: no range clipping"] if whole else [])
 
     def _compensation(self, node: Node, batch: int, context: Context) -> tuple[Array, Array, Array] | None:
         """alpha, mu and offset of one shape, which repeats along the batch."""

@@ -17,14 +17,14 @@ trained, as with every method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from octosim import core
-from octosim.engine.nodes import Array, Context, Method, Node, Product
+from octosim.engine.nodes import Array, Circumstances, Context, Method, Node, Product, Seen
 from octosim.errors import OctosimError
 from octosim.methods import float32, int8, octo
 from octosim.methods.fp32 import Fp32
@@ -147,6 +147,7 @@ class OctoReference(Method):
         "normalization": "float32",
     }
     layers: ClassVar[Mapping[str, Any]] = {"bn": FeatureBatchNorm(), "dropout": Dropout()}
+    unused: ClassVar[tuple[str, ...]] = ("accumulator", "count_overflow")
 
     def __post_init__(self) -> None:
         if not 0 < self.prc_ratio <= 1:
@@ -172,6 +173,14 @@ class OctoReference(Method):
             node.params["lac_alpha"] = np.ones(node.out_shape, np.float32)
             node.params["lac_mu"] = core.normal(shape, seed, node.tensor(MU), 1e-3)
             node.params["lac_offset"] = core.normal(shape, seed, node.tensor(OFFSET), 1e-3)
+
+    def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
+        convolves = any(node.layer.weighted and self._quantized(node) for node in nodes)
+        sentences = [] if convolves else ["no convolution: nothing is quantized"]
+        if self.lac == "off":
+            sentences.append("lac=off: no loss-aware compensation")
+        whole = "prc=off" if self.prc == "off" else "prc_ratio=1" if self.prc_ratio == 1 else ""
+        return sentences + ([f"{whole}: no range clipping"] if whole else [])
 
     def metrics(self, nodes: list[Node]) -> dict[str, Any]:
         """The compensation's part of the demo's loss, after the epoch's last step."""

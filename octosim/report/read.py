@@ -27,7 +27,7 @@ class Run:
     path: Path
     manifest: dict[str, Any]
     records: pd.DataFrame
-    timing: list[dict[str, Any]]  # epoch, wall_s (seconds), images_per_s
+    timing: list[dict[str, Any]]  # of each checkpoint: wall_s (seconds), images_per_s
     digest: str | None  # "sha256:<hex>"; None: unfinished
     notes: tuple[str, ...]
     failure: str = ""  # why it ended before its last step, in one sentence, where its folder or its study says so

@@ -295,7 +295,7 @@ def runs_table(runs: list[Run]) -> Table:
     )
     caption = (
         f"One row a run. Training loss: median of the last {LOSS_TAIL} recorded steps; images/s: median over epochs; "
-        "wall time: all recorded epochs. Best accuracy is picked on the test set itself, so it flatters."
+        "wall time: all recorded steps. Best accuracy is picked on the test set itself, so it flatters."
     )
     return Table(caption, columns, rows)
 

@@ -11,6 +11,7 @@ The records follow from the study alone: a study that was killed and started aga
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -38,6 +39,7 @@ from octosim.files import locked, read_lines, write_atomic
 from octosim.methods import recipes
 from octosim.schema import Frozen, problems_text
 from octosim.textfile import TOML_BYTES, read_text, read_toml
+from octosim.watch.runs import RunView
 
 SHIPPED = Path(__file__).parent / "studies"
 FORMAT = 1
@@ -45,7 +47,7 @@ FORMAT = 1
 # ---- the file --------------------------------------------------
 
 _KINDS: dict[str, Any] = settings.kinds()
-_Scalar = str | int | float
+_Scalar = str | bool | int | float
 
 
 def _settings(name: str, parameters: Any, wrap: Callable[[Any], Any]) -> Any:
@@ -117,8 +119,12 @@ def text(path: Path) -> str:
 
 def read(path: Path) -> Study:
     """A study's file; OctosimError with the first thing that is wrong in it."""
+    return _validated(read_toml(path, "study"), path)
+
+
+def _validated(content: Any, path: Path) -> Study:
     try:
-        return Study.model_validate(read_toml(path, "study"))
+        return Study.model_validate(content)
     except ValidationError as error:
         raise OctosimError(f"{path}: {problems_text(error, Study)}") from None
 
@@ -164,7 +170,10 @@ def rows(study: Study, path: Path) -> list[Row]:
         parts = [f"{key.removeprefix('method.')}={flat[key]}" for key in varied if key in flat]
         name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts))[:200].lstrip(".") or "run"
         if name in found:
-            raise OctosimError(f"{path}: two rows are {name}; every row of a study must be another run")
+            if _config(flat) == found[name].config:
+                raise OctosimError(f"{path}: two rows are {name}; every row of a study must be another run")
+            # they differ in characters that no file's name has, or beyond its length
+            name += "-" + hashlib.sha256(repr(sorted(flat.items())).encode()).hexdigest()[:8]
         found[name] = Row(name, _config(flat))
     return list(found.values())
 
@@ -176,17 +185,14 @@ def from_python(grid: Mapping[str, Any] | Sequence[train.Config]) -> tuple[Study
     """
     where = Path("study")
     if isinstance(grid, Mapping):
-        try:
-            study = Study.model_validate(grid)
-        except ValidationError as error:
-            raise OctosimError(f"{where}: {problems_text(error, Study)}") from None
+        study = _validated(grid, where)
         return study, rows(study, where), tomli_w.dumps(study.model_dump(exclude_unset=True))
     configs = list(grid)
     if not configs or not all(isinstance(config, train.Config) for config in configs):
         raise OctosimError("a study takes a name, a file, its content or a list of Config")
     plain = [{key: value for key, value in asdict(config).items() if value is not None} for config in configs]
     content = {"grid": [{k: {p: [v] for p, v in x.items()} if k == "parameters" else [x] for k, x in c.items()} for c in plain]}
-    study = Study.model_validate(content)
+    study = _validated(content, where)
     return study, rows(study, where), tomli_w.dumps(content)
 
 
@@ -363,7 +369,9 @@ def _settle(plan: Sequence[Row], out: Path) -> dict[str, State]:
         if train.read_digest(folder) is not None:
             state.state = "finished"
         elif (failure := train.read_failure(folder)) and outcome.failed(failure[1], 0)[0] == "diverged":
-            state.step = failure[0]
+            view = RunView(folder)
+            view.look()
+            state.step, state.steps, state.loss = view.step, view.steps or 0, view.losses[-1][1] if view.losses else None
             state.fail(failure[1])
     return states
 

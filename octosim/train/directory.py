@@ -7,7 +7,8 @@ A run directory holds
                            network has classes, test_accuracy; after an epoch also metrics, where the method has any
     overflow.jsonl         with count_overflow, an object a counted step, layer and pass: what happened in the accumulators
     measures.jsonl         with measure, an object a measured step, layer, pass, role and reference (measure.py)
-    timing.jsonl           one object an epoch: epoch, wall_s, images_per_s; not part of what must be equal
+    timing.jsonl           one object a checkpoint: step, epoch, and since the one before wall_s and images_per_s; not part of
+                           what must be equal
     checkpoint.safetensors parameters, running statistics and optimizer state, replaced atomically; in its metadata the step,
                            and sums of the tensors, of "decides" and of the records up to that step
     init.safetensors       with init, the tensors that the run began with, whose digest the manifest has
@@ -495,7 +496,7 @@ def read_end(folder: Path) -> tuple[str, int] | None:
 
 
 def read_failure(folder: Path) -> tuple[int, str] | None:
-    """The last step of a run that could not take the next one, and why; None where the directory says nothing of that."""
+    """The step that a run could not make, and why; None where the directory says nothing of that."""
     try:
         found = read_json(folder / "failure.json")
         return int(found["step"]), " ".join(str(found["reason"]).split())

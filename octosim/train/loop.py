@@ -100,7 +100,7 @@ def train(
         with directory.alone(folder), ExitStack() as files:
             records = Records(folder, _begin(run, folder), files)
             (folder / "failure.json").unlink(missing_ok=True)
-            _cut_timing(folder / "timing.jsonl", run.step // run.steps_per_epoch)
+            _cut_timing(folder / "timing.jsonl", run.step)
             if not _steps(run, folder, records, progress, every, prefetch):
                 return False
             directory.write_outcome(folder, run.look_back())
@@ -117,24 +117,24 @@ def _steps(
     run.allow_replay = True
     if run.config.measure:
         run.meter = run.new_meter()
-    started, epoch_step = time.perf_counter(), run.step
+    started, images = time.perf_counter(), 0
     left = range(run.step + 1, run.steps + 1)
     batches = ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
     with Interrupt() as interrupt, closing(batches):
         for batch in batches:
             record = _advance(run, folder, batch)
+            images += len(batch[1])
             for name, rows in zip(LINES, ([record], run.overflow, run.measures), strict=True):
                 records.add(name, rows)
             if progress:
                 progress(Progress(run.step, run.steps, record["epoch"], record["loss"], run.test_accuracy, run.test_loss))
             epoch_ends, stop = run.step % run.steps_per_epoch == 0, interrupt.asked
             if epoch_ends or run.step % every == 0 or run.step == run.steps or stop:
+                now = time.perf_counter()
+                _add_timing(folder, run, now - started, images)
+                started, images = now, 0
                 records.sync()
                 directory.save(run, folder, records.parts)
-            if epoch_ends:
-                now = time.perf_counter()
-                _time_epoch(folder, record["epoch"], now - started, (run.step - epoch_step) * run.config.batch_size)
-                started, epoch_step = now, run.step
             if stop:
                 break
     return run.step == run.steps
@@ -149,13 +149,14 @@ def _advance(run: Run, folder: Path, batch: Batch) -> dict[str, Any]:
         raise
 
 
-def _time_epoch(folder: Path, epoch: int, wall_s: float, images: int) -> None:
+def _add_timing(folder: Path, run: Run, wall_s: float, images: int) -> None:
+    line = {"step": run.step, "epoch": run.epoch, "wall_s": wall_s, "images_per_s": images / wall_s}
     with open(folder / "timing.jsonl", "a") as file:
-        file.write(json.dumps({"epoch": epoch, "wall_s": wall_s, "images_per_s": images / wall_s}) + "\n")
+        file.write(json.dumps(line) + "\n")
 
 
 def _cut_timing(path: Path, last: int) -> None:
-    """Keeps the epochs up to `last`, and no line that a kill cut short."""
+    """Keeps the lines up to step `last`, and none that a kill cut short."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
@@ -164,8 +165,8 @@ def _cut_timing(path: Path, last: int) -> None:
     for line in lines:
         with contextlib.suppress(OctosimError):
             row = parse_json(line, path.name)
-            epoch = row.get("epoch") if isinstance(row, dict) else None
-            if line.endswith(b"\n") and isinstance(epoch, int) and epoch <= last:
+            step = row.get("step") if isinstance(row, dict) else None
+            if line.endswith(b"\n") and isinstance(step, int) and step <= last:
                 kept.append(line)
     if kept != lines:
         write_atomic(path, b"".join(kept))

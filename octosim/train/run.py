@@ -347,12 +347,14 @@ class Run:
         if not meter:
             yield
             return
-        lr, corrections = numbers[0], numbers[1 : 1 + len(self.optimizer.corrections(1))]
+        update = optimizers.Update.of(self.optimizer, self.network, context, numbers, self.slots)
+        rates = {node.name: update.rate(node) for node in self.network.nodes}
 
         def trial(name: str, w: Array, g: Array) -> None:
+            layer = name.rpartition(".")[0]
             held = {slot: self.slots.get(name, {}).get(slot, np.zeros_like(w)) for slot in self.optimizer.slots}
             copies = {slot: v.astype(np.float32) for slot, v in held.items()}
-            self.optimizer.update(corrections, lr, self.optimizer.decay, w, g, copies)
+            self.optimizer.update(update.corrections, rates[layer], self.optimizer.decay, w, g, copies)
 
         with meter.step(self.network, self.registers, batch, context, self.config.label_smoothing, trial):
             yield

@@ -324,6 +324,12 @@ def test_unknown_instruction_set(tmp_path: Path) -> None:
 def test_resume_refuses_other_options(run: Path) -> None:
     done = octosim("train", "--resume", "--out", str(run), "--seed", "5")
     assert done.returncode == 2 and "was started with seed = 0, not 5" in done.stderr
+    done = octosim("train", "--resume", "--out", str(run), "--recipe", "dorefa")
+    assert done.returncode == 2 and "was started with model = " in done.stderr, "what a recipe says is asked for as well"
+    done = octosim("train", "--resume", "--out", str(run), "--lac", "feature")
+    assert done.returncode == 2 and "was started with lac = channel, not feature" in done.stderr
+    done = octosim("train", "--resume", "--out", str(run), "--lac", "channel", "--set", "prc_ratio=0.95")
+    assert done.returncode == 0 and "finished already" in done.stderr, "the method's own values"
 
 
 def test_divergence_is_one_sentence(tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("steps, epoch, every", [(12, 8, 8), (16, 8, 7), (16, 8, 16), (5, 8, 8), (24, 8, 6), (24, 8, 12)])
+def test_evaluations_are_counted(steps: int, epoch: int, every: int) -> None:
+    expected = [step for step in range(1, steps + 1) if step == steps or step % epoch == 0 or step % every == 0]
+    assert outlook._evaluations(steps, {epoch, every}) == len(expected)
+
+
 def test_a_run_in_a_narrow_register(tmp_path: Path) -> None:
     done = octosim(*SMALL, "--accumulator", "acc12", "--count-overflow", "2", "--out", "run", folder=tmp_path)
     assert done.returncode == 0

@@ -23,6 +23,7 @@ from octosim.engine.layers import (
     Residual,
 )
 from octosim.engine.nodes import Context, Node
+from octosim.engine.selection import ALL, Selection
 
 torch = pytest.importorskip("torch", reason="needs the extra 'peers'")
 
@@ -102,14 +103,14 @@ class Gated(torch.nn.Module):
         return x * passes
 
 
-def build(name: str, seed: int = 3) -> tuple[engine.Network, object, np.ndarray, np.ndarray]:
+def build(name: str, seed: int = 3, selection: Selection = ALL) -> tuple[engine.Network, object, np.ndarray, np.ndarray]:
     """A network, the same in PyTorch in float64, images and labels.
 
     Few images: among very many values two in one pooling window may be so near that float32 and float64 choose differently,
     which moves a gradient by more than rounding.
     """
     stack, shape = STACKS[name]
-    network = engine.Network(stack, shape, methods.make("fp32", {}), seed)
+    network = engine.Network(stack, shape, methods.make("fp32", {}), seed, selection=selection)
     network.fuse(poolings=False)  # keeps the signs that PyTorch's ReLUs take; test_models.py has the same bits with poolings
     rng = np.random.default_rng(seed)
     for node in network.nodes:  # away from the special values 0 and 1
@@ -152,9 +153,14 @@ def gradients(network: engine.Network, model: object, images: np.ndarray, labels
         return float(network.gradients(images, labels, Context(True, 0, step))[0])
 
 
+@pytest.mark.parametrize("statistics", ["batch", "frozen"])
 @pytest.mark.parametrize("name", STACKS)
-def test_loss_and_gradients(name: str) -> None:
-    network, model, images, labels = build(name)
+def test_loss_and_gradients(name: str, statistics: str) -> None:
+    """With frozen statistics a bias in front of batch normalization has a gradient."""
+    network, model, images, labels = build(name, selection=Selection(statistics=statistics))
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            layer.train(statistics == "batch")
     loss = gradients(network, model, images, labels, 1)
     expected = torch.nn.functional.cross_entropy(model(torch_input(images)), torch.from_numpy(labels).long())
     expected.backward()

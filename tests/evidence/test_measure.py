@@ -239,6 +239,12 @@ def test_accumulated_error_is_that_against_a_float32_run(optimizer: str) -> None
         assert rows[name, "update", "update", "step"].items() >= expected.items() and expected["mse"] > 0
 
 
+def test_updates_are_measured_at_the_rates_of_their_layers() -> None:
+    run = metered(method="fp32", rate=["conv1=0.1", "fc*=3"])
+    run.train_step()
+    assert {row["mse"] for row in run.measures if row["role"] == "update" and row["against"] == "step"} == {0}
+
+
 @pytest.mark.parametrize("model", ["lenet5", "mobilenet"])
 def test_local_and_operand_errors(model: str) -> None:
     """The layers' own inputs and gradients through products in float64; codes back to reals by their scales."""

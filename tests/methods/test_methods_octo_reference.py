@@ -10,7 +10,7 @@ from kit import few_levels, octo_demo, oracle
 from kit import hooks as direct
 from kit.examples import examples
 
-from octosim import core, data, engine, methods
+from octosim import core, data, engine, methods, train
 from octosim.engine import optimizers
 from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU
 from octosim.engine.nodes import Context, Node
@@ -95,6 +95,12 @@ def symm(t: np.ndarray, ratio: float, ends: tuple[float, ...] = ()) -> tuple[np.
     low, high = max(low, ratio * low), min(high, ratio * high)
     scale = (high - low) / 254
     return np.around(np.clip(t.astype(np.float64), low, high) / scale).astype(int), scale
+
+
+@pytest.mark.parametrize("setting", [{"accumulator": "acc16"}, {"count_overflow": 1}])
+def test_there_is_no_register_to_choose(setting: dict) -> None:
+    with pytest.raises(OctosimError, match="has no meaning for method octo-reference"):
+        train.Run(train.Config(model="lenet5", method="octo-reference", **setting))
 
 
 @pytest.mark.parametrize("lac", ["sample", "off"])

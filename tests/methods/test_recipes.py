@@ -96,16 +96,26 @@ def small(method: str, steps: int = 2, **settings: object) -> train.Run:
         ("octo", {"parameters": {"lac": "feature"}}, None),
         ("octo", {"parameters": {"lac": "off"}}, "lac=off"),
         ("octo", {"parameters": {"lac": "feature", "prc": "off"}}, "prc=off"),
+        ("octo", {"parameters": {"prc_ratio": 1}}, "prc_ratio=1: no range clipping"),
+        ("octo", {"parameters": {"prc": "percentile", "prc_percentile": 100}}, "prc_percentile=100: no range clipping"),
+        ("octo", {"parameters": {"lac": "feature", "prc": "gauss", "prc_ratio": 1}}, None),
+        ("octo", {"batchnorm_statistics": "frozen"}, None),
+        ("octo-reference", {}, None),
+        ("octo-reference", {"model": "mlp"}, "no convolution: nothing is quantized"),
+        ("octo-reference", {"parameters": {"lac": "off"}}, "lac=off"),
+        ("octo-reference", {"parameters": {"prc_ratio": 1}}, "prc_ratio=1: no range clipping"),
         ("blaq", {"optimizer": "adam"}, "no epoch of two-stage steps: the first is epoch 5 (period), the run has 1"),
         ("blaq", {"optimizer": "adam", "parameters": {"period": 1}}, None),
         ("laq", {}, "with sgd the curvature is the same for all weights"),
         ("laq", {"optimizer": "adam"}, None),
         ("dorefa", {}, "no batch normalization in front of the clip to [0, 1] in 1 of 3 layers (fc2)"),
         ("dorefa", {"hidden_batchnorm": True}, None),
+        ("dorefa", {"parameters": dict.fromkeys(("weight_bits", "activation_bits", "gradient_bits"), 32)},
+         "32 bits everywhere: nothing is quantized"),
         ("dorefa", {"batchnorm": False}, "in 3 of 3 layers (conv2, fc1, fc2)"),
         ("logbtq", {}, "accumulators are float32"),
         ("logbtq", {"parameters": {"barrier": 0}}, "no log barrier"),
-        ("logbtq", {"parameters": {"barrier": 1e-5}}, "the barrier's pull is below 0.0001 of the gradient"),
+        ("logbtq", {"parameters": {"barrier": 1e-5}}, "the barrier's pull is below 0.0001 of the gradient in 9 of 9 tensors (w"),
         ("qat", {"parameters": {"delay": 2}}, "activations are never quantized"),
         ("banner", {"batchnorm": False}, "no batch normalization: Range BN never acts"),
         ("fqat", {"batchnorm": False}, "Clipping Batch Normalization never acts"),
@@ -149,6 +159,8 @@ def test_hidden_batchnorm() -> None:
     assert [names[names.index(fc) + 1][:2] for fc in ("fc1", "fc2")] == ["bn", "bn"] and names[-1] == "fc3"
     with pytest.raises(OctosimError, match="hidden_batchnorm"):
         graph.layers("resnet8", 10, hidden_batchnorm=True, in_shape=(32, 32, 3))
+    with pytest.raises(OctosimError, match="hidden_batchnorm needs batchnorm"):
+        graph.layers("lenet5", 10, batchnorm=False, hidden_batchnorm=True)
 
 
 @pytest.mark.parametrize("model", ["preresnet20", "preresnet20-clip"])

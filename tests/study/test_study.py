@@ -67,6 +67,20 @@ def test_all_methods(tmp_path: Path) -> None:
     assert [(row.config.method, row.config.seed) for row in rows] == [(name, s) for name in METHODS for s in (0, 1)]
 
 
+def test_rows_whose_names_would_be_equal(tmp_path: Path) -> None:
+    """Two patterns whose characters no folder can have; and the same twice."""
+    one, two = rows_of(tmp_path, '[[grid]]\ntrain = [["conv*"], ["conv?"]]\n')
+    assert one.name == "train=_conv_" and two.name.startswith("train=_conv_-") and one.config != two.config
+    again = rows_of(tmp_path, '[[grid]]\ntrain = [["conv*"], ["conv?"]]\n')[1]
+    assert again.name == two.name
+
+
+def test_flags_are_values_of_parameters(tmp_path: Path) -> None:
+    rows = study.from_python([train.Config(method="fp32", parameters={"x": True})])[1]
+    with pytest.raises(OctosimError, match="method fp32 has no parameter 'x'"):
+        study.check(rows, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -169,13 +183,14 @@ def test_other_settings_are_refused(finished: Path, tmp_path: Path) -> None:
 def test_a_run_that_diverges_is_a_result(tmp_path: Path) -> None:
     """Exit code 0, the row and the page say so; the study's next start leaves the run as it is."""
     path = file(tmp_path, BASE + "[[grid]]\nlr = [0.01, 1e30]\n")
+    rows = []
     for _ in range(2):
         done = octosim("study", str(path), "--out", "out", "--jobs", "1", folder=tmp_path)
+        rows.append(json.loads((tmp_path / "out/study.json").read_text())["rows"])
         assert done.returncode == 0, done.stderr
         assert "1 finished, 1 diverged" in done.stdout and "lr=1e+30 diverged: step " in done.stderr
         failure = (tmp_path / "out/lr=1e+30/failure.json").stat().st_mtime_ns
-    states = [row["state"] for row in json.loads((tmp_path / "out/study.json").read_text())["rows"]]
-    assert states == ["finished", "diverged"]
+    assert [row["state"] for row in rows[0]] == ["finished", "diverged"] and rows[1] == rows[0]
     assert octosim("study", str(path), "--out", "out", "--json", folder=tmp_path).returncode == 0
     assert (tmp_path / "out/lr=1e+30/failure.json").stat().st_mtime_ns == failure
     octosim("report", "out", "-o", "page.md", folder=tmp_path)

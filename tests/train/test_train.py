@@ -298,6 +298,9 @@ def test_resume_gives_the_same_bits(
     assert train.train(run, folder, every=3)
     assert train.read_digest(folder) == expected
     assert (folder / "records.jsonl").read_text() == whole
+    timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    assert sorted({row["step"] for row in timing}) == [row["step"] for row in timing] and timing[-1]["step"] == 40
+    assert sum(row["wall_s"] * row["images_per_s"] for row in timing) == pytest.approx(5000 + 6 * 150), "33 and a third batches"
 
 
 def command(*arguments: str, **variables: str) -> list[str]:
