@@ -115,7 +115,7 @@ def small(method: str, steps: int = 2, **settings: object) -> train.Run:
         ("dorefa", {"batchnorm": False}, "in 3 of 3 layers (conv2, fc1, fc2)"),
         ("logbtq", {}, "accumulators are float32"),
         ("logbtq", {"parameters": {"barrier": 0}}, "no log barrier"),
-        ("logbtq", {"parameters": {"barrier": 1e-5}}, "the barrier's pull is below 0.0001 of the gradient in 9 of 9 tensors (w"),
+        ("logbtq", {"parameters": {"barrier": 1e-5}}, "pull is below 0.0001 of the gradient in 9 of 9 tensors (w"),
         ("qat", {"parameters": {"delay": 2}}, "activations are never quantized"),
         ("banner", {"batchnorm": False}, "no batch normalization: Range BN never acts"),
         ("fqat", {"batchnorm": False}, "Clipping Batch Normalization never acts"),
