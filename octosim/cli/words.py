@@ -47,7 +47,8 @@ def _modes() -> Iterable[str]:
 
 
 def _clusters() -> Iterable[str]:
-    return [e.name for device in _devices() if len(device.engines) > 1 for e in device.engines if e.kind == "cpu"]
+    return [e.name for device in _devices() if len(device.engines) > 1 for e in device.engines
+            if e.kind == "cpu" or e.name == "dla"]  # fmt: skip
 
 
 def _studies() -> Iterable[str]:

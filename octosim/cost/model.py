@@ -306,9 +306,33 @@ def cores_of(engine: Engine, device: Device, threads: int | None) -> int:
     return min(threads, engine.units.value) if threads and own else engine.units.value
 
 
+def clusters_of(device: Device) -> list[Engine]:
+    """Clusters of CPU cores, as a big.LITTLE chip has several of."""
+    return [engine for engine in device.engines if engine.kind == "cpu" and engine.core]
+
+
+def alternatives(device: Device, threads: int | None = None) -> list[tuple[Device, int | None]]:
+    """The device with each of its clusters of CPU cores alone, since a network runs on one of them; with the threads.
+
+    threads not given: as many as the first cluster has cores.
+    """
+    clusters = clusters_of(device)
+    if len(clusters) < 2:
+        return [(device, threads)]
+    count = threads or clusters[0].units.value
+    others = [engine for engine in device.engines if engine not in clusters]
+    return [(device.model_copy(update={"engines": (cluster, *others)}), count) for cluster in clusters]
+
+
 def _engines(pass_: str, layer: str, device: Device) -> list[Engine]:
-    """The engines that can run a pass; never empty."""
+    """The engines that can run a pass; never empty.
+
+    An NPU beside a GPU (a Jetson's DLA) computes nothing: software takes the GPU unless it is told otherwise, and a network
+    that is given to a DLA runs on that alone (`hardware.with_cluster`).
+    """
     engines = [engine for engine in device.engines if engine.trains or pass_ == "forward"]
+    if any(engine.kind == "gpu" for engine in engines):
+        engines = [engine for engine in engines if engine.kind != "npu"]
     if not engines:
         raise OctosimError(
             f"profile {device.name}: no engine has trains = true, so the pass {pass_} of layer {layer} cannot run there; "
@@ -317,7 +341,7 @@ def _engines(pass_: str, layer: str, device: Device) -> list[Engine]:
     return engines
 
 
-def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | None = None) -> Run:
+def _run(op: Op, device: Device, runtime: Runtime | None = None) -> Run:
     """A product runs on the fastest engine with op.dtype, else on the fastest with a wider dtype.
 
     INT8 products without INT8 units run in float32: float16 (at most 65504) holds the sum of no more than four of them.  INT16
@@ -325,15 +349,11 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | 
     type: tensor cores take matrix products.
     """
     engines = _engines(op.pass_, op.layer, device)
-    clusters = [e for e in device.engines if e.kind == "cpu" and e.core]
-    count = threads or (clusters[0].units.value if clusters else 0)
     convolution = op.kind == "gemm" and op.kernel != (0, 0)
     tf32 = runtime is not None and (runtime.tf32 == "all" or runtime.tf32 == "convolutions" and convolution)
 
     def rate(engine: Engine, dtype: Dtype) -> float:
-        """Of a cluster of CPU cores with so many threads: as many as the first cluster has cores, if not given."""
-        busy = min(count, engine.units.value) / engine.units.value if engine in clusters else 1.0
-        return engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY, tf32) * busy
+        return engine.peak_mac_s(dtype, tf32) * _efficiency(engine, dtype)
 
     def factors(engine: Engine, dtype: Dtype) -> CpuFactors | None:
         found, path = factors_of(device, engine, dtype), path_of(engine, dtype)
@@ -353,7 +373,7 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None, threads: int | 
     order: dict[str, tuple[Dtype, ...]] = {"int8": ("int8", "float32", "float16"), "float16": ("float16", "float32")}
     for dtype in order.get(op.dtype, ("float32",)):
         engine = max(engines, key=lambda e: rate(e, dtype))
-        if engine.rate_mac_s(dtype, ASSUMED_EFFICIENCY, tf32):
+        if rate(engine, dtype):
             own = factors(engine, dtype)
             notes = []
             if dtype != op.dtype:
@@ -420,7 +440,10 @@ def geometry(ops: Sequence[Op]) -> Array:
 
 @dataclass
 class Machine:
-    """A device with a runtime and a number of threads: how each class of operations runs there, found when first asked for."""
+    """A device with a runtime and a number of threads: how each class of operations runs there, found when first asked for.
+
+    device: one of `alternatives`, with at most one cluster of CPU cores.
+    """
 
     device: Device
     runtime: Runtime | None = None
@@ -438,7 +461,7 @@ class Machine:
         """Finds how the classes of these operations run; OctosimError where one cannot."""
         for code, op in zip(codes, ops, strict=True):
             if code not in self.runs:
-                run = _run(op, self.device, self.runtime, self.threads)
+                run = _run(op, self.device, self.runtime)
                 self.runs[code] = run
                 self._rows[code] = self._row(run)
                 self._factors[code] = _parameters(run, self.device, self.runtime, self.training)
@@ -503,8 +526,25 @@ class Prepared:
 def prepare(
     ops: Iterable[Op], device: Device, threads: int | None = None, runtime: Runtime | None = None
 ) -> Prepared:
-    """The operations of one network on one device."""
+    """The operations of one network on one device, of several clusters of CPU cores on the one that is predicted to be fastest."""
     ops = list(ops)
+    choices = alternatives(device, threads)
+    if len(choices) == 1:
+        return _alone(ops, device, threads, runtime)
+    found, refused = [], None
+    for alone, count in choices:
+        try:
+            found.append(_alone(ops, alone, count, runtime))
+        except OctosimError as error:  # a cluster without such a type, or that does not train
+            refused = refused or error
+    if not found:
+        assert refused
+        raise refused
+    return min(found, key=lambda p: times(p, p.parameters)[0].sum())
+
+
+def _alone(ops: list[Op], device: Device, threads: int | None, runtime: Runtime | None) -> Prepared:
+    """The operations on a device that has no choice of clusters."""
     machine = Machine(device, runtime, threads, is_training(ops))
     columns = geometry(ops)
     codes = columns[GEOMETRY.index("code")]

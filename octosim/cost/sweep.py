@@ -70,6 +70,10 @@ def times(network: Table, batches: Sequence[int], devices: Sequence[tuple[Device
 
     devices: with their runtime and threads.  Devices whose rates were measured are left to octosim.cost.predict: NaN.
     """
+    choices = [[(alone, r, count) for alone, count in model.alternatives(d, t)] for d, r, t in devices]
+    if any(len(some) > 1 for some in choices):  # a network runs on the fastest of a chip's clusters
+        found = times(network, batches, [one for some in choices for one in some])
+        return np.fmin.reduceat(found, np.cumsum([0, *map(len, choices[:-1])]))
     training = is_training(network.ops)
     machines = [None if d.rates is not None else model.Machine(d, r, t, training) for d, r, t in devices]
     found = np.full((len(devices), len(batches)), np.nan)

@@ -409,11 +409,17 @@ def at_mode(device: Device, name: str) -> Device:
 
 
 def with_cluster(device: Device, name: str) -> Device:
-    """The device with one of its clusters of CPU cores alone, by the engine's name or the core's."""
+    """The device with one of its clusters of CPU cores alone, by the engine's name or the core's; or with one of its DLAs.
+
+    Software builds a network for one DLA, so two never work on an image.
+    """
     wanted = name.casefold().removeprefix("cortex-")
     chosen = [e for e in device.engines if wanted in (e.name.casefold(), (e.core or "").casefold().removeprefix("cortex-"))]
     if not chosen:
         raise OctosimError(f"profile {device.name} has no cluster '{name}'" + suggest(name, [e.name for e in device.engines]))
+    if any(engine.kind == "gpu" for engine in device.engines):
+        one = Count(value=1, kind="derived", source="NVIDIA TensorRT developer guide, Working with DLA: an engine is built for one DLA core")
+        chosen = [engine.model_copy(update={"units": one}) if engine.kind == "npu" else engine for engine in chosen]
     return device.model_copy(update={"engines": tuple(chosen)})
 
 

@@ -313,6 +313,54 @@ def test_clusters_are_an_input():
         hardware.with_cluster(chip, "a76")
 
 
+@pytest.mark.parametrize("name", ["rk3399", "rk3588", "odroid-n2-plus", "snapdragon-855"])
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_a_network_runs_on_the_cluster_that_is_predicted_fastest(name, dtype):
+    """More threads or a higher clock are never slower on a network whose products have work for all cores."""
+    chip, tflite = hardware.load(name), load_runtime("tflite")
+    ops = reference.NETWORKS["resnet50"](1, dtype)
+
+    def seconds(device, threads=None):
+        return sum(c.time_s for c in cost.predict(ops, device, threads, tflite))
+
+    counts = range(1, 9)
+    times = [seconds(chip, n) for n in counts]
+    assert all(more <= few * (1 + 1e-9) for few, more in zip(times, times[1:], strict=False))
+    alone = [hardware.with_cluster(chip, e.name) for e in chip.engines]
+    assert times == pytest.approx([min(seconds(device, n) for device in alone) for n in counts])
+    clocks = [seconds(hardware.at_clock(chip, x * chip.engines[0].clock_ghz.value)) for x in (0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1)]
+    assert all(fast <= slow * (1 + 1e-9) for slow, fast in zip(clocks, clocks[1:], strict=False))
+    found = sweep.times(sweep.table(lambda batch: ops), [4], [(chip, tflite, n) for n in counts])
+    assert found[:, 0] == pytest.approx(times)
+
+
+def test_a_cluster_that_cannot_train_leaves_the_step_to_the_others():
+    chip = hardware.load("rk3399")
+    a72, a53 = chip.engines
+    ops = [conv(pass_="dW")]
+    mixed = chip.model_copy(update={"engines": (a72.model_copy(update={"trains": False}), a53)})
+    assert cost.prepare(ops, mixed).clock[0] == 1.416e9
+    none = chip.model_copy(update={"engines": tuple(e.model_copy(update={"trains": False}) for e in chip.engines)})
+    with pytest.raises(OctosimError, match="no engine has trains = true"):
+        cost.prepare(ops, none)
+
+
+@pytest.mark.parametrize("name", ["jetson", "jetson-agx-xavier", "jetson-orin-nx", "jetson-agx-orin"])
+def test_products_run_on_a_dla_where_it_is_asked_for(name):
+    """As in TensorRT; then on one of the two.  So a mode with fewer multiprocessors is never faster."""
+    board, trt = hardware.load(name), load_runtime("tensorrt")
+    ops = reference.NETWORKS["resnet50"](1, "int8")
+
+    def engines(device):
+        return {(c.engine.name, c.engine.units.value) for c in cost.prepare(ops, device, None, trt).runs}
+
+    fastest = sum(c.time_s for c in cost.predict(ops, board, None, trt))
+    for mode in [board, *(hardware.at_mode(board, m.name) for m in board.modes)]:
+        assert {engine for engine, _ in engines(mode)} <= {"tensor-cores", "cuda-cores"}
+        assert sum(c.time_s for c in cost.predict(ops, mode, None, trt)) >= fastest * 0.99  # MAXN may be the profile's
+    assert engines(hardware.with_cluster(board, "dla")) == {("dla", 1)}
+
+
 @pytest.mark.parametrize("name, mode, clock, watts", [
     ("jetson", "10W", 0.80325, 10), ("jetson", "mode_15w_6core", 1.10925, 15), ("jetson-agx-orin", "30W", 0.612, 30),
     ("jetson-tx2", "MAXQ", 0.85, 7.5), ("jetson-nano", "5W", 0.64, 5)])
