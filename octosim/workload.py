@@ -32,12 +32,18 @@ class CostQuery:
     classes: int | None = None
 
 
+WHOLE_STEP: dict[str, Any] = {
+    "train": [], "freeze": [], "train_last": None, "update": "all", "channels": [], "batchnorm_statistics": "batch",
+    "accumulate": 1,
+}  # fmt: skip
+"""Fine-tuning's options as a step that trains everything has them."""
+
+
 def selection_of(asked: CostQuery) -> tuple[Any, int]:
     """Which parameters are trained (`selection.Selection`), and the micro-batches of a step."""
     from octosim.engine.selection import make
 
-    rules: dict[str, Any] = {"train": [], "freeze": [], "train_last": None, "update": "all", "batchnorm_statistics": "batch"}
-    rules |= {"channels": [], "accumulate": 1} | asked.tuning
+    rules = WHOLE_STEP | asked.tuning
     accumulate: Any = rules.pop("accumulate")
     if accumulate < 1:
         raise OctosimError(f"--accumulate must be at least 1, not {accumulate}")
@@ -53,6 +59,7 @@ class Workload:
     is too large for the accumulators.  notes: what a reader of the operations' price should know.  network: without weights;
     None of an ONNX file.  in_half: fp32's network with float16 products, from the same plans.  is_fixed: whether it has no
     other types of products: a quantized file.  others: of other types of products, as `typed` made them.
+    fixed_batch: the only batch that an ONNX file takes; None: any.
     """
 
     method: str | None
@@ -67,6 +74,7 @@ class Workload:
     in_half: Callable[[], Workload] | None = None
     is_fixed: bool = False
     others: dict[str, Workload] = field(default_factory=dict)
+    fixed_batch: int | None = None
 
 
 def batch_sizes(text: str | None) -> list[int | None]:
@@ -87,10 +95,6 @@ def source(asked: CostQuery) -> Workload:
     return _onnx(asked) if is_onnx(asked.model) else _own(asked)
 
 
-_OWN_BATCH: dict[Path, int] = {}
-"""Batches of files that were read without one asked for."""
-
-
 def _onnx(asked: CostQuery) -> Workload:
     from octosim.cost import memory as onnx_memory
     from octosim.cost import onnx as onnx_ops
@@ -104,23 +108,30 @@ def _onnx(asked: CostQuery) -> Workload:
         raise OctosimError("--classes is for octosim's own networks; an ONNX file has its own")
     if not asked.batchnorm:
         raise OctosimError("--no-batchnorm is for octosim's own networks; export the ONNX file without it")
-    if any(asked.tuning.get(name) for name in ("train", "freeze", "train_last", "channels")):
-        raise OctosimError("--train, --train-last, --freeze and --channels are for octosim's own networks")
+    for name, default in WHOLE_STEP.items():
+        if asked.tuning.get(name, default) != default:
+            raise OctosimError(
+                f"--{name.replace('_', '-')} is for octosim's own networks; `octosim import {asked.model} -o net/` makes one"
+            )
     if asked.parameters:
         raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
     path = Path(asked.model)
     is_int8 = asked.inference and onnx_ops.is_int8(path, None, asked.shapes)
+    if is_int8 and asked.dtype not in (None, "int8"):
+        raise OctosimError(f"--dtype {asked.dtype}: {path} is quantized, so its inference has int8 products alone")
     kind = "int8" if is_int8 else asked.dtype or "float32"
+    fixed = onnx_ops.fixed_batch(path, asked.shapes)
 
     def batch_of(batch: int | None) -> int:
-        found = onnx_ops.batch_size(path, batch, asked.shapes)
-        if batch is None:
-            _OWN_BATCH[path] = found
-        return found
+        size = onnx_ops.batch_size(path, as_read(batch), asked.shapes)
+        if batch not in (None, size):
+            texts = [f"--shape {name}={'x'.join(map(str, sizes))}" for name, sizes in asked.shapes.items()]
+            raise OctosimError(f"--batch-size must be {size}, as {' '.join(texts) or path} has it, not {batch}")
+        return size
 
     def as_read(batch: int | None) -> int | None:
-        """The batch as the file was read with: its own is None, so that it is read once."""
-        return None if batch == _OWN_BATCH.get(path) else batch
+        """The batch as the file is read with: its own, else 1, is None, so that it is read once."""
+        return None if batch == (fixed or 1) else batch
 
     def ops(device: Any, batch: int | None, runtime: Any) -> list[Any]:
         found = onnx_ops.ops(
@@ -134,6 +145,8 @@ def _onnx(asked: CostQuery) -> Workload:
 
     def largest(capacity: float) -> int:
         """The batch that fits, of a model whose batch is symbolic."""
+        if fixed:
+            return 0
         try:
             one, two = memory(1)["peak"], memory(2)["peak"]
         except OctosimError:
@@ -143,6 +156,7 @@ def _onnx(asked: CostQuery) -> Workload:
     return Workload(
         None, kind, ops, batch_of, memory, largest,
         notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient), is_fixed=is_int8,
+        fixed_batch=fixed,
     )  # fmt: skip
 
 
@@ -161,6 +175,8 @@ def _own(asked: CostQuery) -> Workload:
 
     if asked.lenient:
         raise OctosimError("--lenient is for ONNX files; octosim's own networks have no unknown operators")
+    if asked.shapes:
+        raise OctosimError("--shape is for ONNX files; --image takes the size of an own network's images")
     half = asked.dtype == "float16"
     method = asked.method or usual_method(asked.dtype)
     if not computes_in(method, asked.dtype):

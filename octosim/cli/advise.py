@@ -160,6 +160,12 @@ def show(found: dict[str, Any], most: int = 12) -> None:
     table.show()
 
 
+def sizes_of(first: Workload, batches: list[int | None]) -> list[int]:
+    """The batches that are tried: those asked for, else a file's own where it takes no other."""
+    own = [first.fixed_batch] if first.fixed_batch else list(BATCHES)
+    return [first.batch(b) for b in batches if b is not None] or own
+
+
 def sweep(
     asked: CostQuery, first: Workload, devices: list[Any], batches: list[int | None], threads: int | None, path: Path
 ) -> int:
@@ -168,7 +174,7 @@ def sweep(
     from octosim.cost import sweep as sweeps
     from octosim.files import write_atomic
 
-    sizes = [first.batch(b) for b in batches if b is not None] or list(BATCHES)
+    sizes = sizes_of(first, batches)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("device", "dtype", "runtime", "batch_size", "time_s", "images_s", "hypothetical"))
@@ -188,7 +194,7 @@ def sweep(
             tables.setdefault(kind, (device, []))[1].append((device, runtime))
         for model_device, some in tables.values():
             runtime = some[0][1]
-            table = sweeps.table(lambda b, m=made, d=model_device, r=runtime: m.ops(d, b, r))  # type: ignore[misc]
+            table = sweeps.table(lambda b, m=made, d=model_device, r=runtime: m.ops(d, b, r), sizes)  # type: ignore[misc]
             times = sweeps.times(table, sizes, [(d, r, threads) for d, r in some])
             for (device, software), row in zip(some, times.tolist(), strict=True):
                 for batch, seconds in zip(sizes, row, strict=True):

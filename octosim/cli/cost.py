@@ -294,13 +294,13 @@ def point(
         row.pop("parts", None)
     record["types"] = rows
     if "int8" in priced and first.dtype == "int8":
-        record |= side_by_side(priced["int8"], priced.get("float32"), device)
+        record |= side_by_side(priced["int8"], priced.get("float32"), device, first.is_fixed)
         for name in ("int8", "float32"):
             record[name]["peak_bytes"] = rows[name]["peak_bytes"] if name in rows else None
     peaks = {SHORT[name]: row["peak_bytes"] for name, row in rows.items() if row["peak_bytes"] is not None}
     largest = {SHORT[name]: s.largest for name, s in sources.items() if s.largest is not None}
     if peaks and set(peaks) <= set(largest):
-        record |= fit(peaks, largest, device)
+        record |= fit(peaks, largest, device, first.fixed_batch)
         for name, row in rows.items():
             row["fits"] = record["fits"][SHORT[name]]
         if first.dtype == "int8":

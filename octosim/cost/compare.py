@@ -51,15 +51,18 @@ def ratio(one: Mapping[str, Any], other: Mapping[str, Any]) -> Ratio | None:
     return Ratio(value, value * math.exp(-deviation), value * math.exp(deviation))
 
 
-def side_by_side(int8: Sequence[OpCost], float32: Sequence[OpCost] | None, device: Device) -> dict[str, Any]:
+def side_by_side(
+    int8: Sequence[OpCost], float32: Sequence[OpCost] | None, device: Device, quantized: bool = False
+) -> dict[str, Any]:
     """{"int8", "float32": time_s and its interval, energy_j; "gain": float32's time / INT8's; "reason": in words}.
 
-    float32 None: the device cannot run it; the gain is then None too.
+    float32 None: the device cannot run it, or the file is quantized; the gain is then None too.
     """
     keys = ("time_s", "time_low_s", "time_high_s", "energy_j")
     if float32 is None:
         total = cost.total(int8, device)
-        text = "no engine computes in float32, so there is nothing to compare"
+        why = "the file is quantized and has no float32 products" if quantized else "no engine computes in float32"
+        text = f"{why}, so there is nothing to compare"
         return {"int8": {k: total[k] for k in keys}, "float32": dict.fromkeys(keys), "gain": None, "pays": None, "reason": text}
     sides = {}
     for name, costs in (("int8", int8), ("float32", float32)):
@@ -108,10 +111,12 @@ def capacity_bytes(device: Device) -> float | None:
     return None if known is None else USABLE * known.value * 2**30
 
 
-def fit(peak: dict[str, int], largest: dict[str, Callable[[float], int]], device: Device) -> dict[str, Any]:
+def fit(
+    peak: dict[str, int], largest: dict[str, Callable[[float], int]], device: Device, fixed_batch: int | None = None
+) -> dict[str, Any]:
     """Whether each arithmetic's peak fits the device, and what would: {"fits": {name: bool | None}, "advice": text}.
 
-    largest: by arithmetic, the largest batch for so many bytes.
+    largest: by arithmetic, the largest batch for a number of bytes.  fixed_batch: the only batch of an ONNX file, None: any.
     """
     capacity = capacity_bytes(device)
     fits = {name: None if capacity is None else bytes_ <= capacity for name, bytes_ in peak.items()}
@@ -122,7 +127,8 @@ def fit(peak: dict[str, int], largest: dict[str, Callable[[float], int]], device
     would += [text for name, text in words.items() if not fits[name]]
     missing = [name for name, here in fits.items() if not here]
     verb = "do" if len(missing) > 1 else "does"
-    what = f"fits: {', '.join(would)}" if would else "no batch fits"
+    none = f"the batch is fixed at {fixed_batch} in the file" if fixed_batch else "no batch fits"
+    what = f"fits: {', '.join(would)}" if would else none
     size = f"{capacity / 2**30:.2g} GiB" if capacity >= 2**27 else f"{capacity / 2**20:.2g} MiB"
     room = f"{size} ({USABLE:g} of the memory)"
     return {"fits": fits, "advice": f"{' and '.join(missing)} {verb} not fit in {room}; {what}"}

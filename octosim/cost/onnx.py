@@ -235,6 +235,24 @@ def batch_size(path: Path, batch: int | None, shapes: Mapping[str, Shape] | None
     return dims[0][0].dim_value if dims and dims[0] else 1
 
 
+def fixed_batch(path: Path, shapes: Mapping[str, Shape] | None = None) -> int | None:
+    """The only batch that the model runs at: its inputs, or `shapes` of them, leave none open; None: any."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # told by what reads the file
+    graph, shapes = _file(path, (status.st_mtime_ns, status.st_size, status.st_ino)).graph, shapes or {}
+    constants = {tensor.name for tensor in graph.initializer}
+    firsts = []
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name in shapes:
+            firsts.append(shapes[value.name][0])
+        elif value.name not in constants and dims:
+            firsts.append(dims[0].dim_value if dims[0].WhichOneof("value") == "dim_value" else 0)
+    return firsts[0] if firsts and all(size > 0 for size in firsts) else None
+
+
 def _read(model: Any, inference: bool, dtype: str, float_dtype: str, path: Path) -> _Graph:
     from onnx import TensorProto
 

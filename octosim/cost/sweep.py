@@ -31,7 +31,8 @@ READ_AT = (2, 6, 4)
 class Table:
     """A network's operations as columns [GEOMETRY][operation] at any batch: `one` + `each` x batch.
 
-    ops: the operations at READ_AT[0], for what is no number.  exact: whether all columns are affine; else `read` is asked.
+    ops: the operations at the first batch read, for what is no number.  exact: whether all columns are affine; else `read` is
+    asked.
     """
 
     ops: tuple[Op, ...]
@@ -46,14 +47,20 @@ class Table:
         return self.one[:, None, :] + self.each[:, None, :] * sizes
 
 
-def table(read: Callable[[int], Sequence[Op]]) -> Table:
-    """The table of a network that `read` gives the operations of at a batch."""
+def table(read: Callable[[int], Sequence[Op]], batches: Sequence[int] = READ_AT) -> Table:
+    """The table of a network that `read` gives the operations of at a batch; batches: some that it takes.
+
+    Few batches are read as they are: a file may have no other.
+    """
 
     @functools.lru_cache(maxsize=256)
     def columns(batch: int) -> tuple[tuple[Op, ...], Array]:
         ops = tuple(read(batch))
         return ops, model.geometry(ops)
 
+    if len(batches) < len(READ_AT):
+        ops, one = columns(batches[0])
+        return Table(ops, one, one, False, columns)
     low, high, middle = READ_AT
     (ops, a), (_, b), (_, c) = columns(low), columns(high), columns(middle)
     if a.shape != b.shape or a.shape != c.shape:
