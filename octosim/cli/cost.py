@@ -78,7 +78,7 @@ def cost(
     ] = None,
     mode: Annotated[Optional[str], typer.Option(help="Power mode of a Jetson, as 10W.", **words.of("modes"))] = None,  # noqa: UP045
     cluster: Annotated[
-        str | None, typer.Option(help="One cluster of CPU cores of a big.LITTLE chip, as a53; dla of a Jetson.", **words.of("clusters"))
+        str | None, typer.Option(help="One cluster of a big.LITTLE chip's CPU cores, as a53; or dla.", **words.of("clusters"))
     ] = None,  # noqa: UP045
     images: Annotated[Optional[int], typer.Option(help="Images of your data set: prints the time of an epoch.")] = None,  # noqa: UP045
     epochs: Annotated[Optional[int], typer.Option(help="With --images or --data: prints time and energy of N epochs.")] = None,  # noqa: UP045

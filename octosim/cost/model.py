@@ -526,7 +526,7 @@ class Prepared:
 def prepare(
     ops: Iterable[Op], device: Device, threads: int | None = None, runtime: Runtime | None = None
 ) -> Prepared:
-    """The operations of one network on one device, of several clusters of CPU cores on the one that is predicted to be fastest."""
+    """The operations of one network on one device; of several clusters of CPU cores on the one that is predicted fastest."""
     ops = list(ops)
     choices = alternatives(device, threads)
     if len(choices) == 1:

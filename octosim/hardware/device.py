@@ -418,7 +418,7 @@ def with_cluster(device: Device, name: str) -> Device:
     if not chosen:
         raise OctosimError(f"profile {device.name} has no cluster '{name}'" + suggest(name, [e.name for e in device.engines]))
     if any(engine.kind == "gpu" for engine in device.engines):
-        one = Count(value=1, kind="derived", source="NVIDIA TensorRT developer guide, Working with DLA: an engine is built for one DLA core")
+        one = Count(value=1, kind="derived", source="NVIDIA TensorRT developer guide, DLA: an engine is for one core")
         chosen = [engine.model_copy(update={"units": one}) if engine.kind == "npu" else engine for engine in chosen]
     return device.model_copy(update={"engines": tuple(chosen)})
 
