@@ -18,6 +18,7 @@ from octosim.cli.terminal import (
     command_line,
     count_text,
     hint,
+    is_typed,
     plural,
     print_json,
     progress,
@@ -26,6 +27,7 @@ from octosim.cli.terminal import (
     use_threads,
 )
 from octosim.errors import OctosimError
+from octosim.settings import spelling
 
 
 @with_settings(
@@ -35,6 +37,7 @@ from octosim.errors import OctosimError
     data="Data set, or your own data, that the measured steps take their images from.",
 )  # fmt: skip
 def bench(
+    ctx: typer.Context,
     settings: dict[str, Any],
     profile: Annotated[
         str, typer.Option(help="Device to predict for: a profile's name or alias, or a .toml file.", **words.of("profiles"))
@@ -82,6 +85,9 @@ def bench(
         raise OctosimError(f"--seconds must be in (0, 3600], not {seconds}")
     peers = [name for names in against or () for name in names.split(",") if name]
     if kernels:
+        for name in (*settings, "profile", "pyperf", "memory"):
+            if is_typed(ctx, name):
+                raise OctosimError(f"{spelling(name)} is for training steps, not for --kernels")
         _bench_kernels(peers, seconds or 0.15, out, plot, json_)
         return
     if plot:

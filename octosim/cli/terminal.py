@@ -227,7 +227,10 @@ def use_threads(threads: int | None) -> None:
     if threads is not None:
         from octosim import core, limits
 
-        core.set_threads(threads)
+        try:
+            core.set_threads(threads)
+        except OctosimError as error:  # whose sentence begins with the argument's name
+            raise OctosimError(f"--{error}") from None
         usable = limits.cpus()
         if threads > usable:
             hint(f"--threads {threads}: this process may use {plural(usable, 'processor')}; more threads wait for each other")
