@@ -518,11 +518,11 @@ def cost(
     results: list[dict[str, Any]] = []
     if source.check:
         source.check(batch)
-    peak = source.memory(batch) if source.memory else None
     for name in [profile] if isinstance(profile, str) else profile:
         device = hardware.load(name)
         runtime = runtimes.choose(None, device, source.dtype, not inference, source.method is not None)
         predicted = _cost.predict(source.ops(device, batch, runtime), device, threads, runtime)
+        peak = source.memory(device, batch, runtime) if source.memory else None
         record = _cost.cost_json(predicted, device, peak["peak"] if peak else None) | {"memory": peak}
         record["notes"] += [text for text in (runtimes.hypothetical(runtime, device),) if text]
         record["notes"] += source.notes([each.op for each in predicted])

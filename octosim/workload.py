@@ -54,9 +54,9 @@ def selection_of(asked: CostQuery) -> tuple[Any, int]:
 class Workload:
     """A network to be priced.
 
-    dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts at a
-    batch size, and `largest` the largest batch for so many bytes; None where they are not known.  check: raises where a batch
-    is too large for the accumulators.  notes: what a reader of the operations' price should know.  network: without weights;
+    dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts, of the
+    same; largest: the largest batch, on a device for N bytes with a runtime; None where they are not known.  check: raises where
+    a batch is too large for the accumulators.  notes: what a reader of the operations' price should know.  network: without weights;
     None of an ONNX file.  in_half: fp32's network with float16 products, from the same plans.  is_fixed: whether it has no
     other types of products: a quantized file.  others: of other types of products, as `typed` made them.
     fixed_batch: the only batch that an ONNX file takes; None: any.
@@ -66,8 +66,8 @@ class Workload:
     dtype: str
     ops: Callable[[Any, int, Any], list[Any]]
     batch: Callable[[int | None], int]
-    memory: Callable[[int], dict[str, int]] | None = None
-    largest: Callable[[float], int] | None = None
+    memory: Callable[[Any, int, Any], dict[str, int]] | None = None
+    largest: Callable[[Any, float, Any], int] | None = None
     check: Callable[[int], None] | None = None
     notes: Callable[[list[Any]], list[str]] = lambda found: []
     network: Any = None
@@ -116,6 +116,11 @@ def _onnx(asked: CostQuery) -> Workload:
     if asked.parameters:
         raise OctosimError("--set is for the methods of octosim's own networks; an ONNX file has none")
     path = Path(asked.model)
+    quantized = "" if asked.inference else onnx_ops.quantized_weights(path)
+    if quantized:
+        raise OctosimError(
+            f"{path} is quantized ({quantized}), so no training step of it has a price; --inference prices its inference"
+        )
     is_int8 = asked.inference and onnx_ops.is_int8(path, None, asked.shapes)
     if is_int8 and asked.dtype not in (None, "int8"):
         raise OctosimError(f"--dtype {asked.dtype}: {path} is quantized, so its inference has int8 products alone")
@@ -140,15 +145,16 @@ def _onnx(asked: CostQuery) -> Workload:
         )  # fmt: skip
         return found if asked.inference else runtimes.training_ops(found, runtime, batch)
 
-    def memory(batch: int | None) -> dict[str, int]:
-        return onnx_memory.memory(path, as_read(batch), kind, asked.inference, shapes=asked.shapes)
+    def memory(device: Any, batch: int | None, runtime: Any) -> dict[str, int]:
+        floats = runtimes.onnx_rules(runtime, device, kind, asked.inference)["float_dtype"]
+        return onnx_memory.memory(path, as_read(batch), kind, asked.inference, floats, asked.shapes)
 
-    def largest(capacity: float) -> int:
+    def largest(device: Any, capacity: float, runtime: Any) -> int:
         """The batch that fits, of a model whose batch is symbolic."""
         if fixed:
             return 0
         try:
-            one, two = memory(1)["peak"], memory(2)["peak"]
+            one, two = (memory(device, batch, runtime)["peak"] for batch in (1, 2))
         except OctosimError:
             return 0
         return max(0, int((capacity - one) // max(1, two - one)) + 1)
@@ -243,8 +249,8 @@ def of_network(
 
         return Workload(
             made.name, dtype, ops,
-            lambda batch: batch or 100, lambda batch: plan.memory(planned(batch)),
-            lambda capacity: plan.largest_batch(network, capacity, not inference), check,
+            lambda batch: batch or 100, lambda device, batch, runtime: plan.memory(planned(batch)),
+            lambda device, capacity, runtime: plan.largest_batch(network, capacity, not inference), check,
             network=network, in_half=lambda: workload(True),
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -260,7 +261,7 @@ def point(
 
     priced: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]] = {}
-    sources: dict[str, Workload] = {}
+    largest: dict[str, Any] = {}
     for dtype in types_of(device, first, asked.inference):
         runtime = runtimes.choose(asked.runtime, device, dtype, not asked.inference, first.method is not None)
         try:
@@ -270,7 +271,7 @@ def point(
             if dtype == first.dtype:
                 raise
             continue  # an accelerator without such units
-        peak = made.memory(batch) if made.memory else None
+        peak = made.memory(device, batch, runtime) if made.memory else None
         total = model_of.total(costs, device, peak["peak"] if peak else None)
         keys = ("time_s", "time_low_s", "time_high_s", "energy_j", "energy_is", "peak_bytes")
         rows[dtype] = {key: total[key] for key in keys} | {
@@ -278,7 +279,9 @@ def point(
             "hypothetical": runtimes.hypothetical(runtime, device),
             "parts": peak,
         }
-        priced[dtype], sources[dtype] = costs, made
+        priced[dtype] = costs
+        if made.largest:
+            largest[SHORT[dtype]] = partial(made.largest, device, runtime=runtime)
     chosen = rows[first.dtype]
     record: dict[str, Any] = {
         "model": asked.model, "batch_size": batch, "method": first.method, "parameters": asked.parameters,
@@ -298,7 +301,6 @@ def point(
         for name in ("int8", "float32"):
             record[name]["peak_bytes"] = rows[name]["peak_bytes"] if name in rows else None
     peaks = {SHORT[name]: row["peak_bytes"] for name, row in rows.items() if row["peak_bytes"] is not None}
-    largest = {SHORT[name]: s.largest for name, s in sources.items() if s.largest is not None}
     if peaks and set(peaks) <= set(largest):
         record |= fit(peaks, largest, device, first.fixed_batch)
         for name, row in rows.items():

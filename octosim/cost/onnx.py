@@ -147,7 +147,9 @@ def ops(
     folded: set[str] = set()
     for index, node in enumerate(model.graph.node):
         outputs = [name for name in node.output if name]
-        needs = any(name in graph.gradients or name in graph.parameters and name not in graph.integers for name in node.input)
+        converts = node.op_type in ("QuantizeLinear", "DequantizeLinear")  # their scales are not trained
+        given = node.input[:1] if converts else node.input
+        needs = any(name in graph.gradients or name in graph.parameters and name not in graph.integers for name in given)
         if needs:
             graph.gradients.update(outputs)
         geometry, small = products.of(node), _is_small(graph, node)
@@ -211,11 +213,25 @@ def load(path: Path, batch: int | None, shapes: Mapping[str, Shape] | None = Non
 
     The same file is read once: what reads it must not change it.
     """
+    version = _version(path)
+    if version is None:
+        return onnxfile.simplified(onnxfile.read(path, batch))
+    return _loaded(path, batch, tuple((shapes or {}).items()), version)
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What changes with the file; None where it is not there."""
     try:
         status = path.stat()
     except OSError:
-        return onnxfile.simplified(onnxfile.read(path, batch))
-    return _loaded(path, batch, tuple((shapes or {}).items()), (status.st_mtime_ns, status.st_size, status.st_ino))
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _file_of(path: Path) -> Any:
+    """The file as it is, read once."""
+    version = _version(path)
+    return onnxfile.load(path) if version is None else _file(path, version)
 
 
 @functools.lru_cache(maxsize=1)
@@ -316,6 +332,24 @@ def is_int8(path: Path, batch: int | None = None, shapes: Mapping[str, Shape] | 
     if not any(word in node.op_type for node in nodes for word in QUANTIZED):
         return False
     return {op.dtype for op in ops(path, batch=batch, lenient=True, shapes=shapes) if op.kind == "gemm"} == {"int8"}
+
+
+def quantized_weights(path: Path) -> str:
+    """Why the network of a file cannot be trained: weights that are codes, which no step can move; "" where it can.
+
+    A file with QuantizeLinear and DequantizeLinear around float weights is a network of fake quantization, as training with it
+    has: its gradients pass through them.
+    """
+    graph = _file_of(path).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    for node in graph.node:
+        kind = node.op_type
+        if kind != "DynamicQuantizeLinear" and any(word in kind for word in ("QLinear", "QGemm", "Integer", "DynamicQuantize")):
+            return f"it has {kind}"
+        if kind == "DequantizeLinear" and node.input[0] in constants:
+            return f"{node.input[0]!r} is stored quantized"
+    return ""
 
 
 def _find_coded(graph: _Graph, model: Any) -> None:

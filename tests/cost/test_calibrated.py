@@ -126,8 +126,9 @@ def test_the_largest_batch_of_a_file(tmp_path):
     from octosim.workload import CostQuery, source
 
     made = source(CostQuery(str(small_onnx(tmp_path / "small.onnx")), None, "float32", False, None, False))
-    one, two = made.memory(1)["peak"], made.memory(2)["peak"]
-    assert [made.largest(size) for size in (0, one / 2, one - 1, one, two - 1, two)] == [0, 0, 0, 1, 1, 2]
+    pi, own = hardware.load("pi4"), load_runtime("octosim")
+    one, two = (made.memory(pi, batch, own)["peak"] for batch in (1, 2))
+    assert [made.largest(pi, size, own) for size in (0, one / 2, one - 1, one, two - 1, two)] == [0, 0, 0, 1, 1, 2]
 
 
 def test_layers_of_the_published_steps(tmp_path):

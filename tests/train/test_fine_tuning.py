@@ -494,7 +494,7 @@ def test_cost_prices_the_shorter_step() -> None:
     own = SimpleNamespace(name="octosim")
     for tuning in ({}, {"train_last": 3}, {"train_last": 1}, {"accumulate": 4}):
         found = source(CostQuery("resnet20", "octo", None, False, "32x32x3", False, tuning=tuning))
-        peaks.append(found.memory(16)["peak"])
+        peaks.append(found.memory(device, 16, own)["peak"])
         times.append(sum(op.macs for op in found.ops(device, 16, own)))
     assert peaks[0] > peaks[1] > peaks[2] and times[0] > times[1] > times[2]
     assert peaks[3] < peaks[0] and times[3] == times[0]
