@@ -55,10 +55,10 @@ class Workload:
     """A network to be priced.
 
     dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts, of the
-    same; largest: the largest batch, on a device for N bytes with a runtime; None where they are not known.  check: raises where
-    a batch is too large for the accumulators.  notes: what a reader of the operations' price should know.  network: without weights;
-    None of an ONNX file.  in_half: fp32's network with float16 products, from the same plans.  is_fixed: whether it has no
-    other types of products: a quantized file.  others: of other types of products, as `typed` made them.
+    same; largest: the largest batch, on a device for N bytes with a runtime; None where they are not known.  check: raises
+    where a batch is too large for the accumulators.  notes: what a reader of the operations' price should know.  network:
+    without weights; None of an ONNX file.  in_half: fp32's network with float16 products, from the same plans.  is_fixed:
+    whether it has no other types of products: a quantized file.  others: of other types of products, as `typed` made them.
     fixed_batch: the only batch that an ONNX file takes; None: any.
     """
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from octosim.errors import OctosimError
 from octosim.hardware import DTYPES, Device, Dtype, Engine, Runtime, efficiency, rates
+from octosim.hardware.device import cluster_shares
 from octosim.hardware.efficiency import CpuFactors
 from octosim.trace import DTYPE_BYTES, Op, is_training
 
@@ -113,7 +114,7 @@ class OpCost:
     measured rates.
     dtype_used: the arithmetic that runs on the device; wider than op.dtype where it has no such units (see note).
     spread: standard deviation of ln(real / predicted).
-    share: of the engine's units that work.
+    share: of the engine's units that work; of CPU cores, of the peak of all clusters.
     """
 
     op: Op
@@ -142,10 +143,11 @@ def predict(
     training = is_training(prepared.ops)
     time, compute, memory, overhead = times(prepared, prepared.parameters)
     slowest = np.stack([compute, memory, overhead]).argmax(axis=0) if len(time) else []
+    shares = cluster_shares(device)
     return [
         OpCost(
             op, t, c, m, o, BOUNDS[b], run.dtype, run.note, _spread(op, run, device, runtime, training),
-            cores / run.engine.units.value,
+            cores / run.engine.units.value * shares.get(run.engine.name, 1.0),
         )
         for op, run, t, c, m, o, b, cores in zip(
             prepared.ops, prepared.runs, *(x.tolist() for x in (time, compute, memory, overhead)), slowest,
@@ -179,8 +181,8 @@ def total(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None
     """Sums over the operations: time_s, its interval, energy_j, energy_is, peak_bytes, macs, bytes, training.
 
     time_low_s, time_high_s: the interval that should hold the real time four times in five.
-    energy_j: idle power x time + (busy - idle) power x time x the share of the engine's units that work; None where the profile
-        has no busy power.  Without an idle power all of the busy power counts.
+    energy_j: idle power x time + (busy - idle) power x time x the share of the units that work; None where the profile has no
+        busy power.  Without an idle power all of the busy power counts.
     energy_is: "estimate"; "at most" where the idle power is unknown; "by budget" where the busy power is a module's budget,
         which a board with its supply exceeds or does not reach.
     peak_bytes: passed through; the trace does not hold it.

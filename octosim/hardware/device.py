@@ -408,10 +408,19 @@ def at_mode(device: Device, name: str) -> Device:
     return device.model_copy(update=update)
 
 
+def cluster_shares(device: Device) -> dict[str, float]:
+    """Share of each cluster of CPU cores in the peak of all of them, by the engine's name."""
+    clusters = [engine for engine in device.engines if engine.kind == "cpu" and engine.core]
+    common = [dtype for dtype in ("float32", *DTYPES) if all(dtype in e.macs_per_clock.given() for e in clusters)]
+    peaks = {e.name: e.peak_mac_s(common[0]) if common else 1.0 for e in clusters}
+    return {name: peak / sum(peaks.values()) for name, peak in peaks.items()}
+
+
 def with_cluster(device: Device, name: str) -> Device:
     """The device with one of its clusters of CPU cores alone, by the engine's name or the core's; or with one of its DLAs.
 
-    Software builds a network for one DLA, so two never work on an image.
+    Software builds a network for one DLA, so two never work on an image.  The busy power is of the whole board: of what it has
+    above the idle power the cluster takes its share of the cores' peak.
     """
     wanted = name.casefold().removeprefix("cortex-")
     chosen = [e for e in device.engines if wanted in (e.name.casefold(), (e.core or "").casefold().removeprefix("cortex-"))]
@@ -420,7 +429,15 @@ def with_cluster(device: Device, name: str) -> Device:
     if any(engine.kind == "gpu" for engine in device.engines):
         one = Count(value=1, kind="derived", source="NVIDIA TensorRT developer guide, DLA: an engine is for one core")
         chosen = [engine.model_copy(update={"units": one}) if engine.kind == "npu" else engine for engine in chosen]
-    return device.model_copy(update={"engines": tuple(chosen)})
+    update: dict[str, Any] = {"engines": tuple(chosen)}
+    shares, idle, busy = cluster_shares(device), device.power.idle_w, device.power.busy_w
+    if idle and busy and all(engine.name in shares for engine in chosen):
+        share = sum(shares[engine.name] for engine in chosen)
+        watts = idle.value + share * max(0.0, busy.value - idle.value)
+        source = f"idle and {100 * share:.0f} % of what is above, this cluster's share of the cores' peak; {busy.source}"
+        own = Figure(value=watts, kind="derived", source=source)
+        update["power"] = device.power.model_copy(update={"busy_w": own if share < 1 else busy})
+    return device.model_copy(update=update)
 
 
 def text_of(name_or_path: str) -> str:

@@ -251,6 +251,26 @@ def test_threads_are_a_cpus(name, dtype):
     assert plots.roofs(chip, 1) == plots.roofs(chip)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, None])
+def test_a_cluster_takes_its_share_of_the_boards_power(threads):
+    """By the peak of its cores; the same whether it was chosen by the model or by name."""
+    chip = hardware.load("rk3588")
+    idle, busy = chip.power.idle_w.value, chip.power.busy_w.value
+    a76, a55 = (e.units.value * e.clock_ghz.value * e.macs_per_clock.float32.value for e in chip.engines)
+    for cluster, peak in (("a76", a76), ("a55", a55)):
+        alone = hardware.with_cluster(chip, cluster)
+        costs = cost.predict([conv(m=10**5)], alone, threads)
+        found = cost.total(costs, alone)
+        watts = idle + (busy - idle) * peak / (a76 + a55) * (threads or 4) / 4
+        assert found["energy_j"] == pytest.approx(watts * found["time_s"])
+    costs = cost.predict([conv(m=10**5)], chip, threads)
+    fast = hardware.with_cluster(chip, "a76")
+    assert cost.total(costs, chip)["energy_j"] == pytest.approx(
+        cost.total(cost.predict([conv(m=10**5)], fast, threads), fast)["energy_j"])
+    pi = hardware.load("pi4")
+    assert hardware.with_cluster(pi, "neon").power == pi.power
+
+
 def test_budgets_and_upper_bounds_are_called_so():
     assert {name: cost.total(cost.predict([conv()], d), d)["energy_is"] for name in ("jetson-nano", "atlas-200dk")
             for d in [hardware.load(name)]} == {"jetson-nano": "by budget", "atlas-200dk": "at most"}
@@ -476,5 +496,6 @@ def test_weights_that_do_not_fit_cross_the_link():
 def test_one_thread_runs_on_the_fastest_core():
     device = hardware.load("snapdragon-855")
     times = {n: cost.predict([conv(m=1 << 14)], device, threads=n)[0] for n in (1, 4)}
-    assert times[1].share == 1.0 and times[4].share == 1.0  # all of a76-prime, all of a76
+    prime, gold = 2.8416, 4 * 2.4192  # GHz of a76-prime, and of a76 together
+    assert [times[n].share for n in (1, 4)] == pytest.approx([prime / (prime + gold), gold / (prime + gold)])
     assert times[1].compute_s < 4 * times[4].compute_s
