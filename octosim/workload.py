@@ -231,9 +231,14 @@ def of_network(
         return plans[batch, poolings]
 
     floats: dict[int, plan.Plan] = {}
+    matrices = sum(p.size for node in network.nodes for p in node.params.values() if p.ndim > 1)
+
+    def halved(step: plan.Plan) -> dict[str, int]:
+        return runtimes.memory_in_float16(plan.memory(step), matrices, not inference)
 
     def workload(half: bool) -> Workload:
         dtype = "float16" if half else "float32" if made.name == "fp32" else "int8"
+        memory = halved if half else plan.memory
 
         def ops(device: Any, batch: int, runtime: Any) -> list[Any]:
             if runtime.name == "octosim":
@@ -249,8 +254,8 @@ def of_network(
 
         return Workload(
             made.name, dtype, ops,
-            lambda batch: batch or 100, lambda device, batch, runtime: plan.memory(planned(batch)),
-            lambda device, capacity, runtime: plan.largest_batch(network, capacity, not inference), check,
+            lambda batch: batch or 100, lambda device, batch, runtime: memory(planned(batch)),
+            lambda device, capacity, runtime: plan.largest_batch(network, capacity, not inference, memory), check,
             network=network, in_half=lambda: workload(True),
         )  # fmt: skip
 

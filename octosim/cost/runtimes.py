@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -242,3 +242,15 @@ def in_float16(ops: Sequence[Op]) -> list[Op]:
             op = replace(op, reads=op.reads + op.elements * 2, writes=op.writes + op.elements * 2)
         found.append(op)
     return found
+
+
+def memory_in_float16(parts: Mapping[str, int], matrices: int, training: bool) -> dict[str, int]:
+    """Memory of a float32 plan in mixed precision, as frameworks' automatic one is.
+
+    parts: as `octosim.engine.plan.memory` has them.  matrices: elements of the weights that products read.
+    Activations and workspace are halved.  Training keeps float32 weights, gradients and optimizer's values, and a float16 copy
+    of the matrices beside them; inference keeps the copy alone.
+    """
+    found = dict(parts) | {name: math.ceil(parts[name] / 2) for name in ("activations", "workspace")}
+    found["weights"] += (2 if training else -2) * matrices
+    return found | {"peak": sum(value for name, value in found.items() if name != "peak")}

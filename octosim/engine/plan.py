@@ -11,7 +11,7 @@ import math
 import mmap
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -364,7 +364,9 @@ def memory(step: Plan) -> dict[str, int]:
     return parts | {"peak": sum(parts.values())}
 
 
-def largest_batch(network: Network, capacity: float, training: bool = True) -> int:
+def largest_batch(
+    network: Network, capacity: float, training: bool = True, memory: Callable[[Plan], dict[str, int]] = memory
+) -> int:
     """The largest batch whose peak is at most `capacity` bytes; 0 where none is."""
 
     def peak(batch: int) -> int:

@@ -17,6 +17,7 @@ from octosim.engine import plan
 from octosim.engine.layers import BatchNorm, Conv2d, DepthwiseConv2d, Dropout, Flatten, Linear, MaxPool, ReLU, Residual
 from octosim.engine.nodes import Context
 from octosim.trace import Op
+from octosim.workload import CostQuery, source
 
 SHAPE = (8, 8, 3)
 
@@ -95,6 +96,25 @@ def kept(stack, shape, method, batch):
     with watch.watching():
         net.gradients(images, labels, Context(True, 1, 1))
     return watch.kept, plan.memory(plan.plan_like(net, batch))["activations"]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_memory_in_float16(inference):
+    """Mixed precision: half of what is between the products, float32 masters beside float16 copies of what they read."""
+    single, half = (source(CostQuery("lenet5", None, dtype, inference, None, False)) for dtype in ("float32", "float16"))
+    jetson, torch = hardware.load("jetson"), hardware.load_runtime("pytorch")
+    ours, theirs = (made.memory(jetson, 64, torch) for made in (half, single))
+    assert theirs["weights"] > 0 and ours["peak"] == sum(value for name, value in ours.items() if name != "peak")
+    for name in ("activations", "workspace"):
+        assert theirs[name] <= 2 * ours[name] <= theirs[name] + 1
+    assert (ours["gradients"], ours["optimizer"]) == (theirs["gradients"], theirs["optimizer"])
+    matrices = sum(p.size for node in half.network.nodes for p in node.params.values() if p.ndim > 1)
+    assert 0.9 * theirs["weights"] / 4 < matrices < theirs["weights"] / 4
+    assert ours["weights"] == theirs["weights"] + (-2 if inference else 2) * matrices
+    room = theirs["peak"]
+    batch = half.largest(jetson, room, torch)
+    assert batch > 64 == single.largest(jetson, room, torch)
+    assert half.memory(jetson, batch, torch)["peak"] <= room < half.memory(jetson, batch + 1, torch)["peak"]
 
 
 @pytest.mark.parametrize("model", ["lenet5", "resnet20", "mobilenet"])
