@@ -524,7 +524,7 @@ def cost(
         predicted = _cost.predict(source.ops(device, batch, runtime), device, threads, runtime)
         peak = source.memory(device, batch, runtime) if source.memory else None
         record = _cost.cost_json(predicted, device, peak["peak"] if peak else None) | {"memory": peak}
-        record["notes"] += [text for text in (runtimes.hypothetical(runtime, device),) if text]
+        record["notes"] += [text for text in (runtimes.hypothetical(runtime, device, source.dtype, not inference),) if text]
         record["notes"] += source.notes([each.op for each in predicted])
         results.append(record)
     if not results:

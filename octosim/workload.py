@@ -276,6 +276,20 @@ def typed(asked: CostQuery, first: Workload, dtype: str) -> Workload:
     return first.others[dtype]
 
 
+def types_that(device: Any, inference: bool) -> set[str]:
+    """The types that the device's engines compute products in, of a training step those of the engines that train."""
+    engines = [engine for engine in device.engines if engine.trains or inference]
+    return {dtype for engine in engines for dtype in engine.macs_per_clock.given()}
+
+
+def as_computed(asked: CostQuery, first: Workload, device: Any) -> Workload:
+    """The network in the widest type that the device has, where it has none as wide as the type asked for."""
+    from octosim.hardware import DTYPES
+
+    width = max((DTYPES.index(dtype) for dtype in types_that(device, asked.inference)), default=len(DTYPES))
+    return first if width >= DTYPES.index(first.dtype) else typed(asked, first, DTYPES[width])
+
+
 def types_of(device: Any, first: Workload, inference: bool) -> list[str]:
     """The types that the device computes products in for this work, the one asked for first.
 
@@ -284,7 +298,7 @@ def types_of(device: Any, first: Workload, inference: bool) -> list[str]:
     if first.is_fixed:
         return [first.dtype]
     engines = [engine for engine in device.engines if engine.trains or inference]
-    has = {dtype for engine in engines for dtype in engine.macs_per_clock.given()}
+    has = types_that(device, inference)
     if not inference and all(engine.kind == "cpu" for engine in engines):
         has.discard("float16")
     order = [first.dtype, *(dtype for dtype in ("int8", "float16", "float32") if dtype != first.dtype)]

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from octosim.cli.answer import joules_text, waiting_text, words_of
+from octosim.cli.compared import Compared
 from octosim.cli.tables import Table
 from octosim.cli.terminal import progress_bar, say, time_text
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
-from octosim.workload import CostQuery, Workload, source, typed, types_of
+from octosim.hardware import Device
+from octosim.workload import CostQuery, Workload, as_computed, source, typed, types_of
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Batches that are tried where none are asked for."""
@@ -24,7 +27,7 @@ METHODS = ("octo", "niti", "qat", "jetfire")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a step may take: bytes, joules, seconds; None is no limit.  Without a limit of bytes the device's memory is one."""
+    """What a step may take: bytes, joules, seconds; None is no limit.  The device's own memory always is one."""
 
     bytes: float | None = None
     energy_j: float | None = None
@@ -34,7 +37,7 @@ class Limits:
         """Which limit a point breaks, "" where none."""
         if self.bytes is not None and (row["peak_bytes"] or 0) > self.bytes:
             return "memory"
-        if self.bytes is None and row.get("fits") is False:
+        if row.get("fits") is False:
             return "memory of the device"
         if self.energy_j is not None and (row["energy_j"] is None or row["energy_j"] > self.energy_j):
             return "energy"
@@ -42,32 +45,41 @@ class Limits:
 
     def excess(self, row: dict[str, Any]) -> float:
         """How many times a point takes what it may, of the limit that it breaks most."""
-        pairs = (row["peak_bytes"] or 0, self.bytes), (row["energy_j"], self.energy_j), (row["time_s"], self.time_s)
-        shares = [math.inf if taken is None else taken / limit for taken, limit in pairs if limit]
+        taken = row["peak_bytes"] or 0
+        pairs = (taken, self.bytes), (taken, row["room_bytes"]), (row["energy_j"], self.energy_j), (row["time_s"], self.time_s)
+        shares = [math.inf if value is None else value / limit for value, limit in pairs if limit]
         return max(shares, default=float(row["peak_bytes"] or 0))
 
 
 def advise(
-    asked: CostQuery, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits
-) -> dict[str, Any]:
+    asked: CostQuery, devices: Compared, sizes: list[int], threads: int | None, limits: Limits, images: int | None = None,
+    epochs: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """{"best": the point with the most images a second within the limits or None, "tried": all points, best first; where none
-    keeps the limits, nearest first}.
+    keeps the limits, nearest first}, and "skipped" as in Compared, of devices without a point.
 
     Where no step that trains the whole network keeps the limits, fewer of its last layers are tried: half, a quarter and so on.
     """
-    tried = _points(asked, devices, batches, threads, limits)
+    reasons: dict[str, OctosimError] = {}
+    tried = _points(asked, devices.devices, sizes, threads, limits, reasons)
+    if not tried:
+        raise reasons[devices.devices[0].name]
     for last in _parts(asked) if all(row["breaks"] for row in tried) else ():
         part = replace(asked, tuning=asked.tuning | {"train_last": last})
-        found = _points(part, devices, batches, threads, limits)
-        tried += found
-        if not all(row["breaks"] for row in found):
+        points = _points(part, devices.devices, sizes, threads, limits, reasons)
+        tried += points
+        if not all(row["breaks"] for row in points):
             break
-    if not tried:
-        raise OctosimError("nothing to advise: no device can run the network at any of these batches")
+    priced = {row["device"] for row in tried}
+    devices.skipped |= {name: str(error) for name, error in reasons.items() if name not in priced}
+    if images:
+        from octosim.cli.cost import long_times
+
+        tried = [row | long_times(row, row["batch_size"], images, epochs) for row in tried]
     tried.sort(key=lambda row: (bool(row["breaks"]), -row["images_s"]))
     if tried[0]["breaks"]:
         tried.sort(key=limits.excess)
-    return {"best": None if tried[0]["breaks"] else tried[0], "tried": tried}
+    return {"best": None if tried[0]["breaks"] else tried[0], "tried": tried} | devices.json()
 
 
 def _parts(asked: CostQuery) -> list[int]:
@@ -80,15 +92,19 @@ def _parts(asked: CostQuery) -> list[int]:
 
 
 def _points(
-    asked: CostQuery, devices: list[Any], batches: list[int | None], threads: int | None, limits: Limits
+    asked: CostQuery, devices: list[Device], sizes: list[int], threads: int | None, limits: Limits,
+    reasons: dict[str, OctosimError],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Every batch, type, method and device, with the limit that each breaks; train_last: None where all layers are trained."""
+    """Every batch, type, method and device, with the limit that each breaks; train_last: None where all layers are trained.
+
+    reasons: gets the last reason why a device has no price, by name.
+    """
     from octosim.cli.cost import point
+    from octosim.cost.compare import capacity_bytes
 
     own = not is_onnx(asked.model)
     free = own and asked.method is None and not asked.inference and asked.dtype in (None, "int8")
     names = METHODS if free else (asked.method,)
-    sizes = [b for b in batches if b is not None] or list(BATCHES)
     tried: list[dict[str, Any]] = []
     seen = set()
     others: dict[str, Workload] = {}  # of float products: the same for all methods
@@ -98,25 +114,28 @@ def _points(
             wanted = replace(asked, method=name)
             try:
                 first = replace(source(wanted), others=others)
-            except OctosimError:
+            except OctosimError as error:  # a method that does not cover the network's layers
                 if not free:
                     raise
-                continue  # a method that does not cover the network's layers
+                reasons |= dict.fromkeys((device.name for device in devices), error)
+                continue
             for device in devices:
+                made = as_computed(wanted, first, device)
                 for batch in sizes:
                     bar.advance(task)
                     try:
-                        record, _ = point(wanted, first, device, first.batch(batch), threads)
-                    except OctosimError:
-                        continue  # a batch beyond the accumulators, or fixed in the file
+                        record, _ = point(wanted, made, device, made.batch(batch), threads)
+                    except OctosimError as error:  # a device or software that cannot, a batch beyond the accumulators
+                        reasons[device.name] = error
+                        continue
                     for dtype, row in record["types"].items():
-                        method = first.method if dtype == first.dtype else None
+                        method = made.method if dtype == made.dtype else None
                         key = (device.name, record["batch_size"], dtype, method)
                         if key in seen:
                             continue
                         seen.add(key)
                         at = {"device": device.name, "batch_size": record["batch_size"], "dtype": dtype, "method": method,
-                              "train_last": asked.tuning.get("train_last")}  # fmt: skip
+                              "train_last": asked.tuning.get("train_last"), "room_bytes": capacity_bytes(device)}  # fmt: skip
                         speed = record["batch_size"] / row["time_s"]
                         tried.append(at | {"images_s": speed, "breaks": limits.broken(row)} | row)
     return tried
@@ -127,25 +146,46 @@ def _trains(row: dict[str, Any]) -> str:
     return "all" if last is None else f"last {last}"
 
 
+def _name(row: dict[str, Any]) -> str:
+    return " ".join(x for x in (row["dtype"], row["method"]) if x)
+
+
+def _sign(row: dict[str, Any]) -> str:
+    return " (hypothetical)" if row["hypothetical"] else ""
+
+
+def _told(row: dict[str, Any]) -> str:
+    """Where, at which batch and how fast a point is; with --images what an epoch takes, with --epochs all of them."""
+    parts = [f"{time_text(row['time_s'])} a step{_sign(row)}", f"{row['images_s']:.3g} images/s"]
+    if row.get("epoch_s") is not None:
+        parts.append(f"an epoch {waiting_text(row['epoch_s'])}")
+    if row.get("training_s") is not None:
+        joules = "" if row["training_j"] is None else f" and {words_of(row)}{joules_text(row['training_j'])}"
+        parts.append(f"all epochs {waiting_text(row['training_s'])}{joules}")
+    return f"batch {row['batch_size']} on {row['device']}: {', '.join(parts)}"
+
+
 def show(found: dict[str, Any], most: int = 12) -> None:
     """The advice in a sentence, then the best of what was tried."""
     best, tried = found["best"], found["tried"]
     if best is None:
         breaks = sorted({row["breaks"] for row in tried})
         near = tried[0]
-        takes = [f"{(near['peak_bytes'] or 0) / 2**20:.4g} MiB", time_text(near["time_s"])]
+        takes = [f"{(near['peak_bytes'] or 0) / 2**20:.4g} MiB", time_text(near["time_s"]) + _sign(near)]
         takes += [] if near["energy_j"] is None else [f"{near['energy_j']:.3g} J"]
-        what = " ".join(x for x in (near["dtype"], near["method"]) if x)
         part = "" if near["train_last"] is None else f" of the last {near['train_last']} weighted layers"
-        say(f"nothing fits the limits ({', '.join(breaks)}): {len(tried)} points tried; the nearest, {what}{part} at batch "
-            f"{near['batch_size']} on {near['device']}, takes {', '.join(takes)}")  # fmt: skip
+        say(f"nothing fits the limits ({', '.join(breaks)}): {len(tried)} points tried; the nearest, {_name(near)}{part} at "
+            f"batch {near['batch_size']} on {near['device']}, takes {', '.join(takes)}")  # fmt: skip
     else:
-        what = " ".join(x for x in (best["dtype"], best["method"]) if x)
         if best["train_last"] is not None and any(row["train_last"] is None for row in tried):
             layers = "layer" if best["train_last"] == 1 else f"{best['train_last']} weighted layers"
             say(f"no step that trains the whole network keeps the limits; one that trains the last {layers} does")
-        say(f"best: {what}, batch {best['batch_size']} on {best['device']}: {time_text(best['time_s'])} a step, "
-            f"{best['images_s']:.3g} images/s; {len(tried)} points tried")  # fmt: skip
+        say(f"best: {_name(best)}, {_told(best)}; {len(tried)} points tried")
+        real = next((row for row in tried if not row["hypothetical"] and not row["breaks"]), None)
+        if best["hypothetical"]:
+            say(best["hypothetical"])
+            if real:
+                say(f"best with software that exists there: {_name(real)} with {real['runtime']}, {_told(real)}")
     table = Table(title=f"the first {min(most, len(tried))} of {len(tried)} points")
     for name, rank in (("device", 0), ("type", 0), ("method", 2), ("trains", 1), ("kernels", 4)):
         table.add_column(name, rank=rank)
@@ -154,7 +194,7 @@ def show(found: dict[str, Any], most: int = 12) -> None:
     for row in tried[:most]:
         energy = "-" if row["energy_j"] is None else f"{row['energy_j']:.3g} J"
         memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.4g} MiB"
-        kernels = row["runtime"] + (" (hypothetical)" if row["hypothetical"] else "")
+        kernels = row["runtime"] + _sign(row)
         cells = str(row["batch_size"]), time_text(row["time_s"]), f"{row['images_s']:.3g}", energy, memory, row["breaks"]
         table.add_row(row["device"], row["dtype"], row["method"] or "", _trains(row), kernels, *cells)
     table.show()
@@ -167,9 +207,10 @@ def sizes_of(first: Workload, batches: list[int | None]) -> list[int]:
 
 
 def sweep(
-    asked: CostQuery, first: Workload, devices: list[Any], batches: list[int | None], threads: int | None, path: Path
+    asked: CostQuery, first: Workload, devices: Compared, batches: list[int | None], threads: int | None, path: Path
 ) -> int:
-    """Writes a row for each device, type and batch; returns how many.  A device that cannot run a type has no row."""
+    """Writes a row for each device, type and batch; returns how many.  A device that cannot run a type has no row for it."""
+    from octosim.cli.cost import point
     from octosim.cost import compare, runtimes
     from octosim.cost import sweep as sweeps
     from octosim.files import write_atomic
@@ -179,12 +220,18 @@ def sweep(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("device", "dtype", "runtime", "batch_size", "time_s", "images_s", "hypothetical"))
     groups: dict[tuple[str, str, bool], list[Any]] = {}
-    for device in devices:
-        for dtype in types_of(device, first, asked.inference):
-            runtime = runtimes.choose(asked.runtime, device, dtype, not asked.inference, first.method is not None)
+
+
+    def chosen(device: Any) -> list[tuple[Any, str, Any]]:
+        training, own = not asked.inference, first.method is not None
+        types = types_of(device, first, asked.inference)
+        return [(device, dtype, runtimes.choose(asked.runtime, device, dtype, training, own)) for dtype in types]
+
+    for triples in devices.each(chosen):
+        for device, dtype, runtime in triples:
             key = (dtype, runtime.name, runtime.backward is runtime.accelerated)  # GPUs train by other rules than CPUs
             groups.setdefault(key, []).append((device, runtime))
-    count = 0
+    count, priced = 0, set()
     for (dtype, *_), members in groups.items():
         made = typed(asked, first, dtype)
         # what is planned depends on the device only by the float type between int8 products
@@ -201,11 +248,11 @@ def sweep(
                     if seconds != seconds and device.rates is not None:
                         seconds = compare.time_of(made.ops(device, batch, software), device, threads, software)
                     if seconds == seconds:
-                        hypothetical = bool(runtimes.hypothetical(software, device))
+                        hypothetical = bool(runtimes.hypothetical(software, device, dtype, not asked.inference))
                         writer.writerow((device.name, dtype, software.name, batch, f"{seconds:.6g}", f"{batch / seconds:.6g}",
                                          hypothetical))  # fmt: skip
                         count += 1
-    if not count:
-        raise OctosimError("nothing to sweep: no device can run the network")
+                        priced.add(device.name)
+    devices.each(lambda device: device.name in priced or point(asked, first, device, sizes[0], threads))  # says why it cannot
     write_atomic(path, text.getvalue().encode())
     return count

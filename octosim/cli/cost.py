@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from octosim.cli import words
+from octosim.cli.compared import Compared
 from octosim.cli.importing import shapes_of
 from octosim.cli.settings import with_settings
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
@@ -127,7 +128,7 @@ def cost(
     Example: octosim cost --profile pi4 --model vgg11 --image 32x32x3 --batch-size 1,8,32,128 --compare jetson --plot bars.png
     """
     from octosim import hardware
-    from octosim.cli import answer, trainable
+    from octosim.cli import answer, compared, trainable
 
     check_output("--plot", plot, ".png", ".svg")
     check_output("--roofline", roofline, ".png", ".svg")
@@ -137,8 +138,11 @@ def cost(
     check_output("--sweep", table, ".csv")
     if csv and not fine_tuning:
         raise OctosimError("--csv goes with --sweep trainable")
-    others = hardware.names()[:-1] if compare == "all" else (compare or "").split(",")
-    devices = [hardware.load(name) for name in dict.fromkeys((profile, *others)) if name]
+    _check_together(
+        sweep, advise,
+        {"--plot": plot, "--roofline": roofline, "--images": images, "--epochs": epochs, "--advise": advise or None},
+    )  # fmt: skip
+    devices = compared.read(profile, compare)
     limits = {"--max-memory": max_memory, "--max-energy": max_energy, "--deadline": deadline}
     for option, value in limits.items():
         if value is not None and not 0 < value < float("inf"):
@@ -156,14 +160,14 @@ def cost(
     if epochs is not None and (epochs < 1 or images is None):
         raise OctosimError(f"--epochs must be at least 1, not {epochs}" if images else "--epochs goes with --images or --data")
     if mode is not None:
-        devices = [hardware.at_mode(device, mode) for device in devices]
+        devices.replace(lambda device: hardware.at_mode(device, mode))
     if cluster is not None:
-        devices = [hardware.with_cluster(device, cluster) for device in devices]
+        devices.replace(lambda device: hardware.with_cluster(device, cluster))
     if clock_ghz is not None:
         if not 0 < clock_ghz < 1000:
             raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
-        devices = [hardware.at_clock(device, clock_ghz) for device in devices]
-    computes = {name for engine in devices[0].engines for name in engine.macs_per_clock.given()}
+        devices.replace(lambda device: hardware.at_clock(device, clock_ghz))
+    computes = {name for engine in devices.devices[0].engines for name in engine.macs_per_clock.given()}
     if dtype is None and is_onnx(model) and computes == {"int8"}:
         dtype = "int8"
     asked = CostQuery(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape),
@@ -176,41 +180,71 @@ def cost(
         from octosim.cli import advise as advice
 
         count = advice.sweep(asked, first, devices, sizes, threads, table)
-        print_json({"points": count, "file": str(table)}) if json_ else say(f"{table}: {count} points")
+        if json_:
+            print_json({"points": count, "file": str(table)} | devices.json())
+        else:
+            say(f"{table}: {count} points")
+            devices.show()
         return
     if advise:
         from octosim.cli import advise as advice
 
         room = None if max_memory is None else max_memory * 2**20
-        found = advice.advise(asked, devices, sizes, threads, advice.Limits(room, max_energy, deadline))
-        print_json(found) if json_ else advice.show(found)
+        batches = advice.sizes_of(first, sizes)
+        found = advice.advise(asked, devices, batches, threads, advice.Limits(room, max_energy, deadline), images, epochs)
+        if json_:
+            print_json(found)
+        else:
+            advice.show(found)
+            devices.show()
         return
     several = compare is not None or len(sizes) > 1
     if plot and not several:
         raise OctosimError("--plot goes with --compare or with several batch sizes")
-    points = [point(asked, first, device, first.batch(size), threads, images, epochs) for device in devices for size in sizes]
+    groups = devices.each(
+        lambda device: [point(asked, first, device, first.batch(size), threads, images, epochs) for size in sizes]
+    )
+    points = [each for group in groups for each in group]
+    main = devices.devices[0]
     if roofline:
         from octosim.cost import plots
 
         both = [costs for name, costs in points[0][1].items() if name in (first.dtype, "float32")]
-        plots.roofline(devices[0], both, f"{model}, batch {points[0][0]['batch_size']}", roofline, threads)
+        plots.roofline(main, both, f"{model}, batch {points[0][0]['batch_size']}", roofline, threads)
     if plot:
         from octosim.cost import plots
 
         plots.bars([record for record, _ in points], answer.title(asked, first, sizes, types=True), plot)
     if not several:
         record, costs = points[0]
-        print_json(record) if json_ else answer.show_layers(record, costs[first.dtype], devices[0], asked)
+        print_json(record) if json_ else answer.show_layers(record, costs[first.dtype], main, asked)
         return
     records = [{k: v for k, v in record.items() if k != "layers"} for record, _ in points]
-    crossing = _crossovers(asked, first, devices, threads) if len(sizes) > 1 else {}
+    crossing = _crossovers(asked, first, devices.devices, threads) if len(sizes) > 1 else {}
     if json_:
-        print_json({"devices": records} | ({"crossover": crossing} if crossing else {}))
+        print_json({"devices": records} | ({"crossover": crossing} if crossing else {}) | devices.json())
         return
     answer.show_points(answer.title(asked, first, sizes), records)
     for name, batch_from in crossing.items():
         text = f"from batch {batch_from} on" if batch_from else f"at no batch up to {_most(first)}"
         say(f"{name}: by the predicted times alone, without their intervals, INT8 pays {text}")
+    devices.show()
+
+
+def _check_together(sweep: str | None, advise: bool, given: dict[str, Any]) -> None:
+    """Options that would say nothing beside --advise or --sweep.  given: values by option, None where it is not there."""
+    from octosim.cli import trainable
+
+    others: tuple[str, ...]
+    if sweep is None:
+        main, others = "--advise", ("--plot", "--roofline") if advise else ()
+    elif trainable.asks(sweep):
+        main, others = f"--sweep {trainable.NAME}", ("--roofline", "--images", "--epochs", "--advise")
+    else:
+        main, others = f"--sweep {sweep}", ("--plot", "--roofline", "--images", "--epochs", "--advise")
+    for option in others:
+        if given[option] is not None:
+            raise OctosimError(f"{option} does not go with {main}; leave out one of them")
 
 
 def _of_data(
@@ -230,7 +264,7 @@ def _of_data(
 
 
 def _sweep_trainable(
-    asked: CostQuery, sweep: str, devices: list[Any], sizes: list[int | None], threads: int | None, csv: Path | None,
+    asked: CostQuery, sweep: str, devices: Compared, sizes: list[int | None], threads: int | None, csv: Path | None,
     plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     from octosim.cli import trainable
@@ -246,7 +280,11 @@ def _sweep_trainable(
         from octosim.cost import plots
 
         plots.trainable(found, heading, plot)
-    print_json({"trainable": found}) if as_json else trainable.show(found, heading)
+    if as_json:
+        print_json({"trainable": found} | devices.json())
+    else:
+        trainable.show(found, heading)
+        devices.show()
 
 
 def point(
@@ -276,7 +314,7 @@ def point(
         keys = ("time_s", "time_low_s", "time_high_s", "energy_j", "energy_is", "peak_bytes")
         rows[dtype] = {key: total[key] for key in keys} | {
             "runtime": runtime.name,
-            "hypothetical": runtimes.hypothetical(runtime, device),
+            "hypothetical": runtimes.hypothetical(runtime, device, dtype, not asked.inference),
             "parts": peak,
         }
         priced[dtype] = costs
@@ -307,14 +345,22 @@ def point(
             row["fits"] = record["fits"][SHORT[name]]
         if first.dtype == "int8":
             record["fits"].setdefault("FP32", None)
-    steps = -(-images // batch) if images else None
-    record["epoch_s"] = steps * chosen["time_s"] if steps else None
-    if steps and epochs:
-        joules = chosen["energy_j"]
-        record["training_s"] = epochs * steps * chosen["time_s"]
-        record["training_j"] = None if joules is None else epochs * steps * joules
+    record |= long_times(chosen, batch, images, epochs)
     record["answer"] = answer.sentence(record, priced, device, asked, images, epochs)
     return record, priced
+
+
+def long_times(step: dict[str, Any], batch: int, images: int | None, epochs: int | None) -> dict[str, Any]:
+    """What an epoch takes, and what all epochs take, of a step's time and energy."""
+    if not images:
+        return {"epoch_s": None}
+    steps, joules = -(-images // batch), step["energy_j"]
+    epoch = {"epoch_s": steps * step["time_s"]}
+    if not epochs:
+        return epoch
+    return epoch | {
+        "training_s": epochs * steps * step["time_s"], "training_j": None if joules is None else epochs * steps * joules,
+    }  # fmt: skip
 
 
 def _most(first: Workload) -> int:

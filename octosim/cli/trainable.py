@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from octosim.cli.answer import energy_text, memory_text
+from octosim.cli.compared import Compared
 from octosim.cli.tables import Table
 from octosim.cli.terminal import count_text, progress_bar, say, time_text
 from octosim.cost.compare import SHORT
@@ -44,7 +46,7 @@ def choices(sweep: str, layers: int) -> list[int | None]:
     return list(dict.fromkeys(found))
 
 
-def rows(asked: CostQuery, sweep: str, devices: Sequence[Any], batch: int | None, threads: int | None) -> list[dict[str, Any]]:
+def rows(asked: CostQuery, sweep: str, devices: Compared, batch: int | None, threads: int | None) -> list[dict[str, Any]]:
     """A row for each choice of layers and each device: what is trained, and by type of the products what a step takes."""
     from octosim.cli.cost import point
 
@@ -61,13 +63,13 @@ def rows(asked: CostQuery, sweep: str, devices: Sequence[Any], batch: int | None
     some = choices(sweep, sum(node.layer.weighted for node in whole.network.nodes))
     found = []
     with progress_bar() as bar:
-        task = bar.add_task("pricing", total=len(some) * len(devices))
+        task = bar.add_task("pricing", total=len(some) * len(devices.devices))
         for last in some:
             chosen = replace(asked, tuning=asked.tuning | {"train_last": last})
             made = whole if last is None else source(chosen)
-            for device in devices:
-                record, _ = point(chosen, made, device, made.batch(batch), threads)
-                about = {"device": device.name, "train_last": last, "batch_size": record["batch_size"], **_trained(made)}
+            price = functools.partial(point, chosen, made, batch=made.batch(batch), threads=threads)
+            for record, _ in devices.each(lambda device, price=price: price(device=device)):  # type: ignore[misc]
+                about = {"device": record["device"], "train_last": last, "batch_size": record["batch_size"], **_trained(made)}
                 found.append(about | {"method": made.method, "dtype": made.dtype, "types": record["types"]})
                 bar.advance(task)
     return found

@@ -220,11 +220,17 @@ def choose(asked: str | None, device: Device, dtype: str, training: bool, own: b
     return on(load_runtime("pytorch" if gpu else "octosim"), device)
 
 
-def hypothetical(runtime: Runtime, device: Device) -> str:
-    """Why a figure is of software that does not exist on the device; "" where it does."""
-    if runtime.name != "octosim" or any(engine.kind == "cpu" for engine in device.engines):
-        return ""
-    return f"hypothetical: octosim has no kernels for {device.name}; its operations are priced at the rates of the hardware"
+def hypothetical(runtime: Runtime, device: Device, dtype: str = "int8", training: bool = True) -> str:
+    """Why a figure is of software that does not exist on the device, or not with products of a type; "" where it does."""
+    has_cpu = any(engine.kind == "cpu" for engine in device.engines)
+    at_rates = "its operations are priced at the rates of the hardware"
+    if runtime.name == "octosim" and not has_cpu:
+        return f"hypothetical: octosim has no kernels for {device.name}; {at_rates}"
+    if runtime.name == "octosim" and dtype == "float16":
+        return f"hypothetical: octosim has no kernels in float16; {at_rates}"
+    if training and dtype == "float16" and all(engine.kind == "cpu" for engine in device.engines):
+        return f"hypothetical: {runtime.name} is not known to train in float16 on CPU cores; {at_rates}"
+    return ""
 
 
 ANOTHER_PROGRAM = "octosim's own kernels: PyTorch, MNN and other frameworks are other programs, which --runtime prices"

@@ -87,3 +87,87 @@ def test_a_fixed_batch_that_is_too_large(tmp_path: Path) -> None:
     asked = "--model", float_file(tmp_path, 64, 64), "--profile", "stm32h743", "--inference"
     first = run(*asked).splitlines()[0]
     assert "does not fit, because" in first and "; the batch is fixed at 64 in the file; if it did" in first
+
+
+LENET = ("--model", "lenet5", "--batch-size", "8")
+
+
+@pytest.mark.parametrize(("main", "options"), [
+    ("--advise", [("--plot", "x.png"), ("--roofline", "x.png")]),
+    ("--sweep trainable", [("--roofline", "x.png"), ("--images", "10"), ("--epochs", "2"), ("--advise",)]),
+    ("--sweep x.csv", [("--plot", "x.png"), ("--roofline", "x.png"), ("--images", "10"), ("--advise",)]),
+])  # fmt: skip
+def test_what_would_say_nothing_is_refused(main: str, options: list[tuple[str, ...]]) -> None:
+    for option in options:
+        with pytest.raises(OctosimError, match=f"^{option[0]} does not go with {main}; leave out one of them$"):
+            run(*LENET, *main.split(), *option)
+
+
+def test_advice_keeps_to_the_memory_of_the_device_and_to_the_limit() -> None:
+    asked = *LENET, "--profile", "stm32h743", "--method", "octo", "--advise", "--json"
+    for limit in ("0.01", "200"):
+        found = json.loads(run(*asked, "--max-memory", limit))
+        assert found["best"] is None and {row["breaks"] for row in found["tried"]} <= {"memory", "memory of the device"}
+    taken = [row["peak_bytes"] for row in found["tried"]]
+    assert taken == sorted(taken), "nearest first: no other limit is broken"
+
+
+def test_advice_prices_each_device_in_its_own_types(tmp_path: Path) -> None:
+    file = float_file(tmp_path, "N")
+    asked = "--model", file, "--profile", "pi4", "--compare", "hailo,coral", "--inference", "--advise", "--batch-size", "1"
+    tried = json.loads(run(*asked, "--json"))["tried"]
+    assert {(row["device"], row["dtype"]) for row in tried} == {
+        ("raspberry-pi-4", "float32"), ("raspberry-pi-4", "int8"), ("hailo-8", "int8"), ("coral-edge-tpu", "int8")
+    }  # fmt: skip
+
+
+def test_advice_says_why_nothing_can_be_tried(tmp_path: Path) -> None:
+    with pytest.raises(OctosimError, match="^runtime tflite does not train; --inference prices its forward pass$"):
+        run(*LENET, "--profile", "pi4", "--advise", "--runtime", "tflite")
+    asked = "--model", float_file(tmp_path, 4), "--profile", "pi4", "--inference", "--advise"
+    with pytest.raises(OctosimError, match="the batch of input x is fixed at 4"):
+        run(*asked, "--batch-size", "2")
+    assert {row["batch_size"] for row in json.loads(run(*asked, "--json"))["tried"]} == {4}
+    found = json.loads(run(*LENET, "--profile", "pi4", "--compare", "coral", "--method", "octo", "--advise", "--json"))
+    assert list(found["skipped"]) == ["coral-edge-tpu"] and {row["device"] for row in found["tried"]} == {"raspberry-pi-4"}
+
+
+def test_advice_says_what_is_hypothetical_and_what_an_epoch_takes() -> None:
+    asked = *LENET, "--profile", "jetson", "--advise", "--images", "100", "--epochs", "3"
+    best = json.loads(run(*asked, "--json"))["best"]
+    assert best["hypothetical"] and best["epoch_s"] == pytest.approx(13 * best["time_s"])
+    assert best["training_s"] == pytest.approx(3 * best["epoch_s"])
+    first, reason, real = run(*asked).splitlines()[:3]
+    assert first.startswith("best: int8") and " a step (hypothetical), " in first and ", an epoch " in first
+    assert reason == best["hypothetical"]
+    assert real.startswith("best with software that exists there: float16 with pytorch, batch 8 on jetson-xavier-nx: ")
+
+
+@pytest.mark.parametrize("what", [(), ("--sweep", "trainable:1"), ("--sweep", "FILE")])
+def test_all_devices_but_those_that_cannot(what: tuple[str, ...], tmp_path: Path) -> None:
+    """`--compare all` leaves out with the reason; a device that is named ends the comparison."""
+    what = tuple(str(tmp_path / "points.csv") if part == "FILE" else part for part in what)
+    asked = "--model", "mlp", "--profile", "pi4", "--batch-size", "8", *what
+    found = json.loads(run(*asked, "--compare", "all", "--json"))
+    assert {"coral-edge-tpu", "hailo-8"} <= set(found["skipped"]) and "dW" in found["skipped"]["coral-edge-tpu"]
+    assert "\nleft out coral-edge-tpu: no engine has trains = true" in run(*asked, "--compare", "all")
+    with pytest.raises(OctosimError, match="^profile coral-edge-tpu: no engine has trains = true"):
+        run(*asked, "--compare", "all, coral")
+    found = json.loads(run(*asked, "--compare", "all", "--mode", "10W", "--profile", "jetson", "--json"))
+    assert found["skipped"]["raspberry-pi-4"] == "profile raspberry-pi-4 has no power modes, so --mode 10W says nothing"
+
+
+def test_each_device_is_compared_once() -> None:
+    found = json.loads(run(*LENET, "--profile", "pi4", "--compare", "pi4, raspberry-pi-4 ,jetson,", "--json"))
+    assert [record["device"] for record in found["devices"]] == ["raspberry-pi-4", "jetson-xavier-nx"]
+    with pytest.raises(OctosimError, match="^unknown profile ''"):
+        run(*LENET, "--profile", "")
+
+
+def test_training_in_float16_on_cpu_cores_is_hypothetical() -> None:
+    record = json.loads(run(*LENET, "--profile", "pi5", "--dtype", "float16", "--json"))
+    told = "hypothetical: octosim has no kernels in float16; its operations are priced at the rates of the hardware"
+    assert record["types"]["float16"]["hypothetical"] == told and told in record["notes"] and "hypothetical" in record["answer"]
+    assert not record["types"]["float32"]["hypothetical"]
+    record = json.loads(run(*LENET, "--profile", "pi5", "--dtype", "float16", "--runtime", "pytorch", "--json"))
+    assert record["types"]["float16"]["hypothetical"].startswith("hypothetical: pytorch is not known to train in float16")
