@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -319,7 +318,7 @@ def point(
         }
         priced[dtype] = costs
         if made.largest:
-            largest[SHORT[dtype]] = partial(made.largest, device, runtime=runtime)
+            largest[SHORT[dtype]] = lambda capacity, most=made.largest, of=runtime: most(device, capacity, of)
     chosen = rows[first.dtype]
     record: dict[str, Any] = {
         "model": asked.model, "batch_size": batch, "method": first.method, "parameters": asked.parameters,
