@@ -39,7 +39,6 @@ from octosim.files import locked, read_lines, write_atomic
 from octosim.methods import recipes
 from octosim.schema import Frozen, problems_text
 from octosim.textfile import TOML_BYTES, read_text, read_toml
-from octosim.watch.runs import RunView
 
 SHIPPED = Path(__file__).parent / "studies"
 FORMAT = 1
@@ -334,6 +333,12 @@ def records(row: Row, folder: Path) -> list[dict[str, Any]]:
     return made
 
 
+def _length(decides: Mapping[str, Any]) -> int:
+    """The steps of a run."""
+    in_epochs = (decides["epochs"] or math.inf) * -(-decides["data"]["train_images"] // decides["batch_size"])
+    return int(min(decides["steps"] or math.inf, in_epochs))
+
+
 def as_csv(table: Sequence[dict[str, Any]]) -> bytes:
     """Columns in order of appearance; what a row lacks is empty."""
     columns = list(dict.fromkeys(key for row in table for key in row))
@@ -369,9 +374,9 @@ def _settle(plan: Sequence[Row], out: Path) -> dict[str, State]:
         if train.read_digest(folder) is not None:
             state.state = "finished"
         elif (failure := train.read_failure(folder)) and outcome.failed(failure[1], 0)[0] == "diverged":
-            view = RunView(folder)
-            view.look()
-            state.step, state.steps, state.loss = view.step, view.steps or 0, view.losses[-1][1] if view.losses else None
+            made = _lines(folder / "records.jsonl")[: failure[0] - 1]
+            state.step, state.loss = len(made), made[-1]["loss"] if made else None
+            state.steps = _length(train.read_manifest(folder)["decides"])
             state.fail(failure[1])
     return states
 
