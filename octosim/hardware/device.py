@@ -250,8 +250,14 @@ class Energy(Frozen):
     pj_per_byte: Figure | None = None
 
 
+def _mode_key(name: str) -> str:
+    return name.casefold().removeprefix("mode_")
+
+
 class Mode(Frozen):
     """A power mode: clocks (GHz) and units by engine where they differ from the profile's, and the budget of the module.
+
+    units: at most the engine's.
 
     bandwidth_source: who measured the bandwidth; absent: it is the profile's in proportion to the memory clock.
     """
@@ -263,6 +269,11 @@ class Mode(Frozen):
     power_w: Positive | None = None
     bandwidth_gb_s: Positive | None = None
     bandwidth_source: Text | None = None
+
+    @property
+    def key(self) -> str:
+        """The name as `--mode` looks it up."""
+        return _mode_key(self.name)
 
 
 class Training(Frozen):
@@ -323,6 +334,24 @@ class Device(Frozen):
             raise ValueError("training.status is 'forward-only' but an engine has trains = true")
         return self
 
+    @model_validator(mode="after")
+    def _modes_fit(self) -> Device:
+        units = {engine.name: engine.units.value for engine in self.engines}
+        places: dict[str, int] = {}
+        for i, mode in enumerate(self.modes):
+            where, same = f"field modes[{i}]", places.setdefault(mode.key, i)
+            if same != i:
+                raise ValueError(f"{where}.name is {mode.name!r}, the name of modes[{same}]: case and MODE_ do not count")
+            for name in mode.clock_ghz:
+                if name not in units:
+                    raise ValueError(f"{where}.clock_ghz names an unknown engine {name!r}{suggest(name, units)}")
+            for name, count in mode.units.items():
+                if name not in units:
+                    raise ValueError(f"{where}.units names an unknown engine {name!r}{suggest(name, units)}")
+                if count > units[name]:
+                    raise ValueError(f"{where}.units has {count} of engine {name!r}, expected at most its {units[name]}")
+        return self
+
     @property
     def bandwidth_b_s(self) -> float:
         """Sustained bandwidth in bytes/s, infinite where it is not known."""
@@ -371,8 +400,8 @@ def at_clock(device: Device, ghz: float) -> Device:
 
 def at_mode(device: Device, name: str) -> Device:
     """The device in one of its power modes, by name or its beginning ("10W"), in any case; OctosimError where there is none."""
-    wanted = name.casefold().removeprefix("mode_")
-    known = {m.name.casefold().removeprefix("mode_"): m for m in device.modes}
+    wanted = _mode_key(name)
+    known = {m.key: m for m in device.modes}
     near = [m for short, m in known.items() if short.startswith(f"{wanted}_") and not short.endswith("desktop")]
     mode = known.get(wanted) or (near[-1] if near else None)  # of several with one budget that with the most CPU cores
     if mode is None:

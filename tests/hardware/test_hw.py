@@ -298,6 +298,7 @@ def test_good_file_loads_by_path(tmp_path):
     assert hardware.load(path).busy_w is None
 
 
+MODES = '[[modes]]\nname = "MODE_10W"\nsource = "sheet"\n{}\n[memory]'
 NUMERICS = '[numerics]\n{} = {{ value = "{}", kind = "datasheet", source = "sheet" }}\n[memory]'
 SHEET = '{ value = 1.0, kind = "datasheet", source = "sheet" }'
 BAD = {  # what is wrong: (text replaced, replacement, what the sentence must say, in order)
@@ -343,6 +344,14 @@ BAD = {  # what is wrong: (text replaced, replacement, what the sentence must sa
                    "[engines.gemm_efficiency]", ["engines[0]", "is 16 GMAC/s", "published_peak_gmac_s.int8 of 1"]),
     "peak of nothing": ("[engines.gemm_efficiency]", f"[engines.published_peak_gmac_s]\nfloat32 = {SHEET}\n"
                         "[engines.gemm_efficiency]", ["engines[0]", "no macs_per_clock.float32"]),
+    "mode of no engine": ("[memory]", MODES.format("clock_ghz = { cpv = 0.6 }"),
+                          ["field modes[0].clock_ghz names an unknown engine 'cpv'", "did you mean 'cpu'?"]),
+    "units of no engine": ("[memory]", MODES.format("units = { cores = 2 }"),
+                           ["field modes[0].units names an unknown engine 'cores'", "known: cpu"]),
+    "more units than there are": ("[memory]", MODES.format("units = { cpu = 3 }"),
+                                  ["field modes[0].units has 3 of engine 'cpu'", "at most its 2"]),
+    "two modes of one name": ("[memory]", MODES.format('[[modes]]\nname = "10w"\nsource = "sheet"'),
+                              ["field modes[1].name is '10w'", "modes[0]"]),
     "syntax": ("trains = true", "trains = ", ["not valid TOML", "line 11"]),
     "twice": ("trains = true", "trains = true\ntrains = true", ["not valid TOML"]),
 }
@@ -381,6 +390,12 @@ def test_numerics_and_energy_load(tmp_path):
     device = hardware.check(write(tmp_path, text))
     assert device.numerics.accumulator.value == "sdot" and device.numerics.rounding is None
     assert device.energy.pj_per_mac.given() == {"int8": 1.0} and device.energy.pj_per_byte is None
+
+
+def test_a_mode_with_all_of_an_engine_loads(tmp_path):
+    text = GOOD.replace("[memory]", MODES.format("units = { cpu = 2 }\nclock_ghz = { cpu = 0.5 }"))
+    device = hardware.check(write(tmp_path, text))
+    assert hardware.at_mode(device, "10w").engines[0].clock_ghz.value == 0.5
 
 
 def test_unknown_efficiency_and_bandwidth(tmp_path):
