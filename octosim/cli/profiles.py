@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -336,7 +337,7 @@ def profiles_calibrate(
 
     Example: octosim profiles calibrate --from steps.csv --layers layers.csv --profile snapdragon-855 --runtime mnn -o mnn.toml
     """
-    check_output("--out", out)
+    check_output("--out", out, ".toml")
     if from_ is None:
         if profile or layers or summary or device or runtime:
             raise OctosimError(
@@ -363,12 +364,14 @@ def profiles_calibrate(
         hardware.load(profile), rows, fit.networks(layers, summary) if layers else {}, from_.name,
         hardware.load_runtime(runtime) if runtime else None,
     )  # fmt: skip
-    text = tomli_w.dumps({"calibration": {path: efficiency.table(f) for path, f in found.factors.items()}})
+    tables = {path: efficiency.table(f) for path, f in found.factors.items()}
+    text = tomli_w.dumps({"calibration": tables})
     if out:
         from octosim.files import write_atomic
 
-        write_atomic(out, f"{hardware.text_of(profile).rstrip()}\n\n{text}".encode())
-        hardware.check(out)
+        whole = _with_calibration(hardware.text_of(profile), tables)
+        hardware.parse(whole, str(out))
+        write_atomic(out, whole.encode())
     if json_:
         print_json({path: f.model_dump() | {"report": found.report[path]} for path, f in found.factors.items()})
     elif not out:
@@ -382,6 +385,24 @@ def profiles_calibrate(
         if r["worse"]:
             hint(f"{path}: on networks left out of the fit these factors predict worse than those before; keep the profile "
                  "as it is, unless the measurements are of your board")  # fmt: skip
+
+
+def _with_calibration(text: str, tables: dict[str, Any]) -> str:
+    """A profile's text with these factors in place of those of the same arithmetics; it keeps the others, and its comments."""
+    import tomli_w
+
+    from octosim.textfile import parse_toml
+
+    data = parse_toml(text, "profile")
+    data["calibration"] = data.get("calibration", {}) | tables
+    rest = re.sub(r"(?ms)^[ \t]*\[[ \t]*calibration\b.*?(?=^[ \t]*\[|\Z)", "", text).rstrip()
+    found = f"{rest}\n\n{tomli_w.dumps({'calibration': data['calibration']})}"
+    try:
+        if parse_toml(found, "profile") == data:
+            return found
+    except OctosimError:  # its factors stand in another form, as keys with dots
+        pass
+    return tomli_w.dumps(data)
 
 
 def _calibrate_training(

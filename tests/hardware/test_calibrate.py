@@ -197,6 +197,39 @@ def test_calibrate_command(tables):
     assert found["float32"]["report"]["worse"] is False and "predict worse" not in printed.stderr
 
 
+def as_dotted_keys(text):
+    """The same profile with its factors before every table."""
+    import tomllib
+
+    import tomli_w
+
+    data = tomllib.loads(text)
+    factors = data.pop("calibration")
+    lines = [f"calibration.{path}.{key} = {value!r}" for path, row in factors.items() for key, value in row.items()]
+    return "\n".join([*lines, tomli_w.dumps(data)])
+
+
+@pytest.mark.parametrize("form", [str, as_dotted_keys, lambda text: text.replace("[calibration.", "[ calibration . ")],
+                         ids=["tables", "dotted keys", "blanks"])  # fmt: skip
+def test_a_calibrated_profile_is_calibrated_again(tables, form):
+    """Into the file itself: what is fitted again is replaced, other arithmetics and comments stay."""
+    arguments = ("profiles", "calibrate", "--from", "m.csv", "--profile", "./mine.toml", "--layers", "layers.csv",
+                 "-o", "mine.toml")  # fmt: skip
+    write_measurements(tables, 1.4)
+    assert octosim(*arguments[:5], "pi4", *arguments[6:], folder=tables).returncode == 0
+    first = hardware.load(tables / "mine.toml").calibration
+    text = (tables / "mine.toml").read_text(encoding="utf-8")
+    (tables / "mine.toml").write_text(form(text), encoding="utf-8")
+    lines = (tables / "m.csv").read_text().splitlines()
+    (tables / "m.csv").write_text("\n".join(line for line in lines if "int8" not in line))
+    done = octosim(*arguments, folder=tables)
+    assert done.returncode == 0, done.stderr
+    again = hardware.load(tables / "mine.toml").calibration
+    assert again["smlal"] == first["smlal"] and set(again) == {"float32", "smlal"}
+    if form is not as_dotted_keys:
+        assert (tables / "mine.toml").read_text(encoding="utf-8").startswith(text.split("[calibration.")[0])
+
+
 @pytest.mark.parametrize("more", [(), ("--json",), ("-o", "mine.toml")])
 def test_factors_that_make_it_worse_are_told(tables, more):
     """Two networks measured of which the model is right on average, one far slower and the other far faster."""
@@ -222,6 +255,7 @@ def test_factors_that_make_it_worse_are_told(tables, more):
     (("--from", "m.csv", "--profile", "pi4"), "network 'tiny' is neither in the table of layers nor the path of an .onnx file"),
     (("--from", "m.csv", "--profile", "pi4", "--layers", "layers.csv", "--device", "x"),
      "no measurement of a device that begins"),
+    (("--from", "m.csv", "--profile", "pi4", "--layers", "layers.csv", "-o", "x.json"), "x.json: the name must end in .toml"),
     (("--from", "m.csv", "--profile", "jetson", "--layers", "layers.csv"), "is no CPU core with an accumulator smlal or sdot")])
 def test_calibrate_command_refuses(tables, arguments, message):
     write_measurements(tables, 1.0)
