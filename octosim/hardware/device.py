@@ -23,9 +23,11 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from octosim import extensions
 from octosim.errors import OctosimError, suggest
 from octosim.hardware import detect as host_reader
+from octosim.hardware import efficiency
 from octosim.hardware.efficiency import CpuFactors
 from octosim.hardware.figures import Count, Delay, Figure, Kind, Ratio
 from octosim.hardware.rates import Rates
+from octosim.hardware.runtime import load_runtime
 from octosim.numerics import ACCUMULATORS
 from octosim.schema import Frozen, Positive, Text, problems_text
 from octosim.textfile import TOML_BYTES, parse_toml, read_text
@@ -292,8 +294,8 @@ class Device(Frozen):
     machine: texts of which a machine that is this device names itself with one: the device tree's model or compatible, or the
         CPU's model name.  Only where the engines are the CPU cores that octosim itself runs on.
     calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
-    cores_of: the profile whose fitted factors its CPU cores share: the same chip at another clock.
-    runtime: the inference software that is common on it, of octosim.hardware.runtimes; absent: by the kind of its first engine.
+    cores_of: the profile whose fitted factors its CPU cores share, by name or alias: the same chip at another clock.
+    runtime: the inference software that is common on it, as load_runtime takes it; absent: by the kind of its first engine.
     rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
     call_scale: of an accelerator, how many times as long its CPU takes to launch a call as AGX Xavier's in MAXN, whose time
         runtimes state as `call_us`; absent: once.
@@ -327,6 +329,29 @@ class Device(Frozen):
         if len({engine.name for engine in engines}) < len(engines):
             raise ValueError("needs a different name for each engine")
         return engines
+
+    @field_validator("cores_of")
+    @classmethod
+    def _fitted(cls, text: str | None) -> str | None:
+        """The profile's name, also where an alias is given, since fitted factors are looked up by it."""
+        fitted = sorted(efficiency.shipped().keys() - {"pool"})
+        if text is None or text in fitted:
+            return text
+        name = _own_name(text)
+        if name not in fitted:
+            hint = f" (known: {', '.join(fitted)})" if name else suggest(text, fitted)
+            raise ValueError(f"is {text!r}, expected a profile whose cores have fitted factors{hint}")
+        return name
+
+    @field_validator("runtime")
+    @classmethod
+    def _known_software(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                load_runtime(text)
+        except OctosimError as error:
+            raise ValueError(f"cannot be used: {error}") from None
+        return text
 
     @model_validator(mode="after")
     def _forward_only(self) -> Device:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from octosim import cost, hardware, schema
-from octosim.cost import reference
+from octosim.cost import reference, runtimes
 from octosim.errors import OctosimError
 from octosim.hardware import detect
 from octosim.hardware import device as device_file
@@ -352,6 +352,14 @@ BAD = {  # what is wrong: (text replaced, replacement, what the sentence must sa
                                   ["field modes[0].units has 3 of engine 'cpu'", "at most its 2"]),
     "two modes of one name": ("[memory]", MODES.format('[[modes]]\nname = "10w"\nsource = "sheet"'),
                               ["field modes[1].name is '10w'", "modes[0]"]),
+    "cores of no profile": ('name = "toy"', 'name = "toy"\ncores_of = "raspbery-pi-4"',
+                            ["field cores_of is 'raspbery-pi-4'", "did you mean 'raspberry-pi-4'?"]),
+    "cores without factors": ('name = "toy"', 'name = "toy"\ncores_of = "rk3399"',
+                              ["field cores_of is 'rk3399'", "fitted factors (known: ", "raspberry-pi-4"]),
+    "cores of the pool": ('name = "toy"', 'name = "toy"\ncores_of = "pool"', ["field cores_of is 'pool'", "known: "]),
+    "software": ('name = "toy"', 'name = "toy"\nruntime = "tflight"',
+                 ["field runtime cannot be used: unknown runtime 'tflight'", "did you mean 'tflite'?"]),
+    "software's file": ('name = "toy"', 'name = "toy"\nruntime = "no/such.toml"', ["field runtime", "no such runtime file"]),
     "syntax": ("trains = true", "trains = ", ["not valid TOML", "line 11"]),
     "twice": ("trains = true", "trains = true\ntrains = true", ["not valid TOML"]),
 }
@@ -396,6 +404,25 @@ def test_a_mode_with_all_of_an_engine_loads(tmp_path):
     text = GOOD.replace("[memory]", MODES.format("units = { cpu = 2 }\nclock_ghz = { cpu = 0.5 }"))
     device = hardware.check(write(tmp_path, text))
     assert hardware.at_mode(device, "10w").engines[0].clock_ghz.value == 0.5
+
+
+@pytest.mark.parametrize("name", ["raspberry-pi-4", "pi4"])
+def test_cores_of_another_profile_by_name_or_alias(name, tmp_path):
+    base = hardware.load("raspberry-pi-4")
+    text = hardware.text_of("raspberry-pi-4").replace('name = "raspberry-pi-4"', f'name = "my-board"\ncores_of = "{name}"')
+    device = hardware.check(write(tmp_path, text))
+    assert cost.factors_of(device, device.engines[0], "int8") == cost.factors_of(base, base.engines[0], "int8")
+
+
+@pytest.mark.parametrize("name", ["tflite", "litert"])
+def test_the_common_software_by_name_or_alias(name, tmp_path):
+    device = hardware.check(write(tmp_path, GOOD.replace('name = "toy"', f'name = "toy"\nruntime = "{name}"')))
+    assert runtimes.default(device, False).name == "tflite"
+
+
+@each_profile
+def test_a_profile_can_be_read_from_its_own_fields(file):
+    assert hardware.Device.model_validate(hardware.check(file).model_dump()) == hardware.check(file)
 
 
 def test_unknown_efficiency_and_bandwidth(tmp_path):
