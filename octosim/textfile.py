@@ -133,12 +133,13 @@ class Row:
         raise self.error(f"{column} is '{text[:60]}', expected {expected}{comma}")
 
 
-def read_csv(path: Path, needed: Iterable[str]) -> list[Row]:
+def read_csv(path: Path, needed: Iterable[str], optional: Iterable[str] = ()) -> list[Row]:
     """The rows of a CSV file, which may be compressed (.gz): commas between cells, names of columns in the first line.
 
-    needed: columns that it must have.  Blank lines are skipped.  Raises OctosimError, with the line where there is one.
+    needed: columns that it must have.  optional: columns that its reader knows; one that is nearly called so is refused.  Blank
+    lines are skipped.  Raises OctosimError, with the line where there is one.
     """
-    path, wanted = Path(path), sorted(needed)
+    path, wanted, known = Path(path), sorted(needed), tuple(optional)
     text = read_text(path, CSV_BYTES, "CSV file")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
@@ -148,7 +149,7 @@ def read_csv(path: Path, needed: Iterable[str]) -> list[Row]:
             if not any(cell.strip() for cell in cells):
                 continue
             if not columns:
-                columns = _columns(path, [cell.strip() for cell in cells], wanted)
+                columns = _columns(path, [cell.strip() for cell in cells], wanted, known)
             elif len(cells) != len(columns):
                 text = f"{len(cells)} cells, expected {len(columns)} as there are columns"
                 raise OctosimError(f"{path}, line {reader.line_num}: {text}")
@@ -161,7 +162,7 @@ def read_csv(path: Path, needed: Iterable[str]) -> list[Row]:
     return rows
 
 
-def _columns(path: Path, names: list[str], needed: list[str]) -> list[str]:
+def _columns(path: Path, names: list[str], needed: list[str], optional: Iterable[str]) -> list[str]:
     missing = [name for name in needed if name not in names]
     if missing:
         hint = ""
@@ -171,4 +172,14 @@ def _columns(path: Path, names: list[str], needed: list[str]) -> list[str]:
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise OctosimError(f"{path}: the column {twice} is there twice")
+    for column in (column for column in optional if column not in names):
+        near = next((name for name in names if name not in needed and _nearly(name, column)), None)
+        if near is not None:
+            raise OctosimError(f"{path}: column {near}, did you mean {column}?")
     return names
+
+
+def _nearly(name: str, column: str) -> bool:
+    """Whether a name differs from a column's in case, punctuation or a plural alone."""
+    given, wanted = (re.sub(r"[\W_]", "", text.casefold()) for text in (name, column))
+    return given in (wanted, f"{wanted}s", f"{wanted}es") or f"{given}s" == wanted

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from octosim.errors import OctosimError
 from octosim.files import is_onnx
 from octosim.hardware import Device, Runtime, load_runtime
 from octosim.hardware.efficiency import CpuFactors
-from octosim.textfile import read_csv
+from octosim.textfile import Row, read_csv
 from octosim.trace import DTYPE_BYTES, Op, with_winograd
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +57,7 @@ _ARRAYS = (
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of a table of measurements.  precision: as written there; time in seconds.
+    """One row of a table of measurements.  precision: as written there, one of PRECISIONS and perhaps more; time in seconds.
 
     threads: None, as many as the engine has units.  profile, mode, runtime: "" where the row does not say.
     """
@@ -66,27 +67,47 @@ class Measurement:
     precision: str
     threads: int | None
     time_s: float
-    row: Mapping[str, str]
+    row: Row
     batch: int = 1
     profile: str = ""
     mode: str = ""
     runtime: str = ""
 
     @property
+    def type(self) -> Literal["int8", "float16", "float32"]:
+        """The type that its precision names."""
+        return PRECISIONS[_type_of(self.precision)]
+
+    @property
     def is_int8(self) -> bool:
-        return self.precision == "int8"
+        return self.type == "int8"
 
 
-def measurements(path: Path) -> list[Measurement]:
-    """Rows of a CSV with the columns network, precision, threads, value and, if there, device, unit, metric, backend, batch,
-    profile, mode, runtime.
+PRECISIONS: dict[str, Literal["int8", "float16", "float32"]] = {
+    "int8": "int8", "fp16": "float16", "float16": "float16", "fp32": "float32", "float32": "float32",
+}  # fmt: skip
+"""What a precision begins with, in any case, and the type that it names: ncnn's table has fp16-default(asimdhp)."""
+METRIC = "latency_min"
+OPTIONAL = ("device", "unit", "metric", "backend", "batch", "profile", "mode", "runtime")
+
+
+def _type_of(precision: str) -> str:
+    """The key of PRECISIONS that a precision begins with, "" for none."""
+    return next((key for key in PRECISIONS if re.match(rf"{key}(?![0-9a-z])", precision.casefold())), "")
+
+
+def measurements(path: Path, needed: Sequence[str] = ()) -> list[Measurement]:
+    """Rows of a CSV with the columns network, precision, threads, value and, if there, OPTIONAL.
+
+    needed: more that it must have.
 
     Of several metrics latency_min is taken; rows of GPU backends are left out.
     """
     units = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
     found = []
-    for row in read_csv(path, ("network", "precision", "threads", "value")):
-        if row.get("metric", "latency_min") != "latency_min" or not row.get("backend", "cpu").endswith("cpu"):
+    rows = read_csv(path, ("network", "precision", "threads", "value", *needed), OPTIONAL)
+    for row in rows:
+        if (row.get("metric") or METRIC).casefold() != METRIC or not (row.get("backend") or "cpu").casefold().endswith("cpu"):
             continue
         value = row.number("value", float, "a time above zero", lambda v: 0 < v < math.inf)
         threads = batch = None
@@ -97,8 +118,12 @@ def measurements(path: Path) -> list[Measurement]:
         unit = row.get("unit") or "ms"
         if unit not in units:
             raise row.error(f"unit is '{unit[:60]}', expected s, ms or us")
+        if not _type_of(row.cells["precision"]):
+            raise row.error(f"precision is '{row.cells['precision'][:60]}', expected int8, fp16 or fp32")
         found.append(Measurement(row.get("device"), row.cells["network"], row.cells["precision"], threads, value * units[unit],
-                                 row.cells, batch or 1, row.get("profile"), row.get("mode"), row.get("runtime")))  # fmt: skip
+                                 row, batch or 1, row.get("profile"), row.get("mode"), row.get("runtime")))  # fmt: skip
+    if rows and not found:
+        raise OctosimError(f"{path}: every row is left out, expected the metric {METRIC} and a backend that ends in cpu")
     return found
 
 
@@ -513,7 +538,7 @@ def operations(
 ) -> tuple[list[Op], str]:
     """The operations that a measurement's software runs, and the arithmetic that its factors belong to."""
     has = {dtype for engine in device.engines for dtype in engine.macs_per_clock.given()}
-    halves = row.is_int8 and runtime.float16 or "16" in row.precision  # int8 networks hold float layers too
+    halves = row.is_int8 and runtime.float16 or row.type == "float16"  # int8 networks hold float layers too
     narrow = "float16" in has and halves
     dtype: Literal["float32", "float16"] = "float16" if narrow else "float32"
     path = int8_path if row.is_int8 else dtype

@@ -18,6 +18,7 @@ import numpy as np
 
 from octosim import cost, hardware
 from octosim.cost import fit
+from octosim.errors import OctosimError
 from octosim.hardware import efficiency
 from octosim.trace import DTYPE_BYTES, WORK, Op
 
@@ -125,7 +126,8 @@ def campaigns(data: Path) -> list[Campaign]:
     table = devices()
     nets = networks(data)
     ops = functools.cache(lambda name, float_dtype, int8: network_ops(name, nets, float_dtype, int8))
-    rows = fit.measurements(data / BENCHMARK)
+    rows = fit.measurements(data / BENCHMARK, ("powersave",))
+    cores = [r.row.number("powersave", int, "benchncnn's 0, 1 or 2", lambda v: 0 <= v <= 2) for r in rows]
     found = []
     for row in table["device"]:
         rates = table["cores"].get(row.get("core"), {})
@@ -135,7 +137,10 @@ def campaigns(data: Path) -> list[Campaign]:
         has = engine.macs_per_clock.given()
         real = "float16" if "float16" in has else "float32"
         core = row.get("core") or engine.core or "Cortex-A" + device.title.split("Cortex-A")[1].split(",")[0]
-        mine = [r for r in rows if r.device.startswith(row["match"]) and int(r.row["powersave"]) == row.get("powersave", 0)]
+        mine = [
+            r for r, which in zip(rows, cores, strict=True)
+            if r.device.startswith(row["match"]) and which == row.get("powersave", 0)
+        ]  # fmt: skip
         for threads in row["threads"]:
             for path in (real, int8):
                 some = {r.network: r for r in mine if r.threads == threads and r.is_int8 == (path == int8)}
@@ -150,6 +155,8 @@ def campaigns(data: Path) -> list[Campaign]:
                 if samples:
                     role = row.get("role", "pool")
                     found.append(Campaign(row["name"], row["chip"], core, role, path, threads, rewritten, samples))
+    if not any(c.role == "pool" for c in found):
+        raise OctosimError(f"{data / BENCHMARK}: no measurement of a device that is known (octosim/cost/ncnn_devices.toml)")
     return found
 
 

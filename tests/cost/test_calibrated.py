@@ -11,6 +11,7 @@ from octosim import cost, hardware
 from octosim.cost import fit, fit_training, reference
 from octosim.errors import OctosimError
 from octosim.hardware import load_runtime
+from octosim.textfile import Row
 
 
 def shifted(device, path, **factors):
@@ -63,7 +64,7 @@ def test_calibration_and_prediction_have_one_plan(tmp_path, runtime, precision):
 
     path = small_onnx(tmp_path / "small.onnx")
     device, software = hardware.load("pi5"), load_runtime(runtime)
-    row = fit.Measurement("pi5", str(path), precision, 2, 1.0, {})
+    row = fit.Measurement("pi5", str(path), precision, 2, 1.0, Row(path, 2, {}))
     planned, _ = fit.operations(row, device, {}, "sdot", software)
     dtype = {"int8": "int8", "fp32": "float32", "fp16": "float16"}[precision]
     asked = source(CostQuery(str(path), None, dtype, True, None, False, runtime=runtime))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +145,45 @@ def test_measurements(tmp_path):
     assert [(m.network, m.threads, m.time_s, m.is_int8) for m in found] == [("a", 1, 0.002, False), ("b", 4, 0.5, True)]
 
 
+@pytest.mark.parametrize("precision, type_", [
+    ("int8", "int8"), ("INT8", "int8"), ("int8-default", "int8"), ("fp16", "float16"), ("FP16", "float16"),
+    ("fp16-default(asimdhp)", "float16"), ("float16", "float16"), ("fp32", "float32"), ("Float32", "float32")])
+def test_precisions(tmp_path, precision, type_):
+    """In any case, with what a program says beside it."""
+    (tmp_path / "m.csv").write_text(f"network,precision,threads,value\na,{precision},1,2\n")
+    (row,) = fit.measurements(tmp_path / "m.csv")
+    assert row.type == type_ and row.is_int8 == (type_ == "int8") and row.precision == precision
+    net = tmp_path / "layers.csv"
+    net.write_text(LAYERS)
+    ncnn = hardware.load_runtime("ncnn")
+    path = fit.operations(replace(row, network="tiny"), hardware.load("pi5"), fit.networks(net), "sdot", ncnn)[1]
+    assert path == {"int8": "sdot"}.get(type_, type_)
+
+
+@pytest.mark.parametrize("row", ["a,fp32,1,2,,", "a,fp32,1,2,LATENCY_MIN,CPU", "a,fp32,1,2,,ncnn-CPU"])
+def test_blank_metrics_and_backends_are_the_common_ones(tmp_path, row):
+    (tmp_path / "m.csv").write_text(f"network,precision,threads,value,metric,backend\n{row}\na,fp32,1,3,latency_avg,\n")
+    assert [m.time_s for m in fit.measurements(tmp_path / "m.csv")] == [0.002]
+
+
+@pytest.mark.parametrize("column", ["units", "Unit", "UNIT", "unit(s)", "Backend", "metrics", "batches", "Device", "run-time"])
+def test_columns_that_are_nearly_known_are_refused(tmp_path, column):
+    (tmp_path / "m.csv").write_text(f"network,precision,threads,value,{column}\na,fp32,1,2,s\n")
+    with pytest.raises(OctosimError, match=rf"m.csv: column {re.escape(column)}, did you mean [a-z]+\?"):
+        fit.measurements(tmp_path / "m.csv")
+
+
+def test_other_columns_are_not_read(tmp_path):
+    (tmp_path / "m.csv").write_text("network,precision,threads,value,Note,unit,Units,devices tried\na,fp32,1,2,x,s,h,3\n")
+    assert fit.measurements(tmp_path / "m.csv")[0].time_s == 2
+
+
 @pytest.mark.parametrize("text, message", [
+    *((f"network,precision,threads,value\na,fp32,1,2\na,{precision},1,2\n",
+       f"m.csv, line 3: precision is '{precision}', expected int8, fp16 or fp32")
+      for precision in ("int16", "", "quantized", "fp64", "int81", "w8a8", "uint8", "bf16")),
+    *((f"network,precision,threads,value,metric,backend\na,fp32,1,2,{rest}\n", "m.csv: every row is left out")
+      for rest in ("latency_avg,cpu", "latency_min,vulkan", "throughput,")),
     ("", "expected a CSV with the columns"), ("network,value\na,1\n", "expected a CSV with the columns"),
     ("network,precision,threads,value\na,fp32,1,x\n", "line 2: value is 'x', expected a time above zero"),
     ("network,precision,threads,value,unit\na,fp32,1,1,h\n", "unit is 'h', expected s, ms or us"),
@@ -301,6 +342,20 @@ def test_rows_name_their_own_device_mode_runtime_and_batch(tmp_path, monkeypatch
 def test_pool_refuses(tmp_path, arguments, message):
     done = octosim("profiles", "validate", *arguments, folder=tmp_path)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("columns, row, message", [
+    ("", "", "no column powersave: expected a CSV with the columns"),
+    (",powersave", ",", "line 2: powersave is '', expected benchncnn's 0, 1 or 2"),
+    (",powersave", ",x", "line 2: powersave is 'x', expected"), (",powersave", ",3", "line 2: powersave is '3', expected"),
+    (",powersave", ",0", "no measurement of a device that is known (octosim/cost/ncnn_devices.toml)")])
+def test_tables_that_are_no_pool(tables, columns, row, message):
+    (tables / "layers.csv").rename(tables / pool.LAYERS)
+    (tables / "summary.csv").rename(tables / pool.SUMMARY)
+    with gzip.open(tables / pool.BENCHMARK, "wt") as file:
+        file.write(f"device,network,precision,threads,value{columns}\nnone of these,tiny,fp32,1,2{row}\n")
+    with pytest.raises(OctosimError, match=re.escape(message)):
+        pool.campaigns(tables)
 
 
 # --- against published measurements -----------------------------------------------------------------------------------
