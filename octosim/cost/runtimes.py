@@ -9,12 +9,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from octosim.cost.model import DEPTHWISE, KINDS, kind_of
 from octosim.errors import OctosimError
 from octosim.hardware import Device, Runtime, load_runtime
-from octosim.hardware.runtime import Backward
+from octosim.hardware.runtime import Backward, LayerKind
 from octosim.trace import DTYPE_BYTES, Op, with_winograd
 
 DEFAULTS = {"cpu": "tflite", "gpu": "tensorrt", "npu": "vendor-npu"}
@@ -81,19 +81,18 @@ def _slower(op: Op, runtime: Runtime, rules: Backward) -> Op:
     return replace(op, slow=op.slow / share.value) if share else op
 
 
-LAYERS = {
+LAYERS: dict[str, LayerKind] = {
     "batchnormalization": "batchnorm", "batchnorm": "batchnorm", "relu": "relu", "activation": "relu", "clip": "relu6",
     "relu6": "relu6", "maxpool": "maxpool", "averagepool": "avgpool", "avgpool": "avgpool", "globalaveragepool": "avgpool",
     "add": "add", "concat": "concat", "bias": "bias", "affine": "bias", "columnsums": "bias",
 }  # fmt: skip
-"""Kinds of layer, for `hardware.runtime.Work`, by the names of elementwise operations (octosim's, ONNX's and those of a table
-of layers); products are convolution, depthwise, linear or product."""
+"""Kinds of layer by the names of elementwise operations (octosim's, ONNX's and those of a table of layers)."""
 BYTES_OF = {"copy": (1, 1), "combine": (2, 1), "read": (1, 0), "write": (0, 1)}
 """How often a pass reads and writes each element."""
 COUNTED, INTERLEAVED = "a pass of the framework's", "a pass of the framework's, interleaved"
 
 
-def layer_of(op: Op) -> str:
+def layer_of(op: Op) -> LayerKind | Literal[""]:
     """The kind of layer that an operation is part of; "" for one without a name in LAYERS."""
     if op.kind == "gemm":
         if KINDS.index(kind_of(op)) == DEPTHWISE:

@@ -12,9 +12,9 @@ import importlib.resources
 import os
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from octosim.errors import OctosimError, suggest
 from octosim.hardware.figures import Delay, Figure, Ratio
@@ -22,6 +22,22 @@ from octosim.schema import Frozen, Positive, Text, problems_text
 from octosim.textfile import TOML_BYTES, parse_toml, read_text
 
 FloatPath = Literal["float32", "float16", "smlal", "sdot"]
+Pass = Literal["forward", "dX", "dW", "update"]
+LayerKind = Literal[
+    "convolution", "depthwise", "linear", "product", "batchnorm", "relu", "relu6", "maxpool", "avgpool", "add", "concat",
+    "bias", "optimizer",
+]  # fmt: skip
+"""Kinds of layer that passes are counted for: what octosim.cost.runtimes.layer_of tells operations apart by.  product: of two
+tensors that are no parameters."""
+
+
+def _kind_and_pass(text: str) -> str:
+    kind, _, pass_ = text.partition(" ")
+    kinds, passes = get_args(LayerKind), get_args(Pass)
+    if kind not in kinds or pass_ not in passes:
+        hint = suggest(kind, kinds) if kind not in kinds else suggest(pass_, passes)
+        raise ValueError(f"is {text!r}, expected a kind of layer and a pass, as 'depthwise dW'{hint}")
+    return text
 
 
 class Kernels(Frozen):
@@ -54,7 +70,7 @@ class Kernels(Frozen):
 class Work(Frozen):
     """Passes over tensors that a framework makes for each layer of a kind, counted in its source.
 
-    of: kinds of layer (octosim.cost.runtimes.LAYERS).  pass_, "pass" in a file: forward, dX, dW or update.
+    of: kinds of layer.  pass_, "pass" in a file: forward, dX, dW or update.
     over: what is passed over.  Of a product "input", "result", "weights", "patches" (the unfolded input, im2col) and "spread"
     (the input once for each place of the kernel, col2im); of pooling "windows" in place of patches.
     how: "copy" reads and writes, "combine" reads two and writes, "read", "write".
@@ -65,8 +81,8 @@ class Work(Frozen):
     slow: times as long as a plain loop computes.  interleaved: threads take every so many-th element.
     """
 
-    of: Annotated[tuple[str, ...], Field(strict=False)]
-    pass_: Annotated[Literal["forward", "dX", "dW", "update"], Field(alias="pass")]
+    of: Annotated[tuple[LayerKind, ...], Field(strict=False)]
+    pass_: Annotated[Pass, Field(alias="pass")]
     over: Literal["input", "result", "weights", "patches", "windows", "spread"]
     how: Literal["copy", "combine", "read", "write"] = "copy"
     threads: Literal["all", "images", "one"] = "all"
@@ -76,6 +92,9 @@ class Work(Frozen):
     slow: Positive = 1.0
     interleaved: bool = False
     source: Text
+
+
+ProfileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 class Backward(Frozen):
@@ -91,7 +110,8 @@ class Backward(Frozen):
     times as long as octosim's loop over the same bytes each takes.  interleaved: speed of those in which threads take every so
     many-th element.  composed: what is made of such passes alone, or is among them ("depthwise dW": kind of layer and pass).
     call_us: of each operation of a training step.  step_ms: of each step, whatever its size.
-    devices: profiles on which the spread was measured, where it is of those alone: elsewhere that of the core's factors adds.
+    devices: names of profiles, also own ones, on which the spread was measured, where it is of those alone: elsewhere that of
+    the core's factors adds.
     """
 
     forward: Figure | None = None
@@ -103,12 +123,12 @@ class Backward(Frozen):
     passes: Figure
     update_passes: Figure | None = None
     work: Annotated[tuple[Work, ...], Field(strict=False)] = ()
-    composed: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    composed: Annotated[tuple[Annotated[str, AfterValidator(_kind_and_pass)], ...], Field(strict=False)] = ()
     interleaved: Figure | None = None
     call_us: Delay
     step_ms: Delay
     spread: Figure
-    devices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    devices: Annotated[tuple[ProfileName, ...], Field(strict=False)] = ()
 
 
 class Runtime(Frozen):

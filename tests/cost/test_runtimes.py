@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from octosim import cost, hardware
 from octosim.cost import plots, reference, runtimes, sweep
 from octosim.errors import OctosimError
 from octosim.hardware import Runtime, load_runtime
-from octosim.hardware.runtime import Work
+from octosim.hardware.runtime import LayerKind, Work
 from octosim.trace import Op, with_winograd
 
 
@@ -55,6 +57,8 @@ def test_shipped_runtimes():
     assert len(names) == len(set(names))
     for runtime in known.values():
         assert len(runtime.source) > 20
+        for rules in filter(None, (runtime.backward, runtime.accelerated)):
+            assert set(rules.devices) <= set(hardware.names())
 
 
 @pytest.mark.parametrize("text, message", [
@@ -72,6 +76,44 @@ def test_a_runtime_file_of_ones_own(tmp_path):
     file.write_text('name = "mine"\ntitle = "Mine"\nsource = "x"\nengines = ["tpu"]\n')
     with pytest.raises(OctosimError, match="mine.toml: field engines"):
         load_runtime(str(file))
+
+
+MNN = (Path(hardware.__file__).resolve().parents[2] / "hwprofiles/runtimes/mnn.toml").read_text()
+COMPOSED = 'composed = ["depthwise dW", '
+
+
+@pytest.mark.parametrize("old, new, wanted", [
+    ('of = ["convolution"]', 'of = ["convolutions"]', ["backward.work[0].of[0] is 'convolutions'", "'convolution', "]),
+    ('of = ["relu6"]', 'of = ["ReLU6"]', ["field backward.work[", "].of[0] is 'ReLU6'", "'relu6'"]),
+    ('of = ["optimizer"]', 'of = [""]', ["].of[0] is ''", "'optimizer'"]),
+    (COMPOSED, 'composed = ["depthwse dW", ', ["backward.composed[0] is 'depthwse dW'", "did you mean 'depthwise'?"]),
+    (COMPOSED, 'composed = ["depthwise dw", ', ["backward.composed[0] is 'depthwise dw'", "did you mean 'dW'?"]),
+    (COMPOSED, 'composed = ["depthwise", ', ["backward.composed[0] is 'depthwise'", "a kind of layer and a pass"]),
+    (COMPOSED, 'composed = ["dW depthwise", ', ["backward.composed[0] is 'dW depthwise'", "as 'depthwise dW'"]),
+    ('"snapdragon-855"', '"Snapdragon 855"', ["backward.devices[0] is 'Snapdragon 855'", "lower-case"]),
+])
+def test_misspelt_words_of_a_runtime_file(old, new, wanted, tmp_path):
+    """Each left out passes over tensors, and so changed prices."""
+    file = tmp_path / "mine.toml"
+    file.write_text(MNN)
+    assert load_runtime(file) == load_runtime("mnn") and old in MNN
+    file.write_text(MNN.replace(old, new, 1))
+    with pytest.raises(OctosimError) as caught:
+        load_runtime(file)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{file}: field ") and "\n" not in sentence and all(part in sentence for part in wanted)
+
+
+def layer_ops():
+    """An operation of each kind of layer."""
+    products = [conv(), conv(64, k=9, n=1), replace(conv(), kernel=(0, 0), weights=8), replace(conv(), kernel=(0, 0), weights=0)]
+    names = {**runtimes.LAYERS, "relu backward": "relu", "max pool gradient": "maxpool"}
+    return [*products, *(Op("x", "forward", "elementwise", name, (9,), "float32", 36, 36) for name in names),
+            Op("o", "update", "update", "sgd", (9,), "float32", 72, 36)]  # fmt: skip
+
+
+def test_files_may_name_the_kinds_of_layer_that_operations_are_of():
+    assert {runtimes.layer_of(op) for op in layer_ops()} == set(get_args(LayerKind))
 
 
 def test_which_runtime():
