@@ -132,6 +132,17 @@ _SIZES = (
 )  # fmt: skip
 
 
+_SHAPE = ("in_c", "in_h", "in_w", "out_c", "out_h", "out_w")
+_CONVOLUTION = (*_SHAPE, "kh", "kw", "sh", "macs", "weight_count")
+NEEDED = {
+    "Convolution": _CONVOLUTION, "ConvolutionDepthWise": _CONVOLUTION, "Deconvolution": _CONVOLUTION,
+    "DeconvolutionDepthWise": _CONVOLUTION, "InnerProduct": (*_SHAPE, "macs", "weight_count"), "MultiHeadAttention": _SHAPE,
+    "Pooling": _SHAPE,
+}  # fmt: skip
+"""Types of layers, and the sizes that must be above zero: a Pooling's kernel of 0 is the whole image."""
+GROUPED = tuple(name for name in NEEDED if name not in ("InnerProduct", "Pooling"))
+
+
 @dataclass(frozen=True)
 class Layer:
     """One row of a table of layers; sizes as (channels, height, width)."""
@@ -157,6 +168,7 @@ def networks(layers: Path, summary: Path | None = None) -> dict[str, tuple[list[
     found: dict[str, list[Layer]] = {}
     for row in read_csv(layers, ("network", "layer", "type", *_SIZES)):
         n = {k: row.number(k, int, "a whole number", lambda v: 0 <= v < 1 << 60) for k in _SIZES}
+        _check(row, n)
         found.setdefault(row.cells["network"], []).append(
             Layer(
                 row.cells["layer"], row.cells["type"],
@@ -173,6 +185,23 @@ def networks(layers: Path, summary: Path | None = None) -> dict[str, tuple[list[
         known = sum(math.prod(layer.outputs) for layer in stack) + math.prod(stack[0].inputs)
         other[name] = max(0, produced.get(name, 0) - known)
     return {name: (stack, other[name]) for name, stack in found.items()}
+
+
+def _check(row: Row, n: Mapping[str, int]) -> None:
+    """Raises the row's error where its sizes make no layer."""
+    type_ = row.cells["type"]
+    if type_ not in NEEDED:
+        raise row.error(f"type is '{type_[:60]}', expected one of {', '.join(NEEDED)}; what other layers produce counts in the "
+                        "--summary")  # fmt: skip
+    empty = next((size for size in NEEDED[type_] if not n[size]), None)
+    if empty:
+        raise row.error(f"{empty} is 0, expected a size above zero for {type_}")
+    if type_ == "InnerProduct" and n["weight_count"] < n["out_c"]:
+        raise row.error(f"weight_count is {n['weight_count']}, expected at least the {n['out_c']} of out_c")
+    groups = max(1, n["groups"])
+    divided = "in_c" if type_ == "MultiHeadAttention" else "out_c"
+    if type_ in GROUPED and (n[divided] % groups or n["in_c"] < groups):
+        raise row.error(f"groups is {groups}, which does not divide the channels, {n['in_c']} in and {n['out_c']} out")
 
 
 def layer_ops(stack: Sequence[Layer], other: int, float_dtype: str, int8: bool, linear_bytes: int | None = None) -> list[Op]:

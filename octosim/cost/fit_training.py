@@ -68,6 +68,10 @@ NETWORKS = Path(__file__).with_name("mnn_networks.csv")
 
 
 PRODUCTS = ("conv", "depthwise", "linear")
+LINEAR = ("in_channels", "out_channels", "kernel", "weights")
+"""Sizes of a linear layer that count."""
+IMAGES = ("in_channels", "out_channels", "in_size", "out_size")
+"""Those of what is no product."""
 KINDS = (*PRODUCTS, "batchnorm", "relu", "relu6", "maxpool", "avgpool", "add", "concat")
 
 
@@ -80,6 +84,13 @@ def networks(path: Path) -> dict[str, list[dict[str, Any]]]:
         if row.cells["kind"] not in KINDS:
             raise row.error(f"kind is '{row.cells['kind'][:60]}', expected one of {', '.join(KINDS)}")
         layer: dict[str, Any] = {k: row.number(k, int, "a whole number", lambda v: 0 <= v < 1 << 50) for k in sizes}
+        kind = row.cells["kind"]
+        needed = LINEAR if kind == "linear" else sizes if kind in PRODUCTS else IMAGES
+        empty = next((size for size in needed if not layer[size]), None)
+        if empty:
+            raise row.error(f"{empty} is 0, expected a size above zero for {kind}")
+        if kind == "depthwise" and layer["out_channels"] % layer["in_channels"]:
+            raise row.error(f"in_channels is {layer['in_channels']}, which does not divide the {layer['out_channels']} out")
         found.setdefault(row.cells["network"], []).append(layer | {"name": row.cells["layer"], "kind": row.cells["kind"]})
     return found
 

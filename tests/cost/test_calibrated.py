@@ -156,6 +156,28 @@ def test_layers_of_the_published_steps(tmp_path):
         fit_training.networks(table)
 
 
+@pytest.mark.parametrize("layer, message", [
+    ("conv,0,8,3,1,8,8,10", "in_channels is 0, expected a size above zero for conv"),
+    ("conv,3,0,3,1,8,8,10", "out_channels is 0"), ("conv,3,8,0,1,8,8,10", "kernel is 0"),
+    ("conv,3,8,3,1,8,0,10", "out_size is 0"), ("conv,3,8,3,1,8,8,0", "weights is 0"),
+    ("depthwise,0,8,3,1,8,8,10", "in_channels is 0"),
+    ("depthwise,3,8,3,1,8,8,10", "in_channels is 3, which does not divide the 8 out"),
+    ("linear,0,8,1,1,1,1,10", "in_channels is 0"), ("relu,3,0,0,0,8,8,0", "out_channels is 0"),
+    ("maxpool,3,3,2,2,0,4,0", "in_size is 0")])
+def test_layers_of_no_size_are_refused(tmp_path, layer, message):
+    head = "network,layer,kind,in_channels,out_channels,kernel,stride,in_size,out_size,weights"
+    (tmp_path / "l.csv").write_text(f"{head}\na,c,conv,3,8,3,1,8,8,224\na,x,{layer}\n")
+    with pytest.raises(OctosimError, match=f"l.csv, line 3: {message}"):
+        fit_training.networks(tmp_path / "l.csv")
+
+
+@pytest.mark.parametrize("layer", ["linear,4,8,1,0,0,0,40", "relu,3,3,0,0,8,8,0", "depthwise,4,8,3,1,8,8,80"])
+def test_sizes_that_a_kind_does_not_have_may_be_zero(tmp_path, layer):
+    head = "network,layer,kind,in_channels,out_channels,kernel,stride,in_size,out_size,weights"
+    (tmp_path / "l.csv").write_text(f"{head}\na,x,{layer}\n")
+    assert all(op.macs or op.elements for op in fit_training.step_ops(fit_training.networks(tmp_path / "l.csv")["a"], 2)[:-1])
+
+
 def test_training_steps_of_onnx_files_on_several_devices(tmp_path):
     """Rows may name files, devices and steps of the last layer alone; what is read is priced as `octosim cost` prices it."""
     from octosim.workload import CostQuery, source

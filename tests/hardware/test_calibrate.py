@@ -120,6 +120,25 @@ def test_layers(tables):
     assert sum(op.elements for op in ops if op.name == "other") == pytest.approx(other, rel=0.01)
 
 
+@pytest.mark.parametrize("line, change, message", [
+    (2, ("in_c", 0), "in_c is 0, expected a size above zero for Convolution"), (2, ("out_c", 0), "out_c is 0"),
+    (2, ("kh", 0), "kh is 0"), (2, ("out_w", 0), "out_w is 0"), (4, ("weight_count", 0), "weight_count is 0"),
+    (4, ("groups", 7), "groups is 7, which does not divide the channels, 32 in and 64 out"),
+    (3, ("groups", 64), "groups is 64, which does not divide the channels, 32 in and 32 out"),
+    (5, ("out_h", 0), "out_h is 0, expected a size above zero for Pooling"),
+    (6, ("weight_count", 0), "weight_count is 0, expected a size above zero for InnerProduct"),
+    (6, ("weight_count", 9), "weight_count is 9, expected at least the 10 of out_c"), (6, ("macs", 0), "macs is 0"),
+    (6, ("type", "ReLU"), "type is 'ReLU', expected one of Convolution, "), (6, ("type", "Gemm"), "type is 'Gemm'"),
+    (6, ("type", ""), "type is ''"), (2, ("in_c", "x"), "in_c is 'x', expected a whole number")])
+def test_layers_that_are_none(tables, line, change, message):
+    lines = (tables / "layers.csv").read_text().splitlines()
+    cells = dict(zip(lines[0].split(","), lines[line - 1].split(","), strict=True)) | {change[0]: str(change[1])}
+    lines[line - 1] = ",".join(cells.values())
+    (tables / "layers.csv").write_text("\n".join(lines))
+    with pytest.raises(OctosimError, match=re.escape(f"layers.csv, line {line}: {message}")):
+        fit.networks(tables / "layers.csv")
+
+
 def test_layers_in_int8(tables):
     stack, _ = fit.networks(tables / "layers.csv")["tiny"]
     ops = fit.layer_ops(stack, 0, "float16", True)
