@@ -42,6 +42,8 @@ def problems_text(error: ValidationError, root: type[BaseModel]) -> str:
 def _describe(root: type[BaseModel], problem: dict[str, Any]) -> str:
     loc, kind, given = problem["loc"], problem["type"], reprlib.repr(problem["input"])
     field, limits = _dotted(loc), problem.get("ctx", {})
+    if loc[-2:] == (problem["input"], "[key]"):  # pydantic's sign for a table's key, in place of its value
+        return f"field {_dotted(loc[:-2])} has the key {given}, expected {wanted(problem)}"
     if kind == "extra_forbidden":
         hint = _suggestion(root, loc)
         return f"unknown field {field}" + (f", did you mean {hint}?" if hint else "")

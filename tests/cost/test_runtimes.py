@@ -106,7 +106,8 @@ def test_misspelt_words_of_a_runtime_file(old, new, wanted, tmp_path):
 
 def layer_ops():
     """An operation of each kind of layer."""
-    products = [conv(), conv(64, k=9, n=1), replace(conv(), kernel=(0, 0), weights=8), replace(conv(), kernel=(0, 0), weights=0)]
+    plain = replace(conv(), kernel=(0, 0), weights=0)
+    products = [conv(), conv(64, k=9, n=1), plain, replace(plain, weights=8)]
     names = {**runtimes.LAYERS, "relu backward": "relu", "max pool gradient": "maxpool"}
     return [*products, *(Op("x", "forward", "elementwise", name, (9,), "float32", 36, 36) for name in names),
             Op("o", "update", "update", "sgd", (9,), "float32", 72, 36)]  # fmt: skip

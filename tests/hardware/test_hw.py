@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from octosim import cost, hardware, schema
 from octosim.cost import reference, runtimes
 from octosim.errors import OctosimError
-from octosim.hardware import detect
+from octosim.hardware import detect, efficiency
 from octosim.hardware import device as device_file
 from octosim.hardware.device import PEAK_TOLERANCE
 from octosim.numerics import ACCUMULATORS
@@ -299,6 +300,7 @@ def test_good_file_loads_by_path(tmp_path):
 
 
 MODES = '[[modes]]\nname = "MODE_10W"\nsource = "sheet"\n{}\n[memory]'
+FACTORS = "[calibration.{}]\n" + tomli_w.dumps(efficiency.table(efficiency.shipped()["pool"]["float32"])) + "[memory]"
 NUMERICS = '[numerics]\n{} = {{ value = "{}", kind = "datasheet", source = "sheet" }}\n[memory]'
 SHEET = '{ value = 1.0, kind = "datasheet", source = "sheet" }'
 BAD = {  # what is wrong: (text replaced, replacement, what the sentence must say, in order)
@@ -308,6 +310,7 @@ BAD = {  # what is wrong: (text replaced, replacement, what the sentence must sa
     "misspelt source": ('source = "us"', 'sorce = "us"', ["memory.bandwidth_sustained_gb_s.sorce", "source?"]),
     "alien": ('name = "toy"', 'name = "toy"\nxyzzy = 1', ["unknown field xyzzy"]),
     "odd key": ('name = "toy"', 'name = "toy"\n"a.\\nb" = 1', [r"unknown field 'a.\nb'"]),
+    "pydantic's own word": ('name = "toy"', 'name = "toy"\n"[key]" = 1', ["unknown field '[key]'"]),
     "missing": (f"clock_ghz = {SHEET}\n", "", ["engines[0].clock_ghz is missing", "{ value, kind, source }"]),
     "missing table": ('[training]\nstatus = "supported"\nnote = "trains"', "", ["training is missing", "status, note"]),
     "missing source": (', source = "us"', "", ["memory.bandwidth_sustained_gb_s.source is missing", "source"]),
@@ -344,6 +347,11 @@ BAD = {  # what is wrong: (text replaced, replacement, what the sentence must sa
                    "[engines.gemm_efficiency]", ["engines[0]", "is 16 GMAC/s", "published_peak_gmac_s.int8 of 1"]),
     "peak of nothing": ("[engines.gemm_efficiency]", f"[engines.published_peak_gmac_s]\nfloat32 = {SHEET}\n"
                         "[engines.gemm_efficiency]", ["engines[0]", "no macs_per_clock.float32"]),
+    "arithmetic of factors": ("[memory]", FACTORS.format("fp32"),
+                              ["field calibration has the key 'fp32', expected 'float32', 'float16', "]),
+    "odd key of factors": ("[memory]", FACTORS.format('"[key]"'), ["field calibration has the key '[key]', expected "]),
+    "odd key of a table": ("[memory]", MODES.format('clock_ghz = { "[key]" = -1.0 }'),
+                           ["field modes[0].clock_ghz.'[key]' is -1.0, expected a number greater than 0"]),
     "mode of no engine": ("[memory]", MODES.format("clock_ghz = { cpv = 0.6 }"),
                           ["field modes[0].clock_ghz names an unknown engine 'cpv'", "did you mean 'cpu'?"]),
     "units of no engine": ("[memory]", MODES.format("units = { cores = 2 }"),
