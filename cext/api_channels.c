@@ -190,7 +190,7 @@ int octo_code_ends(float scale, int zero, float *range) {
 }
 
 int octo_counteract(double lr, float deviation, float slope, double least, double *rate) {
-    float exponent = slope * deviation, factor;
+    float exponent = (float)octo_most(-87, octo_least(87, slope * deviation)), factor; /* where exp_f32 holds */
     octo_table.exp_f32(1, &exponent, &factor);
     *rate = lr * octo_most((double)factor, least);
     return OCTO_OK;

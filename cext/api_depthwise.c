@@ -36,10 +36,10 @@ static int64_t rows_of_slice(int64_t rows, int64_t cols) {
     return octo_max(1, octo_max(CHUNK / cols, octo_min(4 * CHUNK / cols, rows / (4 * octo_threads()))));
 }
 
-/* The call runs for rows first .. first + count - 1 of each slice with `scratch`; `failed` where there is no memory for that. */
-#define EACH_ROWS_S8(rows, cols, failed, call)                                                                       \
+/* The call runs for rows first .. first + count - 1 of each slice of `step` with `scratch`; `failed` where there is no memory for that. */
+#define EACH_ROWS_S8(rows, step, failed, call)                                                                       \
     do {                                                                                                             \
-        int64_t step_ = rows_of_slice(rows, cols), slices_ = ((rows) + step_ - 1) / step_;                           \
+        int64_t step_ = step, slices_ = ((rows) + step_ - 1) / step_;                                                \
         OCTO_PARALLEL(slice_, slices_) {                                                                             \
             int64_t first = slice_ * step_, count = octo_min(step_, (rows) - first);                                 \
             void *scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_DEPTHWISE_SCRATCH);                                  \
@@ -54,7 +54,8 @@ int octo_depthwise_forward_s8(const octo_conv *g, const int8_t *x, int x_zero, c
     if (status) return status;
     const int8_t *taps = taps_first(g, w, 1), *outside = zero_pixel(g, x_zero);
     if (!taps || !outside) return OUT_OF_MEMORY;
-    EACH_ROWS_S8(g->batch * octo_out_height(g), octo_out_width(g) * g->channels, failed,
+    int64_t rows = g->batch * octo_out_height(g);
+    EACH_ROWS_S8(rows, rows_of_slice(rows, octo_out_width(g) * g->channels), failed,
                  octo_table.depthwise_s8(g, first, count, x, outside, taps, scratch, y));
     return failed ? OUT_OF_MEMORY : OCTO_OK;
 }
@@ -73,7 +74,8 @@ int octo_depthwise_input_grad_s8(const octo_conv *g, const int8_t *dy, const int
     if (status) return status;
     const int8_t *taps = taps_first(g, w, 1), *zeros = zero_pixel(g, 0);
     if (!taps || !zeros) return OUT_OF_MEMORY;
-    EACH_ROWS_S8(g->batch * g->height, g->width * g->channels, failed,
+    int64_t rows = g->batch * g->height;
+    EACH_ROWS_S8(rows, rows_of_slice(rows, g->width * g->channels), failed,
                  octo_table.depthwise_input_grad_s8(g, first, count, dy, zeros, taps, scratch, dx));
     return failed ? OUT_OF_MEMORY : OCTO_OK;
 }
@@ -101,11 +103,11 @@ int octo_depthwise_weight_grad_s8(const octo_conv *g, const int8_t *x, int x_zer
     int status = octo_check_depthwise(g), failed = 0;
     if (status) return status;
     int64_t taps = g->kernel_h * g->kernel_w, size = taps * g->channels, rows = g->batch * octo_out_height(g), cols = octo_out_width(g) * g->channels;
-    int64_t step = rows_of_slice(rows, cols), slices = (rows + step - 1) / step;
+    int64_t step = rows_of_slice(rows, cols), slices = (rows + step - 1) / step; /* once: another thread may set the number of threads */
     const int8_t *outside = zero_pixel(g, x_zero);
     uint32_t *sums = octo_scratch(OCTO_SLOT_SUMS, slices * size * (int64_t)sizeof *sums);
     if (!outside || !sums) return OUT_OF_MEMORY;
-    EACH_ROWS_S8(rows, cols, failed,
+    EACH_ROWS_S8(rows, step, failed,
                  octo_table.depthwise_weight_grad_s8(g, first, count, x, outside, dy, scratch, (int32_t *)sums + first / step * size));
     for (int64_t i = 1; i < slices; i++)
         for (int64_t j = 0; j < size; j++) sums[j] += sums[i * size + j];

@@ -139,6 +139,7 @@ int octo_level_errors_f32(int64_t samples, int64_t size, const float *x, int lev
     CHECK_LEVELS(levels);
     int status = octo_range_f32(samples * size, x, &low, &high);
     if (status) return status;
+    if (octo_most(-low, high) > 1.7014117e38) return octo_fail(OCTO_EFINITE, "twice the largest value is infinite");
     OCTO_PARALLEL(s, samples) {
         int32_t keys[2];
         uint32_t words[1024 + 4];

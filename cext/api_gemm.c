@@ -154,6 +154,7 @@ int octo_check_conv(const octo_conv *g) {
                "convolution: sizes and strides must be positive");
     OCTO_CHECK(g->batch <= limit && g->height <= limit && g->width <= limit && g->channels <= limit && g->filters <= limit,
                "convolution: a size is larger than 2^20");
+    OCTO_CHECK(g->stride_h <= INT32_MAX && g->stride_w <= INT32_MAX, "convolution: a stride is larger than 2^31 - 1");
     OCTO_CHECK(g->channels % g->groups == 0 && g->filters % g->groups == 0, "convolution: %lld channels and %lld filters in %lld groups",
                (long long)g->channels, (long long)g->filters, (long long)g->groups);
     OCTO_CHECK(g->kernel_h <= 1024 && g->kernel_w <= 1024 && g->dilation_h <= limit && g->dilation_w <= limit, "convolution: the kernel is too large");

@@ -72,7 +72,7 @@ static int sums_of(int64_t n, const float *w, const float *d, const int8_t *q, f
 }
 
 /* m bits: alpha = ||beta D w|| / ||beta D beta|| and beta = the nearest level to w / alpha in turn, from the codes q. */
-static int iterated(int64_t n, const float *w, const float *d, float levels, int8_t *q, double *alpha) {
+static int iterated(int64_t n, const float *w, const float *d, float levels, double largest, int8_t *q, double *alpha) {
     double now = 0;
     for (int round = 0; round < ROUNDS; round++) {
         double sums[2], before = now;
@@ -80,11 +80,7 @@ static int iterated(int64_t n, const float *w, const float *d, float levels, int
         if (sums[1] > 0) {
             now = sums[0] / sums[1];
             now = now < 0 ? -now : now;
-        } else {
-            float low, high;
-            octo_range_f32(n, w, &low, &high);
-            now = (double)(-low > high ? -low : high);
-        }
+        } else now = largest;
         if (now == 0) {
             memset(q, 0, (size_t)n);
             break;
@@ -147,6 +143,9 @@ static int exact_ternary(int64_t n, const float *w, const float *d, int8_t *q, d
 int octo_fit_levels_f32(int64_t n, const float *w, const float *d, int bits, int exact, int8_t *q, float *alpha, int64_t *changes) {
     OCTO_CHECK(n >= 1 && n <= (int64_t)1 << 40, "levels: bad element count %lld", (long long)n);
     OCTO_CHECK(bits >= 1 && bits <= 8, "levels: %d bits are not 1 .. 8", bits);
+    float low, high;
+    int status = octo_range_f32(n, w, &low, &high);
+    if (status) return status;
     int8_t *made = octo_scratch(OCTO_SLOT_RIGHT, n);
     int done = made != NULL;
     double scale = 0, sums[2];
@@ -158,7 +157,7 @@ int octo_fit_levels_f32(int64_t n, const float *w, const float *d, int bits, int
         done = exact_ternary(n, w, d, made, &scale);
     } else if (made) {
         memcpy(made, q, (size_t)n);
-        done = iterated(n, w, d, (float)((1 << (bits - 1)) - 1), made, &scale);
+        done = iterated(n, w, d, (float)((1 << (bits - 1)) - 1), (double)octo_most(-low, high), made, &scale);
     }
     if (!done) return octo_fail(OCTO_ENOMEM, "out of memory in levels");
     int64_t changed;

@@ -99,9 +99,11 @@ static double nearest(double x) {
 }
 
 /* inverse of a scale, where that is finite: a tensor below about 1e-36 becomes all zero codes. */
-static void set_scale(octo_codes *codes, double scale) {
+static int set_scale(octo_codes *codes, double scale) {
+    if (scale > 3.4028234e38) return octo_fail(OCTO_EFINITE, "a range is infinite");
     codes->scale = (float)scale;
     codes->inverse = (double)codes->scale > 1e-38 ? (float)(1.0 / (double)codes->scale) : 0;
+    return OCTO_OK;
 }
 
 /* A clip's end, rounded to the nearest code: clip, then round, is round, then clip to the rounded end. */
@@ -114,7 +116,8 @@ int octo_symmetric_codes(double low, double high, double share, octo_codes *code
     CHECK_NUMBER(high, "an end of a range");
     CHECK_NUMBER(share, "a share of a range");
     low *= share, high *= share;
-    set_scale(codes, octo_most(low < 0 ? -low : low, high < 0 ? -high : high) / LARGEST_CODE);
+    int status = set_scale(codes, octo_most(low < 0 ? -low : low, high < 0 ? -high : high) / LARGEST_CODE);
+    if (status) return status;
     codes->zero = 0;
     codes->lo = end_code(low, codes->inverse), codes->hi = end_code(high, codes->inverse);
     return OCTO_OK;
@@ -125,7 +128,8 @@ int octo_asymmetric_codes(double low, double high, octo_codes *codes) {
     CHECK_NUMBER(high, "an end of a range");
     OCTO_CHECK(low <= high, "the low end of a range, %g, is above its high end, %g", low, high);
     low = octo_least(low, 0), high = octo_most(high, 0);
-    set_scale(codes, (high - low) / (2 * LARGEST_CODE));
+    int status = set_scale(codes, (high - low) / (2 * LARGEST_CODE));
+    if (status) return status;
     double zero = codes->inverse > 0 ? nearest(-LARGEST_CODE - low * (double)codes->inverse) : 0;
     codes->zero = (int32_t)octo_least(LARGEST_CODE, octo_most(-LARGEST_CODE, zero));
     codes->lo = -(int32_t)LARGEST_CODE, codes->hi = (int32_t)LARGEST_CODE;

@@ -36,8 +36,10 @@ static int check_window(const octo_window *g) {
     OCTO_CHECK(g->batch >= 1 && g->height >= 1 && g->width >= 1 && g->channels >= 1 && g->kernel_h >= 1 && g->kernel_w >= 1 && g->stride_h >= 1 &&
                    g->stride_w >= 1 && g->out_h >= 1 && g->out_w >= 1,
                "pooling: sizes and strides must be positive");
-    OCTO_CHECK(g->batch <= limit && g->height <= limit && g->width <= limit && g->channels <= limit && g->out_h <= limit && g->out_w <= limit,
+    OCTO_CHECK(g->batch <= limit && g->height <= limit && g->width <= limit && g->channels <= limit && g->out_h <= limit && g->out_w <= limit &&
+                   g->kernel_h <= limit && g->kernel_w <= limit && g->pad_bottom <= limit && g->pad_right <= limit,
                "pooling: a size is larger than 2^20");
+    OCTO_CHECK(g->stride_h <= INT32_MAX && g->stride_w <= INT32_MAX, "pooling: a stride is larger than 2^31 - 1");
     OCTO_CHECK((double)g->batch * (double)g->height * (double)g->width * (double)g->channels < 1099511627776.0 &&
                    (double)g->batch * (double)g->out_h * (double)g->out_w * (double)g->channels < 1099511627776.0,
                "pooling: a tensor has more than 2^40 elements");
@@ -145,6 +147,7 @@ int octo_layernorm_backward_f32(int64_t rows, int64_t cols, const float *x, cons
 
 int octo_softmax_f32(int64_t rows, int64_t cols, const float *x, float scale, float *y) {
     CHECK_MATRIX("softmax", rows, cols);
+    OCTO_CHECK(scale >= 0, "softmax: the scale %g is negative or NaN", (double)scale);
     EACH_ROWS(rows, cols, octo_table.softmax_rows_f32(count, cols, x + first * cols, scale, y + first * cols));
     return OCTO_OK;
 }

@@ -146,7 +146,8 @@ int octo_dequantize_s8(int64_t n, const int8_t *q, float scale, int zero, float 
  * float32; inverse = 1 / scale, or 0 where scale is at most 1e-38.
  * symmetric:  of `share` times the range: scale = max(|low|, |high|) / 127, zero = 0; lo, hi: the codes next to low and high, each
  *             rounded to float32, which the codes are clamped to.
- * A range with a NaN is refused (OCTO_EFINITE), and by asymmetric one whose low end is above its high end.
+ * A range with a NaN, or whose scale would be infinite, is refused (OCTO_EFINITE), and by asymmetric one whose low end is above its
+ * high end.
  * asymmetric: the range is widened to hold 0; scale = (high - low) / 254, zero = round(-127 - low inverse); lo, hi = -127, 127. */
 typedef struct {
     float scale, inverse;
@@ -278,7 +279,7 @@ int octo_layernorm_f32(int64_t rows, int64_t cols, const float *x, const float *
                        float *inv_std);
 int octo_layernorm_backward_f32(int64_t rows, int64_t cols, const float *x, const float *dy, const float *gamma, const float *mean,
                                 const float *inv_std, float *dx, float *products);
-/* y = softmax(scale x) of each row, in place allowed; backward: dx = scale y (dy - sum y dy), in place of dy. */
+/* y = softmax(scale x) of each row, scale >= 0, in place allowed; backward: dx = scale y (dy - sum y dy), in place of dy. */
 int octo_softmax_f32(int64_t rows, int64_t cols, const float *x, float scale, float *y);
 int octo_softmax_backward_f32(int64_t rows, int64_t cols, const float *y, const float *dy, float scale, float *dx);
 
@@ -332,8 +333,8 @@ int octo_adam_f32(int64_t rows, int64_t cols, float *w, const octo_tensor *g, fl
 /* Octo's loss-aware compensation in the int32 domain, in units of `scale`.  fold: out[r][c] = clamp(round_half_even((bias[c] +
  * alpha mu + offset) * inverse), +-2^30) + zero_term[c] (modulo 2^32), inverse = min(1 / scale, 3e38), or 0 where scale is 0;
  * alpha, mu, offset [rows][cols] or all NULL.  rest [rows cols + 1], or NULL: what does not fit within +-2^30, and all of it where
- * 1 / scale is more than 3e38, goes there instead, as float32, and -0 elsewhere; rest[rows cols] is 1 where anything does, else 0.  backward, from sums = dL/d(compensation): dalpha = sums mu,
- * dmu = sums alpha + decay mu, doffset = sums + decay offset. */
+ * 1 / scale is more than 3e38, goes there instead, as float32, and -0 elsewhere; rest[rows cols] is 1 where anything does, else 0, and the others are as
+ * they were then.  backward, from sums = dL/d(compensation): dalpha = sums mu, dmu = sums alpha + decay mu, doffset = sums + decay offset. */
 int octo_lac_fold_f32(int64_t rows, int64_t cols, const float *alpha, const float *mu, const float *offset, const float *bias,
                       const int32_t *zero_term, float scale, int32_t *out, float *rest);
 int octo_lac_backward_f32(int64_t n, const float *sums, const float *alpha, const float *mu, const float *offset, float decay,
@@ -359,7 +360,7 @@ int octo_level_weights_f32(int64_t n, const float *w, int levels, float *q, floa
 /* q = -m where w < 0, else m = mean |w|: the sum in double, 65536 elements one after the other, then their sums. */
 int octo_binary_weights_f32(int64_t n, const float *w, float *q);
 /* Of each sample: y = twice (round(v levels) / levels - 1/2), twice = 2 max |x|, v = x / twice + 1/2 + u / levels clipped to [0, 1], u =
- * (word i >> 8) / 2^24 - 1/2 of the stream; zeros where all are 0. */
+ * (word i >> 8) / 2^24 - 1/2 of the stream; zeros where all are 0.  OCTO_EFINITE where twice is infinite too. */
 int octo_level_errors_f32(int64_t samples, int64_t size, const float *x, int levels, uint64_t seed, uint32_t step, uint32_t tensor,
                           float *y);
 /* sum of x side in double, 65536 products one after the other, then their sums. */
@@ -405,7 +406,7 @@ int octo_fold_bias(int64_t cols, int64_t count, const float *weight_scales, floa
                    const int32_t *weight_sums, float *scales, int32_t *add, float *rest);
 /* The values of the codes -127 and 127. */
 int octo_code_ends(float scale, int zero, float *range);
-/* rate = lr max(exp(slope deviation), least) */
+/* rate = lr max(exp(slope deviation kept within +-87), least) */
 int octo_counteract(double lr, float deviation, float slope, double least, double *rate);
 
 /* ---- integers alone: int8 codes q 2^exponent ---- */

@@ -104,6 +104,12 @@ def python(name: str, function: Callable[..., None], reads: Sequence[Array], wri
         here.recorder.python(name, function, (*reads, *writes))
 
 
+def not_recorded(what: str) -> None:
+    """CoreError where a step is recorded: what NumPy computes outside `python` would stay as it is in every replay."""
+    if here.recorder is not None and not here.recorder.may_read:
+        raise CoreError(f"{what} while a step was recorded, whose replay would not make it again")
+
+
 def _with_recorder(name: str, number: int, function: Callable[..., int]) -> Callable[..., int]:
     """A C function that tells the calling thread's recorder; CoreError for a number that no C type of its parameter holds."""
 

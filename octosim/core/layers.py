@@ -21,6 +21,7 @@ from octosim.core.call import (
     costs,
     ffi,
     lib,
+    not_recorded,
     ok,
     operand_types,
     output,
@@ -182,6 +183,8 @@ def mean_squared_error(y: Array, target: Array, *, gradient: bool = True) -> tup
     """
     dy, p = output("dy", None, F32, y.shape) if gradient else (None, ffi.NULL)
     loss = ffi.new("float *")
+    if target.shape != y.shape and not target.flags.c_contiguous:
+        not_recorded("target was copied into rows")
     pt = pointer("target", target.reshape(y.shape) if target.size == y.size else target, F32, y.shape)
     ok(lib.octo_mean_squared_error_f32(y.size, pointer("y", y, F32), pt, loss, p))
     return Scalar(loss), dy
@@ -289,5 +292,5 @@ def peak(rounds: int) -> int:
 
 def stream_triad(a: Array, b: Array, c: Array, scalar: float) -> None:
     """STREAM's triad a = b + scalar c on float32; it moves 12 bytes an element by STREAM's rule."""
-    pointers = [pointer("a", a, F32), pointer("b", b, F32, a.shape), pointer("c", c, F32, a.shape)]
+    pointers = [pointer("a", a, F32, access=WRITES), pointer("b", b, F32, a.shape), pointer("c", c, F32, a.shape)]
     ok(lib.octo_stream_triad(a.size, *pointers, scalar))

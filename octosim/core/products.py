@@ -28,6 +28,7 @@ from octosim.core.call import (
     ffi,
     here,
     lib,
+    not_recorded,
     ok,
     operand_types,
     output,
@@ -43,6 +44,7 @@ def _strided(name: str, array: Array, dtypes: tuple[np.dtype[Any], ...]) -> tupl
         raise CoreError(f"{name} must be a 2-D array of {' or '.join(str(d) for d in dtypes)}")
     size = array.itemsize
     if array.strides[1] != size or array.strides[0] % size or array.strides[0] < array.shape[1] * size:
+        not_recorded(f"{name} was copied into rows")
         array = np.ascontiguousarray(array)
     return array, max(array.strides[0] // size, array.shape[1])
 
@@ -110,6 +112,8 @@ def _in_32_bits(p: _Product, out: Array | None) -> Array:
     if p.a.dtype == F32:
         ok(lib.octo_gemm_f32(*p.arguments(), c, p.n))
         return out
+    if p.a.dtype == U8:
+        not_recorded("uint8 codes were taken as int8")
     signed = p if p.a.dtype == S8 else p._replace(a=(p.a ^ np.uint8(128)).view(S8), lda=p.a.shape[1])
     ok(lib.octo_gemm_s8(*signed.arguments(), c, p.n))
     if signed is not p:
@@ -181,6 +185,7 @@ def gemm(
                 )
     else:
         assert accumulator is not None
+        not_recorded(f"operands were looked at for {accumulator.name}")
         proven = accumulator.proof(k, _largest(p.a), _largest(p.b)).holds
         wraps_only = accumulator.overflow == "wrap" and accumulator.pair_bits is None
         if not proven and not wraps_only:

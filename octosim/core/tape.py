@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from octosim.core.call import COSTS, POINTERS, Array, CoreError, Product, Recorder, Scalar, ffi, here, lib, ok
+from octosim.core.call import COSTS, POINTERS, Array, CoreError, Product, Recorder, Scalar, ffi, here, lib, ok, pooled
 from octosim.core.memory import Lease
 
 CLOCKS = {time.perf_counter: time.CLOCK_MONOTONIC, time.thread_time: time.CLOCK_THREAD_CPUTIME_ID}
@@ -122,8 +122,8 @@ class Tape:
 
     def call(self, name: str, number: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """Makes a call and records it."""
-        self._note(name, arguments)
         if self.dry:
+            self._note(name, arguments)
             return 0
         indirect, values = 0, []
         for i, (kind, argument) in enumerate(zip(ffi.typeof(function).args, arguments, strict=True)):
@@ -139,6 +139,7 @@ class Tape:
                 real = kind.cname in ("float", "double")
                 # a seed from 2^63 on stands in an int64_t by its bits
                 values.append(("d", float(argument)) if real else ("i", (int(argument) + 2**63) % 2**64 - 2**63))
+        self._note(name, arguments)  # together with its arguments: replay counts both
         self._arguments.append((number, indirect, tuple(values)))
         here.recorder = None  # so that numbers can be read
         try:
@@ -183,7 +184,8 @@ class Tape:
                 read = _READ.get(clock or 0, time.perf_counter)
                 before = read()
                 try:
-                    segment()
+                    with pooled(None):  # as when it was recorded
+                        segment()
                 except CoreError as error:
                     raise Failed(at, error) from None
                 if seconds is not None:

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from octosim.core.blocks import dequantize_blocks
-from octosim.core.call import F32, Array, CoreError, Number, Whole, output, python
+from octosim.core.call import F32, Array, CoreError, Number, Whole, not_recorded, output, python
 from octosim.core.codes import decode_table, dequantize
 from octosim.core.integers import power_of_two
 from octosim.numerics import INT8, Format
@@ -90,7 +90,9 @@ class Tensor:
             out = output("out", out, F32, data.shape)[0]
             python("a scale a channel", partial(_scaled, self.z), [data, self.scales], [out])
             return out
-        data = data if data.flags.c_contiguous else np.ascontiguousarray(data)
+        if not data.flags.c_contiguous:
+            not_recorded("codes were copied into rows")
+            data = np.ascontiguousarray(data)
         if self.format.table:
             return decode_table(data, float(s), self.format.table, out=out)
         return dequantize(data, s if self.exponent is None else power_of_two(self.exponent), zero=self.z, out=out)

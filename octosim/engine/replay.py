@@ -53,6 +53,7 @@ class RecordedSteps:
     def _record(
         self, make: Make, images: Array, labels: Array, context: Context, numbers: tuple[float, ...], watch: core.Probe
     ) -> None:
+        self._network.pool.pinned.clear()  # by the tape that is gone
         self._network.pool.trim()  # the blocks that a step in another order left do not fit this one's values
         tape = core.Tape()
         self._images, self._labels = images.copy(), labels.copy()

@@ -65,7 +65,18 @@ def test_stochastic_rounding_keeps_integers(kernels: str) -> None:
     assert np.array_equal(core.requantize_float(sums, 1.0, rounding=Rounding.STOCHASTIC, random=(1, 2, 3)), sums)
 
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
+FAR = 2**63 - 1
+
+
+def read_only(count: int) -> np.ndarray:
+    made = np.zeros(count, F)
+    made.flags.writeable = False
+    return made
+
+
+def fit(w: np.ndarray) -> None:
+    core.fit_levels(w, np.ones_like(w), np.zeros(w.shape, np.int8), np.zeros(1, F), np.zeros(1, np.int64), bits=4)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +88,20 @@ NAN = float("nan")
         (lambda: quantizers.asymmetric(np.ones(2, F), 2.0, -1.0), "the low end of a range, 2, is above its high end, -1"),
         (lambda: quantizers.asymmetric(np.ones(2, F), NAN, 1.0), "an end of a range is NaN"),
         (lambda: quantizers.symmetric(np.ones(2, F), -1.0, NAN), "an end of a range is NaN"),
+        (lambda: core.symmetric_codes(-INF, INF), "a range is infinite"),
+        (lambda: core.symmetric_codes(0.0, 1e300), "a range is infinite"),
+        (lambda: core.symmetric_codes(-1e38, 3e38, 1e300), "a range is infinite"),
+        (lambda: core.asymmetric_codes(0.0, INF), "a range is infinite"),
+        (lambda: core.level_errors(np.full((1, 3), 2e38, F), 3, (0, 0, 0)), "twice the largest value is infinite"),
+        (lambda: fit(np.full(5, NAN, F)), "a value is NaN or infinite"),
+        (lambda: core.softmax(np.ones((2, 2), F), -1.0), "softmax: the scale -1 is negative"),
+        (lambda: core.softmax(np.ones((2, 2), F), NAN), "softmax: the scale .* is negative or NaN"),
+        (lambda: core.conv_input_grad(core.Conv(1, 2, 2, 1, 2, 2, 2, stride=FAR), np.ones((1, 1, 1, 2), np.int8),
+                                      np.ones((2, 2, 2, 1), np.int8)), r"a stride is larger than 2\^31 - 1"),
+        (lambda: core.window_mean(core.Window(1, 4, 4, 1, kernel=(2**62, 1), stride=(5, 1), pads=(0, 0, 2**62, 0)),
+                                  np.ones((1, 4, 4, 1), F)), r"pooling: a size is larger than 2\^20"),
+        (lambda: core.stream_triad(read_only(9), np.ones(9, F), np.ones(9, F), 2.0), "a is read-only"),
+        (lambda: core.ema_range(read_only(2), core.value_range(np.ones(3, F)), 0.5), "running is read-only"),
         (lambda: core.column_sums(np.full((2**24 + 200_000, 1), 127, np.int8)), "column sums: .* of column 0 is beyond"),
         (lambda: core.row_sums(np.full((1, 2**24 + 200_000), -128, np.int8)), "row sums: .* of row 0 is beyond"),
     ],
@@ -84,6 +109,17 @@ NAN = float("nan")
 def test_refused(call: object, sentence: str) -> None:
     with pytest.raises(core.CoreError, match=sentence):
         call()  # type: ignore[operator]
+
+
+def test_steps_of_the_least_int32(kernels: str) -> None:
+    """Its magnitude is no int32."""
+    w, g = np.zeros(70, np.int8), np.full(70, -(2**31), np.int32)
+    core.walk_codes(w, g, 1.0, 127, (1, 2, 3))
+    assert (w == 1).all()
+
+
+def test_an_exponential_beyond_its_range() -> None:
+    assert float(core.counteract(1.0, 15.0, -20.0, 0.1)) == 0.1
 
 
 def test_sums_up_to_the_last_int32() -> None:

@@ -43,7 +43,7 @@ from octosim.engine.layers import (
 )
 from octosim.errors import OctosimError
 from octosim.graph import model_file
-from octosim.numerics import Rounding
+from octosim.numerics import ACCUMULATORS, Rounding
 from octosim.train import measure
 
 F = np.float32
@@ -99,6 +99,34 @@ def test_a_number_of_the_wrong_type_is_refused() -> None:
     refused = pytest.raises(core.CoreError, match="octo_quantize_s8: .* cannot stand for a parameter of type double")
     with refused, tape.recording():
         core.quantize(x, core.symmetric_codes(-1.0, 1.0).low)
+
+
+def test_a_call_that_was_refused_is_not_replayed() -> None:
+    w, v, tape = np.ones(9, F), np.zeros(9, F), core.Tape()
+    with tape.recording():
+        for _ in range(100):
+            with pytest.raises(core.CoreError, match="cannot stand for"):
+                core.sgd(w, w.copy(), v, lr=core.step_number(3), momentum=0.9, decay=0.0)
+        core.multiply(w, w, out=v)
+    w[:] = 3
+    tape.replay()
+    assert tape.names == ["octo_multiply_f32"] and (v == 9).all()
+
+
+@pytest.mark.parametrize("call", [
+    lambda: core.gemm(np.ones((2, 3), np.uint8), np.ones((3, 2), np.int8)),
+    lambda: core.gemm(np.ones((2, 3), np.int8), np.ones((3, 2), np.int8), accumulator=ACCUMULATORS["acc16"]),
+    lambda: core.gemm(np.ones((3, 2), F).T, np.ones((3, 2), F)),
+    lambda: core.Tensor(np.ones((3, 2), np.int8), 0.5).transposed.materialize(),
+    lambda: core.mean_squared_error(np.ones(6, F), np.ones((3, 4), F)[:, :2]),
+], ids=["uint8", "register", "transposed", "codes", "target"])  # fmt: skip
+def test_what_numpy_computes_is_not_recorded(call: Any) -> None:
+    """A replay would take what it was then."""
+    call()
+    with core.Tape().recording(), pytest.raises(core.CoreError, match="while a step was recorded"):
+        call()
+    with core.Tape(dry=True).recording():
+        call()
 
 
 def test_a_failing_call_ends_the_replay() -> None:
@@ -395,6 +423,26 @@ def test_a_segment_of_python_is_made_again_in_its_place() -> None:
         x[:] = np.nan
         tape.replay()
     assert failed.value.at == 1
+
+
+def test_a_segments_own_memory_is_no_pools() -> None:
+    """As when it was recorded: the blocks of a step count as free when it is replayed."""
+    pool, tape = Pool(), core.Tape()
+    size = 1 << 20
+
+    def square(given: np.ndarray, made: np.ndarray) -> None:
+        np.copyto(made, core.multiply(given, given))
+
+    with core.pooled(pool), tape.recording():
+        x, y = core.multiply(np.full(size, 2, F), np.full(size, 1, F)), core.multiply(np.ones(size, F), np.ones(size, F))
+        core.python("square", square, [x], [y])
+        z = core.multiply(y, y)
+        result = np.zeros(size, F)
+        core.copy(z, out=result)
+        del x, y, z
+    with core.pooled(pool):
+        tape.replay()
+    assert (result == 16).all()
 
 
 def test_a_dry_tape_makes_nothing() -> None:
