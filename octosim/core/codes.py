@@ -81,7 +81,9 @@ def join_ranges(ranges: list[Range], out: Range) -> Range:
 
 def ema_range(running: Array, found: Range, weight: float) -> None:
     """running (float32, 2 values) += weight (found - running); a running range of zeros becomes what was found."""
-    ok(lib.octo_follow_range(found.low, found.high, weight, pointer("running", running, F32, (2,), True)))
+    if not running.flags.writeable:
+        raise CoreError("running is read-only")
+    ok(lib.octo_follow_range(found.low, found.high, weight, pointer("running", running, F32, (2,))))  # priced as read
 
 
 def sum_range(acc: Array) -> tuple[int, int]:
