@@ -62,17 +62,13 @@ def _convert(method: str, key: str, value: Any, kind: Any) -> Any:
         raise OctosimError(f"{where} must be {'a string' if kind is str else 'true or false'}, not '{value}'")
     if kind not in (int, float):
         raise OctosimError(f"{where}: a parameter must be an int, a float, a bool, a str or a Literal, not {kind}")
-    wanted = "a whole number" if kind is int else "a number"
     try:
         number = kind(value)
-        if isinstance(value, bool) or number != value and not isinstance(value, str):
-            raise ValueError
-        if not math.isfinite(number):
-            wanted = "a finite number"
+        if isinstance(value, bool) or kind is int and isinstance(value, float) and number != value:
             raise ValueError
         return number
     except (TypeError, ValueError, OverflowError):
-        raise OctosimError(f"{where} must be {wanted}, not '{value}'") from None
+        raise OctosimError(f"{where} must be a {'whole ' * (kind is int)}number, not '{value}'") from None
 
 
 def find(name: str) -> type[Any]:
@@ -126,7 +122,11 @@ def make(name: str, parameters: dict[str, Any]) -> Method:
     for key in parameters:
         if key not in kinds:
             raise OctosimError(f"method {name} has no parameter '{key}'" + (suggest(key, kinds) if kinds else "; it has none"))
-    method: Method = cls(**{k: _convert(name, k, v, kinds[k]) for k, v in parameters.items()})
+    given = {key: _convert(name, key, value, kinds[key]) for key, value in parameters.items()}
+    method: Method = cls(**given)
+    for key, value in given.items():  # after the method's own ranges: a manifest holds no infinity
+        if isinstance(value, float) and not math.isfinite(value):
+            raise OctosimError(f"method {name}: {key} must be a finite number, not '{value}'")
     return method
 
 

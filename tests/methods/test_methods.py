@@ -36,7 +36,7 @@ def test_every_method_has_its_row() -> None:
         ("octo", {"lac": "sometimes"}, "lac must be one of off, channel, feature, sample, not 'sometimes'"),
         ("octo", {"prc_ratio": "x"}, "prc_ratio must be a number, not 'x'"),
         ("octo", {"prc_ratio": 0}, "prc_ratio must be in (0, 1], not 0"),
-        ("octo", {"prc_z": float("nan")}, "prc_z must be a number, not 'nan'"),
+        ("octo", {"prc_z": float("nan")}, "prc_z must be positive, not nan"),
         ("octo", {"prc_z": float("inf")}, "prc_z must be a finite number, not 'inf'"),
         ("octo", {"lac_decay": "inf"}, "lac_decay must be a finite number, not 'inf'"),
         ("octo", {"prc_z": 0}, "prc_z must be positive"),
