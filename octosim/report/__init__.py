@@ -21,11 +21,10 @@ from typing import Any
 
 import jinja2
 
-from octosim import hardware
 from octosim.errors import OctosimError
 from octosim.files import write_atomic
 from octosim.report import errors, overview
-from octosim.report.devices import StepOf, devices_table, prices
+from octosim.report.devices import StepOf, devices_table, labelled, prices
 from octosim.report.figures import Bar, Figure, Figures, curves, draw_bars, layer_bars, longest_bar, quartiles_of
 from octosim.report.read import Bench, Run, lookup, printable, read_all
 from octosim.report.spread import differences_table, same_bits_table
@@ -106,14 +105,14 @@ def write_report(
     paths:    run directories, bench JSON files, or folders that hold such (one level down).
     out:      the page; replaced atomically.
     command:  the command that remakes the page, shown on it; made from the arguments when None.
-    profiles: devices for which the runs' time, energy and memory are predicted.
+    profiles: devices for which the runs' time, energy and memory are predicted; equal ones once.
     step_of:  makes the operations that are priced on them: `octosim.train.step_of`.
     pictures: folder for the figures as SVG, PNG and PDF files; of Markdown, which links them, OUT-figures when None.
     Returns {"runs": int, "benches": int, "skipped": [(path, reason), ...]}.
     Raises OctosimError when nothing readable was found, for an unknown profile, or when a file cannot be written.
     """
     paths, out = [Path(path) for path in paths], Path(out)
-    devices = [hardware.load(name) for name in profiles]
+    devices = labelled(profiles)
     if devices and step_of is None:
         raise OctosimError("write_report with profiles needs step_of=octosim.train.step_of, which makes what is priced")
     if out.suffix == ".md" and pictures is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from octosim import cost, hardware
 from octosim.cost import compare
 from octosim.errors import OctosimError
+from octosim.report.read import printable
 from octosim.report.states import learned
 from octosim.report.tables import DASH, Cell, Group, Table, milliseconds, significant
 from octosim.trace import Op
@@ -20,9 +22,13 @@ computes nothing itself, so its caller brings it."""
 
 @dataclass(frozen=True)
 class Price:
-    """A configuration on a device: seconds and joules of a step and of the whole training (energy None where unknown)."""
+    """A configuration on a device: seconds and joules of a step and of the whole training (energy None where unknown).
+
+    label: the device's, which no other device of the report has.
+    """
 
     group: Group
+    label: str
     device: hardware.Device
     step: dict[str, Any]  # cost.total
     steps: int
@@ -36,7 +42,30 @@ class Price:
         return None if self.step["energy_j"] is None else self.step["energy_j"] * self.steps
 
 
-def prices(groups: Sequence[Group], devices: Sequence[hardware.Device], step_of: StepOf) -> tuple[list[Price], list[str]]:
+def labelled(profiles: Sequence[str]) -> dict[str, hardware.Device]:
+    """The devices of --profile by labels that tell them apart, equal ones once.
+
+    A label is the short title; the whole title where several devices share the short one; the short title with the option's
+    text where they share both, as a profile and its calibrated copy do.
+    """
+    given: dict[str, hardware.Device] = {}
+    for text in profiles:
+        device = hardware.load(text)
+        if device not in given.values():
+            given[str(text)] = device
+    short = Counter(short_title(device) for device in given.values())
+    whole = Counter(device.title for device in given.values())
+
+    def label(text: str, device: hardware.Device) -> str:
+        title = short_title(device)
+        return title if short[title] == 1 else device.title if whole[device.title] == 1 else f"{title} ({printable(text)})"
+
+    return {label(text, device): device for text, device in given.items()}
+
+
+def prices(
+    groups: Sequence[Group], devices: Mapping[str, hardware.Device], step_of: StepOf
+) -> tuple[list[Price], list[str]]:  # fmt: skip
     """Every configuration on every device, and notes on what could not be priced."""
     made: list[Price] = []
     notes: list[str] = []
@@ -48,11 +77,11 @@ def prices(groups: Sequence[Group], devices: Sequence[hardware.Device], step_of:
             notes.append(f"{group.label}: no cost predicted: {error}.")
             continue
         steps = 0 if records.empty else int(records["step"].iloc[-1])
-        for device in devices:
+        for label, device in devices.items():
             try:
-                made.append(Price(group, device, cost.total(cost.predict(ops, device), device, peak), steps))
+                made.append(Price(group, label, device, cost.total(cost.predict(ops, device), device, peak), steps))
             except OctosimError as error:
-                notes.append(f"{group.label}: no cost predicted for {device.title}: {error}.")
+                notes.append(f"{group.label}: no cost predicted for {label}: {error}.")
     return made, notes
 
 
@@ -74,9 +103,8 @@ def devices_table(made: Sequence[Price]) -> Table | None:
     if not made:
         return None
     rows = []
-    devices = {price.device.name: price.device for price in made}.values()
-    plain = len({short_title(device) for device in devices}) == len(devices)
-    for price in sorted(made, key=lambda price: [device.name for device in devices].index(price.device.name)):
+    labels = list(dict.fromkeys(price.label for price in made))
+    for price in sorted(made, key=lambda price: labels.index(price.label)):
         step = price.step
         whole = [Cell(DASH)] * 3  # a training that did not end has no price
         if learned(price.group):
@@ -87,7 +115,7 @@ def devices_table(made: Sequence[Price]) -> Table | None:
             [
                 Cell(price.group.label),
                 Cell(price.group.runs[0].decides["model"]),
-                Cell(short_title(price.device) if plain else price.device.title),
+                Cell(price.label),
                 Cell(milliseconds(step["time_s"]), step["time_s"]),
                 Cell(f"{low} to {high}"),
                 _joules(None if step["energy_j"] is None else 1e3 * step["energy_j"]),

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from octosim.cost import compare
 from octosim.outcome import is_classifier
-from octosim.report.devices import Price, fits, short_title
+from octosim.report.devices import Price, fits
 from octosim.report.figures import COLOURS, Figure, Figures, Legend, useful_range
 from octosim.report.spread import differences, families, interval, reference
 from octosim.report.states import learned, state_of, states_text
@@ -42,7 +42,7 @@ def gap(group: Group, base: Group) -> tuple[float | None, Span | None]:
 
 @dataclass(frozen=True)
 class Task:
-    """Groups that may be compared, the reference first, then by accuracy; costs by device and group.
+    """Groups that may be compared, the reference first, then by accuracy; costs by the device's label and group.
 
     common: settings that all its groups have and groups of another task have not; its title says them.
     """
@@ -85,7 +85,7 @@ def tasks(groups: Sequence[Group], prices: Sequence[Price]) -> list[Task]:
         by_device: dict[str, dict[int, Price]] = {}
         for price in prices:
             if any(price.group is group for group in members):
-                by_device.setdefault(price.device.name, {})[id(price.group)] = price
+                by_device.setdefault(price.label, {})[id(price.group)] = price
         decides = base.runs[0].decides
         found.append(Task(decides["model"], decides["data"]["name"], (base, *others), by_device, common))
     return found
@@ -169,7 +169,7 @@ def cost_sentence(task: Task, device: str) -> str | None:
     ratios = [(g, r) for g in task.groups[1:] if id(g) in priced and learned(g) and (r := ratio(priced[id(g)], base))]
     if not ratios:
         return None
-    title, ours = short_title(base.device), task.label(task.base)
+    ours = task.label(task.base)
     held = [(g, r) for g, r in ratios if not _shown_below(g, task.base)]
     group, best = min(held or ratios, key=lambda pair: pair[1].value)
     span = f"({significant(best.low, 2)} to {significant(best.high, 2)})"
@@ -177,7 +177,7 @@ def cost_sentence(task: Task, device: str) -> str | None:
     what = "the fastest without a shown loss of accuracy" if held else "the fastest"
     what += "" if far is None else f" ({_points_text(far, between)})"
     where = f" ({', '.join(task.common)})" if task.common else ""
-    text = f"On {title}{where}, {task.label(group)} is {what}: {significant(best.value, 2)} times {ours}'s time {span}"
+    text = f"On {device}{where}, {task.label(group)} is {what}: {significant(best.value, 2)} times {ours}'s time {span}"
     if best.told == "cannot be told":
         text += ", so whether it is faster cannot be told"
     elif best.told == "slower":
@@ -269,7 +269,6 @@ def _limit(values: Sequence[float]) -> float:
 
 def task_table(task: Task) -> Table:
     """Method by accuracy, difference, cost on each device and state."""
-    devices = {name: next(iter(by.values())).device for name, by in task.prices.items()}
     gaps: list[tuple[float | None, Span | None]]
     gaps = [(None, None) if group is task.base else gap(group, task.base) for group in task.groups]
     limit = _limit([edge for far, span in gaps if far is not None for edge in (far, *(span or ()))])
@@ -296,20 +295,20 @@ def task_table(task: Task) -> Table:
     columns = [("Method", "text"), ("Accuracy" if task.is_classifier else "Test error", "number")]
     columns += [("Difference (points)", "number")]
     columns += [("Seeds", "number")] * several
-    columns += [("State", "text")] + [("time ×", "number"), ("J", "number"), ("MiB", "number")] * len(devices)
-    bands = (("", 4 + several), *((short_title(device), 3) for device in devices.values()))
+    columns += [("State", "text")] + [("time ×", "number"), ("J", "number"), ("MiB", "number")] * len(task.prices)
+    bands = (("", 4 + several), *((label, 3) for label in task.prices))
     caption = f"{task.title}: test accuracy after the last epoch, mean over the seeds that finished above chance"
     if not task.is_classifier:
         caption = f"{task.title}: mean squared test error after the last epoch, mean over the seeds that finished"
     if any(span for _, span in gaps):
         caption += "; difference to the reference seed by seed with its 95 % interval (Student's t)"
     caption += "."
-    if devices:
+    if task.prices:
         caption += (
             f" Predicted for each device: a step's time as a multiple of {task.label(task.base)}'s, with the interval that"
             " should hold it four times in five, energy of the whole training, and a step's peak memory."
         )
-    return Table(caption, tuple(columns), rows, bands=bands if devices else ())
+    return Table(caption, tuple(columns), rows, bands=bands if task.prices else ())
 
 
 def _cost_cells(price: Price | None, base: Price | None, finished: bool) -> list[Cell]:
@@ -400,9 +399,10 @@ def scatters(figures: Figures, task: Task) -> list[Figure]:
     drawn = []
     for name, by in task.prices.items():
         device = next(iter(by.values())).device
-        caption = f"Predicted for {device.title}, from its profile; grey: the interval that should hold the time four times in "
+        title = device.title if device.title.startswith(name) else name
+        caption = f"Predicted for {title}, from its profile; grey: the interval that should hold the time four times in "
         caption += f"five; training there: {device.training.status}."
-        drawn.append(scatter(figures, task, short_title(device), predicted_times(task, name), "Predicted", caption))
+        drawn.append(scatter(figures, task, name, predicted_times(task, name), "Predicted", caption))
     if not task.prices and (walls := measured_times(task.groups)):
         caption = (
             "Wall time of octosim as it was recorded, median over seeds, other load on the machine included; what is "

@@ -1,5 +1,6 @@
 """The report's comparisons: intervals over seeds, equal bits, costs on devices, the Pareto front; Markdown and pictures."""
 
+import itertools
 import json
 import math
 import re
@@ -127,6 +128,45 @@ def test_devices_table_agrees_with_cost(study, tmp_path):
     assert "Fits: yes" in page.text
     assert "fp32: no cost predicted for" in page.text  # the Coral has no float units
     assert any("Predicted for Raspberry Pi 4" in caption for caption in page.captions)
+
+
+def calibrated(folder, bandwidth="4.5", **fields):
+    """A copy of pi4 as calibration makes one: the same name and title, other figures."""
+    text = hardware.text_of("pi4")
+    for field, value in fields.items():
+        text = re.sub(rf'(?m)^{field} = ".*"$', f'{field} = "{value}"', text, count=1)
+    path = folder / "my-pi4.toml"
+    path.write_text(re.sub(r"(bandwidth_sustained_gb_s = \{ value = )[\d.]+", rf"\g<1>{bandwidth}", text))
+    assert hardware.load(path) != hardware.load("pi4")
+    return str(path)
+
+
+PI = "Raspberry Pi 4 Model B"
+
+
+@pytest.mark.parametrize("given, labels", [
+    (["pi4", "pi4"], [PI]), (["pi4", "jetson", "raspberry-pi-4"], [PI, "NVIDIA Jetson Xavier NX 8 GB"]),
+    (["pi4", "pi4-1800"], [f"{PI} (4x Cortex-A72, 1.5 GHz)", f"{PI} (4x Cortex-A72, 1.8 GHz)"]),
+    (["pi4", "COPY", "COPY"], [f"{PI} (pi4)", f"{PI} (COPY)"]),
+    (["raspberry-pi-4", "pi4-1800", "COPY"],
+     [f"{PI} (raspberry-pi-4)", f"{PI} (4x Cortex-A72, 1.8 GHz)", f"{PI} (COPY)"]),
+    (["pi4", "OTHER NAME"], [f"{PI} (pi4)", f"{PI} (OTHER NAME)"]), (["pi4", "OTHER TITLE"], [PI, "Mine"]),
+])  # fmt: skip
+def test_devices_of_a_report_are_told_apart(study, tmp_path, given, labels):
+    """In the overview's columns, its sentences and the table; equal devices are one."""
+    fields = {"OTHER NAME": {"name": "mine"}, "OTHER TITLE": {"title": "Mine"}}
+    copy = calibrated(tmp_path, **next((fields[text] for text in given if text in fields), {}))
+
+    def named(text):
+        return re.sub("COPY|OTHER NAME|OTHER TITLE", copy, text)
+
+    _, page = report(tmp_path, study, profiles=[named(text) for text in given])
+    labels = [named(label) for label in labels]
+    rows = [(row["Configuration"], row.get("Device", labels[0])) for row in page.rows("Configuration", 1)]
+    assert sorted(rows) == sorted(itertools.product(("octo", "fp32"), labels))
+    assert [table[0][1:] for table in page.tables if table[0][0] == ""] == [labels]  # the heads over columns
+    assert all(page.text.count(f"On {label}, ") == 1 for label in labels)
+    assert len({caption for caption in page.captions if "Predicted for" in caption}) == len(labels)
 
 
 def test_measured_times_are_drawn_where_no_device_is_named(study, tmp_path):

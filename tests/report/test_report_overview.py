@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from kit.pages import make_run
 
-from octosim import hardware, train
+from octosim import train
 from octosim.cost import compare
 from octosim.report import figures, overview, read, states, tables, write_report
-from octosim.report.devices import prices
+from octosim.report.devices import labelled, prices
 
 
 def runs_of(folder):
@@ -68,7 +68,7 @@ def study(tmp_path):
 
 def task_of(folder, *profiles):
     groups, _ = tables.group_runs(runs_of(folder))
-    priced, _ = prices(groups, [hardware.load(name) for name in profiles], train.step_of)
+    priced, _ = prices(groups, labelled(profiles), train.step_of)
     (task,) = overview.tasks(groups, priced)
     return task
 
@@ -182,7 +182,7 @@ def test_table_has_no_cost_of_a_training_that_did_not_end(study):
 
 def test_ratio_of_independent_predictions(study):
     task = task_of(study, "pi4")
-    by = task.prices["raspberry-pi-4"]
+    by = task.prices["Raspberry Pi 4 Model B"]
     base, octo = by[id(task.groups[0])], by[id(task.groups[1])]
     found = overview.ratio(octo, base)
     assert found.value == pytest.approx(octo.step["time_s"] / base.step["time_s"])
