@@ -503,7 +503,8 @@ def cost(
     """Predicts time, energy and memory of a training step, or of an inference, on devices; nothing is computed.
 
     model: a name, a model file, an ONNX file, layers of octosim.engine.layers, or a run, which brings its own method, batch and
-    image size.  profile: a device's name or alias or a profile's file; or several.
+    image size.  profile: a device's name or alias or a profile's file; or several,
+    of which equal ones are priced once.
     batch_size: 100 if not given; of an ONNX file its own.
     method: octo if not given; an ONNX file has none, and products of `dtype`: "int8", "float16", or "float32" if not given.
     image: height, width, channels; classes: their number; those that the model is for if not given, else (28, 28, 1) and 10.
@@ -518,8 +519,8 @@ def cost(
     results: list[dict[str, Any]] = []
     if source.check:
         source.check(batch)
-    for name in [profile] if isinstance(profile, str) else profile:
-        device = hardware.load(name)
+    devices = [hardware.load(name) for name in ([profile] if isinstance(profile, str) else profile)]
+    for device in (device for place, device in enumerate(devices) if device not in devices[:place]):
         runtime = runtimes.choose(None, device, source.dtype, not inference, source.method is not None)
         predicted = _cost.predict(source.ops(device, batch, runtime), device, threads, runtime)
         peak = source.memory(device, batch, runtime) if source.memory else None

@@ -20,7 +20,7 @@ from kit import onnx_nets
 from kit.cli import octosim as command
 
 import octosim
-from octosim import api, graph
+from octosim import api, graph, hardware
 from octosim.engine.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU, Residual
 from octosim.methods.octo import Octo
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, find
@@ -202,6 +202,15 @@ def test_cost_of_a_run_that_trains_a_part() -> None:
     part = octosim.train(**(SMALL | {"train_last": 1, "accumulate": 2}))
     ops, peak = step_of(part.manifest)
     assert len(octosim.cost(part, "pi4").table) == len(ops) and octosim.cost(part, "pi4").total["peak_bytes"] == peak
+
+
+@pytest.mark.parametrize("profiles", [["pi4", "raspberry-pi-4"], ["pi4", "FILE"], ["raspberry-pi-4", "pi4", "pi4"]])
+def test_cost_takes_a_device_once(profiles: list[str], tmp_path: Path) -> None:
+    """As `octosim cost --compare` does."""
+    file = tmp_path / "copy.toml"
+    file.write_text(hardware.text_of("pi4"))
+    given = [str(file) if name == "FILE" else name for name in (*profiles, "jetson")]
+    assert octosim.cost("lenet5", given, batch_size=2).totals["device"].tolist() == ["raspberry-pi-4", "jetson-xavier-nx"]
 
 
 def test_cost_and_its_pictures(run: octosim.Run, tmp_path: Path) -> None:
