@@ -11,7 +11,8 @@ import io
 import re
 import tomllib
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,6 +121,14 @@ class Row:
     def error(self, text: str) -> OctosimError:
         return OctosimError(f"{self.path}, line {self.line}: {text}")
 
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Puts this row's place before the sentence of an error within."""
+        try:
+            yield
+        except OctosimError as error:
+            raise self.error(str(error)) from None
+
     def number(self, column: str, kind: Callable[[str], T], expected: str, fits: Callable[[T], bool]) -> T:
         """A cell as a number; kind: int or float; expected: what the error's sentence asks for."""
         text = self.cells[column]
@@ -131,6 +140,12 @@ class Row:
             pass
         comma = "; decimals take a point" if "," in text else ""
         raise self.error(f"{column} is '{text[:60]}', expected {expected}{comma}")
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The names in a CSV file's first line, also between semicolons or tabs: what its kind is told by before it is read."""
+    lines = read_text(Path(path), CSV_BYTES, "CSV file").splitlines()
+    return [name.strip(' "') for name in re.split("[,;\t]", next((line for line in lines if line.strip(" \t,")), ""))]
 
 
 def read_csv(path: Path, needed: Iterable[str], optional: Iterable[str] = ()) -> list[Row]:

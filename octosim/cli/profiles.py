@@ -190,7 +190,7 @@ def profiles_validate(
     Example: octosim profiles validate --host --profile this-machine.toml --model lenet5 --threads 1 --threads 2
     """
     from octosim.cost import validate
-    from octosim.textfile import read_csv
+    from octosim.textfile import csv_columns
 
     check_output("--out", out, ".md")
     if factors and not pool:
@@ -211,11 +211,12 @@ def profiles_validate(
             raise OctosimError("--profile, --layers, --summary, --device and --runtime go with --from")
         rows = validate.efficiencies()
     else:
-        columns = {name for row in read_csv(from_, ("network",))[:1] for name in row.cells}
+        columns = csv_columns(from_)
         if profile is None and ("train_ms" in columns or "profile" not in columns):
             raise OctosimError("--from needs --profile, the device that was measured")
         if "train_ms" in columns:
-            rows = validate.training(from_, layers, profile or "", runtime or "mnn")
+            _refuse_summary(summary)
+            rows = validate.training(from_, layers, profile or "", runtime or "mnn", device)
         else:
             rows = validate.inference(from_, profile, layers, summary, device, runtime)
     heads, cells, lines = *_cells(rows), validate.said(rows)
@@ -352,14 +353,15 @@ def profiles_calibrate(
     from octosim import hardware
     from octosim.cost import fit
     from octosim.hardware import efficiency
-    from octosim.textfile import read_csv
+    from octosim.textfile import csv_columns
 
-    if any("train_ms" in row.cells for row in read_csv(from_, ("network",))[:1]):
-        _calibrate_training(from_, layers, profile, runtime or "mnn", out, json_)
+    if "train_ms" in csv_columns(from_):
+        _refuse_summary(summary)
+        _calibrate_training(from_, layers, profile, runtime or "mnn", device, out, json_)
         return
-    rows = [row for row in fit.measurements(from_) if row.device.startswith(device)]
-    if not rows:
-        raise OctosimError(f"{from_}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
+    rows = fit.measurements(from_, device)
+    if not device:
+        fit.one_device(row.row for row in rows)
     found = fit.calibrate(
         hardware.load(profile), rows, fit.networks(layers, summary) if layers else {}, from_.name,
         hardware.load_runtime(runtime) if runtime else None,
@@ -405,10 +407,18 @@ def _with_calibration(text: str, tables: dict[str, Any]) -> str:
     return tomli_w.dumps(data)
 
 
+def _refuse_summary(summary: Path | None) -> None:
+    if summary:
+        raise OctosimError("--summary goes with inferences: training steps (train_ms) do not read it")
+
+
 def _calibrate_training(
-    from_: Path, layers: Path | None, profile: str, runtime: str, out: Path | None, as_json: bool
+    from_: Path, layers: Path | None, profile: str, runtime: str, only: str, out: Path | None, as_json: bool
 ) -> None:  # fmt: skip
-    """Fits a framework's backward pass to training steps; the spread is that of networks left out, two at a time."""
+    """Fits a framework's backward pass to training steps; the spread is that of networks left out, two at a time.
+
+    only: what the rows' device begins with.
+    """
     import numpy as np
     import tomli_w
 
@@ -416,7 +426,8 @@ def _calibrate_training(
     from octosim.cost import fit_training
     from octosim.files import write_atomic
 
-    measured, device, software = fit_training.steps(from_, layers), hardware.load(profile), hardware.load_runtime(runtime)
+    device, software = hardware.load(profile), hardware.load_runtime(runtime)
+    measured = fit_training.steps(from_, layers, device, software, only)
     rows = fit_training.leave_out(measured, device, software)
     values = fit_training.fit(measured, device, software)
     count, spread = len({s.network for s in measured}), fit_training.spread_of(rows)

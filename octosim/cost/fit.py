@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from octosim import cost
-from octosim.cost.runtimes import onnx_rules
+from octosim.cost.runtimes import check, onnx_rules
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
-from octosim.hardware import Device, Runtime, load_runtime
+from octosim.hardware import Device, Runtime, at_mode, load, load_runtime
 from octosim.hardware.efficiency import CpuFactors
 from octosim.textfile import Row, read_csv
 from octosim.trace import DTYPE_BYTES, Op, with_winograd
@@ -96,10 +96,10 @@ def _type_of(precision: str) -> str:
     return next((key for key in PRECISIONS if re.match(rf"{key}(?![0-9a-z])", precision.casefold())), "")
 
 
-def measurements(path: Path, needed: Sequence[str] = ()) -> list[Measurement]:
+def measurements(path: Path, device: str = "", needed: Sequence[str] = ()) -> list[Measurement]:
     """Rows of a CSV with the columns network, precision, threads, value and, if there, OPTIONAL.
 
-    needed: more that it must have.
+    device: what the rows' device begins with.  needed: more columns that it must have.
 
     Of several metrics latency_min is taken; rows of GPU backends are left out.
     """
@@ -124,7 +124,28 @@ def measurements(path: Path, needed: Sequence[str] = ()) -> list[Measurement]:
                                  row, batch or 1, row.get("profile"), row.get("mode"), row.get("runtime")))  # fmt: skip
     if rows and not found:
         raise OctosimError(f"{path}: every row is left out, expected the metric {METRIC} and a backend that ends in cpu")
+    found = [row for row in found if row.device.startswith(device)]
+    if not found:
+        raise OctosimError(f"{path}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
     return found
+
+
+def one_device(rows: Iterable[Row]) -> None:
+    """Raises OctosimError where the rows name several devices: one profile's factors would be fitted to all of them."""
+    first = {row.get("device"): row for row in rows if row.get("device")}
+    if len(first) > 1:
+        names = [f"'{name[:60]}'" for name in first]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        path = next(iter(first.values())).path
+        raise OctosimError(f"{path}: measurements of several devices, expected one or --device: {', '.join(names[:3])}{more}")
+
+
+def in_place(row: Row, device: Device, runtime: Runtime) -> Device:
+    """The device in the row's power mode, where the row is of this software."""
+    with row.placed():
+        if row.get("runtime") and load_runtime(row.get("runtime")).name != runtime.name:
+            raise OctosimError(f"runtime is {row.get('runtime')}, and what is fitted is {runtime.name}")
+        return at_mode(device, row.get("mode")) if row.get("mode") else device
 
 
 _SIZES = (
@@ -488,10 +509,15 @@ def calibrate(
     engine = max(device.engines, key=lambda e: e.rate_mac_s("float32", 1.0) or e.rate_mac_s("int8", 1.0))
     if not cost.path_of(engine, "int8"):
         raise OctosimError(f"profile {device.name}: engine {engine.name} is no CPU core with an accumulator smlal or sdot")
+    check(runtime, device, False)
     groups: dict[str, list[Sample]] = {}
     for row in rows:
-        ops, path = operations(row, device, nets, cost.path_of(engine, "int8"), runtime)
-        sample = Sample(row.network, row.device, cost.prepare(ops, device, row.threads, runtime), row.time_s)
+        with row.row.placed():
+            if row.profile and load(row.profile).name != device.name:
+                raise OctosimError(f"profile is {row.profile}, and what is fitted is {device.name}")
+        chip = in_place(row.row, device, runtime)
+        ops, path = operations(row, chip, nets, cost.path_of(engine, "int8"), runtime)
+        sample = Sample(row.network, row.device, cost.prepare(ops, chip, row.threads, runtime), row.time_s)
         groups.setdefault(path, []).append(sample)
     known: dict[str, Array] = {}
     factors: dict[str, CpuFactors] = {}
@@ -576,11 +602,12 @@ def operations(
 
         kind = "int8" if row.is_int8 else dtype
         rules = onnx_rules(runtime, device, kind, True)
-        return onnx_ops.ops(Path(row.network), batch=row.batch, dtype=kind, **rules), path
+        with row.row.placed():
+            return onnx_ops.ops(Path(row.network), batch=row.batch, dtype=kind, **rules), path
     if row.batch != 1:
-        raise OctosimError(f"network {row.network!r}: tables of layers are of one image, and this row's batch is {row.batch}")
+        raise row.row.error(f"network {row.network!r}: tables of layers are of one image, and this row's batch is {row.batch}")
     if row.network not in nets:
-        raise OctosimError(f"network {row.network!r} is neither in the table of layers nor the path of an .onnx file")
+        raise row.row.error(f"network {row.network!r} is neither in the table of layers nor the path of an .onnx file")
     stack, other = nets[row.network]
     if row.is_int8 and runtime.codes == "throughout":
         stack = [replace(layer, int8_output=True) for layer in stack]

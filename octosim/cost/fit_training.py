@@ -19,10 +19,11 @@ import numpy as np
 from octosim import cost
 from octosim.cost import onnx as onnx_ops
 from octosim.cost import runtimes
+from octosim.cost.fit import in_place, one_device
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
 from octosim.hardware import Device, Runtime, load
-from octosim.textfile import read_csv
+from octosim.textfile import Row, read_csv
 from octosim.trace import DTYPE_BYTES, Op
 
 Array = np.ndarray[Any, Any]
@@ -53,7 +54,7 @@ INSIDE = 0.8
 class Step:
     """One measured training step: its network's float32 operations by octosim's plan, and seconds.
 
-    device: where it was measured, if not on the fit's.
+    device: where it was measured, if not on the fit's.  threads: None, all.  row: of the table that it was read from.
     """
 
     network: str
@@ -61,6 +62,8 @@ class Step:
     ops: tuple[Op, ...]
     time_s: float
     device: Device | None = None
+    threads: int | None = None
+    row: Row | None = None
 
 
 NETWORKS = Path(__file__).with_name("mnn_networks.csv")
@@ -158,20 +161,30 @@ def _products(layer: Mapping[str, Any], batch: int, x: int, y: int, first: bool)
     return found if first else [*found, product("dX", (m, n, inner), w + y, x, w)]
 
 
-def steps(path: Path, layers: Path | None) -> list[Step]:
-    """Rows of a CSV with the columns network, batch, train_ms.
+COLUMNS = ("device", "profile", "mode", "threads", "runtime", "trains")
+"""Those that a table of steps may have."""
 
-    network: in the table of layers, which is NETWORKS if not given, or an .onnx file.
 
-    Optional columns: profile, the device of the row; trains, "all" (if not given) or "head", the last weighted layer alone.
+def steps(path: Path, layers: Path | None, device: Device, runtime: Runtime, only: str = "") -> list[Step]:
+    """Rows of a CSV with the columns network, batch, train_ms: of a runtime, on a device if they do not say their own.
+
+    network: in the table of layers, which is NETWORKS if not given, or an .onnx file.  only: what the rows' device begins with.
+
+    COLUMNS: profile, the device of the row, and mode, its power mode; threads, all if not given; runtime, this one;
+    trains, "all" (if not given) or "head", the last weighted layer alone.
     """
+    runtimes.check(runtime, device, False)
+    rows = [row for row in read_csv(path, ("network", "batch", "train_ms"), COLUMNS) if row.get("device").startswith(only)]
+    if not only:
+        one_device(row for row in rows if not row.get("profile"))
     nets, found = networks(layers or NETWORKS), []
-    for row in read_csv(path, ("network", "batch", "train_ms")):
+    for row in rows:
         name = row.cells["network"]
         batch = row.number("batch", int, "a batch size", lambda v: 0 < v < 1 << 20)
         ms = row.number("train_ms", float, "a time above zero", lambda v: 0 < v < float("inf"))
         if is_onnx(name):
-            ops = onnx_ops.ops(Path(name), batch=batch, dtype="float32", inference=False)
+            with row.placed():
+                ops = onnx_ops.ops(Path(name), batch=batch, dtype="float32", inference=False)
         elif name in nets:
             ops = step_ops(nets[name], batch)
         else:
@@ -179,9 +192,19 @@ def steps(path: Path, layers: Path | None) -> list[Step]:
         trains = row.get("trains") or "all"
         if trains not in ("all", "head"):
             raise row.error(f"trains is '{trains[:60]}', expected all or head")
-        profile = row.get("profile")
+        threads = None
+        if row.get("threads"):
+            threads = row.number("threads", int, "a number of threads above zero", lambda v: 1 <= v <= 1 << 20)
+        own = device
+        if row.get("profile"):
+            with row.placed():
+                own = load(row.get("profile"))
+                runtimes.check(runtime, own, False)
+        own = in_place(row, own, runtime)
         found.append(Step(name, batch, tuple(head_alone(ops) if trains == "head" else ops), ms * 1e-3,
-                          load(profile) if profile else None))  # fmt: skip
+                          None if own is device else own, threads, row))  # fmt: skip
+    if not found:
+        raise OctosimError(f"{path}: no training step" + (f" of a device that begins with '{only}'" if only else ""))
     return found
 
 
@@ -205,10 +228,10 @@ def parameters(runtime: Runtime) -> tuple[str, ...]:
 class _Problem:
     """The times of some steps as a function of the parameters: prepared once with all of them 1, then scaled."""
 
-    def __init__(self, measured: Sequence[Step], device: Device, runtime: Runtime, threads: int | None) -> None:
+    def __init__(self, measured: Sequence[Step], device: Device, runtime: Runtime) -> None:
         ones = with_backward(runtime, dict.fromkeys(parameters(runtime), 1.0), 1.0, "of the fit")
         planned = [runtimes.training_ops(s.ops, ones, s.batch) for s in measured]
-        prepared = [cost.prepare(ops, s.device or device, threads, ones) for ops, s in zip(planned, measured, strict=True)]
+        prepared = [cost.prepare(ops, s.device or device, s.threads, ones) for ops, s in zip(planned, measured, strict=True)]
         counts = bool(runtime.backward and runtime.backward.work)
         owners = [_owners(op, counts) for ops in planned for op in ops]
         self.names = tuple(PRIOR | COUNTED)
@@ -258,13 +281,13 @@ def _owners(op: Op, counted: bool) -> tuple[tuple[str, ...], str]:
     return (), "update_passes" if op.kind == "update" else "passes"
 
 
-def fit(measured: Sequence[Step], device: Device, runtime: Runtime, threads: int | None = None) -> dict[str, float]:
+def fit(measured: Sequence[Step], device: Device, runtime: Runtime) -> dict[str, float]:
     """The parameters with which the runtime explains these steps, leaning to PRIOR."""
     try:
         from scipy.optimize import least_squares
     except ImportError:
         raise OctosimError("fitting training steps needs scipy: pip install 'octosim[fit]'") from None
-    problem, names = _Problem(measured, device, runtime, threads), parameters(runtime)
+    problem, names = _Problem(measured, device, runtime), parameters(runtime)
     assert runtime.backward
     prior = COUNTED if runtime.backward.work else PRIOR
     mean = np.log([prior[name][0] for name in names])
@@ -288,8 +311,8 @@ def held_out(networks: int) -> int:
 
 
 def leave_out(
-    measured: Sequence[Step], device: Device, runtime: Runtime, held: int | None = None, threads: int | None = None
-) -> list[dict[str, Any]]:
+    measured: Sequence[Step], device: Device, runtime: Runtime, held: int | None = None
+) -> list[dict[str, Any]]:  # fmt: skip
     """Every split that leaves `held` networks out of the fit: for each of their steps ln(predicted / measured).
 
     held: `held_out` if not given.
@@ -297,12 +320,13 @@ def leave_out(
     names = list(dict.fromkeys(s.network for s in measured))
     held = held or held_out(len(names))
     if len(names) <= held:
-        raise OctosimError(f"{len(names)} networks are too few to leave {held} out")
+        place = f"{measured[0].row.path}: " if measured and measured[0].row else ""
+        raise OctosimError(f"{place}{len(names)} networks are too few to leave {held} out")
     found = []
     for out in itertools.combinations(names, held):
-        values = fit([s for s in measured if s.network not in out], device, runtime, threads)
+        values = fit([s for s in measured if s.network not in out], device, runtime)
         rest = [s for s in measured if s.network in out]
-        predicted = _Problem(rest, device, runtime, threads).log_times(values)
+        predicted = _Problem(rest, device, runtime).log_times(values)
         for s, value in zip(rest, predicted.tolist(), strict=True):
             error = value - float(np.log(s.time_s))
             found.append({"left_out": out, "network": s.network, "batch": s.batch, "error": error, "step": s})

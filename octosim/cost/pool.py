@@ -126,7 +126,7 @@ def campaigns(data: Path) -> list[Campaign]:
     table = devices()
     nets = networks(data)
     ops = functools.cache(lambda name, float_dtype, int8: network_ops(name, nets, float_dtype, int8))
-    rows = fit.measurements(data / BENCHMARK, ("powersave",))
+    rows = fit.measurements(data / BENCHMARK, needed=("powersave",))
     cores = [r.row.number("powersave", int, "benchncnn's 0, 1 or 2", lambda v: 0 <= v <= 2) for r in rows]
     found = []
     for row in table["device"]:

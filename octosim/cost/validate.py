@@ -12,7 +12,6 @@ import numpy as np
 
 from octosim import cost, hardware
 from octosim.cost import fit, fit_training, reference, runtimes
-from octosim.errors import OctosimError
 
 Rows = list[dict[str, Any]]
 
@@ -38,17 +37,20 @@ def inference(
 
     A row's own profile, power mode and runtime come first, then profile and runtime.
     """
-    rows = [row for row in fit.measurements(path) if row.device.startswith(device)]
-    if not rows:
-        raise OctosimError(f"{path}: no measurement" + (f" of a device that begins with '{device}'" if device else ""))
+    if profile:
+        hardware.load(profile)
+    if runtime:
+        hardware.load_runtime(runtime)
+    rows = fit.measurements(path, device)
     nets = fit.networks(layers, summary) if layers else {}
     several = any(row.profile or row.runtime for row in rows)
     result = []
     for row in rows:
         name = row.profile or profile
         if name is None:
-            raise OctosimError(f"{path}: a row of {row.network} has no profile, and --profile does not say the device either")
-        chip, software = _place(name, row.mode, row.runtime or runtime)
+            raise row.row.error(f"{row.network} has no profile, and --profile does not say the device either")
+        with row.row.placed():
+            chip, software = _place(name, row.mode, row.runtime or runtime)
         ops, _ = fit.operations(row, chip, nets, "int8", software)
         total = cost.total(cost.predict(ops, chip, row.threads, software), chip)
         prepared = cost.prepare(ops, chip, row.threads, software)
@@ -74,10 +76,11 @@ def _place(profile: str, mode: str, runtime: str | None) -> tuple[hardware.Devic
     return chip, software
 
 
-def training(path: Path, layers: Path | None, profile: str, runtime: str) -> Rows:
+def training(path: Path, layers: Path | None, profile: str, runtime: str, only: str = "") -> Rows:
     """Measured training steps in seconds, each predicted by fits without its network (of few networks, another one too): their
-    median.  The interval's width is that of the other networks' errors."""
-    measured, device, software = fit_training.steps(path, layers), hardware.load(profile), hardware.load_runtime(runtime)
+    median.  The interval's width is that of the other networks' errors.  only: what the rows' device begins with."""
+    device, software = hardware.load(profile), hardware.load_runtime(runtime)
+    measured = fit_training.steps(path, layers, device, software, only)
     if software.backward is None:
         return _by_another_program(measured, device, software)
     errors = fit_training.leave_out(measured, device, software)
@@ -90,8 +93,9 @@ def training(path: Path, layers: Path | None, profile: str, runtime: str) -> Row
         mine = [row["error"] for row in errors if row["step"] is step]
         error = float(np.median(mine))
         predicted, inside = step.time_s * math.exp(error), float(np.mean(np.abs(mine) <= width[step.network]))
-        rows.append({"network": step.network, "batch": step.batch, "measured": step.time_s, "predicted": predicted,
-                     "error": math.expm1(error), "inside": inside})  # fmt: skip
+        rows.append(_named(step, measured) | {
+            "measured": step.time_s, "predicted": predicted, "error": math.expm1(error), "inside": inside,
+        })  # fmt: skip
     different = fit_training.differences(fit_training.networks(layers)) if layers else []
     if different:
         rows[0]["note"] = "; ".join(different)
@@ -105,10 +109,18 @@ def _by_another_program(
     runtimes.check(software, device, True)
     rows = []
     for step in measured:
-        predicted = sum(c.time_s for c in cost.predict(step.ops, step.device or device, runtime=software))
-        rows.append({"network": step.network, "batch": step.batch, "measured": step.time_s, "predicted": predicted,
-                     "error": predicted / step.time_s - 1, "note": runtimes.ANOTHER_PROGRAM})  # fmt: skip
+        predicted = sum(c.time_s for c in cost.predict(step.ops, step.device or device, step.threads, software))
+        rows.append(_named(step, measured) | {
+            "measured": step.time_s, "predicted": predicted, "error": predicted / step.time_s - 1,
+            "note": runtimes.ANOTHER_PROGRAM,
+        })  # fmt: skip
     return rows
+
+
+def _named(step: fit_training.Step, measured: Sequence[fit_training.Step]) -> dict[str, Any]:
+    """The first columns of a step; its threads where they tell it from others."""
+    several = len({other.threads for other in measured}) > 1
+    return {"network": step.network, "batch": step.batch} | ({"threads": step.threads or "all"} if several else {})
 
 
 def said(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kit.cli import octosim
 
 from octosim import cost, hardware
 from octosim.cost import fit, fit_training, reference
@@ -95,12 +96,12 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     device, mnn = hardware.load("snapdragon-855"), load_runtime("mnn")
     true = {"forward": 0.8, "depthwise": 0.2, "passes": 3.0, "interleaved": 0.1, "call_us": 80.0, "step_ms": 4.0}
     nets = {"all": LAYERS, "dense": [LAYERS[0], LAYERS[2]], "fc": LAYERS[2:], "dw": LAYERS[:2]}
-    steps = [fit_training.Step(name, batch, tuple(fit_training.step_ops(layers, batch)), 1.0)
+    steps = [fit_training.Step(name, batch, tuple(fit_training.step_ops(layers, batch)), 1.0, threads=4)
              for name, layers in nets.items() for batch in (1, 4, 16)]
-    times = np.exp(fit_training._Problem(steps, device, mnn, 4).log_times(true))
+    times = np.exp(fit_training._Problem(steps, device, mnn).log_times(true))
     steps = [replace(step, time_s=float(t)) for step, t in zip(steps, times, strict=True)]
-    found = fit_training.fit(steps, device, mnn, 4)
-    assert np.exp(fit_training._Problem(steps, device, mnn, 4).log_times(found)) == pytest.approx(times, rel=0.1)
+    found = fit_training.fit(steps, device, mnn)
+    assert np.exp(fit_training._Problem(steps, device, mnn).log_times(found)) == pytest.approx(times, rel=0.1)
     fitted = fit_training.with_backward(mnn, found, 0.1, "a test's steps")
     from octosim.cost import runtimes
 
@@ -110,8 +111,8 @@ def test_a_training_fit_meets_times_of_known_parameters(monkeypatch):
     assert predicted == pytest.approx(times, rel=0.3)  # tiny passes divide unevenly among the cores
     assert not fitted.backward.devices and fit_training.with_backward(mnn, found, 0.1, "x", ["pi"]).backward.devices == ("pi",)
     other = fit_training.with_backward(mnn, dict.fromkeys(true, 3.0), 0.1, "other steps, which the fit may not lean to")
-    assert fit_training.fit(steps, device, other, 4) == found
-    rows = fit_training.leave_out(steps[:9], device, mnn, 1, 4)
+    assert fit_training.fit(steps, device, other) == found
+    rows = fit_training.leave_out(steps[:9], device, mnn, 1)
     assert len(rows) == 9 and fit_training.spread_of(rows) >= 0.05
 
 
@@ -185,12 +186,12 @@ def test_training_steps_of_onnx_files_on_several_devices(tmp_path):
     path, table = small_onnx(tmp_path / "small.onnx"), tmp_path / "steps.csv"
     rows = [f"{path},{batch},5,{profile},{trains}" for batch in (2, 8) for profile in ("pi4", "") for trains in ("all", "head")]
     table.write_text("\n".join(["network,batch,train_ms,profile,trains", *rows]))
-    steps = fit_training.steps(table, None)
-    assert [s.device.name if s.device else None for s in steps[:4]] == ["raspberry-pi-4", "raspberry-pi-4", None, None]
     pi5, torch = hardware.load("pi5"), load_runtime("pytorch")
+    steps = fit_training.steps(table, None, pi5, torch)
+    assert [s.device.name if s.device else None for s in steps[:4]] == ["raspberry-pi-4", "raspberry-pi-4", None, None]
     made = source(CostQuery(str(path), None, "float32", False, None, False, runtime="pytorch"))
     values = {name: getattr(torch.backward, name).value for name in fit_training.parameters(torch)}
-    found = np.exp(fit_training._Problem(steps, pi5, torch, None).log_times(values))
+    found = np.exp(fit_training._Problem(steps, pi5, torch).log_times(values))
     for at, (batch, device) in {0: (2, steps[0].device), 2: (2, pi5), 6: (8, pi5)}.items():
         priced = sum(c.time_s for c in cost.predict(made.ops(device, batch, torch), device, None, torch))
         assert found[at] == pytest.approx(priced, rel=0.05)  # tiny passes divide unevenly among the cores
@@ -201,7 +202,71 @@ def test_training_steps_of_onnx_files_on_several_devices(tmp_path):
                           (f"{path},2,5,,some", "trains is 'some', expected all or head")]:
         table.write_text(f"network,batch,train_ms,profile,trains\n{text}")
         with pytest.raises(OctosimError, match=message):
-            fit_training.steps(table, None)
+            fit_training.steps(table, None, pi5, torch)
+
+
+def steps_table(path, columns, *rows):
+    """Steps of three networks of octosim's own table, with more columns."""
+    lines = [f"{network},1,{ms}{row}" for network, ms in (("lenet", 10), ("alexnet", 500), ("squeezenet", 150)) for row in rows]
+    path.write_text("\n".join([f"network,batch,train_ms{columns}", *lines]))
+    return path
+
+
+def test_steps_have_threads_and_power_modes_of_their_own(tmp_path):
+    from octosim.cost import validate
+
+    table = steps_table(tmp_path / "t.csv", ",threads", ",1", ",4", ",")
+    rows = validate.training(table, None, "pi4", "octosim")
+    one, four, every = ([row["predicted"] for row in rows if row["threads"] == n] for n in (1, 4, "all"))
+    assert len(one) == 3 and all(a > 1.5 * b and b == c for a, b, c in zip(one, four, every, strict=True))
+    assert "threads" not in validate.training(steps_table(table, ",threads", ",4"), None, "pi4", "octosim")[0]
+    rows = validate.training(steps_table(table, ",mode", ",7W", ","), None, "jetson-orin-nano-cpu", "octosim")
+    assert all(slow["predicted"] > fast["predicted"] for slow, fast in zip(rows[::2], rows[1::2], strict=True))
+    device, torch = hardware.load("jetson-orin-nano-cpu"), load_runtime("pytorch")
+    steps = fit_training.steps(steps_table(table, ",profile,mode,threads", ",pi5,,2", ",,7W,"), None, device, torch)
+    assert [(s.device.name, s.threads) for s in steps[:2]] == [("raspberry-pi-5", 2), (device.name, None)]
+    assert steps[1].device == hardware.at_mode(device, "7W")
+
+
+@pytest.mark.parametrize("only, count", [("", 6), ("Pixel", 3), ("Pix", 3), ("Mi 9", 3)])
+def test_steps_of_one_device(tmp_path, only, count):
+    table = steps_table(tmp_path / "t.csv", ",device,profile", ",Pixel,pi4", ",Mi 9,pi5")
+    assert len(fit_training.steps(table, None, hardware.load("pi4"), load_runtime("pytorch"), only)) == count
+
+
+@pytest.mark.parametrize("columns, row, only, message", [
+    (",runtime", ",tflite", "", "t.csv, line 2: runtime is tflite, and what is fitted is pytorch"),
+    (",runtime", ",nosuch", "", "t.csv, line 2: unknown runtime 'nosuch'"),
+    (",mode", ",10W", "", "t.csv, line 2: profile raspberry-pi-4 has no power modes"),
+    (",profile", ",nosuch", "", "t.csv, line 2: unknown profile 'nosuch'"),
+    (",profile", ",coral-edge-tpu", "", "t.csv, line 2: runtime pytorch runs on"),
+    (",threads", ",0", "", "t.csv, line 2: threads is '0', expected a number of threads above zero"),
+    (",threads", ",many", "", "t.csv, line 2: threads is 'many'"),
+    (",Threads", ",1", "", "t.csv: column Threads, did you mean threads"),
+    (",device", ",Pixel", "Mi", "t.csv: no training step of a device that begins with 'Mi'")])
+def test_what_steps_say_of_themselves_is_not_ignored(tmp_path, columns, row, only, message):
+    table = steps_table(tmp_path / "t.csv", columns, row)
+    with pytest.raises(OctosimError, match=message):
+        fit_training.steps(table, None, hardware.load("pi4"), load_runtime("pytorch"), only)
+
+
+def test_steps_of_several_devices_are_not_fitted_as_one(tmp_path):
+    device, torch, table = hardware.load("pi4"), load_runtime("pytorch"), tmp_path / "t.csv"
+    with pytest.raises(OctosimError, match="t.csv: measurements of several devices, expected one or --device: 'a', 'b'"):
+        fit_training.steps(steps_table(table, ",device", ",a", ",b"), None, device, torch)
+    table.write_text("network,batch,train_ms\nlenet,1,5\nalexnet,1,5\n")
+    with pytest.raises(OctosimError, match="t.csv: 2 networks are too few to leave 2 out"):
+        fit_training.leave_out(fit_training.steps(table, None, device, torch), device, torch)
+
+
+@pytest.mark.parametrize("command", ["calibrate", "validate"])
+@pytest.mark.parametrize("more, message", [
+    (("--summary", "s.csv"), "--summary goes with inferences"), (("--device", "x"), "no training step of a device that begins"),
+    (("--runtime", "tensorrt"), "runtime tensorrt runs on")])
+def test_options_that_say_nothing_of_steps_are_refused(tmp_path, command, more, message):
+    steps_table(tmp_path / "t.csv", ",device", ",a")
+    done = octosim("profiles", command, "--from", "t.csv", "--profile", "pi4", *more, folder=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_steps_beside_octosims_own_say_that_it_is_another_program(tmp_path):

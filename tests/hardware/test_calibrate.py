@@ -17,6 +17,7 @@ from octosim import cost, hardware
 from octosim.cost import fit, pool
 from octosim.errors import OctosimError
 from octosim.hardware import efficiency
+from octosim.textfile import Row
 from octosim.trace import Op, with_winograd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -316,11 +317,103 @@ def test_factors_that_make_it_worse_are_told(tables, more):
     (("--from", "m.csv", "--profile", "pi4", "--layers", "layers.csv", "--device", "x"),
      "no measurement of a device that begins"),
     (("--from", "m.csv", "--profile", "pi4", "--layers", "layers.csv", "-o", "x.json"), "x.json: the name must end in .toml"),
+    (("--from", "m.csv", "--profile", "pi4", "--layers", "layers.csv", "--runtime", "tensorrt"), "runtime tensorrt runs on"),
     (("--from", "m.csv", "--profile", "jetson", "--layers", "layers.csv"), "is no CPU core with an accumulator smlal or sdot")])
 def test_calibrate_command_refuses(tables, arguments, message):
     write_measurements(tables, 1.0)
     done = octosim("profiles", "calibrate", *arguments, folder=tables)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def with_columns(tables, **columns):
+    """Adds columns to the measurements; a tuple's values go to the rows in turn."""
+    head, *rows = (tables / "m.csv").read_text().splitlines()
+    turns = {name: values if isinstance(values, tuple) else (values,) for name, values in columns.items()}
+    rows = [",".join([row, *(values[i % len(values)] for values in turns.values())]) for i, row in enumerate(rows)]
+    (tables / "m.csv").write_text("\n".join([",".join([head, *columns]), *rows]) + "\n")
+
+
+CALIBRATE = ("profiles", "calibrate", "--from", "m.csv", "--profile", "pi4", "--layers", "layers.csv")
+
+
+@pytest.mark.parametrize("columns, message", [
+    ({"profile": "pi5"}, "m.csv, line 2: profile is pi5, and what is fitted is raspberry-pi-4"),
+    ({"profile": ("", "nosuch")}, "m.csv, line 3: unknown profile 'nosuch'"),
+    ({"runtime": ("ncnn", "tflite")}, "m.csv, line 3: runtime is tflite, and what is fitted is ncnn"),
+    ({"runtime": "nosuch"}, "m.csv, line 2: unknown runtime 'nosuch'"),
+    ({"mode": ("", "", "10W")}, "m.csv, line 4: profile raspberry-pi-4 has no power modes"),
+    ({"batch": ("1", "2")}, "m.csv, line 3: network 'tiny': tables of layers are of one image"),
+    ({"profile": "pi4", "runtime": "ncnn", "mode": ""}, "")])
+def test_what_rows_say_of_themselves_is_not_ignored(tables, columns, message):
+    write_measurements(tables, 1.0)
+    with_columns(tables, **columns)
+    done = octosim(*CALIBRATE, folder=tables)
+    assert done.returncode == (2 if message else 0) and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("devices, more, message", [
+    ("one", (), ""), (("one", ""), (), ""), (("one", "two"), ("--device", "two"), ""),
+    (("one", "two"), (), "m.csv: measurements of several devices, expected one or --device: 'one', 'two'"),
+    (tuple("abcde"), (), "'a', 'b', 'c' and 2 more"),
+    ("one", ("--device", "two"), "m.csv: no measurement of a device that begins with 'two'")])
+def test_several_devices_are_not_fitted_as_one(tables, devices, more, message):
+    write_measurements(tables, 1.0)
+    (tables / "m.csv").write_text((tables / "m.csv").read_text().replace(",device", ",from").replace(",board", ",-"))
+    with_columns(tables, device=devices)
+    done = octosim(*CALIBRATE, *more, folder=tables)
+    assert done.returncode == (2 if message else 0) and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("mode, slow", [("7W", False), ("", True)])
+def test_a_rows_power_mode_is_the_one_that_is_fitted(tables, mode, slow):
+    """Times made in a mode are met where the rows say so."""
+    device, ncnn = hardware.load("jetson-orin-nano-cpu"), hardware.load_runtime("ncnn")
+    nets, rows = fit.networks(tables / "layers.csv"), []
+    for threads in (1, 2):
+        row = fit.Measurement("a", "tiny", "fp32", threads, 1.0, Row(Path("m.csv"), 2, {"mode": mode}), mode=mode)
+        ops, _ = fit.operations(row, device, nets, "sdot", ncnn)
+        time = sum(c.time_s for c in cost.predict(ops, hardware.at_mode(device, "7W"), threads, ncnn))
+        rows.append(replace(row, time_s=time))
+    off = fit.calibrate(device, rows, nets, "made").report["float32"]["uncalibrated"]
+    assert off > 0.1 if slow else off < 1e-9
+
+
+@pytest.mark.parametrize("command", ["calibrate", "validate"])
+@pytest.mark.parametrize("text, columns", [
+    ("network;precision;threads;value\na;fp32;1;2,5\n", "network, precision, threads, value"),
+    ("network\tbatch\ttrain_ms\na\t1\t2\n", "batch, network, train_ms"), ("a,b\n1,2\n", "network, precision, threads, value"),
+    ("", "network, precision, threads, value")])
+def test_a_file_that_is_no_table_is_told_all_columns(tables, command, text, columns):
+    (tables / "m.csv").write_text(text)
+    done = octosim("profiles", command, *CALIBRATE[2:], folder=tables)
+    assert done.returncode == 2 and f"expected a CSV with the columns {columns}" in done.stderr, done.stderr
+    assert ("separated by semicolons or tabs" in done.stderr) == (";" in text or "\t" in text)
+
+
+@pytest.mark.parametrize("command", ["calibrate", "validate"])
+@pytest.mark.parametrize("head, message", [
+    ("network,precision,threads,value", "m.csv: no measurement"), ("network,batch,train_ms", "m.csv: no training step")])
+def test_a_table_of_no_rows(tables, command, head, message):
+    (tables / "m.csv").write_text(f"{head}\n")
+    done = octosim("profiles", command, "--from", "m.csv", "--profile", "pi4", folder=tables)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("row, message", [
+    (("tiny", "fp32", "pi4", "10W", ""), "m.csv, line 2: profile raspberry-pi-4 has no power modes"),
+    (("tiny", "fp32", "nosuch", "", ""), "m.csv, line 2: unknown profile 'nosuch'"),
+    (("tiny", "fp32", "pi4", "", "tensorrt"), "m.csv, line 2: runtime tensorrt runs on"),
+    (("other", "fp32", "pi4", "", ""), "m.csv, line 2: network 'other' is neither in"),
+    (("no.onnx", "fp32", "pi4", "", ""), "m.csv, line 2: no.onnx"),
+    (("tiny", "fp32", "", "", ""), "m.csv, line 2: tiny has no profile, and --profile does not say")])
+def test_errors_of_rows_name_their_line(tables, row, message):
+    from octosim.cost import validate
+
+    if row[0] == "no.onnx":
+        pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
+    (tables / "m.csv").write_text(f"network,precision,profile,mode,runtime,threads,value\n{','.join(row)},1,1\n")
+    with pytest.raises(OctosimError, match=re.escape(message)):
+        validate.inference(tables / "m.csv", None, tables / "layers.csv", None, "", None)
 
 
 def test_rows_name_their_own_device_mode_runtime_and_batch(tmp_path, monkeypatch):
@@ -351,7 +444,7 @@ def test_rows_name_their_own_device_mode_runtime_and_batch(tmp_path, monkeypatch
     total = json.loads(priced.stdout)["total"]
     assert [total["time_s"], total["time_low_s"], total["time_high_s"]] == [rows[3][k] for k in ("predicted", "low", "high")]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OctosimError, match="has no profile, and --profile does not say the device either"):
+    with pytest.raises(OctosimError, match="line 6: net.onnx has no profile, and --profile does not say the device either"):
         validate.inference(tmp_path / "m.csv", None, None, None, "", None)
 
 
