@@ -533,12 +533,11 @@ def calibrate(
         measured = np.log([s.time_s for s in samples])
         plain = log_times(samples, {**known, path: pool}) - measured
         inside = log_times(samples, fitted.factors) - measured
-        by_scale = _one_scale(samples, plain)
+        by_scale = _one_scale(samples, path, known, pool) - measured
         chosen = fitted.factors[path]
         if median_error(left - measured) > median_error(by_scale) and len({s.network for s in samples}) > 1:
-            scale = float(np.exp(-np.median(plain)))
-            chosen, left = cost.slowed(pool, scale), by_scale + measured
-            inside = plain + np.log(scale)
+            chosen, left = _scaled(pool, plain), by_scale + measured
+            inside = log_times(samples, {**known, path: chosen}) - measured
         spread = float(np.sqrt(np.mean((left - measured) ** 2)))
         text = f"{source}: {len(samples)} measurements of {len({s.network for s in samples})} networks"
         factors[path] = as_factors(chosen, max(spread, 0.05), text)
@@ -552,13 +551,22 @@ def calibrate(
     return Calibration(factors, report)
 
 
-def _one_scale(samples: Sequence[Sample], plain: Array) -> Array:
-    """ln(predicted / measured) with one scale of all times, from the other networks' measurements; plain: without the scale."""
-    found = plain.copy()
+def _scaled(prior: Array, plain: Array) -> Array:
+    """The factors with one scale of all times, as far as shares of a peak allow it; plain: ln(predicted / measured) without."""
+    found: Array = np.minimum(cost.slowed(prior, float(np.exp(-np.median(plain)))), _MOST)
+    return found
+
+
+def _one_scale(samples: Sequence[Sample], path: str, known: Mapping[str, Array], prior: Array) -> Array:
+    """ln of each sample's time with one scale of all times, from the other networks' measurements."""
+    found = log_times(samples, {**known, path: prior})
+    plain = found - np.log([s.time_s for s in samples])
     names = np.array([s.network for s in samples])
-    for network in set(names.tolist()):
-        others = plain[names != network]
-        found[names == network] -= np.median(others) if len(others) else 0.0
+    for network in dict.fromkeys(names.tolist()):
+        mine = names == network
+        if not mine.all():
+            factors = _scaled(prior, plain[~mine])
+            found[mine] = log_times(list(itertools.compress(samples, mine)), {**known, path: factors})
     return found
 
 

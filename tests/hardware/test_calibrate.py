@@ -416,6 +416,27 @@ def test_errors_of_rows_name_their_line(tables, row, message):
         validate.inference(tables / "m.csv", None, tables / "layers.csv", None, "", None)
 
 
+@pytest.mark.parametrize("speed", [1.0, 1.05, 1.5, 4.0])
+def test_one_scale_of_all_times_keeps_shares_of_a_peak(tables, speed):
+    """Of times that a core cannot reach, too; the report says how far the factors that are returned are off."""
+    text = (tables / "layers.csv").read_text().splitlines()
+    (tables / "layers.csv").write_text("\n".join([*text, *(line.replace("tiny", "twin") for line in text[1:])]))
+    device, ncnn, nets = hardware.load("pi4"), hardware.load_runtime("ncnn"), fit.networks(tables / "layers.csv")
+    rows = []
+    for network in ("tiny", "twin"):
+        row = fit.Measurement("a", network, "fp32", 1, 1.0, Row(Path("m.csv"), 2, {}))
+        ops, _ = fit.operations(row, device, nets, "smlal", ncnn)
+        rows.append(replace(row, time_s=sum(c.time_s for c in cost.predict(ops, device, 1, ncnn)) / speed))
+    found = fit.calibrate(device, rows, nets, "made")
+    factors, report = found.factors["float32"], found.report["float32"]
+    assert all(getattr(factors, kind) <= 1 for kind in (*cost.KINDS[:-1], "exposed"))
+    own = device.model_copy(update={"calibration": found.factors})
+    off = [sum(c.time_s for c in cost.predict(fit.operations(row, own, nets, "smlal", ncnn)[0], own, 1, ncnn)) / row.time_s - 1
+           for row in rows]  # fmt: skip
+    assert np.median(np.abs(off)) == pytest.approx(report["fitted"], abs=0.02)
+    assert report["left_out"] <= report["one_scale"] + 1e-9
+
+
 def test_rows_name_their_own_device_mode_runtime_and_batch(tmp_path, monkeypatch):
     """Each row as `octosim cost` prices it, with its interval; what a row leaves out the command's options say."""
     onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
