@@ -89,6 +89,10 @@ def reason(int8: Sequence[OpCost], float32: Sequence[OpCost], device: Device) ->
     saved = products32 - products
     bound = "memory" if 2 * sum(c.time_s for c in asked if c.bound == "memory") > sum(c.time_s for c in asked) else "arithmetic"
     ratio = products32 / products if products else 1.0
+    whole, whole32 = products + passes + calls, products32 + passes32 + calls32
+    if 2 * calls32 > whole32 > whole:  # on a GPU the products run meanwhile, and nothing of their time is seen
+        share32, share = _share(calls32 / whole32), _share(calls / whole)
+        return f"calls take {share32} of float32's time and {share} of INT8's, which is shorter"
     if ratio < PAYS:
         return f"INT8 products are no faster ({_share(ratio)} of float32's speed, bound by {bound})"
     text = f"products {ratio:.0f} times as fast" if ratio >= 10 else f"products {ratio:.2g} times as fast"
