@@ -10,6 +10,20 @@ SURE = 3.0
 """Standard errors by which an accuracy must lie above chance to count as learned."""
 
 
+def count(value: Any) -> int:
+    """A positive whole number; 0 for whatever else a file may hold."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def steps(decides: dict[str, Any]) -> int | None:
+    """The steps of a whole run; None where its manifest does not say so."""
+    data = decides.get("data")
+    images = count(data.get("train_images")) if isinstance(data, dict) else 0
+    batch, epochs = count(decides.get("batch_size")), count(decides.get("epochs"))
+    lengths = [count(decides.get("steps"))] + ([epochs * -(-images // batch)] if images and batch else [])
+    return min((n for n in lengths if n), default=None)
+
+
 def is_classifier(decides: dict[str, Any]) -> bool:
     """Whether a run's network gives classes, and not its input again."""
     layers = decides.get("layers")

@@ -9,6 +9,7 @@ from typing import Any
 
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
+from octosim.settings import Settings
 
 LARGEST_IMAGE = 1 << 14
 """Largest height, width or number of channels of an input."""
@@ -33,10 +34,10 @@ class CostQuery:
 
 
 WHOLE_STEP: dict[str, Any] = {
-    "train": [], "freeze": [], "train_last": None, "update": "all", "channels": [], "batchnorm_statistics": "batch",
-    "accumulate": 1,
-}  # fmt: skip
-"""Fine-tuning's options as a step that trains everything has them."""
+    name: getattr(Settings(), name)
+    for name in ("train", "freeze", "train_last", "update", "channels", "batchnorm_statistics", "accumulate")
+}
+"""Fine-tuning's settings as a step that trains everything has them: their defaults."""
 
 
 def selection_of(asked: CostQuery) -> tuple[Any, int]:

@@ -14,7 +14,7 @@ from octosim.cli.settings import with_settings
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
-from octosim.workload import CostQuery, Workload, batch_sizes, source, typed, types_of
+from octosim.workload import WHOLE_STEP, CostQuery, Workload, batch_sizes, source, typed, types_of
 
 LARGEST = 1024
 """The largest batch at which the crossover is looked for."""
@@ -22,7 +22,7 @@ LARGEST = 1024
 SHORT_DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 
-@with_settings("train", "freeze", "train_last", "update", "channels", "batchnorm_statistics", "accumulate")
+@with_settings(*WHOLE_STEP)
 def cost(
     settings: dict[str, Any],
     profile: Annotated[

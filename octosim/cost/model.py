@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from octosim.errors import OctosimError
 from octosim.hardware import DTYPES, Device, Dtype, Engine, Runtime, efficiency, rates
-from octosim.hardware.device import cluster_shares
+from octosim.hardware.device import cluster_shares, clusters_of
 from octosim.hardware.efficiency import CpuFactors
 from octosim.trace import DTYPE_BYTES, Op, is_training
 
@@ -306,11 +306,6 @@ def cores_of(engine: Engine, device: Device, threads: int | None) -> int:
     """Units that work.  Threads are a CPU's: an accelerator takes all units of its own, a vector unit beside them too."""
     own = engine.kind == "cpu" and (engine.core is not None or all(e.kind == "cpu" for e in device.engines))
     return min(threads, engine.units.value) if threads and own else engine.units.value
-
-
-def clusters_of(device: Device) -> list[Engine]:
-    """Clusters of CPU cores, as a big.LITTLE chip has several of."""
-    return [engine for engine in device.engines if engine.kind == "cpu" and engine.core]
 
 
 def alternatives(device: Device, threads: int | None = None) -> list[tuple[Device, int | None]]:

@@ -462,9 +462,14 @@ def at_mode(device: Device, name: str) -> Device:
     return device.model_copy(update=update)
 
 
+def clusters_of(device: Device) -> list[Engine]:
+    """Clusters of CPU cores, as a big.LITTLE chip has several of."""
+    return [engine for engine in device.engines if engine.kind == "cpu" and engine.core]
+
+
 def cluster_shares(device: Device) -> dict[str, float]:
     """Share of each cluster of CPU cores in the peak of all of them, by the engine's name."""
-    clusters = [engine for engine in device.engines if engine.kind == "cpu" and engine.core]
+    clusters = clusters_of(device)
     common = [dtype for dtype in ("float32", *DTYPES) if all(dtype in e.macs_per_clock.given() for e in clusters)]
     peaks = {e.name: e.peak_mac_s(common[0]) if common else 1.0 for e in clusters}
     return {name: peak / sum(peaks.values()) for name, peak in peaks.items()}

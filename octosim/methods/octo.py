@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -91,6 +91,14 @@ def sample_gradients(node: Node, dy: Array, lac: tuple[Array, Array, Array], dec
             core.scale(params[name][batch:], decay, out=out[batch:])
     sums = core.column_sums(d_alpha, d_alpha[0].size).reshape(d_alpha.shape[1:])
     return dict(zip(COMPENSATION, (sums, *every), strict=True))
+
+
+def switched_off(method: Any) -> list[str]:
+    """Of compensation and clipping, what the parameters of a method with both leave out."""
+    whole = {"ratio": ("prc_ratio", 1), "percentile": ("prc_percentile", 100)}
+    sentences = ["lac=off: no loss-aware compensation"] if method.lac == "off" else []
+    name, value = whole.get(method.prc, ("prc", "off"))
+    return sentences + ([f"{name}={value}: no range clipping"] if getattr(method, name) == value else [])
 
 
 @dataclass(frozen=True)
@@ -176,14 +184,12 @@ class Octo(Method):
     def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
         weighted = [node for node in nodes if node.layer.weighted]
         inert = [node.name for node in weighted if node.zero_grad_params.issuperset(COMPENSATION)]
-        sentences = ["lac=off: no loss-aware compensation"] if self.lac == "off" else []
+        sentences = []
         if inert:
             where = caveats.layers_text(inert, len(weighted))
             what = "batch normalization subtracts it; INT8 + PRC there (lac=feature acts)"
             sentences.append(f"lac=channel is inert {where}: {what}")
-        whole = {"off": "prc=off", "ratio": "prc_ratio=1" * (self.prc_ratio == 1),
-                 "percentile": "prc_percentile=100" * (self.prc_percentile == 100)}.get(self.prc)  # fmt: skip
-        return sentences + ([f"{whole}: no range clipping"] if whole else [])
+        return sentences + switched_off(self)
 
     def _compensation(self, node: Node, batch: int, context: Context) -> tuple[Array, Array, Array] | None:
         """alpha, mu and offset of one shape, which repeats along the batch."""

@@ -176,11 +176,7 @@ class OctoReference(Method):
 
     def caveats(self, nodes: Sequence[Node], run: Circumstances, seen: Seen) -> list[str]:
         convolves = any(node.layer.weighted and self._quantized(node) for node in nodes)
-        sentences = [] if convolves else ["no convolution: nothing is quantized"]
-        if self.lac == "off":
-            sentences.append("lac=off: no loss-aware compensation")
-        whole = "prc=off" if self.prc == "off" else "prc_ratio=1" if self.prc_ratio == 1 else ""
-        return sentences + ([f"{whole}: no range clipping"] if whole else [])
+        return ([] if convolves else ["no convolution: nothing is quantized"]) + octo.switched_off(self)
 
     def metrics(self, nodes: list[Node]) -> dict[str, Any]:
         """The compensation's part of the demo's loss, after the epoch's last step."""

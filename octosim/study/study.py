@@ -333,12 +333,6 @@ def records(row: Row, folder: Path) -> list[dict[str, Any]]:
     return made
 
 
-def _length(decides: Mapping[str, Any]) -> int:
-    """The steps of a run."""
-    in_epochs = (decides["epochs"] or math.inf) * -(-decides["data"]["train_images"] // decides["batch_size"])
-    return int(min(decides["steps"] or math.inf, in_epochs))
-
-
 def as_csv(table: Sequence[dict[str, Any]]) -> bytes:
     """Columns in order of appearance; what a row lacks is empty."""
     columns = list(dict.fromkeys(key for row in table for key in row))
@@ -365,7 +359,7 @@ def _settle(plan: Sequence[Row], out: Path) -> dict[str, State]:
             state.state, state.reason = "broken", str(error)
             continue
         version = decides.get("octosim") if isinstance(decides, dict) else None
-        if version != octosim.__version__:
+        if not isinstance(decides, dict) or version != octosim.__version__:
             state.state = "broken"
             state.reason = f"{folder} is of octosim {version}, this is {octosim.__version__}; move it away to train it again"
             continue
@@ -376,7 +370,7 @@ def _settle(plan: Sequence[Row], out: Path) -> dict[str, State]:
         elif (failure := train.read_failure(folder)) and outcome.failed(failure[1], 0)[0] == "diverged":
             made = _lines(folder / "records.jsonl")[: failure[0] - 1]
             state.step, state.loss = len(made), made[-1]["loss"] if made else None
-            state.steps = _length(train.read_manifest(folder)["decides"])
+            state.steps = outcome.steps(decides) or 0
             state.fail(failure[1])
     return states
 

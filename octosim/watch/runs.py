@@ -71,10 +71,6 @@ def _number(value: Any) -> float | None:
     return float(value) if real else None
 
 
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
 def thinned(points: list[tuple[int, float]], most: int = POINTS) -> list[tuple[int, float]]:
     """A curve of at most so many points: the means of equal parts, each at its last step; the last point stays."""
     if len(points) <= most:
@@ -165,22 +161,20 @@ class RunView:
         if not isinstance(decides, dict) or not isinstance(told, dict):
             raise OctosimError(f"{path} is not the manifest of a run")
         self._manifest_s = written
-        images, batch, epochs = map(_count, (told.get("train_images"), decides.get("batch_size"), decides.get("epochs")))
-        lengths = [_count(decides.get("steps"))] + ([epochs * -(-images // batch)] if images and batch else [])
-        self.steps = min((n for n in lengths if n), default=None)
+        self.steps = outcome.steps(decides)
         numerics = decides.get("numerics")
         self.accumulator = str(numerics.get("accumulator", "")) if isinstance(numerics, dict) else ""
         self.chance = outcome.chance(decides)
 
     def _read_records(self) -> None:
         anew, rows = self._records.read()
-        if rows and not anew and _count(rows[0].get("step")) <= self.step:  # continued from a checkpoint before its end
+        if rows and not anew and outcome.count(rows[0].get("step")) <= self.step:  # continued from a checkpoint before its end
             self._records.rewind()
             anew, rows = self._records.read()
         if anew:
             self._forget()
         for row in rows:
-            step, loss, accuracy = _count(row.get("step")), _number(row.get("loss")), _number(row.get("test_accuracy"))
+            step, loss, accuracy = outcome.count(row.get("step")), _number(row.get("loss")), _number(row.get("test_accuracy"))
             if step and loss is not None:
                 self.losses.append((step, loss))
             if step and accuracy is not None:
@@ -207,7 +201,8 @@ class RunView:
             self._counted = {}
         for row in rows:
             key = str(row.get("layer")), str(row.get("pass"))
-            self._counted[key] = min(_count(row.get("inexact")), _count(row.get("outputs"))), _count(row.get("outputs"))
+            outputs = outcome.count(row.get("outputs"))
+            self._counted[key] = min(outcome.count(row.get("inexact")), outputs), outputs
 
     def _state(self) -> tuple[str, str]:
         if (self.folder / "digest.txt").exists():
