@@ -91,6 +91,10 @@ class OnnxModel:
         from onnx import TensorProto, helper
         from onnx.reference import ReferenceEvaluator
 
+        if node.domain == MICROSOFT and node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # of 16 bits before opset 21
+            standard = type(node)()
+            standard.CopyFrom(node)
+            standard.domain, node = "", standard
         named = {name: value for name, value in zip(node.input, values, strict=True) if name}
         infos = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for name, v in named.items()
@@ -285,7 +289,7 @@ def _read_inputs(known: OnnxModel, model: Any, batch: int | None, shapes: dict[s
             raise OctosimError(f"--shape {value.name}={'x'.join(map(str, given))}: the input has {len(dims)} dimensions")
         sizes: list[int] = []
         for axis, dim in enumerate(dims):
-            fixed = dim.dim_value if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0 else None
+            fixed = dim.dim_value if dim.WhichOneof("value") == "dim_value" and dim.dim_value > 0 else None
             if given is not None:
                 if fixed is not None and fixed != given[axis]:
                     raise OctosimError(

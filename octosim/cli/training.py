@@ -100,8 +100,9 @@ def train(
 
     Example: octosim train --model resnet20 --data cifar10 --init runs/pretrained --train-last 3 --lr 0.01
     """
-    from octosim import extensions
+    from octosim import extensions, graph
     from octosim import train as trainer
+    from octosim.files import is_onnx
     from octosim.methods.recipes import settings_of, with_recipe
 
     use_threads(threads)
@@ -143,6 +144,9 @@ def train(
         run = trainer.create(config, folder, command_line(), dataset=(lambda: _own_data(config)) if _is_own(data) else None)
         for sentence in run.initial.sentences if run.initial else ():
             hint(f"--init {config.init}: {sentence}")
+        if is_onnx(config.model):
+            for note in graph.load(config.model).notes:
+                hint(f"{config.model}: {note}")
     if not json_:
         hint(f"{folder}: {outlooks.steps_text(run)}")
         for sentence in run.caveats():

@@ -139,6 +139,7 @@ def _flattened(importer: Importer, node: Any, x: Value, shape: tuple[int, ...], 
     if x.order is not None:
         raise Unsupported("of a flattened tensor")
     name = importer.emit(node, Flatten(), [x])
+    importer.flattened[name] = x
     features = np.arange(math.prod(x.shape[1:])).reshape(x.shape[1:])
     own = [a - 1 for a in x.axes if a is not None]
     rest = [a for a in range(features.ndim) if a not in own]  # of size 1

@@ -18,7 +18,8 @@ import numpy as np
 
 from octosim import onnxfile
 from octosim.engine.graph import INPUT, Entry, Graph, InputSpec
-from octosim.engine.layers import Conv2d, DepthwiseConv2d, Layer, Linear, Reshape, Transpose
+from octosim.engine.layers import Conv2d, DepthwiseConv2d, Flatten, Layer, Linear, Reshape, Transpose
+from octosim.engine.layers.base import Weighted
 from octosim.engine.nodes import INPUT_RANGE, LOSSES
 from octosim.errors import OctosimError
 from octosim.graph.names import layer_name
@@ -32,6 +33,11 @@ MOVES, PASSES = ("Transpose", "MatMul"), ("Unsqueeze", "Mul", "Add", "Sub", "Div
 """Operators behind an input whose channels are last, and those that may stand between: constants, axes of size 1."""
 UNKNOWN = "?"
 """The layer of what a node makes that cannot be trained."""
+ASIDE = ("Shape", "Size", "ConstantOfShape", "Equal", "Where", "Expand", "Range")
+"""Operators that compute shapes: no layer is missing where these are not constants, but the shape in front of them."""
+WORDS = {"w": "weights", "b": "biases"}
+SMALL_SCALE = 0.02
+"""Factors of an input below it bring bytes to about 1: 1 / 255, 1 / 127.5, or 1 / 58 of ImageNet's deviation."""
 
 
 class Unsupported(Exception):
@@ -99,9 +105,13 @@ class Importer:
         self.weights: dict[str, Array] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}  # of layers' outputs here
         self.affines: dict[str, str] = {}  # by what `affine` gives, the layer that has the weights
+        self.flattened: dict[str, Value] = {}  # by a flattening layer, what it takes
+        self.shared: dict[str, list[str]] = {}  # by a tensor of weights in the file, the layers that have copies of it
         self.ranges: dict[str, tuple[float, float]] = {}  # of quantized tensors of ONNX
         self.notes: list[str] = []
         self.problems: list[tuple[Any, str]] = []
+        self.unmade: set[str] = set()  # outputs of nodes that cannot be trained
+        self.loss = LOSSES[0]
         self.users: dict[str, list[Any]] = {}
         for node in model.nodes:
             for name in node.input:
@@ -159,12 +169,19 @@ class Importer:
             shape = layer.out_shape(*(value.own for value in inputs))
         except OctosimError as error:
             raise Unsupported(str(error)) from None
+        for key, tensor in (weights or {}).items():
+            wanted = _weight_shape(layer, inputs, key)
+            if tensor.shape != wanted:
+                raise Unsupported(f"its {WORDS.get(key, key)} here are {tensor.shape}, the layer takes {wanted}")
         hint = node.input[at] if at is not None and len(node.input) > at else ""
         name = layer_name(hint, node.name, layer.stem, ChainMap[str, Any](self.entries, {INPUT: None}), self.numbers)
         self.entries[name] = Entry(name, layer, tuple(value.layer for value in inputs))
         self.shapes[name] = shape
         for key, tensor in (weights or {}).items():
-            self.weights[f"{name}.{key}"] = np.ascontiguousarray(tensor, np.float32)
+            with np.errstate(over="ignore"):
+                self.weights[f"{name}.{key}"] = np.ascontiguousarray(tensor, np.float32)
+        if hint and layer.weighted:
+            self.shared.setdefault(hint, []).append(name)
         if layer.weighted and node.input[0] in self.ranges:
             self.weights[f"{name}.{INPUT_RANGE}"] = np.array(self.ranges[node.input[0]], np.float32)
         return name
@@ -215,10 +232,11 @@ class Importer:
         self, spec: InputSpec | None, handlers: dict[str, Callable[[Importer, Any], Value | None]], loss: str = LOSSES[0]
     ) -> Imported:
         """loss: of LOSSES, which an ONNX file does not say."""
-        model = self.model
-        if len(model.inputs) != 1:
-            raise OctosimError(f"{model.path}: a network to train has one input, not {', '.join(model.inputs) or 'none'}")
-        name = model.inputs[0]
+        model, self.loss = self.model, loss
+        inputs = [name for name in model.inputs if name in self.users] if len(model.inputs) > 1 else model.inputs
+        if len(inputs) != 1:
+            raise OctosimError(f"{model.path}: a network to train has one input, not {', '.join(inputs) or 'none'}")
+        name = inputs[0]
         shape = model.shapes.get(name)
         if shape is None or len(shape) not in (2, 3, 4):
             raise OctosimError(f"{model.path}: input {name} has shape {shape}, not (batch, channels, height, width)")
@@ -232,24 +250,78 @@ class Importer:
                 if value is not None:
                     self.values[node.output[0]] = value
             except Unsupported as problem:
-                self.problems.append((node, str(problem)))
+                if handler is None and node.op_type not in ASIDE or not self._is_behind_unknown(node):
+                    self.problems.append((node, str(problem)))
+                self._go_on(node)
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+                text = " ".join(str(error).split())[:100]
+                self.problems.append((node, "not as ONNX has it" + (f" ({text})" if text else "")))
                 self._go_on(node)
         if self.problems:
             raise OctosimError(f"{model.path}: {_told(self.problems)}")
         if not model.outputs or model.outputs[0] not in self.values:
-            raise OctosimError(f"{model.path}: its output {', '.join(model.outputs)} does not depend on its input")
-        out = self.values[model.outputs[0]]
+            told = f"its output {model.outputs[0]} does not depend on its input" if model.outputs else "it has no output"
+            raise OctosimError(f"{model.path}: {told}")
+        out = self._output(model.outputs[0])
         if loss == "mse":
             out = self._as_input(out, self.values[name])
         elif not out.is_vector:
             raise OctosimError(f"{model.path}: its output has shape {out.shape}, expected a value for each class")
-        entries, spec = [*self.entries.values()], spec or InputSpec(self._image_shape(name), layout=layout)
+        else:
+            out = self._in_order(out)
+        entries, spec = [*self.entries.values()], spec or self._spec(name, layout)
         graph = replace(_pruned(entries, out.layer, spec, model.path), loss=loss)
         names = {entry.name for entry in graph.layers}
         weights = {key: value for key, value in self.weights.items() if key.rpartition(".")[0] in names}
+        for key, tensor in weights.items():
+            if not np.isfinite(tensor).all():
+                raise OctosimError(f"{model.path}: {key} has a NaN or an infinity in float32, expected finite numbers")
         if len(model.outputs) > 1:
             self.notes.append(f"outputs {', '.join(model.outputs[1:])} are left out")
+        for source, layers in self.shared.items():
+            layers = [layer for layer in layers if layer in names]
+            if len(layers) > 1:
+                self.notes.append(f"{source} is shared by {', '.join(layers)}: here each trains its own copy")
         return Imported(graph, weights, tuple(self.notes))
+
+    def _spec(self, name: str, layout: str) -> InputSpec:
+        """What the input is: pixels of 0 .. 255 where the file takes bytes; else those in 0 .. 1 that it gets here."""
+        from onnx import TensorProto
+
+        shape = self._image_shape(name)
+        if self.model.types.get(name) == TensorProto.UINT8:
+            return InputSpec(shape, (0.0,) * shape[-1], (1 / 255,) * shape[-1], layout)
+        first = [entry for entry in self.entries.values() if INPUT in entry.inputs]
+        scales = [self.weights[f"{entry.name}.w"] for entry in first if entry.name in self.affines.values()]
+        if first and len(scales) == len(first) and max(np.abs(w).max() for w in scales) < SMALL_SCALE:
+            self.notes.append(
+                f"{first[0].name} divides its input as if it had pixels of 0 .. 255, which are 0 .. 1 here: to train on images, "
+                f"write deviation = {[0.003921569] * shape[-1]} below [input] of model.toml"
+            )
+        return InputSpec(shape, layout=layout)
+
+    def _output(self, name: str) -> Value:
+        """The network's output, with a factor that no product behind it takes over."""
+        out = self.values[name]
+        if out.pad or out.product or out.batch or out.joined:
+            raise OctosimError(f"{self.model.path}: its output {name} of shape {out.shape} cannot be trained")
+        if out.scale == 1:
+            return out
+        row = np.full(out.own[-1], out.scale, np.float32)
+        return self.affine(self.users[name][0] or self.model.nodes[-1], replace(out, scale=1.0), row, None)
+
+    def _in_order(self, out: Value) -> Value:
+        """Classes in the order that the file has them."""
+        if out.order is None:
+            return out
+        image = self.flattened.get(out.layer)
+        if image is None:
+            raise OctosimError(
+                f"{self.model.path}: its output is a flattened image of shape {out.shape}, whose values have another order here"
+            )
+        last = self.model.nodes[-1]
+        image = self.turn(last, image, tuple(sorted(axis for axis in image.axes if axis is not None)))
+        return replace(out, layer=self.emit(last, Flatten(), [image]), order=None)
 
     def _as_input(self, out: Value, given: Value) -> Value:
         """The output with its axes, or its features, in the order of the input that it is compared with."""
@@ -294,27 +366,46 @@ class Importer:
         own = self.values[name].own
         return own if len(own) in (1, 3) else (1, 1, *own)
 
+    def _is_behind_unknown(self, node: Any) -> bool:
+        """Whether a node takes what one that cannot be trained makes: what is wrong with it may be only that."""
+        return any(
+            self.values[name].layer == UNKNOWN if name in self.values else name in self.unmade for name in node.input
+        )
+
     def _go_on(self, node: Any) -> None:
         """Gives the outputs of a node that cannot be trained their shape, so that what is behind it is looked at too."""
+        self.unmade.update(node.output)
         for name in node.output:
             shape = self.model.shapes.get(name)
             if name and shape is not None and 2 <= len(shape) <= 4:
                 self.values[name] = standard(UNKNOWN, shape)
 
 
+def _weight_shape(layer: Layer, inputs: Iterable[Value], key: str) -> tuple[int, ...]:
+    own = next(iter(inputs)).own
+    if isinstance(layer, Weighted):
+        shape = layer.weight_shape(own)
+        return shape if key == "w" else shape[:1]
+    return own if key == "positions" else (1, own[-1]) if key == "token" else own[-1:]
+
+
 def _told(problems: list[tuple[Any, str]]) -> str:
     """A sentence that names every node, those of one kind together."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for node, reason in problems:
-        if reason.startswith("its input") and len(problems) > 1 and "is not known" in reason:
-            continue  # behind another one
         operator = (node.domain + "." if node.domain else "") + node.op_type
         grouped.setdefault((operator, reason), []).append(node.name or (node.output[0] if node.output else "?"))
     parts = [
         f"{operator} ({', '.join(names)})" + (f": {reason}" if reason else "") for (operator, reason), names in grouped.items()
     ]
     count = sum(map(len, grouped.values()))
-    return f"{count} node{'s' * (count != 1)} cannot be trained: {'; '.join(parts)}"
+    hint = "; of quantized files those in the form QDQ are taken" if any(_is_integer(node) for node, _ in problems) else ""
+    return f"{count} node{'s' * (count != 1)} cannot be trained: {'; '.join(parts)}{hint}"
+
+
+def _is_integer(node: Any) -> bool:
+    """Whether a node is of a quantized file in the form QOperator, or of one that is quantized while it runs."""
+    return node.op_type.startswith(("QLinear", "QGemm", "DynamicQuantize")) or "Integer" in node.op_type
 
 
 def _pruned(entries: list[Entry], output: str, spec: InputSpec, path: Path) -> Graph:

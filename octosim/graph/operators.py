@@ -32,6 +32,7 @@ from octosim.engine.layers import (
     SiLU,
     Tanh,
 )
+from octosim.engine.nodes import LOSSES
 from octosim.graph import movement, windows
 from octosim.graph.onnx import Array, Importer, Unsupported, Value
 from octosim.graph.windows import Ints, images, sides, window
@@ -97,10 +98,18 @@ def _linear(importer: Importer, node: Any, x: Value, w: Array, b: Array | None, 
         if len(x.order) != w.shape[1]:
             raise Unsupported(f"of a flattened tensor of shape {x.shape} by weights of shape {w.shape}")
         w = w[:, x.order]
-    bias = None if b is None else np.broadcast_to(b.reshape(-1), (len(w),))
+    bias = None if b is None else _row(b, len(w))
     if len(x.axes) == 3:  # of each pixel
         return importer.emit(node, Conv2d(len(w), 1, bias=bias is not None), [x], _with(w[:, None, None, :], bias), at=at)
     return importer.emit(node, Linear(len(w), bias=bias is not None), [x], _with(w, bias), at=at)
+
+
+def _row(b: Array, outputs: int) -> Array:
+    """A summand of each output, of one that ONNX broadcasts to (batch, outputs)."""
+    rows = b.reshape(-1, b.shape[-1]) if b.ndim else b.reshape(1, 1)
+    if b.ndim > 2 or rows.shape[1] not in (1, outputs) or (rows != rows[0]).any():
+        raise Unsupported(f"with a constant of shape {b.shape}, expected one value for each of {outputs} outputs")
+    return np.broadcast_to(rows[0], (outputs,))
 
 
 def _gemm(importer: Importer, node: Any) -> Value:
@@ -277,9 +286,10 @@ def _layernorm(importer: Importer, node: Any) -> Value:
         raise Unsupported("over other axes than the last")
     if x.axes[-1] != last:
         x = importer.turn(node, x, tuple(axis for axis in x.axes if axis != last) + (last,))
-    beta = np.zeros_like(gamma) if beta is None else beta
+    parts = {"gamma": gamma, "beta": np.zeros(1, np.float32) if beta is None else beta}
+    parts = {key: _row(part, x.shape[last]) for key, part in parts.items()}
     layer = LayerNorm(_short(attribute(node, "epsilon", 1e-5)))
-    return replace(x, layer=importer.emit(node, layer, [x], {"gamma": gamma.reshape(-1), "beta": beta.reshape(-1)}, at=1))
+    return replace(x, layer=importer.emit(node, layer, [x], parts, at=1))
 
 
 def _dropout(importer: Importer, node: Any) -> Value:
@@ -295,9 +305,24 @@ def _same(importer: Importer, node: Any) -> Value:
     return importer.value(node, pad=True, joined=True)
 
 
+def _cast(importer: Importer, node: Any) -> Value:
+    from onnx import TensorProto
+
+    to = attribute(node, "to")
+    if to not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
+        raise Unsupported(f"to {TensorProto.DataType.Name(to).lower()}, whose rounding has no gradient")
+    return _same(importer, node)
+
+
 def _at_the_end(importer: Importer, node: Any) -> Value:
     """Softmax: the loss makes it."""
     x = importer.value(node)
+    if importer.loss != LOSSES[0]:
+        raise Unsupported(f"in a network whose loss is {importer.loss}")
+    axis, rank = attribute(node, "axis", -1 if importer.model.opset >= 13 else 1), len(x.shape)
+    over = (axis % rank,) if importer.model.opset >= 13 else tuple(range(axis % rank, rank))  # which it flattened then
+    if x.batch in over or any(at not in over for at in x.axes if at is not None):
+        raise Unsupported(f"over axis {axis} of {x.shape}, expected the classes of each image")
     name = node.output[0]
     while name not in importer.model.outputs:
         users = [user for user in importer.users.get(name, []) if user is not None]
@@ -371,24 +396,37 @@ def _add(importer: Importer, node: Any) -> Value:
 
 def _sub(importer: Importer, node: Any) -> Value:
     values, constants, first = _operands(importer, node)
-    if len(values) == 1 and len(constants) == 1 and first == 0:
-        return _affine(importer, node, values[0], None, -constants[0])
-    raise Unsupported("of two tensors")
+    if len(values) == 1 and len(constants) == 1:
+        value = values[0] if first == 0 else _negative(importer, node, values[0])
+        return _affine(importer, node, value, None, -constants[0] if first == 0 else constants[0])
+    return _two(importer, node, Add(), values[0], _negative(importer, node, values[1]))
+
+
+def _negative(importer: Importer, node: Any, x: Value) -> Value:
+    """-x, in a layer of its own: the one that makes x may have other uses."""
+    return importer.affine(node, x, np.full(x.own[-1], -1, np.float32), None)
+
+
+def _neg(importer: Importer, node: Any) -> Value:
+    return _affine(importer, node, importer.value(node), np.array([-1], np.float32), None)
 
 
 def _mul(importer: Importer, node: Any) -> Value:
     values, constants, _ = _operands(importer, node, heads=True)
     if len(values) == 1 and len(constants) == 1:
         return _affine(importer, node, values[0], constants[0], None)
-    if len(values) == 2 and not any(value.product or value.scale != 1 for value in values):
-        return _two(importer, node, Multiply(), *values)
+    if len(values) == 2 and not any(value.product for value in values):
+        a, b = values
+        made = _two(importer, node, Multiply(), replace(a, scale=1.0), replace(b, scale=1.0))
+        return replace(made, scale=a.scale * b.scale)
     raise Unsupported(f"of tensors of shapes {' and '.join(str(value.shape) for value in values)}")
 
 
 def _div(importer: Importer, node: Any) -> Value:
     values, constants, first = _operands(importer, node, heads=True)
     if len(values) == 1 and len(constants) == 1 and first == 0:
-        return _affine(importer, node, values[0], 1 / constants[0], None)
+        with np.errstate(divide="ignore"):
+            return _affine(importer, node, values[0], 1 / constants[0], None)
     raise Unsupported("by a tensor")
 
 
@@ -463,10 +501,17 @@ def _folded(importer: Importer, node: Any, x: Value, row: Array, scales: bool) -
 def _quantize(importer: Importer, node: Any) -> Value:
     """The tensor itself, and its range.  A zero point at the least code means that no value was negative: tools leave out the
     ReLU whose limits the codes have anyhow."""
-    x, scale, zero = importer.value(node), importer.constant(node, 1), importer.constant(node, 2)
+    x, scale, zero = importer.value(node, heads=True, joined=True), importer.constant(node, 1), importer.constant(node, 2)
     if scale is None or scale.size != 1:
         raise Unsupported("of an activation with several scales")
-    limits = np.iinfo(np.uint8 if zero is None else zero.dtype)
+    if zero is not None and zero.dtype.kind not in "iu":
+        raise Unsupported(f"to {zero.dtype}, expected integers")
+    if x.product or x.scale != 1:
+        return x  # of an attention's scores, which are no tensor here
+    from onnx import helper
+
+    kind = attribute(node, "output_dtype", 0)
+    limits = np.iinfo(zero.dtype if zero is not None else helper.tensor_dtype_to_np_dtype(kind) if kind else np.uint8)
     offset, step = 0 if zero is None else int(zero.reshape(-1)[0]), float(scale.reshape(-1)[0])
     low, high = (limits.min - offset) * step, (limits.max - offset) * step
     importer.ranges[node.output[0]] = low, high
@@ -479,7 +524,7 @@ def _quantize(importer: Importer, node: Any) -> Value:
 def _dequantize(importer: Importer, node: Any) -> Value:
     if node.input[0] in importer.ranges:
         importer.ranges[node.output[0]] = importer.ranges[node.input[0]]
-    return _same(importer, node)
+    return importer.value(node, pad=True, heads=True, joined=True)
 
 
 HANDLERS: dict[str, Callable[[Importer, Any], Value | None]] = {
@@ -504,7 +549,7 @@ HANDLERS: dict[str, Callable[[Importer, Any], Value | None]] = {
     "ReduceMean": windows.mean,
     "Dropout": _dropout,
     "Identity": _same,
-    "Cast": _same,
+    "Cast": _cast,
     "Softmax": _softmax,
     "LogSoftmax": _at_the_end,
     "Flatten": movement.reshape,
@@ -523,6 +568,7 @@ HANDLERS: dict[str, Callable[[Importer, Any], Value | None]] = {
     "Add": _add,
     "Sum": _add,
     "Sub": _sub,
+    "Neg": _neg,
     "Mul": _mul,
     "Div": _div,
     "QuantizeLinear": _quantize,

@@ -10,27 +10,41 @@ from octosim.onnxfile import OnnxModel, attribute
 
 
 class Patterns:
-    """Replaces nodes of a model.  A pattern begins at an operator that is rare elsewhere; its inner tensors have one user."""
+    """Replaces nodes of a model.  A pattern begins at an operator that is rare elsewhere; its inner tensors have one user.
+
+    Of a quantized file, patterns are looked for in the nodes without the pairs QuantizeLinear and DequantizeLinear between.
+    """
 
     def __init__(self, model: OnnxModel):
         self.model = model
-        self.maker = {name: node for node in model.nodes for name in node.output if name}
+        self.nodes, before = _without_pairs(model)
+        self.maker = {name: node for node in self.nodes for name in node.output if name}
         self.users: dict[str, list[Any]] = {}
-        for node in model.nodes:
+        for node in self.nodes:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
-        self.outside = set(model.outputs)
+        self.outside = {before.get(name, name) for name in model.outputs}
         self.gone: set[int] = set()
         self.put: dict[int, Any] = {}  # by id of the node whose place it takes
 
     def run(self) -> None:
-        for node in list(self.model.nodes):
+        for node in self.nodes:
             rule = RULES.get(node.op_type) if not node.domain else None
             if rule and id(node) not in self.gone:
                 rule(self, node)
-        self.model.nodes[:] = [
-            self.put.get(id(node), node) for node in self.model.nodes if id(node) in self.put or id(node) not in self.gone
-        ]
+        looked_at = iter(self.nodes)
+        made = {*self.model.inputs, *self.model.constants}
+        kept: list[Any] = []
+        for node in self.model.nodes:
+            if node.op_type in PAIR:
+                node = node if node.input[0] in made else None  # of an inner tensor of a pattern
+            else:
+                seen = next(looked_at)
+                node = self.put.get(id(seen)) if id(seen) in self.gone else node
+            if node is not None:
+                kept.append(node)
+                made.update(node.output)
+        self.model.nodes[:] = kept
 
     # ---- what rules use
 
@@ -66,6 +80,26 @@ class Patterns:
         self.put[id(last)] = made
         for node in nodes[:-1]:
             self.put.pop(id(node), None)
+
+
+PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+def _without_pairs(model: OnnxModel) -> tuple[list[Any], dict[str, str]]:
+    """The nodes that quantize nothing, each of what stands before such a pair, and that by the pair's output."""
+    before: dict[str, str] = {}
+    found: list[Any] = []
+    for node in model.nodes:
+        inputs = [before.get(name, name) for name in node.input]
+        if node.op_type in PAIR:
+            before[node.output[0]] = inputs[0]
+            continue
+        if inputs != list(node.input):
+            given, node = node, type(node)()
+            node.CopyFrom(given)
+            node.input[:] = inputs
+        found.append(node)
+    return found, before
 
 
 def near(a: float | None, b: float) -> bool:
@@ -134,7 +168,9 @@ def _gated(name: str) -> Callable[[Patterns, Any], None]:
     """x times a function of x."""
 
     def rule(p: Patterns, node: Any) -> None:
-        if node.op_type == "HardSigmoid" and not near(attribute(node, "alpha", 0.2), 1 / 6):
+        if node.op_type == "HardSigmoid" and not (
+            near(attribute(node, "alpha", 0.2), 1 / 6) and near(attribute(node, "beta", 0.5), 0.5)
+        ):
             return
         times = p.user(node, "Mul")
         if times is not None and node.input[0] in times.input:

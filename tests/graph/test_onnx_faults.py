@@ -1,0 +1,200 @@
+"""What ONNX files hold besides usual networks: it is computed as onnxruntime does, or refused with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graph.test_onnx_import import outputs, relative
+from kit.cli import octosim
+from kit.onnx_blocks import BLOCKS, head
+from kit.onnx_nets import Builder, F, build
+
+from octosim import graph
+from octosim.engine.nodes import INPUT_RANGE
+from octosim.errors import OctosimError
+from octosim.graph import onnx as importer
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+FLOAT, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
+IMAGE = ("N", 3, 8, 8)
+
+
+def saved(net: Callable[[Builder], str], path: Path, shape: tuple[Any, ...] = IMAGE, opset: int = 17) -> Path:
+    onnx.save(build(net, opset, shape), path / "net.onnx")
+    return path / "net.onnx"
+
+
+def features(b: Builder) -> str:
+    return b.gemm(b.add("Flatten", "x"), 192, 5)
+
+
+def pooled(b: Builder) -> str:
+    return b.add("GlobalAveragePool", b.conv("x", 3, 4))
+
+
+def gate(b: Builder) -> str:
+    """1 - x, -x and x - y, of values that others take, too."""
+    x, y = b.add("Sigmoid", b.conv("x", 3, 4)), b.conv("x", 3, 4)
+    z = b.add("Mul", b.add("Sub", b.constant(F(1)), x), b.add("Neg", y))
+    return head(b, b.add("Sub", b.add("Relu", z), b.add("Mul", x, y)), 4)
+
+
+def hard_gate(b: Builder) -> str:
+    x = b.conv("x", 3, 4)
+    return head(b, b.add("Mul", x, b.add("HardSigmoid", x, alpha=1 / 6, beta=0.3)), 4)
+
+
+COMPUTED: dict[str, Callable[[Builder], str]] = {
+    "classes are a flattened image": lambda b: b.add("Flatten", b.conv("x", 3, 4, strides=[4, 4])),
+    "classes are a reshaped image": lambda b: b.add("Reshape", b.add("Relu", b.conv("x", 3, 4, strides=[4, 4])), b.ints(0, -1)),
+    "a factor at the end": lambda b: b.add("Mul", b.add("Relu", features(b)), b.constant(F(0.25))),
+    "a temperature at the end": lambda b: b.add("Div", b.add("Tanh", features(b)), b.constant(F([4]))),
+    "gates": gate,
+    "a hard gate that is no hard swish": hard_gate,
+    "a single bias for all": lambda b: b.add("Gemm", b.add("Flatten", "x"), b.tensor(192, 5), b.constant(F(0.3))),
+    "equal rows of biases": lambda b: b.add("Gemm", b.add("Flatten", "x"), b.tensor(192, 5), b.constant(np.full((1, 1), F(2)))),
+    "a softmax of pooled channels": lambda b: b.add("Flatten", b.add("Softmax", pooled(b), axis=1)),
+    "one factor for all channels": lambda b: b.gemm(b.add("LayerNormalization", features(b), b.tensor(1), b.tensor(1)), 5, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_outputs_are_onnxruntimes(name: str, tmp_path: Path) -> None:
+    path = saved(COMPUTED[name], tmp_path)
+    assert relative(path, graph.load(path)) <= 1e-4
+
+
+REFUSED: dict[str, tuple[Callable[[Builder], str], str]] = {
+    "whole numbers": (
+        lambda b: head(b, b.add("Cast", b.add("Cast", b.conv("x", 3, 4), to=INT32), to=FLOAT), 4), "Cast .*: to int32"
+    ),
+    "a softmax over images": (lambda b: b.add("Softmax", features(b), axis=0), "Softmax .*: over axis 0 of"),
+    "a softmax over nothing": (
+        lambda b: b.add("Flatten", b.add("Softmax", pooled(b), axis=-1)), "over axis -1 of"
+    ),
+    "biases of images": (
+        lambda b: b.add("Gemm", b.add("Flatten", "x"), b.tensor(192, 5), b.tensor(2, 5)), r"a constant of shape \(2, 5\)"
+    ),
+    "a factor for each pixel": (
+        lambda b: head(b, b.add("LayerNormalization", b.conv("x", 3, 4), b.tensor(8, 8), b.tensor(8, 8), axis=-1), 4),
+        r"LayerNormalization .*: with a constant of shape \(8, 8\)",
+    ),
+    "other channels": (lambda b: head(b, b.conv("x", 2, 4), 4), r"Conv .*weights here are \(4, 3, 3, 2\)"),
+    "other biases": (lambda b: head(b, b.add("Conv", "x", b.tensor(4, 3, 3, 3), b.tensor(7)), 4), r"biases here are \(7,\)"),
+    "no weights": (lambda b: head(b, b.add("Conv", "x"), 4), "Conv .*: not as ONNX has it"),
+    "a NaN": (lambda b: b.add("Gemm", b.add("Flatten", "x"), b.constant(np.full((192, 5), F(np.nan)))), "w has a NaN"),
+    "by zero": (lambda b: head(b, b.add("Div", b.conv("x", 3, 4), b.constant(F(0))), 4), "w has a NaN or an infinity"),
+    "turned behind flattening": (
+        lambda b: b.add("Relu", b.add("Flatten", b.conv("x", 3, 4, strides=[4, 4]))), "its output is a flattened image"
+    ),
+    "integers": (lambda b: head(b, b.add("QLinearConv", *["x"] * 8), 4), "in the form QDQ are taken"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_other_numbers_is_refused(name: str, tmp_path: Path) -> None:
+    net, words = REFUSED[name]
+    path = saved(net, tmp_path, (2, 3, 8, 8))
+    with pytest.raises(OctosimError, match=words) as caught:
+        graph.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_only_the_node_that_lacks_a_layer_is_named(tmp_path: Path) -> None:
+    """Not those behind it, whose axes and shapes are not known."""
+
+    def net(b: Builder) -> str:
+        x = b.add("Reshape", b.conv("x", 3, 8), b.ints(0, 2, -1))
+        x = b.add("InstanceNormalization", x, b.tensor(2), b.tensor(2), name="group")
+        return head(b, b.add("Mul", b.add("Reshape", x, b.ints(-1, 8, 8, 8)), b.tensor(1, 8, 1, 1)), 8)
+
+    path = saved(net, tmp_path)
+    with pytest.raises(OctosimError, match=r": 1 node cannot be trained: InstanceNormalization \(group\)$"):
+        graph.load(path)
+
+
+def test_an_autoencoder_keeps_its_softmax(tmp_path: Path) -> None:
+    """The loss mse makes none."""
+    path = saved(lambda b: b.add("Softmax", b.gemm("x", 6, 6)), tmp_path, ("N", 6))
+    with pytest.raises(OctosimError, match="Softmax .*: in a network whose loss is mse"):
+        importer.read(path, loss="mse")
+
+
+def test_weights_that_layers_share_are_told(tmp_path: Path) -> None:
+    def net(b: Builder) -> str:
+        w = b.tensor(4, 4, 3, 3)
+        x = b.add("Conv", b.add("Relu", b.add("Conv", b.conv("x", 3, 4), w, pads=[1] * 4)), w, pads=[1] * 4)
+        return head(b, x, 4)
+
+    imported = graph.load(saved(net, tmp_path))
+    assert [note for note in imported.notes if "is shared by conv2, conv3: here each trains its own copy" in note]
+
+
+def test_inputs_of_bytes_and_of_0_to_255(tmp_path: Path) -> None:
+    """A file that takes bytes gets pixels of 0 .. 255; of one that divides floats by 255 it is said."""
+
+    def net(b: Builder) -> str:
+        x = b.add("Div", b.add("Cast", "x", to=FLOAT), b.constant(F(255)))
+        return head(b, b.add("Relu", b.conv(x, 3, 4)), 4)
+
+    model = build(net, 17, IMAGE)
+    onnx.save(model, tmp_path / "net.onnx")
+    floats = graph.load(tmp_path / "net.onnx")
+    assert floats.graph.input.deviation is None and "pixels of 0 .. 255" in floats.notes[0]
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(model, tmp_path / "bytes.onnx")
+    imported = graph.load(tmp_path / "bytes.onnx")
+    assert imported.graph.input.deviation == pytest.approx([1 / 255] * 3) and not imported.notes
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)
+    session = onnxruntime.InferenceSession(str(tmp_path / "bytes.onnx"), providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {"x": images})[0]
+    found = outputs(imported, images.transpose(0, 2, 3, 1) / 255 / imported.graph.input.deviation[0])
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_a_batch_of_0_is_open_and_an_unused_input_is_left_out(tmp_path: Path) -> None:
+    model = build(features, 17, (0, 3, 8, 8))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("unused", FLOAT, (1, 2)))
+    onnx.save(model, tmp_path / "net.onnx")
+    imported = graph.load(tmp_path / "net.onnx")
+    assert imported.graph.input.shape == (8, 8, 3) and outputs(imported, np.zeros((2, 8, 8, 3))).shape == (2, 5)
+
+
+@pytest.mark.parametrize("kind", ["QUInt8", "QInt8", "QInt16"])
+@pytest.mark.parametrize("name", ["gelus", "transformer", "tanh gelus", "hard swishes"])
+def test_quantized_blocks_of_several_nodes(name: str, kind: str, tmp_path: Path) -> None:
+    """What stands in several nodes is one layer where QuantizeLinear and DequantizeLinear stand between, too; 16 bits are
+    operators of onnxruntime's own in opset 17."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    net, shape = BLOCKS[name]
+    onnx.save(build(net, 17, shape), tmp_path / "float.onnx")
+    left = [{"x": np.random.default_rng(at).random((1, *shape[1:])).astype(F)} for at in range(4)]
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def get_next(self) -> Any:
+            return left.pop() if left else None
+
+    types = quantization.QuantType
+    quantization.quantize_static(
+        tmp_path / "float.onnx", tmp_path / "net.onnx", Reader(), activation_type=types[kind], weight_type=types.QInt8
+    )
+    imported, floats = graph.load(tmp_path / "net.onnx"), graph.load(tmp_path / "float.onnx")
+    kinds = [[entry.layer.kind for entry in each.graph.layers] for each in (imported, floats)]
+    assert all(kinds[0].count(kind) == kinds[1].count(kind) for kind in ("gelu", "attention", "layernorm"))
+    weighted = [entry.name for entry in imported.graph.layers if entry.layer.kind in ("conv", "linear")]
+    assert all(f"{name}.{INPUT_RANGE}" in imported.weights for name in weighted)
+    x = np.random.default_rng(7).random((2, *floats.graph.input.shape))
+    found, wanted = outputs(imported, x), outputs(floats, x)
+    assert np.abs(found - wanted).max() <= 0.1 * np.abs(wanted).max()
+
+
+def test_training_tells_what_a_reader_should_know(tmp_path: Path) -> None:
+    """As the import does."""
+    path = saved(lambda b: b.add("Softmax", b.gemm(b.add("Flatten", "x"), 784, 10)), tmp_path, ("N", 1, 28, 28))
+    done = octosim("train", "--model", str(path), "--steps", "1", "--batch-size", "5", "--out", str(tmp_path / "run"))
+    assert done.returncode == 0 and "Softmax at the end is left out" in " ".join(done.stderr.split()), done.stderr
