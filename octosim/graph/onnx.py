@@ -295,7 +295,7 @@ class Importer:
         scales = [self.weights[f"{entry.name}.w"] for entry in first if entry.name in self.affines.values()]
         if first and len(scales) == len(first) and max(np.abs(w).max() for w in scales) < SMALL_SCALE:
             self.notes.append(
-                f"{first[0].name} divides its input as if it had pixels of 0 .. 255, which are 0 .. 1 here: to train on images, "
+                f"{first[0].name} divides its input as if pixels were 0 .. 255, which are 0 .. 1 here: to train on images, "
                 f"write deviation = {[0.003921569] * shape[-1]} below [input] of model.toml"
             )
         return InputSpec(shape, layout=layout)

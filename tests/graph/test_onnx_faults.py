@@ -145,7 +145,7 @@ def test_inputs_of_bytes_and_of_0_to_255(tmp_path: Path) -> None:
     model = build(net, 17, IMAGE)
     onnx.save(model, tmp_path / "net.onnx")
     floats = graph.load(tmp_path / "net.onnx")
-    assert floats.graph.input.deviation is None and "pixels of 0 .. 255" in floats.notes[0]
+    assert floats.graph.input.deviation is None and "pixels were 0 .. 255" in floats.notes[0]
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
     onnx.save(model, tmp_path / "bytes.onnx")
     imported = graph.load(tmp_path / "bytes.onnx")
