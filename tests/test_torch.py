@@ -237,6 +237,20 @@ def test_state_dicts_of_the_original() -> None:
     assert [n for n, _ in ot.convert(small(), "fp32").named_parameters()] == [n for n, _ in small().named_parameters()]
 
 
+def test_a_state_dict_goes_on_with_the_random_streams() -> None:
+    module, other = (ot.convert(small(), "hindsight") for _ in range(2))
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    step(module, optimizer)
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer))
+    for each in (module, other):
+        step(each, torch.optim.SGD(each.parameters(), 0.1))
+    assert torch.equal(module[0].weight, other[0].weight)
+    assert set(ot.convert(small(), "fp32").state_dict()) == set(small().state_dict())
+
+
 def test_inference_and_no_grad() -> None:
     module = ot.convert(small(), "octo")
     x = torch.rand(3, 2, 8, 8)
@@ -296,6 +310,136 @@ def test_what_is_skipped_and_refused() -> None:
         loss.backward()
 
 
+@pytest.mark.parametrize("place", ["x", "w"])
+def test_changes_in_place_are_refused(place: str) -> None:
+    module = ot.convert(small(), "fp32")
+    x = torch.rand(1, 2, 8, 8, requires_grad=True) * 1
+    y = module(x)
+    with torch.no_grad():
+        (x if place == "x" else module[4].weight).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_batch_norm_refuses_a_second_backward_pass() -> None:
+    y = ot.convert(nn.Sequential(nn.BatchNorm2d(2)), "fp32")(torch.rand(2, 2, 3, 3)).square().sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(octosim.OctosimError, match="second backward pass"):
+        y.backward()
+
+
+def test_a_module_at_several_places_is_one() -> None:
+    layer = nn.Linear(4, 4)
+    module = ot.convert(nn.Sequential(layer, nn.ReLU(), layer, nn.Sequential(layer)), "fp32")
+    assert module[0] is module[2] is module[3][0] and type(module[0]) is not nn.Linear
+
+
+def test_hooks_and_attributes_stay() -> None:
+    seen: list[str] = []
+    original = small()
+    original[0].register_forward_pre_hook(lambda *_: seen.append("before"))
+    original[0].register_forward_hook(lambda *_: seen.append("forward"))
+    original[4].register_full_backward_hook(lambda *_: seen.append("backward"))
+    module = ot.convert(original)
+    module(torch.rand(1, 2, 8, 8)).sum().backward()
+    assert seen == ["before", "forward", "backward"] and module[4].in_features == 144
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_layers_that_stay_are_told() -> None:
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    for left in (normed, nn.ConvTranspose2d(2, 2, 1), nn.LSTM(2, 2)):
+        with pytest.warns(UserWarning, match=rf"stay PyTorch's, in float32: 1 \({type(left).__name__}\)"):
+            ot.convert(nn.Sequential(nn.Linear(4, 4), left))
+    old = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(4, 4)))
+    with pytest.raises(octosim.OctosimError, match="layer 0 makes its weight from others"):
+        ot.convert(old, inplace=True)
+    with pytest.raises(octosim.OctosimError, match="cannot be copied"):
+        ot.convert(old)
+
+
+def test_two_conversions_are_one_report() -> None:
+    module = ot.convert(ot.convert(small(), skip=["4"]), "hindsight")
+    step(module, torch.optim.SGD(module.parameters(), 0.1))
+    assert list(dict.fromkeys(ot.report(module)["layer"])) == ["0", "4"]
+
+
+def test_autocast() -> None:
+    module = ot.convert(nn.Sequential(nn.Conv2d(2, 2, 1), small()), skip=["0"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = module(torch.rand(1, 2, 8, 8))
+        assert y.dtype == torch.float32 == ot.cross_entropy(y.bfloat16(), torch.tensor([0])).dtype
+    y.sum().backward()
+    assert module[0].weight.grad.norm() > 0
+
+
+def test_compiled() -> None:
+    module = ot.convert(small())
+    again = copy.deepcopy(module)
+    x = torch.rand(2, 2, 8, 8)
+    for each in (torch.compile(module, backend="eager"), again):
+        each(x).sum().backward()
+    assert torch.equal(module[0].weight.grad, again[0].weight.grad)
+    with pytest.raises(octosim.OctosimError, match="trace the original"):
+        torch.jit.trace(module, x)
+
+
+ARGUMENTS = [
+    (lambda: ot.convert(3), "not int"),
+    (lambda: ot.convert(small(), methods.METHODS["octo"]), "expected a name or a method"),
+    (lambda: ot.convert(small(), methods.METHODS["octo"](), lac="off"), "no argument 'lac'"),
+    (lambda: ot.convert(small(), accumulator=16), "accumulator is 16"),
+    (lambda: ot.convert(small(), seed=-1), "seed is -1"),
+    (lambda: ot.convert(small(), observe=1.5), "observe is 1.5"),
+    (lambda: ot.convert(small(), skip="fc"), "no submodule 'fc'"),
+    (lambda: ot.report(None), "not NoneType"),
+]
+
+
+@pytest.mark.parametrize("call, sentence", ARGUMENTS)
+def test_arguments(call: Any, sentence: str) -> None:
+    with pytest.raises(octosim.OctosimError, match=sentence):
+        call()
+
+
+INPUTS = [
+    (nn.Linear(3, 2), torch.zeros(0, 3), "has no values"),
+    (nn.Linear(3, 2), torch.tensor(1.0), r"shape \(\)"),
+    (nn.Linear(3, 2), np.zeros((1, 3), np.float32), "is ndarray"),
+    (nn.Linear(3, 2), torch.eye(3).to_sparse(), "sparse"),
+    (nn.Conv2d(3, 2, 1), torch.zeros(1, 1, 3, 4, 4), "expected 3 or 4 axes"),
+    (nn.Conv1d(3, 2, 1), torch.zeros(4, 4), "expected 3 channels"),
+    (nn.BatchNorm2d(3), torch.zeros(2, 3), "expected 4 axes"),
+    (nn.BatchNorm1d(3), torch.zeros(1, 3), "one value a channel"),
+    (nn.BatchNorm2d(3), torch.zeros(2, 4, 2, 2), "expected 3 channels"),
+    (nn.AdaptiveAvgPool2d(1), torch.zeros(3, 3), "expected 3 or 4 axes"),
+]
+
+
+@pytest.mark.parametrize("layer, x, sentence", INPUTS, ids=lambda v: str(v)[:30].replace("\n", " "))
+def test_inputs(layer: Any, x: Any, sentence: str) -> None:
+    with pytest.raises(octosim.OctosimError, match=f"layer 0: .*{sentence}"):
+        ot.convert(nn.Sequential(layer))(x)
+
+
+def test_one_image_of_global_pooling() -> None:
+    x = torch.rand(3, 4, 4)
+    pool = nn.AdaptiveAvgPool2d(1)
+    assert torch.allclose(ot.convert(nn.Sequential(pool))(x), pool(x))
+
+
+@pytest.mark.parametrize("labels, sentence", [
+    (torch.tensor([0.7, 1.9]), "labels are torch.float32"),
+    (torch.tensor([2**32, 1]), "a label is 4294967296"),
+    (torch.tensor([-100, 1]), "a label is -100"),
+    (torch.tensor([0, 1, 2]), r"labels have shape \(3,\)"),
+    ([0, 1], "labels are list"),
+])  # fmt: skip
+def test_labels(labels: Any, sentence: str) -> None:
+    with pytest.raises(octosim.OctosimError, match=f"cross_entropy: {sentence}"):
+        ot.cross_entropy(torch.rand(2, 3), labels)
+
+
 @pytest.mark.parametrize("method", sorted(methods.METHODS))
 @pytest.mark.filterwarnings("ignore:method .* has an update of its own")
 def test_every_method_trains_or_is_refused(method: str) -> None:
@@ -348,6 +492,35 @@ def test_multi_head_attention(batch_first: bool) -> None:
     assert octo.in_proj_weight.grad.norm() > 0 and len(ot.report(octo)) == 15  # no dX of the inputs
     with pytest.raises(octosim.OctosimError, match="choose its parameters without"):
         ot.convert(original, "octo", lac="channel")
+
+
+@pytest.mark.parametrize("skip", [[], ["layers.0.self_attn", "layers.1.self_attn"]])
+def test_transformers_of_pytorch_use_the_modules_in_inference_too(skip: list[str]) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    module = ot.convert(nn.TransformerEncoder(layer, 2), "octo", skip=skip, lac="off").eval()
+    x, padding = torch.rand(2, 5, 8), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    y = module(x, src_key_padding_mask=padding)
+    with torch.no_grad():  # where PyTorch has a function of the weights
+        assert torch.equal(module(x, src_key_padding_mask=padding), y)
+
+
+def test_one_sequence_of_attention_and_its_inputs() -> None:
+    original = nn.MultiheadAttention(8, 2)
+    module, q, padding = ot.convert(original, "fp32"), torch.rand(5, 8), torch.tensor([False] * 3 + [True] * 2)
+    for a, b in zip(module(q, q, q, padding), original(q, q, q, padding), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    with pytest.raises(octosim.OctosimError, match="expected 8 columns"):
+        module(q[:, :6], q, q)
+    session = module.attention.scores.session
+    q, k = torch.rand(1, 2, 5, 4), torch.rand(3, 1, 4, 4)
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, k)
+    for _ in range(2):
+        assert torch.allclose(ot.scaled_dot_product_attention(session, q, k, k, name="own"), want, atol=1e-5)
+    assert session.layers.count("own.scores") == 1
+    with pytest.raises(octosim.OctosimError, match="layer own: .* expected 5 columns"):
+        ot.scaled_dot_product_attention(session, torch.rand(2, 5), k, k, name="own")
+    with pytest.raises(octosim.OctosimError, match="leading axes"):
+        ot.scaled_dot_product_attention(session, torch.rand(2, 2, 5, 4), k, k, name="own")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch.nn import functional
 from octosim.engine.layers import Linear
 from octosim.engine.nodes import Node
 from octosim.errors import OctosimError
-from octosim.torch.modules import EngineLinear, EngineModule, EnginePasses
+from octosim.torch.modules import EngineLinear, EngineModule, checked, run_passes
 from octosim.torch.products import Session
 
 
@@ -42,18 +42,20 @@ class _Batched(EngineModule):
         self._columns = w.shape[-2]
         lead, zeros = x.shape[:-2], torch.zeros(self._columns)
         rows, others = x.reshape(-1, *x.shape[-2:]), w.reshape(-1, *w.shape[-2:])
-        made = [EnginePasses.apply(self, self.training, a, b, zeros) for a, b in zip(rows, others, strict=True)]
+        made = [run_passes(self, a, b, zeros) for a, b in zip(rows, others, strict=True)]
         return torch.stack(made).reshape(*lead, x.shape[-2], self._columns)
 
 
 class Attention(nn.Module):
     """softmax(Q K^T scale + mask) V, whose two products, six with the backward passes, run in octosim's core.
 
-    q (..., length, depth), k (..., keys, depth), v (..., keys, values), as torch.nn.functional.scaled_dot_product_attention.
+    q (..., length, depth), k (..., keys, depth), v (..., keys, values), float32, whose leading axes are broadcast, as
+    torch.nn.functional.scaled_dot_product_attention has them; without its enable_gqa.
     """
 
     def __init__(self, session: Session, name: str, training: bool = True):
         super().__init__()
+        self.name = name
         self.scores = _Batched(session, f"{name}.scores", training)
         self.mix = _Batched(session, f"{name}.mix", training)
 
@@ -62,8 +64,20 @@ class Attention(nn.Module):
         is_causal: bool = False, scale: float | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The result and the weights (..., length, keys)."""
+        name, axes = self.name, tuple(range(2, 65))
+        q = checked(name, q, axes)
+        k = checked(name, k, axes, -1, q.shape[-1])
+        v = checked(name, v, axes)
+        if k.shape[-2] != v.shape[-2]:
+            raise OctosimError(f"layer {name}: {k.shape[-2]} keys and {v.shape[-2]} values")
+        try:
+            lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        except RuntimeError:
+            shapes = ", ".join(str(tuple(each.shape)) for each in (q, k, v))
+            raise OctosimError(f"layer {name}: inputs of shapes {shapes}, whose leading axes do not match") from None
+        q, k, v = (each.expand(*lead, *each.shape[-2:]) for each in (q, k, v))
         factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-        scores = self.scores(q, k.expand(*q.shape[:-2], *k.shape[-2:])) * factor
+        scores = self.scores(q, k) * factor
         if is_causal:
             if attn_mask is not None:
                 raise OctosimError("attention takes either attn_mask or is_causal")
@@ -71,16 +85,22 @@ class Attention(nn.Module):
         if attn_mask is not None:
             scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
         weights = functional.dropout(torch.softmax(scores, -1), dropout_p, dropout_p > 0)
-        values = v.expand(*q.shape[:-2], *v.shape[-2:])
-        return self.mix(weights, values.transpose(-1, -2)), weights
+        return self.mix(weights, v.transpose(-1, -2)), weights
 
 
 def scaled_dot_product_attention(
     session: Session, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, *, name: str = "attention",
 ) -> Tensor:  # fmt: skip
-    """torch.nn.functional.scaled_dot_product_attention in a session's arithmetic, for functions; modules hold `Attention`."""
-    made: Tensor = Attention(session, name)(query, key, value, attn_mask, dropout_p, is_causal, scale)[0]
+    """torch.nn.functional.scaled_dot_product_attention in a session's arithmetic, for functions; modules hold `Attention`.
+
+    name: calls of one name are one layer, in training: they share the running ranges and the steps of the random streams, and
+    `report(session)` counts them together.
+    """
+    module = session.attentions.get(name)
+    if module is None:
+        module = session.attentions[name] = Attention(session, name)
+    made: Tensor = module(query, key, value, attn_mask, dropout_p, is_causal, scale)[0]
     return made
 
 
@@ -90,6 +110,7 @@ class EngineMultiHead(nn.Module):
     in_proj_weight: Any
     in_proj_bias: Any
     bias_k: Any
+    _qkv_same_embed_dim = False  # nn.TransformerEncoderLayer would pass by this module, in float32, in inference
 
     def __init__(self, session: Session, name: str, original: Any):
         super().__init__()
@@ -98,7 +119,7 @@ class EngineMultiHead(nn.Module):
         if self.in_proj_weight is None or self.bias_k is not None or original.add_zero_attn:
             raise OctosimError(f"layer {name}: attention with kdim, vdim, add_bias_kv or add_zero_attn: not converted; skip it")
         self.heads, self.batch_first, self.dropout = original.num_heads, original.batch_first, original.dropout
-        self.embed_dim = original.embed_dim
+        self.embed_dim, self.name = original.embed_dim, name
         made = [EngineLinear(session, f"{name}.{part}", _Rows(self, i)) for i, part in enumerate("qkv")]
         for projection in made:
             projection.weight = None  # rows of in_proj_weight
@@ -112,14 +133,19 @@ class EngineMultiHead(nn.Module):
         rows = slice(i * size, (i + 1) * size)
         weight = self.in_proj_weight[rows]
         bias = torch.zeros(size) if self.in_proj_bias is None else self.in_proj_bias[rows]
-        y = EnginePasses.apply(module, self.training, x.reshape(-1, size), weight, bias)
+        y = run_passes(module, x.reshape(-1, size), weight, bias)
         return y.reshape(*x.shape[:-1], self.heads, size // self.heads).transpose(-2, -3)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None, need_weights: bool = True,
         attn_mask: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        checked(self.name, query, (2, 3), -1, self.embed_dim)
+        for t in (key, value):
+            checked(self.name, t, (query.ndim,), -1, self.embed_dim)
         single = query.ndim == 2
+        if single and key_padding_mask is not None:
+            key_padding_mask = key_padding_mask.unsqueeze(0)
         if not self.batch_first and not single:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         if single:

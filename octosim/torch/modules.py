@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,39 @@ def _array(t: Tensor) -> Array:
     if t.device.type != "cpu":
         raise OctosimError(f"octosim computes on the CPU, and a tensor is on {t.device}; move the module with .cpu()")
     if t.dtype != torch.float32:
-        raise OctosimError(f"octosim's passes take float32 tensors, not {t.dtype}; convert the module with .float()")
+        raise OctosimError(f"octosim's passes take float32 tensors, not {t.dtype}; call .float() on the module and its input")
     return np.asarray(t.detach().contiguous().numpy())
+
+
+def checked(name: str, t: Any, dims: tuple[int, ...], axis: int = 0, size: int | None = None) -> Tensor:
+    """An input of a layer; OctosimError, with the layer's name, for one with another number of axes (`dims`), without values,
+    or with another size on an axis."""
+    if torch.jit.is_tracing():
+        raise OctosimError(f"layer {name}: torch.jit.trace cannot record octosim's passes; trace the original module")
+    if not isinstance(t, Tensor) or t.layout != torch.strided:
+        what = f"a {t.layout} tensor" if isinstance(t, Tensor) else type(t).__name__
+        raise OctosimError(f"layer {name}: the input is {what}, expected a dense tensor of PyTorch")
+    where = f"layer {name}: an input of shape {tuple(t.shape)}"
+    if t.ndim not in dims:
+        raise OctosimError(f"{where}, expected {' or '.join(map(str, dims)) if len(dims) < 4 else f'at least {dims[0]}'} axes")
+    if size is not None and t.shape[axis] != size:
+        raise OctosimError(f"{where}, expected {size} {'columns' if axis == -1 else 'channels'}")
+    if not t.numel():
+        raise OctosimError(f"{where} has no values")
+    return t
+
+
+def run_passes(module: EngineModule, x: Tensor, *params: Tensor) -> Tensor:
+    """A layer's passes, float32 under autocast too; `torch.compile` leaves them as they are."""
+    if torch.compiler.is_compiling():  # here and not as a decorator, whose import takes as long as PyTorch's
+        return cast(Tensor, torch.compiler.disable(_run)(module, x, *params))
+    return _run(module, x, *params)
+
+
+def _run(module: EngineModule, x: Tensor, *params: Tensor) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        x, params = x.float(), tuple(p.float() for p in params)
+    return cast(Tensor, EnginePasses.apply(module, module.training, x, *params))
 
 
 def _channels_last(t: Tensor) -> Tensor:
@@ -52,14 +83,18 @@ class EnginePasses(torch.autograd.Function):
                 if layer.weighted:
                     session.method.check(node, len(values))
                 y = core.materialize_in_place(layer.forward(node, values, session.method, context))
-            except core.NotFiniteError as error:
+            except core.CoreError as error:
                 raise OctosimError(f"layer {node.name}, forward: {error}") from None
         if observed and layer.weighted:
             with session.quiet():
                 wide = layer.product(node, len(values)).forward(values, node.params["w"])
             session.compare(node.name, "forward", y, wide + node.params["b"])
         ctx.module, ctx.node, ctx.context, ctx.observed, ctx.names = module, node, context, observed, module.names
+        ctx.is_done = False
         ctx.values = values if observed and layer.weighted else None
+        # PyTorch refuses a backward pass behind a change in place of what is saved by this name: x only where it is read again
+        reads_x = ctx.values is not None or any(np.may_share_memory(values, each) for each in _arrays(node.saved))
+        ctx.save_for_backward(*params, *([x] if reads_x else []))
         return torch.from_numpy(np.ascontiguousarray(y))
 
     @staticmethod
@@ -67,8 +102,10 @@ class EnginePasses(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         module, node, context = ctx.module, ctx.node, ctx.context
         session, layer, method = module.session, module.layer, module.session.method
-        if not node.saved and layer.weighted:
+        if ctx.is_done:
             raise OctosimError(f"layer {node.name}: a second backward pass needs a second forward pass")
+        _ = ctx.saved_tensors  # looks for changes in place
+        ctx.is_done = True
         dx, gradient = None, _array(dy).copy()  # which a method may write over
         with core.float_environment(), np.errstate(over="ignore", invalid="ignore"), session.counting(ctx.observed):
             try:
@@ -76,7 +113,7 @@ class EnginePasses(torch.autograd.Function):
                 if ctx.needs_input_grad[2] or not layer.weighted:
                     dx = core.materialize_in_place(layer.input_grad(node, error, method, context))
                 grads = {name: core.materialize_in_place(g) for name, g in node.grads.items()}
-            except core.NotFiniteError as failed:
+            except core.CoreError as failed:
                 raise OctosimError(f"layer {node.name}, backward: {failed}") from None
         if ctx.values is not None:
             product, real = layer.product(node, len(gradient)), _array(dy)
@@ -88,6 +125,15 @@ class EnginePasses(torch.autograd.Function):
         node.saved, node.grads, ctx.values = {}, {}, None
         given = None if dx is None or not ctx.needs_input_grad[2] else torch.from_numpy(np.ascontiguousarray(dx))
         return None, None, given, *(_owned(grads.get(name)) for name in ctx.names)
+
+
+def _arrays(saved: Any) -> Iterator[Array]:
+    """The float32 arrays of what a layer saved: codes are never its input."""
+    if isinstance(saved, np.ndarray):
+        yield saved
+    elif isinstance(saved, Mapping | tuple | list):
+        for each in saved.values() if isinstance(saved, Mapping) else saved:
+            yield from _arrays(each)
 
 
 def _owned(g: Array | None) -> Tensor | None:
@@ -138,9 +184,15 @@ class EngineModule(nn.Module):
             self._extra.append(name)
         self.buffers_of = {name: name for name in node.state}
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # not a key, which the original's load_state_dict would refuse
+            destination._metadata[prefix[:-1]]["step"] = self.step
+
     def _load_from_state_dict(  # noqa: PLR0913
         self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: Any, *rest: Any
     ) -> None:
+        self.step = metadata.get("step", self.step)  # where the random streams go on
         own: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, own, *rest)
         missing += [key for key in own if key.removeprefix(prefix) not in self._extra]
@@ -175,7 +227,7 @@ class EngineWeighted(EngineModule):
 
     def pass_(self, x: Tensor) -> Tensor:
         """x in octosim's layout."""
-        return EnginePasses.apply(self, self.training, x, *self._parameters_now())
+        return run_passes(self, x, *self._parameters_now())
 
 
 def _pair(value: Any, rest: int) -> tuple[int, int]:
@@ -216,13 +268,13 @@ class EngineConv(EngineWeighted):
         return shape
 
     def forward(self, x: Tensor) -> Tensor:
-        single = x.ndim == 3 - self.flat
+        axes = 3 - self.flat
+        x = checked(self.name, x, (axes, axes + 1), -axes, self.channels)
+        single = x.ndim == axes
         x = x.unsqueeze(0) if single else x
         if self.before and any(self.before):
             x = functional.pad(x, self.before, self.mode)
         x = x.unsqueeze(2) if self.flat else x
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise OctosimError(f"layer {self.name}: an input of shape {tuple(x.shape)}, expected {self.channels} channels")
         y = _channels_first(self.pass_(_channels_last(x)))
         y = y.squeeze(2) if self.flat else y
         return y.squeeze(0) if single else y
@@ -240,8 +292,7 @@ class EngineLinear(EngineWeighted):
         return (self.outputs,)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.inputs:
-            raise OctosimError(f"layer {self.name}: an input of shape {tuple(x.shape)}, expected {self.inputs} columns")
+        x = checked(self.name, x, tuple(range(1, 65)), -1, self.inputs)
         y = self.pass_(x.reshape(-1, x.shape[-1]))
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
@@ -252,6 +303,7 @@ class EngineBatchNorm(EngineModule):
     def __init__(self, session: Session, name: str, original: Any):
         super().__init__(session, name, BatchNorm(original.eps, original.momentum), original.training)
         self.weight, self.bias = original.weight, original.bias
+        self.axes = (4,) if isinstance(original, nn.BatchNorm2d) else (2, 3)
         for key in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(key, getattr(original, key))
         self.names, self.buffers_of = ("gamma", "beta"), {"mean": "running_mean", "var": "running_var"}
@@ -260,9 +312,12 @@ class EngineBatchNorm(EngineModule):
         return in_shape
 
     def forward(self, x: Tensor) -> Tensor:
+        x = checked(self.name, x, self.axes, 1, len(self.weight))
         if self.training:
+            if x.numel() == len(self.weight):
+                raise OctosimError(f"layer {self.name}: one value a channel has no variance; train with more, or call .eval()")
             self.num_batches_tracked += 1
-        return _channels_first(EnginePasses.apply(self, self.training, _channels_last(x), self.weight, self.bias))
+        return _channels_first(run_passes(self, _channels_last(x), self.weight, self.bias))
 
 
 class EngineAverage(EngineModule):
@@ -275,7 +330,9 @@ class EngineAverage(EngineModule):
         return in_shape[2:]
 
     def forward(self, x: Tensor) -> Tensor:
-        return EnginePasses.apply(self, self.training, _channels_last(x))[:, :, None, None]
+        x = checked(self.name, x, (3, 4))
+        y = run_passes(self, _channels_last(x if x.ndim == 4 else x.unsqueeze(0)))[:, :, None, None]
+        return y if x.ndim == 4 else y.squeeze(0)
 
 
 # ---- loss --------------------------------------------------
@@ -295,6 +352,23 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The mean cross-entropy of logits (N, classes) and labels (N,), with the bits of octosim's own."""
+    """The mean cross-entropy, float32 (), of logits float32 (N, classes) and labels of an integer type (N,), with the bits of
+    octosim's own.
+
+    OctosimError for other shapes and types and for a label that is not in 0 .. classes - 1: there is no `ignore_index`.
+    """
+    logits = checked("cross_entropy", logits, (2,))
+    if torch.is_autocast_enabled("cpu"):
+        logits = logits.float()
+    kind = labels.dtype if isinstance(labels, Tensor) else None
+    if kind is None or kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        what = kind or type(labels).__name__
+        raise OctosimError(f"cross_entropy: labels are {what}, expected a tensor of integers, the class of each row")
+    if labels.shape != logits.shape[:1]:
+        raise OctosimError(f"cross_entropy: labels have shape {tuple(labels.shape)}, expected {tuple(logits.shape[:1])}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise OctosimError(f"cross_entropy: a label is {low if low < 0 else high}, expected 0 .. {logits.shape[1] - 1}")
     codes = np.ascontiguousarray(labels.detach().cpu().numpy().astype(np.int32))
-    return _CrossEntropy.apply(logits, codes, label_smoothing)
+    loss: Tensor = _CrossEntropy.apply(logits, codes, label_smoothing)
+    return loss

@@ -20,7 +20,7 @@ class Session:
     """The arithmetic of converted modules, and what was seen of it.
 
     seed: of the random streams, whose step is a module's number of training passes.  every: passes are observed in one of so
-    many training steps of a module; 0: never.  counts, noise: by (layer, pass).
+    many training steps of a module; 0: never.  counts, noise: by (layer, pass).  attentions: of functions, by name.
     """
 
     method: Method
@@ -31,6 +31,7 @@ class Session:
     counts: dict[tuple[str, str], list[registers.Count]] = field(default_factory=dict)
     noise: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     observers: list[Any] = field(default_factory=list)
+    attentions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.registers = registers.AccumulatorModel(self.accumulator)
