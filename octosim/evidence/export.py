@@ -150,7 +150,7 @@ class _Writer:
     constants: dict[str, Any] = field(default_factory=dict)
 
     def constant(self, name: str, value: Any, dtype: Any = None) -> str:
-        self.constants[name] = self.numpy_helper.from_array(np.ascontiguousarray(np.asarray(value, dtype)), name)
+        self.constants[name] = self.numpy_helper.from_array(np.asarray(value, dtype), name)  # a number without axes
         return name
 
     def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:

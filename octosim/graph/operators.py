@@ -240,7 +240,9 @@ def _clip(importer: Importer, node: Any) -> Value:
     low, high = attribute(node, "min"), attribute(node, "max")
     low = importer.constant(node, 1) if low is None else low
     high = importer.constant(node, 2) if high is None else high
-    bottom, top = (None if limit is None else float(np.asarray(limit)) for limit in (low, high))
+    if any(np.size(limit) != 1 for limit in (low, high) if limit is not None):
+        raise Unsupported("with several limits")
+    bottom, top = (None if limit is None else float(np.reshape(limit, ())) for limit in (low, high))
     return _clipped(importer, node, importer.value(node), bottom, top)
 
 

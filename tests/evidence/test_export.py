@@ -12,6 +12,9 @@ import pytest
 from kit.cli import octosim as command
 
 import octosim
+from octosim import graph, methods
+from octosim.engine import Network
+from octosim.engine.inputs import of_network
 from octosim.engine.layers import (
     AvgPool,
     BatchNorm,
@@ -27,6 +30,7 @@ from octosim.engine.layers import (
     ReLU6,
     Residual,
 )
+from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
 from octosim.evidence import export
 
@@ -173,3 +177,24 @@ def test_what_onnx_defines_otherwise_is_refused(row: str) -> None:
 
     with pytest.raises(OctosimError, match=r"layer \w+: ONNX's \w+ does not take its shapes"):
         export.onnx_model(run_of("octo", ROWS[row], SHAPE), "qoperator")
+
+
+@pytest.mark.parametrize("method", ["octo", "fp32"])
+def test_what_is_exported_is_imported(method: str, tmp_path: Path) -> None:
+    """qdq.onnx is a network to train on, and its scales, zero points and limits are numbers without axes, as ONNX has them."""
+    import onnx
+
+    trained(tmp_path / "run", model=MIXED, method=method)
+    path = Path(export.export(tmp_path / "run", "onnx", tmp_path / "out", images=20)[0]["file"])
+    model = onnx.load(path)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Clip"):
+            assert not any(constants[name].dims for name in node.input[1:])
+    imported, images = graph.load(path), octosim.data.load("fashion-mnist-5k").test_images[:50]
+    source = of_network(imported.graph.input, images)
+    assert source is not None
+    network = Network(imported.graph, (28, 28, 1), methods.make("fp32", {}), 0, source=source, initial=imported.weights)
+    found = network.forward(network.input(images), Context(False, 0, 0))
+    wanted = ort.InferenceSession(str(path)).run(None, {"images": images})[0]
+    assert np.abs(found - wanted).max() <= (0.1 if method == "octo" else 1e-4) * np.abs(wanted).max()
