@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -220,43 +221,54 @@ def of_network(
 
     network = plan.dry(stack, shape, made, float_layers, selection=selection, accumulate=accumulate)
     plans: dict[tuple[int, bool], plan.Plan] = {}
+    matrices = sum(p.size for node in network.nodes for p in node.params.values() if p.ndim > 1)
+    gradients = 0 if inference else sum(4 * node.chosen(key).size for node in network.nodes for key in node.trained)
+
+    @functools.cache
+    def plain() -> Any:
+        """The network without the method."""
+        return plan.dry(stack, shape, methods.make("fp32", {}), selection=selection, accumulate=accumulate)
+
+    def planned_from(own: bool) -> Any:
+        """What a plan is made of.  own: octosim runs it; other software infers the network, not the method."""
+        return network if own or not inference else plain()
 
     def check(batch: int) -> None:
         if not inference:  # the sums that grow with the batch are those of dW
             network.check(batch)
 
-    def planned(batch: int, poolings: bool = True) -> plan.Plan:
-        if (batch, poolings) not in plans:
+    def planned(batch: int, runtime: Any) -> plan.Plan:
+        """The plan that price and memory of a runtime follow from: octosim alone has poolings in the normalization."""
+        own = runtime.name == "octosim"
+        if (batch, own) not in plans:
             check(batch)
-            plans[batch, poolings] = plan.plan_like(network, batch, training=not inference, poolings=poolings)
-        return plans[batch, poolings]
-
-    floats: dict[int, plan.Plan] = {}
-    matrices = sum(p.size for node in network.nodes for p in node.params.values() if p.ndim > 1)
-
-    def halved(step: plan.Plan) -> dict[str, int]:
-        return runtimes.memory_in_float16(plan.memory(step), matrices, not inference)
+            plans[batch, own] = plan.plan_like(planned_from(own), batch, training=not inference, poolings=own)
+        return plans[batch, own]
 
     def workload(half: bool) -> Workload:
         dtype = "float16" if half else "float32" if made.name == "fp32" else "int8"
-        memory = halved if half else plan.memory
 
         def ops(device: Any, batch: int, runtime: Any) -> list[Any]:
-            if runtime.name == "octosim":
-                found = plan.ops(planned(batch))
-            elif inference:  # other software runs the network, not the method
-                if batch not in floats:
-                    plain = plan.dry(stack, shape, methods.make("fp32", {}), selection=selection, accumulate=accumulate)
-                    floats[batch] = plan.plan_like(plain, batch, training=False)
-                return runtimes.inference_ops(plan.ops(floats[batch]), runtime, dtype)
-            else:
-                found = runtimes.training_ops(plan.ops(planned(batch, poolings=False)), runtime, batch)
+            found = plan.ops(planned(batch, runtime))
+            if runtime.name != "octosim":
+                if inference:
+                    return runtimes.inference_ops(found, runtime, dtype)
+                found = runtimes.training_ops(found, runtime, batch)
             return runtimes.in_float16(found) if half else found
 
+        def memory_of(step: plan.Plan, runtime: Any) -> dict[str, int]:
+            parts = plan.memory(step)
+            if runtime.name != "octosim":
+                return runtimes.memory(parts, dtype, matrices, gradients, not inference)
+            return runtimes.narrowed(parts, dtype, matrices, not inference) if half else parts
+
+        def largest(device: Any, capacity: float, runtime: Any) -> int:
+            own, memory = runtime.name == "octosim", functools.partial(memory_of, runtime=runtime)
+            return plan.largest_batch(planned_from(own), capacity, not inference, memory, own)
+
         return Workload(
-            made.name, dtype, ops,
-            lambda batch: batch or 100, lambda device, batch, runtime: memory(planned(batch)),
-            lambda device, capacity, runtime: plan.largest_batch(network, capacity, not inference, memory), check,
+            made.name, dtype, ops, lambda batch: batch or 100,
+            lambda device, batch, runtime: memory_of(planned(batch, runtime), runtime), largest, check,
             network=network, in_half=lambda: workload(True),
         )  # fmt: skip
 

@@ -365,12 +365,13 @@ def memory(step: Plan) -> dict[str, int]:
 
 
 def largest_batch(
-    network: Network, capacity: float, training: bool = True, memory: Callable[[Plan], dict[str, int]] = memory
-) -> int:
-    """The largest batch whose peak is at most `capacity` bytes; 0 where none is."""
+    network: Network, capacity: float, training: bool = True, memory: Callable[[Plan], dict[str, int]] = memory,
+    poolings: bool = True,
+) -> int:  # fmt: skip
+    """The largest batch whose peak is at most `capacity` bytes; 0 where none is.  memory, poolings: of the plans."""
 
     def peak(batch: int) -> int:
-        return memory(plan_like(network, batch, training=training))["peak"]
+        return memory(plan_like(network, batch, training=training, poolings=poolings))["peak"]
 
     small, double = 8, 16
     low, high = peak(small), peak(double)

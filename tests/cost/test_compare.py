@@ -277,3 +277,36 @@ def test_a_picture_has_every_type_and_opens_what_is_hypothetical(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     drawn = picture.read_text()
     assert all(f">{dtype}<" in drawn for dtype in ("int8", "float16", "float32")) and "open: hypothetical" in drawn
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_price_and_memory_of_a_runtime_are_of_one_plan(inference, monkeypatch):
+    """Also the largest batch; what octosim fuses alone (poolings into the normalization before) is in no other software."""
+    made = source(CostQuery("lenet5", None, "float32", inference, None, False))
+    plans = []
+
+    def watched(network, batch, optimizer=None, training=True, poolings=True, real=plan.plan_like):
+        plans.append((batch, poolings))
+        return real(network, batch, optimizer, training, poolings)
+
+    monkeypatch.setattr(plan, "plan_like", watched)
+    jetson, torch = hardware.load("jetson"), hardware.load_runtime("pytorch")
+    ops = made.ops(jetson, 8, torch)
+    made.memory(jetson, 8, torch)
+    assert plans == [(8, False)]
+    assert sum(op.name == "maxpool" for op in ops if op.pass_ == "forward") == 2
+    made.largest(jetson, 1e8, torch)
+    assert {poolings for _, poolings in plans} == {False}
+
+
+def test_memory_of_other_software():
+    """Frameworks keep all gradients until the optimizer's step; int8 inference holds a byte for each weight and value."""
+    training, inference, floats = (source(CostQuery("vgg11", None, dtype, infer, "32x32x3", False))
+                                   for dtype, infer in (("float32", False), ("int8", True), ("float32", True)))  # fmt: skip
+    pi, lite = hardware.load("pi4"), hardware.load_runtime("tflite")
+    theirs, ours = (training.memory(pi, 4, hardware.load_runtime(name)) for name in ("pytorch", "octosim"))
+    assert theirs["gradients"] == theirs["optimizer"] > ours["gradients"]
+    assert theirs["peak"] == sum(value for name, value in theirs.items() if name != "peak")
+    codes, wide = (made.memory(pi, 4, lite) for made in (inference, floats))
+    assert codes["weights"] == pytest.approx(wide["weights"] / 4, rel=0.01)
+    assert codes["peak"] == pytest.approx(wide["peak"] / 4, rel=0.01)
