@@ -22,11 +22,20 @@ from octosim.trace import DTYPE_BYTES, WORK, Op, with_winograd
 
 Shape = tuple[int, ...]
 
-FUSES = {"BatchNormalization": "norm", "Relu": "activation", "Clip": "activation", "LeakyRelu": "activation"}
+FUSES = {
+    "BatchNormalization": "norm", "Relu": "activation", "Clip": "activation", "LeakyRelu": "activation", "HardSwish": "gate",
+    "Swish": "gate",
+}  # fmt: skip
 """What disappears in a product before it where the runtime fuses it, in inference; an addition or multiplication of a constant
-counts as "norm", of a tensor that is there already as "add", x sigmoid(x) (SiLU, swish) as "gate"; "silu" makes one operation
-of its two."""
+counts as "norm", of a tensor that is there already as "add", x sigmoid(x) (SiLU, swish), one operator or two, as "gate"; "silu"
+makes one operation of the two, "pointwise" of all POINTWISE operators in a row."""
 GATES = {"Sigmoid", "HardSigmoid"}
+POINTWISE = {
+    "Abs", "Add", "BatchNormalization", "Ceil", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu",
+    "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "Relu", "Round",
+    "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Swish", "Tanh", "ThresholdedRelu",
+}  # fmt: skip
+"""Operators that make each value of one of each input."""
 FREE = {
     "Cast", "CastLike", "Constant", "ConstantOfShape", "Dropout", "Flatten", "Identity", "Range", "Reshape", "Shape", "Size",
     "Squeeze", "Unsqueeze", "BitCast",
@@ -176,7 +185,9 @@ def ops(
             pair = _gated(graph, node.input[0], graph.consumers.get(node.input[0], [])) if node.op_type in GATES else None
             if pair and inference and "silu" in graph.fuses:
                 folded.add(pair[1].output[0])
-            found += _pass_over(graph, node, layer, needs and not inference)
+            joined = _joined(graph, node, folded) if inference and "pointwise" in graph.fuses else [node]
+            alone = len(joined) == 1
+            found += _pass_over(graph, node, layer, needs and not inference) if alone else _as_one(graph, joined, layer)
         elif lenient:
             found += _pass_over(graph, node, f"{layer} ({NO_PRICE})", needs and not inference)
         else:
@@ -409,6 +420,39 @@ def _fold(graph: _Graph, name: str, folded: set[str]) -> tuple[str, int]:
         more += graph.elements(others[0]) if kind == "add" else 0
         name = node.output[0]
         folded.add(name)
+
+
+def _joined(graph: _Graph, node: Any, folded: set[str]) -> list[Any]:
+    """A pointwise operator with those behind it: what one writes and the next alone reads stays in registers."""
+    joined, held = [node], {node.output[0]}
+
+    def joins(other: Any) -> bool:
+        if other is None or other.op_type not in POINTWISE or id(other) in graph.coded:
+            return False
+        return all(name in graph.ready | graph.parameters | held and name not in graph.integers for name in other.input if name)
+
+    while joins(joined[-1]):
+        name = joined[-1].output[0]
+        readers = graph.consumers.get(name, [])
+        gate = _gated(graph, name, readers)
+        if gate:
+            held.add(gate[0].output[0])
+        behind = list(gate) if gate else readers
+        if not behind or len(behind) > 1 and not gate or not all(map(joins, behind)):
+            break
+        joined += behind
+        held.add(joined[-1].output[0])
+    folded.update(other.output[0] for other in joined[1:])
+    return joined
+
+
+def _as_one(graph: _Graph, joined: Sequence[Any], layer: str) -> list[Op]:
+    """Pointwise operators as one pass, which reads what none of them makes and writes the last result."""
+    passes = [_pass_over(graph, node, layer, False)[0] for node in joined]
+    made, size = {node.output[0] for node in joined}, DTYPE_BYTES[graph.float_dtype]
+    read = graph.elements_of({name for node in joined for name in node.input} - made)
+    return [Op(layer, "forward", "elementwise", ", ".join(op.name for op in passes), (sum(op.shape[0] for op in passes),),
+               graph.float_dtype, size * read, passes[-1].writes)]  # fmt: skip
 
 
 def _gated(graph: _Graph, name: str, readers: Sequence[Any]) -> tuple[Any, Any] | None:

@@ -137,7 +137,8 @@ class Runtime(Frozen):
     engines: the kinds of engine that it drives.  float16: whether float networks run in float16 on CPU cores that have it.
     winograd: whether 3x3 convolutions of stride 1 use Winograd's algorithm.  fuses: operations that disappear in the product
     before them, of "norm" (batch normalization, bias, constants), "activation", "gate" (x sigmoid(x)) and "add" (residual
-    additions); "silu": x sigmoid(x) is one operation, where an ONNX file has two.
+    additions); "silu": x sigmoid(x) is one operation, where an ONNX file has two; "pointwise": operations on each value that
+    follow each other are one.
     queued: a GPU's calls are launched ahead of it: a step takes as long as all calls or as all work, whichever is longer.
     tf32: which float32 products run in TF32 where an engine has it: "all", "convolutions" or "none".
     codes: what int8 networks keep between layers: "throughout" int8 codes everywhere, requantized in the product's epilogue;
@@ -156,7 +157,7 @@ class Runtime(Frozen):
     float16: bool = False
     winograd: bool = False
     tf32: Literal["all", "convolutions", "none"] = "none"
-    fuses: Annotated[tuple[Literal["norm", "activation", "add", "gate", "silu"], ...], Field(strict=False)] = ()
+    fuses: Annotated[tuple[Literal["norm", "activation", "add", "gate", "silu", "pointwise"], ...], Field(strict=False)] = ()
     codes: Literal["throughout", "products"] = "throughout"
     border: bool = False
     call_us: Delay | None = None

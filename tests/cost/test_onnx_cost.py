@@ -298,3 +298,37 @@ def test_silu_is_two_operations_one_or_none(fuses: tuple[str, ...], kept: list[s
     assert [op.name for op in onnx_ops.ops(path, fuses=fuses) if op.kind != "gemm"] == kept
     read = save(tmp_path / "read.onnx", [*nodes, node("Add", ["y", "s"], ["z"])], {"x": [1, 8, 4, 4]}, weight, "z")
     assert [op.name for op in onnx_ops.ops(read, fuses=fuses) if op.kind != "gemm"] == ["sigmoid", "mul", "add"]
+
+
+@pytest.mark.parametrize("kind", ["HardSwish", "Swish"])
+def test_a_gate_may_be_one_operator(kind: str, tmp_path: Path) -> None:
+    """As HardSigmoid and Mul: the same network costs the same in both forms."""
+    nodes = [node("Conv", ["x", "w"], ["c"]), node(kind, ["c"], ["y"])]
+    path = save(tmp_path / "gate.onnx", nodes, {"x": [1, 8, 4, 4]}, {"w": np.ones((8, 8, 1, 1), F)}, "y", opset=24)
+    assert [op.name for op in onnx_ops.ops(path, fuses=("gate",))] == ["conv 1x1"]
+    assert len(onnx_ops.ops(path, fuses=("norm", "activation"))) == 2
+
+
+def test_pointwise_operators_in_a_row_are_one(tmp_path: Path) -> None:
+    """Squeeze and excitation behind a concatenation; what something else reads too, or is not there yet, ends the row."""
+    weights = {"w": np.ones((8, 8, 1, 1), F), "s": np.ones(8, F), "b": np.ones(8, F), "m": np.ones(8, F), "v": np.ones(8, F)}
+    nodes = [
+        node("Concat", ["x", "x"], ["t"], axis=2), node("BatchNormalization", ["t", "s", "b", "m", "v"], ["n"]),
+        node("Sigmoid", ["n"], ["g"]), node("Mul", ["n", "g"], ["a"]), node("GlobalAveragePool", ["a"], ["p"]),
+        node("Conv", ["p", "w"], ["c"]), node("HardSigmoid", ["c"], ["h"]), node("Mul", ["a", "h"], ["y"]),
+    ]  # fmt: skip
+    path = save(tmp_path / "se.onnx", nodes, {"x": [1, 8, 4, 4]}, weights, "y")
+    rules = ("norm", "activation", "gate", "add", "pointwise")
+    names = ["concat", "batchnormalization, sigmoid, mul", "globalaveragepool", "conv 1x1", "hardsigmoid, mul"]
+    found = onnx_ops.ops(path, fuses=rules)
+    assert [op.name for op in found] == names
+    row = found[1]
+    assert (row.reads, row.writes) == (4 * (256 + 4 * 8), 4 * 256)  # what is between is neither written nor read
+    assert (found[-1].reads, found[-1].writes) == (4 * (8 + 256), 4 * 256)
+    assert len(onnx_ops.ops(path, fuses=("norm", "activation"))) == len(onnx_ops.ops(path, fuses=rules[:-1])) == 8
+    later = save(
+        tmp_path / "later.onnx",
+        [node("Relu", ["x"], ["r"]), node("Conv", ["x", "w"], ["c"]), node("Add", ["r", "c"], ["y"])],
+        {"x": [1, 8, 4, 4]}, weights, "y",
+    )  # fmt: skip
+    assert [op.name for op in onnx_ops.ops(later, fuses=("pointwise",))] == ["relu", "conv 1x1", "add"]
