@@ -542,3 +542,14 @@ def test_one_thread_runs_on_the_fastest_core():
     prime, gold = 2.8416, 4 * 2.4192  # GHz of a76-prime, and of a76 together
     assert [times[n].share for n in (1, 4)] == pytest.approx([prime / (prime + gold), gold / (prime + gold)])
     assert times[1].compute_s < 4 * times[4].compute_s
+
+
+def test_indirect_convolutions_are_as_fast_as_products():
+    """TensorFlow Lite's int8 3x3 kernels, which unfold nothing; ncnn's unfold their input."""
+    pi = hardware.load("pi4")
+    shape = 784, 1152, 128
+    wide, narrow = (Op("c", "forward", "gemm", f"conv {k}x{k}", shape, "int8", 0, 0, kernel=(k, k)) for k in (3, 1))
+    for name, low, high in (("tflite", 0.9, 1.1), ("ncnn", 1.4, 2.5)):
+        runtime = hardware.load_runtime(name)
+        times = [cost.predict([op], pi, 4, runtime)[0].compute_s for op in (wide, narrow)]
+        assert low < times[0] / times[1] < high
