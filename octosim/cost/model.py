@@ -699,7 +699,7 @@ def _parameters(run: Run, device: Device, runtime: Runtime | None, training: boo
     backward = runtime.backward if runtime and training else None
     if run.factors:
         made = vector(run.factors)
-        if runtime and runtime.scale and run.path not in device.calibration:
+        if runtime and runtime.scale and not backward and run.path not in device.calibration:
             made = slowed(made, runtime.scale.value)
         if backward:
             made[[PARAMETERS.index("overhead_us"), PARAMETERS.index("fork_us")]] = backward.call_us.value, 0.0

@@ -143,7 +143,7 @@ class Runtime(Frozen):
     tf32: which float32 products run in TF32 where an engine has it: "all", "convolutions" or "none".
     codes: what int8 networks keep between layers: "throughout" int8 codes everywhere, requantized in the product's epilogue;
     "products" codes only from product to product, else floats.  border: whether convolutions copy their input with a border.
-    scale: how many times as long it takes on CPU cores as its rules say, over published figures of several devices.
+    scale: how many times as long an inference takes on CPU cores as its rules say, over published figures of several devices.
     call_us: cost of a call on an accelerator, from the CPU that launches it.  kernels: by arithmetic.
     backward: absent where the runtime does not train.  accelerated: in its place on GPUs and NPUs, where they differ.
     """

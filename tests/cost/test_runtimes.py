@@ -553,3 +553,14 @@ def test_indirect_convolutions_are_as_fast_as_products():
         runtime = hardware.load_runtime(name)
         times = [cost.predict([op], pi, 4, runtime)[0].compute_s for op in (wide, narrow)]
         assert low < times[0] / times[1] < high
+
+
+def test_a_runtimes_scale_is_of_inference_alone():
+    """A training step's figures are fitted to training steps."""
+    pi, torch = hardware.load("pi4"), hardware.load_runtime("pytorch")
+    assert torch.scale.value > 1
+    plain = torch.model_copy(update={"scale": None})
+    forward = Op("c", "forward", "gemm", "conv 3x3", (784, 1152, 128), "float32", 10**6, 10**6, kernel=(3, 3))
+    for ops, times in (([forward], torch.scale.value), ([forward, replace(forward, pass_="dW")], 1)):
+        found = [cost.predict(ops, pi, 4, runtime)[0].time_s for runtime in (torch, plain)]
+        assert found[0] / found[1] == pytest.approx(times)
