@@ -11,6 +11,7 @@ from typing import Any
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
 from octosim.settings import Settings
+from octosim.trace import DTYPE_BYTES
 
 LARGEST_IMAGE = 1 << 14
 """Largest height, width or number of channels of an input."""
@@ -101,6 +102,7 @@ def _onnx(asked: CostQuery) -> Workload:
     from octosim.cost import memory as onnx_memory
     from octosim.cost import onnx as onnx_ops
     from octosim.cost import runtimes
+    from octosim.cost.compare import placed
 
     if asked.method is not None:
         raise OctosimError("--method is for octosim's own networks; an ONNX file takes --dtype")
@@ -149,23 +151,30 @@ def _onnx(asked: CostQuery) -> Workload:
 
     def memory(device: Any, batch: int | None, runtime: Any) -> dict[str, int]:
         floats = runtimes.onnx_rules(runtime, device, kind, asked.inference)["float_dtype"]
-        return onnx_memory.memory(path, as_read(batch), kind, asked.inference, floats, asked.shapes)
+        bordered = not device.is_bare
+        found = onnx_memory.memory(path, as_read(batch), kind, asked.inference, floats, asked.shapes, bordered)
+        return placed(found, device, asked.inference)
 
     def largest(device: Any, capacity: float, runtime: Any) -> int:
         """The batch that fits, of a model whose batch is symbolic."""
         if fixed:
             return 0
         try:
-            one, two = (memory(device, batch, runtime)["peak"] for batch in (1, 2))
+            return _largest_of_two(lambda batch: memory(device, batch, runtime)["peak"], capacity)
         except OctosimError:
             return 0
-        return max(0, int((capacity - one) // max(1, two - one)) + 1)
 
     return Workload(
         None, kind, ops, batch_of, memory, largest,
         notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient), is_fixed=is_int8,
         fixed_batch=fixed,
     )  # fmt: skip
+
+
+def _largest_of_two(peak: Callable[[int], int], capacity: float) -> int:
+    """The largest batch for a number of bytes, of what grows by the same with each image."""
+    one, two = peak(1), peak(2)
+    return max(0, int((capacity - one) // max(1, two - one)) + 1)
 
 
 def usual_method(dtype: str | None) -> str:
@@ -217,7 +226,8 @@ def of_network(
     """
     from octosim import methods
     from octosim.cost import runtimes
-    from octosim.engine import plan
+    from octosim.cost.compare import placed
+    from octosim.engine import buffers, plan
 
     network = plan.dry(stack, shape, made, float_layers, selection=selection, accumulate=accumulate)
     plans: dict[tuple[int, bool], plan.Plan] = {}
@@ -256,19 +266,39 @@ def of_network(
                 found = runtimes.training_ops(found, runtime, batch)
             return runtimes.in_float16(found) if half else found
 
-        def memory_of(step: plan.Plan, runtime: Any) -> dict[str, int]:
-            parts = plan.memory(step)
+        def is_by_layers(device: Any, runtime: Any) -> bool:
+            """Whether an inference's memory follows from its layers: other software, or a C program, makes no plan of calls."""
+            return inference and (device.is_bare or runtime.name != "octosim")
+
+        def by_layers(device: Any, batch: int, runtime: Any) -> dict[str, int]:
+            in_c = runtime.name == "octosim" and any(engine.kind == "cpu" for engine in device.engines)
+            software = runtimes.default(device, False) if runtime.name == "octosim" and not in_c else runtime
+            between = runtimes.onnx_rules(software, device, dtype, True)["float_dtype"]
+            value = between or ("float32" if dtype == "int8" else dtype)
+            found = buffers.memory(network.nodes, batch, DTYPE_BYTES[dtype], DTYPE_BYTES[value], in_c, not device.is_bare)
+            return placed(found, device, True)
+
+        def of_step(step: plan.Plan, device: Any, runtime: Any) -> dict[str, int]:
+            parts = plan.in_c(step) if device.is_bare else plan.memory(step)
             if runtime.name != "octosim":
-                return runtimes.memory(parts, dtype, matrices, gradients, not inference)
-            return runtimes.narrowed(parts, dtype, matrices, not inference) if half else parts
+                parts = runtimes.with_all_gradients(parts, gradients)
+            return placed(runtimes.in_half(parts, matrices, not inference) if half else parts, device, inference)
+
+        def memory(device: Any, batch: int, runtime: Any) -> dict[str, int]:
+            if is_by_layers(device, runtime):
+                return by_layers(device, batch, runtime)
+            return of_step(planned(batch, runtime), device, runtime)
 
         def largest(device: Any, capacity: float, runtime: Any) -> int:
-            own, memory = runtime.name == "octosim", functools.partial(memory_of, runtime=runtime)
-            return plan.largest_batch(planned_from(own), capacity, not inference, memory, own)
+            if is_by_layers(device, runtime):
+                return _largest_of_two(lambda batch: by_layers(device, batch, runtime)["peak"], capacity)
+            own = runtime.name == "octosim"
+            return plan.largest_batch(
+                planned_from(own), capacity, not inference, lambda step: of_step(step, device, runtime), own
+            )
 
         return Workload(
-            made.name, dtype, ops, lambda batch: batch or 100,
-            lambda device, batch, runtime: memory_of(planned(batch, runtime), runtime), largest, check,
+            made.name, dtype, ops, lambda batch: batch or 100, memory, largest, check,
             network=network, in_half=lambda: workload(True),
         )  # fmt: skip
 

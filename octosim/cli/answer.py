@@ -83,14 +83,15 @@ def sentence(
     what = f"{Path(asked.model).name}, batch {record['batch_size']}{_of_images(asked)}{' inference' if asked.inference else ''}"
     parts = [f"{what} on {device.title}: {times}"]
     if chosen["peak_bytes"] is not None:
-        room = device.memory.capacity_gib
-        size = f"{chosen['peak_bytes'] / 2**20:.4g}"
-        if room is None:
-            parts.append(f"needs {size} MiB")
-        elif chosen.get("fits"):
-            parts.append(f"fits ({size} of {room.value * 1024:.4g} MiB)")
+        size = _of_room(chosen["peak_bytes"], device.memory.capacity_gib)
+        if apart := record["memory"].get("weights apart", 0):
+            size += f" and {_of_room(apart, device.memory.weights_gib)} for weights"
+        if chosen.get("fits") is None:
+            parts.append(f"needs {size}")
+        elif chosen["fits"]:
+            parts.append(f"fits ({size})")
         else:
-            reason = _too_large(record, f"{size} of {room.value * 1024:.4g} MiB")
+            reason = _too_large(record, size)
             parts = [f"{what} on {device.title}: does not fit, because {reason}", f"if it did: {times}"]
     if chosen["energy_j"] is not None:
         parts.append(f"{words_of(chosen)}{chosen['energy_j']:.3g} J")
@@ -111,9 +112,13 @@ def _of_images(asked: CostQuery) -> str:
     return f" of {asked.image or 'x'.join(map(str, graph.usual(asked.model)[0]))}"
 
 
+def _of_room(count: float, room: Any) -> str:
+    return f"{count / 2**20:.4g}{'' if room is None else f' of {room.value * 1024:.4g}'} MiB"
+
+
 def _too_large(record: dict[str, Any], size: str) -> str:
     """Why a step does not fit: its size, the parts that take most, and the batch that would."""
-    parts = {name: count for name, count in (record["memory"] or {}).items() if name != "peak" and count}
+    parts = {name: count for name, count in (record["memory"] or {}).items() if name not in ("peak", "weights apart") and count}
     most = ", ".join(f"{name} {parts[name] / 2**20:.4g}" for name in sorted(parts, key=lambda name: -parts[name])[:2])
     would = record.get("advice", "").rpartition("; ")[2]
     return f"it needs {size}{f' ({most})' if most else ''}{f'; {would}' if would else ''}"

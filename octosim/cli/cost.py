@@ -329,17 +329,16 @@ def point(
     if chosen["runtime"] == asked.runtime == "octosim" and not asked.inference:
         record["notes"].append(runtimes.ANOTHER_PROGRAM)
     record["notes"] += first.notes([each.op for each in priced[first.dtype]])
-    record["memory"] = chosen.pop("parts")
-    for row in rows.values():
-        row.pop("parts", None)
+    parts = {name: row.pop("parts") for name, row in rows.items()}
+    record["memory"] = parts[first.dtype]
     record["types"] = rows
     if "int8" in priced and first.dtype == "int8":
         record |= side_by_side(priced["int8"], priced.get("float32"), device, first.is_fixed)
         for name in ("int8", "float32"):
             record[name]["peak_bytes"] = rows[name]["peak_bytes"] if name in rows else None
-    peaks = {SHORT[name]: row["peak_bytes"] for name, row in rows.items() if row["peak_bytes"] is not None}
-    if peaks and set(peaks) <= set(largest):
-        record |= fit(peaks, largest, device, first.fixed_batch)
+    held = {SHORT[name]: of for name, of in parts.items() if of is not None}
+    if held and set(held) <= set(largest):
+        record |= fit(held, largest, device, first.fixed_batch)
         for name, row in rows.items():
             row["fits"] = record["fits"][SHORT[name]]
         if first.dtype == "int8":

@@ -115,27 +115,50 @@ def capacity_bytes(device: Device) -> float | None:
     return None if known is None else USABLE * known.value * 2**30
 
 
-def fit(
-    peak: dict[str, int], largest: dict[str, Callable[[float], int]], device: Device, fixed_batch: int | None = None
-) -> dict[str, Any]:
-    """Whether each arithmetic's peak fits the device, and what would: {"fits": {name: bool | None}, "advice": text}.
+def placed(parts: dict[str, int], device: Device, inference: bool) -> dict[str, int]:
+    """The parts of a peak in the device's main memory; an inference's weights are "weights apart" where they have their own."""
+    if not inference or device.memory.weights_gib is None:
+        return parts
+    return parts | {"weights": 0, "weights apart": parts["weights"], "peak": parts["peak"] - parts["weights"]}
 
-    largest: by arithmetic, the largest batch for a number of bytes.  fixed_batch: the only batch of an ONNX file, None: any.
+
+def fits(parts: Mapping[str, int], device: Device) -> bool | None:
+    """Whether a step fits, by its parts as `placed` has them; None where the profile does not know the memory."""
+    capacity, weights = capacity_bytes(device), device.memory.weights_gib
+    if weights is not None and parts.get("weights apart", 0) > weights.value * 2**30:
+        return False
+    return None if capacity is None else parts["peak"] <= capacity
+
+
+def fit(
+    parts: dict[str, Mapping[str, int]], largest: dict[str, Callable[[float], int]], device: Device,
+    fixed_batch: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Whether each arithmetic's step fits the device, and what would: {"fits": {name: bool | None}, "advice": text}.
+
+    parts: of its peak, as `placed` has them.  largest: by arithmetic, the largest batch for a number of bytes.  fixed_batch: the
+    only batch of an ONNX file, None: any.
     """
     capacity = capacity_bytes(device)
-    fits = {name: None if capacity is None else bytes_ <= capacity for name, bytes_ in peak.items()}
-    if capacity is None or all(fits.values()):
-        return {"fits": fits, "advice": ""}
-    words = {name: f"a batch of up to {most(capacity)} in {name}" for name, most in largest.items() if most(capacity)}
-    would = [f"{name} at this batch" for name, here in fits.items() if here]
-    would += [text for name, text in words.items() if not fits[name]]
-    missing = [name for name, here in fits.items() if not here]
+    found = {name: fits(of, device) for name, of in parts.items()}
+    if all(here in (None, True) for here in found.values()):
+        return {"fits": found, "advice": ""}
+    apart = {name for name, of in parts.items() if fits(dict(of, peak=0), device) is False}
+    most = {} if capacity is None else {name: find(capacity) for name, find in largest.items() if name not in apart}
+    would = [f"{name} at this batch" for name, here in found.items() if here]
+    would += [f"a batch of up to {batch} in {name}" for name, batch in most.items() if batch and not found[name]]
+    missing = [name for name, here in found.items() if not here]
     verb = "do" if len(missing) > 1 else "does"
-    none = f"the batch is fixed at {fixed_batch} in the file" if fixed_batch else "no batch fits"
+    none = f"the batch is fixed at {fixed_batch} in the file" if fixed_batch and not apart else "no batch fits"
     what = f"fits: {', '.join(would)}" if would else none
-    size = f"{capacity / 2**30:.2g} GiB" if capacity >= 2**27 else f"{capacity / 2**20:.2g} MiB"
-    room = f"{size} ({USABLE:g} of the memory)"
-    return {"fits": fits, "advice": f"{' and '.join(missing)} {verb} not fit in {room}; {what}"}
+    room = f"{_size(capacity)} ({USABLE:g} of the memory)" if capacity is not None else ""
+    if weights := device.memory.weights_gib:
+        room += f"{' and ' if room else ''}{_size(weights.value * 2**30)} for weights"
+    return {"fits": found, "advice": f"{' and '.join(missing)} {verb} not fit in {room}; {what}"}
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2g} GiB" if count >= 2**27 else f"{count / 2**20:.2g} MiB"
 
 
 def time_of(ops: Sequence[Op], device: Device, threads: int | None = None, runtime: Runtime | None = None) -> float:

@@ -23,13 +23,14 @@ PADDED = {"Conv", "QLinearConv", "ConvInteger", "FusedConv"}
 
 def memory(
     path: Path, batch: int | None, dtype: str, inference: bool, runtime_floats: str | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None, bordered: bool = True,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes of an ONNX model's inference or training step: {"weights", "gradients", "optimizer", "activations", "workspace",
     "peak"}, as octosim.engine.plan.memory.
 
     dtype: of the products.  runtime_floats: type of the tensors between layers (`runtimes.onnx_rules`: int8 where a runtime
     keeps codes throughout), float32 beside int8 if not given.  Codes of a quantized file have one byte.
+    bordered: whether a convolution's input is copied with a border, as software for large processors does.
     Training keeps float32 master weights, all gradients at once (as frameworks do) and the velocity of SGD with momentum; of
     int8 products it keeps int8 inputs.  Inference shares memory between tensors whose lifetimes do not overlap.
     """
@@ -51,7 +52,7 @@ def memory(
     each = {name: 1 if name in graph.narrow | coded else 4 if name in graph.integers else wide for name in size}
     live = _live(model, graph.parameters, {name: n * each[name] for name, n in size.items()}, views)
     padded = max((2 * size.get(node.input[0], 0) * (1 if node.input[0] in graph.narrow or id(node) in graph.coded else narrow)
-                  for node in model.graph.node if node.op_type in PADDED), default=0)  # fmt: skip
+                  for node in model.graph.node if bordered and node.op_type in PADDED), default=0)  # fmt: skip
     if inference:
         weights = 0
         products = {name: node for node in model.graph.node if product_of(node) for name in node.input}

@@ -249,24 +249,23 @@ def in_float16(ops: Sequence[Op]) -> list[Op]:
     return found
 
 
-def narrowed(parts: Mapping[str, int], dtype: str, matrices: int, training: bool) -> dict[str, int]:
-    """Memory of a float32 plan in a narrower type; training is mixed precision, as frameworks' automatic one is.
+def in_half(parts: Mapping[str, int], matrices: int, training: bool) -> dict[str, int]:
+    """Memory of a float32 plan in mixed precision, as frameworks' automatic one is.
 
     parts: as `octosim.engine.plan.memory` has them.  matrices: elements of the weights that products read.
-    Activations and workspace shrink with the type.  Training keeps float32 weights, gradients and optimizer's values, and a
-    narrow copy of the matrices beside them; inference keeps the copy alone.
+    Activations and workspace are halved.  Training keeps float32 weights, gradients and optimizer's values, and a float16 copy
+    of the matrices beside them; inference keeps the copy alone.
     """
-    size = DTYPE_BYTES[dtype]
-    found = dict(parts)
-    if size < DTYPE_BYTES["float32"]:
-        found |= {name: math.ceil(parts[name] * size / 4) for name in ("activations", "workspace")}
-        found["weights"] += (size if training else size - 4) * matrices
-    return found | {"peak": sum(value for name, value in found.items() if name != "peak")}
+    found = dict(parts) | {name: math.ceil(parts[name] / 2) for name in ("activations", "workspace")}
+    found["weights"] += (2 if training else -2) * matrices
+    return _summed(found)
 
 
-def memory(parts: Mapping[str, int], dtype: str, matrices: int, gradients: int, training: bool) -> dict[str, int]:
-    """Memory of other software than octosim, of the float32 plan of the step that it makes.
+def with_all_gradients(parts: Mapping[str, int], gradients: int) -> dict[str, int]:
+    """Memory of other software's step, of the float32 plan that it makes: octosim's has the largest gradient alone, frameworks
+    keep all, `gradients` bytes, until the optimizer's step."""
+    return _summed(dict(parts) | {"gradients": gradients})
 
-    gradients: bytes of all: octosim's own step has the largest alone, frameworks keep all until the optimizer's step.
-    """
-    return narrowed(dict(parts) | ({"gradients": gradients} if training else {}), dtype, matrices, training)
+
+def _summed(parts: dict[str, int]) -> dict[str, int]:
+    return parts | {"peak": sum(value for name, value in parts.items() if name != "peak")}

@@ -134,6 +134,7 @@ class Plan:
     and other tensors that stay, and of the optimizer's.  gradients: bytes of the largest gradient of a parameter,
     or of all where they are accumulated.
     most: bytes of values that are there at once, in blocks that are used again and again, and of the core's own copies.
+    core: bytes that the core works in and that the recorded calls take.
     """
 
     batch: int
@@ -143,6 +144,7 @@ class Plan:
     slots: int
     gradients: int
     most: int
+    core: int
 
 
 def plan(network: Network, batch: int, optimizer: Any = None, training: bool = True) -> Plan:
@@ -197,7 +199,8 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
         sum(values.nbytes for values in held),
         sum(v.nbytes for kept in slots.values() for v in kept.values()),
         sum(trained) if network.accumulate > 1 else max(trained),
-        most + max(map(_padded, tape.calls)) + SCRATCH + training * RECORDED * len(tape.calls),
+        most + max(map(_padded, tape.calls)),
+        SCRATCH + training * RECORDED * len(tape.calls),
     )
 
 
@@ -350,6 +353,12 @@ def memory(step: Plan) -> dict[str, int]:
     activations: what the forward pass leaves for the backward pass.  gradients: the largest of a parameter; each is gone when
     the parameter has moved, unless they are accumulated.  workspace: what else there is at the moment when there is most.
     """
+    parts = in_c(step)
+    return parts | {"workspace": parts["workspace"] + step.core, "peak": parts["peak"] + step.core}
+
+
+def in_c(step: Plan) -> dict[str, int]:
+    """`memory` of a step that is written as a C program (`octosim export --to c`): without the core's own memory."""
     loss = next((at for at, call in enumerate(step.calls) if call.key[0] == "loss"), -1)
     activations = sum(buffer.nbytes for buffer in step.buffers if buffer.first <= loss < buffer.last)
     rest = max(0, step.most - activations)

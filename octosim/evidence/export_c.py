@@ -21,15 +21,13 @@ from typing import Any
 import numpy as np
 
 from octosim import train
-from octosim.engine import quantizers
+from octosim.engine import buffers, quantizers
 from octosim.engine.layers import (
     Add,
     BatchNorm,
     Clip,
     Conv2d,
     DepthwiseConv2d,
-    Dropout,
-    Flatten,
     GlobalAvgPool,
     Linear,
     MaxPool,
@@ -271,9 +269,6 @@ _LAYERS: dict[type[Any], Callable[[_Writer, Node, Sequence[str], str, Any], None
     Conv2d: _product, DepthwiseConv2d: _product, Linear: _product, BatchNorm: _batchnorm, ReLU: _relu, ReLU6: _clip,
     Clip: _clip, MaxPool: _maxpool, GlobalAvgPool: _average, Add: _add,
 }  # fmt: skip
-_SAME = (Flatten, Dropout)
-"""Layers whose output is their input in memory."""
-
 MAIN = """
 #ifdef OCTOSIM_MAIN
 #include <stdio.h>
@@ -302,60 +297,31 @@ def program(run: train.Run) -> Program:
     if run.registers.accumulator != EXACT32:
         raise OctosimError(f"the export to C has exact 32-bit sums; the run was trained in {run.registers.accumulator.name}")
     held, w = weighted(run), _Writer()
-    # which buffer holds each node's output: those of Flatten and Dropout their input's
-    source = {-1: -1}
-    for node in network.nodes:
-        source[node.index] = source[node.inputs[0]] if isinstance(node.layer, _SAME) else node.index
-    last_use: dict[int, int] = {}
-    for node in network.nodes:
-        for i in node.inputs:
-            last_use[source[i]] = node.index
-    last_use[source[network.nodes[-1].index]] = len(network.nodes)
-    slots: list[int] = []  # sizes
-    free: list[int] = []
-    place: dict[int, int] = {}
-
-    def take(size: int) -> int:
-        fits = sorted((slots[i], i) for i in free if slots[i] >= size)
-        if fits:
-            free.remove(fits[0][1])
-            return fits[0][1]
-        if free:  # the largest free one grows
-            i = max(free, key=lambda slot: slots[slot])
-            free.remove(i)
-            slots[i] = size
-            return i
-        slots.append(size)
-        return len(slots) - 1
-
+    place, sizes = buffers.assign(network.nodes)
     inputs = math.prod(network.nodes[0].in_shape)
-    place[-1] = take(inputs)
     for node in network.nodes:
-        if isinstance(node.layer, _SAME):
+        if buffers.is_view(node):
             continue
         make = _LAYERS.get(type(node.layer))
         if make is None or node.layer.stem in run.method.layers or takes_tokens(node):
             raise OctosimError(f"layer {node.name}: layers of the kind '{node.layer.kind}' are not exported to C yet")
-        place[node.index] = take(math.prod(node.out_shape))
-        given = [f"buffer_{place[source[i]]}" for i in node.inputs]
+        given = [f"buffer_{place[i]}" for i in node.inputs]
         w.calls.append(f"    /* {node.name} */\n")
         make(w, node, given, f"buffer_{place[node.index]}", held)
-        for done in [i for i, last in last_use.items() if last == node.index and i in place]:
-            free.append(place[done])
     outputs = math.prod(network.nodes[-1].out_shape)
-    result = f"buffer_{place[source[network.nodes[-1].index]]}"
+    result = f"buffer_{place[network.nodes[-1].index]}"
     kernels = "".join(text for name, text in KERNELS.items() if name in w.kernels)
-    buffers = "".join(f"static float buffer_{i}[{size}];\n" for i, size in enumerate(slots))
+    memory = "".join(f"static float buffer_{i}[{size}];\n" for i, size in enumerate(sizes))
     about = f"model {run.config.model}, method {run.config.method}, step {run.step}, sha256:{run.digest()}".replace("*/", "* /")
     source_text = (
         f"/* Made by octosim export from {about} */\n\n#include <stdint.h>\n\n#define OCTOSIM_INPUTS {inputs}\n"
         f"#define OCTOSIM_OUTPUTS {outputs}\n\nvoid octosim_run(const uint8_t *image, float *logits);\n\n"
-        + "".join(w.constants) + f"\n{buffers}static int8_t codes[{max(1, w.codes)}];\n{kernels}\n"
+        + "".join(w.constants) + f"\n{memory}static int8_t codes[{max(1, w.codes)}];\n{kernels}\n"
         "void octosim_run(const uint8_t *image, float *logits)\n{\n    long i;\n"
         f"    for (i = 0; i < OCTOSIM_INPUTS; i++)\n        buffer_{place[-1]}[i] = (float)image[i] * {_real(1 / 255)};\n"
         + "".join(w.calls) + f"    for (i = 0; i < OCTOSIM_OUTPUTS; i++)\n        logits[i] = {result}[i];\n}}\n{MAIN}"
     )  # fmt: skip
-    return Program(source_text, w.flash, 4 * sum(slots) + w.codes)
+    return Program(source_text, w.flash, 4 * sum(sizes) + w.codes)
 
 
 def run_c(source: Path, images: Array, classes: int, compiler: Sequence[str] = ("cc",), runner: Sequence[str] = ()) -> Array:

@@ -383,10 +383,8 @@ def _sizes(part: Path, compiler: Sequence[str]) -> dict[str, int | None]:
 
 
 def planned(run: train.Run) -> int:
-    """Bytes at the peak of the plan's values and weights, without the core's own scratch memory and its recording."""
-    step = plan.plan_like(run.network, run.config.batch_size, run.optimizer)
-    parts = plan.memory(step)
-    return parts["peak"] - plan.SCRATCH - plan.RECORDED * len(step.calls)
+    """Bytes at the peak of the plan's values and weights."""
+    return plan.in_c(plan.plan_like(run.network, run.config.batch_size, run.optimizer))["peak"]
 
 
 STEPS = 10

@@ -213,14 +213,21 @@ class Memory(Frozen):
 
     bandwidth_sustained_gb_s is what the cost model uses (absent: traffic costs no time, and the output says so);
     bandwidth_peak_gb_s is for people to compare.
+    weights_gib is of another memory, for the weights of an inference (flash, an accelerator's kernel memory): capacity_gib is of
+    all else then, and of all in training.
     link_gb_s is of a chip without memory of its own, whose caches hold all else: weights that they cannot hold come over this
     link in every inference.
     """
 
     capacity_gib: Figure | None = None
+    weights_gib: Figure | None = None
     bandwidth_peak_gb_s: Figure | None = None
     bandwidth_sustained_gb_s: Figure | None = None
     link_gb_s: Figure | None = None
+
+
+BARE_GIB = 1 / 16
+"""Below it no operating system runs, so no Python: a step is the C program that `octosim export --to c` writes."""
 
 
 class Cache(Frozen):
@@ -385,6 +392,11 @@ class Device(Frozen):
     @property
     def overhead_s(self) -> float:
         return self.overhead_us.value * 1e-6
+
+    @property
+    def is_bare(self) -> bool:
+        capacity = self.memory.capacity_gib
+        return capacity is not None and capacity.value < BARE_GIB
 
     @property
     def busy_w(self) -> float | None:

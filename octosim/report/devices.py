@@ -15,7 +15,7 @@ from octosim.report.states import learned
 from octosim.report.tables import DASH, Cell, Group, Table, milliseconds, significant
 from octosim.trace import Op
 
-StepOf = Callable[[dict[str, Any]], tuple[list[Op], int]]
+StepOf = Callable[[dict[str, Any], bool], tuple[list[Op], int]]
 """The operations of a step and the most bytes that it needs, of a run's manifest: `octosim.train.step_of`.  A report
 computes nothing itself, so its caller brings it."""
 
@@ -72,12 +72,13 @@ def prices(
     for group in groups:
         records = max((run.records for run in group.runs), key=len)
         try:
-            ops, peak = step_of(group.runs[0].manifest)
+            steps_of = {bare: step_of(group.runs[0].manifest, bare) for bare in {device.is_bare for device in devices.values()}}
         except OctosimError as error:
             notes.append(f"{group.label}: no cost predicted: {error}.")
             continue
         steps = 0 if records.empty else int(records["step"].iloc[-1])
         for label, device in devices.items():
+            ops, peak = steps_of[device.is_bare]
             try:
                 made.append(Price(group, label, device, cost.total(cost.predict(ops, device), device, peak), steps))
             except OctosimError as error:

@@ -166,12 +166,16 @@ def test_fit_and_advice():
     capacity = compare.capacity_bytes(device)
     assert capacity == 0.8 * 0.5 * 2**30
     largest = {"INT8": lambda c: 7, "FP32": lambda c: 0}
-    assert compare.fit({"INT8": 1, "FP32": 2}, largest, device) == {"fits": {"INT8": True, "FP32": True}, "advice": ""}
-    half = compare.fit({"INT8": 1, "FP32": 2**30}, largest, device)
+
+    def fit(**peaks):
+        return compare.fit({name: {"peak": peak} for name, peak in peaks.items()}, largest, device)
+
+    assert fit(INT8=1, FP32=2) == {"fits": {"INT8": True, "FP32": True}, "advice": ""}
+    half = fit(INT8=1, FP32=2**30)
     assert half["fits"] == {"INT8": True, "FP32": False} and "fits: INT8 at this batch" in half["advice"]
-    both = compare.fit({"INT8": 2**30, "FP32": 2**30}, largest, device)
+    both = fit(INT8=2**30, FP32=2**30)
     assert "INT8 and FP32 do not fit in 0.4 GiB" in both["advice"] and "a batch of up to 7 in INT8" in both["advice"]
-    assert "no batch fits" in compare.fit({"FP32": 2**30}, {"FP32": lambda c: 0}, device)["advice"]
+    assert "no batch fits" in compare.fit({"FP32": {"peak": 2**30}}, {"FP32": lambda c: 0}, device)["advice"]
 
 
 def test_crossover():
@@ -234,7 +238,7 @@ def test_command_compares_and_plots(tmp_path: Path):
 def test_plots_of_a_device_without_float32(tmp_path: Path):
     """Its only bar and its roof without a slope; no word of what float32 would need."""
     bars, roof = tmp_path / "bars.svg", tmp_path / "roof.svg"
-    done = octosim("cost", "--profile", "k210", "--compare", "pi4", "--model", "lenet5", "--inference", "--batch-size", "1000",
+    done = octosim("cost", "--profile", "k210", "--compare", "pi4", "--model", "lenet5", "--inference", "--batch-size", "4000",
                    "--plot", str(bars), "--roofline", str(roof))  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "INT8 does not fit in 6.4 MiB" in done.stdout and "in FP32" not in done.stdout

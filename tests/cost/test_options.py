@@ -104,7 +104,7 @@ def test_what_would_say_nothing_is_refused(main: str, options: list[tuple[str, .
 
 
 def test_advice_keeps_to_the_memory_of_the_device_and_to_the_limit() -> None:
-    asked = *LENET, "--profile", "stm32h743", "--method", "octo", "--advise", "--json"
+    asked = "--model", "simplecnn", "--profile", "stm32h743", "--method", "octo", "--advise", "--json"
     for limit in ("0.01", "200"):
         found = json.loads(run(*asked, "--max-memory", limit))
         assert found["best"] is None and {row["breaks"] for row in found["tried"]} <= {"memory", "memory of the device"}

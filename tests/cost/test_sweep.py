@@ -106,7 +106,7 @@ def test_the_answer_comes_first():
     assert set(record["types"]) == {"int8", "float16", "float32"}
     assert record["types"]["int8"]["runtime"] == "octosim" and record["types"]["float16"]["runtime"] == "pytorch"
     assert run(*LENET).splitlines()[0].startswith("lenet5, batch 100 of 28x28x1 on Raspberry Pi 4")
-    first = run("--model", "lenet5", "--profile", "stm32h743").splitlines()[0]
+    first = run("--model", "simplecnn", "--profile", "stm32h743").splitlines()[0]
     assert re.search(r"RAM\): does not fit, because it needs [\d.]+ of 1.004 MiB \(\w+ [\d.]+, \w+ [\d.]+\); ", first)
     assert "; no batch fits; if it did: INT8 " in first
 
