@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import math
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
@@ -182,9 +183,9 @@ def of_epochs(records: pd.DataFrame, name: str) -> dict[int, float]:
 
 
 def curve(table: pd.DataFrame, text: str) -> Curve:
-    """text: METHOD=ACCURACY,ACCURACY ... or METHOD=ACCURACY/LOSS,... of the authors' epochs; here means over runs."""
-    method, values = text.split("=")
-    theirs = [[float(number) for number in value.split("/")] for value in values.split(",")]
+    """text: METHOD, METHOD=ACCURACY,ACCURACY ... or METHOD=ACCURACY/LOSS,... of the authors' epochs; here means over runs."""
+    method, _, values = text.partition("=")
+    theirs = [[float(number) for number in value.split("/")] for value in values.split(",") if value]
     records = table[table["method"] == method]
     here = {epoch: 100 * share for epoch, share in of_epochs(records, "test_accuracy").items()}
     losses = {epoch: both[1] for epoch, both in enumerate(theirs, 1) if len(both) > 1}
@@ -193,6 +194,12 @@ def curve(table: pd.DataFrame, text: str) -> Curve:
 
 
 def show_curves(curves: list[Curve]) -> None:
+    if not any(each.theirs for each in curves):
+        print("| method | epoch | test accuracy, % | training loss |\n|---|---|---|---|")
+        for each in curves:
+            for epoch, accuracy in each.here.items():
+                print(f"| {each.method} | {epoch} | {accuracy:.1f} | {each.losses_here.get(epoch, math.nan):.4g} |")
+        return
     print("| method | epoch | here, % | authors' log, % | difference | training loss here | authors' log | difference, % |")
     print("|" + "---|" * 8)
     for each in curves:
@@ -206,7 +213,7 @@ def show_curves(curves: list[Curve]) -> None:
 
 
 def plot_curves(curves: list[Curve], out: Path) -> None:
-    with_loss = [each for each in curves if each.losses_here and each.losses_theirs]
+    with_loss = [each for each in curves if each.losses_here and bool(each.losses_theirs) == bool(each.theirs)]
     figure, grid = figure_of(1 + bool(with_loss), 6.0, 3.4)
     for number, each in enumerate(curves):
         draw(grid[0], number, each.method, each.here, each.theirs)
@@ -222,16 +229,19 @@ def plot_curves(curves: list[Curve], out: Path) -> None:
 
 
 def draw(axes: Any, number: int, method: str, here: dict[int, float], theirs: dict[int, float]) -> None:
-    """The two curves of a method, in the same colour."""
+    """The curve of a method and its authors', where there is one, in the same colour."""
     for values, style, whose in ((here, "o-", "here"), (theirs, "s--", "authors' log")):
-        axes.plot(list(values), list(values.values()), style, color=f"C{number}", label=f"{method}, {whose}", markersize=4)
+        if values:
+            label = f"{method}, {whose}" if theirs else method
+            axes.plot(list(values), list(values.values()), style, color=f"C{number}", label=label, markersize=4)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="records.csv of a study.")
     parser.add_argument("--curve", action="append", default=[],
-                        help="METHOD=accuracies of the authors' log by epoch, each with /LOSS where it has the training loss.")
+                        help="METHOD, or METHOD=accuracies of its authors' log by epoch, each with /LOSS where it has the training "
+                        "loss: a curve.")
     parser.add_argument("--keep", type=Path, help="A copy of the tested epochs' records, with their mean losses (--curve).")
     parser.add_argument("--plot", type=Path, help="A figure, .svg or .png.")
     parser.add_argument("--by", default="", help="Settings, with commas between them, whose values have a panel each.")

@@ -136,8 +136,8 @@ def fit(
 ) -> dict[str, Any]:  # fmt: skip
     """Whether each arithmetic's step fits the device, and what would: {"fits": {name: bool | None}, "advice": text}.
 
-    parts: of its peak, as `placed` has them.  largest: by arithmetic, the largest batch for a number of bytes.  fixed_batch: the
-    only batch of an ONNX file, None: any.
+    parts: of its peak, as `placed` has them.  largest: by arithmetic, the largest batch for a number of bytes.
+    fixed_batch: the only batch of an ONNX file, None: any.
     """
     capacity = capacity_bytes(device)
     found = {name: fits(of, device) for name, of in parts.items()}

@@ -56,12 +56,14 @@ def assign(nodes: Sequence[Node], in_place: bool = False) -> tuple[dict[int, int
 def memory(nodes: Sequence[Node], batch: int, weight: int, value: int, in_c: bool, bordered: bool) -> dict[str, int]:
     """Bytes of an inference, as `engine.plan.memory` has them.
 
-    weight, value: bytes of a matrix' element, in which products take their inputs too, and of a value between layers; numbers of
-    channels have four.  in_c: as `octosim export --to c` writes it, whose layers have outputs of their own and whose products
-    quantize their input; other software writes over inputs.  bordered: whether it copies a convolution's input with a border.
+    weight, value: bytes of a matrix' element, in which products take their inputs too, and of a value between layers; numbers
+    of channels have four.  in_c: as `octosim export --to c` writes it, whose layers have outputs of their own and whose
+    products quantize their input; other software writes over inputs.  bordered: whether it copies a convolution's input with
+    a border.
     """
     params = [values for node in nodes for values in node.params.values()]
-    copied = [node for node in nodes if node.layer.weighted and (in_c and weight < value or bordered and len(node.in_shape) == 3)]
+    products = [node for node in nodes if node.layer.weighted]
+    copied = [node for node in products if in_c and weight < value or bordered and len(node.in_shape) == 3]
     parts = {
         "weights": sum(values.size * (weight if values.ndim > 1 else 4) for values in params),
         "gradients": 0,

@@ -213,8 +213,8 @@ class Memory(Frozen):
 
     bandwidth_sustained_gb_s is what the cost model uses (absent: traffic costs no time, and the output says so);
     bandwidth_peak_gb_s is for people to compare.
-    weights_gib is of another memory, for the weights of an inference (flash, an accelerator's kernel memory): capacity_gib is of
-    all else then, and of all in training.
+    weights_gib is of another memory, for the weights of an inference (flash, an accelerator's kernel memory): capacity_gib is
+    of all else then, and of all in training.
     link_gb_s is of a chip without memory of its own, whose caches hold all else: weights that they cannot hold come over this
     link in every inference.
     """

@@ -76,7 +76,8 @@ def test_an_accelerator_holds_codes(tmp_path: Path) -> None:
 def test_other_software_takes_the_same_for_a_network_and_its_file(name: str, device: str, tmp_path: Path) -> None:
     """The network is run by that software, not by the method; its own codes are a quarter of float32's."""
     pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
-    octosim.train(out=tmp_path / "run", model="resnet20", method="fp32", data="fashion-mnist-5k", steps=1, limit=20, batch_size=4)
+    run = dict(model="resnet20", method="fp32", data="fashion-mnist-5k")
+    octosim.train(out=tmp_path / "run", **run, steps=1, limit=20, batch_size=4)
     (tmp_path / "file.onnx").write_bytes(export.onnx_model(train.replay(tmp_path / "run"), "qdq"))
     board, software = hardware.load(device), load_runtime(name)
     made = source(CostQuery(str(tmp_path / "file.onnx"), None, "float32", True, None, True))

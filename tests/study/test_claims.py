@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import statistics
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def claims() -> Iterator[ModuleType]:
 def test_the_document_has_the_records_table(path: Path, claims: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (path.parent / "README.md").read_text().splitlines()
     commands = [line for line in lines if line.startswith(f"python tools/claims.py studies/{path.stem}/records.csv")]
-    curves = [word for line in commands for word in line.split() if word == "--curve" or "=" in word]
+    words = [word for line in commands for word in line.split()]
+    curves = [word for pair in itertools.pairwise(words) if pair[0] == "--curve" for word in pair]
     claims.main([str(path), *curves])
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) > 3 and [line for line in printed if line not in lines] == []
@@ -102,6 +104,18 @@ def test_a_curve_has_the_means_of_its_epochs_losses(
     claims.main([str(kept), "--curve", "niti=31/2.5,40/1.25,50/1", "--plot", str(tmp_path / "a.svg")])
     assert "mean training loss" in (tmp_path / "a.svg").read_text()
     assert capsys.readouterr().out.splitlines() == printed and len(pd.read_csv(kept)) == 2
+
+
+def test_curves_without_a_log(claims: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    epochs = [{"epoch": e, "test_accuracy": e / 10, "train_loss": 2 / e} for e in (1, 2)]
+    rows = [{"run": m, "method": m} | e for m in ("fp32", "octo") for e in epochs]
+    pd.DataFrame(rows).to_csv(tmp_path / "records.csv", index=False)
+    claims.main([str(tmp_path / "records.csv"), "--curve", "octo", "--curve", "fp32", "--plot", str(tmp_path / "a.svg")])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| octo | 1 | 10.0 | 2 |", "| octo | 2 | 20.0 | 1 |", "| fp32 | 1 | 10.0 | 2 |", "| fp32 | 2 | 20.0 | 1 |",
+    ]  # fmt: skip
+    text = (tmp_path / "a.svg").read_text()
+    assert "mean training loss" in text and "authors" not in text
 
 
 def test_a_curve_goes_by_the_epochs_numbers(claims: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
