@@ -240,8 +240,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, help="records.csv of a study.")
     parser.add_argument("--curve", action="append", default=[],
-                        help="METHOD, or METHOD=accuracies of its authors' log by epoch, each with /LOSS where it has the training "
-                        "loss: a curve.")
+                        help="METHOD, or METHOD=accuracies of its authors' log by epoch, each with /LOSS where it has the "
+                        "training loss: a curve.")
     parser.add_argument("--keep", type=Path, help="A copy of the tested epochs' records, with their mean losses (--curve).")
     parser.add_argument("--plot", type=Path, help="A figure, .svg or .png.")
     parser.add_argument("--by", default="", help="Settings, with commas between them, whose values have a panel each.")
