@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class EngineMultiHead(nn.Module):
         self.train(original.training)
 
     def _project(self, i: int, x: Tensor) -> Tensor:
-        size, module = self.embed_dim, self.projections[i]
+        size, module = self.embed_dim, cast(EngineModule, self.projections[i])
         rows = slice(i * size, (i + 1) * size)
         weight = self.in_proj_weight[rows]
         bias = torch.zeros(size) if self.in_proj_bias is None else self.in_proj_bias[rows]
