@@ -27,6 +27,7 @@ from octosim.textfile import read_text
 
 CSV_BYTES = 1 << 30
 CHUNK = 1 << 20
+INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 BEYOND_FLOAT32 = 2.0**128 * (1 - 2.0**-25)  # the least number that float32 rounds to infinity
 
 
@@ -281,11 +282,13 @@ class Csv:
         classes, numbers = _classes(table.labels)
         train_labels = _numbered(train, table, numbers)
         names = (f"{train}: its values", f"{train}: its labels", f"{test}: its values", f"{test}: its labels")
+        notes = [] if table.label is None else [f"{train}: the class is in its last column, '{table.label}'"]
         if test is None:
-            return checked(Given(self.path, names, table.values, train_labels, classes=classes), self.options)
+            return checked(Given(self.path, names, table.values, train_labels, classes=classes, notes=notes), self.options)
         other = _table(test)
+        values = _in_order(test, other, train, table)
         return checked(
-            Given(self.path, names, table.values, train_labels, other.values, _numbered(test, other, numbers), classes),
+            Given(self.path, names, table.values, train_labels, values, _numbered(test, other, numbers), classes, notes),
             self.options,
         )
 
@@ -298,11 +301,14 @@ class Csv:
 
 @dataclass(frozen=True)
 class _Table:
-    """values: float32 (N, columns).  lines: of the file, one a row."""
+    """values: float32 (N, columns).  lines: of the file, one a row.  columns: the values' names, where the file has a header;
+    label: that of the classes, where it is not `label`."""
 
     values: Array
     labels: list[str]
     lines: list[int]
+    columns: list[str]
+    label: str | None
 
 
 def _is_number(text: str) -> bool:
@@ -319,7 +325,7 @@ def _table(path: Path) -> _Table:
     labels: list[str] = []
     lines: list[int] = []
     columns: list[str] = []
-    label = -1
+    label, header, top = -1, False, list[str]()
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells]
@@ -331,14 +337,44 @@ def _table(path: Path) -> _Table:
                     continue
             if len(cells) != len(columns):
                 raise OctosimError(f"{path}, line {reader.line_num}: {len(cells)} cells, the first line has {len(columns)}")
+            top = top or cells[:-1]
             labels.append(cells.pop(label))
             lines.append(reader.line_num)
             values.append(_numbers(path, reader.line_num, cells, columns[:label] + columns[label + 1 :]))
     except csv.Error as error:
         raise OctosimError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+    if not header and _is_header(top, labels):
+        header, columns = True, [*top, labels.pop(0)]
+        del lines[0], values[0]
     if not values:
         raise OctosimError(f"{path}: no line of values, expected numbers and a class a line")
-    return _Table(np.array(values, np.float32), labels, lines)
+    table = np.array(values, np.float32)
+    names = columns[:label] + columns[label + 1 :]
+    if header and not names[0] and np.array_equal(table[:, 0], np.arange(len(table))):
+        raise OctosimError(f"{path}: its first column has no name and counts the lines; leave such an index out")
+    other = columns[label] if header and columns[label].lower() != "label" else None
+    return _Table(table, labels, lines, names if header else [], other)
+
+
+def _is_header(values: list[str], labels: list[str]) -> bool:
+    """Whether a first line of numbers is a header nevertheless, as pandas writes columns without names: it counts the columns,
+    or it has a name where all others have a class number.  values: of the first line."""
+    first, others = labels[0] if labels else "", set(labels[1:])
+    if not others or first in others:
+        return False
+    numbered = all(INTEGER.fullmatch(label) for label in others)
+    return numbered and not _is_number(first) or len(values) > 1 and values == [str(i) for i in range(len(values))]
+
+
+def _in_order(path: Path, table: _Table, train: Path, first: _Table) -> Array:
+    """The values of a second file with its columns in the order of the first; OctosimError where it has others."""
+    if not table.columns or not first.columns or table.columns == first.columns:
+        return table.values
+    if sorted(table.columns) != sorted(first.columns) or len(set(first.columns)) < len(first.columns):
+        lacking = next((name for name in first.columns if name not in table.columns), None)
+        told = f"no column {lacking!r}" if lacking is not None else f"the columns {', '.join(table.columns)[:100]}"
+        raise OctosimError(f"{path} has {told}, expected those of {train}: {', '.join(first.columns)[:100]}")
+    return np.ascontiguousarray(table.values[:, [table.columns.index(name) for name in first.columns]])
 
 
 def _heads(path: Path, cells: list[str]) -> tuple[list[str], int, bool]:
@@ -363,6 +399,7 @@ def _numbers(path: Path, line: int, cells: list[str], columns: list[str]) -> lis
         pass
     for cell, column in zip(cells, columns, strict=True):
         if not _is_number(cell) or not abs(float(cell)) < BEYOND_FLOAT32:
+            column = column or "a column without a name"
             raise OctosimError(f"{path}, line {line}: {column} is '{cell[:40]}', expected a finite number in float32")
     raise AssertionError
 
@@ -370,7 +407,7 @@ def _numbers(path: Path, line: int, cells: list[str], columns: list[str]) -> lis
 def _classes(labels: list[str]) -> tuple[tuple[str, ...], dict[str, int] | None]:
     """Names of classes and, where they are names rather than numbers, the number of each."""
     different = set(labels)
-    if all(re.fullmatch(r"[+-]?\d{1,18}", label) for label in different):
+    if all(INTEGER.fullmatch(label) for label in different):
         return (), None
     if "" in different or all(_is_number(label) for label in different):
         return (), {}
@@ -380,7 +417,9 @@ def _classes(labels: list[str]) -> tuple[tuple[str, ...], dict[str, int] | None]
 
 def _numbered(path: Path, table: _Table, numbers: dict[str, int] | None) -> Array:
     for label, line in zip(table.labels, table.lines, strict=True):
-        if numbers is None and not re.fullmatch(r"[+-]?\d{1,18}", label) or numbers is not None and label not in numbers:
+        if not INTEGER.fullmatch(label) if not numbers else label not in numbers:
+            if numbers == {} and label and "" in table.labels:
+                continue  # the first that is missing is told
             expected = "a class number from 0 or a name" if not numbers else f"one of {', '.join(list(numbers)[:10])}"
             raise OctosimError(f"{path}, line {line}: the label is '{label[:40]}', expected {expected}")
     return np.array([int(label) if numbers is None else numbers[label] for label in table.labels], np.int64)

@@ -164,21 +164,29 @@ def check_header(where: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> No
     if dtype.hasobject:
         raise OctosimError(f"{where} holds Python objects, which are never loaded; expected uint8 or float32")
     if dtype != np.uint8 and dtype.kind != "f":
-        remedy = "; use .astype(numpy.uint8) for pixels" if dtype.kind in "iub" else ""
+        remedy = "; of pixels in 0 .. 255 use .astype(numpy.uint8)" if dtype.kind in "iu" else ""
+        remedy = "; use .astype(numpy.float32)" if dtype.kind == "b" else remedy
         raise OctosimError(f"{where} is {dtype}, expected uint8 or float32{remedy}")
     expected = "expected (N, height, width, channels), (N, channels, height, width), (N, height, width) or vectors (N, values)"
     if not 2 <= len(shape) <= 4 or 0 in shape[1:]:
         raise OctosimError(f"{where} has the shape {shape}, {expected}")
     if len(shape) == 2:
         return
-    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] not in (1, 3):
-        raise OctosimError(f"{where} has the shape {shape}, {expected}, with 1 or 3 channels")
-    first = len(shape) == 4 and shape[3] not in (1, 3)
+    if len(shape) == 4 and not {1, 3} & {shape[1], shape[3]} and shape[1] == shape[3]:
+        raise OctosimError(f"{where} has the shape {shape}, {expected}, with 1, 3 or fewer channels than pixels beside")
+    first = len(shape) == 4 and channels_first(shape)
     height, width = (shape[2], shape[3]) if first else (shape[1], shape[2])
     if max(height, width) > LARGEST_SIDE:
         raise OctosimError(f"{where} has images of {height} x {width} pixels, expected at most {LARGEST_SIDE} a side")
     if height == width == 1:
         raise OctosimError(f"{where} has images of 1 x 1 pixels; give vectors as (N, values)")
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of four axes are (N, channels, height, width): 1 or 3 channels, else the smaller of the two axes."""
+    if shape[3] in (1, 3):
+        return False
+    return shape[1] in (1, 3) or shape[1] < shape[3]
 
 
 def as_values(where: str, x: Array, notes: list[str]) -> Array:
@@ -196,7 +204,7 @@ def as_values(where: str, x: Array, notes: list[str]) -> Array:
             notes.append(f"{where} is {kind}: converted to float32")
     if x.ndim == 3:
         x = x[..., None]
-    elif x.ndim == 4 and x.shape[3] not in (1, 3):
+    elif x.ndim == 4 and channels_first(x.shape):
         x = x.transpose(0, 2, 3, 1)
     return np.ascontiguousarray(x)
 
@@ -210,7 +218,8 @@ def as_labels(where: str, y: Array, count: int, images: str) -> Array:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
-        raise OctosimError(f"{where} has the shape {y.shape}, expected (N,): one class number an image")
+        remedy = "; of one-hot labels use .argmax(1)" if y.ndim == 2 else ""
+        raise OctosimError(f"{where} has the shape {y.shape}, expected (N,): one class number an image{remedy}")
     if len(y) != count:
         raise OctosimError(f"{where} has {len(y)} labels, but {images} has {count} images")
     for extreme in (y.min(), y.max()) if len(y) else ():
@@ -265,7 +274,7 @@ def checked(given: Given, options: Options) -> Dataset:
     check_header(tx_name, given.test_images.shape, given.test_images.dtype)
     tests = as_values(tx_name, given.test_images, given.notes)
     if tests.shape[1:] != images.shape[1:]:
-        raise OctosimError(f"{tx_name} has images {tests.shape[1:]}, expected {images.shape[1:]} as {x_name} has")
+        raise OctosimError(f"{tx_name}: the shape of each is {tests.shape[1:]}, expected {images.shape[1:]} as in {x_name}")
     if tests.dtype != images.dtype:
         raise OctosimError(f"{tx_name} is {tests.dtype}, expected {images.dtype} as {x_name} is")
     test_labels = as_labels(ty_name, given.test_labels, len(tests), tx_name)
@@ -281,6 +290,9 @@ def checked(given: Given, options: Options) -> Dataset:
 def check_classes(where: str, labels: Array, names: tuple[str, ...] = ()) -> None:
     """Refuses labels of one class only, and a class without an image to train on."""
     largest = int(labels.max())
+    if len(set(names)) < len(names):
+        name = next(name for at, name in enumerate(names) if name in names[:at])
+        raise OctosimError(f"{where}: two classes are called {name!r}, expected a name for each")
     if names and largest >= len(names):
         index = int(labels.argmax())
         raise OctosimError(f"{where}[{index}] is {largest}, expected 0 .. {len(names) - 1}: {len(names)} classes have names")

@@ -36,7 +36,8 @@ PICTURES = (
     ".heic .heif .avif .jp2 .jxl .raw .dng .cr2 .nef .psd .svg .eps"
 ).split()
 """Endings of images, in lower case, with those that cannot be read: a file with one of them is never left out in silence."""
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 MOST_NAMED = 5
 """Files that an error's sentence names."""
 
@@ -85,10 +86,10 @@ def listing(root: Path) -> Listing:
     top = [path for path in _entries(root) if path.is_dir()]
     by_name = {path.name.lower(): path for path in top}
     test_root = next((by_name[name] for name in TEST_FOLDERS if name in by_name), None)
-    if "train" not in by_name and test_root is not None and len(top) == 1:
+    train_root = next((by_name[name] for name in TRAIN_FOLDERS if name in by_name), root)
+    if train_root == root and test_root is not None and len(top) == 1:
         raise OctosimError(f"{root} has {test_root.name}/ but no train/, expected both, or a folder a class")
     files = Listing((), [], None)
-    train_root = by_name.get("train", root)
     if not any(path.is_dir() for path in _entries(train_root)):  # `train` may be a class
         train_root = root
     if train_root == root:

@@ -18,6 +18,8 @@ PREVIEW = (64, 64)
 """Height and width to which images of several sizes, or of a large one, are brought, where no --image is given."""
 LARGE = 1 << 17
 """Pixels of an image above which a network's time and memory call for a smaller --image: cameras' pictures have millions."""
+DARK = 32
+"""Of 255: where no pixel reaches it, images of 10 or 12 bits were probably stored with 16."""
 FEW = 10
 """Images of a class below which a warning is due."""
 
@@ -107,6 +109,11 @@ def _describe(data: Dataset, report: dict[str, Any]) -> None:
     report |= _values(data.train_images)
     if "files" not in report:  # those of a folder are there already
         report["warnings"] += data.notes
+    largest = report["range"][1]
+    if data.train_images.dtype == np.uint8 and data.train_images.ndim == 4 and largest < DARK:
+        report["warnings"].append(
+            f"the largest pixel is {largest} of 255: of images with 16 bits only the upper 8 are kept, float32 arrays keep all"
+        )
     for row in report["classes"]:
         for part in ("train", "test"):
             if row[part] < FEW:

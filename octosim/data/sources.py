@@ -121,6 +121,8 @@ def _at_size(dataset: Dataset, options: Options) -> Dataset:
         raise ArgumentError(f"{{image}} is for images; {dataset.name} has vectors of {shape[0]} numbers")
     if dataset.train_images.dtype != "uint8":
         raise ArgumentError(f"{{image}} is for images of bytes; those of {dataset.name} are {dataset.train_images.dtype}")
+    if shape[2] not in (1, 3):
+        raise ArgumentError(f"{{image}} is for images with 1 or 3 channels; those of {dataset.name} have {shape[2]}")
     images = [folders.resized(part, options.image) for part in (dataset.train_images, dataset.test_images)]
     arrays = images[0], dataset.train_labels, images[1], dataset.test_labels
     return replace(dataset, train_images=images[0], test_images=images[1], sha256=digest_of(*arrays))

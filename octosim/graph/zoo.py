@@ -29,7 +29,7 @@ from octosim.engine.layers import (
 from octosim.engine.network import nodes
 from octosim.engine.nodes import LOSSES
 from octosim.errors import ArgumentError, OctosimError, suggest
-from octosim.graph.imported import is_imported, load
+from octosim.graph.imported import has_weights, is_imported, load
 from octosim.graph.model_file import is_file, read_file
 from octosim.graph.networks import NETWORKS
 from octosim.graph.onnx import head_for
@@ -205,6 +205,13 @@ def layers(
         network = network if batchnorm else without(network, BatchNorm)
     else:
         network = chain(network)
+    if has_weights(model) and isinstance(network, Graph):
+        made_for = network.input.shape or in_shape
+        if len(made_for) == len(in_shape) and made_for[-1] != in_shape[-1]:
+            what = "(height, width, channels)" if len(made_for) == 3 else "(values)"
+            is_signal = len(made_for) == 3 and made_for[0] == 1
+            given = f"; a signal is given as (N, {made_for[-1]}, 1, {made_for[1]})" if is_signal else ""
+            raise OctosimError(f"{model}: its weights are for inputs of shape {made_for} {what}, not {in_shape}{given}")
     if is_imported(model) and isinstance(network, Graph) and is_classifier:
         network = head_for(network, classes)
     if is_file(model):

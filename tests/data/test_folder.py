@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -253,6 +254,23 @@ def test_what_systems_leave_is_skipped(photos: Path) -> None:
     (photos / "readme.md").write_text("x")
     after = data.load(str(photos))
     assert after.sha256 == before.sha256 and "readme.md belongs to no class" in after.notes[0]
+
+
+def test_parts_of_other_names(photos: Path) -> None:
+    """They were two classes."""
+    before = data.load(str(photos))
+    (photos / "train").rename(photos / "Training")
+    (photos / "test").rename(photos / "Testing")
+    assert data.load(str(photos)).sha256 == before.sha256
+
+
+def test_dark_images_of_16_bits_are_told(tmp_path: Path) -> None:
+    """Those of 12 bits have 16 values left."""
+    for number, label in itertools.product(range(12), "ab"):
+        (tmp_path / label).mkdir(exist_ok=True)
+        wide = np.random.default_rng(number).integers(0, 4096, (8, 8)).astype(np.uint16)
+        Image.fromarray(wide).save(tmp_path / label / f"{number}.png")
+    assert any("the largest pixel is 16 of 255" in warning for warning in data.check(str(tmp_path))["warnings"])
 
 
 def test_a_class_that_is_called_train(tmp_path: Path) -> None:

@@ -234,15 +234,15 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "nan in the test part": (
         {"x_train": X / 255.0, "x_test": np.full(TX.shape, np.nan)}, r"x_test\[0\] has a value that is nan",
     ),
-    "integers": ({"x_train": X.astype(np.int64)}, r"x_train is int64, expected uint8 or float32; use .astype"),
-    "booleans": ({"x_train": X > 9}, "x_train is bool, expected uint8"),
+    "integers": ({"x_train": X.astype(np.int64)}, r"x_train is int64, .*; of pixels in 0 .. 255 use .astype"),
+    "booleans": ({"x_train": X > 9}, "x_train is bool, expected uint8 or float32; use .astype.numpy.float32"),
     "complex": ({"x_train": X.astype(complex)}, "x_train is complex128"),
     "text": ({"x_train": X.astype(str)}, "x_train is <U3"),
     "objects": ({"x_train": X.astype(object)}, "x_train holds Python objects, which are never loaded"),
     "object labels": ({"y_train": Y.astype(object)}, "y_train holds Python objects"),
     "one dimension": ({"x_train": X[:, 0, 0, 0]}, r"x_train has the shape \(24,\), expected"),
     "five dimensions": ({"x_train": X[None]}, r"x_train has the shape \(1, 24, 8, 8, 1\)"),
-    "four channels": ({"x_train": np.repeat(X, 4, -1)}, r"x_train has the shape \(24, 8, 8, 4\).*1 or 3 channels"),
+    "channels as rows": ({"x_train": np.repeat(X, 8, -1)}, r"x_train has the shape \(24, 8, 8, 8\).*with 1, 3 or fewer"),
     "no pixels": ({"x_train": X[:, :0]}, r"x_train has the shape \(24, 0, 8, 1\)"),
     "one pixel": ({"x_train": X[:, :1, :1]}, "x_train has images of 1 x 1 pixels"),
     "huge images": ({"x_train": np.zeros((1, 5000, 2, 1), np.uint8)}, "x_train has images of 5000 x 2 pixels, .* at most 4096"),
@@ -252,7 +252,8 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "fewer test labels": ({"y_test": TY[:-2]}, "y_test has 7 labels, but .*x_test has 9 images"),
     "float labels": ({"y_train": Y.astype(float)}, "y_train is float64, expected integers"),
     "names as labels": ({"y_train": Y.astype(str)}, "y_train is <U21, expected integers"),
-    "one-hot labels": ({"y_train": np.eye(3, dtype=int)[Y]}, r"y_train has the shape \(24, 3\)"),
+    "one-hot labels": ({"y_train": np.eye(3, dtype=int)[Y]}, r"y_train has the shape \(24, 3\).*use .argmax"),
+    "classes of one name": ({"classes": np.array(["a", "b", "a"])}, "y_train: two classes are called 'a'"),
     "negative labels": ({"y_train": Y - 1}, r"y_train\[0\] is -1, expected a class number"),
     "labels out of range": ({"y_train": Y * 10**6}, r"y_train\[16\] is 2000000, expected a class number in 0 .. 65535"),
     "large unsigned labels": ({"y_train": Y.astype(np.uint64) * 2**63}, r"y_train\[8\] is 9223372036854775808"),
@@ -260,7 +261,7 @@ DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
     "an empty class": ({"y_train": Y * 2}, "y_train: class 1 has no image, expected every class from 0 to 4"),
     "classes from one": ({"y_train": Y + 1}, "y_train: class 0 has no image"),
     "one class": ({"y_train": Y * 0, "y_test": TY * 0}, "y_train: every label is 0, expected at least two classes"),
-    "another shape": ({"x_test": TX[:, :7]}, r"x_test has images \(7, 8, 1\), expected \(8, 8, 1\)"),
+    "another shape": ({"x_test": TX[:, :7]}, r"x_test: the shape of each is \(7, 8, 1\), expected \(8, 8, 1\)"),
     "another type": ({"x_test": TX.astype(np.float32)}, "x_test is float32, expected uint8 as .*x_train is"),
     "without y_test": ({"y_test": None}, "only one of x_test and y_test"),
     "without x_train": ({"x_train": None}, "has no array x_train, expected x_train, y_train"),
@@ -384,6 +385,10 @@ def test_damaged_idx(tmp_path: Path, name: str, change: Any, words: str) -> None
         ("a;b;label\n1;2;0\n", "one column, expected numbers and a class.*semicolons"),
         ("1,2,0.5\n3,4,1.5\n", "own.csv, line 1: the label is '0.5', expected a class number from 0 or a name"),
         ("1,2,\n3,4,a\n", "own.csv, line 1: the label is ''"),
+        ("1,2,0\n3,4,\n", "own.csv, line 2: the label is ''"),
+        (f"1,2,0\n3,4,{10**18}\n", f"own.csv, line 2: the label is '{10**18}'"),
+        (",a,label\n0,2,0\n1,4,1\n", "its first column has no name and counts the lines"),
+        ("a,label,\n0,2,\n1,4,\n", "own.csv, line 2: a column without a name is ''"),
         ("1,2,-1\n3,4,0\n", r"its labels\[0\] is -1"),
         ("1,2,0\n3,4,0\n", "every label is 0, expected at least two classes"),
         ("1,2,0\n3,4,2\n", "class 1 has no image"),
@@ -396,6 +401,45 @@ def test_damaged_csv(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(OctosimError, match=words) as caught:
         data.load(str(tmp_path / "own.csv"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", ["0,1,2,target", "0,1,2,3", "a,b,c,target", "a,b,c,Label"])
+@pytest.mark.parametrize("classes", [("0", "1"), ("no", "yes")])
+def test_headers_of_numbers(tmp_path: Path, names: str, classes: tuple[str, str]) -> None:
+    """pandas numbers columns without names: that line is no image, and its last cell no class."""
+    lines = [names, *(f"{i},{i + 0.5},{i % 3},{classes[i % 2]}" for i in range(20))]
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    found = data.load(str(tmp_path / "own.csv"))
+    assert found.classes == classes and len(found.train_labels) + len(found.test_labels) == 20
+    name = names.rpartition(",")[2]
+    assert any(f"the class is in its last column, '{name}'" in note for note in found.notes) == (name != "Label")
+
+
+def test_columns_of_a_test_part_in_another_order(tmp_path: Path) -> None:
+    rows = [f"{i},{i + 100},{'ab'[i % 2]}" for i in range(6)]
+    (tmp_path / "train.csv").write_text("\n".join(["u,v,label", *rows]))
+    (tmp_path / "test.csv").write_text("\n".join(["label,v,u", *(",".join(row.split(",")[::-1]) for row in rows)]))
+    found = data.load(str(tmp_path))
+    assert (found.train_images == found.test_images).all() and (found.train_labels == found.test_labels).all()
+    (tmp_path / "test.csv").write_text("\n".join(["u,w,label", *rows]))
+    with pytest.raises(OctosimError, match=r"test.csv has no column 'v', expected those of .*train.csv: u, v"):
+        data.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "given, shape", [((8, 9, 4), (8, 9, 4)), ((4, 8, 9), (8, 9, 4)), ((6, 1, 64), (1, 64, 6)), ((2, 1, 64), (1, 64, 2))]
+)
+def test_any_number_of_channels(tmp_path: Path, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Of other numbers than 1 and 3 the smaller axis is the channels'."""
+    x = np.random.default_rng(0).normal(size=(12, *given)).astype(np.float32)
+    found = data.load(str(npz(tmp_path / "own.npz", (x, np.arange(12) % 2, x, np.arange(12) % 2))))
+    wanted = x if given == shape else x.transpose(0, 2, 3, 1)
+    assert found.train_images.shape == (12, *shape) and (found.train_images == wanted).all()
+    with pytest.raises(OctosimError, match="for images of bytes"):
+        data.load(str(tmp_path / "own.npz"), image="8x8x3")
+    pixels = np.zeros((12, 8, 9, 4), np.uint8)
+    with pytest.raises(OctosimError, match="with 1 or 3 channels; those of bytes.npz have 4"):
+        data.load(str(npz(tmp_path / "bytes.npz", (pixels, np.arange(12) % 2, pixels, np.arange(12) % 2))), image="8x8x3")
 
 
 def test_a_test_part_with_a_class_of_its_own(tmp_path: Path) -> None:

@@ -198,3 +198,15 @@ def test_training_tells_what_a_reader_should_know(tmp_path: Path) -> None:
     path = saved(lambda b: b.add("Softmax", b.gemm(b.add("Flatten", "x"), 784, 10)), tmp_path, ("N", 1, 28, 28))
     done = octosim("train", "--model", str(path), "--steps", "1", "--batch-size", "5", "--out", str(tmp_path / "run"))
     assert done.returncode == 0 and "Softmax at the end is left out" in " ".join(done.stderr.split()), done.stderr
+
+
+def test_data_with_other_channels_than_the_weights(tmp_path: Path) -> None:
+    """The first layer would begin anew, in silence; a signal is given as an image of height 1."""
+    net, shape = BLOCKS["signal"]
+    onnx.save(build(net, 17, shape), tmp_path / "net.onnx")
+    with pytest.raises(OctosimError, match=r"\(1, 16, 3\).*not \(3, 16, 1\); a signal is given as \(N, 3, 1, 16\)"):
+        graph.layers(str(tmp_path / "net.onnx"), 3, in_shape=(3, 16, 1))
+    graph.layers(str(tmp_path / "net.onnx"), 3, in_shape=(1, 20, 3))
+    vectors = saved(lambda b: b.gemm("x", 6, 3), tmp_path, ("N", 6))
+    with pytest.raises(OctosimError, match=r"for inputs of shape \(6,\) \(values\), not \(7,\)"):
+        graph.layers(str(vectors), 3, in_shape=(7,))
