@@ -18,8 +18,10 @@ from kit.cli import octosim as command
 
 import octosim
 from octosim import core, extensions, graph, methods, train
-from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU
+from octosim.engine.layers import Conv2d, Flatten, Linear, ReLU, Unweighted, Weighted
+from octosim.engine.nodes import FullProduct
 from octosim.errors import OctosimError
+from octosim.evidence import golden
 from octosim.methods.octo import Octo
 from octosim.testing import check_method
 
@@ -397,3 +399,118 @@ def test_hooks_by_their_names_in_earlier_releases() -> None:
             return "sum"
 
     assert Old.saves_int8 is True and Old().accumulate_grad(None, 1, 2) == "sum"
+
+
+# ---- layers and methods that are wrong --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Doubled(Unweighted):
+    """x times 2; wrong in one way each."""
+
+    wrong: str = ""
+    stem: ClassVar[str] = "doubled"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> Any:
+        return list(in_shape) if self.wrong == "list" else in_shape
+
+    def init(self, node: Any, method: Any, seed: int | None) -> None:
+        if self.wrong in ("parameter", "no gradient"):
+            node.params["p"] = np.ones(2, np.float64 if self.wrong == "parameter" else np.float32)
+
+    def _twice(self, node: Any, x: np.ndarray) -> np.ndarray:
+        if self.wrong == "undeclared":
+            return x * 2
+        out = node.buffer(x.shape, np.float32)
+        core.python("twice", lambda x, out: np.multiply(x, 2, out=out), [x], [out])
+        return out
+
+    def forward(self, node: Any, x: np.ndarray, method: Any, context: Any) -> Any:
+        y = self._twice(node, x)
+        return {"type": y.astype(np.float64), "shape": y[:, 1:], "none": None}.get(self.wrong, y)
+
+    def input_grad(self, node: Any, dy: np.ndarray, method: Any, context: Any) -> Any:
+        dx = self._twice(node, dy)
+        return {"gradient": dx[:, ::-1], "no dX": None}.get(self.wrong, dx)
+
+
+@dataclass(frozen=True)
+class Held(Octo):
+    """Weights within a limit, in NumPy that is not declared.
+
+    limit: of weights.
+    """
+
+    limit: float = 0.05
+    name: ClassVar[str] = "held"
+
+    def update(self, node: Any, key: str, lr: Any, rule: Any, context: Any) -> None:
+        rule(lr)
+        np.clip(node.params[key], -self.limit, self.limit, out=node.params[key])
+
+
+def _train(layer: Any, **more: Any) -> Any:
+    x, y = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8), np.arange(20) % 2
+    model = [Conv2d(2, 3), layer, ReLU(), Flatten(), Linear(2)]
+    return octosim.train(model=model, data=(x, y, x, y), batch_size=10, steps=4, **more)
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    ("list", "out_shape gave .*expected a tuple"), ("parameter", "parameter 'p' is float64"), ("type", "forward gave float64"),
+    ("shape", r"forward gave float32 \(10, 5, 6, 2\), not contiguous, .* of shape \(10, 6, 6, 2\)"),
+    ("none", "forward gave None"),
+    ("gradient", "input_grad gave .* not contiguous"), ("no dX", "input_grad gave None, .* of shape \\(10, 6, 6, 2\\)"),
+    ("no gradient", r"set no node.grads\['p'\]"),
+])  # fmt: skip
+def test_a_wrong_layer_is_told_by_its_name(wrong: str, sentence: str) -> None:
+    with pytest.raises(OctosimError, match=f"doubled1.*{sentence}"):
+        _train(Doubled(wrong))
+
+
+def test_numpy_that_is_not_declared_is_found_out(tmp_path: Path) -> None:
+    assert _train(Doubled()).verify().equal
+    with pytest.raises(OctosimError, match=r"step 3 has other bits where the core replays it, in conv1.*Doubled must declare"):
+        _train(Doubled("undeclared"))
+    with pytest.raises(OctosimError, match=r"step 3 has other bits .*method .*:Held must declare"):
+        _train(ReLU(), method=Held(), out=tmp_path / "run")
+    assert "must declare" in json.loads((tmp_path / "run" / "failure.json").read_text())["reason"]
+
+
+@dataclass(frozen=True)
+class Pixels(Weighted):
+    """A linear layer of each pixel, with the defaults of its base."""
+
+    units: int = 3
+    stem: ClassVar[str] = "pixels"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*in_shape[:-1], self.units)
+
+    def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.units, in_shape[-1]
+
+    def product(self, node: Any, batch: int) -> Any:
+        return node.product_hook(FullProduct(batch * node.in_shape[0] * node.in_shape[1], node.in_shape[-1], self.units))
+
+
+@dataclass(frozen=True)
+class NoProduct(Weighted):
+    """Lacks its product."""
+
+    stem: ClassVar[str] = "noproduct"
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return in_shape
+
+    def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return 1, 1
+
+
+def test_a_weighted_layer_of_ones_own(tmp_path: Path) -> None:
+    run = _train(Pixels(), out=tmp_path / "run")
+    done = golden.golden(run.folder, 2, None, tmp_path / "golden")
+    assert "pixels" in str(done) or any("pixels1" in path.name for path in (tmp_path / "golden").iterdir())
+    with pytest.raises(OctosimError, match="channels cannot choose channels of layers of the kind 'pixels'"):
+        _train(Pixels(), channels=["pixels1=0.5"])
+    with pytest.raises(OctosimError, match="NoProduct has no method 'product'"):
+        _train(NoProduct())

@@ -15,9 +15,10 @@ from octosim import core
 from octosim.core.memory import Pool
 from octosim.engine import fusion
 from octosim.engine.accumulation import accumulated, micro_batch
+from octosim.engine.checked import CheckedPasses, check_parameters, shape_of
 from octosim.engine.graph import INPUT, Graph, as_graph
 from octosim.engine.inputs import Input
-from octosim.engine.layers import Stack
+from octosim.engine.layers import LAYERS, Stack
 from octosim.engine.nodes import INPUT_RANGE, LOSS, RANGE, Array, Context, Method, Node, Observer
 from octosim.engine.selection import ALL, Selection, apply
 from octosim.errors import ArgumentError, OctosimError
@@ -64,6 +65,7 @@ class Network:
             prefix = f"{node.name}."
             node.initial = {k.removeprefix(prefix): v for k, v in (initial or {}).items() if k.startswith(prefix)}
             layer.init(node, method, seed)
+            check_parameters(node)
             node.initial = {}
         self.taken = self._load(initial or {})
         apply(selection, self.nodes)
@@ -90,7 +92,10 @@ class Network:
     def fuse(self, poolings: bool = True) -> None:
         """Rewrites the passes, see `engine.fusion`.  poolings: into those before them, too, which other software has not."""
         self.fusion = fusion.fuse(self.nodes, self._layers, poolings)
-        self.passes = self.fusion.passes
+        self.passes = [
+            passes if type(node.layer) in LAYERS else CheckedPasses(passes)
+            for node, passes in zip(self.nodes, self.fusion.passes, strict=True)
+        ]
 
     def _check_loss(self, method: Method, in_shape: tuple[int, ...]) -> None:
         loss, last = self.graph.loss, self.nodes[-1]
@@ -353,7 +358,7 @@ def nodes(network: Graph | Stack, in_shape: tuple[int, ...]) -> list[Node]:
         inputs = tuple(index[source] for source in entry.inputs)
         shapes = [result[i].out_shape if i >= 0 else in_shape for i in inputs]
         try:
-            out_shape = entry.layer.out_shape(*shapes)
+            out_shape = shape_of(entry.layer, entry.layer.out_shape(*shapes))
         except OctosimError as error:
             raise OctosimError(f"{entry.where}: {error}") from None
         index[entry.name] = len(result)

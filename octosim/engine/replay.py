@@ -21,11 +21,13 @@ class RecordedSteps:
 
     images, labels, step, numbers: fixed buffers that the recorded calls read: batch, step counter of the random streams,
     learning rate and bias corrections.
+    replays: how many steps C made.
     """
 
     def __init__(self, network: Network):
         self.tape: core.Tape | None = None
         self._network = network
+        self.replays = 0
         self._begun = False
         self._phase: Hashable = None
 
@@ -48,6 +50,7 @@ class RecordedSteps:
             self._phase = phase
         else:
             self._again(self.tape, images, labels, context, numbers, watch)
+            self.replays += 1
         return float(self._loss)
 
     def _record(

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from octosim import extensions
-from octosim.engine.layers import LAYERS, Layer, Residual
+from octosim.engine.layers import LAYERS, Layer, Residual, Weighted
 from octosim.engine.layers.base import RULES
 from octosim.errors import OctosimError, suggest
 
@@ -66,6 +66,12 @@ def check(name: str, cls: Any) -> type[Layer]:
     for attribute in ("stem", *CALLS):
         if not hasattr(cls, attribute):
             raise OctosimError(f"layer {name}: {cls.__qualname__} has no attribute '{attribute}'")
+    if issubclass(cls, Weighted):
+        for attribute, base in (("weight_shape", Weighted), ("product", None)):
+            if not hasattr(cls, attribute) or base and getattr(cls, attribute) is getattr(base, attribute):
+                raise OctosimError(
+                    f"layer {name}: {cls.__qualname__} has no method '{attribute}', as engine.layers.Linear has it"
+                )
     if cls not in LAYERS and cls.kind in OWN:
         raise OctosimError(f"layer {name}: octosim has a kind '{cls.kind}'; give {cls.__qualname__} a 'kind' of its own")
     for field in dataclasses.fields(cls):

@@ -462,7 +462,8 @@ def check_parts(run: Run, folder: Path, saved: Checkpoint | None) -> dict[str, P
     return integrity.check_parts(folder, saved.about)
 
 
-def _restore(run: Run, saved: Checkpoint) -> None:
+def restore(run: Run, saved: Checkpoint) -> None:
+    """Brings a run to a checkpoint; OctosimError where that is not of its network."""
     if saved.step > run.steps:
         raise OctosimError(f"{saved.path}: its step is {saved.step}, but the run has {run.steps}; the checkpoint is damaged")
     target, tensors = run.tensors(), saved.tensors
@@ -630,6 +631,6 @@ def reopen(folder: Path, dataset: Dataset | None = None, place: str | None = Non
         saved = load_checkpoint(folder)
         if saved:
             check_sums(saved, content)
-            _restore(run, saved)
+            restore(run, saved)
         check_parts(run, folder, saved)
     return run

@@ -20,6 +20,7 @@ from octosim.integrity import LINES, Part
 from octosim.train import directory
 from octosim.train.interrupt import Interrupt
 from octosim.train.run import Batch, Run
+from octosim.train.twin import Twin
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,13 @@ def _steps(
     run.allow_replay = True
     if run.config.measure:
         run.meter = run.new_meter()
+    twin = Twin(run, folder)
     started, images = time.perf_counter(), 0
     left = range(run.step + 1, run.steps + 1)
     batches = ahead(run.batch, left) if prefetch else (run.batch(step) for step in left)
     with Interrupt() as interrupt, closing(batches):
         for batch in batches:
-            record = _advance(run, folder, batch)
+            record = _advance(run, folder, batch, twin)
             images += len(batch[1])
             for name, rows in zip(LINES, ([record], run.overflow, run.measures), strict=True):
                 records.add(name, rows)
@@ -140,9 +142,11 @@ def _steps(
     return run.step == run.steps
 
 
-def _advance(run: Run, folder: Path, batch: Batch) -> dict[str, Any]:
+def _advance(run: Run, folder: Path, batch: Batch, twin: Twin) -> dict[str, Any]:
     try:
-        return run.advance(batch)
+        record = run.advance(batch)
+        twin.step(run, batch)
+        return record
     except OctosimError as error:
         with contextlib.suppress(OctosimError):
             write_atomic(folder / "failure.json", (json.dumps({"step": run.step, "reason": str(error)}) + "\n").encode())

@@ -22,7 +22,7 @@ import numpy as np
 
 from octosim import core
 from octosim.engine.nodes import Array, Context, Method, Node
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 
 WEIGHT, MASK = 14, 15  # roles in the Philox streams; methods have the lower ones
 
@@ -134,8 +134,9 @@ def by(value: Sides) -> str:
 class Layer:
     """What a layer is; a frozen dataclass whose fields are the layer's in a model file.
 
-    stem: what its nodes' names begin with.  kind: its name in a model file, the stem if not given.  rules: of its fields; of a
-    field without one its type's, of RULES.
+    stem: what its nodes' names begin with.  kind: its name in a model file, the stem if not given.  title: its name in
+    sentences and in the manifest of `golden`, the kind if not given.  rules: of its fields; of a field without one its type's,
+    of RULES.
     inputs: how many it takes, or the least and the largest number.
     weighted: whether it makes a matrix product with weights; multiplies: of activations.
     normalizes: whether it subtracts each channel's mean, so that a constant in front of it has no effect.
@@ -147,6 +148,7 @@ class Layer:
 
     stem: ClassVar[str]
     kind: ClassVar[str]
+    title: ClassVar[str]
     rules: ClassVar[Mapping[str, Rule]] = {}
     inputs: ClassVar[int | tuple[int, int]] = 1
     weighted: ClassVar[bool]
@@ -160,6 +162,8 @@ class Layer:
         super().__init_subclass__(**given)
         if not hasattr(cls, "kind") and hasattr(cls, "stem"):
             cls.kind = cls.stem
+        if not hasattr(cls, "title") and hasattr(cls, "kind"):
+            cls.title = cls.kind
 
     @classmethod
     def rule(cls, field: dataclasses.Field[Any]) -> Rule:
@@ -193,8 +197,8 @@ class Weighted(Layer):
     """What layers with a matrix product share: weights `w` [outputs][...], biases `b` [outputs], and the method's hooks."""
 
     weighted: ClassVar[bool] = True
-    deviation: float | None
-    bias: bool
+    deviation: float | None = None
+    bias: bool = True
 
     def weight_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
         raise NotImplementedError
@@ -254,7 +258,9 @@ class Weighted(Layer):
 
     def with_outputs(self, in_shape: tuple[int, ...], count: int) -> tuple[Any, int]:
         """The layer with its first output channels alone, in whole groups, and how many input channels it has then."""
-        raise NotImplementedError
+        raise ArgumentError(
+            f"{{channels}} cannot choose channels of layers of the kind '{self.kind}', which lack `with_outputs`"
+        )
 
     def part(self, node: Node, count: int, method: Method) -> Node:
         """The node that has the first output channels alone, whose parameters are parts of its own."""
