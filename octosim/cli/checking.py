@@ -9,7 +9,7 @@ import typer
 
 from octosim.cli import words
 from octosim.cli.tables import Table
-from octosim.cli.terminal import AsJson, Threads, is_typed, plural, print_json, progress, say, shell_word, use_threads
+from octosim.cli.terminal import AsJson, Threads, hint, is_typed, plural, print_json, progress, say, shell_word, use_threads
 from octosim.errors import OctosimError
 
 
@@ -82,8 +82,11 @@ def golden(
         for name in ("operands", "accumulator", "requantize", "rounding", "per_channel", "x_zero", "seed"):
             if is_typed(ctx, name):
                 raise OctosimError(f"--{name.replace('_', '-')} is for --shape; a run has its own")
+        left: list[str] = []
         with progress("replaying", json_) as follow:
-            rows = maker.golden(run, step, layer, out or run / f"golden-step{step}", follow)
+            rows = maker.golden(run, step, layer, out or run / f"golden-step{step}", follow, left.append)
+        for text in left:
+            hint(f"left out: {text}")
     if json_:
         print_json(rows)
         return

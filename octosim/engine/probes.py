@@ -21,13 +21,13 @@ dy, sums, and the gradients of w, b ...  dX: dy, w, sums, result (real)."""
 class Observed:
     """What was seen since `clear`, in the order in which it was made.
 
-    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), its `core.Tensor` of one scale
-    and zero point, where the method has one.
+    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), quantized values with their one
+    scale and zero point; a method may have several of an operand.
     """
 
     tensors: dict[Key, Array] = field(default_factory=dict)
     products: dict[tuple[str, str], tuple[Product, int]] = field(default_factory=dict)
-    meanings: dict[tuple[str, str], Any] = field(default_factory=dict)
+    meanings: dict[tuple[str, str], list[tuple[Array, float, int]]] = field(default_factory=dict)
 
     def clear(self) -> None:
         for held in (self.tensors, self.products, self.meanings):
@@ -38,7 +38,7 @@ class Observed:
 
     def means(self, layer: str, operand: str, value: Any) -> None:
         if value.is_affine:
-            self.meanings[layer, operand] = value
+            self.meanings.setdefault((layer, operand), []).append((value.q.copy(), value.scale, value.zero))
 
     def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
         """nodes.Observer."""

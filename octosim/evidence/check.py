@@ -26,7 +26,7 @@ from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Pro
 from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError, reading, suggest
 from octosim.evidence.diff import off_by
-from octosim.evidence.golden import SUMS, VECTOR_BYTES, Arithmetic, read_npz
+from octosim.evidence.golden import OPERANDS, SUMS, VECTOR_BYTES, Arithmetic, operand_names, read_npz
 from octosim.files import open_regular
 from octosim.numerics import ACCUMULATORS, Accumulator, Requantization, Rounding
 
@@ -44,6 +44,10 @@ class Vectors:
     accumulator: Accumulator
     arithmetic: Arithmetic
     x_zero: int
+
+    def operands(self, pass_: str) -> dict[str, Array]:
+        """A pass's operands, by x, w and dy."""
+        return {name: self.numbers[key] for name, key in zip(OPERANDS[pass_], operand_names(self.numbers, pass_), strict=True)}
 
     @property
     def tensors(self) -> list[str]:
@@ -69,9 +73,11 @@ def read_vectors(path: Path) -> Vectors:
         rounding = None if kind is Requantization.GEMMLOWP else Rounding(how.get("rounding", Rounding.HALF_UP.value))
         arithmetic = Arithmetic(kind, rounding, bool(how.get("per_channel", False)))
         made = Vectors(numbers, product, numerics.find(about["accumulator"]), arithmetic, int(numbers["x_zero"]))
-        for name, shape in zip(("x", "w", "dy"), registers.shapes(product), strict=True):
-            if numbers[name].dtype != np.int8 or numbers[name].size != math.prod(shape):
-                raise OctosimError(f"{path}: array '{name}' is {numbers[name].dtype} {numbers[name].shape}, expected {shape}")
+        shapes = dict(zip(("x", "w", "dy"), registers.shapes(product), strict=True))
+        for pass_ in (PASSES[sums] for sums in PASSES if sums in numbers or sums == "forward"):
+            for name, values in made.operands(pass_).items():
+                if values.dtype != np.int8 or values.size != math.prod(shapes[name]):
+                    raise OctosimError(f"{path}: array '{name}' is {values.dtype} {values.shape}, expected {shapes[name]}")
         return made
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise OctosimError(f"{path} has no vectors of `octosim golden`: {error!r}") from None
@@ -148,7 +154,7 @@ def _reader(shape: tuple[int, ...], axes: tuple[int, ...]) -> Callable[[Array], 
 
 def _reading(v: Vectors, pass_: str) -> Iterator[Deviation]:
     """Other readings of the operands."""
-    g, used = v.product.geometry, {"forward": ("x", "w"), "dX": ("dy", "w"), "dW": ("x", "dy")}[pass_]
+    g, used = v.product.geometry, OPERANDS[pass_]
 
     def change(name: str, text: str, new: Callable[[Array], Array]) -> Deviation:
         return Deviation(name, text, lambda o: (o[0] | {name: new(o[0][name])}, o[1]))
@@ -191,24 +197,22 @@ def _exact(product: Product, pass_: str, held: dict[str, Array], pad: int) -> Ar
     """The sums of whole numbers of any size, int64 (through float64, which holds them below 2^53)."""
     g, depthwise = product.geometry, isinstance(product, Depthwise)
     reals = {name: values.astype(np.float64) for name, values in held.items()}
-    w, dy = reals["w"].reshape(_weights(product)), reals["dy"].reshape(-1, g.filters)
     if pass_ == "dX":
-        windows = registers.dy_windows(g, reals["dy"].reshape(g.y_shape))
+        windows, w = registers.dy_windows(g, reals["dy"].reshape(g.y_shape)), reals["w"].reshape(_weights(product))
         if depthwise:
             sums = np.einsum("bhwijc,cij->bhwc", windows, w[..., 0])
         else:
             sums = np.tensordot(windows, w, ([3, 4, 5], [1, 2, 0]))
+        return np.rint(sums).astype(np.int64).ravel()
+    windows = registers.x_windows(g, reals["x"].reshape(g.x_shape), pad)
+    flat = windows.reshape(math.prod(windows.shape[:3]), -1, g.channels)
+    rows = flat.reshape(len(flat), -1)
+    if pass_ == "forward":
+        w = reals["w"].reshape(g.filters, -1)
+        sums = np.einsum("mtc,ct->mc", flat, w) if depthwise else rows @ w.T
     else:
-        windows = registers.x_windows(g, reals["x"].reshape(g.x_shape), pad)
-        flat = windows.reshape(len(dy), -1, g.channels)
-        if pass_ == "forward" and depthwise:
-            sums = np.einsum("mtc,ct->mc", flat, w.reshape(g.filters, -1))
-        elif pass_ == "forward":
-            sums = flat.reshape(len(dy), -1) @ w.reshape(g.filters, -1).T
-        elif depthwise:
-            sums = np.einsum("mtc,mc->ct", flat, dy)
-        else:
-            sums = dy.T @ flat.reshape(len(dy), -1)
+        dy = reals["dy"].reshape(-1, g.filters)
+        sums = np.einsum("mtc,mc->ct", flat, dy) if depthwise else dy.T @ rows
     return np.rint(sums).astype(np.int64).ravel()
 
 
@@ -420,7 +424,7 @@ def explain(v: Vectors, name: str, given: Array, until: float) -> tuple[list[str
     tried.  Pairs are tried where no deviation alone explains it, until the clock `time.monotonic` says `until`."""
     sums_name = name.removesuffix("_codes")
     pass_, in_codes = PASSES[sums_name], name.endswith("_codes")
-    held = {key: v.numbers[key] for key in ("x", "w", "dy")}
+    held = v.operands(pass_)
     wide = {key: values.astype(np.int64) for key, values in held.items()}
     own: dict[str, Deviation] = {
         "register": Deviation("register", "", lambda o: _in_register(v, pass_, o, v.accumulator)),

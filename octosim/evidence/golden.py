@@ -7,7 +7,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,18 @@ VECTOR_BYTES = 1 << 30
 CHECKER = Path(__file__).with_name("golden_check.c")
 TESTBENCH = Path(__file__).with_name("golden_tb.v")
 SUMS = {"forward": "forward", "dW": "dw", "dX": "dx"}  # the pass, and its sums' name in both files
+OPERANDS = {"forward": ("x", "w"), "dW": ("x", "dy"), "dX": ("dy", "w")}
 MANIFEST = "vectors.json"  # a folder with a manifest.json is a run directory
 KIND = "golden vectors"
 
 
+def operand_names(numbers: Container[str], pass_: str) -> tuple[str, str]:
+    """The names of a pass's operands: x, w and dy, or where a method has others of them in this pass, as dx_dy."""
+    return tuple(own if (own := f"{SUMS[pass_]}_{name}") in numbers else name for name in OPERANDS[pass_])  # type: ignore[return-value]
+
+
 def _geometry(product: Product) -> dict[str, int]:
     g, depthwise = product.geometry, isinstance(product, Depthwise)
-    if g.is_grouped or not isinstance(g.stride, int) or not isinstance(g.pad, int):
-        raise OctosimError("golden vectors: no groups, no dilation, one stride and one padding for all sides")
     sizes = {name: getattr(g, name) for name in ("batch", "height", "width", "channels", "filters", "kernel_h", "kernel_w")}
     return sizes | {
         "stride": g.stride, "pad": g.pad, "out_h": g.out_h, "out_w": g.out_w,
@@ -97,26 +101,42 @@ def _requantized(name: str, sums: Array, how: Arithmetic = Arithmetic()) -> dict
     return {f"{name}_codes": how.codes(sums, multiplier, shift), f"{name}_multiplier": multiplier, f"{name}_shift": shift}
 
 
-def vectors(node: Node, observed: probes.Observed, how: Accumulator) -> dict[str, Any]:
-    """A layer's numbers in the step that was observed: arrays, sizes and scales by name; OctosimError without int8 products."""
+def vectors(node: Node, observed: probes.Observed, how: Accumulator) -> tuple[Product, dict[str, Any]]:
+    """A layer's product, and its numbers in the step that was observed: arrays, sizes and scales by name, of the passes with
+    int8 products; OctosimError where forward is none, and for a geometry that the vectors' programs do not have."""
     seen = {(pass_, name): values for (layer, pass_, name), values in observed.tensors.items() if layer == node.name}
-    if seen.get(("forward", "x"), np.empty(0)).dtype != np.int8 or ("dW", "dy") not in seen:
+    kinds = {key: values.dtype for key, values in seen.items()}
+    whole = [pass_ for pass_, names in OPERANDS.items() if all(kinds.get((pass_, name)) == np.int8 for name in names)]
+    if "forward" not in whole:
         raise OctosimError(f"layer {node.name} has no int8 products to make vectors of")
     product, x_zero = observed.products[node.name, "forward"]
-    numbers: dict[str, Any] = {"x": seen["forward", "x"], "w": seen["forward", "w"], "dy": seen["dW", "dy"]}
-    numbers |= {name: seen[pass_, "sums"] for pass_, name in SUMS.items() if (pass_, "sums") in seen}
-    for name in SUMS.values():
-        if name in numbers:
-            numbers |= _requantized(name, numbers[name])
-    for operand in ("x", "w", "dy"):
-        meaning = observed.meanings.get((node.name, operand))
-        if meaning is not None:
-            numbers |= {f"{operand}_scale": np.float32(meaning.scale), f"{operand}_zero": meaning.zero}
+    g = product.geometry
+    if g.is_grouped or not isinstance(g.stride, int) or not isinstance(g.pad, int):
+        raise OctosimError(
+            f"layer {node.name}: golden vectors are of layers without groups and dilation, with one stride and one padding"
+        )
+    numbers: dict[str, Any] = {}
+    for pass_ in whole:
+        for name in OPERANDS[pass_]:
+            values = seen[pass_, name]
+            shared = np.array_equal(values, numbers.setdefault(name, values))
+            own = name if shared else f"{SUMS[pass_]}_{name}"
+            numbers[own] = values
+            meanings = observed.meanings.get((node.name, name), ())
+            meaning = next((m for m in meanings if np.array_equal(m[0].ravel(), values.ravel())), None)
+            if meaning is not None:
+                numbers |= {f"{own}_scale": np.float32(meaning[1]), f"{own}_zero": meaning[2]}
+    for pass_ in whole:
+        sums = seen[pass_, "sums"]
+        if sums.min(initial=0) < -(2**31) or sums.max(initial=0) >= 2**31:
+            raise OctosimError(f"layer {node.name}: a sum of {pass_} needs more than 32 bits; use a smaller batch size")
+        numbers |= {SUMS[pass_]: sums.astype(np.int32)} | _requantized(SUMS[pass_], sums.astype(np.int32))
     numbers |= {"x_zero": x_zero} | _geometry(product) | _register(how)
     reals = {("forward", "input"): "x_real", ("forward", "output"): "y_real", ("dW", "gradient"): "dy_real"}
     reals |= {("dX", "result"): "dx_real"}
     numbers |= {name: seen[key] for key, name in reals.items() if key in seen}
-    return numbers | {f"grad_{name.removeprefix('gradient of ')}": v for (_, name), v in seen.items() if "gradient of" in name}
+    grads = {f"grad_{name.removeprefix('gradient of ')}": v for (_, name), v in seen.items() if "gradient of" in name}
+    return product, numbers | grads
 
 
 # ---- files --------------------------------------------------
@@ -149,6 +169,12 @@ ROUNDINGS = ["half-up", "half-even", "half-away", "floor", "toward-zero"]
 REQUANTIZATIONS = [how.value for how in Requantization if how is not Requantization.FLOAT_SCALE]
 
 
+def _operands(numbers: Container[str]) -> list[str]:
+    """The names of all passes' operands, each once."""
+    passes = [pass_ for pass_, sums in SUMS.items() if sums in numbers]
+    return list(dict.fromkeys(name for pass_ in passes for name in operand_names(numbers, pass_)))
+
+
 def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
     """The vectors as a C header: sizes and scales as macros, int8 operands and int32 sums as arrays; names by layer."""
     integers = {key: int(v) for key, v in numbers.items() if np.ndim(v) == 0 and not key.endswith("_scale")}
@@ -157,10 +183,13 @@ def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
     parts = ["#ifndef OCTO_GOLDEN_H\n#define OCTO_GOLDEN_H\n#include <stdint.h>\n\n", f'#define OCTO_LAYER "{layer}"\n']
     parts += [f"#define OCTO_{key.upper()} {value if value >= 0 else f'({value})'}\n" for key, value in integers.items()]
     parts += [f"#define OCTO_{key.upper()} {_hex(v)}\n" for key, v in numbers.items() if key.endswith("_scale")]
-    parts += [f"#define OCTO_HAS_DX {int('dx' in numbers)}\n"]
+    parts += [f"#define OCTO_HAS_{sums.upper()} {int(sums in numbers)}\n" for sums in ("dw", "dx")]
+    for pass_, sums in SUMS.items():  # where a pass's operands stand
+        for role, name in zip(OPERANDS[pass_], operand_names(numbers, pass_), strict=True):
+            parts += [f"#define OCTO_{sums.upper()}_{role.upper()} octo_{name}\n"] if sums in numbers else []
     kind = about.get("requantize", {}).get("rounding", Rounding.HALF_UP.value)
     parts += [f"#define OCTO_ROUNDING {[*ROUNDINGS, Requantization.GEMMLOWP.value].index(kind)} /* {kind} */\n\n"]
-    parts += [_array("int8_t", name, numbers[name]) for name in ("x", "w", "dy")]
+    parts += [_array("int8_t", name, numbers[name]) for name in _operands(numbers)]
     for name in SUMS.values():
         if name in numbers:
             parts += [_array("int32_t", name, numbers[name]), _array("int8_t", f"{name}_codes", numbers[f"{name}_codes"])]
@@ -176,7 +205,8 @@ def testbench(layer: str, numbers: dict[str, Any]) -> str:
     integers = {key: int(v) for key, v in numbers.items() if np.ndim(v) == 0 and (key == "x_zero" or not key.endswith(scaled))}
     constants = "".join(f"    localparam {key.upper()} = {value};\n" for key, value in integers.items())
     text = TESTBENCH.read_text().replace("@CONSTANTS@\n", constants)
-    return text.replace("@MODULE@", re.sub(r"\W", "_", layer)).replace("@LAYER@", layer)
+    name = re.sub(r"\W", "_", layer, flags=re.ASCII)
+    return text.replace("@MODULE@", name if name[0].isalpha() else f"layer_{name}").replace("@LAYER@", layer)
 
 
 # ---- the manifest --------------------------------------------------
@@ -188,7 +218,6 @@ _AXES = {
 }
 _LINEAR_AXES = {"x": ("batch", "input"), "w": ("output", "input"), "dy": ("batch", "output")}
 _LIKE = {"forward": "dy", "dw": "w", "dx": "x"}  # the operand that has the axes of a pass's sums
-_OPERANDS = {"forward": ("x", "w"), "dW": ("x", "dy"), "dX": ("dy", "w")}
 _ORDER = {
     "forward": ("kernel row", "kernel column", "channel"),
     "dW": ("batch", "output row", "output column"),
@@ -216,15 +245,17 @@ def _entry(product: Product, about: dict[str, Any], numbers: dict[str, Any], fil
     shapes = dict(zip(("x", "w", "dy"), registers.shapes(product), strict=True))
     axes = _LINEAR_AXES if linear else _AXES
     tensors: dict[str, Any] = {}
+    operands = _operands(numbers)
     for name, path in files.items():
         values = numbers[name]
         stem, _, kind = name.partition("_")
-        like, whole = _LIKE.get(stem, stem), kind in ("", "codes")  # else one number for each index of the last axis
+        like = name.rpartition("_")[2] if name in operands else _LIKE[stem]
+        whole = name in operands or kind in ("", "codes")  # else one number for each index of the last axis
         tensors[name] = {
             "file": path.name, "dtype": values.dtype.name, "bits": 8 * values.itemsize, "elements": values.size,
             "shape": list(shapes[like]) if whole else [values.size], "axes": list(axes[like] if whole else axes[like][-1:]),
         }  # fmt: skip
-    for name in ("x", "w", "dy"):
+    for name in operands:
         scale = numbers.get(f"{name}_scale")
         if scale is not None and np.isfinite(scale):
             tensors[name] |= {"scale": float(scale), "zero": int(numbers[f"{name}_zero"])}
@@ -234,7 +265,7 @@ def _entry(product: Product, about: dict[str, Any], numbers: dict[str, Any], fil
         if sums in numbers:
             order = (_LINEAR_ORDER if linear else _ORDER)[pass_]
             passes[pass_] = {
-                "operands": list(_OPERANDS[pass_]), "sums": sums, "codes": f"{sums}_codes",
+                "operands": list(operand_names(numbers, pass_)), "sums": sums, "codes": f"{sums}_codes",
                 "order": [axis for axis in order if not (depthwise and axis in ("channel", "filter"))],
                 "multiplier": np.atleast_1d(numbers[f"{sums}_multiplier"]).tolist(),
                 "shift": np.atleast_1d(numbers[f"{sums}_shift"]).tolist(),
@@ -252,11 +283,13 @@ def _entry(product: Product, about: dict[str, Any], numbers: dict[str, Any], fil
 
 
 def golden(
-    folder: Path, step: int, layer: str | None, out: Path, progress: Callable[[int, int], None] | None = None
-) -> list[dict[str, Any]]:
+    folder: Path, step: int, layer: str | None, out: Path, progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Replays a run to a step and writes LAYER.npz, LAYER.h, LAYER_check.c, LAYER_tb.v and a hex file LAYER_TENSOR.hex for each
     integer tensor, of one weighted layer or of all, and vectors.json, which describes them.
 
+    tell: told why a layer is left out, where others are not.
     Returns a row a layer: its name, its passes, and its files.
     """
     layers_there(out)
@@ -275,9 +308,13 @@ def golden(
     params = {(node.name, name): values.copy() for node in chosen for name, values in node.params.items()}
     observed = probes.watch(run.network)
     run.train_step()
-    made = []
+    made, left = [], []
     for node in chosen:
-        numbers = vectors(node, observed, run.registers.accumulator)
+        try:
+            product, numbers = vectors(node, observed, run.registers.accumulator)
+        except OctosimError as error:
+            left.append(error)
+            continue
         about = {
             "octosim": octosim.__version__,
             "run": {key: vars(run.config)[key] for key in ("model", "data", "method", "batch_size", "seed")},
@@ -288,8 +325,11 @@ def golden(
             "parameters": methods.parameters(run.method),
         }
         numbers_and_params = numbers | {f"param_{name}": v for (own, name), v in params.items() if own == node.name}
-        product, _ = observed.products[node.name, "forward"]
         made.append((node.name, product, about, numbers, numbers_and_params))
+    if not made:
+        raise left[0]
+    for error in left:
+        tell(str(error))
     return [write(out, *each) for each in made]
 
 
@@ -314,7 +354,8 @@ def write(
     write_atomic(files["checker"], checker.encode())
     files["testbench"] = out / f"{name}_tb.v"
     write_atomic(files["testbench"], testbench(name, numbers).encode())
-    tensors = {key: v for key, v in numbers.items() if np.ndim(v) and v.dtype in (np.int8, np.int32)}
+    results = [f"{sums}{part}" for sums in SUMS.values() for part in ("", "_codes", "_multiplier", "_shift")]
+    tensors = {key: numbers[key] for key in (*_operands(numbers), *results) if np.ndim(numbers.get(key, 0))}
     listed = {key: out / f"{name}_{key}.hex" for key in tensors}
     for key, values in tensors.items():
         write_atomic(listed[key], hex_lines(values).encode())

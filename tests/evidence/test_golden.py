@@ -96,6 +96,56 @@ def test_the_checker_passes(model: str, accumulator: str, tmp_path: Path) -> Non
         assert done.stdout.count("are equal") == len(row["passes"]) == (2 if name == "conv1" else 3)
 
 
+PASSES = {"qat": {"forward"}, "banner": {"forward", "dX"}}
+"""Those with int8 products, of methods where not all are."""
+
+
+@needs_cc
+@pytest.mark.parametrize("accumulator", ["exact32", "acc16"])
+@pytest.mark.parametrize("method", ["qat", "niti", "wage", "banner", "ui8", "dai8", "hindsight", "fqat"])
+def test_every_method_with_int8_products(method: str, model: str, accumulator: str, tmp_path: Path) -> None:
+    """The passes whose operands are int8, of the operands that the pass has: dY's codes may be others in dX than in dW."""
+    rows = made(model, tmp_path, method=method, accumulator=accumulator, batch_size=2, limit=20)
+    layers = json.loads((tmp_path / "vectors" / "vectors.json").read_text())["layers"]
+    for name, row in rows.items():
+        whole = PASSES.get(method, {"forward", "dW", "dX"}) - ({"dX"} if name == "conv1" else set())
+        assert set(row["passes"]) == set(layers[name]["passes"]) == whole
+        done = compile_and_run(Path(row["checker"]))
+        assert done.returncode == 0 and done.stdout.count("are equal") == len(whole), done.stdout
+    entry = layers["fc1"]
+    with np.load(rows["fc1"]["npz"]) as v:
+        for pass_, how in entry["passes"].items():
+            sums = sums_of(tmp_path / "vectors", entry, pass_)
+            assert sums == v[how["sums"]].ravel().tolist()
+        if method == "dai8":  # of which dW's dY has a scale a channel
+            assert entry["passes"]["dX"]["operands"] == ["dx_dy", "w"] and "scale" not in entry["tensors"]["dy"]
+            real = v["dy_real"] / v["dx_dy_scale"]
+            assert np.array_equal(np.rint(real).clip(-127, 127), v["dx_dy"])
+
+
+def test_layers_that_have_no_vectors_are_left_out(tmp_path: Path) -> None:
+    """Of all layers those with groups are named and the others made; one that was asked for is refused."""
+    groups = 'kind = "conv"\nfilters = 4\nkernel = 3\ngroups = 4'
+    (tmp_path / "net.toml").write_text(TINY.replace('kind = "maxpool"', groups))
+    told: list[str] = []
+    made(str(tmp_path / "net.toml"), tmp_path)
+    rows = golden.golden(tmp_path / "run", 1, None, tmp_path / "again", tell=told.append)
+    assert [row["layer"] for row in rows] == ["conv1", "dw1", "conv3", "fc1"]
+    assert len(told) == 1 and told[0].startswith("layer conv2: golden vectors are of layers without groups")
+    with pytest.raises(OctosimError, match="layer conv2: golden vectors are of layers without groups"):
+        golden.golden(tmp_path / "run", 1, "conv2", tmp_path / "again")
+
+
+@pytest.mark.skipif(shutil.which("iverilog") is None, reason="needs Icarus Verilog")
+def test_a_layer_whose_name_begins_with_a_digit(tmp_path: Path) -> None:
+    """As PyTorch's Sequential names them: no name of a Verilog module."""
+    (tmp_path / "net.toml").write_text(TINY.replace('kind = "linear"', 'kind = "linear"\nname = "4.fc-1"'))
+    row = made(str(tmp_path / "net.toml"), tmp_path, layer="4.fc-1")["4.fc-1"]
+    bench, line = Path(row["testbench"]), ["iverilog", "-g2001", "-Wall", "-o", "tb"]
+    done = subprocess.run([*line, bench.name], capture_output=True, text=True, cwd=bench.parent)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
 @pytest.mark.skipif(shutil.which("iverilog") is None, reason="needs Icarus Verilog")
 @pytest.mark.parametrize("accumulator", ["exact32", "acc16", "acc12-wrap", "maddubs", "vpdpbusds", "smlal"])
 def test_the_verilog_testbench(model: str, accumulator: str, tmp_path: Path) -> None:
