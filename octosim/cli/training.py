@@ -303,6 +303,10 @@ def diff(
         say(f"no difference in {plural(result['compared_steps'], 'step')}")
     else:
         _show_diff(result)
+    if not json_:
+        for folder, reason in zip(result["runs"], result.get("failures", ()), strict=False):
+            if reason:
+                say(f"{folder} ends there: {reason}")
     raise typer.Exit(0 if result["equal"] else 1)
 
 
@@ -326,7 +330,7 @@ def _show_diff(result: dict[str, Any]) -> None:
             continue
         sqnr = "-" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
         classes = ", ".join(f"{n}: {count}" for n, count in (row["off_by"] or {}).items() if n != "0")
-        table.add_row(*cells, f"{100 * row['differ'] / row['elements']:.2f} %", f"{row['largest']:.3g}", sqnr, classes)
+        table.add_row(*cells, f"{100 * row['differ'] / row['elements']:.3g} %", f"{float(row['largest']):.3g}", sqnr, classes)
     table.show()
     if len(shown) < len(rows):
         say(f"and {len(rows) - len(shown)} tensors after the update (--json has them)")

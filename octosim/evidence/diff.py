@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,16 @@ def _state(run: train.Run, pass_: str) -> Tensors:
     return found
 
 
-def _step(run: train.Run, observed: probes.Observed) -> Tensors:
-    """The next step's tensors, in the order in which they are made."""
+def _step(run: train.Run, observed: probes.Observed) -> tuple[Tensors, str | None]:
+    """The next step's tensors, in the order in which they are made; where the step fails, those before, and why."""
     observed.clear()
     images, labels = run.batch(run.step + 1)
-    run.train_step(batch=(images, labels))
     batch: Tensors = {("batch", "input", "images"): images, ("batch", "input", "labels"): labels}
-    return batch | observed.tensors | _state(run, "update")
+    try:
+        run.train_step(batch=(images, labels))
+    except OctosimError as error:  # a NaN, as the run itself ended with
+        return batch | observed.tensors, str(error)
+    return batch | observed.tensors | _state(run, "update"), None
 
 
 def _differs(a: Array, b: Array) -> Array:
@@ -45,10 +49,20 @@ def _differs(a: Array, b: Array) -> Array:
 
 
 def sqnr_db(a: Array, b: Array) -> float | None:
-    """10 log10(sum a^2 / sum (a - b)^2); None where a is 0 or the two are equal."""
-    reference = a.astype(np.float64)
-    signal, noise = np.square(reference).sum(), np.square(reference - b.astype(np.float64)).sum()
-    return measure.decibels(float(signal), float(noise))
+    """10 log10(sum a^2 / sum (a - b)^2); None where a is 0, the two are equal or one has a NaN or an infinity."""
+    return measure.decibels(float(np.square(a.astype(np.float64)).sum()), float(np.square(_distance(a, b)).sum()))
+
+
+def _distance(a: Array, b: Array) -> Array:
+    """|a - b|, float64; 0 between infinities of a sign and between NaNs, NaN from a NaN to a number."""
+    one, other = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.where((one == other) | np.isnan(one) & np.isnan(other), 0.0, np.abs(one - other))
+
+
+def _as_json(value: Any) -> Any:
+    """A number, or the name of one that JSON does not have: "nan", "inf", "-inf"."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def off_by(a: Array, b: Array) -> dict[str, int]:
@@ -69,7 +83,7 @@ def _compared(key: probes.Key, a: Array, b: Array) -> dict[str, Any]:
     return row | {
         "elements": a.size,
         "differ": int(_differs(a, b).sum()),
-        "largest": float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0)),
+        "largest": _as_json(float(_distance(a, b).max(initial=0))),
         "sqnr_db": sqnr_db(a, b),
         "off_by": off_by(a, b) if whole else None,
     }
@@ -90,7 +104,7 @@ def _parting(step: int, a: Tensors, b: Tensors) -> dict[str, Any] | None:
             "step": step,
             **{name: row[name] for name in ("layer", "pass", "tensor")},
             "index": None if index is None else list(index),
-            "values": None if index is None else [one[index].item(), other[index].item()],
+            "values": None if index is None else [_as_json(one[index].item()), _as_json(other[index].item())],
             "tensors": rows,
         }
     return None
@@ -102,7 +116,8 @@ def diff(
     """Replays two runs side by side until they part, or for `steps` steps, or to the end of the shorter one.
 
     Step 0 stands for the initial parameters, pass "input" for the batch, "update" for parameters and optimizer after the step.
-    Tensors that only one of the methods has are left out.
+    Tensors that only one of the methods has are left out.  A step that fails, as with a NaN, is compared up to there;
+    "failures" has each run's reason.
     """
     runs = [train.replay(folder) for folder in (first, second)]
     a, b = runs
@@ -119,9 +134,12 @@ def diff(
     most = min(a.steps, b.steps, steps or a.steps)
     observed = [probes.watch(run.network) for run in runs]
     about = {"runs": [str(first), str(second)], "of_steps": most}
-    found = _parting(0, _state(a, "start"), _state(b, "start"))
-    while found is None and a.step < most:
-        found = _parting(a.step + 1, _step(a, observed[0]), _step(b, observed[1]))
+    found, failures, step = _parting(0, _state(a, "start"), _state(b, "start")), [None, None], 0
+    while found is None and step < most and not any(failures):
+        step += 1
+        (one, *failure), (other, *second_failure) = (_step(run, seen) for run, seen in zip(runs, observed, strict=True))
+        found, failures = _parting(step, one, other), [*failure, *second_failure]
         if progress:
-            progress(a.step, most)
-    return about | {"equal": found is None, "compared_steps": a.step} | (found or {})
+            progress(step, most)
+    ended = {"failures": failures} if any(failures) else {}
+    return about | {"equal": found is None, "compared_steps": step} | ended | (found or {})

@@ -111,6 +111,25 @@ def test_measures() -> None:
     assert diff._differs(zeros, np.float32([0.0, 0.0, np.nan])).tolist() == [False, True, False]
 
 
+def test_runs_that_diverge(tmp_path: Path) -> None:
+    """Equal up to the NaN that ends both; where one parts in the step that fails, the tensors before tell where.
+
+    What JSON cannot hold is a word.
+    """
+    hot = {"method": "fp32", "lr": 1e30}
+    found = parting(tmp_path / "a", hot, hot)
+    assert found["equal"] and found["compared_steps"] == 2
+    assert all(reason.startswith("step 2, layer ") and "NaN" in reason for reason in found["failures"])
+    zeros = np.float32([0, np.nan, np.inf, 1])
+    row = diff._compared(("a", "b", "c"), zeros, np.float32([0, np.nan, np.inf, np.nan]))
+    assert (row["differ"], row["largest"], row["sqnr_db"]) == (1, "nan", None)
+    both = diff._parting(1, {("a", "b", "c"): zeros}, {("a", "b", "c"): np.float32([0, np.nan, -np.inf, 1])})
+    assert both["values"] == ["inf", "-inf"] and json.dumps(both, allow_nan=False)
+    done = octosim("diff", "a/one", "a/other", folder=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "no difference in 2 steps\na/one ends there: step 2, layer " in done.stdout
+
+
 def test_different_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OctosimError, match="train different networks: bn1 .* is relu1"):
         parting(tmp_path, {}, {"batchnorm": False})
