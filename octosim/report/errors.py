@@ -150,7 +150,7 @@ def _sqnr_map(
             if value is None and all(row.get("mse") == 0 for row in rows):
                 cells[y, x] = (_db_colour(HIGH_DB), "exact")
             else:
-                cells[y, x] = ("#ffffff", DASH) if value is None else (_db_colour(value), f"{value:.0f}")
+                cells[y, x] = ("#ffffff", DASH) if value is None else (_db_colour(value), str(round(value)))  # no -0
             parts.append(f"{pass_} {role} against {against} {cells[y, x][1]}")
         said.append(f"{layer}: {', '.join(parts)}")
     if not cells:

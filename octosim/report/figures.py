@@ -6,6 +6,7 @@ import io
 import math
 import re
 import statistics
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -206,6 +207,16 @@ def accuracy_axis(runs: Iterable[Run]) -> tuple[float, float]:
     return max(min(lowest), useful_range(lowest)[0]), max(float(each.max()) for each in drawn)
 
 
+def short_names(labels: Sequence[str], most: int) -> list[str]:
+    """Names of at most `most` characters, no two equal: without the settings that all labels have, cut in the middle."""
+    parts = [label.split(", ") for label in labels]
+    common = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
+    told = [", ".join(part for part in each if part not in common) or each[0] for each in parts]
+    names = [name if len(name) <= most else f"{name[: most // 3]}…{name[most // 3 + 1 - most :]}" for name in told]
+    twice = {name for name, n in Counter(names).items() if n > 1}
+    return [f"{at}: {name}"[:most] if name in twice else name for at, name in enumerate(names, start=1)]
+
+
 FEW_LINES = 4  # configurations that one plot shows well; more get a panel each
 
 
@@ -217,17 +228,20 @@ def curves(figures: Figures, title: str, groups: Sequence[Group]) -> list[Figure
     column = "test_accuracy" if is_classifier(drawn[0].runs[0].decides) else "test_loss"
     evaluated = [group for group in drawn if any(run.records[column].notna().any() for run in group.runs)]
     loss, tested = f"Training loss: {title}", f"{TESTED[column].capitalize()}: {title}"
-    if len(drawn) > FEW_LINES:
-        made = [_multiples(figures, loss, drawn, "loss")]
-        return made + ([_multiples(figures, tested, evaluated, column)] if evaluated else [])
     points = min(600, max(60, POINTS // sum(len(group.runs) for group in drawn)))
-    made = [_loss_figure(figures, loss, drawn, points)]
-    return made + ([_test_figure(figures, tested, evaluated, column)] if evaluated else [])
+    many = len(drawn) > FEW_LINES
+    made = [_multiples(figures, loss, drawn, "loss") if many else _loss_figure(figures, loss, drawn, points)]
+    if len(evaluated) > FEW_LINES:  # of many configurations, few may come as far as an evaluation
+        made.append(_multiples(figures, tested, evaluated, column))
+    elif evaluated:
+        made.append(_test_figure(figures, tested, evaluated, column))
+    return made
 
 
 TESTED = {"test_accuracy": "test accuracy", "test_loss": "test error"}
 """What an evaluation's columns of the records are called: networks without classes have a mean squared error."""
 COLUMNS = 3  # panels beside each other: each is still legible on a phone
+PANEL_NAME = 20  # characters of a line above a panel
 
 
 def band_of(lines: Sequence[pd.Series]) -> pd.DataFrame:
@@ -265,6 +279,9 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
         tops = sorted(max(line.max() for line in part) for _, part in values if part) or [high]
         high = max(tops[len(tops) // 2], *(line.max() for line in reference)) if reference else tops[-1]
 
+    shown = short_names([group.label for group in others], 3 * PANEL_NAME)
+    names = {id(group): textwrap.fill(name, PANEL_NAME) for group, name in zip(others, shown, strict=True)}
+
     def ends(part: list[pd.Series]) -> list[float]:
         return [float(line.iloc[-1]) for line in part]
 
@@ -275,8 +292,7 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
             for line in part:
                 marker = "o" if len(line) == 1 else None
                 axes.plot(line.index, line, color=COLOURS[0], linewidth=1.2, marker=marker, markersize=3)
-            name = group.label if len(group.label) <= 24 else group.label[:23] + "…"
-            axes.set_title(name, fontsize=9, loc="left", pad=3)
+            axes.set_title(names[id(group)], fontsize=8, loc="left", pad=3)
             axes.tick_params(labelsize=8)
         for axes in panels[len(values) :]:
             axes.set_visible(False)
@@ -305,7 +321,8 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
     caption += "the runs that end off it."
     said = "; ".join(f"{group.label}: {', '.join(f'{end:.4g}' for end in ends(part))}" for group, part in values if part)
     description = f"Small multiples of {kind} against step. Last values: {said}."
-    return figures.make(title, description, 0.6 + 1.35 * rows, paint, caption, panels=(rows, COLUMNS))
+    lines_above = max(name.count("\n") for name in names.values())
+    return figures.make(title, description, 0.6 + (1.35 + 0.13 * lines_above) * rows, paint, caption, panels=(rows, COLUMNS))
 
 
 def _mark_ends_off_the_frame(axes: Any, ends: list[float]) -> None:
@@ -352,6 +369,7 @@ def _loss_figure(figures: Figures, title: str, groups: Sequence[Group], points: 
             axes.yaxis.set_minor_formatter(lambda v, _: "")
             axes.set_ylim(low / 1.6, high * 1.3)
         axes.set_xlabel("Step")
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.set_ylabel("Training loss" + (" (log scale)" if axes.get_yscale() == "log" else ""))
         axes.margins(x=0.01)
         return _lines_legend(groups)
@@ -387,7 +405,7 @@ def _test_figure(figures: Figures, title: str, groups: Sequence[Group], column: 
                 )
         axes.set_xlabel(axis.capitalize())
         axes.set_ylabel(_axis(column))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if is_accuracy:
             low, high = accuracy_axis(run for group in groups for run in group.runs)
             margin = 0.05 * (high - low) or 1.0

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from octosim.cost import compare
 from octosim.outcome import is_classifier
 from octosim.report.devices import Price, fits
-from octosim.report.figures import COLOURS, Figure, Figures, Legend, useful_range
+from octosim.report.figures import COLOURS, Figure, Figures, Legend, short_names, useful_range
 from octosim.report.spread import differences, families, interval, reference
 from octosim.report.states import learned, state_of, states_text
 from octosim.report.tables import DASH, Cell, Group, Table, finals, percent, plural, significant
@@ -423,8 +423,7 @@ def scatter(
     means = [100 * statistics.fmean(values.values()) for _, values in shown]
     spans = [times[id(group)] for group, _ in shown]
     low, high = useful_range(means)
-    labels = [task.label(group) for group, _ in shown]
-    names = [label if len(label) <= LABEL else label[: LABEL - 1] + "…" for label in labels]
+    names = short_names([task.label(group) for group, _ in shown], LABEL)
     best = front([(span[0], mean) for span, mean in zip(spans, means, strict=True)])
     inside = [low <= mean <= high for mean in means]
     edges = [

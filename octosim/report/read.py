@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -232,12 +233,16 @@ def _read_records(path: Path, notes: list[str]) -> pd.DataFrame:
                 raise OctosimError(f"{path.name}: line {number}: field {key} is not a number")
         if (accuracy := row.get("test_accuracy")) is not None and (accuracy < 0 or accuracy > 1):
             raise OctosimError(f"{path.name}: line {number}: test_accuracy is {accuracy}, expected 0 to 1")
-    table = pd.DataFrame({key: [_finite(row.get(key)) for row in rows] for key in _RECORD_COLUMNS}, dtype=float)
     broken = [row["step"] for row in rows if "loss" in row and not _is_finite(row["loss"])]
     if broken:
         notes.append(f"The training loss is not a finite number in {len(broken)} records, first at step {broken[0]}.")
     if repeated := sum(1 for n in Counter(row["step"] for row in rows if "loss" in row).values() if n > 1):
         notes.append(f"records.jsonl repeats {repeated} steps; the last line of each is used.")
+    return _table(rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame({key: [_finite(row.get(key)) for row in rows] for key in _RECORD_COLUMNS}, dtype=float)
     # last() takes the last value present in each column, so a separate evaluation line joins its step.
     return table.groupby("step", as_index=False, sort=True).last()
 
@@ -272,7 +277,8 @@ def _read_run(path: Path) -> Run:
     check("manifest.json", manifest, _MANIFEST_FIELDS)
     check_told(path, json_value(read_bytes(path / "manifest.json", JSON_BYTES)))
     notes: list[str] = []
-    records = _read_records(path / "records.jsonl", notes)
+    begun = os.path.lexists(path / "records.jsonl") or os.path.lexists(path / "digest.txt")  # else it made no step yet
+    records = _read_records(path / "records.jsonl", notes) if begun else _table([])
     timing = []
     if (path / "timing.jsonl").exists():
         timing = read_lines(path / "timing.jsonl", notes)

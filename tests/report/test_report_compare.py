@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.cli import octosim
-from kit.pages import EVIL, bench, make_bench, make_run, report, with_accuracy
+from kit.pages import EVIL, bench, make_bench, make_run, manifest, records, report, with_accuracy
 
 from octosim import cost, engine, graph, hardware, integrity, methods, train
 from octosim.engine import plan
 from octosim.errors import OctosimError
-from octosim.report import overview, spread, write_report
+from octosim.report import figures, overview, spread, write_report
 
 # ---- seeds --------------------------------------------------
 
@@ -260,3 +260,41 @@ def test_pictures_in_a_place_that_cannot_be(study, tmp_path):
     with pytest.raises(OctosimError, match="cannot make the folder .*file/x for figures"):
         write_report([study], tmp_path / "page.html", pictures=tmp_path / "file" / "x")
     assert [path.name for path in Path(tmp_path).iterdir()] == ["file"]
+
+
+# ---- runs that came to different ends --------------------------------------------------
+
+
+def test_many_configurations_of_which_one_was_evaluated(tmp_path):
+    """Four diverge in their first epoch: panels of the losses, and one plot of the accuracy that there is."""
+    make_run(tmp_path / "runs/good")
+    for share in range(4):
+        make_run(tmp_path / f"runs/bad{share}", [{"step": 1, "epoch": 1, "loss": 2.0}], "", share=share)
+    counts, page = report(tmp_path, tmp_path / "runs")
+    assert counts["runs"] == 5
+    assert "Test accuracy: simplecnn on mnist" in page.text and "Last values: good: 95.00 %." in page.html
+
+
+def test_a_run_that_has_made_no_step(tmp_path):
+    """Begun, or killed before its first record: a run without records; a finished one without them is damaged."""
+    make_run(tmp_path / "runs/one")
+    for name in ("begun", "damaged"):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "manifest.json").write_text(json.dumps(manifest(seed=1)))
+    (tmp_path / "runs/damaged/digest.txt").write_text(f"sha256:{'a' * 64}  step 40\n")
+    counts, page = report(tmp_path, tmp_path / "runs")
+    assert counts["runs"] == 2 and [Path(path).name for path, _ in counts["skipped"]] == ["damaged"]
+    assert "begun: records.jsonl holds no records yet." in page.text
+
+
+def test_panels_are_told_apart(tmp_path):
+    """Names over small multiples leave out what all have; cut ones differ."""
+    labels = [f"octo, accumulator=exact32, {'x' * 80}{end}" for end in ("a", "b", "b")]
+    names = figures.short_names(labels, 60)
+    assert len(set(names)) == 3 and max(map(len, names)) <= 60 and not any("exact32" in name for name in names)
+    assert figures.short_names(["octo, lr=1", "octo, lr=2", "octo"], 30) == ["lr=1", "lr=2", "octo"]
+    assert figures.short_names(["octo, lr=1"], 30) == ["octo, lr=1"]
+    for share in range(6):
+        make_run(tmp_path / f"runs/{share}", rows=records(), a_parameter_with_a_long_name="on", share=share, seed=0)
+    _, page = report(tmp_path, tmp_path / "runs")
+    assert all(page.html.count(f">share={share}</text>") == 2 for share in range(1, 6))  # over loss and accuracy
