@@ -125,6 +125,7 @@ def test_a_changed_source_is_another_method(installed: Path, tmp_path: Path) -> 
         module.write_text(before.replace("share: float = 0.9", "share: float = 0.9  # changed"))
         done = command("verify", str(run))
         assert done.returncode == 1 and "decides.method.plugin.sha256" in done.stdout, done.stdout + done.stderr
+        assert re.match(r"different: recorded [0-9a-f]{64}, not replayed\n", done.stdout)
     finally:
         module.write_text(before)
 
@@ -248,7 +249,7 @@ def test_faulty_methods_fail(cls: Any, sentence: str, tmp_path: Path) -> None:
         check_method(cls, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["octo", "Clipped", "a b", "-a", "class"])
+@pytest.mark.parametrize("name", ["octo", "Clipped", "a b", "-a", "class", "none"])
 def test_bad_names(name: str, tmp_path: Path) -> None:
     done = command("new", "method", "--out", str(tmp_path / "x"), "--", name)
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "x").exists()

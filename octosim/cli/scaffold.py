@@ -111,14 +111,17 @@ def new_method(
     from octosim import methods
     from octosim.files import write_atomic
 
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise OctosimError(f"a method's name has lower-case letters, digits and single hyphens, not '{name}'")
+    class_name = "".join(part.capitalize() for part in name.split("-"))
+    if keyword.iskeyword(name) or keyword.iskeyword(class_name):
+        raise OctosimError(f"'{name}' is a word of Python; choose another name")
     if name in methods.METHODS:
         raise OctosimError(f"octosim has a method {name} already; choose another name")
     folder, package = out or Path(name), f"octosim_{name.replace('-', '_')}"
     if folder.exists():
         raise OctosimError(f"{folder} exists already; choose another --out")
-    words = {"@PACKAGE@": package, "@NAME@": name, "@CLASS@": "".join(part.capitalize() for part in name.split("-"))}
+    words = {"@PACKAGE@": package, "@NAME@": name, "@CLASS@": class_name}
     files = {"pyproject.toml": PYPROJECT, f"{package}/__init__.py": METHOD, f"tests/test_{package}.py": TEST}
     for path, text in files.items():
         for word, value in words.items():

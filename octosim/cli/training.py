@@ -270,8 +270,8 @@ def verify(
         say(f"equal: sha256:{verdict.replayed}")
     else:
         where = "the records agree" if verdict.first_step is None else f"the records part at step {verdict.first_step}"
-        where = where if verdict.replayed else "not replayed"
-        say(f"different: recorded {verdict.recorded}, replayed {verdict.replayed}; {where}")
+        replayed = f"replayed {verdict.replayed}; {where}" if verdict.replayed else "not replayed"
+        say(f"different: recorded {verdict.recorded}, {replayed}")
         for line in verdict.differences:
             say(f"  {line}")
     raise typer.Exit(0 if verdict.equal else 1)

@@ -241,7 +241,7 @@ def curves(figures: Figures, title: str, groups: Sequence[Group]) -> list[Figure
 TESTED = {"test_accuracy": "test accuracy", "test_loss": "test error"}
 """What an evaluation's columns of the records are called: networks without classes have a mean squared error."""
 COLUMNS = 3  # panels beside each other: each is still legible on a phone
-PANEL_NAME = 20  # characters of a line above a panel
+PANEL_NAME = 23  # characters of a line above a panel
 
 
 def band_of(lines: Sequence[pd.Series]) -> pd.DataFrame:
@@ -280,7 +280,8 @@ def _multiples(figures: Figures, title: str, groups: Sequence[Group], column: st
         high = max(tops[len(tops) // 2], *(line.max() for line in reference)) if reference else tops[-1]
 
     shown = short_names([group.label for group in others], 3 * PANEL_NAME)
-    names = {id(group): textwrap.fill(name, PANEL_NAME) for group, name in zip(others, shown, strict=True)}
+    filled = [textwrap.fill(name, PANEL_NAME, break_on_hyphens=False) for name in shown]
+    names = {id(group): name for group, name in zip(others, filled, strict=True)}
 
     def ends(part: list[pd.Series]) -> list[float]:
         return [float(line.iloc[-1]) for line in part]

@@ -300,8 +300,11 @@ def task_table(task: Task) -> Table:
     caption = f"{task.title}: test accuracy after the last epoch, mean over the seeds that finished above chance"
     if not task.is_classifier:
         caption = f"{task.title}: mean squared test error after the last epoch, mean over the seeds that finished"
+    paired = any(differences(learned(group), learned(task.base)) for group in task.groups[1:])
+    if any(far is not None for far, _ in gaps) and paired:
+        caption += "; difference to the reference over the seeds that both have"
     if any(span for _, span in gaps):
-        caption += "; difference to the reference seed by seed with its 95 % interval (Student's t)"
+        caption += ", with its 95 % interval (Student's t)"
     caption += "."
     if task.prices:
         caption += (
@@ -447,8 +450,7 @@ def scatter(
             fill = colour if i in best else "#ffffff"
             axes.plot(spans[i][0], means[i], "o", color=colour, mfc=fill, markersize=7, zorder=3)
         axes.set_ylim(low, high)
-        axes.margins(x=0.05)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.05 * max(span[2] for span in spans))
         right = 1.03 * axes.get_xlim()[1]
         for i, place in enumerate(_apart(means, 0.055 * (high - low), low, high)):
             text = names[i] if inside[i] else f"{names[i]} ({means[i]:.1f} %)"

@@ -121,9 +121,11 @@ def differences_table(groups: Sequence[Group]) -> Table | None:
     caption = (
         "Difference of last test accuracies in percentage points, seed by seed; n counts the seeds that both have. The "
         "interval is Student's t for the mean over seeds and takes the differences as normally distributed, which fewer than "
-        f"{FEW} seeds cannot show; below {ENOUGH} seeds there is none. It speaks of other seeds, not of other test images. "
-        f"Each of the {plural(intervals, 'interval')} stands alone: of 20 without a true difference, one is expected to miss 0."
+        f"{FEW} seeds cannot show; below {ENOUGH} seeds there is none. It speaks of other seeds, not of other test images."
     )
+    if intervals > 1:
+        caption += f" Each of the {intervals} intervals stands alone: of 20 without a true difference, "
+        caption += "one is expected to miss 0."
     return Table(caption, columns, rows)
 
 

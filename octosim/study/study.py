@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Annotated, Any
@@ -269,6 +270,17 @@ def _mask(how: int) -> None:
         signal.pthread_sigmask(how, {signal.SIGINT})
 
 
+def _start(process: Any) -> None:
+    """Starts a process that Ctrl-C reaches when it has begun to work, not while it imports."""
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # which the first start of a process would begin with, and unblock the signals
+    _mask(signal.SIG_BLOCK)
+    try:
+        process.start()
+    finally:
+        _mask(signal.SIG_UNBLOCK)
+
+
 def _work(folder: Path, config: train.Config, command: str, threads: int, every: int, parent: int, pipe: Connection) -> None:
     """Trains a run to its end, telling `pipe` how it goes."""
     told = 0.0
@@ -446,17 +458,13 @@ def in_processes(
                 ours, theirs = context.Pipe(duplex=False)
                 arguments = (out / row.name, row.config, command, threads, every, os.getpid(), theirs)
                 process = context.Process(target=_work, args=arguments, daemon=True)
-                _mask(signal.SIG_BLOCK)  # Ctrl-C reaches the process when it has begun to work, not while it imports
-                try:
-                    process.start()
-                finally:
-                    _mask(signal.SIG_UNBLOCK)
+                _start(process)
                 theirs.close()
                 states[row.name].state = "running"
                 active[ours] = process, states[row.name]
             for pipe in wait(list(active), timeout=0.5):
                 assert isinstance(pipe, Connection)
-                _listen(pipe, *active[pipe])
+                _listen(pipe, *active[pipe], asked())
                 if active[pipe][1].state != "running":
                     process, state = active.pop(pipe)
                     process.join()
@@ -497,13 +505,15 @@ def in_this_process(command: str, every: int) -> TrainAll:
     return train_all
 
 
-def _listen(pipe: Connection, process: Any, state: State) -> None:
-    """Takes a message of a run; its end without one is a crash."""
+def _listen(pipe: Connection, process: Any, state: State, asked: bool) -> None:
+    """Takes a message of a run; its end without one is a crash, but where an end was asked for and the signal reached it."""
     try:
         message = pipe.recv()
     except (EOFError, OSError):
         process.join()
         message = {"failure": f"its process ended with exit code {process.exitcode}"}
+        if asked and -process.exitcode in (signal.SIGINT, signal.SIGTERM):
+            message = {"state": "interrupted"}
     if "failure" in message:
         state.fail(message.pop("failure"))
     state.update(message)

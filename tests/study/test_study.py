@@ -310,6 +310,21 @@ def test_killed_and_started_again(number: signal.Signals, whole: Path, tmp_path:
     assert same_records(whole, tmp_path / "broken")
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals here")
+def test_ctrl_c_does_not_reach_a_process_that_imports(tmp_path: Path) -> None:
+    """The first process of a study begins with Ctrl-C blocked, as the others do; the study has it unblocked afterwards."""
+    blocked = "import signal, sys; sys.exit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, signal\nfrom octosim.study import study\n\nif __name__ == '__main__':\n"
+        f"    process = multiprocessing.get_context('spawn').Process(target=exec, args=({blocked!r},))\n"
+        "    study._start(process)\n    process.join()\n"
+        "    print(process.exitcode, signal.pthread_sigmask(signal.SIG_BLOCK, []))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.stdout == "1 set()\n", done.stdout + done.stderr
+
+
 def test_bad_paths(tmp_path: Path) -> None:
     with pytest.raises(OctosimError, match="nowhere.toml: no such study"):
         study.read(tmp_path / "nowhere.toml")
