@@ -43,8 +43,9 @@ def chance(decides: dict[str, Any]) -> float | None:
         return None
     layers = decides.get("layers")
     layers = layers.get("layers") if isinstance(layers, dict) else layers
-    units = [row.get("units") for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []
-    classes = next((n for n in reversed(units) if isinstance(n, int) and n > 1), None)
+    rows = [row for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []
+    outputs = [row.get("units", row.get("filters")) for row in rows]  # the last of them makes a value a class
+    classes = next((n for n in reversed(outputs) if isinstance(n, int) and n > 1), None)
     if classes is None:
         return None
     share = 1 / classes

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from kit.pages import make_run
 
-from octosim import train
+from octosim import outcome, train
 from octosim.cost import compare
 from octosim.report import figures, overview, read, states, tables, write_report
 from octosim.report.devices import labelled, prices
@@ -89,6 +89,13 @@ def test_chance_depends_on_classes_and_images(tmp_path, units, images, accuracy,
     set_accuracy(run, accuracy)
     set_classes(run, units, images)
     assert states.state_of(runs_of(tmp_path / "runs")[0]).kind == kind
+
+
+def test_classes_of_a_network_that_ends_with_a_convolution():
+    """Its filters are the classes, not the units of an earlier squeeze and excitation."""
+    rows = [{"kind": "Linear", "units": 4}, {"kind": "Conv2d", "filters": 10}, {"kind": "AvgPool"}]
+    assert outcome.chance({"layers": rows, "data": {"test_images": 10_000}}) == pytest.approx(0.109)
+    assert outcome.chance({"layers": [*rows, {"kind": "Linear", "units": 2}], "data": {"test_images": 100}}) == 0.65
 
 
 @pytest.mark.parametrize("reason, kind", [
