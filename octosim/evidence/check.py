@@ -208,8 +208,8 @@ def _exact(product: Product, pass_: str, held: dict[str, Array], pad: int) -> Ar
     flat = windows.reshape(math.prod(windows.shape[:3]), -1, g.channels)
     rows = flat.reshape(len(flat), -1)
     if pass_ == "forward":
-        w = reals["w"].reshape(g.filters, -1)
-        sums = np.einsum("mtc,ct->mc", flat, w) if depthwise else rows @ w.T
+        filters = reals["w"].reshape(g.filters, -1)
+        sums = np.einsum("mtc,ct->mc", flat, filters) if depthwise else rows @ filters.T
     else:
         dy = reals["dy"].reshape(-1, g.filters)
         sums = np.einsum("mtc,mc->ct", flat, dy) if depthwise else dy.T @ rows

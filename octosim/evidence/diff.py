@@ -134,11 +134,12 @@ def diff(
     most = min(a.steps, b.steps, steps or a.steps)
     observed = [probes.watch(run.network) for run in runs]
     about = {"runs": [str(first), str(second)], "of_steps": most}
-    found, failures, step = _parting(0, _state(a, "start"), _state(b, "start")), [None, None], 0
+    failures: list[str | None] = [None, None]
+    found, step = _parting(0, _state(a, "start"), _state(b, "start")), 0
     while found is None and step < most and not any(failures):
         step += 1
-        (one, *failure), (other, *second_failure) = (_step(run, seen) for run, seen in zip(runs, observed, strict=True))
-        found, failures = _parting(step, one, other), [*failure, *second_failure]
+        ours, theirs = (_step(run, seen) for run, seen in zip(runs, observed, strict=True))
+        found, failures = _parting(step, ours[0], theirs[0]), [ours[1], theirs[1]]
         if progress:
             progress(step, most)
     ended = {"failures": failures} if any(failures) else {}

@@ -328,8 +328,8 @@ def golden(
         made.append((node.name, product, about, numbers, numbers_and_params))
     if not made:
         raise left[0]
-    for error in left:
-        tell(str(error))
+    for reason in left:
+        tell(str(reason))
     return [write(out, *each) for each in made]
 
 
