@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import html
 import io
+import os
 import re
 import shutil
 import sys
@@ -35,6 +36,7 @@ from octosim import cost as _cost
 from octosim import study as _study
 from octosim import train as _train
 from octosim.cost import runtimes
+from octosim.data import dataset as data_sets
 from octosim.engine import Network
 from octosim.engine.layers import Layer, Residual
 from octosim.engine.nodes import Array, Context, Method
@@ -72,6 +74,27 @@ def _in_arguments() -> Iterator[None]:
         raise OctosimError(re.sub(rf"{_OPTION}([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), text)) from None
 
 
+def _whole(name: str, value: Any) -> int:
+    """A whole number of at least 1; OctosimError names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise OctosimError(f"{name} is {value!r}, expected a whole number")
+    if value < 1:
+        raise OctosimError(f"{name} must be at least 1, not {value}")
+    return int(value)
+
+
+def _path(name: str, value: Any) -> Path:
+    """A path; OctosimError names the argument."""
+    if not isinstance(value, str | os.PathLike) or "\0" in os.fsdecode(value):
+        raise OctosimError(f"{name} is {value!r}, expected a path")
+    return Path(os.fsdecode(value))
+
+
+def _name(value: Any) -> Any:
+    """A path object as the text that names a model or data."""
+    return os.fsdecode(value) if isinstance(value, os.PathLike) else value
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C came while a run was trained.  run: it, at the checkpoint that was written; `run.resume()` continues it."""
 
@@ -90,7 +113,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = _path("folder", folder)
         _train.read_manifest(self.folder)
         self._made: _train.Run | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -165,7 +188,9 @@ class Run:
     def logits(self, x: Array, batch_size: int = 500) -> Array:
         """What the network gives for images: float32 (N, classes), with running statistics.  x: of the data's type, uint8 or
         float32, (N, height, width, channels), (N, height, width) for one channel, or vectors (N, values).
+        batch_size: images at once, which changes no bit but with methods that take a batch's own ranges.
         OctosimError for another shape or dtype."""
+        batch_size = _whole("batch_size", batch_size)
         x, context = self._images(x), Context(training=False, seed=self.state.config.seed, step=0)
         made = []
         for i in range(0, len(x), batch_size):
@@ -220,6 +245,7 @@ class Run:
         self, on_step: Callable[[Progress], None] | None = None, *, progress: bool | None = None, checkpoint_every: int = 100
     ) -> Run:
         """Trains from the last checkpoint to the end; see `train`.  A finished run is returned as it is."""
+        checkpoint_every = _whole("checkpoint_every", checkpoint_every)
         if self.finished:
             return self
         self._made = None
@@ -305,7 +331,7 @@ def train(
     model: a name, a model file, or layers, as [Conv2d(8, 3), ReLU(), Flatten(), Linear(10)] of octosim.engine.layers.
     method: a name, an import path "module:Class", or a method with its parameters, as octosim.methods.octo.Octo(lac="off").
     accumulator: a name, or a `numerics.Accumulator`.
-    data: a name, or arrays: see `Arrays`.  The run's folder keeps these.
+    data: a name, or arrays: see `Arrays`.  The run's folder keeps these, the first `limit` of them where that is given.
     out: the run's folder; without it a temporary one, which lasts as long as the `Run` (`Run.save` keeps it).
     on_step: called after each step with step, steps, epoch, loss and test_accuracy.
     progress: show a bar; None: on a terminal or in a notebook.
@@ -313,6 +339,12 @@ def train(
 
     Raises Interrupted at Ctrl-C, after a checkpoint; OctosimError for an argument that is refused and for a step with a NaN.
     """
+    model, data = _name(model), _name(data)
+    if config is not None and not isinstance(config, Config):
+        raise OctosimError(f"config is {type(config).__name__}, expected an octosim.Config")
+    if on_step is not None and not callable(on_step):
+        raise OctosimError(f"on_step is {on_step!r}, expected a function")
+    checkpoint_every = _whole("checkpoint_every", checkpoint_every)
     changes |= {key: value for key, value in (("method", method), ("accumulator", accumulator)) if value is not None}
     layers, dataset = None, None
     if isinstance(model, str):
@@ -329,11 +361,16 @@ def train(
         named = {} if method is None else {"method": method if isinstance(method, str) else methods.name_of(method)}
         config = Config(**with_recipe(recipe, named))
     made = _config(config or Config(), changes)
+    if dataset is not None:
+        for name in ("image", "test_share", "skip_unreadable"):
+            if getattr(made, name) != getattr(Config(), name):
+                raise OctosimError(f"{name} has no meaning for data that are arrays")
     if threads is not None:
-        core.set_threads(threads)
+        core.set_threads(_whole("threads", threads))
     temporary = tempfile.TemporaryDirectory(prefix="octosim-") if out is None else None
-    folder = Path(temporary.name) / "run" if temporary else Path(out or "")
-    _train.create(made, folder, f"octosim.train({made})", layers, dataset)
+    folder = Path(temporary.name) / "run" if temporary else _path("out", out)
+    trained = dataset if dataset is None or made.limit is None else data_sets.limited(dataset, made.limit)
+    _train.create(made, folder, f"octosim.train({made})", layers, trained)
     if dataset is not None:
         write_atomic(folder / _train.ARRAYS_FILE, _npz(dataset))
     run = Run(folder)
@@ -355,6 +392,8 @@ def _config(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def _checked_layers(model: Any) -> Any:
+    if not isinstance(model, Sequence):
+        raise OctosimError(f"model is {type(model).__name__}, expected a name or a list of layers of octosim.engine.layers")
     for number, item in enumerate(model, 1):
         if not isinstance(item, Layer | Residual):
             raise OctosimError(f"model: layer {number} is {str(item)[:40]}, expected a layer of octosim.engine.layers")
@@ -363,8 +402,6 @@ def _checked_layers(model: Any) -> Any:
 
 def _steps(run: Run, on_step: Callable[[Progress], None] | None, progress: bool | None, every: int) -> None:
     """Takes the steps that are left."""
-    if every < 1:
-        raise OctosimError(f"checkpoint_every must be at least 1, not {every}")
     state = run.state
     with _bar(state, progress) as move:
 
@@ -415,6 +452,11 @@ def _dataset(arrays: Any) -> data.Dataset:
         x, y, x_test, y_test = arrays
     except (TypeError, ValueError):
         raise OctosimError("data must be a name or four arrays: x_train, y_train, x_test, y_test") from None
+    for name, array in zip(("x_train", "y_train", "x_test", "y_test"), (x, y, x_test, y_test), strict=True):
+        if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+            raise OctosimError(f"{name} has masked values, expected plain arrays")
+        if array is None:
+            raise OctosimError(f"{name} is None; data are four arrays: x_train, y_train, x_test, y_test")
     return data.from_arrays(np.asarray(x), np.asarray(y), np.asarray(x_test), np.asarray(y_test))
 
 
@@ -494,7 +536,7 @@ def cost(
     method: str | Method | None = None,
     parameters: Mapping[str, Any] | None = None,
     dtype: str | None = None,
-    image: tuple[int, ...] | None = None,
+    image: tuple[int, ...] | str | None = None,
     classes: int | None = None,
     batchnorm: bool = True,
     inference: bool = False,
@@ -503,23 +545,29 @@ def cost(
     """Predicts time, energy and memory of a training step, or of an inference, on devices; nothing is computed.
 
     model: a name, a model file, an ONNX file, layers of octosim.engine.layers, or a run, which brings its own method, batch and
-    image size.  profile: a device's name or alias or a profile's file; or several,
-    of which equal ones are priced once.
+    image size: none of the arguments that say these may be given beside it.
+    profile: a device's name or alias or a profile's file; or several, of which equal ones are priced once.
     batch_size: 100 if not given; of an ONNX file its own.
     method: octo if not given; an ONNX file has none, and products of `dtype`: "int8", "float16", or "float32" if not given.
-    image: height, width, channels; classes: their number; those that the model is for if not given, else (28, 28, 1) and 10.
+    image: (height, width, channels), or "HEIGHTxWIDTHxCHANNELS", or (values,) of vectors; classes: their number; those that the
+    model is for if not given, else (28, 28, 1) and 10.
 
     >>> from octosim.api import cost
     >>> result = cost("lenet5", ["pi4", "jetson"], batch_size=8)
     >>> result.totals["device"].tolist()
     ['raspberry-pi-4', 'jetson-xavier-nx']
     """
+    threads = None if threads is None else _whole("threads", threads)
+    model = _name(model)
+    if not isinstance(profile, str | os.PathLike | Sequence):
+        raise OctosimError(f"profile is {profile!r}, expected a device's name, a profile's file or a list of them")
     source, title, batch_size = _source(model, batch_size, method, parameters, dtype, image, classes, batchnorm, inference)
     batch = source.batch(batch_size)
     results: list[dict[str, Any]] = []
     if source.check:
         source.check(batch)
-    devices = [hardware.load(name) for name in ([profile] if isinstance(profile, str) else profile)]
+    named = [profile] if isinstance(profile, str | os.PathLike) else list(profile)
+    devices = [hardware.load(str(_path("profile", name))) for name in named]
     for device in (device for place, device in enumerate(devices) if device not in devices[:place]):
         runtime = runtimes.choose(None, device, source.dtype, not inference, source.method is not None)
         predicted = _cost.predict(source.ops(device, batch, runtime), device, threads, runtime)
@@ -536,14 +584,24 @@ def cost(
 
 def _source(
     model: Any, batch_size: int | None, method: str | Method | None, parameters: Mapping[str, Any] | None, dtype: str | None,
-    image: tuple[int, ...] | None, classes: int | None, batchnorm: bool, inference: bool,
+    image: tuple[int, ...] | str | None, classes: int | None, batchnorm: bool, inference: bool,
 ) -> tuple[workload.Workload, str, int | None]:  # fmt: skip
     """What is priced, its title and batch size; see `cost`."""
-    if batch_size is not None and batch_size < 1:
-        raise OctosimError(f"batch_size must be at least 1, not {batch_size}")
+    batch_size = None if batch_size is None else _whole("batch_size", batch_size)
+    classes = None if classes is None else _whole("classes", classes)
+    shape_given = _image(image)
+    if not isinstance(method, str | None) and Method not in type(method).__mro__:
+        raise OctosimError(f"method is {str(method)[:60]}, expected a name or a method with its parameters")
+    if parameters and not isinstance(method, str | None):
+        raise OctosimError("parameters: a method that is an object has its own")
     if dtype is not None and dtype not in hardware.DTYPES:
         raise OctosimError(f"dtype must be one of {', '.join(hardware.DTYPES)}, not '{dtype}'")
     if isinstance(model, Run):
+        given = {"batch_size": batch_size, "method": method, "parameters": parameters, "dtype": dtype, "image": image,
+                 "classes": classes}  # fmt: skip
+        for name, value in given.items():
+            if value is not None:
+                raise OctosimError(f"{name}: a run has its own, leave it out; the run's network at others: price its model")
         state = model.state
         network, config = state.network, state.config
         source = workload.of_network(
@@ -553,7 +611,7 @@ def _source(
         return source, config.model, config.batch_size
     if isinstance(model, str) and is_onnx(model):
         named = method if method is None or isinstance(method, str) else methods.name_of(method)
-        text = None if image is None else "x".join(map(str, image))
+        text = None if shape_given is None else "x".join(map(str, shape_given))
         return workload.source(
             workload.CostQuery(model, named, dtype, inference, text, False, dict(parameters or {}), batchnorm)
         ), Path(model).name, batch_size  # fmt: skip
@@ -562,10 +620,25 @@ def _source(
     if not workload.computes_in(made.name, dtype):
         raise OctosimError(f"method {made.name} does not compute in {dtype}")
     shape, count = graph.usual(model) if isinstance(model, str) else ((28, 28, 1), 10)
-    shape, count = tuple(image or shape), classes or count
+    shape, count = shape_given or shape, classes or count
     layers = graph.layers(model, count, batchnorm, shape) if isinstance(model, str) else _checked_layers(model)
     source = workload.of_network(layers, shape, made, inference, ALL, 1, dtype == "float16", True)
     return source, model if isinstance(model, str) else "layers", batch_size
+
+
+def _image(image: Any) -> tuple[int, ...] | None:
+    """The shape that `image` says."""
+    if image is None:
+        return None
+    if isinstance(image, str):
+        return data.parse_image(image)
+    try:
+        shape = tuple(_whole("image", n) for n in image)
+    except (TypeError, OctosimError):
+        shape = ()
+    if len(shape) not in (1, 3):
+        raise OctosimError(f"image is {image!r}, expected (height, width, channels), or (values,) of vectors")
+    return shape
 
 
 # ---- studies --------------------------------------------------
@@ -620,12 +693,13 @@ def study(
     grid: a study's name or file, its content ({"base": {...}, "grid": [{"method": ["octo", "fp32"], "seed": [0, 1]}]}), or the
     runs' configurations.  out: the study's folder.
     jobs: runs at once; 1 trains in this process, more in spawned ones (a script needs `if __name__ == "__main__":` then).
+    threads: of each run's kernels; not given, the threads of this process, divided by `jobs`.
 
     Raises KeyboardInterrupt at Ctrl-C, after checkpoints; OctosimError for a study that is refused.
     """
-    folder = Path(out)
-    if jobs < 1:
-        raise OctosimError(f"jobs must be at least 1, not {jobs}")
+    folder, jobs = _path("out", out), _whole("jobs", jobs)
+    checkpoint_every = _whole("checkpoint_every", checkpoint_every)
+    threads = None if threads is None else _whole("threads", threads)
     if isinstance(grid, str | Path):
         path = _study.source(str(grid))
         content, text = _study.read(path), _study.text(path)
@@ -635,6 +709,8 @@ def study(
     _study.check(rows, folder)
     command = "octosim.study(...)"
     if jobs == 1:
+        if threads is not None:
+            core.set_threads(threads)
         made = _study.run(content, rows, folder, text, _study.in_this_process(command, checkpoint_every))
     else:
         import functools

@@ -27,6 +27,7 @@ from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, find
 from octosim.train import step_of, verify
 
 SMALL = dict(model="lenet5", batch_size=20, steps=2)
+XY = (np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8), np.arange(40) % 2) * 2
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,17 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
         (dict(data=(np.zeros((2, 3, 3)),) * 4), "y_train is float64"),
         (dict(accumulator=3), "accumulator is '3'"),
         (dict(method=Octo), "method is"),
+        (dict(model=3), "model is int, expected a name or a list of layers"),
+        (dict(config={"steps": 3}), "config is dict"),
+        (dict(on_step=3), "on_step is 3"),
+        (dict(out="a\0b"), "out is .* expected a path"),
+        (dict(checkpoint_every=1.5), "checkpoint_every is 1.5"),
+        (dict(threads="a"), "threads is 'a'"),
+        (dict(data=(XY[0], XY[1], None, None)), "x_test is None"),
+        (dict(data=(np.ma.masked_equal(XY[0], 3), *XY[1:])), "x_train has masked values"),
+        (dict(data=XY, test_share=0.5), "test_share has no meaning for data that are arrays"),
+        (dict(data=XY, image="4x4x1"), "image has no meaning for data that are arrays"),
+        (dict(data=XY, limit=1), "limit must be at least 2"),
         (dict(method="nosuchmodule:Class"), "cannot be imported: ModuleNotFoundError"),
         (dict(method="json:JSONDecoder"), "expected a subclass of octosim.engine.nodes.Method"),
     ],
@@ -191,6 +203,41 @@ def test_cost_of_an_onnx_file_is_the_command_lines(dtype: str | None, inference:
     assert found.results[0]["notes"] == printed["notes"] and found.results[0]["layers"] == printed["layers"]
     with pytest.raises(octosim.OctosimError, match="^method is for octosim's own networks; an ONNX file takes dtype$"):
         octosim.cost(str(path), "pi4", method="octo")
+
+
+def test_a_part_of_arrays_and_a_model_that_is_a_path(tmp_path: Path) -> None:
+    made = octosim.train(model=Path("mlp"), data=XY, limit=20, batch_size=10, steps=2, out=tmp_path / "run")
+    assert made.manifest["decides"]["data"]["train_images"] == 20
+    assert made.verify().equal and octosim.open(made.folder).state.steps_per_epoch == 2
+
+
+@pytest.mark.parametrize("size", [0, -5, "a", 1.5])
+def test_batch_sizes_of_inference(run: octosim.Run, size: object) -> None:
+    with pytest.raises(octosim.OctosimError, match="^batch_size"):
+        run.logits(run.state.data.test_images[:3], size)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (dict(model=None), "model is NoneType"),
+    (dict(profile=4), "profile is 4"),
+    (dict(profile=[4]), "profile is 4"),
+    (dict(batch_size=1.5), "batch_size is 1.5"),
+    (dict(classes=0), "classes must be at least 1"),
+    (dict(image="ax3"), "image takes HEIGHTxWIDTHxCHANNELS"),
+    (dict(image=(28, 28)), r"image is \(28, 28\)"),
+    (dict(threads="a"), "threads is 'a'"),
+    (dict(method=3), "method is 3"),
+    (dict(method=Octo(), parameters={"lac": "off"}), "parameters: a method that is an object has its own"),
+])  # fmt: skip
+def test_arguments_of_cost(arguments: dict, sentence: str) -> None:
+    with pytest.raises(octosim.OctosimError, match=sentence):
+        octosim.cost(**({"model": "lenet5", "profile": "pi4"} | arguments))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "method", "image"])
+def test_a_run_brings_its_own(run: octosim.Run, name: str) -> None:
+    with pytest.raises(octosim.OctosimError, match=f"{name}: a run has its own"):
+        octosim.cost(run, "pi4", **{name: {"batch_size": 5, "method": "fp32", "image": (8, 8, 1)}[name]})
 
 
 def test_paths_stay_as_they_are(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class Config(Settings):
         for name, kind in kinds().items():
             value = getattr(self, name)
             value = value.item() if isinstance(value, np.generic) else list(value) if isinstance(value, tuple) else value
+            value = value.tolist() if isinstance(value, np.ndarray) else value
             if not _is(value, kind, bounded=False):
                 expected = _name(kind).replace("null", "None")
                 if isinstance(value, str):
