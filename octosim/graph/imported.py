@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from octosim.graph.model_file import read_file, to_toml
 from octosim.graph.onnx import Imported
 
 MODEL, WEIGHTS = "model.toml", "weights.safetensors"
+SEQUENCES = ("SplitToSequence", "SequenceAt")
 
 
 def is_imported(model: str) -> bool:
@@ -72,19 +74,31 @@ def from_torch(module: Any, example: Any) -> Imported:
     from octosim import onnxfile
 
     try:
-        import onnxscript  # noqa: F401 - torch.onnx needs it
         import torch
+        from onnxscript import optimizer
     except ImportError as error:
         raise OctosimError(f"importing a PyTorch module needs torch, onnx and onnxscript: {error}") from None
     where = Path(type(module).__name__)
-    training = module.training
+    if not isinstance(module, torch.nn.Module) or not isinstance(example, torch.Tensor):
+        raise OctosimError(
+            f"from_torch takes a torch.nn.Module and a tensor as an example, not {where} and {type(example).__name__}"
+        )
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
+        # torch's own optimization would fold batch normalization into the weights
         program = torch.onnx.export(module, (example,), dynamo=True, optimize=False, verbose=False, external_data=False)
+        assert program is not None
+        if any(node.op_type in SEQUENCES for node in program.model.graph):
+            optimizer.fold_constants(program.model)  # torch.chunk and torch.split are parts of a sequence before
+            optimizer.remove_unused_nodes(program.model)
     except Exception as error:  # whatever the module's own code and the exporter raise
-        text = " ".join(str(error).split())[:300]
-        raise OctosimError(f"{where}: torch.export cannot trace it ({type(error).__name__}: {text})") from None
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch wraps what the module's own code raises in advice
+            cause = cause.__cause__
+        text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).split())[:300]
+        raise OctosimError(f"{where}: torch.export cannot trace it ({type(cause).__name__}: {text})") from None
     finally:
-        module.train(training)
-    assert program is not None
+        for part, mode in modes:
+            part.training = mode
     return onnx.convert(onnxfile.prepare(program.model_proto, where))

@@ -116,7 +116,7 @@ class Importer:
         for node in model.nodes:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
-        for name in model.outputs:
+        for name in model.outputs[:1]:
             self.users.setdefault(name, []).append(None)
 
     # ---- what handlers use
@@ -433,8 +433,20 @@ def convert(model: OnnxModel, spec: InputSpec | None = None, loss: str = LOSSES[
     from octosim.graph.operators import HANDLERS
     from octosim.graph.patterns import join
 
+    model.nodes[:] = _needed(model)
     join(model)
     return Importer(model).run(spec, HANDLERS, loss)
+
+
+def _needed(model: OnnxModel) -> list[Any]:
+    """The nodes that the first output depends on: others need no layer."""
+    names = set(model.outputs[:1])
+    kept: list[Any] = []
+    for node in reversed(model.nodes):
+        if names.intersection(node.output):
+            kept.append(node)
+            names.update(node.input)
+    return kept[::-1]
 
 
 def with_classes(imported: Imported, classes: int) -> Imported:

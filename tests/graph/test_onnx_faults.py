@@ -157,6 +157,23 @@ def test_inputs_of_bytes_and_of_0_to_255(tmp_path: Path) -> None:
     assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+def test_what_the_first_output_does_not_need_is_left_out(tmp_path: Path) -> None:
+    """Another head, and nodes that nothing takes."""
+
+    def net(b: Builder) -> str:
+        x = b.add("Tanh", b.conv("x", 3, 4))
+        b.add("Erf", x, name="unused")
+        y = head(b, b.add("Mul", x, b.tensor(4, 1, 1)), 4)
+        b.add("Softplus", x, name="second")
+        return y
+
+    model = build(net, 17, IMAGE)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(model.graph.node[-1].output[0], FLOAT, None))
+    onnx.save(model, tmp_path / "net.onnx")
+    imported = graph.load(tmp_path / "net.onnx")
+    assert relative(tmp_path / "net.onnx", imported) <= 1e-4 and "are left out" in imported.notes[0]
+
+
 def test_a_batch_of_0_is_open_and_an_unused_input_is_left_out(tmp_path: Path) -> None:
     model = build(features, 17, (0, 3, 8, 8))
     model.graph.input.append(onnx.helper.make_tensor_value_info("unused", FLOAT, (1, 2)))

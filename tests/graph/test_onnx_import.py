@@ -210,6 +210,35 @@ def test_a_torch_module() -> None:
     assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+@pytest.mark.slow  # torch.export takes seconds
+def test_parts_of_a_torch_module(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch.split is a sequence for the exporter; modes of parts stay; what torch cannot trace is told by its cause."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+
+    class Gated(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.norm, self.head = torch.nn.Linear(5, 8), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)
+
+        def forward(self, x: Any) -> Any:
+            a, b = self.both(x).chunk(2, 1)
+            return self.head(self.norm(a * torch.sigmoid(b)))
+
+    module = Gated()
+    module.norm.eval()
+    imported, x = graph.from_torch(module, torch.rand(2, 5)), torch.rand(3, 5)
+    assert module.training and module.head.training and not module.norm.training
+    with torch.no_grad():
+        wanted = module.eval()(x).numpy()
+    assert np.abs(outputs(imported, x.numpy()) - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    with pytest.raises(OctosimError, match=r"^Gated: torch.export cannot trace it .*(mat1 and mat2|reduction dim)") as told:
+        graph.from_torch(module, torch.rand(2, 6))
+    assert "\x1b" not in str(told.value)
+    with pytest.raises(OctosimError, match="takes a torch.nn.Module and a tensor as an example, not function and Tensor"):
+        graph.from_torch(lambda x: x, torch.rand(2, 6))
+
+
 def test_everything_that_cannot_be_trained_is_named(tmp_path: Path) -> None:
     b = Builder(17)
     x = b.add("Det", b.conv("x", 3, 4), name="one")
