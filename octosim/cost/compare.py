@@ -152,7 +152,8 @@ def fit(
     none = f"the batch is fixed at {fixed_batch} in the file" if fixed_batch and not apart else "no batch fits"
     what = f"fits: {', '.join(would)}" if would else none
     room = f"{_size(capacity)} ({USABLE:g} of the memory)" if capacity is not None else ""
-    if weights := device.memory.weights_gib:
+    weights = device.memory.weights_gib
+    if weights is not None and any("weights apart" in of for of in parts.values()):
         room += f"{' and ' if room else ''}{_size(weights.value * 2**30)} for weights"
     return {"fits": found, "advice": f"{' and '.join(missing)} {verb} not fit in {room}; {what}"}
 

@@ -59,6 +59,8 @@ def test_weights_of_an_inference_have_a_memory_of_their_own() -> None:
     assert "fits (0.03701 of 1.004 MiB and 0.06239 of 1.997 MiB for weights)" in first_line(
         "--profile", "stm32h743", "--model", "lenet5", "--inference", "--batch-size", "1"
     )
+    advice = compare.fit({"INT8": {"peak": 2**21}}, {"INT8": lambda room: 0}, STM)["advice"]
+    assert advice == "INT8 does not fit in 0.8 MiB (0.8 of the memory); no batch fits"
     step = own("lenet5", False).memory(STM, 1, OWN)
     assert "weights apart" not in step and step["weights"] > 4 * 60_000
 
