@@ -109,6 +109,8 @@ def test_the_answer_comes_first():
     first = run("--model", "simplecnn", "--profile", "stm32h743").splitlines()[0]
     assert re.search(r"RAM\): does not fit, because it needs [\d.]+ of 1.004 MiB \(\w+ [\d.]+, \w+ [\d.]+\); ", first)
     assert "; no batch fits; if it did: INT8 " in first
+    first = run("--model", "lenet5", "--profile", "stm32h743", "--batch-size", "8").splitlines()[0]
+    assert re.search(r"it needs 0\.9\d+ of 1.004 MiB, of which a step may take 0.8 \(", first)
 
 
 @pytest.mark.parametrize(("int8", "float32", "said"), [
