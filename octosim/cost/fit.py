@@ -497,7 +497,7 @@ def calibrate(
     device: Device, rows: Iterable[Measurement], nets: Mapping[str, tuple[list[Layer], int]], source: str,
     runtime: Runtime | None = None,
 ) -> Calibration:
-    """Factors of a device from measured times of whole networks, leaning to the pool's where they say little.
+    """Factors of a device from measured times of whole networks, leaning to those before where they say little.
 
     runtime: the software that was measured, ncnn if not given: what `octosim cost --runtime` will price is what is fitted here.
     Factors that predict networks left out of the fit worse than one scale of the software are not returned: the scale is.
@@ -524,10 +524,9 @@ def calibrate(
     report: dict[str, dict[str, float]] = {}
     for path in sorted(groups, key=lambda p: p in ("smlal", "sdot")):  # float first: int8 networks hold float layers
         samples = groups[path]
-        row_factors = cost.factors_of(device, engine, "int8" if path in ("smlal", "sdot") else path)  # type: ignore[arg-type]
-        if row_factors is None:
+        pool = cost.priced_factors(device, engine, "int8" if path in ("smlal", "sdot") else path, runtime)  # type: ignore[arg-type]
+        if pool is None:
             raise OctosimError(f"no pool of factors for {path}")
-        pool = cost.vector(row_factors)
         fitted = fit(samples, path, known, pool)
         left = leave_one_out(samples, path, known, pool)
         measured = np.log([s.time_s for s in samples])

@@ -694,6 +694,15 @@ def slowed(factors: Array, scale: float) -> Array:
     return factors * np.array([scale ** _SLOWS.get(name, 0) for name in PARAMETERS])
 
 
+def priced_factors(device: Device, engine: Engine, dtype: Dtype, runtime: Runtime) -> Array | None:
+    """The factors that price an inference on a core with a runtime, where a calibration starts; None where there are none."""
+    factors, path = factors_of(device, engine, dtype), path_of(engine, dtype)
+    if factors is None or path in device.calibration:
+        return None if factors is None else vector(factors)
+    found = vector(with_kernels(factors, path, runtime))
+    return slowed(found, runtime.scale.value) if runtime.scale else found
+
+
 def _parameters(run: Run, device: Device, runtime: Runtime | None, training: bool) -> Array:
     """The factors, or without them the profile's one efficiency: no cache, no loss with threads, all memory time hidden."""
     backward = runtime.backward if runtime and training else None

@@ -72,6 +72,23 @@ def test_calibration_and_prediction_have_one_plan(tmp_path, runtime, precision):
     assert planned == asked.ops(device, 1, software)
 
 
+@pytest.mark.parametrize("runtime", ["ncnn", "tflite", "pytorch"])
+@pytest.mark.parametrize("precision, slow", [("fp32", 1.0), ("fp32", 1.7), ("int8", 1.7)])
+def test_a_calibration_starts_from_what_is_priced(tmp_path, runtime, precision, slow):
+    """The runtime's kernels and scale are in the factors, since a calibrated profile is priced without them."""
+    path = small_onnx(tmp_path / "small.onnx")
+    device, software = hardware.load("pi4"), load_runtime(runtime)
+    row = fit.Measurement("pi4", str(path), precision, 2, 1.0, Row(path, 2, {}))
+    ops, _ = fit.operations(row, device, {}, "smlal", software)
+    seconds = cost.total(cost.predict(ops, device, 2, software), device)["time_s"]
+    made = fit.calibrate(device, [replace(row, time_s=slow * seconds)], {}, "made", software)
+    (report,) = made.report.values()
+    assert report["uncalibrated"] == pytest.approx(1 - 1 / slow, abs=1e-6)
+    own = device.model_copy(update={"calibration": made.factors})
+    again = cost.total(cost.predict(ops, own, 2, software), own)["time_s"]
+    assert again == pytest.approx(seconds, rel=1e-3) if slow == 1 else again > 1.2 * seconds
+
+
 def test_factors_of_a_calibration_are_not_overridden_by_a_runtime():
     device, tflite = hardware.load("pi4"), load_runtime("tflite")
     own = shifted(device, "float32", conv=0.5)
