@@ -325,7 +325,8 @@ def point(
         "dtype": first.dtype, "threads": threads, "runtime": chosen["runtime"],
     }  # fmt: skip
     record |= model_of.cost_json(priced[first.dtype], device, chosen["peak_bytes"])
-    record["notes"] += [text for text in (chosen["hypothetical"],) if text]
+    placed = model_of.place(priced[first.dtype], device, threads)
+    record["notes"] += [text for text in (placed, chosen["hypothetical"]) if text]
     if chosen["runtime"] == asked.runtime == "octosim" and not asked.inference:
         record["notes"].append(runtimes.ANOTHER_PROGRAM)
     record["notes"] += first.notes([each.op for each in priced[first.dtype]])

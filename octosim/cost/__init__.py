@@ -17,6 +17,7 @@ from octosim.cost.model import (
     factors_of,
     kind_of,
     path_of,
+    place,
     predict,
     prepare,
     priced_factors,
@@ -30,7 +31,7 @@ from octosim.cost.model import (
 
 __all__ = [
     "ASSUMED_EFFICIENCY", "BACKWARD_SPREAD", "INTERVAL", "KINDS", "Machine", "OpCost", "PADDING", "PARAMETERS",
-    "Prepared", "SOFTWARE_SPREAD", "WAVE_EFFICIENCY", "cost_json", "factors_of", "kind_of", "path_of", "predict",
+    "Prepared", "SOFTWARE_SPREAD", "WAVE_EFFICIENCY", "cost_json", "factors_of", "kind_of", "path_of", "place", "predict",
     "prepare", "priced_factors", "slowed", "systolic_cycles", "systolic_folds", "times", "total", "vector",
 ]  # fmt: skip
 

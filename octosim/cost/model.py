@@ -115,6 +115,7 @@ class OpCost:
     dtype_used: the arithmetic that runs on the device; wider than op.dtype where it has no such units (see note).
     spread: standard deviation of ln(real / predicted).
     share: of the engine's units that work; of CPU cores, of the peak of all clusters.
+    engine, cores: the engine's name and how many of its units work; "" where measured rates know none.
     """
 
     op: Op
@@ -127,6 +128,8 @@ class OpCost:
     note: str
     spread: float = ASSUMED_SPREAD
     share: float = 1.0
+    engine: str = ""
+    cores: int = 0
 
 
 def predict(
@@ -147,7 +150,7 @@ def predict(
     return [
         OpCost(
             op, t, c, m, o, BOUNDS[b], run.dtype, run.note, _spread(op, run, device, runtime, training),
-            cores / run.engine.units.value * shares.get(run.engine.name, 1.0),
+            cores / run.engine.units.value * shares.get(run.engine.name, 1.0), run.engine.name, round(cores),
         )
         for op, run, t, c, m, o, b, cores in zip(
             prepared.ops, prepared.runs, *(x.tolist() for x in (time, compute, memory, overhead)), slowest,
@@ -207,6 +210,20 @@ def total(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None
         "bytes": sum(cost.op.traffic for cost in costs),
         "training": device.training_note,
     }
+
+
+def place(costs: Sequence[OpCost], device: Device, threads: int | None) -> str:
+    """Where the products run, in words: on a cluster, with fewer threads than asked for; "" where that is no question."""
+    main = next((cost for cost in costs if cost.engine and cost.op.kind == "gemm"), None)
+    if main is None:
+        return ""
+    engine = next(each for each in device.engines if each.name == main.engine)
+    if engine.kind != "cpu":
+        return f"--threads {threads} is of CPU cores: {engine.name} of {device.name} computes as a whole" if threads else ""
+    several = len(clusters_of(device)) > 1
+    more = f"--threads {threads}: {device.name} has no more than {main.cores} in {'a cluster' if several else 'all'}"
+    found = [f"runs on {main.cores} cores of the cluster {engine.name}"] if several else []
+    return "; ".join(found + ([more] if threads and threads > main.cores else []))
 
 
 def cost_json(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = None) -> dict[str, Any]:

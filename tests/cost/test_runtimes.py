@@ -564,3 +564,15 @@ def test_a_runtimes_scale_is_of_inference_alone():
     for ops, times in (([forward], torch.scale.value), ([forward, replace(forward, pass_="dW")], 1)):
         found = [cost.predict(ops, pi, 4, runtime)[0].time_s for runtime in (torch, plain)]
         assert found[0] / found[1] == pytest.approx(times)
+
+
+@pytest.mark.parametrize("profile, threads, said", [
+    ("rk3588", None, "runs on 4 cores of the cluster a76"),
+    ("rk3588", 8, "runs on 4 cores of the cluster a76; --threads 8: rk3588 has no more than 4 in a cluster"),
+    ("pi4", 4, ""), ("pi4", 16, "--threads 16: raspberry-pi-4 has no more than 4 in all"),
+    ("jetson", None, ""), ("jetson", 2, "--threads 2 is of CPU cores: tensor-cores of jetson-xavier-nx computes as a whole"),
+])  # fmt: skip
+def test_where_a_network_runs_is_said(profile, threads, said):
+    device = hardware.load(profile)
+    op = Op("c", "forward", "gemm", "conv 3x3", (784, 1152, 128), "int8", 10**6, 10**6, kernel=(3, 3))
+    assert cost.place(cost.predict([op], device, threads), device, threads) == said
