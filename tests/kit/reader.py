@@ -151,6 +151,8 @@ def walk(page: Path, folder: Path, reduced: bool = True) -> str:
                     exec(compile(text, f"{page.name}, python", "exec"), names)
                 told += out.getvalue()
             elif block.language in ("", "sh"):
+                for path in re.findall(r"^export PYTHONPATH=(\S+)", block.text, re.MULTILINE):
+                    sys.path.insert(0, str(Path(path).resolve()))
                 for line in lines(block.text):
                     line = small(line) if reduced else line
                     code, said = octosim(line) if line.startswith("octosim ") else _shell(line)
