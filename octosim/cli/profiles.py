@@ -107,10 +107,14 @@ def profiles_schema() -> None:
 @profiles_app.command("show")
 def profiles_show(
     name: Annotated[str, typer.Argument(help="A profile's name or alias, or a .toml file.", **words.of("profiles"))],
+    toml: Annotated[bool, typer.Option("--toml", help="Print the profile's file, to begin one of your own.")] = False,
 ) -> None:
     """One profile as JSON, every number with its source.  Example: octosim profiles show jetson"""
     from octosim import hardware
 
+    if toml:
+        typer.echo(hardware.text_of(name), nl=False)
+        return
     print_json(hardware.load(name).model_dump(mode="json", exclude_none=True))
 
 

@@ -235,6 +235,7 @@ def test_profiles() -> None:
     rows = json.loads(octosim("profiles", "list", "--json").stdout)
     assert {row["name"] for row in rows} == set(hardware.names())
     assert json.loads(octosim("profiles", "show", "jetson").stdout)["name"] == "jetson-xavier-nx"
+    assert octosim("profiles", "show", "jetson", "--toml").stdout == hardware.text_of("jetson")
     listed = octosim("profiles", "list").stdout
     assert "raspberry-pi-5" in listed and "xeon-gold-6455b" in listed and "acc32-wrap" in listed
     nano = next(row for row in rows if row["name"] == "jetson-nano")
