@@ -195,7 +195,8 @@ def load(path: Path) -> Any:
     except OSError as error:
         raise OctosimError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception:  # protobuf's DecodeError, which has no stable home
-        raise OctosimError(f"{path}: not an ONNX model, or a damaged one") from None
+        told = "; torch.onnx.export makes one of a PyTorch module" if path.suffix.lower() in (".pt", ".pth", ".pt2") else ""
+        raise OctosimError(f"{path}: not an ONNX model, or a damaged one{told}") from None
     if not _is_text(model):
         raise OctosimError(f"{path}: a damaged ONNX model: it has names that are not UTF-8")
     if not model.graph.node:

@@ -328,8 +328,9 @@ class Importer:
     def _as_input(self, out: Value, given: Value) -> Value:
         """The output with its axes, or its features, in the order of the input that it is compared with."""
         path = self.model.path
-        if out.axes == given.axes and out.own == given.own and out.order is None:
-            return out
+        axes = [sorted(map(str, value.axes)) for value in (out, given)]
+        if out.shape[1:] == given.shape[1:] and out.order is None and axes[0] == axes[1]:
+            return self.turn(self.model.nodes[-1], out, given.axes)
         entry = self.entries.get(out.layer)
         if not out.is_vector or out.own != (math.prod(given.own),) or entry is None or entry.layer.kind != "linear":
             raise OctosimError(f"{path}: its output has shape {out.shape}, expected that of its input, {given.shape}")

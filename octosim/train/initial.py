@@ -92,7 +92,8 @@ class Fit:
         said = [f"{len(self.taken)} of {len(self.taken) + len(self.unfit) + len(self.missing)} tensors taken"]
         if self.unfit:
             said.append(
-                f"not taken: {_listed(self.unfit)}; they begin as in a new run, as is right for another number of classes"
+                f"not taken: {_listed(self.unfit)}; they begin as in a new run, as is right for another number of classes "
+                "or size of images"
             )
         if self.missing:
             said.append(f"not in it: {_listed(self.missing)}; they begin as in a new run")

@@ -125,6 +125,16 @@ def test_an_autoencoder_keeps_its_softmax(tmp_path: Path) -> None:
         importer.read(path, loss="mse")
 
 
+def test_an_autoencoder_of_reshaped_values(tmp_path: Path) -> None:
+    """Its output stands in the order of its input."""
+    path = saved(lambda b: b.add("Reshape", b.gemm(b.add("Relu", b.gemm(b.add("Flatten", "x"), 192, 6)), 6, 192),
+                                 b.ints(-1, 3, 8, 8)), tmp_path)  # fmt: skip
+    imported, x = importer.read(path, loss="mse"), np.random.default_rng(0).random((2, 3, 8, 8)).astype(F)
+    wanted = onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0].transpose(0, 2, 3, 1)
+    found = outputs(imported, x.transpose(0, 2, 3, 1))
+    assert found.shape == wanted.shape and np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
 def test_weights_that_layers_share_are_told(tmp_path: Path) -> None:
     def net(b: Builder) -> str:
         w = b.tensor(4, 4, 3, 3)
@@ -251,3 +261,9 @@ def test_an_input_larger_than_any_memory(tmp_path: Path) -> None:
     path = saved(features, tmp_path, ("N", 1 << 20, 1 << 20))
     with pytest.raises(OctosimError, match="input x has shape .* expected at most 536,870,912 elements"):
         graph.load(path)
+
+
+def test_a_file_of_pytorch_is_told(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(b"PK\3\4 a zip archive")
+    with pytest.raises(OctosimError, match="not an ONNX model, or a damaged one; torch.onnx.export makes one"):
+        importer.read(tmp_path / "net.pt")
