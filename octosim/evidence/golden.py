@@ -395,13 +395,18 @@ def parse_shape(text: str) -> Product:
             raise OctosimError(f"shape '{text}': {key} takes {sizes.get(key, 1)} numbers above 0, with an x between them")
     if kind == "linear":
         batch, inputs = given["x"]
-        return FullProduct(batch, inputs, given["units"][0])
-    filters = given["x"][3] if kind == "depthwise" else given["filters"][0]
-    (batch, height, width, channels), (kernel_h, kernel_w) = given["x"], given["kernel"]
-    geometry = core.Conv(batch, height, width, channels, filters, kernel_h, kernel_w, given["stride"][0], given["pad"][0])
-    if geometry.pad >= min(given["kernel"]):
-        raise OctosimError(f"shape '{text}': pad must be smaller than the kernel")
-    return Depthwise(geometry) if kind == "depthwise" else Convolution(geometry)
+        product: Product = FullProduct(batch, inputs, given["units"][0])
+    else:
+        filters = given["x"][3] if kind == "depthwise" else given["filters"][0]
+        (batch, height, width, channels), (kernel_h, kernel_w) = given["x"], given["kernel"]
+        geometry = core.Conv(batch, height, width, channels, filters, kernel_h, kernel_w, given["stride"][0], given["pad"][0])
+        if geometry.pad >= min(given["kernel"]):
+            raise OctosimError(f"shape '{text}': pad must be smaller than the kernel")
+        product = Depthwise(geometry) if kind == "depthwise" else Convolution(geometry)
+    size = 6 * sum(math.prod(shape) for shape in registers.shapes(product))  # of each operand int8, and sums and codes like it
+    if size > VECTOR_BYTES:
+        raise OctosimError(f"shape '{text}': its tensors take {size:,} bytes, expected at most {VECTOR_BYTES:,}")
+    return product
 
 
 def operands(product: Product, given: str | Path, seed: int = 0) -> dict[str, Array]:

@@ -312,6 +312,7 @@ def test_the_c_program_has_every_requantization(kind: Requantization, rounding: 
         ("conv,x=2x8x8x3,filters=3,kernel=3,pads=1", "'pads=1' is none of"), ("linear,x=2x8,units=a", "'units=a' is none of"),
         ("conv,x=2x8x8x3,filters=3,kernel=3,pad=3", "pad must be smaller"),
         ("conv,x=1x2x2x3,filters=3,kernel=5", "does not fit"),
+        ("conv,x=9999x9999x99999x9999,filters=1,kernel=1", "its tensors take .* bytes, expected at most 1,073,741,824"),
     ],
 )  # fmt: skip
 def test_bad_shapes(shape: str, sentence: str) -> None:
