@@ -11,7 +11,7 @@ import matplotlib
 from markupsafe import Markup
 
 from octosim.errors import OctosimError
-from octosim.report.figures import COLOURS, Figure, Figures, Key, Legend, line_key, linestyle
+from octosim.report.figures import COLOURS, Figure, Figures, Key, Legend, line_key, linestyle, short_names
 from octosim.report.read import Run, check, printable, read_lines
 from octosim.report.tables import DASH, Cell, Table, plural, significant
 
@@ -68,6 +68,10 @@ def _median(rows: list[dict[str, Any]], field: str) -> float | None:
     return statistics.median(values) if values else None
 
 
+LAYER_NAME = 16
+"""Characters of a layer's name beside a map."""
+
+
 @dataclass(frozen=True)
 class _Map:
     """A table in colours: labels of rows and columns; cells: (row, column) -> (colour, text)."""
@@ -90,15 +94,17 @@ def _draw_map(
     def paint(axes: Any) -> Legend:
         for (y, x), (colour, text) in content.cells.items():
             if colour != "#ffffff":
-                axes.add_patch(matplotlib.patches.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="#ffffff", linewidth=0.8))
+                box = matplotlib.patches.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="#ffffff", linewidth=0.8)
+                axes.add_patch(box).set_in_layout(False)  # cells lie within the axes; thousands of them cost seconds
             if text:
-                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=9, color=_on(colour))
+                cell = axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=9, color=_on(colour))
+                cell.set_in_layout(False)
         for x in content.gaps:
             axes.axvline(x, color="#000000", linewidth=1.5)
         axes.set_xlim(0, len(content.columns))
         axes.set_ylim(len(content.rows), 0)
         axes.set_xticks([x + 0.5 for x in range(len(content.columns))], content.columns, fontsize=9)
-        axes.set_yticks([y + 0.5 for y in range(len(content.rows))], [_cut(row) for row in content.rows], fontsize=9)
+        axes.set_yticks([y + 0.5 for y in range(len(content.rows))], short_names(content.rows, LAYER_NAME), fontsize=9)
         axes.tick_params(length=0)
         axes.set_xlabel(label)
         axes.grid(visible=False)
@@ -107,10 +113,6 @@ def _draw_map(
         return legend
 
     return figures.make(title, description, 0.9 + 0.24 * len(content.rows), paint, caption)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 16 else text[:15] + "…"
 
 
 def _box_key(colour: str, text: str) -> Key:

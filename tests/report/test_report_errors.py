@@ -9,7 +9,7 @@ import pytest
 from kit.pages import EVIL, Page, make_run
 
 from octosim import train
-from octosim.report import errors, write_report
+from octosim.report import errors, figures, write_report
 from octosim.train import measure
 
 ROW = '{"step": 1, "layer": "a", "pass": "dW", "role": "accumulator", "against": "exact", "elements": 4, %s}'
@@ -99,6 +99,17 @@ def test_layers_with_any_name(measured: Path, tmp_path: Path) -> None:
     shown = page([run], tmp_path / "page.html")
     assert f"Codes of dY: {EVIL}" in shown.text and "Codes of dY: a\ufffdb" in shown.text
     assert shown.tags.count("script") == 1
+
+
+def test_layers_whose_names_begin_alike(measured: Path, tmp_path: Path) -> None:
+    """As those of imported networks: a map's rows are told apart, and a score near 0 dB has no sign."""
+    names = [f"features.denseblock1.denselayer{i}.conv1" for i in (1, 2)]
+    content = errors._Map(names, ["forward"], {(0, 0): ("#000000", "1"), (1, 0): ("#000000", "2")})
+    drawn = errors._draw_map(figures.Figures(), "map", content, "map", "map", [])
+    assert ">featu…yer1.conv1<" in drawn.svg and ">featu…yer2.conv1<" in drawn.svg
+    rows = {("a", "dW", "gradient", "layer"): [{"sqnr_db": -0.3, "mse": 1.0}]}
+    drawn = errors._sqnr_map(figures.Figures(), "map", rows, [("dW", "gradient", "layer")], "")
+    assert drawn is not None and ">0</text>" in drawn.svg and ">-0<" not in drawn.svg
 
 
 def test_only_so_many_runs(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
