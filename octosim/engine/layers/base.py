@@ -148,7 +148,6 @@ class Layer:
 
     stem: ClassVar[str]
     kind: ClassVar[str]
-    title: ClassVar[str]
     rules: ClassVar[Mapping[str, Rule]] = {}
     inputs: ClassVar[int | tuple[int, int]] = 1
     weighted: ClassVar[bool]
@@ -162,8 +161,10 @@ class Layer:
         super().__init_subclass__(**given)
         if not hasattr(cls, "kind") and hasattr(cls, "stem"):
             cls.kind = cls.stem
-        if not hasattr(cls, "title") and hasattr(cls, "kind"):
-            cls.title = cls.kind
+
+    @property
+    def title(self) -> str:
+        return self.kind
 
     @classmethod
     def rule(cls, field: dataclasses.Field[Any]) -> Rule:
