@@ -228,7 +228,7 @@ def rebuild(
     where = str(folder / "manifest.json")
     config = from_json(content.get("config"), where)
     refuse_changed(folder, [name for name in changed_fields(content) if name.startswith("config") or name == "decides.layers"])
-    tensors = _initial_tensors(folder, content) if config.init is not None else None
+    tensors = initial_tensors(folder, content) if config.init is not None else None
     try:
         dataset = dataset or _own_data(folder, content, config, place)
         if graph.is_file(config.model):
@@ -259,7 +259,7 @@ def _own_data(folder: Path, content: dict[str, Any], config: Config, place: str 
     return replace(dataset, name=str(told.get("name")))
 
 
-def _initial_tensors(folder: Path, content: dict[str, Any]) -> dict[str, Array]:
+def initial_tensors(folder: Path, content: dict[str, Any]) -> dict[str, Array]:
     """The tensors that a run began with; OctosimError where they are not those of its manifest."""
     (tensors, _), told = read_tensors(folder / INIT), content["decides"].get("init")
     if not isinstance(told, dict) or told.get("sha256") != digest_of(tensors):

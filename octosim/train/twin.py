@@ -26,7 +26,8 @@ class Twin:
         self._what += [f"layer {name}" for name in layers]
         self._run: Run | None = None
         if self._what:
-            self._run, self._last = directory.rebuild(folder, directory.read_manifest(folder), run.data), run.step + LONGEST
+            began = directory.initial_tensors(folder, directory.read_manifest(folder)) if run.config.init is not None else None
+            self._run, self._last = Run(run.config, run.layers, run.data, began), run.step + LONGEST
             saved = directory.load_checkpoint(folder)
             if saved:
                 directory.restore(self._run, saved)
