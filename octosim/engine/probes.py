@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,17 +17,25 @@ Key = tuple[str, str, str]
 dy, sums, and the gradients of w, b ...  dX: dy, w, sums, result (real)."""
 
 
+class Meaning(NamedTuple):
+    """A quantized operand's codes, with their one scale and zero point."""
+
+    q: Array
+    scale: float
+    zero: int
+
+
 @dataclass
 class Observed:
     """What was seen since `clear`, in the order in which it was made.
 
-    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), quantized values with their one
-    scale and zero point; a method may have several of an operand.
+    products: by (layer, pass), the product and x's zero point.  meanings: by (layer, operand), in their order; a method may
+    have several of an operand.
     """
 
     tensors: dict[Key, Array] = field(default_factory=dict)
     products: dict[tuple[str, str], tuple[Product, int]] = field(default_factory=dict)
-    meanings: dict[tuple[str, str], list[tuple[Array, float, int]]] = field(default_factory=dict)
+    meanings: dict[tuple[str, str], list[Meaning]] = field(default_factory=dict)
 
     def clear(self) -> None:
         for held in (self.tensors, self.products, self.meanings):
@@ -38,7 +46,7 @@ class Observed:
 
     def means(self, layer: str, operand: str, value: Any) -> None:
         if value.is_affine:
-            self.meanings.setdefault((layer, operand), []).append((value.q.copy(), value.scale, value.zero))
+            self.meanings.setdefault((layer, operand), []).append(Meaning(value.q.copy(), value.scale, value.zero))
 
     def product(self, layer: str, pass_: str, product: Product, operands: dict[str, Array], x_zero: int, sums: Array) -> None:
         """nodes.Observer."""

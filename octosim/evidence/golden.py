@@ -123,9 +123,9 @@ def vectors(node: Node, observed: probes.Observed, how: Accumulator) -> tuple[Pr
             own = name if shared else f"{SUMS[pass_]}_{name}"
             numbers[own] = values
             meanings = observed.meanings.get((node.name, name), ())
-            meaning = next((m for m in meanings if np.array_equal(m[0].ravel(), values.ravel())), None)
+            meaning = next((m for m in meanings if np.array_equal(m.q.ravel(), values.ravel())), None)
             if meaning is not None:
-                numbers |= {f"{own}_scale": np.float32(meaning[1]), f"{own}_zero": meaning[2]}
+                numbers |= {f"{own}_scale": np.float32(meaning.scale), f"{own}_zero": meaning.zero}
     for pass_ in whole:
         sums = seen[pass_, "sums"]
         if sums.min(initial=0) < -(2**31) or sums.max(initial=0) >= 2**31:

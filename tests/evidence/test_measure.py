@@ -280,7 +280,7 @@ def test_local_and_operand_errors(model: str) -> None:
             if (pass_, operand) not in tensors:
                 assert name == next(iter(before)) and pass_ == "dX"
                 continue
-            meaning = seen.meanings[name, operand]
+            meaning = seen.meanings[name, operand][-1]
             part = slice(None) if operand == "w" else few
             q = tensors[pass_, operand][part]
             expected = measure.errors(real[part], core.dequantize(q, meaning.scale, zero=meaning.zero))
@@ -401,7 +401,7 @@ def test_errors_of_a_tuple_and_float_products() -> None:
     network = engine.Network(run.layers, run.data.train_images.shape[1:], Bifurcated(), 0)
     seen = probes.watch(network)
     network.gradients(*run.batch(1), Context(training=True, seed=0, step=1))
-    assert seen.meanings["conv2", "dy"].q.dtype == np.int8
+    assert seen.meanings["conv2", "dy"][-1].q.dtype == np.int8
     rows = rows_of(engine.Network(run.layers, run.data.train_images.shape[1:], Bifurcated(), 0), run)
     assert rows["conv2", "dX", "error", "operand"]["used_codes"] > 9
     assert ("conv2", "dW", "error", "operand") not in rows  # dW took dY itself
