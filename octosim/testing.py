@@ -202,13 +202,14 @@ def numpy_sums(product: Any, pass_: str, operands: dict[str, Array], x_zero: int
     return np.asarray(sums.reshape(g.filters, -1))
 
 
-def _has_int8(cls: type[Any], parameters: dict[str, Any]) -> bool:
+def _int8_passes(cls: type[Any], parameters: dict[str, Any]) -> set[str]:
     ops = plan.trace(_run(cls, parameters).network, BATCH)
-    return any(op.kind == "gemm" and op.dtype == "int8" for op in ops)
+    return {op.pass_ for op in ops if op.kind == "gemm" and op.dtype == "int8"}
 
 
 def _register(cls: type[Any], folder: Path, parameters: dict[str, Any]) -> bool | None:
-    if not _has_int8(cls, parameters):
+    passes = _int8_passes(cls, parameters) & {"forward", "dW"}
+    if not passes or "accumulator" in cls.unused:
         return None
     found = {}
     for isa in _instruction_sets():
@@ -219,14 +220,14 @@ def _register(cls: type[Any], folder: Path, parameters: dict[str, Any]) -> bool 
             except OctosimError:  # a loss that is not finite is the register's doing
                 return True
             found[isa] = run.digest()
-            assert {row["pass"] for row in run.overflow} >= {"forward", "dW"}, f"{cls.name}: its products are not counted"
+            assert {row["pass"] for row in run.overflow} >= passes, f"{cls.name}: its products are not counted"
     assert len(set(found.values())) == 1, f"{cls.name}: other bits in acc16-wrap with another instruction set"
     assert ACCUMULATORS["acc16-wrap"] == run.registers.accumulator
     return True
 
 
 def _overflow(cls: type[Any], folder: Path, parameters: dict[str, Any]) -> bool | None:
-    if not _has_int8(cls, parameters) or cls.bits["accumulator"] != "int32":
+    if not _int8_passes(cls, parameters) or cls.bits["accumulator"] != "int32":
         return None
     inputs = EXACT32.safe_depth(127, 127) + 1
     wide = graph.parse("model:", graph.describe((Flatten(), Linear(2))))
