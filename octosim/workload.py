@@ -292,9 +292,8 @@ def of_network(
         def largest(device: Any, capacity: float, runtime: Any) -> int:
             if is_by_layers(device, runtime):
                 return _largest_of_two(lambda batch: by_layers(device, batch, runtime)["peak"], capacity)
-            own = runtime.name == "octosim"
-            return plan.largest_batch(
-                planned_from(own), capacity, not inference, lambda step: of_step(step, device, runtime), own
+            return plan.largest_batch(  # of an inference octosim's own, so that the network is the method's
+                network, capacity, not inference, lambda step: of_step(step, device, runtime), runtime.name == "octosim"
             )
 
         return Workload(

@@ -7,7 +7,7 @@ from typing import Any
 
 from octosim.cli.tables import Table
 from octosim.cli.terminal import count_text, duration_text, say, time_text
-from octosim.cost.compare import PAYS, SHORT, USABLE, Ratio, ratio
+from octosim.cost.compare import PAYS, SHORT, USABLE, Ratio, capacity_bytes, ratio
 from octosim.files import is_onnx
 from octosim.hardware import Device
 from octosim.workload import CostQuery, Workload
@@ -91,8 +91,8 @@ def sentence(
         elif chosen["fits"]:
             parts.append(f"fits ({size})")
         else:
-            room = device.memory.capacity_gib
-            if room is not None and USABLE * room.value * 2**30 < chosen["peak_bytes"] <= room.value * 2**30:
+            usable = capacity_bytes(device)
+            if usable is not None and usable < chosen["peak_bytes"] <= usable / USABLE:
                 size += f", of which a step may take {USABLE:g}"
             reason = _too_large(record, size)
             parts = [f"{what} on {device.title}: does not fit, because {reason}", f"if it did: {times}"]

@@ -92,8 +92,7 @@ def short_title(device: hardware.Device) -> str:
 
 
 def fits(peak: int, device: hardware.Device) -> str:
-    capacity = compare.capacity_bytes(device)
-    return "unknown" if capacity is None else "yes" if peak <= capacity else "no"
+    return {None: "unknown", True: "yes", False: "no"}[compare.fits({"peak": peak}, device)]
 
 
 def _joules(value: float | None) -> Cell:
