@@ -25,8 +25,9 @@ def golden(
     shape: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="A layer without a run: conv,x=2x8x8x3,filters=4,kernel=3 with ,stride=2 and ,pad=1 if not 1 and 0; "
-            "depthwise,x=2x8x8x4,kernel=3; linear,x=8x100,units=10."
+            help="A layer without a run: conv,x=2x8x8x4,filters=4,kernel=3 with ,stride=2 ,pad=1 ,dilation=2 ,groups=2 if not "
+            "1, 0, 1 and 1, 3x1 where down is not across; depthwise,x=2x8x8x4,kernel=3, with ,multiplier=2; "
+            "linear,x=8x100,units=10."
         ),
     ] = None,
     operands: Annotated[

@@ -26,7 +26,7 @@ from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Pro
 from octosim.engine.quantizers import LARGEST_CODE
 from octosim.errors import OctosimError, reading, suggest
 from octosim.evidence.diff import off_by
-from octosim.evidence.golden import OPERANDS, SUMS, VECTOR_BYTES, Arithmetic, operand_names, read_npz
+from octosim.evidence.golden import OPERANDS, SUMS, VECTOR_BYTES, Arithmetic, groups, operand_names, read_npz
 from octosim.files import open_regular
 from octosim.numerics import ACCUMULATORS, Accumulator, Requantization, Rounding
 
@@ -60,9 +60,8 @@ def read_vectors(path: Path) -> Vectors:
     numbers = read_npz(path)
     try:
         about = json.loads(str(numbers["about"]))
-        size = {name: int(numbers[name]) for name in _GEOMETRY}
-        geometry = core.Conv(*(size[name] for name in _GEOMETRY[:9]))
-        if size["depthwise"]:
+        geometry = _geometry(numbers)
+        if int(numbers["depthwise"]):
             product: Product = Depthwise(geometry)
         elif numbers["w"].ndim == 2:
             product = FullProduct(geometry.batch, geometry.channels, geometry.filters)
@@ -83,7 +82,15 @@ def read_vectors(path: Path) -> Vectors:
         raise OctosimError(f"{path} has no vectors of `octosim golden`: {error!r}") from None
 
 
-_GEOMETRY = ("batch", "height", "width", "channels", "filters", "kernel_h", "kernel_w", "stride", "pad", "depthwise")
+def _geometry(numbers: dict[str, Array]) -> core.Conv:
+    names: list[Any] = ["batch", "height", "width", "channels", "filters", "kernel_h", "kernel_w", "stride", "pad"]
+    if "groups" in numbers:  # not of an earlier release
+        names[-2:] = ["stride_h", "stride_w"], [f"pad_{end}" for end in ("top", "left", "bottom", "right")]
+        names += [["dilation_h", "dilation_w"], *([] if int(numbers["depthwise"]) else ["groups"])]
+    sizes: list[Any] = [
+        int(numbers[name]) if isinstance(name, str) else tuple(int(numbers[end]) for end in name) for name in names
+    ]
+    return core.Conv(*sizes)
 
 
 def read_tensor(path: Path) -> Array:
@@ -190,29 +197,29 @@ def _reading(v: Vectors, pass_: str) -> Iterator[Deviation]:
 
 def _weights(product: Product) -> tuple[int, int, int, int]:
     g = product.geometry
-    return g.filters, g.kernel_h, g.kernel_w, 1 if isinstance(product, Depthwise) else g.channels
+    return g.filters, g.kernel_h, g.kernel_w, g.channels // groups(product)
 
 
 def _exact(product: Product, pass_: str, held: dict[str, Array], pad: int) -> Array:
     """The sums of whole numbers of any size, int64 (through float64, which holds them below 2^53)."""
-    g, depthwise = product.geometry, isinstance(product, Depthwise)
+    g, parts = product.geometry, groups(product)
     reals = {name: values.astype(np.float64) for name, values in held.items()}
+    f, kh, kw, depth = _weights(product)
+
+    def columns(windows: Array) -> Array:
+        """(group, place, tap and channel of the group)"""
+        each = windows.reshape(-1, kh * kw, parts, windows.shape[-1] // parts)
+        return each.transpose(2, 0, 1, 3).reshape(parts, len(each), -1)
+
     if pass_ == "dX":
-        windows, w = registers.dy_windows(g, reals["dy"].reshape(g.y_shape)), reals["w"].reshape(_weights(product))
-        if depthwise:
-            sums = np.einsum("bhwijc,cij->bhwc", windows, w[..., 0])
-        else:
-            sums = np.tensordot(windows, w, ([3, 4, 5], [1, 2, 0]))
-        return np.rint(sums).astype(np.int64).ravel()
-    windows = registers.x_windows(g, reals["x"].reshape(g.x_shape), pad)
-    flat = windows.reshape(math.prod(windows.shape[:3]), -1, g.channels)
-    rows = flat.reshape(len(flat), -1)
+        w = reals["w"].reshape(parts, f // parts, kh * kw, depth).transpose(0, 2, 1, 3).reshape(parts, -1, depth)
+        sums = columns(registers.dy_windows(g, reals["dy"].reshape(g.y_shape))) @ w
+        return np.rint(sums.transpose(1, 0, 2)).astype(np.int64).ravel()
+    a = columns(registers.x_windows(g, reals["x"].reshape(g.x_shape), pad))
     if pass_ == "forward":
-        filters = reals["w"].reshape(g.filters, -1)
-        sums = np.einsum("mtc,ct->mc", flat, filters) if depthwise else rows @ filters.T
+        sums = (a @ reals["w"].reshape(parts, f // parts, -1).transpose(0, 2, 1)).transpose(1, 0, 2)
     else:
-        dy = reals["dy"].reshape(-1, g.filters)
-        sums = np.einsum("mtc,mc->ct", flat, dy) if depthwise else dy.T @ rows
+        sums = reals["dy"].reshape(-1, parts, f // parts).transpose(1, 2, 0) @ a
     return np.rint(sums).astype(np.int64).ravel()
 
 

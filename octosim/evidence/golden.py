@@ -7,7 +7,8 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Callable, Container
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 import octosim
 from octosim import core, methods, train
 from octosim.engine import probes, registers
-from octosim.engine.nodes import Array, Convolution, Depthwise, FullProduct, Node, Product
+from octosim.engine.layers import Conv2d, DepthwiseConv2d
+from octosim.engine.nodes import Array, Depthwise, FullProduct, Node, Product
 from octosim.engine.quantizers import DEFAULT_ROUNDING, LARGEST_CODE
 from octosim.errors import OctosimError, reading, suggest
 from octosim.files import open_regular, read_json, write_atomic
+from octosim.integrity import sha256_of
 from octosim.numerics import Accumulator, Requantization, Rounding, fixed_point
 
 VECTOR_BYTES = 1 << 30
@@ -38,12 +41,22 @@ def operand_names(numbers: Container[str], pass_: str) -> tuple[str, str]:
     return tuple(own if (own := f"{SUMS[pass_]}_{name}") in numbers else name for name in OPERANDS[pass_])  # type: ignore[return-value]
 
 
+def groups(product: Product) -> int:
+    """How many parts the channels and the filters have, the k-th filters seeing the k-th channels alone."""
+    return product.geometry.channels if isinstance(product, Depthwise) else product.geometry.groups
+
+
 def _geometry(product: Product) -> dict[str, int]:
-    g, depthwise = product.geometry, isinstance(product, Depthwise)
+    """Sizes by name; `stride` and `pad` only where they are the same on all sides.  depth: channels of a group."""
+    g = product.geometry
     sizes = {name: getattr(g, name) for name in ("batch", "height", "width", "channels", "filters", "kernel_h", "kernel_w")}
+    sizes |= {name: value for name in ("stride", "pad") if isinstance(value := getattr(g, name), int)}
+    sides = {"stride": ("h", "w"), "dilation": ("h", "w"), "pad": ("top", "left", "bottom", "right")}
+    for name, ends in sides.items():
+        sizes |= {f"{name}_{end}": value for end, value in zip(ends, getattr(g, f"{name}s"), strict=True)}
     return sizes | {
-        "stride": g.stride, "pad": g.pad, "out_h": g.out_h, "out_w": g.out_w,
-        "depthwise": int(depthwise), "depth": 1 if depthwise else g.channels,
+        "out_h": g.out_h, "out_w": g.out_w, "groups": groups(product), "depth": g.channels // groups(product),
+        "depthwise": int(isinstance(product, Depthwise)),
     }  # fmt: skip
 
 
@@ -103,18 +116,13 @@ def _requantized(name: str, sums: Array, how: Arithmetic = Arithmetic()) -> dict
 
 def vectors(node: Node, observed: probes.Observed, how: Accumulator) -> tuple[Product, dict[str, Any]]:
     """A layer's product, and its numbers in the step that was observed: arrays, sizes and scales by name, of the passes with
-    int8 products; OctosimError where forward is none, and for a geometry that the vectors' programs do not have."""
+    int8 products; OctosimError where forward is none."""
     seen = {(pass_, name): values for (layer, pass_, name), values in observed.tensors.items() if layer == node.name}
     kinds = {key: values.dtype for key, values in seen.items()}
     whole = [pass_ for pass_, names in OPERANDS.items() if all(kinds.get((pass_, name)) == np.int8 for name in names)]
     if "forward" not in whole:
         raise OctosimError(f"layer {node.name} has no int8 products to make vectors of")
     product, x_zero = observed.products[node.name, "forward"]
-    g = product.geometry
-    if g.is_grouped or not isinstance(g.stride, int) or not isinstance(g.pad, int):
-        raise OctosimError(
-            f"layer {node.name}: golden vectors are of layers without groups and dilation, with one stride and one padding"
-        )
     numbers: dict[str, Any] = {}
     for pass_ in whole:
         for name in OPERANDS[pass_]:
@@ -148,9 +156,28 @@ def hex_lines(values: Array) -> str:
     return "".join(f"{value & mask:0{digits}x}\n" for value in values.ravel().tolist())
 
 
-def prefixed(layer: str, text: str) -> str:
+def stems(layers: Iterable[str]) -> dict[str, str]:
+    """What the names of a layer's files, and of what is in them, begin with, by layer: the layer's name, behind which stands a
+    part of its digest where another layer of the network would have the same names.
+
+    In C and Verilog '.' and '-' are '_', macros have capitals, `a_dx` would be the layer a's tensors of dX too, and a module
+    named by a digit begins with "layer_"; file systems may not tell "A" from "a".
+    """
+    plain = {layer: identifier(layer).lower() for layer in layers}
+    bare = {layer: re.sub(r"^layer_(?=\d)|(_(forward|dw|dx))+$", "", name) for layer, name in plain.items()}
+    count = Counter(bare.values())
+    unique = {layer for layer, name in bare.items() if count[name] == 1}
+    return {layer: layer if layer in unique else f"{layer}_{sha256_of(layer)[:8]}" for layer in plain}
+
+
+def identifier(stem: str) -> str:
+    """As a part of names in C."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", stem)
+
+
+def prefixed(stem: str, text: str) -> str:
     """C text whose names octo_... and OCTO_... are those of one layer: the headers of several can be in one program."""
-    name = re.sub(r"\W", "_", layer)
+    name = identifier(stem)
     return re.sub(r"\bOCTO_(?=\w)", f"OCTO_{name.upper()}_", re.sub(r"\bocto_(?=\w)", f"octo_{name}_", text))
 
 
@@ -175,8 +202,8 @@ def _operands(numbers: Container[str]) -> list[str]:
     return list(dict.fromkeys(name for pass_ in passes for name in operand_names(numbers, pass_)))
 
 
-def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
-    """The vectors as a C header: sizes and scales as macros, int8 operands and int32 sums as arrays; names by layer."""
+def header(layer: str, stem: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
+    """The vectors as a C header: sizes and scales as macros, int8 operands and int32 sums as arrays; names by `stems`."""
     integers = {key: int(v) for key, v in numbers.items() if np.ndim(v) == 0 and not key.endswith("_scale")}
     text = json.dumps(about, indent=1).replace("*/", "* /").replace("\n", "\n * ")
     about_text = f"/* Made by octosim golden from\n * {text} */\n\n"
@@ -196,17 +223,18 @@ def header(layer: str, numbers: dict[str, Any], about: dict[str, Any]) -> str:
             for scale in ("multiplier", "shift"):  # one, or one for each index of the last axis
                 values = np.atleast_1d(np.asarray(numbers[f"{name}_{scale}"]))
                 parts += [_array("int32_t", f"{name}_{scale}s", values)]
-    return about_text + prefixed(layer, "".join(parts)) + "#endif\n"
+    return about_text + prefixed(stem, "".join(parts)) + "#endif\n"
 
 
-def testbench(layer: str, numbers: dict[str, Any]) -> str:
+def testbench(layer: str, stem: str, numbers: dict[str, Any]) -> str:
     """A Verilog module that makes the forward sums again from the hex files, in the register."""
     scaled = ("_scale", "_multiplier", "_shift", "_zero")
     integers = {key: int(v) for key, v in numbers.items() if np.ndim(v) == 0 and (key == "x_zero" or not key.endswith(scaled))}
     constants = "".join(f"    localparam {key.upper()} = {value};\n" for key, value in integers.items())
     text = TESTBENCH.read_text().replace("@CONSTANTS@\n", constants)
-    name = re.sub(r"\W", "_", layer, flags=re.ASCII)
-    return text.replace("@MODULE@", name if name[0].isalpha() else f"layer_{name}").replace("@LAYER@", layer)
+    name = identifier(stem)
+    module = f"layer_{name}" if name[0].isdigit() else name
+    return text.replace("@MODULE@", module).replace("@STEM@", stem).replace("@LAYER@", layer)
 
 
 # ---- the manifest --------------------------------------------------
@@ -233,10 +261,11 @@ def layers_there(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     content = read_json(path)
-    layers = content.get("layers") if isinstance(content, dict) and content.get("kind") == KIND else None
-    if not isinstance(layers, dict):
-        raise OctosimError(f"{path} is not of octosim golden and would be replaced; choose another folder")
-    return {name: entry for name, entry in layers.items() if (folder / f"{name}.npz").exists()}
+    try:
+        layers: Any = content["layers"] if content["kind"] == KIND else None
+        return {name: entry for name, entry in layers.items() if (folder / entry["files"]["npz"]).exists()}
+    except (KeyError, TypeError, AttributeError):
+        raise OctosimError(f"{path} is not of octosim golden and would be replaced; choose another folder") from None
 
 
 def _entry(product: Product, about: dict[str, Any], numbers: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:
@@ -287,7 +316,7 @@ def golden(
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Replays a run to a step and writes LAYER.npz, LAYER.h, LAYER_check.c, LAYER_tb.v and a hex file LAYER_TENSOR.hex for each
-    integer tensor, of one weighted layer or of all, and vectors.json, which describes them.
+    integer tensor, of one weighted layer or of all, and vectors.json, which describes them.  LAYER: see `stems`.
 
     tell: told why a layer is left out, where others are not.
     Returns a row a layer: its name, its passes, and its files.
@@ -308,7 +337,7 @@ def golden(
     params = {(node.name, name): values.copy() for node in chosen for name, values in node.params.items()}
     observed = probes.watch(run.network)
     run.train_step()
-    made, left = [], []
+    made, left, names = [], [], stems(nodes)
     for node in chosen:
         try:
             product, numbers = vectors(node, observed, run.registers.accumulator)
@@ -325,7 +354,7 @@ def golden(
             "parameters": methods.parameters(run.method),
         }
         numbers_and_params = numbers | {f"param_{name}": v for (own, name), v in params.items() if own == node.name}
-        made.append((node.name, product, about, numbers, numbers_and_params))
+        made.append((node.name, names[node.name], product, about, numbers, numbers_and_params))
     if not made:
         raise left[0]
     for reason in left:
@@ -334,29 +363,29 @@ def golden(
 
 
 def write(
-    out: Path, name: str, product: Product, about: dict[str, Any], numbers: dict[str, Any],
+    out: Path, name: str, stem: str, product: Product, about: dict[str, Any], numbers: dict[str, Any],
     everything: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes a layer's files into a folder, and the layer into its manifest; returns name, passes and files.
 
-    everything: for the .npz alone.
+    stem: see `stems`.  everything: for the .npz alone.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OctosimError(f"cannot make {out}: {error.strerror}") from None
-    files = {"npz": out / f"{name}.npz", "header": out / f"{name}.h", "checker": out / f"{name}_check.c"}
+    files = {"npz": out / f"{stem}.npz", "header": out / f"{stem}.h", "checker": out / f"{stem}_check.c"}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, about=json.dumps(about), **(numbers if everything is None else everything))
     write_atomic(files["npz"], buffer.getvalue())
-    write_atomic(files["header"], header(name, numbers, about).encode())
-    checker = prefixed(name, CHECKER.read_text()).replace("@HEADER@", files["header"].name)
+    write_atomic(files["header"], header(name, stem, numbers, about).encode())
+    checker = prefixed(stem, CHECKER.read_text()).replace("@HEADER@", files["header"].name)
     write_atomic(files["checker"], checker.encode())
-    files["testbench"] = out / f"{name}_tb.v"
-    write_atomic(files["testbench"], testbench(name, numbers).encode())
+    files["testbench"] = out / f"{stem}_tb.v"
+    write_atomic(files["testbench"], testbench(name, stem, numbers).encode())
     results = [f"{sums}{part}" for sums in SUMS.values() for part in ("", "_codes", "_multiplier", "_shift")]
     tensors = {key: numbers[key] for key in (*_operands(numbers), *results) if np.ndim(numbers.get(key, 0))}
-    listed = {key: out / f"{name}_{key}.hex" for key in tensors}
+    listed = {key: out / f"{stem}_{key}.hex" for key in tensors}
     for key, values in tensors.items():
         write_atomic(listed[key], hex_lines(values).encode())
     entry = _entry(product, about, numbers, listed) | {"files": {kind: path.name for kind, path in files.items()}}
@@ -371,42 +400,63 @@ def write(
 # ---- a layer without a run --------------------------------------------------
 
 
+_SIDES = {"x": (4,), "kernel": (1, 2), "stride": (1, 2), "dilation": (1, 2), "pad": (1, 2, 4)}
+"""How many numbers a field of a shape may have; 1 where nothing is said."""
+_FIELDS = {"conv": ("x", "filters", "kernel", "stride", "pad", "dilation", "groups"),
+           "depthwise": ("x", "kernel", "stride", "pad", "dilation", "multiplier"), "linear": ("x", "units")}  # fmt: skip
+
+
 def parse_shape(text: str) -> Product:
-    """A product of "conv,x=2x8x8x3,filters=4,kernel=3,stride=1,pad=1", "depthwise,x=2x8x8x4,kernel=3x5" or
-    "linear,x=8x100,units=10"; OctosimError with what is wrong.  x: batch, height, width, channels, or batch and inputs."""
+    """A product of "conv,x=2x8x8x3,filters=4,kernel=3,stride=1,pad=1,dilation=1,groups=1",
+    "depthwise,x=2x8x8x4,kernel=3x5,multiplier=1" or "linear,x=8x100,units=10"; OctosimError with what is wrong.
+
+    x: batch, height, width, channels, or batch and inputs.  kernel, stride, dilation: down and across, or one number.  pad:
+    above, left, below and right, or down and across, or one number.
+    """
     kind, *parts = text.replace(" ", "").split(",")
-    known = {"conv": ("x", "filters", "kernel", "stride", "pad"), "depthwise": ("x", "kernel", "stride", "pad"),
-             "linear": ("x", "units")}  # fmt: skip
-    if kind not in known:
+    if kind not in _FIELDS:
         raise OctosimError(f"shape '{text}' must begin with conv, depthwise or linear")
-    given: dict[str, list[int]] = {"stride": [1], "pad": [0]}
+    known = _FIELDS[kind]
+    given: dict[str, list[int]] = {"stride": [1], "pad": [0], "dilation": [1], "groups": [1], "multiplier": [1]}
     for part in parts:
         key, _, value = part.partition("=")
-        if key not in known[kind] or not re.fullmatch(r"\d{1,6}(x\d{1,6}){0,3}", value):
-            raise OctosimError(f"shape '{text}': '{part}' is none of {', '.join(f'{each}=N' for each in known[kind])}")
+        if key not in known or not re.fullmatch(r"\d{1,6}(x\d{1,6}){0,3}", value):
+            raise OctosimError(f"shape '{text}': '{part}' is none of {', '.join(f'{each}=N' for each in known)}")
         given[key] = [int(number) for number in value.split("x")]
-    sizes = {"x": 2 if kind == "linear" else 4, "kernel": 2}
-    for key in known[kind]:
+    for key in known:
         if key not in given:
             raise OctosimError(f"shape '{text}': {key}=N is missing")
-        if key == "kernel" and len(given[key]) == 1:
-            given[key] *= 2
-        if len(given[key]) != sizes.get(key, 1) or min(given[key]) < (key != "pad"):
-            raise OctosimError(f"shape '{text}': {key} takes {sizes.get(key, 1)} numbers above 0, with an x between them")
+        counts = (2,) if kind == "linear" and key == "x" else _SIDES.get(key, (1,))
+        if len(given[key]) not in counts or min(given[key]) < (key != "pad"):
+            least = "of at least 0" if key == "pad" else "above 0"
+            count = " or ".join(map(str, counts)) + (" number" if counts == (1,) else " numbers")
+            raise OctosimError(f"shape '{text}': {key} takes {count} {least}, with an x between them")
     if kind == "linear":
         batch, inputs = given["x"]
         product: Product = FullProduct(batch, inputs, given["units"][0])
     else:
-        filters = given["x"][3] if kind == "depthwise" else given["filters"][0]
-        (batch, height, width, channels), (kernel_h, kernel_w) = given["x"], given["kernel"]
-        geometry = core.Conv(batch, height, width, channels, filters, kernel_h, kernel_w, given["stride"][0], given["pad"][0])
-        if geometry.pad >= min(given["kernel"]):
-            raise OctosimError(f"shape '{text}': pad must be smaller than the kernel")
-        product = Depthwise(geometry) if kind == "depthwise" else Convolution(geometry)
+        product = _windows(text, kind, given)
     size = 6 * sum(math.prod(shape) for shape in registers.shapes(product))  # of each operand int8, and sums and codes like it
     if size > VECTOR_BYTES:
         raise OctosimError(f"shape '{text}': its tensors take {size:,} bytes, expected at most {VECTOR_BYTES:,}")
     return product
+
+
+def _windows(text: str, kind: str, given: dict[str, list[int]]) -> Product:
+    """The layer that a network would have, whose own rules hold, in a batch."""
+    batch, *image = given["x"]
+    fields: dict[str, Any] = {key: tuple(given[key]) for key in ("kernel", "stride", "pad", "dilation")}
+    fields = {key: value[0] if len(value) == 1 else value for key, value in fields.items()}
+    if kind == "depthwise":
+        layer: Any = DepthwiseConv2d(multiplier=given["multiplier"][0], **fields)
+    else:
+        layer = Conv2d(given["filters"][0], groups=given["groups"][0], **fields)
+    try:
+        node = Node("layer", 0, layer, tuple(image), layer.out_shape(tuple(image)))
+    except OctosimError as error:
+        raise OctosimError(f"shape '{text}': {error}") from None
+    made: Product = layer.product(node, batch)
+    return made
 
 
 def operands(product: Product, given: str | Path, seed: int = 0) -> dict[str, Array]:
@@ -457,7 +507,7 @@ def by_hand(
     requantize = {"how": arithmetic.how.value, "rounding": rounding, "per_channel": arithmetic.per_channel}
     about = {"octosim": octosim.__version__, "shape": shape, "operands": str(given), "seed": seed, "layer": "layer",
              "accumulator": accumulator.text, "requantize": requantize}  # fmt: skip
-    return write(out, "layer", product, about, numbers)
+    return write(out, "layer", "layer", product, about, numbers)
 
 
 def all_sums(product: Product, held: dict[str, Array], accumulator: Accumulator, x_zero: int = 0) -> dict[str, Array]:

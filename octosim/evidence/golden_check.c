@@ -121,16 +121,35 @@ static int x_at(const int8_t *x, int b, int h, int w, int c)
 /* h, w: in pixels of X, before the stride; 0 where there is no output. */
 static int dy_at(const int8_t *dy, int b, int h, int w, int f)
 {
-    if (h < 0 || w < 0 || h % OCTO_STRIDE || w % OCTO_STRIDE || h / OCTO_STRIDE >= OCTO_OUT_H || w / OCTO_STRIDE >= OCTO_OUT_W)
+    if (h < 0 || w < 0 || h % OCTO_STRIDE_H || w % OCTO_STRIDE_W)
         return 0;
-    return dy[(((long)b * OCTO_OUT_H + h / OCTO_STRIDE) * OCTO_OUT_W + w / OCTO_STRIDE) * OCTO_FILTERS + f];
+    h /= OCTO_STRIDE_H;
+    w /= OCTO_STRIDE_W;
+    return h < OCTO_OUT_H && w < OCTO_OUT_W ? dy[(((long)b * OCTO_OUT_H + h) * OCTO_OUT_W + w) * OCTO_FILTERS + f] : 0;
 }
 #endif
 
-/* c: the channel within the filter, always 0 in a depthwise convolution. */
+/* c: the channel within the filter's group, whose channels alone it sees; a depthwise convolution has a group a channel. */
 static int w_at(const int8_t *w, int f, int i, int j, int c)
 {
     return w[(((long)f * OCTO_KERNEL_H + i) * OCTO_KERNEL_W + j) * OCTO_DEPTH + c];
+}
+
+/* The row of X that tap i of output row h lies on; tap j of a column. */
+static int row_of(int h, int i)
+{
+    return h * OCTO_STRIDE_H + i * OCTO_DILATION_H - OCTO_PAD_TOP;
+}
+
+static int column_of(int w, int j)
+{
+    return w * OCTO_STRIDE_W + j * OCTO_DILATION_W - OCTO_PAD_LEFT;
+}
+
+/* The first channel that filter f sees. */
+static int first_channel(int f)
+{
+    return f / (OCTO_FILTERS / OCTO_GROUPS) * OCTO_DEPTH;
 }
 
 static int forward(void)
@@ -147,8 +166,8 @@ static int forward(void)
                     for (i = 0; i < OCTO_KERNEL_H; i++)
                         for (j = 0; j < OCTO_KERNEL_W; j++)
                             for (c = 0; c < OCTO_DEPTH; c++)
-                                take(&r, x_at(OCTO_FORWARD_X, b, h * OCTO_STRIDE + i - OCTO_PAD, w * OCTO_STRIDE + j - OCTO_PAD,
-                                              OCTO_DEPTHWISE ? f : c), w_at(OCTO_FORWARD_W, f, i, j, c));
+                                take(&r, x_at(OCTO_FORWARD_X, b, row_of(h, i), column_of(w, j), first_channel(f) + c),
+                                     w_at(OCTO_FORWARD_W, f, i, j, c));
                     if (check(&r, &vectors, index))
                         return 1;
                 }
@@ -171,8 +190,8 @@ static int weight_grad(void)
                     for (b = 0; b < OCTO_BATCH; b++)
                         for (h = 0; h < OCTO_OUT_H; h++)
                             for (w = 0; w < OCTO_OUT_W; w++)
-                                take(&r, x_at(OCTO_DW_X, b, h * OCTO_STRIDE + i - OCTO_PAD, w * OCTO_STRIDE + j - OCTO_PAD,
-                                              OCTO_DEPTHWISE ? f : c), dy_at(OCTO_DW_DY, b, h * OCTO_STRIDE, w * OCTO_STRIDE, f));
+                                take(&r, x_at(OCTO_DW_X, b, row_of(h, i), column_of(w, j), first_channel(f) + c),
+                                     dy_at(OCTO_DW_DY, b, h * OCTO_STRIDE_H, w * OCTO_STRIDE_W, f));
                     if (check(&r, &vectors, index))
                         return 1;
                 }
@@ -186,6 +205,7 @@ static int input_grad(void)
 {
     const pass_vectors vectors = {"dX", octo_dx, octo_dx_codes, octo_dx_multipliers, octo_dx_shifts,
                                   (long)(sizeof octo_dx_shifts / sizeof *octo_dx_shifts)};
+    const int filters = OCTO_FILTERS / OCTO_GROUPS; /* of a group */
     long index = 0;
     int b, h, w, f, i, j, c;
     for (b = 0; b < OCTO_BATCH; b++)
@@ -195,8 +215,10 @@ static int input_grad(void)
                     reg r = {0, 0, 0, 0, 0};
                     for (i = 0; i < OCTO_KERNEL_H; i++)
                         for (j = 0; j < OCTO_KERNEL_W; j++)
-                            for (f = OCTO_DEPTHWISE ? c : 0; f < (OCTO_DEPTHWISE ? c + 1 : OCTO_FILTERS); f++)
-                                take(&r, dy_at(OCTO_DX_DY, b, h + OCTO_PAD - i, w + OCTO_PAD - j, f), w_at(OCTO_DX_W, f, i, j, OCTO_DEPTHWISE ? 0 : c));
+                            for (f = c / OCTO_DEPTH * filters; f < (c / OCTO_DEPTH + 1) * filters; f++)
+                                take(&r, dy_at(OCTO_DX_DY, b, h + OCTO_PAD_TOP - i * OCTO_DILATION_H,
+                                               w + OCTO_PAD_LEFT - j * OCTO_DILATION_W, f),
+                                     w_at(OCTO_DX_W, f, i, j, c % OCTO_DEPTH));
                     if (check(&r, &vectors, index))
                         return 1;
                 }

@@ -1,11 +1,12 @@
 // Holds the vectors of one layer against a MAC of its register: every sum of the forward pass, read from the hex files beside this one.
-// Put your own unit in place of `take` and `finish`.  iverilog -o tb @LAYER@_tb.v && ./tb, in this folder.
+// Put your own unit in place of `take` and `finish`.  iverilog -o tb @STEM@_tb.v && ./tb, in this folder.
 
 module @MODULE@_tb;
 
 @CONSTANTS@
     localparam X_SIZE = BATCH * HEIGHT * WIDTH * CHANNELS;                    // batch, row, column, channel
     localparam W_SIZE = FILTERS * KERNEL_H * KERNEL_W * DEPTH;                // filter, row, column, channel
+    localparam PART = FILTERS / GROUPS;                                       // filters of a group, which see its DEPTH channels
     localparam Y_SIZE = BATCH * OUT_H * OUT_W * FILTERS;                      // batch, row, column, filter
 
     reg signed [7:0] x [0:X_SIZE - 1];
@@ -67,9 +68,9 @@ module @MODULE@_tb;
     endtask
 
     initial begin
-        $readmemh("@LAYER@_x.hex", x);
-        $readmemh("@LAYER@_w.hex", w);
-        $readmemh("@LAYER@_forward.hex", wanted);
+        $readmemh("@STEM@_x.hex", x);
+        $readmemh("@STEM@_w.hex", w);
+        $readmemh("@STEM@_forward.hex", wanted);
         wrong = 0;
         at = 0;
         for (b = 0; b < BATCH; b = b + 1)
@@ -80,11 +81,11 @@ module @MODULE@_tb;
                         for (i = 0; i < KERNEL_H; i = i + 1)
                             for (j = 0; j < KERNEL_W; j = j + 1)
                                 for (c = 0; c < DEPTH; c = c + 1) begin
-                                    row = h * STRIDE + i - PAD;
-                                    column = v * STRIDE + j - PAD;
+                                    row = h * STRIDE_H + i * DILATION_H - PAD_TOP;
+                                    column = v * STRIDE_W + j * DILATION_W - PAD_LEFT;
                                     data = X_ZERO;                            // outside the image
                                     if (row >= 0 && row < HEIGHT && column >= 0 && column < WIDTH)
-                                        data = x[((b * HEIGHT + row) * WIDTH + column) * CHANNELS + (DEPTHWISE != 0 ? f : c)];
+                                        data = x[((b * HEIGHT + row) * WIDTH + column) * CHANNELS + f / PART * DEPTH + c];
                                     take(data, w[((f * KERNEL_H + i) * KERNEL_W + j) * DEPTH + c]);
                                 end
                         finish;

@@ -22,10 +22,12 @@ from octosim.evidence import check as checker
 from octosim.evidence import golden
 from octosim.numerics import Requantization, Rounding, find
 
+SIZES = ("batch", "height", "width", "channels", "filters", "kernel_h", "kernel_w", "stride", "pad")
+
 
 def sums_of(v: dict[str, Any], x: np.ndarray, w: np.ndarray, pad: int) -> list[list[tuple[int, int]]]:
     """The products (x, w) of each output of the forward pass, in ascending k."""
-    n, h, wd, c, f, kh, kw, s, p = (int(v[k]) for k in checker._GEOMETRY[:9])
+    n, h, wd, c, f, kh, kw, s, p = (int(v[k]) for k in SIZES)
     x, w = x.astype(int).reshape(n, h, wd, c), w.astype(int).reshape(f, kh, kw, c)
     padded = np.full((n, h + 2 * p, wd + 2 * p, c), pad)
     padded[:, p : p + h, p : p + wd] = x
@@ -230,7 +232,8 @@ def test_scales_of_other_channels(shape: str, order: tuple[int, ...], tmp_path: 
 
 @pytest.mark.parametrize("accumulator", ["exact32", "acc12", "acc14-wrap", "maddubs"])
 @pytest.mark.parametrize("shape", ["conv,x=2x6x5x3,filters=4,kernel=3,stride=2,pad=1", "depthwise,x=2x5x5x4,kernel=3,pad=1",
-                                   "linear,x=5x30,units=7"])  # fmt: skip
+                                   "linear,x=5x30,units=7",
+                                   "conv,x=2x6x5x4,filters=6,groups=2,kernel=3x2,stride=1x2,pad=2x0,dilation=2x1"])  # fmt: skip
 def test_own_tensors_are_equal_in_every_pass(shape: str, accumulator: str, tmp_path: Path) -> None:
     arithmetic = golden.Arithmetic(Requantization.GEMMLOWP, per_channel=True)
     npz, v = vectors(tmp_path, shape, 0 if shape.startswith("linear") else 5, arithmetic, accumulator=accumulator)
@@ -310,8 +313,11 @@ def test_the_c_program_has_every_requantization(kind: Requantization, rounding: 
         ("pool,x=1x1", "must begin with conv, depthwise or linear"), ("conv,x=2x8x8x3,kernel=3", "filters=N is missing"),
         ("conv,x=2x8,filters=3,kernel=3", "x takes 4 numbers"), ("conv,x=2x8x8x3,filters=0,kernel=3", "filters takes 1"),
         ("conv,x=2x8x8x3,filters=3,kernel=3,pads=1", "'pads=1' is none of"), ("linear,x=2x8,units=a", "'units=a' is none of"),
-        ("conv,x=2x8x8x3,filters=3,kernel=3,pad=3", "pad must be smaller"),
-        ("conv,x=1x2x2x3,filters=3,kernel=5", "does not fit"),
+        ("conv,x=2x8x8x3,filters=3,kernel=3,pad=3", "the padding 3 of a conv 3x3 must be smaller than its kernel"),
+        ("conv,x=1x2x2x3,filters=3,kernel=5", "a conv 5x5 cannot take an input of shape"),
+        ("conv,x=1x8x8x3,filters=4,kernel=3,groups=2", "3 channels and 4 filters of a conv 3x3 are not 2 groups"),
+        ("conv,x=1x8x8x3,filters=4,kernel=3,pad=1x1x1", "pad takes 1 or 2 or 4 numbers of at least 0, with an x between"),
+        ("depthwise,x=1x8x8x3,kernel=3,groups=3", "'groups=3' is none of x=N, kernel=N, stride=N"),
         ("conv,x=9999x9999x99999x9999,filters=1,kernel=1", "its tensors take .* bytes, expected at most 1,073,741,824"),
     ],
 )  # fmt: skip

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kit.cli import octosim
 
 from octosim import core, train
 from octosim.engine import nodes, quantizers
-from octosim.engine.registers import AccumulatorModel, EmulatedProduct
+from octosim.engine.registers import AccumulatorModel, EmulatedProduct, multiply
 from octosim.errors import OctosimError
-from octosim.evidence import golden
+from octosim.evidence import check, golden
 from octosim.numerics import ACCUMULATORS, Rounding, find
 
 CC = shutil.which("cc")
@@ -49,11 +51,55 @@ kind = "linear"
 """
 
 
+WINDOWS = """
+[[layers]]
+kind = "conv"
+filters = 6
+kernel = [3, 2]
+stride = [4, 3]
+pad = [0, 1, 2, 0]
+[[layers]]
+kind = "conv"
+filters = 4
+kernel = 3
+groups = 2
+pad = 1
+stride = [1, 2]
+[[layers]]
+kind = "depthwise"
+multiplier = 2
+stride = [2, 1]
+[[layers]]
+kind = "depthwise"
+dilation = [1, 2]
+pad = [1, 2]
+[[layers]]
+kind = "conv"
+filters = 8
+groups = 4
+kernel = [2, 3]
+dilation = [3, 2]
+pad = [2, 1, 1, 0]
+[[layers]]
+kind = "flatten"
+[[layers]]
+kind = "linear"
+"""
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A network with a strided, a depthwise and a fully connected layer, small enough for plain loops."""
     path = tmp_path_factory.mktemp("model") / "tiny.toml"
     path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A network of convolutions with groups, dilation, and other sizes down than across."""
+    path = tmp_path_factory.mktemp("model") / "windows.toml"
+    path.write_text(WINDOWS)
     return str(path)
 
 
@@ -70,6 +116,14 @@ def compile_and_run(checker: Path) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return subprocess.run([str(program)], capture_output=True, text=True)
+
+
+def simulated(bench: Path) -> str:
+    """What a testbench prints, which compiles without a warning."""
+    line = ["iverilog", "-g2001", "-Wall", "-o", "tb", bench.name]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=bench.parent)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return subprocess.run(["vvp", "tb"], capture_output=True, text=True, cwd=bench.parent).stdout
 
 
 def flipped(header: Path, name: str, bit: int) -> None:
@@ -94,6 +148,29 @@ def test_the_checker_passes(model: str, accumulator: str, tmp_path: Path) -> Non
         done = compile_and_run(Path(row["checker"]))
         assert done.returncode == 0, done.stdout
         assert done.stdout.count("are equal") == len(row["passes"]) == (2 if name == "conv1" else 3)
+
+
+@needs_cc
+@pytest.mark.parametrize("accumulator", ["exact32", "acc16", "acc12-wrap", "maddubs", "vpdpbusds"])
+def test_groups_dilation_and_uneven_windows(windows: str, accumulator: str, tmp_path: Path) -> None:
+    """In all passes, by the C program and by Verilog's forward pass; and the vectors are those that `octosim check` reads."""
+    rows = made(windows, tmp_path, accumulator=accumulator, batch_size=2)
+    assert set(rows) == {"conv1", "conv2", "dw1", "dw2", "conv3", "fc1"}
+    for name, row in rows.items():
+        done = compile_and_run(Path(row["checker"]))
+        assert done.returncode == 0, done.stdout
+        assert done.stdout.count("are equal") == len(row["passes"]) == (2 if name == "conv1" else 3)
+        if shutil.which("iverilog"):
+            assert " 0 wrong" in simulated(Path(row["testbench"]))
+        loaded = check.read_vectors(Path(row["npz"]))
+        for pass_ in row["passes"]:
+            held, model = loaded.operands(pass_), AccumulatorModel(loaded.accumulator)
+            again = multiply(EmulatedProduct("", loaded.product, model), pass_, held, loaded.x_zero)
+            assert np.array_equal(again.ravel(), loaded.numbers[golden.SUMS[pass_]].ravel())
+            wide = {key: values.astype(np.int64) for key, values in held.items()}
+            exact = check._exact(loaded.product, pass_, wide, loaded.x_zero)
+            if accumulator == "exact32":
+                assert np.array_equal(exact, again.ravel())
 
 
 PASSES = {"qat": {"forward"}, "banner": {"forward", "dX"}}
@@ -123,17 +200,23 @@ def test_every_method_with_int8_products(method: str, model: str, accumulator: s
             assert np.array_equal(np.rint(real).clip(-127, 127), v["dx_dy"])
 
 
-def test_layers_that_have_no_vectors_are_left_out(tmp_path: Path) -> None:
-    """Of all layers those with groups are named and the others made; one that was asked for is refused."""
-    groups = 'kind = "conv"\nfilters = 4\nkernel = 3\ngroups = 4'
-    (tmp_path / "net.toml").write_text(TINY.replace('kind = "maxpool"', groups))
+def test_layers_that_have_no_vectors_are_left_out(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all layers one that has none is named and the others made; if it was asked for, it is refused."""
+    vectors = golden.vectors
+
+    def refusing(node: nodes.Node, *rest) -> tuple:
+        if node.name == "conv2":
+            raise OctosimError("layer conv2: a sum of dW needs more than 32 bits; use a smaller batch size")
+        return vectors(node, *rest)
+
+    monkeypatch.setattr(golden, "vectors", refusing)
     told: list[str] = []
-    made(str(tmp_path / "net.toml"), tmp_path)
-    rows = golden.golden(tmp_path / "run", 1, None, tmp_path / "again", tell=told.append)
-    assert [row["layer"] for row in rows] == ["conv1", "dw1", "conv3", "fc1"]
-    assert len(told) == 1 and told[0].startswith("layer conv2: golden vectors are of layers without groups")
-    with pytest.raises(OctosimError, match="layer conv2: golden vectors are of layers without groups"):
-        golden.golden(tmp_path / "run", 1, "conv2", tmp_path / "again")
+    train.create(train.Config(model=model, batch_size=4, steps=3), tmp_path / "run", "test")
+    rows = golden.golden(tmp_path / "run", 1, None, tmp_path / "vectors", tell=told.append)
+    assert [row["layer"] for row in rows] == ["conv1", "dw1", "fc1"]
+    assert len(told) == 1 and told[0].startswith("layer conv2: a sum of dW needs")
+    with pytest.raises(OctosimError, match="layer conv2: a sum of dW needs"):
+        golden.golden(tmp_path / "run", 1, "conv2", tmp_path / "vectors")
 
 
 @pytest.mark.skipif(shutil.which("iverilog") is None, reason="needs Icarus Verilog")
@@ -141,9 +224,7 @@ def test_a_layer_whose_name_begins_with_a_digit(tmp_path: Path) -> None:
     """As PyTorch's Sequential names them: no name of a Verilog module."""
     (tmp_path / "net.toml").write_text(TINY.replace('kind = "linear"', 'kind = "linear"\nname = "4.fc-1"'))
     row = made(str(tmp_path / "net.toml"), tmp_path, layer="4.fc-1")["4.fc-1"]
-    bench, line = Path(row["testbench"]), ["iverilog", "-g2001", "-Wall", "-o", "tb"]
-    done = subprocess.run([*line, bench.name], capture_output=True, text=True, cwd=bench.parent)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "module layer_4_fc_1_tb" in Path(row["testbench"]).read_text() and " 0 wrong" in simulated(Path(row["testbench"]))
 
 
 @pytest.mark.skipif(shutil.which("iverilog") is None, reason="needs Icarus Verilog")
@@ -152,19 +233,12 @@ def test_the_verilog_testbench(model: str, accumulator: str, tmp_path: Path) -> 
     """Every kind of layer and register, without a warning; a sum with one wrong bit is found."""
     for name, row in made(model, tmp_path, accumulator=accumulator).items():
         bench = Path(row["testbench"])
-
-        def shown(bench: Path = bench) -> str:
-            line = ["iverilog", "-g2001", "-Wall", "-o", "tb", bench.name]
-            done = subprocess.run(line, capture_output=True, text=True, cwd=bench.parent)
-            assert done.returncode == 0 and not done.stderr, done.stderr
-            return subprocess.run(["vvp", "tb"], capture_output=True, text=True, cwd=bench.parent).stdout
-
         sums = bench.with_name(f"{name}_forward.hex")
         lines = sums.read_text().split()
-        assert f"{name} forward: {len(lines)} sums, 0 wrong" in shown()
+        assert f"{name} forward: {len(lines)} sums, 0 wrong" in simulated(bench)
         lines[len(lines) // 2] = f"{int(lines[len(lines) // 2], 16) ^ 1:08x}"
         sums.write_text("\n".join(lines))
-        assert f"{len(lines)} sums, 1 wrong" in shown()
+        assert f"{len(lines)} sums, 1 wrong" in simulated(bench)
 
 
 @needs_cc
@@ -182,6 +256,60 @@ def test_vectors_of_two_layers_in_one_program(model: str, tmp_path: Path) -> Non
     assert subprocess.run([str(tmp_path / "both")], capture_output=True, text=True).stdout == "conv2 fc1 4\n"
     written = {path.name for path in (tmp_path / "vectors").glob("*.hex")}
     assert written == {Path(path).name for row in rows.values() for path in row["hex"].values()}
+
+
+ALIKE = ["a.b", "a-b", "A_b", "4", "layer_4", "c", "c_dx"]
+"""Layers' names that are one in C, in Verilog or on some file systems, or whose tensors would be each other's."""
+
+
+@needs_cc
+def test_names_that_are_alike(tmp_path: Path) -> None:
+    """Vectors of all in one folder, one C program and one simulation; the names are the same if one layer alone is made."""
+    conv = '[[layers]]\nkind = "conv"\nfilters = 2\nkernel = 3\nstride = 2\npad = 1\nname = "{}"\n'
+    last = '[[layers]]\nkind = "flatten"\n[[layers]]\nkind = "linear"\nname = "a_b"\n'
+    (tmp_path / "net.toml").write_text("".join(map(conv.format, ALIKE)) + last)
+    rows = made(str(tmp_path / "net.toml"), tmp_path, batch_size=1)
+    files = [path for row in rows.values() for path in (row["npz"], row["header"], row["testbench"], *row["hex"].values())]
+    assert len({path.lower() for path in files}) == len(files) and set(rows) == {*ALIKE, "a_b"}
+    layers = json.loads((tmp_path / "vectors" / "vectors.json").read_text())["layers"]
+    names = {name: Path(row["header"]).stem for name, row in rows.items()}
+    shown = [f'{{"{n}", OCTO_{golden.identifier(s).upper()}_LAYER, octo_{golden.identifier(s)}_x}},' for n, s in names.items()]
+    program = tmp_path / "vectors" / "all.c"
+    program.write_text(
+        "#include <stdio.h>\n" + "".join(f'#include "{stem}.h"\n' for stem in names.values())
+        + "static const struct { const char *name, *layer; const int8_t *x; } all[] = {" + "\n".join(shown) + "};\n"
+        "int main(void) {\n    for (int i = 0; i < 8; i++)\n"
+        '        printf("%s %s %d\\n", all[i].name, all[i].layer, all[i].x[0]);\n    return 0;\n}\n'
+    )  # fmt: skip
+    line = [CC or "", "-std=c99", "-Wall", "-pedantic", "-Werror", "-Wno-unused-const-variable", "-Wno-unused-variable"]
+    done = subprocess.run([*line, str(program), "-o", str(tmp_path / "all")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    firsts = {name: read_hex(tmp_path / "vectors", entry["tensors"]["x"]).ravel()[0] for name, entry in layers.items()}
+    told = subprocess.run([str(tmp_path / "all")], capture_output=True, text=True).stdout.splitlines()
+    assert sorted(told) == sorted(f"{name} {name} {firsts[name]}" for name in rows)
+    modules = [re.search(r"^module (\w+);", Path(row["testbench"]).read_text(), re.M) for row in rows.values()]
+    assert len({module[1] for module in modules if module}) == len(rows)
+    (alone,) = golden.golden(tmp_path / "run", 2, "a-b", tmp_path / "alone")
+    assert Path(alone["header"]).name == Path(rows["a-b"]["header"]).name
+    assert Path(alone["header"]).read_bytes() == Path(rows["a-b"]["header"]).read_bytes()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sets(st.from_regex(r"[aA4_]([aB1_.-]|_dx|_dw|_forward|layer_){0,5}", fullmatch=True), min_size=1, max_size=12))
+def test_stems_are_unique_and_stable(names: set[str]) -> None:
+    """Whatever the layers are called: as files where case does not count, in C with every tensor, in Verilog, in any order."""
+    found = golden.stems(sorted(names))
+    assert found == golden.stems(sorted(names, reverse=True)) and set(found) == names
+    for name in names:
+        assert golden.stems([name]) == {name: name}
+        assert found[name] == name or re.fullmatch(rf"{re.escape(name)}_[0-9a-f]{{8}}", found[name])
+    sums, operands = golden.SUMS.values(), ["x", "w", "dy"]
+    tensors = [*sums, *operands, *(f"{each}_{part}" for each in sums for part in (*operands, "codes", "multiplier"))]
+    stems = [golden.identifier(stem).lower() for stem in found.values()]
+    symbols = [f"{stem}_{tensor}" for stem in stems for tensor in tensors]
+    assert len(set(symbols)) == len(symbols)
+    modules = [f"layer_{stem}" if stem[0].isdigit() else stem for stem in stems]
+    assert len(set(modules)) == len(modules)
 
 
 @needs_cc
@@ -291,21 +419,27 @@ def sums_of(folder: Path, entry: dict, pass_: str) -> list[int]:
     sizes, how, tensors = entry["sizes"], entry["passes"][pass_], entry["tensors"]
     held = {name: read_hex(folder, tensors[name]) for name in how["operands"]}
     lengths = {axis: n for t in tensors.values() for axis, n in zip(t["axes"], t["shape"], strict=True) if axis != "channel"}
-    lengths["channel"] = sizes["depth"] if pass_ == "dW" else sizes["channels"]
+    filters, depth = sizes["filters"] // sizes["groups"], sizes["depth"]
+    sides = (("output row", "kernel row", "row", "h", "top"), ("output column", "kernel column", "column", "w", "left"))
+    lengths |= {"channel": depth, "filter": filters}  # of a group, in a sum
 
     def at(name: str, place: dict[str, int]) -> int:
+        """place: by axis; the channel of dX and the filter of forward and dW are the sum's own, others count in its group."""
         index = []
+        own = place.get("channel", 0) // depth if pass_ == "dX" else place.get("filter", 0) // filters
         for axis, length in zip(tensors[name]["axes"], tensors[name]["shape"], strict=True):
             where = place.get(axis)
-            for whole, kernel, pixel in (("output row", "kernel row", "row"), ("output column", "kernel column", "column")):
+            for whole, kernel, pixel, side, edge in sides:
+                stride, tap = sizes[f"stride_{side}"], place.get(kernel, 0) * sizes[f"dilation_{side}"]
                 if axis == pixel and where is None:
-                    where = place[whole] * sizes["stride"] + place[kernel] - sizes["pad"]
+                    where = place[whole] * stride + tap - sizes[f"pad_{edge}"]
                 if axis == whole and where is None:
-                    where, rest = divmod(place[pixel] + sizes["pad"] - place[kernel], sizes["stride"])
+                    where, rest = divmod(place[pixel] + sizes[f"pad_{edge}"] - tap, stride)
                     where = -1 if rest else where
-            if entry["kind"] == "depthwise" and axis in ("channel", "filter"):
-                where = 0 if name == "w" and axis == "channel" else place.get("filter", place.get("channel"))
-                where = place["channel"] if pass_ == "dX" and not (name == "w" and axis == "channel") else where
+            if axis == "channel":
+                where = place.get(axis, 0) % depth + (0 if name == "w" else own * depth)
+            if axis == "filter" and pass_ == "dX":
+                where = own * filters + place.get(axis, 0)
             if not 0 <= where < length:
                 return entry["padding"] if name == "x" else 0
             index.append(where)
@@ -329,6 +463,8 @@ def read_hex(folder: Path, tensor: dict) -> np.ndarray:
 @pytest.mark.parametrize("accumulator", ["acc16", "acc12-wrap", "maddubs", "vpdpbusds"])
 @pytest.mark.parametrize("shape", [
     "conv,x=2x5x4x3,filters=4,kernel=3x2,stride=2,pad=1", "depthwise,x=2x4x4x3,kernel=3,pad=1", "linear,x=3x7,units=5",
+    "conv,x=2x5x4x4,filters=6,groups=2,kernel=2x3,stride=2x1,pad=1x1x0x2,dilation=2x1",
+    "depthwise,x=1x5x5x2,multiplier=2,kernel=3,dilation=2,pad=2x1",
 ])  # fmt: skip
 def test_the_manifest_describes_the_files(shape: str, accumulator: str, tmp_path: Path) -> None:
     """Sums and codes of every pass again, of what vectors.json says and the hex files hold."""
