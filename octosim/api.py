@@ -32,16 +32,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octosim import core, data, graph, hardware, methods, outcome, workload  # noqa: I001 - by name
-from octosim import cost as _cost
 from octosim import study as _study
 from octosim import train as _train
-from octosim.cost import runtimes
 from octosim.data import dataset as data_sets
 from octosim.engine import Network
 from octosim.engine.layers import Layer, Residual
 from octosim.engine.nodes import Array, Context, Method
-from octosim.engine.selection import ALL
-from octosim.errors import OctosimError
+from octosim.errors import OctosimError, suggest
 from octosim.files import is_onnx, read_lines, write_atomic
 from octosim.methods.recipes import with_recipe
 from octosim.numerics import Accumulator
@@ -69,9 +66,14 @@ def _in_arguments() -> Iterator[None]:
     try:
         yield
     except OctosimError as error:
-        text = re.sub(rf"{_OPTION}no-([a-z-]+)", r"\1=False", str(error))
-        text = re.sub(rf"{_OPTION}resume\b", "octosim.open(...).resume()", text)
-        raise OctosimError(re.sub(rf"{_OPTION}([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), text)) from None
+        raise OctosimError(_spelled(str(error))) from None
+
+
+def _spelled(text: str) -> str:
+    """A sentence with the arguments of Python in place of the command line's options."""
+    text = re.sub(rf"{_OPTION}no-([a-z-]+)", r"\1=False", text)
+    text = re.sub(rf"{_OPTION}resume\b", "octosim.open(...).resume()", text)
+    return re.sub(rf"{_OPTION}([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), text)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -383,8 +385,6 @@ def _config(config: Config, changes: dict[str, Any]) -> Config:
     known = [f.name for f in fields(Config)]
     for name in changes:
         if name not in known:
-            from octosim.errors import suggest
-
             raise OctosimError(f"train has no argument '{name}'" + suggest(name, known))
     if "method" in changes and not isinstance(changes["method"], str):
         changes = {"parameters": {}} | changes
@@ -475,8 +475,8 @@ def _npz(d: data.Dataset) -> bytes:
 class Cost:
     """What a step costs on one or several devices.
 
-    results: for each device what `octosim cost --json` prints: "device", "total" (time_s, energy_j, peak_bytes ...), "notes",
-    "layers".
+    results: for each device what `octosim cost --json` prints: "device", "total" (time_s, energy_j, peak_bytes ...), "runtime",
+    "notes", "layers", "memory".
     """
 
     title: str
@@ -541,64 +541,93 @@ def cost(
     batchnorm: bool = True,
     inference: bool = False,
     threads: int | None = None,
+    runtime: str | Path | None = None,
+    mode: str | None = None,
+    cluster: str | None = None,
+    clock_ghz: float | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    lenient: bool = False,
+    **settings: Any,
 ) -> Cost:
     """Predicts time, energy and memory of a training step, or of an inference, on devices; nothing is computed.
 
-    model: a name, a model file, an ONNX file, layers of octosim.engine.layers, or a run, which brings its own method, batch and
-    image size: none of the arguments that say these may be given beside it.
+    model: a name, a model file, an ONNX file, layers of octosim.engine.layers, or a run, which brings its own method, batch,
+    image size and settings: none of the arguments that say these may be given beside it.
     profile: a device's name or alias or a profile's file; or several, of which equal ones are priced once.
     batch_size: 100 if not given; of an ONNX file its own.
     method: octo if not given; an ONNX file has none, and products of `dtype`: "int8", "float16", or "float32" if not given.
     image: (height, width, channels), or "HEIGHTxWIDTHxCHANNELS", or (values,) of vectors; classes: their number; those that the
     model is for if not given, else (28, 28, 1) and 10.
+    threads: CPU cores that work at once; if not given all, of a chip with clusters as many as its first cluster has.
+    runtime: the software whose kernels run, by name ("tflite", "pytorch", "mnn", "tensorrt" ...) or a runtime's file; the
+    device's common one for an inference, octosim's own kernels for training if not given.
+    mode: a Jetson's power mode ("10W"); cluster: one cluster of CPU cores ("a53"), or "dla"; clock_ghz: of the first engine.
+    All of them are of every device.
+    shapes: of an ONNX file's inputs that it leaves open, {"x": (1, 3, 224, 224)}; lenient: count its unknown operators as
+    memory traffic.
+    settings: train, freeze, train_last, update, channels, batchnorm_statistics, accumulate and float_layers, as `train` takes
+    them.
 
     >>> from octosim.api import cost
     >>> result = cost("lenet5", ["pi4", "jetson"], batch_size=8)
     >>> result.totals["device"].tolist()
     ['raspberry-pi-4', 'jetson-xavier-nx']
+    >>> [result["runtime"] for result in cost("lenet5", "pi4", dtype="float32", runtime="pytorch").results]
+    ['pytorch']
     """
     threads = None if threads is None else _whole("threads", threads)
+    software = None if runtime is None else os.fspath(_path("runtime", runtime))
     model = _name(model)
     if not isinstance(profile, str | os.PathLike | Sequence):
         raise OctosimError(f"profile is {profile!r}, expected a device's name, a profile's file or a list of them")
-    source, title, batch_size = _source(model, batch_size, method, parameters, dtype, image, classes, batchnorm, inference)
+    for name, text in {"mode": mode, "cluster": cluster}.items():
+        if not isinstance(text, str | None):
+            raise OctosimError(f"{name} is {text!r}, expected a name")
+    if isinstance(clock_ghz, bool) or not isinstance(clock_ghz, int | float | None):
+        raise OctosimError(f"clock_ghz is {clock_ghz!r}, expected a number")
+    named = [profile] if isinstance(profile, str | os.PathLike) else list(profile)
+    loaded = [hardware.load(str(_path("profile", name))) for name in named]
+    if not loaded:
+        raise OctosimError("profile names no device")
+    devices = [hardware.configured(device, mode, cluster, clock_ghz) for place, device in enumerate(loaded)
+               if device not in loaded[:place]]  # fmt: skip
+    source, title, batch_size = _source(
+        model, devices[0], batch_size, method, parameters, dtype, image, classes, batchnorm, inference, shapes, lenient,
+        settings,
+    )  # fmt: skip
     batch = source.batch(batch_size)
-    results: list[dict[str, Any]] = []
     if source.check:
         source.check(batch)
-    named = [profile] if isinstance(profile, str | os.PathLike) else list(profile)
-    devices = [hardware.load(str(_path("profile", name))) for name in named]
-    for device in (device for place, device in enumerate(devices) if device not in devices[:place]):
-        runtime = runtimes.choose(None, device, source.dtype, not inference, source.method is not None)
-        predicted = _cost.predict(source.ops(device, batch, runtime), device, threads, runtime)
-        peak = source.memory(device, batch, runtime) if source.memory else None
-        record = _cost.cost_json(predicted, device, peak["peak"] if peak else None) | {"memory": peak}
-        record["notes"] += [text for text in (runtimes.hypothetical(runtime, device, source.dtype, not inference),) if text]
-        record["notes"] += source.notes([each.op for each in predicted])
-        results.append(record)
-    if not results:
-        raise OctosimError("profile names no device")
+    results = tuple(workload.price(source, device, batch, threads, software).record(software) for device in devices)
+    for result in results:
+        result["notes"] = [_spelled(note) for note in result["notes"]]
     what = "inference" if inference else "training step"
-    return Cost(f"{title}, batch {batch}, {source.method or source.dtype}: {what}", tuple(results))
+    return Cost(f"{title}, batch {batch}, {source.method or source.dtype}: {what}", results)
 
 
 def _source(
-    model: Any, batch_size: int | None, method: str | Method | None, parameters: Mapping[str, Any] | None, dtype: str | None,
-    image: tuple[int, ...] | str | None, classes: int | None, batchnorm: bool, inference: bool,
+    model: Any, device: hardware.Device, batch_size: int | None, method: str | Method | None,
+    parameters: Mapping[str, Any] | None, dtype: str | None, image: tuple[int, ...] | str | None, classes: int | None,
+    batchnorm: bool, inference: bool, shapes: Mapping[str, tuple[int, ...]] | None, lenient: bool, settings: dict[str, Any],
 ) -> tuple[workload.Workload, str, int | None]:  # fmt: skip
-    """What is priced, its title and batch size; see `cost`."""
+    """What is priced, its title and batch size; see `cost`.  device: the first."""
     batch_size = None if batch_size is None else _whole("batch_size", batch_size)
     classes = None if classes is None else _whole("classes", classes)
-    shape_given = _image(image)
+    sizes = _image(image)
+    taken = {name: _shape("shapes", shape) for name, shape in (shapes or {}).items()}
+    for name in settings:
+        if name not in workload.WHOLE_STEP:
+            raise OctosimError(f"cost has no argument '{name}'" + suggest(name, workload.WHOLE_STEP))
+    checked = Config(**settings)
+    tuning = {name: getattr(checked, name) for name in settings}
     if not isinstance(method, str | None) and Method not in type(method).__mro__:
         raise OctosimError(f"method is {str(method)[:60]}, expected a name or a method with its parameters")
     if parameters and not isinstance(method, str | None):
         raise OctosimError("parameters: a method that is an object has its own")
-    if dtype is not None and dtype not in hardware.DTYPES:
-        raise OctosimError(f"dtype must be one of {', '.join(hardware.DTYPES)}, not '{dtype}'")
     if isinstance(model, Run):
         given = {"batch_size": batch_size, "method": method, "parameters": parameters, "dtype": dtype, "image": image,
-                 "classes": classes}  # fmt: skip
+                 "classes": classes, "batchnorm": None if batchnorm else False, "shapes": shapes,
+                 "lenient": lenient or None} | settings  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise OctosimError(f"{name}: a run has its own, leave it out; the run's network at others: price its model")
@@ -609,36 +638,34 @@ def _source(
             float_layers=True,
         )  # fmt: skip
         return source, config.model, config.batch_size
-    if isinstance(model, str) and is_onnx(model):
-        named = method if method is None or isinstance(method, str) else methods.name_of(method)
-        text = None if shape_given is None else "x".join(map(str, shape_given))
-        return workload.source(
-            workload.CostQuery(model, named, dtype, inference, text, False, dict(parameters or {}), batchnorm)
-        ), Path(model).name, batch_size  # fmt: skip
-    method = workload.usual_method(dtype) if method is None else method
-    made = methods.make(method, dict(parameters or {})) if isinstance(method, str) else method
-    if not workload.computes_in(made.name, dtype):
-        raise OctosimError(f"method {made.name} does not compute in {dtype}")
-    shape, count = graph.usual(model) if isinstance(model, str) else ((28, 28, 1), 10)
-    shape, count = shape_given or shape, classes or count
-    layers = graph.layers(model, count, batchnorm, shape) if isinstance(model, str) else _checked_layers(model)
-    source = workload.of_network(layers, shape, made, inference, ALL, 1, dtype == "float16", True)
-    return source, model if isinstance(model, str) else "layers", batch_size
+    title = "layers"
+    if isinstance(model, str):
+        title = Path(model).name if is_onnx(model) else model
+    else:
+        model = _checked_layers(model)
+    asked = workload.CostQuery(
+        model, method, workload.dtype_of(dtype, model, device), inference, sizes, lenient, dict(parameters or {}), batchnorm,
+        shapes=taken, tuning=tuning, classes=classes,
+    )  # fmt: skip
+    return workload.source(asked), title, batch_size
 
 
-def _image(image: Any) -> tuple[int, ...] | None:
-    """The shape that `image` says."""
-    if image is None:
-        return None
-    if isinstance(image, str):
-        return data.parse_image(image)
-    try:
-        shape = tuple(_whole("image", n) for n in image)
-    except (TypeError, OctosimError):
-        shape = ()
+def _image(image: Any) -> tuple[int, ...] | str | None:
+    """The shape that `image` says, or its text."""
+    if image is None or isinstance(image, str):
+        return image
+    shape = _shape("image", image)
     if len(shape) not in (1, 3):
         raise OctosimError(f"image is {image!r}, expected (height, width, channels), or (values,) of vectors")
     return shape
+
+
+def _shape(name: str, sizes: Any) -> tuple[int, ...]:
+    """Sizes of at least 1; OctosimError names the argument."""
+    try:
+        return tuple(_whole(name, size) for size in sizes)
+    except (TypeError, OctosimError):
+        raise OctosimError(f"{name} is {sizes!r}, expected whole numbers of at least 1") from None
 
 
 # ---- studies --------------------------------------------------

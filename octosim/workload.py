@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from octosim.errors import OctosimError
+from octosim.errors import ArgumentError, OctosimError
 from octosim.files import is_onnx
 from octosim.settings import Settings
 from octosim.trace import DTYPE_BYTES
@@ -17,15 +17,21 @@ LARGEST_IMAGE = 1 << 14
 """Largest height, width or number of channels of an input."""
 
 
+SHORT_DTYPES = {"fp16": "float16", "fp32": "float32"}
+
+
 @dataclass(frozen=True)
 class CostQuery:
-    """What the options say of the network and its arithmetic."""
+    """What the options of `octosim cost`, or the arguments of `octosim.cost`, say of the network and its arithmetic.
 
-    model: str
-    method: str | None
+    model: a name, a file, or layers.  method: a name, or a method that has its parameters.  image: its text or its sizes.
+    """
+
+    model: Any
+    method: Any
     dtype: str | None
     inference: bool
-    image: str | None
+    image: str | tuple[int, ...] | None
     lenient: bool
     parameters: dict[str, Any] = field(default_factory=dict)
     batchnorm: bool = True
@@ -37,19 +43,21 @@ class CostQuery:
 
 WHOLE_STEP: dict[str, Any] = {
     name: getattr(Settings(), name)
-    for name in ("train", "freeze", "train_last", "update", "channels", "batchnorm_statistics", "accumulate")
+    for name in (
+        "train", "freeze", "train_last", "update", "channels", "batchnorm_statistics", "accumulate", "float_layers",
+    )
 }
-"""Fine-tuning's settings as a step that trains everything has them: their defaults."""
+"""Settings of a run that decide the operations of its step, with their defaults: a step that trains everything."""
 
 
 def selection_of(asked: CostQuery) -> tuple[Any, int]:
     """Which parameters are trained (`selection.Selection`), and the micro-batches of a step."""
     from octosim.engine.selection import make
 
+    Settings(**asked.tuning).check_ranges()
     rules = WHOLE_STEP | asked.tuning
     accumulate: Any = rules.pop("accumulate")
-    if accumulate < 1:
-        raise OctosimError(f"--accumulate must be at least 1, not {accumulate}")
+    del rules["float_layers"]
     return make(**rules, rate=[]), accumulate
 
 
@@ -57,11 +65,12 @@ def selection_of(asked: CostQuery) -> tuple[Any, int]:
 class Workload:
     """A network to be priced.
 
-    dtype: of its products.  ops: its operations on a device at a batch size with a runtime.  memory: the peak's parts, of the
-    same; largest: the largest batch, on a device for N bytes with a runtime; None where they are not known.  check: raises
-    where a batch is too large for the accumulators.  notes: what a reader of the operations' price should know.  network:
-    without weights; None of an ONNX file.  in_half: fp32's network with float16 products, from the same plans.  is_fixed:
-    whether it has no other types of products: a quantized file.  others: of other types of products, as `typed` made them.
+    dtype: of its products.  inference: whether it is the forward pass alone.  ops: its operations on a device at a batch size
+    with a runtime.  memory: the peak's parts, of the same; largest: the largest batch, on a device for N bytes with a runtime;
+    None where they are not known.  check: raises where a batch is too large for the accumulators.  notes: what a reader of the
+    operations' price should know.  network: without weights; None of an ONNX file.  in_half: fp32's network with float16
+    products, from the same plans.  is_fixed: whether it has no other types of products: a quantized file.  others: of other
+    types of products, as `typed` made them.
     fixed_batch: the only batch that an ONNX file takes; None: any.
     """
 
@@ -75,6 +84,7 @@ class Workload:
     notes: Callable[[list[Any]], list[str]] = lambda found: []
     network: Any = None
     in_half: Callable[[], Workload] | None = None
+    inference: bool = False
     is_fixed: bool = False
     others: dict[str, Workload] = field(default_factory=dict)
     fixed_batch: int | None = None
@@ -91,6 +101,20 @@ def batch_sizes(text: str | None) -> list[int | None]:
         if size < 1:
             raise OctosimError(f"--batch-size must be at least 1, not {size}")
     return list(dict.fromkeys(sizes))
+
+
+def dtype_of(dtype: str | None, model: Any, device: Any) -> str | None:
+    """The type of products that a user's word says: an ONNX file that is priced first on a device with int8 units alone has
+    int8 products; None where the method decides."""
+    from octosim.hardware import DTYPES
+
+    known = (*DTYPES, *SHORT_DTYPES)
+    if dtype is not None and dtype not in known:
+        raise ArgumentError(f"{{dtype}} must be one of {', '.join(known)}, not '{dtype}'")
+    computes = {name for engine in device.engines for name in engine.macs_per_clock.given()}
+    if dtype is None and is_onnx(model) and computes == {"int8"}:
+        return "int8"
+    return SHORT_DTYPES.get(dtype or "", dtype)
 
 
 def source(asked: CostQuery) -> Workload:
@@ -166,8 +190,8 @@ def _onnx(asked: CostQuery) -> Workload:
 
     return Workload(
         None, kind, ops, batch_of, memory, largest,
-        notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient), is_fixed=is_int8,
-        fixed_batch=fixed,
+        notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient), inference=asked.inference,
+        is_fixed=is_int8, fixed_batch=fixed,
     )  # fmt: skip
 
 
@@ -194,26 +218,36 @@ def _own(asked: CostQuery) -> Workload:
         raise OctosimError("--lenient is for ONNX files; octosim's own networks have no unknown operators")
     if asked.shapes:
         raise OctosimError("--shape is for ONNX files; --image takes the size of an own network's images")
-    half = asked.dtype == "float16"
-    method = asked.method or usual_method(asked.dtype)
-    if not computes_in(method, asked.dtype):
-        raise OctosimError(f"--method {method} does not compute in {asked.dtype}")
-    shape, classes = graph.usual(asked.model)
+    method = usual_method(asked.dtype) if asked.method is None else asked.method
+    made = methods.make(method, asked.parameters) if isinstance(method, str) else method
+    if not computes_in(made.name, asked.dtype):
+        raise OctosimError(f"--method {made.name} does not compute in {asked.dtype}")
+    named = isinstance(asked.model, str)
+    shape, classes = graph.usual(asked.model) if named else ((28, 28, 1), 10)
     if asked.classes is not None:
         if not 1 <= asked.classes <= LARGEST_IMAGE:
             raise OctosimError(f"--classes takes a number in 1 .. {LARGEST_IMAGE}, not {asked.classes}")
         classes = asked.classes
-    if asked.image:
-        try:
-            height, width, channels = (int(part) for part in asked.image.split("x"))
-        except ValueError:
-            raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{asked.image}'") from None
-        shape = (height, width, channels)
+    if asked.image is not None:
+        shape = _sizes(asked.image)
+    stack = graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape) if named else asked.model
+    selection, accumulate = selection_of(asked)
+    float_layers = asked.tuning.get("float_layers", False)
+    found = of_network(stack, shape, made, asked.inference, selection, accumulate, asked.dtype == "float16", float_layers)
+    return replace(found, method=method) if isinstance(method, str) else found
+
+
+def _sizes(image: str | tuple[int, ...]) -> tuple[int, ...]:
+    """Height, width and channels that a user says, or the number of values of vectors."""
+    try:
+        shape = tuple(int(part) for part in image.split("x")) if isinstance(image, str) else image
+    except ValueError:
+        shape = ()
+    if len(shape) != 3 and (isinstance(image, str) or len(shape) != 1):
+        raise OctosimError(f"--image takes HEIGHTxWIDTHxCHANNELS, as in 28x28x1, not '{image}'")
     if not all(1 <= size <= LARGEST_IMAGE for size in shape):
-        raise OctosimError(f"--image takes sizes in 1 .. {LARGEST_IMAGE}, not {asked.image}")
-    stack = graph.layers(asked.model, classes, asked.batchnorm, in_shape=shape)
-    made = methods.make(method, asked.parameters)
-    return replace(of_network(stack, shape, made, asked.inference, *selection_of(asked), half), method=method)
+        raise OctosimError(f"--image takes sizes in 1 .. {LARGEST_IMAGE}, not {image}")
+    return shape
 
 
 def of_network(
@@ -298,7 +332,7 @@ def of_network(
 
         return Workload(
             made.name, dtype, ops, lambda batch: batch or 100, memory, largest, check,
-            network=network, in_half=lambda: workload(True),
+            network=network, in_half=lambda: workload(True), inference=inference,
         )  # fmt: skip
 
     return workload(half)
@@ -316,6 +350,56 @@ def typed(asked: CostQuery, first: Workload, dtype: str) -> Workload:
         method = None if first.method is None else {"int8": "octo"}.get(dtype, "fp32")
         first.others[dtype] = source(replace(asked, method=method, dtype=dtype, parameters={}))
     return first.others[dtype]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a workload costs on a device at a batch.
+
+    costs: of its operations.  runtime: whose kernels run; hypothetical: why such a program does not exist there, else "".
+    parts: of the peak of memory, None where they are not known.
+    """
+
+    work: Workload
+    device: Any
+    batch: int
+    threads: int | None
+    runtime: Any
+    costs: list[Any]
+    hypothetical: str
+    parts: dict[str, int] | None
+
+    @property
+    def peak(self) -> int | None:
+        return self.parts["peak"] if self.parts else None
+
+    def record(self, asked: str | None) -> dict[str, Any]:
+        """What `octosim cost --json` prints of one type.  asked: the runtime that a user named."""
+        from octosim import cost
+        from octosim.cost import runtimes
+
+        work, found = self.work, cost.cost_json(self.costs, self.device, self.peak)
+        ours = self.runtime.name == asked == "octosim" and not work.inference
+        said = (
+            cost.place(self.costs, self.device, self.threads), self.hypothetical, runtimes.ANOTHER_PROGRAM if ours else "",
+            *work.notes([each.op for each in self.costs]),
+        )  # fmt: skip
+        found["notes"] += [text for text in said if text]
+        about = {"batch_size": self.batch, "method": work.method, "dtype": work.dtype, "threads": self.threads}
+        return about | {"runtime": self.runtime.name} | found | {"memory": self.parts}
+
+
+def price(work: Workload, device: Any, batch: int, threads: int | None = None, asked: str | None = None) -> Price:
+    """asked: the runtime that a user named; the common one of the device, type and network if not given."""
+    from octosim import cost
+    from octosim.cost import runtimes
+
+    training = not work.inference
+    runtime = runtimes.choose(asked, device, work.dtype, training, work.method is not None)
+    costs = cost.predict(work.ops(device, batch, runtime), device, threads, runtime)
+    parts = work.memory(device, batch, runtime) if work.memory else None
+    hypothetical = runtimes.hypothetical(runtime, device, work.dtype, training)
+    return Price(work, device, batch, threads, runtime, costs, hypothetical, parts)
 
 
 def types_that(device: Any, inference: bool) -> set[str]:

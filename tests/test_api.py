@@ -21,7 +21,7 @@ from kit.cli import octosim as command
 
 import octosim
 from octosim import api, graph, hardware
-from octosim.engine.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU, Residual
+from octosim.engine.layers import BatchNorm, Conv2d, Flatten, Linear, ReLU, Residual, Sigmoid
 from octosim.methods.octo import Octo
 from octosim.numerics import ACCUMULATORS, EXACT32, Accumulator, find
 from octosim.train import step_of, verify
@@ -205,6 +205,48 @@ def test_cost_of_an_onnx_file_is_the_command_lines(dtype: str | None, inference:
         octosim.cost(str(path), "pi4", method="octo")
 
 
+@pytest.mark.parametrize("arguments, options", [
+    ({"dtype": "fp32", "runtime": "pytorch", "threads": 2}, "--dtype fp32 --runtime pytorch --threads 2"),
+    ({"profile": "xavier-nx", "mode": "10W", "inference": True}, "--profile xavier-nx --mode 10W --inference"),
+    ({"profile": "rk3399", "cluster": "a53", "clock_ghz": 1.2}, "--profile rk3399 --cluster a53 --clock-ghz 1.2"),
+    ({"train_last": 1, "accumulate": 2, "freeze": ["conv*"]}, "--train-last 1 --accumulate 2 --freeze conv*"),
+    ({"runtime": "octosim", "threads": 99}, "--runtime octosim --threads 99"),
+    ({"update": "biases", "channels": ["fc*=0.5"], "batchnorm_statistics": "frozen", "image": "32x32x3"},
+     "--update biases --channels fc*=0.5 --batchnorm-statistics frozen --image 32x32x3"),
+])  # fmt: skip
+def test_options_of_cost_are_arguments(arguments: dict, options: str) -> None:
+    given = {"profile": "pi4", "batch_size": 4} | arguments
+    found = octosim.cost("lenet5", **given).results[0]
+    line = ["--model", "lenet5", "--batch-size", "4", "--json", *options.split()]
+    printed = json.loads(command("cost", *line, *([] if "--profile" in line else ["--profile", "pi4"])).stdout)
+    notes = [note.replace("--", "") for note in printed["notes"]]
+    assert {name: printed[name] for name in found} | {"notes": notes} == found
+
+
+def test_an_onnx_file_with_open_sizes_and_int8_units_alone(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx_nets.build(onnx_nets.residual, 13, ("N", 3, "H", "W")), path)
+    found = octosim.cost(path, "hailo-8", inference=True, shapes={"x": (2, 3, 8, 8)})
+    line = ["--model", str(path), "--profile", "hailo-8", "--inference", "--shape", "x=2x3x8x8", "--json"]
+    printed = json.loads(command("cost", *line).stdout)
+    assert found.total == printed["total"] and found.results[0]["dtype"] == printed["dtype"] == "int8"
+
+
+def test_layers_that_a_method_does_not_cover_are_asked_for(tmp_path: Path) -> None:
+    """As in training; by `octosim cost` too."""
+    layers, sentence = [Conv2d(4, 3), Sigmoid(), Flatten(), Linear(10)], r"kind 'sigmoid'; {} has them in float32"
+    given = {"profile": "pi4", "method": "jetfire", "image": (8, 8, 3), "batch_size": 4}
+    with pytest.raises(octosim.OctosimError, match=sentence.format("float_layers")):
+        octosim.cost(layers, **given)
+    kinds = ('kind = "conv"\nfilters = 4\nkernel = 3', 'kind = "sigmoid"', 'kind = "flatten"', 'kind = "linear"')
+    (tmp_path / "net.toml").write_text("\n".join(f"[[layers]]\n{kind}" for kind in kinds))
+    options = "--profile pi4 --method jetfire --image 8x8x3 --batch-size 4 --json"
+    line = ["--model", str(tmp_path / "net.toml"), *options.split()]
+    assert "; --float-layers has them in float32" in command("cost", *line).stderr
+    printed = json.loads(command("cost", *line, "--float-layers").stdout)
+    assert octosim.cost(layers, **given, float_layers=True).total == printed["total"]
+
+
 def test_a_part_of_arrays_and_a_model_that_is_a_path(tmp_path: Path) -> None:
     made = octosim.train(model=Path("mlp"), data=XY, limit=20, batch_size=10, steps=2, out=tmp_path / "run")
     assert made.manifest["decides"]["data"]["train_images"] == 20
@@ -224,6 +266,21 @@ def test_batch_sizes_of_inference(run: octosim.Run, size: object) -> None:
     (dict(batch_size=1.5), "batch_size is 1.5"),
     (dict(classes=0), "classes must be at least 1"),
     (dict(image="ax3"), "image takes HEIGHTxWIDTHxCHANNELS"),
+    (dict(image=(0, 28, 1)), r"image is \(0, 28, 1\)"),
+    (dict(shapes={"x": 3}), "shapes is 3, expected whole numbers"),
+    (dict(runtime="tensorflow-lite2"), "unknown runtime"),
+    (dict(runtime="tflite"), "runtime tflite does not train; inference prices"),
+    (dict(runtime=3), "runtime is 3, expected a path"),
+    (dict(mode="10W"), "profile raspberry-pi-4 has no power modes, so mode 10W says nothing"),
+    (dict(mode=10), "mode is 10, expected a name"),
+    (dict(cluster="a53"), "profile raspberry-pi-4 has no cluster 'a53'"),
+    (dict(clock_ghz=True), "clock_ghz is True, expected a number"),
+    (dict(clock_ghz=0), "clock_ghz must be above 0 and below 1000, not 0"),
+    (dict(dtype="int7"), "dtype must be one of int8, float16, float32, fp16, fp32"),
+    (dict(train_last=0), "train_last must be at least 1, not 0"),
+    (dict(train_last="a"), "train_last is 'a', expected a whole number or None"),
+    (dict(trainlast=1), "cost has no argument 'trainlast'; did you mean 'train_last'"),
+    (dict(lenient=True), "lenient is for ONNX files"),
     (dict(image=(28, 28)), r"image is \(28, 28\)"),
     (dict(threads="a"), "threads is 'a'"),
     (dict(method=3), "method is 3"),
@@ -234,10 +291,12 @@ def test_arguments_of_cost(arguments: dict, sentence: str) -> None:
         octosim.cost(**({"model": "lenet5", "profile": "pi4"} | arguments))
 
 
-@pytest.mark.parametrize("name", ["batch_size", "method", "image"])
-def test_a_run_brings_its_own(run: octosim.Run, name: str) -> None:
+@pytest.mark.parametrize("name, value", [
+    ("batch_size", 5), ("method", "fp32"), ("image", (8, 8, 1)), ("batchnorm", False), ("train_last", 1),
+])  # fmt: skip
+def test_a_run_brings_its_own(run: octosim.Run, name: str, value: object) -> None:
     with pytest.raises(octosim.OctosimError, match=f"{name}: a run has its own"):
-        octosim.cost(run, "pi4", **{name: {"batch_size": 5, "method": "fp32", "image": (8, 8, 1)}[name]})
+        octosim.cost(run, "pi4", **{name: value})
 
 
 def test_paths_stay_as_they_are(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -14,12 +15,10 @@ from octosim.cli.settings import with_settings
 from octosim.cli.terminal import AsJson, check_output, parameters, print_json, say
 from octosim.errors import OctosimError
 from octosim.files import is_onnx
-from octosim.workload import WHOLE_STEP, CostQuery, Workload, batch_sizes, source, typed, types_of
+from octosim.workload import WHOLE_STEP, CostQuery, Price, Workload, batch_sizes, dtype_of, price, source, typed, types_of
 
 LARGEST = 1024
 """The largest batch at which the crossover is looked for."""
-
-SHORT_DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 
 @with_settings(*WHOLE_STEP)
@@ -149,26 +148,14 @@ def cost(
         if value is not None and not advise:
             raise OctosimError(f"{option} goes with --advise")
     sizes = batch_sizes(batch_size)
-    dtype = SHORT_DTYPES.get(dtype or "", dtype)
-    if dtype is not None and dtype not in hardware.DTYPES:
-        raise OctosimError(f"--dtype must be one of {', '.join((*hardware.DTYPES, *SHORT_DTYPES))}, not '{dtype}'")
     if data is not None:
         image, classes, images = _of_data(data, model, image, classes, images)
     if images is not None and images < 1:
         raise OctosimError(f"--images must be at least 1, not {images}")
     if epochs is not None and (epochs < 1 or images is None):
         raise OctosimError(f"--epochs must be at least 1, not {epochs}" if images else "--epochs goes with --images or --data")
-    if mode is not None:
-        devices.replace(lambda device: hardware.at_mode(device, mode))
-    if cluster is not None:
-        devices.replace(lambda device: hardware.with_cluster(device, cluster))
-    if clock_ghz is not None:
-        if not 0 < clock_ghz < 1000:
-            raise OctosimError(f"--clock-ghz must be above 0 and below 1000, not {clock_ghz}")
-        devices.replace(lambda device: hardware.at_clock(device, clock_ghz))
-    computes = {name for engine in devices.devices[0].engines for name in engine.macs_per_clock.given()}
-    if dtype is None and is_onnx(model) and computes == {"int8"}:
-        dtype = "int8"
+    devices.replace(lambda device: hardware.configured(device, mode, cluster, clock_ghz))
+    dtype = dtype_of(dtype, model, devices.devices[0])
     asked = CostQuery(model, method, dtype, inference, image, lenient, parameters(set_), batchnorm, runtime, shapes_of(shape),
                   settings, classes)  # fmt: skip
     if sweep is not None and fine_tuning:
@@ -293,51 +280,35 @@ def point(
     """One network, device and batch: the record that --json prints, and by type the costs of the operations."""
     from octosim import cost as model_of
     from octosim.cli import answer
-    from octosim.cost import runtimes
     from octosim.cost.compare import SHORT, fit, side_by_side
 
-    priced: dict[str, Any] = {}
+    prices: dict[str, Price] = {}
     rows: dict[str, dict[str, Any]] = {}
     largest: dict[str, Any] = {}
     for dtype in types_of(device, first, asked.inference):
-        runtime = runtimes.choose(asked.runtime, device, dtype, not asked.inference, first.method is not None)
         try:
-            made = typed(asked, first, dtype)
-            costs = model_of.predict(made.ops(device, batch, runtime), device, threads, runtime)
+            found = price(typed(asked, first, dtype), device, batch, threads, asked.runtime)
         except OctosimError:
             if dtype == first.dtype:
                 raise
             continue  # an accelerator without such units
-        peak = made.memory(device, batch, runtime) if made.memory else None
-        total = model_of.total(costs, device, peak["peak"] if peak else None)
+        prices[dtype] = found
+        total = model_of.total(found.costs, device, found.peak)
         keys = ("time_s", "time_low_s", "time_high_s", "energy_j", "energy_is", "peak_bytes")
         rows[dtype] = {key: total[key] for key in keys} | {
-            "runtime": runtime.name,
-            "hypothetical": runtimes.hypothetical(runtime, device, dtype, not asked.inference),
-            "parts": peak,
-        }
-        priced[dtype] = costs
-        if made.largest:
-            largest[SHORT[dtype]] = lambda capacity, most=made.largest, of=runtime: most(device, capacity, of)
-    chosen = rows[first.dtype]
-    record: dict[str, Any] = {
-        "model": asked.model, "batch_size": batch, "method": first.method, "parameters": asked.parameters,
-        "dtype": first.dtype, "threads": threads, "runtime": chosen["runtime"],
-    }  # fmt: skip
-    record |= model_of.cost_json(priced[first.dtype], device, chosen["peak_bytes"])
-    placed = model_of.place(priced[first.dtype], device, threads)
-    record["notes"] += [text for text in (placed, chosen["hypothetical"]) if text]
-    if chosen["runtime"] == asked.runtime == "octosim" and not asked.inference:
-        record["notes"].append(runtimes.ANOTHER_PROGRAM)
-    record["notes"] += first.notes([each.op for each in priced[first.dtype]])
-    parts = {name: row.pop("parts") for name, row in rows.items()}
-    record["memory"] = parts[first.dtype]
+            "runtime": found.runtime.name, "hypothetical": found.hypothetical,
+        }  # fmt: skip
+        if found.work.largest:
+            largest[SHORT[dtype]] = lambda capacity, of=found: of.work.largest(device, capacity, of.runtime)
+    chosen, priced = rows[first.dtype], {dtype: found.costs for dtype, found in prices.items()}
+    record: dict[str, Any] = {"model": asked.model, "parameters": asked.parameters}
+    record |= prices[first.dtype].record(asked.runtime)
     record["types"] = rows
     if "int8" in priced and first.dtype == "int8":
         record |= side_by_side(priced["int8"], priced.get("float32"), device, first.is_fixed)
         for name in ("int8", "float32"):
             record[name]["peak_bytes"] = rows[name]["peak_bytes"] if name in rows else None
-    held = {SHORT[name]: of for name, of in parts.items() if of is not None}
+    held: dict[str, Mapping[str, int]] = {SHORT[name]: found.parts for name, found in prices.items() if found.parts is not None}
     if held and set(held) <= set(largest):
         record |= fit(held, largest, device, first.fixed_batch)
         for name, row in rows.items():

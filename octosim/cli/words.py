@@ -78,7 +78,7 @@ WORDS: dict[str, tuple[str, ...] | Callable[[], Iterable[str]]] = {
     "losses": ("octosim.engine.nodes:LOSSES",),
     "updates": ("octosim.engine.selection:UPDATES",),
     "statistics": ("octosim.engine.selection:STATISTICS",),
-    "dtypes": ("octosim.hardware:DTYPES", "octosim.cli.cost:SHORT_DTYPES"),
+    "dtypes": ("octosim.hardware:DTYPES", "octosim.workload:SHORT_DTYPES"),
     "formats": ("octosim.evidence.export:KINDS",),
     "requantizations": ("octosim.numerics:Requantization",),
     "roundings": ("octosim.numerics:Rounding",),

@@ -167,7 +167,7 @@ class Network:
         if node.layer.weighted or self.method.values != "float32":
             raise OctosimError(f"{whole}, and cannot have them in float32")
         if not float_layers:
-            raise OctosimError(f"{whole}; float_layers (--float-layers) has them in float32")
+            raise ArgumentError(f"{whole}; {{float_layers}} has them in float32")
 
     def _needs_gradient(self, tensor: int) -> bool:
         """Whether a node's output, or -1, the input, needs one."""

@@ -10,6 +10,7 @@ from octosim.hardware.device import (
     at_clock,
     at_mode,
     check,
+    configured,
     host,
     is_here,
     json_schema,
@@ -23,7 +24,6 @@ from octosim.hardware.device import (
 from octosim.hardware.runtime import Runtime, load_runtime, runtimes
 
 __all__ = [
-    "DTYPES", "Device", "Dtype", "Engine", "Figure", "Runtime", "aliases", "at_clock", "at_mode", "check", "host", "is_here",
-    "json_schema", "load", "load_runtime", "names", "parse", "read_host", "runtimes", "text_of",
-    "with_cluster",
+    "DTYPES", "Device", "Dtype", "Engine", "Figure", "Runtime", "aliases", "at_clock", "at_mode", "check", "configured", "host",
+    "is_here", "json_schema", "load", "load_runtime", "names", "parse", "read_host", "runtimes", "text_of", "with_cluster",
 ]  # fmt: skip

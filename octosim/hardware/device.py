@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from octosim import extensions
-from octosim.errors import OctosimError, suggest
+from octosim.errors import ArgumentError, OctosimError, suggest
 from octosim.hardware import detect as host_reader
 from octosim.hardware import efficiency
 from octosim.hardware.efficiency import CpuFactors
@@ -428,8 +428,22 @@ def load(name_or_path: str | Path) -> Device:
     raise OctosimError(f"unknown profile '{text}', and no path of a .toml file{hint}")
 
 
+def configured(
+    device: Device, mode: str | None = None, cluster: str | None = None, clock_ghz: float | None = None
+) -> Device:
+    """The device in one of its power modes, with one of its clusters, with its first engine at another clock; see `at_mode`,
+    `with_cluster` and `at_clock`."""
+    if mode is not None:
+        device = at_mode(device, mode)
+    if cluster is not None:
+        device = with_cluster(device, cluster)
+    return device if clock_ghz is None else at_clock(device, clock_ghz)
+
+
 def at_clock(device: Device, ghz: float) -> Device:
     """The device with its first engine at another clock: a later board revision, an overclock, a power mode."""
+    if not 0 < ghz < 1000:
+        raise ArgumentError(f"{{clock_ghz}} must be above 0 and below 1000, not {ghz}")
     first, *others = device.engines
     figure = Figure(value=ghz, kind="estimate", source="asked for, in place of the profile's clock")
     return device.model_copy(update={"engines": (first.model_copy(update={"clock_ghz": figure}), *others)})
