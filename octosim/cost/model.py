@@ -307,10 +307,21 @@ def factors_of(device: Device, engine: Engine, dtype: Dtype) -> CpuFactors | Non
     return found if found is not None else known["pool"].get(path)
 
 
-def with_kernels(factors: CpuFactors, path: str, runtime: Runtime | None) -> CpuFactors:
-    """The factors with what the runtime's kernels reach in place of what those of the fit reached."""
-    kernels = runtime.kernels.get(path) if runtime else None  # type: ignore[call-overload]
+def kernels_of(device: Device, engine: Engine, dtype: Dtype, runtime: Runtime | None) -> CpuFactors | None:
+    """The factors with what the runtime's kernels reach in place of what those of the fit reached; None where there are none.
+
+    Those of the profile were fitted with this software: nothing of it counts twice.
+    """
+    factors, path = factors_of(device, engine, dtype), path_of(engine, dtype)
+    if factors is None or runtime is None or path in device.calibration:
+        return factors
+    kernels = runtime.kernels.get(path)  # type: ignore[call-overload]
     return factors.model_copy(update=kernels.given()) if kernels else factors
+
+
+def _scale(device: Device, path: str, runtime: Runtime | None) -> float:
+    """Times as long as the factors say that an inference takes with a runtime."""
+    return 1.0 if runtime is None or path in device.calibration else runtime.scale_of(path)
 
 
 def is_in_order(engine: Engine, device: Device) -> bool:
@@ -369,17 +380,11 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None) -> Run:
     def rate(engine: Engine, dtype: Dtype) -> float:
         return engine.peak_mac_s(dtype, tf32) * _efficiency(engine, dtype)
 
-    def factors(engine: Engine, dtype: Dtype) -> CpuFactors | None:
-        found, path = factors_of(device, engine, dtype), path_of(engine, dtype)
-        if path in device.calibration:  # fitted with this software: nothing of it counts twice
-            return found
-        return found and with_kernels(found, path, runtime)
-
     if op.kind != "gemm":
         engine = max(engines, key=lambda e: (e.elements_s(), rate(e, "float32")))
         has = engine.macs_per_clock.given()
         width = next((d for d in DTYPES if d == op.dtype and d in has), "float32")
-        return Run(engine, op.dtype, path_of(engine, width), factors(engine, width))  # type: ignore[arg-type]
+        return Run(engine, op.dtype, path_of(engine, width), kernels_of(device, engine, width, runtime))  # type: ignore[arg-type]
     if op.dtype not in (*DTYPES, "int16"):
         raise OctosimError(
             f"layer {op.layer}: a matrix product in {op.dtype!r} has no price, expected one of {', '.join(DTYPES)}"
@@ -388,7 +393,7 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None) -> Run:
     for dtype in order.get(op.dtype, ("float32",)):
         engine = max(engines, key=lambda e: rate(e, dtype))
         if rate(engine, dtype):
-            own = factors(engine, dtype)
+            own = kernels_of(device, engine, dtype, runtime)
             notes = []
             if dtype != op.dtype:
                 notes.append(f"{device.name} has no {op.dtype} units for this pass: runs in {dtype}")
@@ -688,7 +693,7 @@ def _spread(op: Op, run: Run, device: Device, runtime: Runtime | None, training:
     own = ASSUMED_SPREAD
     if run.factors:
         kernels = runtime.kernels.get(run.path) if runtime else None  # type: ignore[call-overload]
-        if kernels and kernels.spread:
+        if kernels and kernels.spread and run.path not in device.calibration:
             own = kernels.spread.value
         else:
             own = math.hypot(run.factors.spread, runtime.spread if runtime else SOFTWARE_SPREAD)
@@ -713,11 +718,8 @@ def slowed(factors: Array, scale: float) -> Array:
 
 def priced_factors(device: Device, engine: Engine, dtype: Dtype, runtime: Runtime) -> Array | None:
     """The factors that price an inference on a core with a runtime, where a calibration starts; None where there are none."""
-    factors, path = factors_of(device, engine, dtype), path_of(engine, dtype)
-    if factors is None or path in device.calibration:
-        return None if factors is None else vector(factors)
-    found = vector(with_kernels(factors, path, runtime))
-    return slowed(found, runtime.scale.value) if runtime.scale else found
+    factors = kernels_of(device, engine, dtype, runtime)
+    return None if factors is None else slowed(vector(factors), _scale(device, path_of(engine, dtype), runtime))
 
 
 def _parameters(run: Run, device: Device, runtime: Runtime | None, training: bool) -> Array:
@@ -725,10 +727,9 @@ def _parameters(run: Run, device: Device, runtime: Runtime | None, training: boo
     backward = runtime.backward if runtime and training else None
     if run.factors:
         made = vector(run.factors)
-        if runtime and runtime.scale and not backward and run.path not in device.calibration:
-            made = slowed(made, runtime.scale.value)
-        if backward:
-            made[[PARAMETERS.index("overhead_us"), PARAMETERS.index("fork_us")]] = backward.call_us.value, 0.0
+        if not backward:
+            return slowed(made, _scale(device, run.path, runtime))
+        made[[PARAMETERS.index("overhead_us"), PARAMETERS.index("fork_us")]] = backward.call_us.value, 0.0
         return made
     gemm = _efficiency(run.engine, run.dtype) if run.dtype in DTYPES else 1.0
     elementwise, sms = run.engine.elementwise_per_clock, run.engine.multiprocessors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import math
 import os
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -44,7 +45,7 @@ class Kernels(Frozen):
     """Shares of a core's peak in one arithmetic, and costs of calls, that replace those fitted for the core.
 
     Names as in octosim.hardware.efficiency.CpuFactors.  spread: standard deviation of ln(measured / predicted) that a
-    prediction with these kernels had on measurements that they were not fitted to.
+    prediction with these kernels had on measurements that they were not fitted to.  scale: as Runtime's, of this arithmetic.
     """
 
     conv3x3: Ratio | None = None
@@ -61,10 +62,12 @@ class Kernels(Frozen):
     overhead_us: Figure | None = None
     fork_us: Figure | None = None
     spread: Figure | None = None
+    scale: Figure | None = None
 
     def given(self) -> dict[str, float]:
-        """The values present, by name."""
-        return {name: figure.value for name in type(self).model_fields if (figure := getattr(self, name)) is not None}
+        """The factors present, by name."""
+        names = type(self).model_fields.keys() - {"scale"}
+        return {name: figure.value for name in names if (figure := getattr(self, name)) is not None}
 
 
 class Work(Frozen):
@@ -167,6 +170,12 @@ class Runtime(Frozen):
     kernels: dict[FloatPath, Kernels] = {}  # noqa: RUF012
     backward: Backward | None = None
     accelerated: Backward | None = None
+
+    def scale_of(self, path: str) -> float:
+        """Times as long as its rules say that an inference in an arithmetic takes on CPU cores."""
+        kernels = self.kernels.get(path)  # type: ignore[call-overload]
+        scales = self.scale, kernels and kernels.scale
+        return math.prod(figure.value for figure in scales if figure)
 
     @model_validator(mode="after")
     def _drives_something(self) -> Runtime:

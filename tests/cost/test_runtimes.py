@@ -363,6 +363,24 @@ def test_a_softwares_scale_multiplies_every_time():
         assert slow.time_s == pytest.approx(tflite.scale.value * fast.time_s)
 
 
+def test_a_scale_of_one_arithmetic():
+    """Of int8 alone; factors of a calibration, which were fitted with the software, have neither it nor the kernels' spread."""
+    pi, armnn = hardware.load("pi4"), load_runtime("armnn")
+    int8 = armnn.kernels["smlal"]
+    kernels = int8.model_copy(update={"scale": None})
+    plain = armnn.model_copy(update={"kernels": armnn.kernels | {"smlal": kernels}})
+    ops = [conv(), replace(conv(), dtype="int8"), Op("a", "forward", "elementwise", "add", (10**5,), "int8", 10**5, 10**5)]
+    engine = pi.engines[0]
+    fitted = pi.model_copy(update={"calibration": {"smlal": cost.factors_of(pi, engine, "int8")}})
+    for device, times in ((pi, int8.scale.value), (fitted, 1.0)):
+        slow, fast = (cost.predict(ops, device, 2, runtime) for runtime in (armnn, plain))
+        expected = [1.0, times, times]
+        assert [one.time_s / other.time_s for one, other in zip(slow, fast, strict=True)] == pytest.approx(expected)
+        priced, without = (cost.priced_factors(device, engine, "int8", runtime) for runtime in (armnn, plain))
+        assert priced == pytest.approx(cost.slowed(without, times))
+    assert cost.predict(ops, pi, 2, armnn)[1].spread == int8.spread.value != cost.predict(ops, fitted, 2, armnn)[1].spread
+
+
 def test_clusters_are_an_input():
     chip = hardware.load("rk3399")
 
