@@ -120,11 +120,13 @@ def profiles_show(
 
 @profiles_app.command("check")
 def profiles_check(file: Annotated[Path, typer.Argument(help="A .toml file.")]) -> None:
-    """Validate a profile.  Example: octosim profiles check my-board.toml"""
+    """Validate a profile, or a runtime's file.  Example: octosim profiles check my-board.toml"""
     from octosim import hardware
 
-    device = hardware.check(file)
-    say(f"{file}: a good profile of {device.title}")
+    if hardware.is_runtime(file):
+        say(f"{file}: a good file of the runtime {hardware.load_runtime(file).title}")
+    else:
+        say(f"{file}: a good profile of {hardware.check(file).title}")
 
 
 @profiles_app.command("validate")

@@ -13,6 +13,7 @@ from octosim.hardware.device import (
     configured,
     host,
     is_here,
+    is_runtime,
     json_schema,
     load,
     names,
@@ -25,5 +26,6 @@ from octosim.hardware.runtime import Runtime, load_runtime, runtimes
 
 __all__ = [
     "DTYPES", "Device", "Dtype", "Engine", "Figure", "Runtime", "aliases", "at_clock", "at_mode", "check", "configured", "host",
-    "is_here", "json_schema", "load", "load_runtime", "names", "parse", "read_host", "runtimes", "text_of", "with_cluster",
+    "is_here", "is_runtime", "json_schema", "load", "load_runtime", "names", "parse", "read_host", "runtimes", "text_of",
+    "with_cluster",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import tomllib
+from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +28,7 @@ from octosim.hardware import efficiency
 from octosim.hardware.efficiency import CpuFactors
 from octosim.hardware.figures import Count, Delay, Figure, Kind, Ratio
 from octosim.hardware.rates import Rates
-from octosim.hardware.runtime import load_runtime
+from octosim.hardware.runtime import Runtime, load_runtime
 from octosim.numerics import ACCUMULATORS
 from octosim.schema import Frozen, Positive, Text, problems_text
 from octosim.textfile import TOML_BYTES, parse_toml, read_text
@@ -164,6 +165,9 @@ class Engine(Frozen):
                 raise ValueError(f"has gemm_efficiency.{dtype} but no macs_per_clock.{dtype}")
         if self.array and self.tile:
             raise ValueError("has both a tile and an array, expected one of them")
+        hint = "" if self.accumulator in ACCUMULATORS else suggest(self.accumulator, ACCUMULATORS)
+        if "did you mean" in hint:  # words that are near none stay words
+            raise ValueError(f"has the accumulator {self.accumulator!r}{hint}")
         published = self.published_peak_gmac_s.given() if self.published_peak_gmac_s else {}
         for dtype, gmac_s in published.items():
             if dtype not in rates:
@@ -225,6 +229,15 @@ class Memory(Frozen):
     bandwidth_sustained_gb_s: Figure | None = None
     link_gb_s: Figure | None = None
 
+    @model_validator(mode="after")
+    def _below_its_peak(self) -> Memory:
+        sustained, peak = self.bandwidth_sustained_gb_s, self.bandwidth_peak_gb_s
+        if sustained and peak and sustained.value > peak.value:
+            raise ValueError(
+                f"has a bandwidth_sustained_gb_s of {sustained.value:g}, above its bandwidth_peak_gb_s of {peak.value:g}"
+            )
+        return self
+
 
 BARE_GIB = 1 / 16
 """Below it no operating system runs, so no Python: a step is the C program that `octosim export --to c` writes."""
@@ -247,6 +260,12 @@ class Power(Frozen):
     idle_w: Figure | None = None
     busy_w: Figure | None = None
     budget: bool = False
+
+    @model_validator(mode="after")
+    def _busier_than_idle(self) -> Power:
+        if self.idle_w and self.busy_w and self.idle_w.value > self.busy_w.value:
+            raise ValueError(f"has an idle_w of {self.idle_w.value:g}, above its busy_w of {self.busy_w.value:g}")
+        return self
 
 
 class Energy(Frozen):
@@ -558,6 +577,17 @@ def check(path: str | Path) -> Device:
     return parse(read_text(Path(path), TOML_BYTES, "profile file"), str(path))
 
 
+def is_runtime(path: str | Path) -> bool:
+    """Whether a file is a runtime's rather than a device's."""
+    return _is_runtime(parse_toml(read_text(Path(path), TOML_BYTES, "profile file"), str(path)))
+
+
+def _is_runtime(data: Mapping[str, Any]) -> bool:
+    """Whether a file's content is a runtime's, by the fields that only one of the two kinds has."""
+    device, runtime = Device.model_fields.keys(), Runtime.model_fields.keys()
+    return len(data.keys() & (runtime - device)) > len(data.keys() & (device - runtime))
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a profile file."""
     return Device.model_json_schema()
@@ -613,6 +643,8 @@ def _shipped_device(name: str) -> Device:
 def parse(text: str, where: str) -> Device:
     """The device of a profile's text; `where` begins the sentence of an error."""
     data = parse_toml(text, where)
+    if _is_runtime(data):
+        raise OctosimError(f"{where}: a runtime's file and not a device's profile; octosim cost --runtime takes it")
     try:
         return Device.model_validate(data)
     except ValidationError as error:

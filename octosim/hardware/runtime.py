@@ -221,7 +221,10 @@ def _shipped(name: str) -> Runtime:
 
 
 def _parse(text: str, where: str) -> Runtime:
+    data = parse_toml(text, where)
+    if "training" in data and "overhead_us" in data:
+        raise OctosimError(f"{where}: a device's profile and not a runtime's file; --profile takes it")
     try:
-        return Runtime.model_validate(parse_toml(text, where))
+        return Runtime.model_validate(data)
     except ValidationError as error:
         raise OctosimError(f"{where}: {problems_text(error, Runtime)}") from None

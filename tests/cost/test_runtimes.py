@@ -10,6 +10,8 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from kit import reader
+from kit.cli import octosim
 
 from octosim import cost, hardware
 from octosim.cost import plots, reference, runtimes, sweep
@@ -67,6 +69,21 @@ def test_runtimes_that_are_not_there(text, message):
     with pytest.raises(OctosimError) as caught:
         load_runtime(text)
     assert message in str(caught.value)
+
+
+def test_the_documentations_runtime_file(tmp_path):
+    (block,) = [b for b in reader.blocks(reader.DOCS / "cost-model.md") if b.title == "mine.toml"]
+    file = tmp_path / block.title
+    file.write_text(block.text)
+    done = octosim("profiles", "check", str(file))
+    assert done.returncode == 0 and "a good file of the runtime My kernels" in done.stdout, done.stderr
+    for more in (["--inference", "--dtype", "int8"], ["--dtype", "float32"]):
+        assert octosim("cost", "--profile", "pi4", "--model", "mlp", "--runtime", str(file), *more).returncode == 0
+    with pytest.raises(OctosimError, match="mine.toml: a runtime's file and not a device's profile"):
+        hardware.load(file)
+    (tmp_path / "board.toml").write_text(hardware.text_of("pi4"))
+    with pytest.raises(OctosimError, match="board.toml: a device's profile and not a runtime's file"):
+        load_runtime(tmp_path / "board.toml")
 
 
 def test_a_runtime_file_of_ones_own(tmp_path):
