@@ -6,7 +6,7 @@ can be priced without running it; `octosim bench` measures the same (layer, pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,7 @@ class Op:
     geometry: of a convolution: batch, height, width, channels, filters, kernel height and width, stride, padding; with groups
         or dilation, these too (`core.Conv`).
     threads: the most that software works on it with, 0 where all can.  calls: that software makes of it.
+    images: that are taken one after the other, each with all of the weights.
     """
 
     layer: str
@@ -73,6 +74,7 @@ class Op:
     passes: float = 1.0
     threads: int = 0
     calls: int = 1
+    images: int = 1
 
     @property
     def macs(self) -> int:
@@ -96,6 +98,16 @@ class Op:
     def traffic(self) -> int:
         """Memory traffic of all passes in bytes."""
         return round(self.bytes * self.passes)
+
+
+def with_peak(parts: Mapping[str, int]) -> dict[str, int]:
+    """The parts of the main memory that a step takes, by what they hold, with their sum "peak".
+
+    "weights apart", in a memory of their own, are not in it.
+    """
+    return {"peak": sum(size for name, size in parts.items() if name not in ("peak", "weights apart"))} | {
+        name: size for name, size in parts.items() if name != "peak"
+    }
 
 
 def with_winograd(op: Op) -> Op:

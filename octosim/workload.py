@@ -171,9 +171,10 @@ def _onnx(asked: CostQuery) -> Workload:
             path, batch=as_read(batch), dtype=kind, lenient=asked.lenient, shapes=asked.shapes,
             **runtimes.onnx_rules(runtime, device, kind, asked.inference),
         )  # fmt: skip
-        return found if asked.inference else runtimes.training_ops(found, runtime, batch)
+        return _one_by_one(found, device, batch) if asked.inference else runtimes.training_ops(found, runtime, batch)
 
     def memory(device: Any, batch: int | None, runtime: Any) -> dict[str, int]:
+        batch = 1 if device.one_image and not fixed else batch
         floats = runtimes.onnx_rules(runtime, device, kind, asked.inference)["float_dtype"]
         bordered = not device.is_bare
         found = onnx_memory.memory(path, as_read(batch), kind, asked.inference, floats, asked.shapes, bordered)
@@ -193,6 +194,11 @@ def _onnx(asked: CostQuery) -> Workload:
         notes=lambda found: onnx_ops.notes(found, asked.inference, asked.lenient), inference=asked.inference,
         is_fixed=is_int8, fixed_batch=fixed,
     )  # fmt: skip
+
+
+def _one_by_one(ops: list[Any], device: Any, batch: int | None) -> list[Any]:
+    """The operations of an inference of a batch, image by image where the device takes no more at a time."""
+    return [replace(op, images=batch) for op in ops] if device.one_image and batch else ops
 
 
 def _largest_of_two(peak: Callable[[int], int], capacity: float) -> int:
@@ -296,9 +302,9 @@ def of_network(
             found = plan.ops(planned(batch, runtime))
             if runtime.name != "octosim":
                 if inference:
-                    return runtimes.inference_ops(found, runtime, dtype)
+                    return _one_by_one(runtimes.inference_ops(found, runtime, dtype), device, batch)
                 found = runtimes.training_ops(found, runtime, batch)
-            return runtimes.in_float16(found) if half else found
+            return _one_by_one(runtimes.in_float16(found) if half else found, device, batch)
 
         def is_by_layers(device: Any, runtime: Any) -> bool:
             """Whether an inference's memory follows from its layers: other software, or a C program, makes no plan of calls."""
@@ -309,6 +315,7 @@ def of_network(
             software = runtimes.default(device, False) if runtime.name == "octosim" and not in_c else runtime
             between = runtimes.onnx_rules(software, device, dtype, True)["float_dtype"]
             value = between or ("float32" if dtype == "int8" else dtype)
+            batch = 1 if device.one_image else batch
             found = buffers.memory(network.nodes, batch, DTYPE_BYTES[dtype], DTYPE_BYTES[value], in_c, not device.is_bare)
             return placed(found, device, True)
 

@@ -234,11 +234,11 @@ def sweep(
     count, priced = 0, set()
     for (dtype, *_), members in groups.items():
         made = typed(asked, first, dtype)
-        # what is planned depends on the device only by the float type between int8 products
-        tables: dict[str, tuple[Any, list[Any]]] = {}
+        # what is planned depends on the device only by the float type between int8 products, and by images one at a time
+        tables: dict[tuple[str, bool], tuple[Any, list[Any]]] = {}
         for device, runtime in members:
             kind = str(runtimes.onnx_rules(runtime, device, dtype, asked.inference)["float_dtype"])
-            tables.setdefault(kind, (device, []))[1].append((device, runtime))
+            tables.setdefault((kind, device.one_image), (device, []))[1].append((device, runtime))
         for model_device, some in tables.values():
             runtime = some[0][1]
             table = sweeps.table(lambda b, m=made, d=model_device, r=runtime: m.ops(d, b, r), sizes)  # type: ignore[misc]

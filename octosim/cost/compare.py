@@ -10,7 +10,7 @@ from typing import Any
 from octosim import cost
 from octosim.cost import OpCost
 from octosim.hardware import Device, Runtime
-from octosim.trace import Op
+from octosim.trace import Op, with_peak
 
 SHORT = {"int8": "INT8", "float16": "FP16", "float32": "FP32"}
 """Types as tables name them."""
@@ -116,10 +116,13 @@ def capacity_bytes(device: Device) -> float | None:
 
 
 def placed(parts: dict[str, int], device: Device, inference: bool) -> dict[str, int]:
-    """The parts of a peak in the device's main memory; an inference's weights are "weights apart" where they have their own."""
-    if not inference or device.memory.weights_gib is None:
-        return parts
-    return parts | {"weights": 0, "weights apart": parts["weights"], "peak": parts["peak"] - parts["weights"]}
+    """The parts of a peak in the device's main memory; weights that are read alone are "weights apart" where they have a memory
+    of their own: all of an inference, of a training what `octosim.engine.plan.in_c` says."""
+    apart = parts.get("weights apart", parts["weights"] if inference else 0)
+    if device.memory.weights_gib is None:
+        return with_peak({name: max(size, apart) if name == "weights" else size for name, size in parts.items()
+                          if name != "weights apart"})  # fmt: skip
+    return with_peak(parts | ({"weights": 0} if inference else {}) | ({"weights apart": apart} if apart else {}))
 
 
 def fits(parts: Mapping[str, int], device: Device) -> bool | None:

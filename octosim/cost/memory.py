@@ -9,7 +9,7 @@ from typing import Any
 
 from octosim.cost import onnx as onnx_ops
 from octosim.cost.products import of as product_of
-from octosim.trace import DTYPE_BYTES
+from octosim.trace import DTYPE_BYTES, with_peak
 
 KEEPS_OUTPUT = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "Softmax", "Exp", "HardSigmoid", "LogSoftmax", "Sqrt"}
 """Their gradient follows from their output; other operations keep their inputs."""
@@ -60,7 +60,9 @@ def memory(
             matrix = name in products and len(graph.shapes[name]) > 1
             of = 1 if name in graph.narrow or matrix and id(products[name]) in graph.coded else narrow if matrix else 4
             weights += size.get(name, 0) * of
-        return _total(weights=weights, gradients=0, optimizer=0, activations=live, workspace=padded // 2)
+        return with_peak(
+            {"weights": weights, "gradients": 0, "optimizer": 0, "activations": live, "workspace": padded // 2}
+        )
     count = sum(size.get(name, 0) for name in graph.parameters - graph.integers)
     kept: dict[str, int] = {}
     for node in model.graph.node:
@@ -69,8 +71,10 @@ def memory(
             if name and name not in graph.parameters and name not in graph.integers:
                 kept[name] = max(kept.get(name, 0), size.get(name, 0) * (narrow if product_of(node) else wide))
     masters = 4 * count + (count * narrow if dtype != "float32" else 0)
-    return _total(weights=masters, gradients=4 * count, optimizer=4 * count, activations=sum(kept.values()),
-                  workspace=live + padded // 2)  # fmt: skip
+    return with_peak({
+        "weights": masters, "gradients": 4 * count, "optimizer": 4 * count, "activations": sum(kept.values()),
+        "workspace": live + padded // 2,
+    })  # fmt: skip
 
 
 def _kept(node: Any) -> list[str]:
@@ -105,7 +109,3 @@ def _live(model: Any, constant: set[str], size: Mapping[str, int], views: set[in
             alive.discard(name)
             held -= size.get(name, 0)
     return most
-
-
-def _total(**parts: int) -> dict[str, int]:
-    return {"peak": sum(parts.values()), **parts}

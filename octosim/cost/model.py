@@ -426,7 +426,7 @@ def _efficiency(engine: Engine, dtype: Dtype) -> float:
 
 GEOMETRY = (
     "kind", "code", "m", "k", "n", "groups", "macs", "elements", "bytes", "inputs", "writes", "weights", "area", "winograd",
-    "size", "forward", "slow", "passes", "threads", "calls",
+    "size", "forward", "slow", "passes", "threads", "calls", "images",
 )  # fmt: skip
 """Columns of a network at one batch: what does not depend on the device.  code: of the class that decides the engine."""
 
@@ -452,7 +452,7 @@ def geometry(ops: Sequence[Op]) -> Array:
         rows.append((
             kind, code, m, k, n, op.groups, op.macs, op.elements, op.bytes, op.reads - op.weights, op.writes, op.weights,
             op.kernel[0] * op.kernel[1], op.algorithm == "winograd", DTYPE_BYTES.get(op.dtype, 4), op.pass_ == "forward",
-            op.slow, op.passes, op.threads, op.calls,
+            op.slow, op.passes, op.threads, op.calls, op.images,
         ))  # fmt: skip
     return np.array(rows, float).reshape(len(rows), len(GEOMETRY)).T
 
@@ -590,8 +590,9 @@ def _prepared(
     resident = (weights * g["forward"]).sum(axis=-1, keepdims=True)
     cached = factored | (d["sms"] > 0) | (d["linked"] > 0)
     weights_miss = np.where(cached, _missed(resident, d["cache"]), 1.0)
-    other_miss = np.where(cached, _missed(other, d["cache"]), 1.0)
-    m, k, n, macs = g["m"], g["k"], g["n"], g["macs"]
+    other_miss = np.where(cached, _missed(other / g["images"], d["cache"]), 1.0)
+    weights = weights * g["images"]
+    m, k, n, macs = g["m"] / g["images"], g["k"], g["n"], g["macs"]
     # elementwise work
     windows = np.maximum(g["area"], 1.0)  # of pooling, whose elements count their windows
     counted = g["elements"] * np.where(windows > 1, 1 / windows + WINDOW, 1.0)
@@ -629,7 +630,7 @@ def _prepared(
         ops or [], runs or [], factors, spread(g["kind"].astype(int)), spread(work), spread(d["clock"]), spread(rate),
         spread(cores), spread(share), spread(fill), spread(reduction), spread(d["in_order"] > 0), spread(weights),
         spread(other), spread(weights_miss), spread(other_miss), spread(d["bandwidth"]), spread(d["queued"] > 0),
-        spread(g["calls"]),
+        spread(g["calls"] * g["images"]),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from octosim.cost.model import DEPTHWISE, KINDS, kind_of
 from octosim.errors import OctosimError
 from octosim.hardware import Device, Runtime, load_runtime
 from octosim.hardware.runtime import Backward, LayerKind
-from octosim.trace import DTYPE_BYTES, Op, with_winograd
+from octosim.trace import DTYPE_BYTES, Op, with_peak, with_winograd
 
 DEFAULTS = {"cpu": "tflite", "gpu": "tensorrt", "npu": "vendor-npu"}
 """Inference software by the kind of a device's first engine, where its profile names none."""
@@ -258,14 +258,10 @@ def in_half(parts: Mapping[str, int], matrices: int, training: bool) -> dict[str
     """
     found = dict(parts) | {name: math.ceil(parts[name] / 2) for name in ("activations", "workspace")}
     found["weights"] += (2 if training else -2) * matrices
-    return _summed(found)
+    return with_peak(found)
 
 
 def with_all_gradients(parts: Mapping[str, int], gradients: int) -> dict[str, int]:
     """Memory of other software's step, of the float32 plan that it makes: octosim's has the largest gradient alone, frameworks
     keep all, `gradients` bytes, until the optimizer's step."""
-    return _summed(dict(parts) | {"gradients": gradients})
-
-
-def _summed(parts: dict[str, int]) -> dict[str, int]:
-    return parts | {"peak": sum(value for name, value in parts.items() if name != "peak")}
+    return with_peak(dict(parts) | {"gradients": gradients})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from octosim.engine.layers import Dropout, Flatten
 from octosim.engine.nodes import Node
+from octosim.trace import with_peak
 
 
 def is_view(node: Node) -> bool:
@@ -64,11 +65,10 @@ def memory(nodes: Sequence[Node], batch: int, weight: int, value: int, in_c: boo
     params = [values for node in nodes for values in node.params.values()]
     products = [node for node in nodes if node.layer.weighted]
     copied = [node for node in products if in_c and weight < value or bordered and len(node.in_shape) == 3]
-    parts = {
+    return with_peak({
         "weights": sum(values.size * (weight if values.ndim > 1 else 4) for values in params),
         "gradients": 0,
         "optimizer": 0,
         "activations": batch * value * sum(assign(nodes, not in_c)[1]),
         "workspace": batch * weight * max((math.prod(node.in_shape) for node in copied), default=0),
-    }
-    return parts | {"peak": sum(parts.values())}
+    })  # fmt: skip

@@ -7,6 +7,7 @@ touched.
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import weakref
@@ -28,7 +29,7 @@ from octosim.engine.network import Network
 from octosim.engine.nodes import Context, Method
 from octosim.engine.optimizers import Sgd, Update
 from octosim.engine.selection import ALL, Selection
-from octosim.trace import Op
+from octosim.trace import Op, with_peak
 
 LEAST = 64
 """A call that moves less than so small a part of what the largest of its layer's pass does is counted with it: scales, zero
@@ -41,6 +42,12 @@ what instruction sets take that pack codes as 8 or as 16 bits."""
 WINDOWS, BORDER = 131072, 64
 """Numbers of windows that `octo_conv_input_grad_blocks_s8` adds up at a time, and rows of blocks that reach beyond them."""
 
+CHUNK = 16384
+"""Values that a thread of the core works on at a time in its own memory (CHUNK in cext/dispatch.h)."""
+
+DEEP, ROWS, PANEL, PANELS = 1024, 48, 16, 1 << 17
+"""Steps of a reduction, rows, columns of a panel, and values of panels that a float32 product packs (cext/products.inc)."""
+
 RECORDED = 2000
 """Bytes that the tape of a recorded step takes for each call, as measured."""
 
@@ -48,11 +55,13 @@ RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE"
 
 
 class Buffer(NamedTuple):
-    """Memory of a step.  first, last: the calls, by number, before which it is taken and after which it is free again."""
+    """Memory of a step.  first, last: the calls, by number, before which it is taken and after which it is free again.
+    used: the first and the last call with an operand in it; None where no call has one."""
 
     nbytes: int
     first: int
     last: int
+    used: tuple[int, int] | None
 
 
 class _Seen(weakref.ref[np.ndarray[Any, Any]]):
@@ -72,6 +81,16 @@ class _Dry(core.Tape):
         self.buffers: list[Buffer] = []
         self.held = self.most = 0
         self._seen: dict[int, _Seen] = {}
+        self.used: dict[int, tuple[int, int]] = {}  # by the id of a block, or of an array that is no pool's
+        self.written: set[int] = set()  # ids of such arrays
+
+    def operand(self, name: str, array: np.ndarray[Any, Any], access: str) -> None:
+        root, at = owner(array), len(self.calls)
+        key = id(root._block) if isinstance(root, Lease) else id(root)
+        self.used[key] = self.used.get(key, (at, at))[0], at
+        if access != core.READS:
+            self.written.add(key)
+        super().operand(name, array, access)
 
     def outside(self, array: np.ndarray[Any, Any]) -> None:
         number = id(array)
@@ -84,7 +103,7 @@ class _Dry(core.Tape):
     def _gone(self, seen: _Seen) -> None:
         del self._seen[seen.number]
         self.held -= seen.nbytes
-        self.buffers.append(Buffer(seen.nbytes, seen.first, len(self.calls)))
+        self.buffers.append(Buffer(seen.nbytes, seen.first, len(self.calls), self.used.pop(seen.number, None)))
 
     def take(self, size: int) -> None:
         """So many bytes are in use, or no longer."""
@@ -115,7 +134,7 @@ class _Reserved(Pool):
 
     def take_back(self, block: mmap.mmap) -> None:
         size, first = self._since.pop(id(block))
-        self._tape.buffers.append(Buffer(size, first, len(self._tape.calls)))
+        self._tape.buffers.append(Buffer(size, first, len(self._tape.calls), self._tape.used.pop(id(block), None)))
         if size < SMALL:
             self._tape.take(-size)
         else:
@@ -126,13 +145,20 @@ class _Reserved(Pool):
         return mmap.mmap(-1, size, flags=RESERVED)
 
 
+def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array that a view, of whatever depth, looks into."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
 @dataclass(frozen=True)
 class Plan:
     """A step on so many images.
 
     calls: in their order.  buffers: of values, in the order in which they are free again.  weights, slots: bytes of parameters
-    and other tensors that stay, and of the optimizer's.  gradients: bytes of the largest gradient of a parameter,
-    or of all where they are accumulated.
+    and other tensors that stay, and of the optimizer's.  constant: of the weights, those that no call writes.  gradients: bytes
+    of the largest gradient of a parameter, or of all where they are accumulated.
     most: bytes of values that are there at once, in blocks that are used again and again, and of the core's own copies.
     core: bytes that the core works in and that the recorded calls take.
     """
@@ -141,6 +167,7 @@ class Plan:
     calls: tuple[core.Call, ...]
     buffers: tuple[Buffer, ...]
     weights: int
+    constant: int
     slots: int
     gradients: int
     most: int
@@ -197,6 +224,7 @@ def plan(network: Network, batch: int, optimizer: Any = None, training: bool = T
         tuple(tape.calls),
         tuple(tape.buffers),
         sum(values.nbytes for values in held),
+        sum(values.nbytes for values in held if id(owner(values)) not in tape.written),
         sum(v.nbytes for kept in slots.values() for v in kept.values()),
         sum(trained) if network.accumulate > 1 else max(trained),
         most + max(map(_padded, tape.calls)),
@@ -353,24 +381,56 @@ def memory(step: Plan) -> dict[str, int]:
     activations: what the forward pass leaves for the backward pass.  gradients: the largest of a parameter; each is gone when
     the parameter has moved, unless they are accumulated.  workspace: what else there is at the moment when there is most.
     """
-    parts = in_c(step)
-    return parts | {"workspace": parts["workspace"] + step.core, "peak": parts["peak"] + step.core}
+    loss = _loss(step)
+    activations = sum(buffer.nbytes for buffer in step.buffers if buffer.first <= loss < buffer.last)
+    return _parts(step, step.weights, activations, step.most, step.core)
 
 
 def in_c(step: Plan) -> dict[str, int]:
-    """`memory` of a step that is written as a C program (`octosim export --to c`): without the core's own memory."""
-    loss = next((at for at, call in enumerate(step.calls) if call.key[0] == "loss"), -1)
-    activations = sum(buffer.nbytes for buffer in step.buffers if buffer.first <= loss < buffer.last)
-    rest = max(0, step.most - activations)
+    """`memory` of a step that is written as a C program (`octosim export --to c`).
+
+    "weights apart" are its constants: the weights that no call writes, and what the others begin with.  A value is there from
+    the first call that uses it to the last.  Of the core's own memory there is what these calls work in.
+    """
+    loss, lives = _loss(step), [(buffer.nbytes, *buffer.used) for buffer in step.buffers if buffer.used]
+    changes = [0] * (len(step.calls) + 1)
+    for nbytes, first, last in lives:
+        changes[first] += nbytes
+        changes[last + 1] -= nbytes
+    activations = sum(nbytes for nbytes, first, last in lives if first <= loss < last)
+    moved = [o.elements for call in step.calls if call.key[1] == "update" for o in call.operands]
+    packed = max(4 * min(CHUNK, max(moved, default=0)), max(map(_packed, step.calls), default=0))
+    scratch = max(map(_padded, step.calls), default=0) + packed
+    parts = _parts(step, step.weights - step.constant, activations, max(itertools.accumulate(changes)), scratch)
+    return parts | {"weights apart": step.weights}
+
+
+def _packed(call: core.Call) -> int:
+    """Bytes that the reference kernel of a float32 product works in: rows and panels of at most DEEP steps of the reduction; a
+    convolution's dW copies a panel of the input alone.  Products of integers pack nothing.
+    """
+    if not call.product or any(o.dtype == np.int8 for o in call.operands):
+        return 0
+    _, k, n = call.product.shape
+    deep = min(k, DEEP)
+    if call.key[1] == "dW" and call.product.geometry:
+        return 4 * deep * PANEL
+    return 4 * deep * (ROWS + min(n, PANELS // deep))
+
+
+def _loss(step: Plan) -> int:
+    """The number of the first call of the loss; -1 in an inference."""
+    return next((at for at, call in enumerate(step.calls) if call.key[0] == "loss"), -1)
+
+
+def _parts(step: Plan, weights: int, activations: int, most: int, core: int) -> dict[str, int]:
+    """most: of values at once.  core: beside them."""
+    rest = max(0, most - activations)
     gradients = min(step.gradients, rest)
-    parts = {
-        "weights": step.weights,
-        "gradients": gradients,
-        "optimizer": step.slots,
-        "activations": activations,
-        "workspace": rest - gradients,
-    }
-    return parts | {"peak": sum(parts.values())}
+    return with_peak({
+        "weights": weights, "gradients": gradients, "optimizer": step.slots, "activations": activations,
+        "workspace": rest - gradients + core,
+    })  # fmt: skip
 
 
 def largest_batch(

@@ -322,6 +322,7 @@ class Device(Frozen):
     calibration: efficiency factors of its CPU cores by arithmetic; they replace those that octosim ships.
     cores_of: the profile whose fitted factors its CPU cores share, by name or alias: the same chip at another clock.
     runtime: the inference software that is common on it, as load_runtime takes it; absent: by the kind of its first engine.
+    one_image: whether its software takes networks of one image alone: a batch is one inference after the other.
     rates: measured times of octosim's own kernels (`octosim profiles calibrate`); they replace the whole model.
     call_scale: of an accelerator, how many times as long its CPU takes to launch a call as AGX Xavier's in MAXN, whose time
         runtimes state as `call_us`; absent: once.
@@ -334,6 +335,7 @@ class Device(Frozen):
     note: str = ""
     runtime: Text | None = None
     cores_of: Text | None = None
+    one_image: bool = False
     training: Training
     overhead_us: Delay
     call_scale: Figure | None = None

@@ -133,6 +133,16 @@ class Backward(Frozen):
     spread: Figure
     devices: Annotated[tuple[ProfileName, ...], Field(strict=False)] = ()
 
+    @model_validator(mode="after")
+    def _has_a_price(self) -> Backward:
+        """What is composed of passes costs what these do, and without any nothing; a bias's are among its product's."""
+        counted = {f"{kind} {work.pass_}" for work in self.work for kind in work.of}
+        counted |= {f"bias {name.partition(' ')[2]}" for name in counted if name.startswith(("convolution ", "linear "))}
+        for i, name in enumerate(self.composed):
+            if name not in counted:
+                raise ValueError(f"composed[{i}] is {name!r}, but no work is of that kind and pass: it would cost nothing")
+        return self
+
 
 class Runtime(Frozen):
     """Software as the cost model sees it.

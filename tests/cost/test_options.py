@@ -56,6 +56,19 @@ def test_a_file_of_one_batch_is_swept_at_it(options: tuple[str, ...], tmp_path: 
     }
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_batch_of_a_chip_that_takes_one_image_at_a_time(own: bool, tmp_path: Path) -> None:
+    """In time and in memory, point by point and in a sweep."""
+    network = ["--model", "lenet5" if own else float_file(tmp_path, "N", 64)]
+    line = [*network, "--profile", "coral-edge-tpu", "--inference", "--dtype", "int8", "--runtime", "vendor-npu"]
+    one, many = (json.loads(run(*line, "--batch-size", size, "--json"))["total"] for size in ("1", "64"))
+    assert many["time_s"] == pytest.approx(64 * one["time_s"]) and many["peak_bytes"] == one["peak_bytes"]
+    run(*line, "--compare", "rk3588-npu", "--sweep", str(tmp_path / "points.csv"), "--batch-size", "1,4,64")
+    rows = csv.DictReader((tmp_path / "points.csv").open())
+    found = {row["batch_size"]: float(row["time_s"]) for row in rows if row["device"] == "coral-edge-tpu"}
+    assert found["64"] == pytest.approx(many["time_s"], rel=1e-4) and found["4"] == pytest.approx(found["64"] / 16, rel=1e-4)
+
+
 def test_shapes_give_the_batch(tmp_path: Path) -> None:
     asked = "--model", float_file(tmp_path, "N"), "--profile", "pi4", "--shape", "x=2x3x16x16", "--inference"
     assert json.loads(run(*asked, "--batch-size", "2", "--json"))["batch_size"] == 2

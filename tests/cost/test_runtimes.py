@@ -107,6 +107,7 @@ COMPOSED = 'composed = ["depthwise dW", '
     (COMPOSED, 'composed = ["depthwise dw", ', ["backward.composed[0] is 'depthwise dw'", "did you mean 'dW'?"]),
     (COMPOSED, 'composed = ["depthwise", ', ["backward.composed[0] is 'depthwise'", "a kind of layer and a pass"]),
     (COMPOSED, 'composed = ["dW depthwise", ', ["backward.composed[0] is 'dW depthwise'", "as 'depthwise dW'"]),
+    (COMPOSED, 'composed = ["product dX", ', ["composed[0] is 'product dX', but no work is of that kind and pass"]),
     ('"snapdragon-855"', '"Snapdragon 855"', ["backward.devices[0] is 'Snapdragon 855'", "lower-case"]),
 ])
 def test_misspelt_words_of_a_runtime_file(old, new, wanted, tmp_path):
@@ -378,6 +379,22 @@ def test_a_softwares_scale_multiplies_every_time():
     ops = [conv(), conv(groups=1, m=16), Op("r", "forward", "elementwise", "relu", (10**5,), "float32", 4 * 10**5, 4 * 10**5)]
     for slow, fast in zip(cost.predict(ops, pi, 2, tflite), cost.predict(ops, pi, 2, plain), strict=True):
         assert slow.time_s == pytest.approx(tflite.scale.value * fast.time_s)
+
+
+def test_a_chip_that_takes_one_image_at_a_time():
+    """A batch is N inferences: weights that do not fit cross the link for each, activations never do."""
+    chip, runtime = hardware.load("coral-edge-tpu"), load_runtime("vendor-npu")
+
+    def layer(batch, width):
+        m, k, n = 3136 * batch, 9 * width, width
+        return Op("conv1", "forward", "gemm", "conv 3x3", (m, k, n), "int8", m * width + k * n, m * n, kernel=(3, 3), stride=1,
+                  weights=k * n, images=batch)  # fmt: skip
+
+    for width in (64, 1024):  # 9 MiB of weights and 3 MiB of activations an image in the second
+        one, many = ([cost.predict([layer(batch, width)], chip, None, runtime)[0] for batch in (1, 16)])
+        assert many.time_s == pytest.approx(16 * one.time_s) and many.op.macs == 16 * one.op.macs
+    together = cost.predict([replace(layer(64, 64), images=1)], chip, None, runtime)[0]
+    assert together.memory_s > 0 == cost.predict([layer(64, 64)], chip, None, runtime)[0].memory_s
 
 
 def test_a_scale_of_one_arithmetic():
