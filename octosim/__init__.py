@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from octosim.errors import OctosimError
     from octosim.train.config import Config
 
-_PACKAGES = ("cost", "study", "train", "torch", "testing")
+_PACKAGES = ("core", "cost", "data", "graph", "hardware", "methods", "numerics", "study", "testing", "torch", "train")
 
 
 def __getattr__(name: str) -> object:

@@ -6,6 +6,7 @@ import doctest
 import json
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -53,6 +54,17 @@ def test_import_is_light_and_lists_the_api() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     listed, pandas = done.stdout.splitlines()
     assert {"Config", "Run", "cost", "open", "study", "train"} <= set(eval(listed)) and pandas == "False"
+
+
+def test_what_the_documents_name_is_there_after_an_import() -> None:
+    """`octosim.data.load` and its like need no import of their own, as the documents write them."""
+    documents = [path.read_text() for path in sorted((Path(__file__).parents[1] / "docs").rglob("*.md"))]
+    named = {name for text in documents for name in re.findall(r"`(octosim\.[a-z]+\.\w+)(?=[(`])", text)}
+    named = sorted(name for name in named if not name.startswith("octosim.torch."))  # PyTorch may be missing
+    assert {"octosim.core.Tensor", "octosim.data.load", "octosim.graph.from_torch", "octosim.numerics.Format"} <= set(named)
+    code = "import octosim\n" + "\n".join(named)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_docstrings() -> None:

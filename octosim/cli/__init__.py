@@ -141,6 +141,10 @@ def _run() -> int:
         sentence = str(error)
     except MemoryError as error:
         sentence = f"not enough memory{': ' * bool(str(error))}{error}"
+    except OSError as error:
+        if "--install-completion" not in sys.argv:  # typer's, which writes to the shell's file
+            raise
+        sentence = f"the completion cannot be installed: {error.filename}: {error.strerror}; --show-completion prints it"
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error of typer's parser
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def fetch(name: str, progress: bool = False) -> Path:
         finally:
             files.unfinished.discard(Path(target))
 
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OctosimError(f"cannot make {folder}: {error.strerror}; XDG_CACHE_HOME names another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise OctosimError(f"{folder} is not writable; XDG_CACHE_HOME names another folder")
     pooch.get_logger().setLevel("WARNING")
     for file, digest in wanted:
         try:

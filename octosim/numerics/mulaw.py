@@ -19,7 +19,7 @@ class MuLaw:
     A code is a sign and a magnitude m in 0 .. 127 that stands for bound F^-1(m / 127), with
     F(x) = ln(1 + mu x) / ln(1 + mu) and F^-1(y) = ((1 + mu)^y - 1) / mu; encoding rounds 127 F(|x|) to the nearest, ties up.
 
-    mu:       255 in telephony, and the only reading of the paper's "MU8" (algorithms.md 2.4).
+    mu:       255 in telephony, and the only reading of the paper's "MU8", whose text is not known to us.
     headroom: the accumulator's bound is 2^headroom times the product of the operands' bounds, -8 .. 16.
     group:    products summed exactly before the accumulator is encoded again, 1 .. 32; 1 is the strict 8-bit accumulator.
     encode_products: whether a group's sum is encoded by itself before it is added: acc = mu8(acc + mu8(a b)).

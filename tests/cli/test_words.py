@@ -131,6 +131,14 @@ def test_bash_itself(here: Path) -> None:
     assert done.stdout == "octo,seed=0\n", done.stderr
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_a_shells_file_that_cannot_be_written() -> None:
+    line = f"{sys.executable} -m octosim --install-completion; echo $?"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=os.environ | {"HOME": "/dev/null"})
+    assert done.stdout == "2\n" and done.stderr.startswith("octosim: the completion cannot be installed"), done.stderr
+    assert "--show-completion" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("kind, typed, known", [
     ("models", "LeNet5", "lenet5"), ("models", "ResNet18", "resnet18"), ("models", "PreResNet20", "preresnet20"),
     ("data", "MNIST", "mnist"), ("methods", "FP32", "fp32"),

@@ -599,6 +599,19 @@ def test_fetch_that_is_cut_off(server: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not [path for path in sets.cache().rglob("*") if path.is_file()]
 
 
+def test_fetch_into_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names the folder, not the address, and nothing is asked of the network."""
+    monkeypatch.setattr(pooch, "retrieve", None)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sets, "cache", lambda: tmp_path / "file")
+    with pytest.raises(OctosimError, match=f"cannot make {tmp_path}/file/mnist: Not a directory; XDG_CACHE_HOME"):
+        data.fetch("mnist")
+    monkeypatch.setattr(sets, "cache", lambda: tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OctosimError, match=f"{tmp_path}/mnist is not writable; XDG_CACHE_HOME"):
+        data.fetch("mnist")
+
+
 def test_fetch_of_the_packaged_part() -> None:
     with pytest.raises(OctosimError, match="is in the package: there is nothing to fetch"):
         data.fetch(PART)

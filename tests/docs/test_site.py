@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ ROOT = reader.ROOT
 COMMANDS = sorted({command for page in reader.PAGES + reader.WALKS for command in reader.commands(page)})
 QUICK = ("tutorial", "mine", "vectors")
 """Walks that every test run reads."""
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
+def test_every_extra_is_in_the_tables(page: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"^\| `(\w+)` \|", (ROOT / page).read_text(), re.MULTILINE)) == set(extras)
 
 
 def test_every_command_is_taken() -> None:
