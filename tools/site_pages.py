@@ -265,10 +265,10 @@ def exported(method: str, network: Any) -> set[str]:
     from kit.small import run_of
 
     from octosim.errors import OctosimError
-    from octosim.evidence import export, export_c, step_record
+    from octosim.evidence import export, export_c, export_onnx, step_record
 
     forms: dict[str, Callable[[Any], Any]] = {
-        "onnx": lambda run: export.onnx_model(run, "qoperator"), "c": export_c.program, "safetensors": export.tensors,
+        "onnx": lambda run: export_onnx.onnx_model(run, "qoperator"), "c": export_c.program, "safetensors": export.tensors,
     }  # fmt: skip
     found = set[str]()
     try:

@@ -6,14 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from octosim.engine.layers import Dropout, Flatten
+from octosim.engine.layers import Dropout, Flatten, Reshape
 from octosim.engine.nodes import Node
 from octosim.trace import with_peak
 
 
 def is_view(node: Node) -> bool:
     """Whether a layer's output in inference is its input in memory."""
-    return isinstance(node.layer, Flatten | Dropout)
+    return isinstance(node.layer, Flatten | Reshape | Dropout)
 
 
 def assign(nodes: Sequence[Node], in_place: bool = False) -> tuple[dict[int, int], list[int]]:

@@ -9,11 +9,10 @@ takes one image (height, width, channels) and gives octosim's own logits, to the
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,28 +22,86 @@ import numpy as np
 from octosim import train
 from octosim.engine import buffers, quantizers
 from octosim.engine.layers import (
+    GELU,
     Add,
+    Attention,
+    AvgPool,
     BatchNorm,
+    ChannelShuffle,
     Clip,
+    Concat,
     Conv2d,
     DepthwiseConv2d,
+    Dropout,
+    Flatten,
     GlobalAvgPool,
+    HardSigmoid,
+    HardSwish,
+    LayerNorm,
+    LeakyReLU,
     Linear,
     MaxPool,
+    Multiply,
+    Positions,
     ReLU,
     ReLU6,
+    Reshape,
+    Sigmoid,
+    SiLU,
+    Slice,
+    Tanh,
+    Token,
+    Transpose,
+    Upsample,
 )
+from octosim.engine.layers.attention import MIXTURE, SCORES
+from octosim.engine.layers.base import pair
 from octosim.engine.nodes import Array, Node
 from octosim.errors import OctosimError
-from octosim.evidence.export import Weighted, folded, takes_pixels, takes_tokens, weighted
+from octosim.evidence import core_source
+from octosim.evidence.export import Weighted, check_kinds, folded, multiplied, takes_pixels, weighted
+from octosim.evidence.golden import identifier, stems
 from octosim.numerics import EXACT32
+
+
+def _each(name: str, value: str, numbers: str = "") -> str:
+    """The kernel of an activation, as the core has it; value: of v, or of u = a v + b."""
+    line = "        float v = x[i], u = a * v + b;\n" if "u" in value.split() or "(u" in value else "        float v = x[i];\n"
+    given = f", {numbers}" if numbers else ""
+    head = f"static void {name}(long n, const float *x{given}, float *y)\n{{\n    long i;\n"
+    return f"\n{head}    for (i = 0; i < n; i++) {{\n{line}        y[i] = {value};\n    }}\n}}\n"
+
+
+def _broadcast(name: str, sign: str) -> str:
+    """The kernel of a sum or a product of two tensors, of which one may be smaller."""
+    return f"""
+/* s: the sizes of six axes, and how far apart their elements lie in a and in b. */
+static void {name}(const int *s, const float *a, const float *b, float *y)
+{{
+    long out = 0, count = 1;
+    int at[6] = {{0}}, i;
+    for (i = 0; i < 6; i++)
+        count *= s[i];
+    for (; out < count; out++) {{
+        long p = 0, q = 0;
+        for (i = 0; i < 6; i++) {{
+            p += (long)at[i] * s[6 + i];
+            q += (long)at[i] * s[12 + i];
+        }}
+        y[out] = a[p] {sign} b[q];
+        for (i = 5; i >= 0 && ++at[i] == s[i]; i--)
+            at[i] = 0;
+    }}
+}}
+"""
+
 
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-O2")
 
 KERNELS = {
     "quantize": """
-/* int8 codes of x inverse + zero, rounded half to even, within +-127. */
-static void quantize(long n, const float *x, float inverse, int zero, int8_t *q)
+/* int8 codes of x inverse + zero, rounded half to even, within low .. high. */
+static void quantize(long n, const float *x, float inverse, int zero, int low, int high, int8_t *q)
 {
     long i;
     for (i = 0; i < n; i++) {
@@ -55,7 +112,7 @@ static void quantize(long n, const float *x, float inverse, int zero, int8_t *q)
         r = v + big;
         r = r - big;
         code = (int)r + zero;
-        q[i] = (int8_t)(code < -127 ? -127 : code > 127 ? 127 : code);
+        q[i] = (int8_t)(code < low ? low : code > high ? high : code);
     }
 }
 """,
@@ -88,16 +145,18 @@ static void conv(const int *s, const int8_t *x, int zero, const int8_t *w, const
 }
 """,
     "linear": """
-static void linear(int inputs, int outputs, const int8_t *x, int zero, const int8_t *w, const int32_t *add, float scale,
-                   float *y)
+static void linear(int rows, int inputs, int outputs, const int8_t *x, int zero, const int8_t *w, const int32_t *add, int each,
+                   float scale, float *y)
 {
-    int i, f;
-    for (f = 0; f < outputs; f++) {
-        int32_t sum = 0;
-        for (i = 0; i < inputs; i++)
-            sum += (x[i] - zero) * w[(long)f * inputs + i];
-        y[f] = (float)(sum + add[f]) * scale;
-    }
+    int r, i, f;
+    long out = 0;
+    for (r = 0; r < rows; r++, x += inputs)
+        for (f = 0; f < outputs; f++, out++) {
+            int32_t sum = 0;
+            for (i = 0; i < inputs; i++)
+                sum += (x[i] - zero) * w[(long)f * inputs + i];
+            y[out] = (float)(sum + add[each ? out : f]) * scale;
+        }
 }
 """,
     "affine": """
@@ -163,6 +222,62 @@ static void average(long pixels, int channels, const float *x, float inverse, fl
     }
 }
 """,
+    "attention": """
+/* Codes of queries, keys and values, whose heads lie side by side; a head's scores, their softmax, its codes, the mixture. */
+static void attention(const int *s, const float *f, const float *q, const float *k, const float *v, int8_t *codes,
+                      float *scores, float *y)
+{
+    const int heads = s[0], rows = s[1], others = s[2], depth = s[3], made = s[4], width = heads * depth, out = heads * made;
+    int8_t *qq = codes, *qk = qq + (long)rows * width, *qv = qk + (long)others * width, *qw = qv + (long)others * out;
+    int h, r, o, i;
+    quantize((long)rows * width, q, f[0], 0, s[5], s[6], qq);
+    quantize((long)others * width, k, f[1], 0, s[7], s[8], qk);
+    quantize((long)others * out, v, f[3], 0, s[11], s[12], qv);
+    for (h = 0; h < heads; h++) {
+        for (r = 0; r < rows; r++)
+            for (o = 0; o < others; o++) {
+                int32_t sum = 0;
+                for (i = 0; i < depth; i++)
+                    sum += qq[(long)r * width + h * depth + i] * qk[(long)o * width + h * depth + i];
+                scores[(long)r * others + o] = (float)sum * f[4];
+            }
+        softmax_rows_f32_ref(rows, others, scores, f[5], scores);
+        quantize((long)rows * others, scores, f[2], 0, s[9], s[10], qw);
+        for (r = 0; r < rows; r++)
+            for (i = 0; i < made; i++) {
+                int32_t sum = 0;
+                for (o = 0; o < others; o++)
+                    sum += qw[(long)r * others + o] * qv[(long)o * out + h * made + i];
+                y[(long)r * out + h * made + i] = (float)sum * f[6];
+            }
+    }
+}
+""",
+    "move": """
+/* s: the sizes of six axes, and how far apart their elements lie in x and in y. */
+static void move(const int *s, const float *x, float *y)
+{
+    int a, b, c, d, e, f;
+    for (a = 0; a < s[0]; a++)
+        for (b = 0; b < s[1]; b++)
+            for (c = 0; c < s[2]; c++)
+                for (d = 0; d < s[3]; d++)
+                    for (e = 0; e < s[4]; e++)
+                        for (f = 0; f < s[5]; f++)
+                            y[(long)a * s[12] + b * s[13] + c * s[14] + d * s[15] + e * s[16] + f * s[17]] =
+                                x[(long)a * s[6] + b * s[7] + c * s[8] + d * s[9] + e * s[10] + f * s[11]];
+}
+""",
+    "plus": _broadcast("plus", "+"),
+    "times": _broadcast("times", "*"),
+    "leaky": _each("leaky", "v > 0.0f ? v : a * v", "float a"),
+    "hard_sigmoid": _each("hard_sigmoid", "(u > 0.0f ? u : 0.0f) < 1.0f ? (u > 0.0f ? u : 0.0f) : 1.0f", "float a, float b"),
+    "hard_swish": _each("hard_swish", "v <= -3.0f ? 0.0f : v >= 3.0f ? v : v * (v + 3.0f) / 6.0f"),
+    "sigmoid": _each("sigmoid", "sigmoid1_ref(v)"),
+    "silu": _each("silu", "v * sigmoid1_ref(v)"),
+    "hyperbolic_tangent": _each("hyperbolic_tangent", "tanh1_ref(v)"),
+    "gelu": _each("gelu", "v * phi1_ref(v)"),
+    "gelu_tanh": _each("gelu_tanh", "0.5f * v * (1.0f + tanh1_ref(0.797884561f * (v + 0.044715f * (v * v * v))))"),
     "add": """
 static void add(long n, const float *a, const float *b, float *y)
 {
@@ -172,6 +287,14 @@ static void add(long n, const float *a, const float *b, float *y)
 }
 """,
 }
+
+
+CORE = {
+    "attention": "softmax_rows_f32_ref", "sigmoid": "sigmoid1_ref", "silu": "sigmoid1_ref", "hyperbolic_tangent": "tanh1_ref",
+    "gelu": "phi1_ref", "gelu_tanh": "tanh1_ref", "layernorm_f32_ref": "layernorm_f32_ref",
+    "window_avg_f32_ref": "window_avg_f32_ref",
+}  # fmt: skip
+"""Functions of the core that kernels call, or that are called as they are."""
 
 
 @dataclass(frozen=True)
@@ -184,15 +307,19 @@ class Program:
 
 
 class _Writer:
-    def __init__(self) -> None:
+    """names: `golden.stems` of the layers."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
         self.constants: list[str] = []
         self.calls: list[str] = []
         self.kernels: set[str] = set()
         self.flash = 0
         self.codes = 0  # the longest operand, in codes
+        self.scratch = 0  # the most values that a kernel needs beside its input and output
 
-    def array(self, kind: str, name: str, values: Array) -> str:
-        name = _identifier(name)
+    def array(self, kind: str, node: Node, part: str, values: Array) -> str:
+        name = f"n_{identifier(self.names[node.name])}_{part}"
         if kind == "float":
             told = [float(v).hex() + "f" if v == v and abs(v) != math.inf else "0.0f" for v in values.ravel()]
         else:
@@ -202,13 +329,15 @@ class _Writer:
         self.flash += values.size * {"float": 4, "int32_t": 4, "int8_t": 1, "int": 4}[kind]
         return name
 
+    def window(self, node: Node, sizes: Sequence[int]) -> str:
+        name = f"n_{identifier(self.names[node.name])}_window"
+        self.constants.append(f"static const octo_window {name} = {{{', '.join(map(str, sizes))}}};\n")
+        self.flash += 8 * len(sizes)
+        return f"&{name}"
+
     def call(self, kernel: str, *arguments: object) -> None:
         self.kernels.add(kernel)
         self.calls.append(f"    {kernel}({', '.join(map(str, arguments))});\n")
-
-
-def _identifier(name: str) -> str:
-    return "n_" + re.sub(r"\W", "_", name)
 
 
 def _real(value: float) -> str:
@@ -218,32 +347,35 @@ def _real(value: float) -> str:
 def _product(w: _Writer, node: Node, x: Sequence[str], y: str, held: dict[str, Weighted]) -> None:
     layer, size = held[node.name], math.prod(node.in_shape)
     if not layer.quantized:
-        raise OctosimError(f"layer {node.name}: products in float32 are not exported to C yet")
+        raise OctosimError(f"layer {node.name}: products in float32 are not exported to C")
     w.codes = max(w.codes, size)
-    w.call("quantize", f"{size}L", x[0], _real(quantizers.reciprocal(layer.x_scale)), layer.x_zero, "codes")
-    codes, add = w.array("int8_t", f"{node.name}.w", layer.w), w.array("int32_t", f"{node.name}.add", layer.add)
+    w.call("quantize", f"{size}L", x[0], _real(quantizers.reciprocal(layer.x_scale)), layer.x_zero, *layer.x_ends, "codes")
+    codes, add = w.array("int8_t", node, "w", layer.w), w.array("int32_t", node, "add", layer.add)
     product = node.layer.product(node, 1)
     if product.kernel == (0, 0):
-        w.call("linear", size, node.out_shape[0], "codes", layer.x_zero, codes, add, _real(layer.scale), y)
+        (*tokens, inputs), outputs = node.in_shape, node.out_shape[-1]
+        each = int(layer.add.size != outputs)
+        given = "codes", layer.x_zero, codes, add, each, _real(layer.scale), y
+        w.call("linear", math.prod(tokens), inputs, outputs, *given)
         return
     g = product.geometry
     sizes = np.array([g.height, g.width, g.channels, g.filters, g.kernel_h, g.kernel_w, *g.strides, *g.pads[:2], *g.dilations,
                       product.groups, g.out_h, g.out_w])  # fmt: skip
     each = int(layer.add.size != g.filters)
-    sizes_name = w.array("int", f"{node.name}.sizes", sizes)
+    sizes_name = w.array("int", node, "sizes", sizes)
     w.call("conv", sizes_name, "codes", layer.x_zero, codes, add, each, _real(layer.scale), y)
 
 
 def _batchnorm(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
     scale, shift = folded(node)
-    names = w.array("float", f"{node.name}.scale", scale), w.array("float", f"{node.name}.shift", shift)
+    names = w.array("float", node, "scale", scale), w.array("float", node, "shift", shift)
     w.call("affine", f"{math.prod(node.in_shape)}L", node.in_shape[-1], x[0], *names, y)
 
 
 def _maxpool(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
     g = node.layer._window(node.in_shape, 1)
     sizes = [g.height, g.width, g.channels, *g.kernel, *g.stride, *g.pads[:2], *g.y_shape[1:3]]
-    w.call("maxpool", w.array("int", f"{node.name}.sizes", np.array(sizes)), x[0], y)
+    w.call("maxpool", w.array("int", node, "sizes", np.array(sizes)), x[0], y)
 
 
 def _average(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
@@ -251,24 +383,128 @@ def _average(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> Non
     w.call("average", f"{pixels}L", node.in_shape[-1], x[0], _real(float(np.float32(1) / np.float32(pixels))), y)
 
 
-def _relu(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
-    w.call("relu", f"{math.prod(node.in_shape)}L", x[0], y)
+def _averagepool(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+    g = node.layer._window(node.in_shape, 1)
+    window = w.window(node, (*g.x_shape, *g.kernel, *g.stride, *g.pads, *g.y_shape[1:3]))
+    w.call("window_avg_f32_ref", window, 0, g.y_shape[1], int(node.layer.count_pad), x[0], y)
+
+
+def _activation(kernel: str, *fields: str) -> Callable[[_Writer, Node, Sequence[str], str, Any], None]:
+    """fields: of the layer, numbers that the kernel takes."""
+
+    def call(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+        numbers = [_real(getattr(node.layer, name)) for name in fields]
+        w.call(kernel, f"{math.prod(node.in_shape)}L", x[0], *numbers, y)
+
+    return call
 
 
 def _clip(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
     w.call("clip", f"{math.prod(node.in_shape)}L", x[0], *(_real(end) for end in node.layer.ends), y)
 
 
-def _add(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
-    if node.in_shapes[0] != node.in_shapes[1]:
-        raise OctosimError(f"layer {node.name}: an addition of two shapes is not exported to C yet")
-    w.call("add", f"{math.prod(node.out_shape)}L", *x, y)
+def _gelu(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+    w.call("gelu" if node.layer.approximate == "none" else "gelu_tanh", f"{math.prod(node.in_shape)}L", x[0], y)
+
+
+def _layernorm(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+    rows, channels = math.prod(node.in_shape[:-1]), node.in_shape[-1]
+    gamma, beta = (w.array("float", node, key, node.params[key]) for key in ("gamma", "beta"))
+    w.scratch = max(w.scratch, 2 * rows)
+    ends = _real(node.layer.eps), y, "scratch", f"scratch + {rows}"
+    w.call("layernorm_f32_ref", f"{rows}L", channels, x[0], gamma, beta, *ends)
+
+
+def _attention(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+    scores, mixture = (held[node.name, product] for product in (SCORES, MIXTURE))
+    if not scores.quantized or not mixture.quantized:
+        raise OctosimError(f"layer {node.name}: products of activations in float32 are not exported to C")
+    (rows, width), (others, _), (_, out) = node.in_shapes
+    heads = node.layer.heads
+    ends = *scores.left_ends, *scores.right_ends, *mixture.left_ends, *mixture.right_ends
+    sizes = w.array("int", node, "sizes", np.array([heads, rows, others, width // heads, out // heads, *ends]))
+    inverses = [quantizers.reciprocal(scale) for scale in (scores.left, scores.right, mixture.left, mixture.right)]
+    factors = [*inverses, scores.scale, 1 / math.sqrt(width // heads), mixture.scale]
+    w.codes = max(w.codes, rows * width + others * (width + out) + rows * others)
+    w.scratch = max(w.scratch, rows * others)
+    w.kernels.add("quantize")
+    w.call("attention", sizes, w.array("float", node, "factors", np.array(factors, np.float32)), *x, "codes", "scratch", y)
+
+
+# ---- layers that move values, and those of two tensors --------------------------------------------------
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    """How far apart the elements of each axis lie."""
+    return [math.prod(shape[at + 1 :]) for at in range(len(shape))]
+
+
+def _six(sizes: Sequence[int], *strides: Sequence[int]) -> Array:
+    """Sizes and strides of axes with axes of size 1 in front."""
+    more = 6 - len(sizes)
+    return np.array([*[1] * more, *sizes, *(n for each in strides for n in (*[0] * more, *each))])
+
+
+def _moved(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+    """A layer whose output is a view of its input: where the view has its elements."""
+    places = np.arange(math.prod(node.in_shape), dtype=np.int64).reshape(1, *node.in_shape)
+    if isinstance(node.layer, Upsample):
+        (down, across), (height, width, channels) = pair(node.layer.factor), node.in_shape
+        view = np.broadcast_to(places.reshape(height, 1, width, 1, channels), (height, down, width, across, channels))
+    else:
+        view = node.layer.view(places)[0]
+    strides = [stride // places.itemsize for stride in view.strides]
+    table = w.array("int", node, "sizes", _six(view.shape, strides, _strides(view.shape)))
+    w.call("move", table, f"{x[0]} + {int(view.flat[0])}", y)
+
+
+def _concat(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+    axis, strides, at = node.layer.axis % len(node.out_shape), _strides(node.out_shape), 0
+    for number, (each, shape) in enumerate(zip(x, node.in_shapes, strict=True)):
+        table = w.array("int", node, f"sizes{number}", _six(shape, _strides(shape), strides))
+        w.call("move", table, each, f"{y} + {at * strides[axis]}")
+        at += shape[axis]
+
+
+def _token(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+    shape, token = node.in_shape, node.params["token"]
+    for name, source, sizes, at in (("first", w.array("float", node, "token", token), token.shape, 0),
+                                    ("others", x[0], shape, token.size)):  # fmt: skip
+        w.call("move", w.array("int", node, name, _six(sizes, _strides(sizes), _strides(sizes))), source, f"{y} + {at}")
+
+
+def _positions(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+    positions = w.array("float", node, "positions", node.params["positions"])
+    w.call("add", f"{math.prod(node.out_shape)}L", x[0], positions, y)
+
+
+def _both(kernel: str) -> Callable[[_Writer, Node, Sequence[str], str, Any], None]:
+    """A sum or a product of two tensors, of one shape or broadcast."""
+
+    def call(w: _Writer, node: Node, x: Sequence[str], y: str, held: Any) -> None:
+        if kernel == "plus" and node.in_shapes[0] == node.in_shapes[1]:
+            w.call("add", f"{math.prod(node.out_shape)}L", *x, y)
+            return
+        strides = []
+        for shape in node.in_shapes:
+            wide = (*[1] * (len(node.out_shape) - len(shape)), *shape)
+            strides.append([0 if size == 1 else stride for size, stride in zip(wide, _strides(wide), strict=True)])
+        w.call(kernel, w.array("int", node, "sizes", _six(node.out_shape, *strides)), *x, y)
+
+    return call
 
 
 _LAYERS: dict[type[Any], Callable[[_Writer, Node, Sequence[str], str, Any], None]] = {
-    Conv2d: _product, DepthwiseConv2d: _product, Linear: _product, BatchNorm: _batchnorm, ReLU: _relu, ReLU6: _clip,
-    Clip: _clip, MaxPool: _maxpool, GlobalAvgPool: _average, Add: _add,
+    Conv2d: _product, DepthwiseConv2d: _product, Linear: _product, BatchNorm: _batchnorm, ReLU: _activation("relu"),
+    ReLU6: _clip, Clip: _clip, LeakyReLU: _activation("leaky", "slope"),
+    HardSigmoid: _activation("hard_sigmoid", "alpha", "beta"),
+    HardSwish: _activation("hard_swish"), Sigmoid: _activation("sigmoid"), SiLU: _activation("silu"),
+    Tanh: _activation("hyperbolic_tangent"), GELU: _gelu, MaxPool: _maxpool, AvgPool: _averagepool, GlobalAvgPool: _average,
+    LayerNorm: _layernorm, Transpose: _moved, Slice: _moved, ChannelShuffle: _moved, Upsample: _moved, Concat: _concat,
+    Positions: _positions, Token: _token, Add: _both("plus"), Multiply: _both("times"), Attention: _attention,
 }  # fmt: skip
+VIEWS = (Dropout, Flatten, Reshape)
+"""Their output is their input in memory (`buffers.is_view`)."""
 MAIN = """
 #ifdef OCTOSIM_MAIN
 #include <stdio.h>
@@ -296,32 +532,34 @@ def program(run: train.Run) -> Program:
         raise OctosimError("the export to C is for networks that take uint8 images as pixels in [0, 1]")
     if run.registers.accumulator != EXACT32:
         raise OctosimError(f"the export to C has exact 32-bit sums; the run was trained in {run.registers.accumulator.name}")
-    held, w = weighted(run), _Writer()
+    check_kinds(run, {*_LAYERS, *VIEWS}, "C")
+    held: dict[Any, Any] = {**weighted(run), **multiplied(run)}
+    w = _Writer(stems(node.name for node in network.nodes))
     place, sizes = buffers.assign(network.nodes)
     inputs = math.prod(network.nodes[0].in_shape)
     for node in network.nodes:
         if buffers.is_view(node):
             continue
-        make = _LAYERS.get(type(node.layer))
-        if make is None or node.layer.stem in run.method.layers or takes_tokens(node):
-            raise OctosimError(f"layer {node.name}: layers of the kind '{node.layer.kind}' are not exported to C yet")
         given = [f"buffer_{place[i]}" for i in node.inputs]
         w.calls.append(f"    /* {node.name} */\n")
-        make(w, node, given, f"buffer_{place[node.index]}", held)
+        _LAYERS[type(node.layer)](w, node, given, f"buffer_{place[node.index]}", held)
     outputs = math.prod(network.nodes[-1].out_shape)
     result = f"buffer_{place[network.nodes[-1].index]}"
+    core = core_source.source(sorted({CORE[name] for name in w.kernels if name in CORE})) if w.kernels & set(CORE) else ("", "")
     kernels = "".join(text for name, text in KERNELS.items() if name in w.kernels)
     memory = "".join(f"static float buffer_{i}[{size}];\n" for i, size in enumerate(sizes))
+    memory += f"static float scratch[{w.scratch}];\n" if w.scratch else ""
     about = f"model {run.config.model}, method {run.config.method}, step {run.step}, sha256:{run.digest()}".replace("*/", "* /")
     source_text = (
         f"/* Made by octosim export from {about} */\n\n#include <stdint.h>\n\n#define OCTOSIM_INPUTS {inputs}\n"
         f"#define OCTOSIM_OUTPUTS {outputs}\n\nvoid octosim_run(const uint8_t *image, float *logits);\n\n"
-        + "".join(w.constants) + f"\n{memory}static int8_t codes[{max(1, w.codes)}];\n{kernels}\n"
+        + "".join(f"{text}\n" for text in core if text) + "".join(w.constants)
+        + f"\n{memory}static int8_t codes[{max(1, w.codes)}];\n{kernels}\n"
         "void octosim_run(const uint8_t *image, float *logits)\n{\n    long i;\n"
         f"    for (i = 0; i < OCTOSIM_INPUTS; i++)\n        buffer_{place[-1]}[i] = (float)image[i] * {_real(1 / 255)};\n"
         + "".join(w.calls) + f"    for (i = 0; i < OCTOSIM_OUTPUTS; i++)\n        logits[i] = {result}[i];\n}}\n{MAIN}"
     )  # fmt: skip
-    return Program(source_text, w.flash, 4 * sum(sizes) + w.codes)
+    return Program(source_text, w.flash, 4 * (sum(sizes) + w.scratch) + w.codes)
 
 
 def run_c(source: Path, images: Array, classes: int, compiler: Sequence[str] = ("cc",), runner: Sequence[str] = ()) -> Array:

@@ -44,7 +44,7 @@ def _literals(kind: str, content: bytes) -> list[str] | None:
 
 
 def _identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+    return re.sub(r"^(?=\d)", "layer_", re.sub(r"\W", "_", name))
 
 
 # ---- the writer --------------------------------------------------

@@ -271,7 +271,7 @@ class Importer:
             raise OctosimError(f"{model.path}: its output has shape {out.shape}, expected a value for each class")
         else:
             out = self._in_order(out)
-        entries, spec = [*self.entries.values()], spec or self._spec(name, layout)
+        entries, spec = (list(self.entries.values()), spec) if spec else self._spec(name, layout)
         graph = replace(_pruned(entries, out.layer, spec, model.path), loss=loss)
         names = {entry.name for entry in graph.layers}
         weights = {key: value for key, value in self.weights.items() if key.rpartition(".")[0] in names}
@@ -286,21 +286,50 @@ class Importer:
                 self.notes.append(f"{source} is shared by {', '.join(layers)}: here each trains its own copy")
         return Imported(graph, weights, tuple(self.notes))
 
-    def _spec(self, name: str, layout: str) -> InputSpec:
-        """What the input is: pixels of 0 .. 255 where the file takes bytes; else those in 0 .. 1 that it gets here."""
+    def _spec(self, name: str, layout: str) -> tuple[list[Entry], InputSpec]:
+        """The layers, and what the input is: pixels of 0 .. 255 where the file takes bytes, normalized as its first node does;
+        else those in 0 .. 1 that it gets here."""
         from onnx import TensorProto
 
-        shape = self._image_shape(name)
-        if self.model.types.get(name) == TensorProto.UINT8:
-            return InputSpec(shape, (0.0,) * shape[-1], (1 / 255,) * shape[-1], layout)
-        first = [entry for entry in self.entries.values() if INPUT in entry.inputs]
+        shape, entries = self._image_shape(name), list(self.entries.values())
+        first = [entry for entry in entries if INPUT in entry.inputs]
         scales = [self.weights[f"{entry.name}.w"] for entry in first if entry.name in self.affines.values()]
+        if self.model.types.get(name) == TensorProto.UINT8:
+            if first and len(scales) == len(first) and entries[-1] not in first and self._alike(first):
+                return self._normalized(entries, first, shape, layout)
+            return entries, InputSpec(shape, (0.0,) * shape[-1], (1 / 255,) * shape[-1], layout)
         if first and len(scales) == len(first) and max(np.abs(w).max() for w in scales) < SMALL_SCALE:
             self.notes.append(
                 f"{first[0].name} divides its input as if pixels were 0 .. 255, which are 0 .. 1 here: to train on images, "
                 f"write deviation = {[0.003921569] * shape[-1]} below [input] of model.toml"
             )
-        return InputSpec(shape, layout=layout)
+        return entries, InputSpec(shape, layout=layout)
+
+    def _factors(self, name: str) -> tuple[Array, Array]:
+        """What a layer of `affine` multiplies each channel by, and adds."""
+        scale = self.weights[f"{name}.w"].astype(np.float64).reshape(-1)
+        return scale, self.weights.get(f"{name}.b", np.zeros(scale.size)).astype(np.float64)
+
+    def _alike(self, entries: list[Entry]) -> bool:
+        """Whether layers of `affine` make the same of each channel, and its range is not turned around."""
+        scale, shift = self._factors(entries[0].name)
+        others = (self._factors(entry.name) for entry in entries)
+        return bool((scale > 0).all()) and all(np.array_equal(a, scale) and np.array_equal(b, shift) for a, b in others)
+
+    def _normalized(
+        self, entries: list[Entry], first: list[Entry], shape: tuple[int, ...], layout: str
+    ) -> tuple[list[Entry], InputSpec]:
+        """The layers without those that bring bytes to the range of the others, and their numbers as the input's."""
+        scale, shift = self._factors(first[0].name)
+        names = {entry.name for entry in first}
+        behind = [
+            replace(entry, inputs=tuple(INPUT if source in names else source for source in entry.inputs))
+            for entry in entries if entry.name not in names
+        ]  # fmt: skip
+        if (scale.astype(np.float32) == np.float32(1 / 255)).all() and not shift.any():
+            return behind, InputSpec(shape, layout=layout)
+        deviation = 1 / (255 * scale)
+        return behind, InputSpec(shape, tuple((-shift * deviation).tolist()), tuple(deviation.tolist()), layout)
 
     def _output(self, name: str) -> Value:
         """The network's output, with a factor that no product behind it takes over."""

@@ -243,6 +243,9 @@ def _clip(importer: Importer, node: Any) -> Value:
     if any(np.size(limit) != 1 for limit in (low, high) if limit is not None):
         raise Unsupported("with several limits")
     bottom, top = (None if limit is None else float(np.reshape(limit, ())) for limit in (low, high))
+    given = importer.values.get(node.input[0])
+    if given is not None and given.weighs and all(user.op_type == "QuantizeLinear" for user in importer.users[node.output[0]]):
+        return given  # the range of an attention's weights
     return _clipped(importer, node, importer.value(node), bottom, top)
 
 
@@ -510,7 +513,7 @@ def _quantize(importer: Importer, node: Any) -> Value:
         raise Unsupported("of an activation with several scales")
     if zero is not None and zero.dtype.kind not in "iu":
         raise Unsupported(f"to {zero.dtype}, expected integers")
-    if x.product or x.scale != 1:
+    if x.product:
         return x  # of an attention's scores, which are no tensor here
     from onnx import helper
 
@@ -518,9 +521,10 @@ def _quantize(importer: Importer, node: Any) -> Value:
     limits = np.iinfo(zero.dtype if zero is not None else helper.tensor_dtype_to_np_dtype(kind) if kind else np.uint8)
     offset, step = 0 if zero is None else int(zero.reshape(-1)[0]), float(scale.reshape(-1)[0])
     low, high = (limits.min - offset) * step, (limits.max - offset) * step
-    importer.ranges[node.output[0]] = low, high
+    # codes here are 255: without the file's least one the scale is the file's, and so are all other codes
+    importer.ranges[node.output[0]] = low + step * (offset > limits.min and limits.bits == 8), high
     entry = importer.entries.get(x.layer)
-    if entry is None or low != 0 or entry.layer.stem in NONNEGATIVE:
+    if entry is None or low != 0 or x.scale != 1 or entry.layer.stem in NONNEGATIVE:
         return x
     return _clipped(importer, node, x, 0.0, 6.0 if abs(high - 6) < step else None)
 

@@ -10,7 +10,7 @@ import octosim
 from octosim import hardware, train
 from octosim.cli.app import app
 from octosim.cost import compare
-from octosim.evidence import export, export_step
+from octosim.evidence import export, export_onnx, export_step
 from octosim.hardware import load_runtime
 from octosim.workload import CostQuery, Workload, source
 
@@ -113,7 +113,7 @@ def test_other_software_takes_the_same_for_a_network_and_its_file(name: str, dev
     pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
     run = dict(model="resnet20", method="fp32", data="fashion-mnist-5k")
     octosim.train(out=tmp_path / "run", **run, steps=1, limit=20, batch_size=4)
-    (tmp_path / "file.onnx").write_bytes(export.onnx_model(train.replay(tmp_path / "run"), "qdq"))
+    (tmp_path / "file.onnx").write_bytes(export_onnx.onnx_model(train.replay(tmp_path / "run"), "qdq"))
     board, software = hardware.load(device), load_runtime(name)
     made = source(CostQuery(str(tmp_path / "file.onnx"), None, "float32", True, None, True))
     theirs, ours = made.memory(board, 1, software), own("resnet20", True, "float32").memory(board, 1, software)

@@ -146,10 +146,14 @@ def test_weights_that_layers_share_are_told(tmp_path: Path) -> None:
 
 
 def test_inputs_of_bytes_and_of_0_to_255(tmp_path: Path) -> None:
-    """A file that takes bytes gets pixels of 0 .. 255; of one that divides floats by 255 it is said."""
+    """What a file that takes bytes does to them first is the input's normalization; of one that divides floats by 255 it is
+    said."""
 
-    def net(b: Builder) -> str:
+    def net(b: Builder, *normalized: str) -> str:
         x = b.add("Div", b.add("Cast", "x", to=FLOAT), b.constant(F(255)))
+        if normalized:
+            mean, deviation = F([[[0.4]], [[0.5]], [[0.6]]]), F([[[0.2]], [[0.3]], [[0.4]]])
+            x = b.add("Div", b.add("Sub", x, b.constant(mean)), b.constant(deviation))
         return head(b, b.add("Relu", b.conv(x, 3, 4)), 4)
 
     model = build(net, 17, IMAGE)
@@ -158,13 +162,28 @@ def test_inputs_of_bytes_and_of_0_to_255(tmp_path: Path) -> None:
     assert floats.graph.input.deviation is None and "pixels were 0 .. 255" in floats.notes[0]
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
     onnx.save(model, tmp_path / "bytes.onnx")
-    imported = graph.load(tmp_path / "bytes.onnx")
-    assert imported.graph.input.deviation == pytest.approx([1 / 255] * 3) and not imported.notes
+    plain = graph.load(tmp_path / "bytes.onnx")
+    assert plain.graph.input.deviation is None and not plain.notes
+    other = build(lambda b: net(b, "normalized"), 17, IMAGE)
+    other.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(other, tmp_path / "normalized.onnx")
+    normalized = graph.load(tmp_path / "normalized.onnx")
+    assert normalized.graph.input.mean == pytest.approx([0.4, 0.5, 0.6], rel=1e-6)
+    assert normalized.graph.input.deviation == pytest.approx([0.2, 0.3, 0.4], rel=1e-6)
+    raw = build(lambda b: head(b, b.add("Relu", b.conv(b.add("Cast", "x", to=FLOAT), 3, 4)), 4), 17, IMAGE)
+    raw.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(raw, tmp_path / "raw.onnx")
+    assert graph.load(tmp_path / "raw.onnx").graph.input.deviation == pytest.approx([1 / 255] * 3)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)
-    session = onnxruntime.InferenceSession(str(tmp_path / "bytes.onnx"), providers=["CPUExecutionProvider"])
-    wanted = session.run(None, {"x": images})[0]
-    found = outputs(imported, images.transpose(0, 2, 3, 1) / 255 / imported.graph.input.deviation[0])
-    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    for name in ("bytes", "normalized", "raw"):
+        imported = graph.load(tmp_path / f"{name}.onnx")
+        spec = imported.graph.input
+        assert [entry.layer.kind for entry in imported.graph.layers][0] == "conv"
+        session = onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        wanted = session.run(None, {"x": images})[0]
+        pixels = images.transpose(0, 2, 3, 1) / 255
+        found = outputs(imported, (pixels - np.array(spec.mean or 0)) / np.array(spec.deviation or 1))
+        assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
 def test_what_the_first_output_does_not_need_is_left_out(tmp_path: Path) -> None:
