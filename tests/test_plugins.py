@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from kit import reader
 from kit.cli import octosim as command
 
 import octosim
@@ -26,26 +27,7 @@ from octosim.methods.octo import Octo
 from octosim.testing import check_method
 
 PROFILE = Path(__file__).parents[1] / "hwprofiles" / "raspberry-pi-4.toml"
-DATA = """
-import numpy as np
-from octosim.data.dataset import Dataset, digest_of
-
-class Columns:
-    def __init__(self, path, options):
-        self.path = path
-
-    @staticmethod
-    def fits(path):
-        return path.name.endswith(".columns")
-
-    def load(self, progress=None):
-        values = np.loadtxt(self.path, dtype=int)
-        x, y = values[:, 1:].astype(np.uint8).reshape(-1, 4, 4, 1), values[:, 0].astype(np.uint8)
-        return Dataset(self.path.name, x, y, x, y, ("a", "b"), digest_of(x, y, x, y), str(self.path.resolve()))
-
-    def identity(self):
-        return self.load().sha256
-"""
+(DATA,) = [block.text for block in reader.blocks(reader.DOCS / "data.md") if block.title == "columns.py"]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +161,8 @@ def test_profiles_and_data(installed: Path, tmp_path: Path) -> None:
     table = np.c_[np.arange(12) % 2, rng.integers(0, 256, (12, 16))]
     np.savetxt(tmp_path / "mine.columns", table, fmt="%d")
     run = octosim.train(model="mlp", data=str(tmp_path / "mine.columns"), batch_size=4, steps=2, out=tmp_path / "run")
-    assert run.verify().equal and run.state.data.train_images.shape == (12, 4, 4, 1)
+    assert run.verify().equal and run.state.data.train_images.shape == (10, 4, 4, 1)
+    assert run.state.data.test_share == 0.2
 
 
 def test_the_package_passes_its_own_test(installed: Path, tmp_path: Path) -> None:

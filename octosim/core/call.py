@@ -151,6 +151,18 @@ def ok(status: int) -> None:
 UNFORESEEN = (ArithmeticError, AttributeError, BufferError, LookupError, MemoryError, TypeError, ValueError)
 
 
+def _misplaced(function: Callable[..., Any], value: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> str:
+    """What is said of a value that has not its parameter's type: of an Accumulator or Rounding by the parameter's name."""
+    import inspect  # only a mistake needs it
+
+    signature, given = inspect.signature(function), type(value).__name__
+    for name, argument in signature.bind(*arguments, **named).arguments.items():
+        kinds = str(signature.parameters[name].annotation).removesuffix(" | None")
+        if argument is value and kinds in ("Accumulator", "Rounding", "Rounding | Requantization"):
+            return f"{name} is of type {given}, expected octosim.numerics.{kinds.replace(' | ', ' or octosim.numerics.')}"
+    return f"a NumPy array is expected in place of a value of type {given}"
+
+
 def public(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of the package as others call it: what its checks do not foresee is a CoreError, too, as a size that no memory
     holds or an argument that is no array."""
@@ -160,8 +172,7 @@ def public(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*arguments, **named)
         except AttributeError as error:
-            given = type(error.obj).__name__
-            raise CoreError(f"{function.__name__}: a NumPy array is expected in place of a value of type {given}") from error
+            raise CoreError(f"{function.__name__}: {_misplaced(function, error.obj, arguments, named)}") from error
         except UNFORESEEN as error:
             raise CoreError(f"{function.__name__}: {error or type(error).__name__}") from error
 

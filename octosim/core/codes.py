@@ -204,8 +204,8 @@ def _columns(acc: Array, add: Array | None, dtype: np.dtype[Any], **scales: Any)
     cols = max(sizes, default=1)
     if sizes - {cols}:
         raise CoreError(f"add and the scales differ in their number of columns: {', '.join(map(str, sorted(sizes)))}")
-    if not acc.size or acc.size % cols:
-        raise CoreError(f"acc has {acc.size} elements, not a multiple of the {cols} columns")
+    if not acc.size or sizes and acc.shape[-1:] != (cols,):
+        raise CoreError(f"acc has the shape {acc.shape}, expected {cols} columns, as add and the scales have")
     add = np.zeros(cols, np.int32) if add is None else add
     wide = [np.ascontiguousarray(np.broadcast_to(value, (cols,))) for value in made.values()]
     return acc.size // cols, cols, [pointer("add", add, S32, (cols,)), *(pointer("scale", value, dtype) for value in wide)]

@@ -338,7 +338,7 @@ def test_quant_requantize_refuses() -> None:
         quantizers.requantize(acc, 0.3, Requantization.SINGLE_ROUNDING, Rounding.PSEUDO_STOCHASTIC)
     with pytest.raises(core.CoreError, match="columns"):
         core.requantize(acc, np.ones(3, np.int32), 1, add=np.ones(2, np.int32))
-    with pytest.raises(core.CoreError, match="not a multiple of the 4 columns"):
+    with pytest.raises(core.CoreError, match="expected 4 columns"):
         core.requantize(acc, np.ones(4, np.int32), 1)
     with pytest.raises(core.CoreError, match="shift 63"):
         core.requantize(acc, 1, 63)
@@ -466,6 +466,26 @@ def test_mu_law_refuses() -> None:
         core.encode_mu8(np.zeros(3, F), 0.0)
     with pytest.raises(core.CoreError, match="needs"):
         core.gemm_mu8(np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8), MuLaw())
+
+
+def test_names_of_presets_are_not_called_arrays():
+    codes = np.ones((2, 3), np.int8)
+    with pytest.raises(core.CoreError, match="^gemm: accumulator is of type str, expected octosim.numerics.Accumulator$"):
+        core.gemm(codes, codes, transpose_b=True, accumulator="acc16")
+    with pytest.raises(core.CoreError, match="^quantize: rounding is of type str, expected octosim.numerics.Rounding$"):
+        core.quantize(np.ones(3, np.float32), 1.0, rounding="floor")
+    with pytest.raises(core.CoreError, match="rounding is .* octosim.numerics.Rounding or octosim.numerics.Requantization$"):
+        core.requantize(np.ones((2, 3), np.int32), 1, 1, rounding="gemmlowp")
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_scales_and_addends_of_another_number_of_columns_are_refused(count):
+    """Their number divides that of the sums: they were repeated along the rows."""
+    acc = np.ones((4, 6), np.int32)
+    with pytest.raises(core.CoreError, match=rf"acc has the shape \(4, 6\), expected {count} columns"):
+        core.requantize(acc, 1, 1, add=np.zeros(count, np.int32))
+    with pytest.raises(core.CoreError, match=f"expected {count} columns"):
+        core.requantize_float(acc, np.ones(count, np.float32))
 
 
 @pytest.mark.parametrize("given", [[1.0, 2.0], (1.0,), None, 1.0])
