@@ -158,8 +158,8 @@ def _misplaced(function: Callable[..., Any], value: Any, arguments: tuple[Any, .
     signature, given = inspect.signature(function), type(value).__name__
     for name, argument in signature.bind(*arguments, **named).arguments.items():
         kinds = str(signature.parameters[name].annotation).removesuffix(" | None")
-        if argument is value and kinds in ("Accumulator", "Rounding", "Rounding | Requantization"):
-            return f"{name} is of type {given}, expected octosim.numerics.{kinds.replace(' | ', ' or octosim.numerics.')}"
+        if argument is value and kinds in ("Accumulator", "Rounding"):
+            return f"{name} is of type {given}, expected octosim.numerics.{kinds}"
     return f"a NumPy array is expected in place of a value of type {given}"
 
 

@@ -236,7 +236,7 @@ def requantize(
     elif rounding is Requantization.GEMMLOWP:
         code, stream = lib.OCTO_GEMMLOWP, NO_RANDOM
     else:
-        raise CoreError(f"requantize rounds as a Rounding or as gemmlowp does, not as {rounding}")
+        raise CoreError(f"requantize: rounding is {rounding!r}, expected octosim.numerics.Rounding or Requantization.GEMMLOWP")
     for name, value in (("multiplier", multiplier), ("shift", shift)):
         if np.any(np.asarray(value) != np.asarray(value).astype(np.int32)):
             raise CoreError(f"requantize: {name} must be integers below 2^31")
