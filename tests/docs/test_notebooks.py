@@ -27,7 +27,6 @@ def check(path: Path, notebook) -> None:
         assert "True" in text and "raspberry-pi-4" in text
 
 
-
 @pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_with_few_steps(path: Path, tmp_path: Path) -> None:
     if path.stem == "resnet18":
@@ -48,6 +47,19 @@ def test_runs_as_it_stands(path: Path, tmp_path: Path) -> None:
     if path.stem == "resnet18":
         ours = [cell.source for cell in notebook.cells]
         assert any("STEPS, BATCH = 50" in source for source in ours)
+
+
+def test_the_prices_that_are_kept_are_todays() -> None:
+    """The cost model moves without the notebook: its figures are predicted again, which takes no training."""
+    import nbformat
+
+    import octosim
+    from octosim.methods.octo import Octo
+
+    cells = nbformat.read(notebooks.DOCS / "notebooks" / "run.ipynb", 4).cells
+    (cell,) = [cell for cell in cells if cell.source.startswith("octosim.cost(")]
+    predicted = octosim.cost("lenet5", ["pi4", "pi5", "jetson"], method=Octo(lac="off"), batch_size=50)
+    assert cell.outputs[0].data["text/plain"] == repr(predicted), "python tools/pictures.py run"
 
 
 def test_what_is_kept_is_executed_and_small() -> None:
