@@ -55,6 +55,23 @@ def test_a_walk_runs(page: Path, tmp_path: Path) -> None:
         assert (page.parent / picture).stat().st_size < 100_000
 
 
+@pytest.mark.parametrize("name, picture", [("pays", "pays.svg"), ("chips", "roofline.svg")])
+def test_predicted_pictures_are_todays(name: str, picture: str, tmp_path: Path) -> None:
+    """The cost model moves without the pictures: their words and figures are drawn again, which takes no training."""
+    pytest.importorskip("matplotlib")
+    (page,) = [walk for walk in reader.WALKS if walk.stem == name]
+    (line,) = [line for block in reader.blocks(page) for line in reader.lines(block.text) if line.endswith(picture)]
+    with reader.inside(tmp_path):
+        code, said = reader.octosim(line)
+    assert code == 0, said
+
+    def words(path: Path) -> list[str]:
+        return re.findall(r">([^<>]+)</text>", path.read_text())
+
+    assert len(words(tmp_path / picture)) > 10
+    assert words(tmp_path / picture) == words(page.parent / picture), f"python tools/pictures.py {name}"
+
+
 def test_reader(tmp_path: Path) -> None:
     """A page whose command fails is told with its sentence; files are written, remarks left out, lines joined."""
     page = tmp_path / "page.md"
