@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from octosim import extensions
 from octosim.data import folder as folders
 from octosim.data import sets
@@ -71,8 +73,8 @@ def open_source(name: str, options: Options = Options()) -> Source:
 
 
 def load(
-    name: str,
-    image: str | None = None,
+    name: str | os.PathLike[str],
+    image: str | tuple[int, int, int] | None = None,
     test_share: float | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -80,11 +82,19 @@ def load(
 ) -> Dataset:
     """A data set by name, alias or path.
 
-    image: "HEIGHTxWIDTHxCHANNELS", to which images are brought.  test_share: of each class, put aside for testing where there
-    is no test part.  limit: training images, see `limited`.  skip_unreadable: of a folder of images, leave out files that
-    cannot be decoded; `notes` says which.  Raises OctosimError for what is not there or cannot be trained on.
+    image: "HEIGHTxWIDTHxCHANNELS" or (height, width, channels), to which images are brought.
+    test_share: of each class, put aside for testing where there is no test part.  limit: training images, see `limited`.
+    skip_unreadable: of a folder of images, leave out files that cannot be decoded; `notes` says which.
+    Raises OctosimError for what is not there or cannot be trained on.
     """
-    options = Options(parse_image(image) if image is not None else None, test_share, skip_unreadable)
+    if not isinstance(name, str | os.PathLike):
+        raise OctosimError(f"data is {str(name)[:60]}, expected a name or a path")
+    name = os.fsdecode(name)
+    if image is not None:
+        image = parse_image(image if isinstance(image, str) else "x".join(map(str, np.atleast_1d(image))))
+    options = Options(image, test_share, skip_unreadable)
+    if limit is not None and not isinstance(limit, int | np.integer):
+        raise ArgumentError(f"{{limit}} is {limit!r}, expected a whole number")
     if limit is not None and limit < 1:
         raise ArgumentError(f"{{limit}} must be at least 1, not {limit}")
     if is_own(name):
@@ -108,7 +118,8 @@ def from_arrays(
     x: uint8 or float32, (N, height, width), (N, height, width, channels), (N, channels, height, width) or (N, values).
     y: integers (N,).  Without a test part a share is put aside.
     """
-    given = Given(Path(ARRAYS), ("x_train", "y_train", "x_test", "y_test"), x_train, y_train, x_test, y_test, classes)
+    y, tx, ty = (None if array is None else np.asarray(array) for array in (y_train, x_test, y_test))
+    given = Given(Path(ARRAYS), ("x_train", "y_train", "x_test", "y_test"), np.asarray(x_train), y, tx, ty, classes)
     return replace(checked(given, Options()), path=None)
 
 

@@ -126,6 +126,7 @@ def of_stack(stack: Sequence[Item], spec: InputSpec = InputSpec()) -> Graph:
 
 
 def as_graph(network: Graph | Stack) -> Graph:
+    """The network as a graph: a stack's layers each take the output of the one before."""
     return network if isinstance(network, Graph) else of_stack(network)
 
 

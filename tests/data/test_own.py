@@ -486,3 +486,16 @@ def test_identity_follows_the_content(tmp_path: Path, kind: str) -> None:
         (tmp_path / str(number)).mkdir()
         identities.append(data.open_source(str(IMAGES[kind](tmp_path / str(number), content))).identity())
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_load_in_python_takes_paths_and_shapes_and_names_what_it_does_not_take(tmp_path: Path) -> None:
+    path = npz(tmp_path / "own.npz", parts(40))
+    assert same(data.load(path, image=(8, 8, 3)), data.load(str(path), image="8x8x3"))
+    for arguments, words in (
+        ((None,), "data is None, expected a name or a path"), ((path, 8), "takes HEIGHTxWIDTHxCHANNELS.*not '8'"),
+        ((path, (8, 8)), "not '8x8'"), ((path, None, None, "ten"), "limit is 'ten', expected a whole number"),
+    ):  # fmt: skip
+        with pytest.raises(OctosimError, match=words):
+            data.load(*arguments)
+    made = data.from_arrays([[0.5, 1.5], [2.5, 3.5]] * 4, [0, 1] * 4, [[0.5, 1.5]], [0])
+    assert made.train_images.shape == (8, 2) and made.train_images.dtype == np.float32
