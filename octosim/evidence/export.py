@@ -242,18 +242,19 @@ def about(run: train.Run) -> dict[str, Any]:
 
 
 def logits_of(run: train.Run, images: Array) -> Array:
-    """octosim's own logits, float32 (N, classes)."""
+    """octosim's own logits, float32 (N, classes), or the elements of another output."""
     made = []
     with core.float_environment():
         for i in range(0, len(images), 250):
             context = Context(training=False, seed=run.config.seed, step=0)
             made.append(core.materialize_in_place(run.network.forward(run.network.input(images[i : i + 250]), context)).copy())
-    return np.concatenate(made)
+    return np.concatenate(made).reshape(len(images), -1)
 
 
 def compare(theirs: Array, ours: Array) -> dict[str, Any]:
     """Two runs' logits.  "equal", "off_by_one", "more": elements, in int8 steps, the largest of octosim's logits being 127.
     "same_bits": elements whose float32 is the same.  "same_class": images."""
+    theirs = theirs.reshape(ours.shape)
     step = np.float64(np.abs(ours).max()) / LARGEST_CODE or 1.0
     distance = np.abs(np.rint(theirs / step) - np.rint(ours / step))
     return {

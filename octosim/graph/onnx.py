@@ -267,10 +267,8 @@ class Importer:
         out = self._output(model.outputs[0])
         if loss == "mse":
             out = self._as_input(out, self.values[name])
-        elif not out.is_vector:
-            raise OctosimError(f"{model.path}: its output has shape {out.shape}, expected a value for each class")
         else:
-            out = self._in_order(out)
+            out = self._in_order(self._as_vector(out))
         entries, spec = (list(self.entries.values()), spec) if spec else self._spec(name, layout)
         graph = replace(_pruned(entries, out.layer, spec, model.path), loss=loss)
         names = {entry.name for entry in graph.layers}
@@ -340,6 +338,15 @@ class Importer:
             return out
         row = np.full(out.own[-1], out.scale, np.float32)
         return self.affine(self.users[name][0] or self.model.nodes[-1], replace(out, scale=1.0), row, None)
+
+    def _as_vector(self, out: Value) -> Value:
+        """The output without axes of size 1 that it has here."""
+        wide = [axis for axis in out.axes if axis is not None and out.shape[axis] != 1]
+        if out.is_vector:
+            return out
+        if len(wide) != 1 or out.order is not None:
+            raise OctosimError(f"{self.model.path}: its output has shape {out.shape}, expected a value for each class")
+        return replace(out, layer=self.shaped(self.model.nodes[-1], out.layer, (out.shape[wide[0]],)), axes=(wide[0],))
 
     def _in_order(self, out: Value) -> Value:
         """Classes in the order that the file has them."""
@@ -431,7 +438,11 @@ def _told(problems: list[tuple[Any, str]]) -> str:
         f"{operator} ({', '.join(names)})" + (f": {reason}" if reason else "") for (operator, reason), names in grouped.items()
     ]
     count = sum(map(len, grouped.values()))
-    hint = "; of quantized files those in the form QDQ are taken" if any(_is_integer(node) for node, _ in problems) else ""
+    hint = ""
+    if any(_is_integer(node) for node, _ in problems):
+        hint = "; of quantized files those in the form QDQ are taken"
+    elif any(node.domain == onnxfile.MICROSOFT for node, _ in problems):
+        hint = f"; {onnxfile.MICROSOFT} is what onnxruntime's optimization puts together: import the file from before it"
     return f"{count} node{'s' * (count != 1)} cannot be trained: {'; '.join(parts)}{hint}"
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from kit.cli import octosim as command
-from kit.layer_table import ROWS, SHAPE, around
+from kit.layer_table import ROWS, SHAPE, STEM, around
+from kit.layer_table import graph as graph_of
 from kit.small import run_of
 
 import octosim
@@ -31,7 +32,9 @@ from octosim.engine.layers import (
     MaxPool,
     ReLU,
     ReLU6,
+    Reshape,
     Residual,
+    Slice,
 )
 from octosim.engine.nodes import Context
 from octosim.errors import OctosimError
@@ -218,6 +221,18 @@ def test_every_kind_of_layer(row: str, tmp_path: Path) -> None:
         assert {e.name for e in imported.graph.layers if e.layer.weighted} == {
             e.name for e in ROWS[row].layers if e.layer.weighted
         }
+
+
+def test_the_classes_of_one_token(tmp_path: Path) -> None:
+    """What is flattened at the end, (1, classes), is a value for each class in the file, and comes back."""
+    rows = (STEM, ("t", Reshape((56, 6))), ("s", Slice(0, 1, 0)), ("fc", Linear(4)), ("f", Flatten()))
+    run = run_of("octo", graph_of(*rows), SHAPE, 2)
+    images, ours = run.data.test_images, export.logits_of(run, run.data.test_images)
+    (tmp_path / "qdq.onnx").write_bytes(export_onnx.onnx_model(run, "qdq"))
+    found = export_onnx.run_onnx(export_onnx.onnx_model(run, "qoperator"), images, False)
+    assert found.shape == ours.shape == (16, 4) and np.array_equal(found, ours)
+    again = inference(graph.load(tmp_path / "qdq.onnx"), "octo", images, lac="off")
+    assert export.compare(again, ours)["equal"] == 64
 
 
 def test_codes_end_where_the_range_does(tmp_path: Path) -> None:

@@ -186,6 +186,21 @@ def test_inputs_of_bytes_and_of_0_to_255(tmp_path: Path) -> None:
         assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 
+def test_files_that_onnxruntime_optimized(tmp_path: Path) -> None:
+    """Its own operators are named, and why they are there."""
+
+    def net(b: Builder) -> str:
+        return head(b, b.add("Relu", b.conv("x", 3, 4)), 4)
+
+    onnx.save(build(net, 17, IMAGE), tmp_path / "net.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), options, providers=["CPUExecutionProvider"])
+    with pytest.raises(OctosimError, match=r"com\.microsoft\.FusedConv .*onnxruntime's optimization puts together: import"):
+        graph.load(tmp_path / "optimized.onnx")
+
+
 def test_what_the_first_output_does_not_need_is_left_out(tmp_path: Path) -> None:
     """Another head, and nodes that nothing takes."""
 
