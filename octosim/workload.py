@@ -176,7 +176,7 @@ def _onnx(asked: CostQuery) -> Workload:
     def memory(device: Any, batch: int | None, runtime: Any) -> dict[str, int]:
         batch = 1 if device.one_image and not fixed else batch
         floats = runtimes.onnx_rules(runtime, device, kind, asked.inference)["float_dtype"]
-        bordered = not device.is_bare
+        bordered = runtime.border and not device.is_bare
         found = onnx_memory.memory(path, as_read(batch), kind, asked.inference, floats, asked.shapes, bordered)
         return placed(found, device, asked.inference)
 
@@ -314,9 +314,9 @@ def of_network(
             in_c = runtime.name == "octosim" and any(engine.kind == "cpu" for engine in device.engines)
             software = runtimes.default(device, False) if runtime.name == "octosim" and not in_c else runtime
             between = runtimes.onnx_rules(software, device, dtype, True)["float_dtype"]
+            bordered = software.border and not device.is_bare
             value = between or ("float32" if dtype == "int8" else dtype)
-            batch = 1 if device.one_image else batch
-            found = buffers.memory(network.nodes, batch, DTYPE_BYTES[dtype], DTYPE_BYTES[value], in_c, not device.is_bare)
+            found = buffers.memory(network.nodes, batch, DTYPE_BYTES[dtype], DTYPE_BYTES[value], in_c, bordered)
             return placed(found, device, True)
 
         def of_step(step: plan.Plan, device: Any, runtime: Any) -> dict[str, int]:
@@ -326,6 +326,7 @@ def of_network(
             return placed(runtimes.in_half(parts, matrices, not inference) if half else parts, device, inference)
 
         def memory(device: Any, batch: int, runtime: Any) -> dict[str, int]:
+            batch = 1 if device.one_image and inference else batch
             if is_by_layers(device, runtime):
                 return by_layers(device, batch, runtime)
             return of_step(planned(batch, runtime), device, runtime)

@@ -318,8 +318,9 @@ def test_paths_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_cost_of_a_run_that_trains_a_part() -> None:
     part = octosim.train(**(SMALL | {"train_last": 1, "accumulate": 2}))
-    ops, peak = step_of(part.manifest)
-    assert len(octosim.cost(part, "pi4").table) == len(ops) and octosim.cost(part, "pi4").total["peak_bytes"] == peak
+    ops, parts = step_of(part.manifest)
+    found = octosim.cost(part, "pi4")
+    assert len(found.table) == len(ops) and found.results[0]["memory"] == parts
 
 
 @pytest.mark.parametrize("profiles", [["pi4", "raspberry-pi-4"], ["pi4", "FILE"], ["raspberry-pi-4", "pi4", "pi4"]])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from octosim.cli.answer import joules_text, waiting_text, words_of
+from octosim.cli.answer import joules_text, memory_text, waiting_text, words_of
 from octosim.cli.compared import Compared
 from octosim.cli.tables import Table
 from octosim.cli.terminal import progress_bar, say, time_text
@@ -43,12 +43,15 @@ class Limits:
             return "energy"
         return "deadline" if self.time_s is not None and row["time_s"] > self.time_s else ""
 
-    def excess(self, row: dict[str, Any]) -> float:
-        """How many times a point takes what it may, of the limit that it breaks most."""
-        taken = row["peak_bytes"] or 0
-        pairs = (taken, self.bytes), (taken, row["room_bytes"]), (row["energy_j"], self.energy_j), (row["time_s"], self.time_s)
+    def excess(self, row: dict[str, Any]) -> list[float]:
+        """How many times a point takes what it may, by limit, of the one that it breaks most first."""
+        taken, apart = row["peak_bytes"] or 0, row["weights_apart_bytes"] or 0
+        pairs = (
+            (taken, self.bytes), (taken, row["room_bytes"]), (apart, row["weights_room_bytes"]),
+            (row["energy_j"], self.energy_j), (row["time_s"], self.time_s),
+        )  # fmt: skip
         shares = [math.inf if value is None else value / limit for value, limit in pairs if limit]
-        return max(shares, default=float(row["peak_bytes"] or 0))
+        return sorted(shares, reverse=True) or [float(taken)]
 
 
 def advise(
@@ -100,7 +103,7 @@ def _points(
     reasons: gets the last reason why a device has no price, by name.
     """
     from octosim.cli.cost import point
-    from octosim.cost.compare import capacity_bytes
+    from octosim.cost.compare import capacity_bytes, weights_bytes
 
     own = not is_onnx(asked.model)
     free = own and asked.method is None and not asked.inference and asked.dtype in (None, "int8")
@@ -135,7 +138,8 @@ def _points(
                             continue
                         seen.add(key)
                         at = {"device": device.name, "batch_size": record["batch_size"], "dtype": dtype, "method": method,
-                              "train_last": asked.tuning.get("train_last"), "room_bytes": capacity_bytes(device)}  # fmt: skip
+                              "train_last": asked.tuning.get("train_last"), "room_bytes": capacity_bytes(device),
+                              "weights_room_bytes": weights_bytes(device)}  # fmt: skip
                         speed = record["batch_size"] / row["time_s"]
                         tried.append(at | {"images_s": speed, "breaks": limits.broken(row)} | row)
     return tried
@@ -171,7 +175,9 @@ def show(found: dict[str, Any], most: int = 12) -> None:
     if best is None:
         breaks = sorted({row["breaks"] for row in tried})
         near = tried[0]
-        takes = [f"{(near['peak_bytes'] or 0) / 2**20:.4g} MiB", time_text(near["time_s"]) + _sign(near)]
+        takes = [memory_text(near["peak_bytes"] or 0)]
+        takes += [f"{memory_text(near['weights_apart_bytes'])} for weights"] if near["weights_apart_bytes"] else []
+        takes += [time_text(near["time_s"]) + _sign(near)]
         takes += [] if near["energy_j"] is None else [f"{near['energy_j']:.3g} J"]
         part = "" if near["train_last"] is None else f" of the last {near['train_last']} weighted layers"
         say(f"nothing fits the limits ({', '.join(breaks)}): {len(tried)} points tried; the nearest, {_name(near)}{part} at "
@@ -193,7 +199,7 @@ def show(found: dict[str, Any], most: int = 12) -> None:
         table.add_column(name, justify="left" if name == "breaks" else "right", rank=rank)
     for row in tried[:most]:
         energy = "-" if row["energy_j"] is None else f"{row['energy_j']:.3g} J"
-        memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.4g} MiB"
+        memory = memory_text(row["peak_bytes"])
         kernels = row["runtime"] + _sign(row)
         cells = str(row["batch_size"]), time_text(row["time_s"]), f"{row['images_s']:.3g}", energy, memory, row["breaks"]
         table.add_row(row["device"], row["dtype"], row["method"] or "", _trains(row), kernels, *cells)

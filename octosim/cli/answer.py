@@ -55,8 +55,13 @@ def long_heads(record: dict[str, Any]) -> dict[str, int]:
     return heads
 
 
-def memory_text(value: int | None) -> str:
-    return "-" if value is None else f"{value / 2**20:.4g} MiB"
+def memory_text(value: float | None) -> str:
+    """Four digits in MiB; what is below a tenth of one, as on microcontrollers, in KiB or bytes."""
+    if value is None:
+        return "-"
+    if value >= 2**20 / 10:
+        return f"{value / 2**20:.4g} MiB"
+    return f"{value / 1024:.4g} KiB" if value >= 1024 else f"{value:.0f} B"
 
 
 def words_of(row: dict[str, Any]) -> str:
@@ -116,13 +121,15 @@ def _of_images(asked: CostQuery) -> str:
 
 
 def _of_room(count: float, room: Any) -> str:
-    return f"{count / 2**20:.4g}{'' if room is None else f' of {room.value * 1024:.4g}'} MiB"
+    if room is None:
+        return memory_text(count)
+    return f"{memory_text(count).removesuffix(' MiB')} of {room.value * 1024:.4g} MiB"
 
 
 def _too_large(record: dict[str, Any], size: str) -> str:
     """Why a step does not fit: its size, the parts that take most, and the batch that would."""
     parts = {name: count for name, count in (record["memory"] or {}).items() if name not in ("peak", "weights apart") and count}
-    most = ", ".join(f"{name} {parts[name] / 2**20:.4g}" for name in sorted(parts, key=lambda name: -parts[name])[:2])
+    most = ", ".join(f"{name} {memory_text(parts[name])}" for name in sorted(parts, key=lambda name: -parts[name])[:2])
     would = record.get("advice", "").rpartition("; ")[2]
     return f"it needs {size}{f' ({most})' if most else ''}{f'; {would}' if would else ''}"
 

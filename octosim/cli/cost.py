@@ -296,7 +296,8 @@ def point(
         total = model_of.total(found.costs, device, found.peak)
         keys = ("time_s", "time_low_s", "time_high_s", "energy_j", "energy_is", "peak_bytes")
         rows[dtype] = {key: total[key] for key in keys} | {
-            "runtime": found.runtime.name, "hypothetical": found.hypothetical,
+            "weights_apart_bytes": (found.parts or {}).get("weights apart"), "runtime": found.runtime.name,
+            "hypothetical": found.hypothetical,
         }  # fmt: skip
         if found.work.largest:
             largest[SHORT[dtype]] = lambda capacity, of=found: of.work.largest(device, capacity, of.runtime)

@@ -115,11 +115,16 @@ def capacity_bytes(device: Device) -> float | None:
     return None if known is None else USABLE * known.value * 2**30
 
 
+def weights_bytes(device: Device) -> float | None:
+    """Bytes of the memory that holds weights alone; None where the device has none."""
+    return None if device.memory.weights_gib is None else device.memory.weights_gib.value * 2**30
+
+
 def placed(parts: dict[str, int], device: Device, inference: bool) -> dict[str, int]:
     """The parts of a peak in the device's main memory; weights that are read alone are "weights apart" where they have a memory
     of their own: all of an inference, of a training what `octosim.engine.plan.in_c` says."""
     apart = parts.get("weights apart", parts["weights"] if inference else 0)
-    if device.memory.weights_gib is None:
+    if weights_bytes(device) is None:
         return with_peak({name: max(size, apart) if name == "weights" else size for name, size in parts.items()
                           if name != "weights apart"})  # fmt: skip
     return with_peak(parts | ({"weights": 0} if inference else {}) | ({"weights apart": apart} if apart else {}))
@@ -127,8 +132,8 @@ def placed(parts: dict[str, int], device: Device, inference: bool) -> dict[str, 
 
 def fits(parts: Mapping[str, int], device: Device) -> bool | None:
     """Whether a step fits, by its parts as `placed` has them; None where the profile does not know the memory."""
-    capacity, weights = capacity_bytes(device), device.memory.weights_gib
-    if weights is not None and parts.get("weights apart", 0) > weights.value * 2**30:
+    capacity, weights = capacity_bytes(device), weights_bytes(device)
+    if weights is not None and parts.get("weights apart", 0) > weights:
         return False
     return None if capacity is None else parts["peak"] <= capacity
 
@@ -155,9 +160,9 @@ def fit(
     none = f"the batch is fixed at {fixed_batch} in the file" if fixed_batch and not apart else "no batch fits"
     what = f"fits: {', '.join(would)}" if would else none
     room = f"{_size(capacity)} ({USABLE:g} of the memory)" if capacity is not None else ""
-    weights = device.memory.weights_gib
+    weights = weights_bytes(device)
     if weights is not None and any("weights apart" in of for of in parts.values()):
-        room += f"{' and ' if room else ''}{_size(weights.value * 2**30)} for weights"
+        room += f"{' and ' if room else ''}{_size(weights)} for weights"
     return {"fits": found, "advice": f"{' and '.join(missing)} {verb} not fit in {room}; {what}"}
 
 

@@ -30,7 +30,7 @@ def memory(
 
     dtype: of the products.  runtime_floats: type of the tensors between layers (`runtimes.onnx_rules`: int8 where a runtime
     keeps codes throughout), float32 beside int8 if not given.  Codes of a quantized file have one byte.
-    bordered: whether a convolution's input is copied with a border, as software for large processors does.
+    bordered: whether a convolution's input is copied with a border (`Runtime.border`).
     Training keeps float32 master weights, all gradients at once (as frameworks do) and the velocity of SGD with momentum; of
     int8 products it keeps int8 inputs.  Inference shares memory between tensors whose lifetimes do not overlap.
     """

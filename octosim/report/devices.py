@@ -15,9 +15,9 @@ from octosim.report.states import learned
 from octosim.report.tables import DASH, Cell, Group, Table, milliseconds, significant
 from octosim.trace import Op
 
-StepOf = Callable[[dict[str, Any], bool], tuple[list[Op], int]]
-"""The operations of a step and the most bytes that it needs, of a run's manifest: `octosim.train.step_of`.  A report
-computes nothing itself, so its caller brings it."""
+StepOf = Callable[[dict[str, Any], bool], tuple[list[Op], dict[str, int]]]
+"""The operations of a step and its memory, of a run's manifest: `octosim.train.step_of`.  A report computes nothing itself, so
+its caller brings it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,12 @@ class Price:
     label: str
     device: hardware.Device
     step: dict[str, Any]  # cost.total
+    memory: dict[str, int]  # compare.placed
     steps: int
+
+    @property
+    def fits(self) -> str:
+        return {None: "unknown", True: "yes", False: "no"}[compare.fits(self.memory, self.device)]
 
     @property
     def time_s(self) -> float:
@@ -78,9 +83,11 @@ def prices(
             continue
         steps = 0 if records.empty else int(records["step"].iloc[-1])
         for label, device in devices.items():
-            ops, peak = steps_of[device.is_bare]
+            ops, parts = steps_of[device.is_bare]
+            held = compare.placed(parts, device, False)
             try:
-                made.append(Price(group, label, device, cost.total(cost.predict(ops, device), device, peak), steps))
+                total = cost.total(cost.predict(ops, device), device, held["peak"])
+                made.append(Price(group, label, device, total, held, steps))
             except OctosimError as error:
                 notes.append(f"{group.label}: no cost predicted for {label}: {error}.")
     return made, notes
@@ -89,10 +96,6 @@ def prices(
 def short_title(device: hardware.Device) -> str:
     """A device's title without what its brackets add."""
     return device.title.split(" (")[0]
-
-
-def fits(peak: int, device: hardware.Device) -> str:
-    return {None: "unknown", True: "yes", False: "no"}[compare.fits({"peak": peak}, device)]
 
 
 def _joules(value: float | None) -> Cell:
@@ -120,7 +123,7 @@ def devices_table(made: Sequence[Price]) -> Table | None:
                 Cell(f"{low} to {high}"),
                 _joules(None if step["energy_j"] is None else 1e3 * step["energy_j"]),
                 Cell(significant(step["peak_bytes"] / 2**20), step["peak_bytes"]),
-                Cell(fits(step["peak_bytes"], price.device)),
+                Cell(price.fits),
                 *whole,
                 Cell(price.device.training.status),
             ]

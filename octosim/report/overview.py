@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from octosim.cost import compare
 from octosim.outcome import is_classifier
-from octosim.report.devices import Price, fits
+from octosim.report.devices import Price
 from octosim.report.figures import COLOURS, Figure, Figures, Legend, short_names, useful_range
 from octosim.report.spread import differences, families, interval, reference
 from octosim.report.states import learned, state_of, states_text
@@ -185,8 +185,7 @@ def cost_sentence(task: Task, device: str) -> str | None:
     joules, theirs = priced[id(group)].step["energy_j"], base.step["energy_j"]
     if joules is not None and theirs:
         text += f", {significant(joules / theirs, 2)} times its energy"
-    peaks = {task.label(group): priced[id(group)].step["peak_bytes"] for group in task.groups if id(group) in priced}
-    too_large = [label for label, peak in peaks.items() if fits(peak, base.device) == "no"]
+    too_large = [task.label(group) for group in task.groups if id(group) in priced and priced[id(group)].fits == "no"]
     if too_large:
         text += f"; {_listed(too_large)} {'does' if len(too_large) == 1 else 'do'} not fit its memory"
     return text + " (predicted)."
@@ -327,7 +326,7 @@ def _cost_cells(price: Price | None, base: Price | None, finished: bool) -> list
     return [
         times,
         Cell(DASH) if joules is None else Cell(significant(joules), joules),
-        Cell(significant(peak / 2**20) + (", does not fit" if fits(peak, price.device) == "no" else ""), peak),
+        Cell(significant(peak / 2**20) + (", does not fit" if price.fits == "no" else ""), peak),
     ]
 
 

@@ -12,10 +12,10 @@ from octosim.trace import Op
 from octosim.train.config import Config, from_json
 
 
-def step_of(manifest: dict[str, Any], in_c: bool = False) -> tuple[list[Op], int]:
-    """The operations of a training step and the most bytes that it needs, of a run's manifest; nothing is computed.
+def step_of(manifest: dict[str, Any], in_c: bool = False) -> tuple[list[Op], dict[str, int]]:
+    """The operations of a training step and its memory (plan.memory), of a run's manifest; nothing is computed.
 
-    in_c: as the C program needs them that `octosim export --to c --training` writes.
+    in_c: the memory of the C program that `octosim export --to c --training` writes (plan.in_c).
     OctosimError where the manifest does not say enough, or names a data set, a method or a layer that is not known here.
     """
     decides = manifest["decides"]
@@ -36,7 +36,7 @@ def step_of(manifest: dict[str, Any], in_c: bool = False) -> tuple[list[Op], int
         config.accumulate,
     )  # fmt: skip
     step = plan.plan(network, batch, optimizers.make((decides.get("optimizer") or {}).get("name", "sgd"), None))
-    return plan.ops(step), (plan.in_c if in_c else plan.memory)(step)["peak"]
+    return plan.ops(step), (plan.in_c if in_c else plan.memory)(step)
 
 
 def _image_shape(manifest: dict[str, Any]) -> tuple[int, ...]:
