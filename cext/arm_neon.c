@@ -11,6 +11,31 @@
 #define TARGET
 #define FN(name) name##_neon
 #define VECTOR_BYTES 16
+#define POSITIVE(x) signs_neon((float32x4_t)(x))
+#define MIN(a, b) (lanes_s32_neon)vminq_s32((int32x4_t)(a), (int32x4_t)(b))
+#define MAX(a, b) (lanes_s32_neon)vmaxq_s32((int32x4_t)(a), (int32x4_t)(b))
+/* By selection: FMIN takes a NaN from either side. */
+#define MIN_F32(a, b) (lanes_f32_neon)vbslq_f32(vcltq_f32((float32x4_t)(a), (float32x4_t)(b)), (float32x4_t)(a), (float32x4_t)(b))
+#define MAX_F32(a, b) (lanes_f32_neon)vbslq_f32(vcgtq_f32((float32x4_t)(a), (float32x4_t)(b)), (float32x4_t)(a), (float32x4_t)(b))
+#define WIDEN_S8(from) (lanes_s32_neon)widen_neon(from)
+#define NARROW_S8(x, to) narrow_neon((int32x4_t)(x), to)
+static inline uint32_t signs_neon(float32x4_t x) {
+    const uint32x4_t bit = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcgtzq_f32(x), bit));
+}
+static inline int32x4_t widen_neon(const int8_t *from) {
+    int32_t four;
+    memcpy(&four, from, sizeof four);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+}
+/* int32 within int8 */
+static inline void narrow_neon(int32x4_t x, int8_t *to) {
+    int16x4_t words = vmovn_s32(x);
+    int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words))), 0);
+    memcpy(to, &four, sizeof four);
+}
+#include "loops.inc"
+
 enum { TILE_ROWS = 4, TILE_COLS = 4, GROUP = 16 };
 
 static int full_range_neon(const int8_t *x, int64_t bytes) {
@@ -59,8 +84,6 @@ static inline int32x4_t pairs_neon(int16x8_t a, int16x8_t b) {
     return vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
 }
 #define MADD(a, b) (s32_neon)pairs_neon((int16x8_t)(a), (int16x8_t)(b))
-#define MIN(a, b) (s32_neon)vminq_s32((int32x4_t)(a), (int32x4_t)(b))
-#define MAX(a, b) (s32_neon)vmaxq_s32((int32x4_t)(a), (int32x4_t)(b))
 #include "accumulate.inc"
 
 #define VECTOR int8x16_t
@@ -84,6 +107,7 @@ static inline void pair_sums_neon(const int8x16_t acc[4], int8x16_t sums[4]) {
 #include "depthwise_pairs.inc"
 
 void octo_init_neon(struct octo_kernels *table) {
+    init_loops_neon(table);
     table->gemm_s8 = gemm_s8_neon;
     table->columns = TILE_COLS;
     table->peak_s8 = peak_s8_neon;
