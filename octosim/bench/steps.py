@@ -98,7 +98,7 @@ def _part(
 ) -> dict[str, Any]:
     """Prediction and measurement of one contestant.  here: whether the device is this machine."""
     threads = core.threads() if here or device.rates else None
-    costs = cost.predict(plan.trace(run.network, run.config.batch_size), device, threads)
+    costs = cost.predict(plan.trace(run.network, run.config.batch_size), device, threads, hardware.load_runtime("octosim"))
     spread = _spread(totals)
     predicted = sum(c.time_s for c in costs)
     return {

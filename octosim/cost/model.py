@@ -256,7 +256,9 @@ def cost_json(costs: Sequence[OpCost], device: Device, peak_bytes: int | None = 
 
 @dataclass(frozen=True)
 class Run:
-    """How an operation runs.  path: of efficiency.PATHS where the engine has factors, else "".  tf32: in place of float32."""
+    """How an operation runs.  path: of efficiency.PATHS where the engine has factors, else "".  tf32: in place of float32.
+    clocks: of an element and core where the runtime knows them, else 0.
+    """
 
     engine: Engine
     dtype: Dtype
@@ -264,6 +266,7 @@ class Run:
     factors: CpuFactors | None
     note: str = ""
     tf32: bool = False
+    clocks: float = 0.0
 
 
 def kind_of(op: Op) -> str:
@@ -383,8 +386,12 @@ def _run(op: Op, device: Device, runtime: Runtime | None = None) -> Run:
     if op.kind != "gemm":
         engine = max(engines, key=lambda e: (e.elements_s(), rate(e, "float32")))
         has = engine.macs_per_clock.given()
-        width = next((d for d in DTYPES if d == op.dtype and d in has), "float32")
-        return Run(engine, op.dtype, path_of(engine, width), kernels_of(device, engine, width, runtime))  # type: ignore[arg-type]
+        width: Dtype = next((d for d in DTYPES if d == op.dtype and d in has), "float32")
+        path, own = path_of(engine, width), kernels_of(device, engine, width, runtime)
+        loops = runtime.loops_of(engine.core) if runtime and own and path not in device.calibration else None
+        clocks = loops.clocks.get(op.function, 0.0) if loops else 0.0
+        note = f"{runtime.title} on {engine.core}: clocks of passes over memory ({loops.kind})" if runtime and loops else ""
+        return Run(engine, op.dtype, path, own, note if clocks else "", clocks=clocks)  # type: ignore[arg-type]
     if op.dtype not in (*DTYPES, "int16"):
         raise OctosimError(
             f"layer {op.layer}: a matrix product in {op.dtype!r} has no price, expected one of {', '.join(DTYPES)}"
@@ -432,11 +439,13 @@ GEOMETRY = (
 
 MACHINE = (
     "clock", "peak", "cores", "units", "factored", "width", "bandwidth", "cache", "in_order", "tile_m", "tile_n", "tile_k",
-    "rows", "columns", "sms", "depthwise_rate", "dataflow", "queued", "linked",
+    "rows", "columns", "sms", "depthwise_rate", "dataflow", "queued", "linked", "clocks",
 )  # fmt: skip
-"""Columns of a class of operations on a device with a number of threads."""
+"""Columns of a class of operations on a device with a number of threads.  clocks: as of Run."""
 
 _TYPES = ("int8", "int16", "float16", "float32", "int32")
+_functions: dict[str, int] = {"": 0}
+"""Numbers of the functions of operations that are no products, in the order in which they were first met."""
 
 
 def geometry(ops: Sequence[Op]) -> Array:
@@ -448,7 +457,8 @@ def geometry(ops: Sequence[Op]) -> Array:
         m, k, n = op.shape if gemm else (op.shape[0], 0, 0)
         types = _TYPES.index(op.dtype) if op.dtype in _TYPES else len(_TYPES)
         group = 0 if not gemm else 2 if kind == DEPTHWISE else 3 if op.kernel == (0, 0) else 1
-        code = group * 16 + 2 * types + (op.pass_ == "forward")
+        function = 0 if gemm else _functions.setdefault(op.function, len(_functions))
+        code = 64 * function + group * 16 + 2 * types + (op.pass_ == "forward")
         rows.append((
             kind, code, m, k, n, op.groups, op.macs, op.elements, op.bytes, op.reads - op.weights, op.writes, op.weights,
             op.kernel[0] * op.kernel[1], op.algorithm == "winograd", DTYPE_BYTES.get(op.dtype, 4), op.pass_ == "forward",
@@ -510,7 +520,7 @@ class Machine:
             is_in_order(engine, device), tile.m.value if tile else 1, tile.n.value if tile else 1,
             tile.k_bytes.value / DTYPE_BYTES.get(run.dtype, 4) if tile else 1, array.rows.value if array else 0,
             array.columns.value if array else 0, sms.value if sms else 0, float32, engine.dataflow,
-            self.runtime is not None and self.runtime.queued and engine.kind == "gpu", link is not None,
+            self.runtime is not None and self.runtime.queued and engine.kind == "gpu", link is not None, run.clocks,
         )  # fmt: skip
 
 
@@ -518,14 +528,15 @@ class Machine:
 class Prepared:
     """Operations with all that does not depend on efficiency factors; arrays end in an axis of operations.
 
-    work: MACs; of elementwise operations bytes if the engine has fitted factors, else elements.
+    work: MACs; of elementwise operations clocks where the runtime knows them, else bytes if the engine has fitted factors, else
+    elements.
     """
 
     ops: list[Op]
     runs: list[Run]
     parameters: Array  # [...][operation][PARAMETERS]
     kind: Array  # index in KINDS
-    work: Array  # multiply-accumulates that are really computed; of elementwise operations bytes or elements
+    work: Array  # multiply-accumulates that are really computed; of elementwise operations clocks, bytes or elements
     clock: Array  # a core's clock, in Hz
     rate: Array  # a core's peak: multiply-accumulates a second; of elementwise operations clocks a second
     cores: Array
@@ -598,6 +609,7 @@ def _prepared(
     counted = g["elements"] * np.where(windows > 1, 1 / windows + WINDOW, 1.0)
     moved = np.maximum(g["bytes"], 2 * counted * g["size"])
     work = np.where(elementwise, np.where(factored, moved, g["elements"]), macs)
+    work = np.where(d["clocks"] > 0, g["elements"] * d["clocks"], work)
     rate = np.where(elementwise, d["clock"], d["peak"])
     blocks = np.where(depthwise, np.ceil(g["groups"] / LANES), np.ceil(m / TASK) * np.ceil(n / TASK) * g["groups"])
     tasks = np.where(elementwise, np.ceil(g["elements"] / (LANES * TASK * TASK)), blocks)
@@ -728,6 +740,8 @@ def _parameters(run: Run, device: Device, runtime: Runtime | None, training: boo
     backward = runtime.backward if runtime and training else None
     if run.factors:
         made = vector(run.factors)
+        if run.clocks:
+            made[[PARAMETERS.index("elementwise"), PARAMETERS.index("in_order")]] = 1.0
         if not backward:
             return slowed(made, _scale(device, run.path, runtime))
         made[[PARAMETERS.index("overhead_us"), PARAMETERS.index("fork_us")]] = backward.call_us.value, 0.0

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from octosim.errors import OctosimError, suggest
-from octosim.hardware.figures import Delay, Figure, Ratio
+from octosim.hardware.figures import Delay, Figure, Kind, Ratio
 from octosim.schema import Frozen, Positive, Text, problems_text
 from octosim.textfile import TOML_BYTES, parse_toml, read_text
 
@@ -97,6 +97,18 @@ class Work(Frozen):
     source: Text
 
 
+class Loops(Frozen):
+    """Clocks an element and core of a runtime's passes over memory, by the function that makes them, its data in the L1 cache.
+
+    core: an Engine's core.
+    """
+
+    core: Text
+    kind: Kind
+    source: Text
+    clocks: dict[str, Positive]
+
+
 ProfileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -158,6 +170,7 @@ class Runtime(Frozen):
     "products" codes only from product to product, else floats.  border: whether convolutions copy their input with a border.
     scale: how many times as long an inference takes on CPU cores as its rules say, over published figures of several devices.
     call_us: cost of a call on an accelerator, from the CPU that launches it.  kernels: by arithmetic.
+    loops: by core, of functions that a plan names; others take what the core's fitted bytes a clock say.
     backward: absent where the runtime does not train.  accelerated: in its place on GPUs and NPUs, where they differ.
     """
 
@@ -178,6 +191,7 @@ class Runtime(Frozen):
     scale: Figure | None = None
     spread: Positive = 0.3
     kernels: dict[FloatPath, Kernels] = {}  # noqa: RUF012
+    loops: Annotated[tuple[Loops, ...], Field(strict=False)] = ()
     backward: Backward | None = None
     accelerated: Backward | None = None
 
@@ -192,6 +206,10 @@ class Runtime(Frozen):
         if not self.engines:
             raise ValueError("engines is empty, expected cpu, gpu or npu")
         return self
+
+    def loops_of(self, core: str | None) -> Loops | None:
+        """The loops of a core, None where none are known."""
+        return next((loops for loops in self.loops if loops.core == core), None)
 
 
 def load_runtime(name_or_path: str | Path) -> Runtime:

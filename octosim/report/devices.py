@@ -74,6 +74,7 @@ def prices(
     """Every configuration on every device, and notes on what could not be priced."""
     made: list[Price] = []
     notes: list[str] = []
+    ours = hardware.load_runtime("octosim")
     for group in groups:
         records = max((run.records for run in group.runs), key=len)
         try:
@@ -86,7 +87,7 @@ def prices(
             ops, parts = steps_of[device.is_bare]
             held = compare.placed(parts, device, False)
             try:
-                total = cost.total(cost.predict(ops, device), device, held["peak"])
+                total = cost.total(cost.predict(ops, device, runtime=ours), device, held["peak"])
                 made.append(Price(group, label, device, total, held, steps))
             except OctosimError as error:
                 notes.append(f"{group.label}: no cost predicted for {label}: {error}.")

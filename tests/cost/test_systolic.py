@@ -64,39 +64,3 @@ def test_tile_and_array_exclude_each_other():
     text = toml.replace(after, f"[engines.array]\nrows = {figure}\ncolumns = {figure}\n\n{after}", 1)
     with pytest.raises(OctosimError, match="both a tile and an array"):
         hardware.parse(text, "x.toml")
-
-
-def test_inner_loops_of_assembly():
-    mca = tool("mca_arm")
-    text = """
-fast:
-.L1:
-        ldr q0, [x0], 16
-        smull v1.8h, v0.8b, v0.8b
-        smlal2 v1.8h, v0.16b, v0.16b
-        sadalp v2.4s, v1.8h
-        cmp x0, x1
-        bne .L1
-.L2:
-        smull v1.8h, v0.8b, v0.8b   // widening
-        smull2 v3.8h, v0.16b, v0.16b
-        subs x2, x2, 1
-        b.ne .L2
-        ret
-.L3:
-        nop
-"""
-    assert [len(body) for body in mca.loops(text)] == [6, 4]
-    assert mca.inner(text)[2].startswith("smlal2") and mca.inner(text, slow=True)[1].startswith("smull2")
-    assert mca.products(mca.inner(text)) == 16 == mca.products(mca.inner(text, slow=True))
-
-
-def test_elementwise_loops_of_assembly():
-    """The loop with the fewest instructions an element, of those that compute in vectors, of this kernel alone."""
-    mca = tool("mca_arm")
-    loop = "\n.L{0}:\nldr q0, [x1, x4]\nfadd v0.4s, v0.4s, v1.4s\nstr q0, [x2, x4]\nadd x4, x4, {1}\nbne .L{0}\n"
-    moves = "\n.L8:\nldr q0, [x1, x4]\nstr q0, [x2, x4]\nadd x4, x4, 64\nbne .L8\n"
-    own, other = loop.format(1, 16) + loop.format(2, 32) + moves, loop.format(3, 64)
-    text = f"\nadd_f32_ref:{own}.size\tadd_f32_ref, .\nother_ref:{other}"
-    body, elements = mca.elementwise(text, "add_f32")
-    assert elements == 8 and len(body) == 5 and body[-1] == "bne .L2"
