@@ -89,16 +89,17 @@ def sentence(
     parts = [f"{what} on {device.title}: {times}"]
     if chosen["peak_bytes"] is not None:
         size = _of_room(chosen["peak_bytes"], device.memory.capacity_gib)
+        usable = capacity_bytes(device)
+        if chosen.get("fits") is False and usable is not None and usable < chosen["peak_bytes"] <= usable / USABLE:
+            size += f", of which a step may take {USABLE:g},"
         if apart := record["memory"].get("weights apart", 0):
             size += f" and {_of_room(apart, device.memory.weights_gib)} for weights"
+        size = size.rstrip(",")
         if chosen.get("fits") is None:
             parts.append(f"needs {size}")
         elif chosen["fits"]:
             parts.append(f"fits ({size})")
         else:
-            usable = capacity_bytes(device)
-            if usable is not None and usable < chosen["peak_bytes"] <= usable / USABLE:
-                size += f", of which a step may take {USABLE:g}"
             reason = _too_large(record, size)
             parts = [f"{what} on {device.title}: does not fit, because {reason}", f"if it did: {times}"]
     if chosen["energy_j"] is not None:
