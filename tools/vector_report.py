@@ -99,6 +99,19 @@ def is_vectorized(code: list[Instruction], registers: str) -> bool:
     )
 
 
+def reached(code: dict[str, list[Instruction]], start: str, isa: str) -> set[str]:
+    """The function and all of its instruction set that it calls, and those call."""
+    names, left = {start}, [start]
+    while left:
+        for _, name, operands in code.get(left.pop(), []):
+            if not re.match(r"call|bl$|b$|jmp", name) or not (called := re.search(rf"<(\w+_{isa})\b", operands)):
+                continue
+            if called[1] not in names:
+                names.add(called[1])
+                left.append(called[1])
+    return names
+
+
 def report(objects: list[Path], objdump: str = "objdump") -> dict[str, dict[str, str]]:
     """Kernel -> {instruction set: "vector", "scalar" or the reason of EXEMPT}, for those that a set has of its own."""
     code = functions(objects, objdump)
@@ -108,10 +121,7 @@ def report(objects: list[Path], objdump: str = "objdump") -> dict[str, dict[str,
         for isa, registers in REGISTERS.items():
             if f"{kernel}_{isa}" not in code or isa == "ref" and (not arm or kernel in ARM or f"{kernel}_neon" in code):
                 continue
-            names = {f"{kernel}_{isa}"}
-            for _, name, operands in code[f"{kernel}_{isa}"]:
-                if re.match(r"call|bl$|b$|jmp", name) and (called := re.search(rf"<(\w+_{isa})\b", operands)):
-                    names.add(called[1])
+            names = reached(code, f"{kernel}_{isa}", isa)
             tiles = TILES.get(kernel)
             if tiles:
                 names |= {name for name in code if name.startswith(tiles) and name.endswith(f"_{isa}")}

@@ -55,6 +55,15 @@ def test_a_scalar_kernel_is_found(tool: ModuleType, tmp_path: Path) -> None:
     assert words == ["vector", "scalar"]
 
 
+def test_what_a_call_calls_counts(tool: ModuleType) -> None:
+    code = {
+        "add_f32_avx2": [(0, "call", "10 <lines_avx2>")],
+        "lines_avx2": [(16, "jmp", "20 <row_avx2.part.0>"), (17, "call", "<free>")],
+        "row_avx2": [(32, "call", "10 <lines_avx2>")],
+    }
+    assert tool.reached(code, "add_f32_avx2", "avx2") == {"add_f32_avx2", "lines_avx2", "row_avx2"}
+
+
 @pytest.mark.slow
 def test_arm(tool: ModuleType, tmp_path: Path) -> None:
     compiler, objdump = "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-objdump"
