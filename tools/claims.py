@@ -146,7 +146,7 @@ def plot(rows: list[Row], by: list[str], out: Path) -> None:
 
 def save(figure: Any, out: Path) -> None:
     figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None)
+    figure.savefig(out, bbox_inches="tight", metadata={"Date": None} if out.suffix == ".svg" else None)
 
 
 @dataclass(frozen=True)
