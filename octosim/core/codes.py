@@ -198,13 +198,13 @@ costs("octo_requantize_f32", rounding=5)
 
 
 def _columns(acc: Array, add: Array | None, dtype: np.dtype[Any], **scales: Any) -> tuple[int, int, list[Any]]:
-    """Rows, columns (1 where all are scalars) and the pointers of `add` and of the scales, repeated to all columns."""
+    """Rows, columns (1 where each has one value) and the pointers of `add` and of the scales, repeated to all columns."""
     made = {name: np.asarray(value, dtype) for name, value in scales.items()}
     sizes = {value.size for value in made.values() if value.ndim} | ({add.size} if add is not None else set())
     cols = max(sizes, default=1)
     if sizes - {cols}:
         raise CoreError(f"add and the scales differ in their number of columns: {', '.join(map(str, sorted(sizes)))}")
-    if not acc.size or sizes and acc.shape[-1:] != (cols,):
+    if not acc.size or cols > 1 and acc.shape[-1:] != (cols,):
         raise CoreError(f"acc has the shape {acc.shape}, expected {cols} columns, as add and the scales have")
     add = np.zeros(cols, np.int32) if add is None else add
     wide = [np.ascontiguousarray(np.broadcast_to(value, (cols,))) for value in made.values()]
