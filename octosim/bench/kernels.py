@@ -260,7 +260,8 @@ def _accumulators(cube: int, seconds: float, against_apytypes: bool) -> list[dic
 def _codes(elements: int, seconds: float) -> list[dict[str, Any]]:
     """Bandwidth, by STREAM's rule (every array once), of passes to and from int8 codes, and of a copy of the float32 array."""
     x, copied = np.linspace(-200, 200, elements, dtype=np.float32), np.empty(elements, np.float32)
-    acc, q, channels = x.view(np.int32), np.empty(elements, np.int8), 64
+    q, channels = np.empty(elements, np.int8), 64
+    acc, made = (array[: elements // channels * channels].reshape(-1, channels) for array in (x.view(np.int32), q))
     threads = core.threads()
     parts = [slice(elements * i // threads, elements * (i + 1) // threads) for i in range(threads)]
     fixed = [np.full(channels, value, np.int32) for value in (1 << 30, 40)]
@@ -277,13 +278,13 @@ def _codes(elements: int, seconds: float) -> list[dict[str, Any]]:
         stochastic = functools.partial(core.quantize, x, 0.5, rounding=Rounding.STOCHASTIC, random=(1, 2, 3), out=q)
         calls["quantize stochastic"] = (5, stochastic)
         calls["dequantize"] = (5, functools.partial(core.dequantize, q, 0.5, out=copied))
-        calls["requantize float scale"] = (5, functools.partial(core.requantize_float, acc, scale, out=q))
+        calls["requantize float scale"] = (5, functools.partial(core.requantize_float, acc, scale, out=made))
         kinds: list[Rounding | Requantization] = [*nearest, Requantization.GEMMLOWP]
         for kind in kinds:
             shift = fixed[1] - 31 if kind is Requantization.GEMMLOWP else fixed[1]
-            call = functools.partial(core.requantize, acc, fixed[0], shift, rounding=kind, out=q)
+            call = functools.partial(core.requantize, acc, fixed[0], shift, rounding=kind, out=made)
             calls[f"requantize {kind.value}"] = (5, call)
-        by_shift = functools.partial(core.requantize, acc, 1, 20, rounding=Rounding.PSEUDO_STOCHASTIC, out=q)
+        by_shift = functools.partial(core.requantize, acc, 1, 20, rounding=Rounding.PSEUDO_STOCHASTIC, out=made)
         calls["requantize pseudo-stochastic"] = (5, by_shift)
         times = _median_seconds({name: call for name, (_, call) in calls.items()}, seconds)
     rates = {name: calls[name][0] * elements / time_s for name, time_s in times.items()}
