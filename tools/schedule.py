@@ -177,9 +177,8 @@ def on_arm(compiler: str, mca: str) -> dict[str, dict[str, tuple[float, float]]]
     return found
 
 
-def here(model: str, mca: str) -> str:
-    """A table of this processor's functions: scheduled by a model, and measured, one thread."""
-    rows = []
+def here(model: str, mca: str) -> None:
+    """Prints the rows of a table of this processor's functions: scheduled by a model, and measured, one thread."""
     with tempfile.TemporaryDirectory() as folder:
         program = build("gcc", Path(folder))
         taken = {}
@@ -192,9 +191,7 @@ def here(model: str, mca: str) -> str:
             count = each(function, [len(lines) for lines in runs])
             scheduled = each(function, [clocks(lines, mca, "x86_64", model) for lines in runs])
             ratio = scheduled / taken[function]
-            rows.append(f"| `{function}` | {count:.2f} | {scheduled:.3f} | {taken[function]:.3f} | {ratio:.2f} |")
-            print(rows[-1], flush=True)
-    return "\n".join(rows)
+            print(f"| `{function}` | {count:.2f} | {scheduled:.3f} | {taken[function]:.3f} | {ratio:.2f} |", flush=True)
 
 
 def main() -> None:

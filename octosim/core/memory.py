@@ -41,6 +41,13 @@ class Lease(np.ndarray[Any, Any]):
         return self._block
 
 
+def owner(array: Array) -> Array:
+    """The array that a view, of whatever depth, looks into."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
 class Pool:
     """Blocks of memory for arrays.  held: bytes of all blocks, in use or not; most: the largest that `held` has been.
     pinned: blocks whose place somebody relies on: used again like others, but not given back."""

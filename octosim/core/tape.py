@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from octosim.core.call import COSTS, POINTERS, Array, CoreError, Product, Recorder, Scalar, ffi, here, lib, ok, pooled
-from octosim.core.memory import Lease
+from octosim.core.memory import Lease, owner
 
 CLOCKS = {time.perf_counter: time.CLOCK_MONOTONIC, time.thread_time: time.CLOCK_THREAD_CPUTIME_ID}
 """The clocks of C that Python's are."""
@@ -212,9 +212,7 @@ class Tape:
 
 def _lasting(array: Array) -> Array:
     """The same values in the same memory; of a pool's block without keeping the block from being used again."""
-    root = array
-    while isinstance(root.base, np.ndarray):
-        root = root.base
+    root = owner(array)
     if not isinstance(root, Lease):
         return array
     offset = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from octosim import core
-from octosim.core.memory import PAGE, SMALL, Lease, Pool
+from octosim.core.memory import PAGE, SMALL, Lease, Pool, owner
 from octosim.engine import optimizers
 from octosim.engine.graph import Graph
 from octosim.engine.inputs import Input
@@ -143,13 +143,6 @@ class _Reserved(Pool):
     def reserve(self, size: int) -> mmap.mmap:
         self._tape.take(-(-size // PAGE) * PAGE)
         return mmap.mmap(-1, size, flags=RESERVED)
-
-
-def owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array that a view, of whatever depth, looks into."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from octosim import core, train
 from octosim.core.call import C_TYPES, ffi
-from octosim.core.memory import SMALL, Pool
+from octosim.core.memory import SMALL, Pool, owner
 from octosim.engine import optimizers
 from octosim.engine.nodes import Array, Context
 from octosim.errors import OctosimError
@@ -147,9 +147,7 @@ class Memory:
         self._starts: list[int] = []
 
     def array(self, array: Array, name: str) -> int:
-        root = array
-        while isinstance(root.base, np.ndarray):
-            root = root.base
+        root = owner(array)
         address = address_of(root)
         known = self._found.get(address)
         if known is None or known.size < root.nbytes or not known.arrays:
