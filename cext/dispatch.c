@@ -13,6 +13,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <xmmintrin.h>
+#if defined(OCTO_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #if defined(OCTO_ARM_EXTENSIONS) && defined(__linux__)
 #include <sys/auxv.h>
@@ -56,6 +60,15 @@ int octo_has_avxvnni(void) { /* leaf 7, sub-leaf 1, EAX bit 4: older compilers h
     return has_avx512vnni() ? 2 : 0;
 }
 #endif
+#if defined(OCTO_AMX)
+static int has_amx(void) { /* leaf 7, EDX bits 24 and 25: AMX-TILE and AMX-INT8; then Linux's leave to use the tiles' 8 KiB (ARCH_REQ_XCOMP_PERM) */
+#ifdef OCTO_EMULATED
+    return 1;
+#endif
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx512vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3 && !syscall(SYS_arch_prctl, 0x1023, 18);
+}
+#endif
 #elif defined(OCTO_ARM_EXTENSIONS)
 /* Linux tells what the CPU has (bits of arch/arm64/include/uapi/asm/hwcap.h), macOS too; elsewhere plain NEON must do. */
 #if defined(__linux__)
@@ -88,6 +101,9 @@ static const struct {
 #endif
     {"avx512bw", has_avx512bw, octo_init_avx512bw},
     {"avx512vnni", has_avx512vnni, octo_init_avx512vnni},
+#if defined(OCTO_AMX)
+    {"amx", has_amx, octo_init_amx},
+#endif
 #elif defined(__aarch64__)
     {"neon", always, octo_init_neon},
 #if defined(OCTO_ARM_EXTENSIONS)

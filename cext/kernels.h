@@ -35,6 +35,10 @@ int octo_halves_512(void); /* whether the core executes 512 bits as two halves *
 #define OCTO_AVXVNNI
 int octo_has_avxvnni(void); /* 1: VEX; 2: EVEX only; 0: neither */
 #endif
+/* Tiles, which Linux gives to a process that asks for them. */
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define OCTO_AMX
+#endif
 #if defined(__clang__)
 #define OCTO_TARGET_ARM(extension) OCTO_TARGET(extension)
 #else
@@ -145,8 +149,8 @@ static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
 
 /* Planes of weight_grad_s8 for channels c0 .. c1 - 1: one for each channel, or one for each element of a window's run where these are no
  * more than are transposed at a time anyway: a tile of few channels has too few rows.  Codes of a plane with so many pixels, an odd
- * number of 64s, with room for reading 3 pixels too far; and bytes of all its scratch memory for `lines` lines of windows, as int16 and
- * two pixels to a step, which takes the most. */
+ * number of 64s, with room for reading 3 pixels too far; and bytes of all its scratch memory for `lines` lines of windows: planes as int16
+ * with two pixels to a step, or 16 planes read at a time and dY with its lines apart, which take the most. */
 static inline int64_t octo_planes(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1) {
     return channels > 1 && c1 - c0 == channels && x->length <= 16 ? x->length : c1 - c0;
 }
@@ -154,7 +158,9 @@ static inline int64_t octo_plane(int64_t pixels) { return ((pixels + 3 + 63) / 6
 
 static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines) {
     int64_t pixels = (octo_line_offset(x, line + lines - 1) - octo_line_offset(x, line) + (x->segments - 1) * x->segment_stride + x->length) / channels;
-    return (lines + 7) / 8 * 64 + lines * ((x->width + 1) / 2) * 256 + 2 * octo_planes(x, channels, c0, c1) * octo_plane(pixels + x->width - 1) + 64;
+    int64_t planes = octo_planes(x, channels, c0, c1), read = octo_max(2 * planes, (planes + 15) / 16 * 16);
+    pixels += x->width - 1;
+    return (lines + 7) / 8 * 64 + lines * ((x->width + 1) / 2) * 256 + 512 + read * octo_plane(pixels) + 65 * pixels + 512;
 }
 
 /* Rows that are laid side by side in a reduction or a broadcast over columns, so that short rows fill vectors too.  Part of
@@ -231,6 +237,7 @@ void octo_init_avx2(struct octo_kernels *table);
 void octo_init_avxvnni(struct octo_kernels *table);
 void octo_init_avx512bw(struct octo_kernels *table);
 void octo_init_avx512vnni(struct octo_kernels *table);
+void octo_init_amx(struct octo_kernels *table);
 void octo_init_neon(struct octo_kernels *table);
 void octo_init_dotprod(struct octo_kernels *table);
 void octo_init_i8mm(struct octo_kernels *table);

@@ -27,6 +27,7 @@
 #include "depthwise_pairs.inc"
 #define GROUP 2
 #define DOT(acc, x, b) _mm512_add_epi32(acc, _mm512_madd_epi16(x, b))
+#define TILES "x86_tiles.inc"
 #include "x86_gemm.inc"
 
 void octo_init_avx512bw(struct octo_kernels *table) {

@@ -13,6 +13,7 @@
 #include "x86_512.inc"
 #define GROUP 4
 #define DOT(acc, x, b) _mm512_dpbusd_epi32(acc, x, b)
+#define TILES "x86_tiles.inc"
 #include "x86_gemm.inc"
 
 void octo_init_avx512vnni(struct octo_kernels *table) {

@@ -12,6 +12,7 @@
 #define DOT(acc, x, b) _mm256_dpbusd_avx_epi32(acc, x, b)
 #include "transpose.inc"
 #include "x86_256.inc"
+#define TILES "x86_tiles.inc"
 #include "x86_gemm.inc"
 #undef TARGET
 #undef FN
@@ -22,6 +23,7 @@
 #define DOT(acc, x, b) _mm256_dpbusd_epi32(acc, x, b)
 #include "transpose.inc"
 #include "x86_256.inc"
+#define TILES "x86_tiles.inc"
 #include "x86_gemm.inc"
 
 void octo_init_avxvnni(struct octo_kernels *table) {

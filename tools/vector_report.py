@@ -24,6 +24,7 @@ REGISTERS = {
     "avx512vl": r"%ymm",
     "avx512bw": r"%[yz]mm",  # float32 products keep to 256 bits, on purpose (VECTOR_BYTES)
     "avx512vnni": r"%zmm",
+    "amx": r"%[tz]mm",
     "ref": r"\bv\d+\.(16b|8b|8h|4h|4s|2s|2d)",  # on Arm the loops of ref are NEON's
     "neon": r"\bv\d+\.(16b|8b|8h|4h|4s|2s|2d)",
     "dotprod": r"\bv\d+\.(16b|4b|4s)",

@@ -17,7 +17,7 @@ from kit.checkasm import CEXT, SOURCES, passed
 from octosim import core
 
 FLAGS = ("-O0", "-mavx2", "-w", "-ffp-contract=off", "-fno-math-errno", "-DOCTO_HALVES_512=1", "-DOCTO_EMULATED")
-ROWS = ["ref", "avx2", "avxvnni", "avx512bw", "avx512vnni"]
+ROWS = ["ref", "avx2", "avxvnni", "avx512bw", "avx512vnni", "amx"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def checkasm(objects: dict[str, Path], folder: Path, *arguments: str) -> subproc
 
 def test_every_instruction_set(objects: dict[str, Path], tmp_path: Path) -> None:
     first, *rows, _ = passed(checkasm(objects, tmp_path, "--rounds", "3", "--seed", "7"))
-    assert first.endswith("this CPU uses avx512vnni")
+    assert first.endswith("this CPU uses amx")
     assert [row.split()[0] for row in rows] == ROWS and all(" checks" in row for row in rows)
 
 

@@ -1,5 +1,5 @@
-/* In the place of the compiler's header: intrinsics of AVX-512 and AVX-VNNI as C functions (SIMDe), so that their kernels run on a
- * processor that has neither.  What SIMDe 0.7.4 leaves out is below, lane by lane. */
+/* In the place of the compiler's header: intrinsics of AVX-512, AVX-VNNI and AMX as C functions (SIMDe), so that their kernels run on a
+ * processor that has none of them.  What SIMDe 0.7.4 leaves out is below, lane by lane. */
 #ifndef EMULATED_IMMINTRIN_H
 #define EMULATED_IMMINTRIN_H
 #define SIMDE_NO_NATIVE
@@ -79,4 +79,39 @@ static inline void emulated_store_epi32(void *to, uint16_t mask, __m512i x) {
         if (mask >> i & 1) memcpy((char *)to + 4 * i, (const char *)&x + 4 * i, 4);
 }
 #define _mm512_mask_storeu_epi32(to, mask, x) emulated_store_epi32(to, mask, x)
+
+/* AMX: the shapes of 8 tiles and their bytes; rows and bytes beyond a tile's shape are zero (Intel SDM, TILELOADD, TDPBUSD). */
+static _Thread_local struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} emulated_shapes;
+static _Thread_local uint8_t emulated_tiles[8][16][64];
+
+static inline void _tile_loadconfig(const void *shapes) {
+    memcpy(&emulated_shapes, shapes, sizeof emulated_shapes);
+    memset(emulated_tiles, 0, sizeof emulated_tiles);
+}
+static inline void _tile_release(void) { memset(&emulated_shapes, 0, sizeof emulated_shapes); }
+static inline void _tile_zero(int t) { memset(emulated_tiles[t], 0, sizeof emulated_tiles[t]); }
+static inline void _tile_loadd(int t, const void *from, int64_t stride) {
+    _tile_zero(t);
+    for (int i = 0; i < emulated_shapes.rows[t]; i++) memcpy(emulated_tiles[t][i], (const char *)from + i * stride, emulated_shapes.row_bytes[t]);
+}
+static inline void _tile_stored(int t, void *to, int64_t stride) {
+    for (int i = 0; i < emulated_shapes.rows[t]; i++) memcpy((char *)to + i * stride, emulated_tiles[t][i], emulated_shapes.row_bytes[t]);
+}
+static inline void _tile_dpbusd(int sums, int a, int b) {
+    if (emulated_shapes.row_bytes[a] != 4 * emulated_shapes.rows[b] || emulated_shapes.rows[sums] != emulated_shapes.rows[a] ||
+        emulated_shapes.row_bytes[sums] != emulated_shapes.row_bytes[b] || emulated_shapes.palette != 1)
+        __builtin_trap(); /* the processor's #UD */
+    for (int m = 0; m < emulated_shapes.rows[a]; m++)
+        for (int n = 0; n < emulated_shapes.row_bytes[b] / 4; n++) {
+            int32_t sum;
+            memcpy(&sum, emulated_tiles[sums][m] + 4 * n, 4);
+            for (int k = 0; k < emulated_shapes.row_bytes[a]; k++)
+                sum = (int32_t)((uint32_t)sum + (uint32_t)(emulated_tiles[a][m][k] * (int8_t)emulated_tiles[b][k / 4][4 * n + k % 4]));
+            memcpy(emulated_tiles[sums][m] + 4 * n, &sum, 4);
+        }
+}
 #endif
