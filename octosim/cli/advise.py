@@ -247,7 +247,7 @@ def sweep(
             tables.setdefault((kind, device.one_image), (device, []))[1].append((device, runtime))
         for model_device, some in tables.values():
             runtime = some[0][1]
-            table = sweeps.table(lambda b, m=made, d=model_device, r=runtime: m.ops(d, b, r), sizes)  # type: ignore[misc]
+            table = sweeps.table(lambda b, m=made, d=model_device, r=runtime: m.ops(d, b, r))  # type: ignore[misc]
             times = sweeps.times(table, sizes, [(d, r, threads) for d, r in some])
             for (device, software), row in zip(some, times.tolist(), strict=True):
                 for batch, seconds in zip(sizes, row, strict=True):

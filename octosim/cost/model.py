@@ -433,15 +433,18 @@ def _efficiency(engine: Engine, dtype: Dtype) -> float:
 
 GEOMETRY = (
     "kind", "code", "m", "k", "n", "groups", "macs", "elements", "bytes", "inputs", "writes", "weights", "area", "winograd",
-    "size", "forward", "slow", "passes", "threads", "calls", "images",
+    "size", "forward", "slow", "passes", "threads", "calls", "images", "windows",
 )  # fmt: skip
-"""Columns of a network at one batch: what does not depend on the device.  code: of the class that decides the engine."""
+"""Columns of a network at one batch: what does not depend on the device.  code: of the class that decides the engine.
+windows: whether octosim makes it of windows of dY (`_of_windows`)."""
 
 MACHINE = (
     "clock", "peak", "cores", "units", "factored", "width", "bandwidth", "cache", "in_order", "tile_m", "tile_n", "tile_k",
     "rows", "columns", "sms", "depthwise_rate", "dataflow", "queued", "linked", "clocks",
+    "border", "own",
 )  # fmt: skip
-"""Columns of a class of operations on a device with a number of threads.  clocks: as of Run."""
+"""Columns of a class of operations on a device with a number of threads.  clocks: as of Run.  border: whether the software
+copies the input of a convolution with its border; own: whether octosim's kernels run."""
 
 _TYPES = ("int8", "int16", "float16", "float32", "int32")
 _functions: dict[str, int] = {"": 0}
@@ -462,9 +465,18 @@ def geometry(ops: Sequence[Op]) -> Array:
         rows.append((
             kind, code, m, k, n, op.groups, op.macs, op.elements, op.bytes, op.reads - op.weights, op.writes, op.weights,
             op.kernel[0] * op.kernel[1], op.algorithm == "winograd", DTYPE_BYTES.get(op.dtype, 4), op.pass_ == "forward",
-            op.slow, op.passes, op.threads, op.calls, op.images,
+            op.slow, op.passes, op.threads, op.calls, op.images, _of_windows(op),
         ))  # fmt: skip
     return np.array(rows, float).reshape(len(rows), len(GEOMETRY)).T
+
+
+def _of_windows(op: Op) -> bool:
+    """Whether octosim makes this dX as one convolution of dY.
+
+    The reduction is over all filters of a window; software that unfolds sums over the filters and adds the windows up.
+    """
+    dense = op.kind == "gemm" and op.pass_ == "dX" and kind_of(op) == "conv"
+    return dense and op.function != "octo_conv_input_grad_blocks_s8"
 
 
 @dataclass
@@ -521,6 +533,7 @@ class Machine:
             tile.k_bytes.value / DTYPE_BYTES.get(run.dtype, 4) if tile else 1, array.rows.value if array else 0,
             array.columns.value if array else 0, sms.value if sms else 0, float32, engine.dataflow,
             self.runtime is not None and self.runtime.queued and engine.kind == "gpu", link is not None, run.clocks,
+            self.runtime is None or self.runtime.border, self.runtime is None or self.runtime.backward is None,
         )  # fmt: skip
 
 
@@ -581,11 +594,11 @@ def _alone(ops: list[Op], device: Device, threads: int | None, runtime: Runtime 
     machine.add(codes.astype(int).tolist(), ops)
     rows, factors = machine.tables(codes)
     runs = [machine.runs[code] for code in codes.astype(int).tolist()]
-    return _prepared(columns, rows, factors, bool(runtime is None or runtime.border), ops, runs)
+    return _prepared(columns, rows, factors, ops, runs)
 
 
 def _prepared(
-    columns: Array, rows: Array, factors: Array, border: bool, ops: list[Op] | None = None, runs: list[Run] | None = None
+    columns: Array, rows: Array, factors: Array, ops: list[Op] | None = None, runs: list[Run] | None = None
 ) -> Prepared:
     """columns [GEOMETRY][...], rows [MACHINE][...], factors [...][PARAMETERS]: leading axes broadcast."""
     g = dict(zip(GEOMETRY, columns, strict=True))
@@ -596,13 +609,15 @@ def _prepared(
     weights = g["weights"] * np.where(winograd, WINOGRAD_WEIGHTS * wide, 1.0)
     other = g["inputs"] + g["writes"]
     transformed = np.where(winograd, 2 * WINOGRAD_VALUES * (g["inputs"] * wide + g["writes"]), 0.0)
-    copied = np.where(factored & ~elementwise & (g["area"] > 1), PADDING * g["inputs"], 0.0) if border else 0.0
+    copied = np.where(factored & ~elementwise & (g["area"] > 1) & (d["border"] > 0), PADDING * g["inputs"], 0.0)
     other = other + transformed + copied
     resident = (weights * g["forward"]).sum(axis=-1, keepdims=True)
     cached = factored | (d["sms"] > 0) | (d["linked"] > 0)
     weights_miss = np.where(cached, _missed(resident, d["cache"]), 1.0)
     other_miss = np.where(cached, _missed(other / g["images"], d["cache"]), 1.0)
     weights = weights * g["images"]
+    window = np.where((g["windows"] > 0) & (d["own"] > 0), g["area"], 1.0)
+    g["k"], g["n"] = g["k"] * window, g["n"] / window
     m, k, n, macs = g["m"] / g["images"], g["k"], g["n"], g["macs"]
     # elementwise work
     windows = np.maximum(g["area"], 1.0)  # of pooling, whose elements count their windows

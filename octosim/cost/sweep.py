@@ -1,13 +1,13 @@
 """Many points at once: networks x batches x devices priced in one pass of NumPy.
 
-A network is read at two batches: where every column of its operations is affine in the batch (a third batch checks that), any
-other batch follows without planning it.  Where small calls join larger ones at some batches, each batch is read.
+Where a network has the same operations at two batches, its columns are affine in the batch between them: where a third batch
+lies on the line, the others follow without being planned.  Small calls join larger ones at some batches: there a line ends.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,57 +19,55 @@ from octosim.hardware import Device, Runtime
 from octosim.trace import Op, is_training
 
 Array = np.ndarray[Any, Any]
+Read = tuple[tuple[Op, ...], Array]
 
 CHUNK = 1 << 14
 """Operations times points that are priced at once: the arrays of a pass stay in the cache."""
 
-READ_AT = (2, 6, 4)
-"""Batches at which a network is read; the last checks the line through the others."""
+FIXED = [model.GEOMETRY.index(name) for name in ("kind", "code", "winograd", "size", "forward", "windows")]
+"""Columns that are the same at every batch of a line."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A network's operations as columns [GEOMETRY][operation] at any batch: `one` + `each` x batch.
+    """A network at any batch.  read: its operations and their columns [GEOMETRY][operation]."""
 
-    ops: the operations at the first batch read, for what is no number.  exact: whether all columns are affine; else `read` is
-    asked.
-    """
+    read: Callable[[int], Read]
 
-    ops: tuple[Op, ...]
-    one: Array
-    each: Array
-    exact: bool
-    read: Callable[[int], tuple[tuple[Op, ...], Array]]
+    def lines(self, batches: Sequence[int]) -> Iterator[tuple[tuple[Op, ...], Array, list[int]]]:
+        """Operations, columns [GEOMETRY][batch][operation] and batches, of consecutive ones that lie on a line."""
+        if len(batches) > 2:
+            low, middle, high = batches[0], batches[len(batches) // 2], batches[-1]
+            (ops, a), (others, b), (last, c) = self.read(low), self.read(middle), self.read(high)
+            if _same(ops, others) and _same(ops, last) and np.array_equal(a[FIXED], c[FIXED]):
+                each = (c - a) / (high - low)
+                if np.allclose(a + each * (middle - low), b, rtol=1e-9, atol=0.5):
+                    yield ops, a[:, None] + each[:, None] * (np.asarray(batches, float)[None, :, None] - low), list(batches)
+                    return
+        if len(batches) > 1:
+            half = len(batches) // 2 + 1 if len(batches) > 2 else 1
+            yield from self.lines(batches[:half])
+            yield from self.lines(batches[half:])
+        elif batches:
+            ops, columns = self.read(batches[0])
+            yield ops, columns[:, None], list(batches)
 
-    def at(self, batches: Sequence[int]) -> Array:
-        """[GEOMETRY][batch][operation] of a network whose columns are affine."""
-        sizes = np.asarray(batches, float)[None, :, None]
-        return self.one[:, None, :] + self.each[:, None, :] * sizes
+
+def _same(ops: Sequence[Op], others: Sequence[Op]) -> bool:
+    """Whether these are the same operations at two batches."""
+    mine, theirs = ([(op.layer, op.pass_, op.name, op.function) for op in each] for each in (ops, others))
+    return mine == theirs
 
 
-def table(read: Callable[[int], Sequence[Op]], batches: Sequence[int] = READ_AT) -> Table:
-    """The table of a network that `read` gives the operations of at a batch; batches: some that it takes.
-
-    Few batches are read as they are: a file may have no other.
-    """
+def table(read: Callable[[int], Sequence[Op]]) -> Table:
+    """The table of a network that `read` gives the operations of at a batch."""
 
     @functools.lru_cache(maxsize=256)
-    def columns(batch: int) -> tuple[tuple[Op, ...], Array]:
+    def columns(batch: int) -> Read:
         ops = tuple(read(batch))
         return ops, model.geometry(ops)
 
-    if len(batches) < len(READ_AT):
-        ops, one = columns(batches[0])
-        return Table(ops, one, one, False, columns)
-    low, high, middle = READ_AT
-    (ops, a), (_, b), (_, c) = columns(low), columns(high), columns(middle)
-    if a.shape != b.shape or a.shape != c.shape:
-        return Table(ops, a, a, False, columns)
-    each = (b - a) / (high - low)
-    one = a - each * low
-    fixed = [model.GEOMETRY.index(name) for name in ("kind", "code", "winograd", "size", "forward")]
-    exact = bool(np.allclose(one + each * middle, c, rtol=1e-9, atol=0.5) and not each[fixed].any())
-    return Table(ops, one, each, exact, columns)
+    return Table(columns)
 
 
 def times(network: Table, batches: Sequence[int], devices: Sequence[tuple[Device, Runtime | None, int | None]]) -> Array:
@@ -81,15 +79,17 @@ def times(network: Table, batches: Sequence[int], devices: Sequence[tuple[Device
     if any(len(some) > 1 for some in choices):  # a network runs on the fastest of a chip's clusters
         found = times(network, batches, [one for some in choices for one in some])
         return np.fmin.reduceat(found, np.cumsum([0, *map(len, choices[:-1])]))
-    training = is_training(network.ops)
+    ordered = sorted(set(batches))
+    training = is_training(network.read(ordered[-1])[0])
     machines = [None if d.rates is not None else model.Machine(d, r, t, training) for d, r, t in devices]
     found = np.full((len(devices), len(batches)), np.nan)
-    several = [at for at, batch in enumerate(batches) if network.exact and batch > 1]  # one row is another kind
-    if several:
-        found[:, several] = _times(network.ops, network.at([batches[at] for at in several]), machines)
-    for at in set(range(len(batches))) - set(several):
-        ops, columns = network.read(batches[at])
-        found[:, [at]] = _times(ops, columns[:, None], machines)
+    alone = ordered[:1] if ordered[0] == 1 else []  # one row is another kind of product
+    for some in (alone, ordered[len(alone) :]):
+        for ops, columns, on_line in network.lines(some):
+            priced = dict(zip(on_line, _times(ops, columns, machines).T, strict=True))
+            for at, batch in enumerate(batches):
+                if batch in priced:
+                    found[:, at] = priced[batch]
     for at, (_, runtime, _) in enumerate(devices):
         if training and runtime and runtime.backward:
             found[at] += runtime.backward.step_ms.value * 1e-3
@@ -101,7 +101,7 @@ def _times(ops: Sequence[Op], columns: Array, machines: Sequence[model.Machine |
     codes = columns[model.GEOMETRY.index("code"), 0]
     distinct, first = np.unique(codes.astype(int), return_index=True)
     found = np.full((len(machines), columns.shape[1]), np.nan)
-    groups: dict[tuple[bool, bool], list[int]] = {}
+    groups: dict[bool, list[int]] = {}  # GPUs, others
     rows: dict[int, tuple[Array, Array]] = {}
     for at, machine in enumerate(machines):
         if machine is None:
@@ -111,14 +111,12 @@ def _times(ops: Sequence[Op], columns: Array, machines: Sequence[model.Machine |
         except OctosimError:
             continue
         rows[at] = machine.tables(codes)
-        border = machine.runtime is None or machine.runtime.border
-        gpu = any(engine.multiprocessors for engine in machine.device.engines)
-        groups.setdefault((border, gpu), []).append(at)
-    for (border, _), members in groups.items():
+        groups.setdefault(any(engine.multiprocessors for engine in machine.device.engines), []).append(at)
+    for members in groups.values():
         fixed = np.stack([rows[at][0] for at in members], axis=1)[:, :, None, :]  # [MACHINE][D][1][n]
         factors = np.stack([rows[at][1] for at in members])[:, None]  # [D][1][n][PARAMETERS]
         some = max(1, CHUNK // max(1, fixed[0].size))
         for start in range(0, columns.shape[1], some):
-            part = model._prepared(columns[:, None, start : start + some], fixed, factors, border)
+            part = model._prepared(columns[:, None, start : start + some], fixed, factors)
             found[members, start : start + some] = model.times(part, part.parameters)[0].sum(axis=-1)
     return found

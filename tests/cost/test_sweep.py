@@ -22,8 +22,8 @@ DEVICES = [(hardware.load(name), None, threads) for name, threads in
            (("pi4", None), ("pi5", 2), ("jetson", None), ("atlas", None), ("rk3399", 4), ("xeon-gold-6455b", None))]
 
 
-def step(method):
-    network = plan.dry(graph.layers("lenet5", 10, True, in_shape=(28, 28, 1)), (28, 28, 1), methods.make(method, {}))
+def step(method, model="lenet5", shape=(28, 28, 1)):
+    network = plan.dry(graph.layers(model, 10, True, in_shape=shape), shape, methods.make(method, {}))
     return lambda batch: plan.ops(plan.plan_like(network, batch))
 
 
@@ -36,6 +36,16 @@ def test_a_sweep_equals_single_predictions(read):
     for row, (device, runtime, threads) in zip(found, DEVICES, strict=True):
         single = [sum(c.time_s for c in cost.predict(read(b), device, threads, runtime)) for b in batches]
         assert row == pytest.approx(single, rel=1e-9)
+
+
+def test_small_calls_join_larger_ones_at_some_batches():
+    """A network of many layers has a line for some batches alone; what lies on it is not planned."""
+    read, batches = step("octo", "resnet20", (32, 32, 3)), [*range(1, 400, 3)]
+    planned = []
+    found = sweep.times(sweep.table(lambda batch: planned.append(batch) or read(batch)), batches, DEVICES[:1])[0]
+    assert sorted(planned) == sorted(set(planned)) and len(planned) < len(batches) / 2, planned
+    for at in (0, 1, 5, 21, 40, 66, 132):
+        assert found[at] == pytest.approx(sum(c.time_s for c in cost.predict(read(batches[at]), DEVICES[0][0])), rel=1e-9)
 
 
 def test_frameworks_in_a_sweep_and_devices_that_cannot():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from kit.checkasm import CEXT
 
 from octosim import core, methods, stepclock, train
 from octosim.engine import network, plan, probes
@@ -175,3 +177,20 @@ def test_a_chain_of_thousands_of_layers() -> None:
     made = network.nodes([Flatten(), Linear(4), *[ReLU()] * 20_000, Linear(3)], (6, 6, 1))
     assert time.process_time() - began < 10
     assert not made[1].in_place and all(node.in_place for node in made[2:-1])
+
+
+def test_the_core_works_in_what_the_plan_says():
+    """The plan counts memory that only C takes: its numbers are C's."""
+    text = {name: (CEXT / name).read_text() for name in ("dispatch.h", "products.inc", "api_blocks.c", "kernels.h")}
+
+    def number(file, pattern):
+        (found,) = re.findall(pattern, text[file])
+        return int(found)
+
+    assert plan.CHUNK == number("dispatch.h", r"enum \{ CHUNK = (\d+) \};")
+    block = number("kernels.h", r"enum \{ OCTO_BLOCK_F32 = (\d+),")
+    assert plan.ROWS == number("products.inc", r"enum \{ ROWS = (\d+), DEEP")
+    assert plan.DEEP == block * number("products.inc", r"DEEP = (\d+) \* OCTO_BLOCK_F32")
+    assert plan.PANELS == 1 << number("products.inc", r"int64_t room = \(\(int64_t\)1 << (\d+)\) / \(TILE_COLS \* share\)")
+    assert plan.WINDOWS == number("api_blocks.c", r"octo_max\(1, (\d+) / \(pixels \* n\)\)")
+    assert f"(octo_min(some, g->batch) * pixels + {plan.BORDER // 32} * OCTO_SIDE) * n * 4" in text["api_blocks.c"]
