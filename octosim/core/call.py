@@ -212,7 +212,7 @@ def pointer(
             pass
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise CoreError(f"{name} must be a {dtype} array, not {found}")
+        raise CoreError(f"{name} must be {'an' if dtype.kind == 'i' else 'a'} {dtype} array, not {found}")
     if shape is not None and array.shape != shape:
         raise CoreError(f"{name} must have shape {shape}, not {array.shape}")
     if not array.flags.c_contiguous:

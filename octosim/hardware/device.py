@@ -28,7 +28,7 @@ from octosim.hardware import efficiency
 from octosim.hardware.efficiency import CpuFactors
 from octosim.hardware.figures import Count, Delay, Figure, Kind, Ratio
 from octosim.hardware.rates import Rates
-from octosim.hardware.runtime import Runtime, load_runtime
+from octosim.hardware.runtime import Runtime, load_runtime, runtime_names
 from octosim.numerics import ACCUMULATORS
 from octosim.schema import Frozen, Positive, Text, problems_text
 from octosim.textfile import TOML_BYTES, parse_toml, read_text
@@ -445,6 +445,8 @@ def load(name_or_path: str | Path) -> Device:
     found = _own_name(text) or (text if text in _shipped() else aliases().get(text))
     if found:
         return _shipped_device(found)
+    if text in runtime_names():
+        raise OctosimError(f"'{text}' is a runtime (--runtime; octosim profiles runtimes), not a device's profile")
     hint = suggest(text, [*names(), *aliases()], "octosim profiles list")
     raise OctosimError(f"unknown profile '{text}', and no path of a .toml file{hint}")
 

@@ -220,10 +220,15 @@ def load_runtime(name_or_path: str | Path) -> Runtime:
     files = _files()
     if text in files:  # the others need not be read
         return _shipped(text)
-    names = {alias: name for name in files for alias in (name, *_shipped(name).aliases)}
+    names = runtime_names()
     if text not in names:
         raise OctosimError(f"unknown runtime '{text}'" + suggest(text, names, "octosim profiles runtimes"))
     return _shipped(names[text])
+
+
+def runtime_names() -> dict[str, str]:
+    """The shipped runtimes' names by what they are called, aliases too."""
+    return {alias: name for name in _files() for alias in (name, *_shipped(name).aliases)}
 
 
 def runtimes() -> list[Runtime]:

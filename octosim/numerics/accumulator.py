@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any, Literal
 
 from octosim.errors import OctosimError, suggest
@@ -38,6 +39,10 @@ class Accumulator:
     unsigned: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("bits", "group", *(("pair_bits",) if self.pair_bits is not None else ())):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise OctosimError(f"accumulator {self.name}: {name} must be a whole number, not {value!r}")
         if not 8 <= self.bits <= 32:
             raise OctosimError(f"accumulator {self.name}: bits must be in 8 .. 32, not {self.bits}")
         if self.overflow not in ("saturate", "wrap"):

@@ -305,6 +305,7 @@ BAD = [
     (("bench", "--kernels", "--against", "mkl"), "unknown peer 'mkl' for kernels (known: torch, onnxruntime, apytypes)"),
     (("report", "nowhere"), "nowhere"),
     (("profiles", "show", "pi7"), "unknown profile 'pi7'"),
+    (("profiles", "show", "tflite"), "'tflite' is a runtime (--runtime; octosim profiles runtimes), not a device's profile"),
     (("profiles", "check", "nowhere.toml"), "nowhere.toml"),
     (("data", "fetch", "fashion-mnist-5k"), "is in the package"),
 ]

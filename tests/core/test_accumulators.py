@@ -163,6 +163,9 @@ def test_proofs_are_sharp(name: str) -> None:
     ("change", "words"),
     [
         (dict(bits=7), "bits must be in 8 .. 32, not 7"),
+        (dict(bits="16"), "bits must be a whole number, not '16'"),
+        (dict(group=2.0), "group must be a whole number, not 2.0"),
+        (dict(pair_bits=True, group=4), "pair_bits must be a whole number, not True"),
         (dict(bits=33), "bits must be in 8 .. 32"),
         (dict(overflow="clip"), "overflow must be saturate or wrap, not 'clip'"),
         (dict(group=0), "group must be in 1 .. 32768"),

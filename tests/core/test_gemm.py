@@ -223,7 +223,7 @@ A, B = np.zeros((3, 4), np.int8), np.zeros((4, 5), np.int8)
         (("x", B), {}, "a must be a 2-D"),
         ((A, B), {"threads": 0}, "threads must be in 1 .. 1024, not 0"),
         ((A, B), {"out": np.zeros((3, 4), np.int32)}, "out must have shape (3, 5), not (3, 4)"),
-        ((A, B), {"out": np.zeros((3, 5), F)}, "out must be a int32 array, not float32"),
+        ((A, B), {"out": np.zeros((3, 5), F)}, "out must be an int32 array, not float32"),
         ((A, B), {"out": np.zeros((5, 3), np.int32).T}, "out must be C-contiguous"),
         ((A.astype(F), B.astype(F)), {"accumulator": ACCUMULATORS["acc16"]}, "acc16 is for integer operands"),
     ],
