@@ -148,3 +148,17 @@ def test_accuracy_against_what_a_step_costs(
     expected = cost("lenet5", "jetson", batch_size=32, method="octo").totals["time_s"][0]
     assert costs["time_s"][2] == pytest.approx(expected, rel=1e-4)
     assert "(below: octo)" in (tmp_path / "a.svg").read_text() and "| fp32 | float16 |" in capsys.readouterr().out
+
+
+def test_the_efficiency_that_is_kept_is_todays() -> None:
+    """Of every method on a CPU and a GPU, with the parameters of its run."""
+    kept = pd.read_csv(ROOT / "reports/claims/efficiency.csv", keep_default_na=False)
+    devices = ["raspberry-pi-4", "jetson-xavier-nx"]
+    rows = kept[kept["place"].isin(devices) & (kept["method"] != "fp32")]
+    assert len(rows) >= 24
+    for (method, model, batch, parameters), some in rows.groupby(["method", "model", "batch_size", "parameters"]):
+        given = dict(text.split("=", 1) for text in parameters.split())
+        today = cost(model, devices, method=method, batch_size=batch, image="32x32x3", parameters=given).totals
+        for row in some.itertuples():
+            seconds = today[today["device"] == row.place]["time_s"].item()
+            assert row.time_s == pytest.approx(seconds, rel=0.01), f"{method} on {row.place}: python tools/efficiency.py"
