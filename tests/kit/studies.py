@@ -6,7 +6,7 @@ from pathlib import Path
 
 from octosim import study
 
-LONG = '[base]\nmodel = "lenet5"\nbatch_size = 20\nsteps = 40\n[[grid]]\naccumulator = ["exact32", "acc16"]\nseed = [0, 1]\n'
+LONG = '[base]\nmodel = "lenet5"\nbatch_size = 20\nsteps = 160\n[[grid]]\naccumulator = ["exact32", "acc16"]\nseed = [0, 1]\n'
 
 
 def file(folder: Path, text: str) -> Path:

@@ -106,7 +106,7 @@ def test_a_worker_dies_and_another_comes(dask: Dask, whole: Path, tmp_path: Path
 @pytest.mark.slow
 def test_when_the_study_or_the_scheduler_goes(dask: Dask, tmp_path: Path) -> None:
     """A killed study's run ends on its worker; a killed scheduler leaves a study that continues."""
-    endless = LONG.replace("steps = 40", "steps = 1000000")
+    endless = LONG.replace("steps = 160", "steps = 1000000")
     dask.worker("only")
     process = start(dask, tmp_path, endless)
     until(lambda: dask.trains("only"), "a run on the worker")
