@@ -13,7 +13,7 @@
 #define TILES "x86_amx.inc"
 #include "x86_gemm.inc"
 
-/* What tiles alone can do, as peak_s8 of x86_gemm.inc. */
+/* What tiles alone can do, as peak_s8 of x86_tiles.inc. */
 TARGET static int64_t peak_s8(int64_t rounds) {
     begin_amx(16);
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); _tile_zero(4); _tile_zero(6);

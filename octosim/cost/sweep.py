@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from octosim.trace import Op, is_training
 
 Array = np.ndarray[Any, Any]
 Read = tuple[tuple[Op, ...], Array]
+Table = Callable[[int], Read]
+"""A network at any batch: its operations and their columns [GEOMETRY][operation]."""
 
 CHUNK = 1 << 14
 """Operations times points that are priced at once: the arrays of a pass stay in the cache."""
@@ -28,46 +29,43 @@ FIXED = [model.GEOMETRY.index(name) for name in ("kind", "code", "winograd", "si
 """Columns that are the same at every batch of a line."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A network at any batch.  read: its operations and their columns [GEOMETRY][operation]."""
+def table(read: Callable[[int], Sequence[Op]]) -> Table:
+    """The table of a network that `read` gives the operations of at a batch; what was read once is kept."""
 
-    read: Callable[[int], Read]
+    @functools.lru_cache(maxsize=256)
+    def at(batch: int) -> Read:
+        ops = tuple(read(batch))
+        return ops, model.geometry(ops)
 
-    def lines(self, batches: Sequence[int]) -> Iterator[tuple[tuple[Op, ...], Array, list[int]]]:
-        """Operations, columns [GEOMETRY][batch][operation] and batches, of consecutive ones that lie on a line."""
-        if len(batches) > 2:
-            low, middle, high = batches[0], batches[len(batches) // 2], batches[-1]
-            (ops, a), (others, b), (last, c) = self.read(low), self.read(middle), self.read(high)
-            if _same(ops, others) and _same(ops, last) and np.array_equal(a[FIXED], c[FIXED]):
-                each = (c - a) / (high - low)
-                if np.allclose(a + each * (middle - low), b, rtol=1e-9, atol=0.5):
-                    yield ops, a[:, None] + each[:, None] * (np.asarray(batches, float)[None, :, None] - low), list(batches)
-                    return
-        if len(batches) > 1:
-            half = len(batches) // 2 + 1 if len(batches) > 2 else 1
-            yield from self.lines(batches[:half])
-            yield from self.lines(batches[half:])
-        elif batches:
-            ops, columns = self.read(batches[0])
-            yield ops, columns[:, None], list(batches)
+    return at
+
+
+def lines(network: Table, batches: Sequence[int]) -> Iterator[tuple[tuple[Op, ...], Array, Sequence[int]]]:
+    """Operations, columns [GEOMETRY][batch][operation] and batches, of consecutive ones that lie on a line.
+
+    batches: ascending.
+    """
+    if len(batches) > 2:
+        low, middle, high = batches[0], batches[len(batches) // 2], batches[-1]
+        (ops, a), (others, b), (last, c) = network(low), network(middle), network(high)
+        if _same(ops, others) and _same(ops, last) and np.array_equal(a[FIXED], c[FIXED]):
+            each = (c - a) / (high - low)
+            if np.allclose(a + each * (middle - low), b, rtol=1e-9, atol=0.5):
+                yield ops, a[:, None] + each[:, None] * (np.asarray(batches, float)[None, :, None] - low), batches
+                return
+    if len(batches) > 1:
+        half = len(batches) // 2 + (len(batches) > 2)  # the middle one, which is read already, ends the first half
+        yield from lines(network, batches[:half])
+        yield from lines(network, batches[half:])
+    elif batches:
+        ops, columns = network(batches[0])
+        yield ops, columns[:, None], batches
 
 
 def _same(ops: Sequence[Op], others: Sequence[Op]) -> bool:
     """Whether these are the same operations at two batches."""
     mine, theirs = ([(op.layer, op.pass_, op.name, op.function) for op in each] for each in (ops, others))
     return mine == theirs
-
-
-def table(read: Callable[[int], Sequence[Op]]) -> Table:
-    """The table of a network that `read` gives the operations of at a batch."""
-
-    @functools.lru_cache(maxsize=256)
-    def columns(batch: int) -> Read:
-        ops = tuple(read(batch))
-        return ops, model.geometry(ops)
-
-    return Table(columns)
 
 
 def times(network: Table, batches: Sequence[int], devices: Sequence[tuple[Device, Runtime | None, int | None]]) -> Array:
@@ -80,16 +78,14 @@ def times(network: Table, batches: Sequence[int], devices: Sequence[tuple[Device
         found = times(network, batches, [one for some in choices for one in some])
         return np.fmin.reduceat(found, np.cumsum([0, *map(len, choices[:-1])]))
     ordered = sorted(set(batches))
-    training = is_training(network.read(ordered[-1])[0])
+    training = is_training(network(ordered[-1])[0])
     machines = [None if d.rates is not None else model.Machine(d, r, t, training) for d, r, t in devices]
-    found = np.full((len(devices), len(batches)), np.nan)
+    priced: dict[int, Array] = {}
     alone = ordered[:1] if ordered[0] == 1 else []  # one row is another kind of product
     for some in (alone, ordered[len(alone) :]):
-        for ops, columns, on_line in network.lines(some):
-            priced = dict(zip(on_line, _times(ops, columns, machines).T, strict=True))
-            for at, batch in enumerate(batches):
-                if batch in priced:
-                    found[:, at] = priced[batch]
+        for ops, columns, on_line in lines(network, some):
+            priced.update(zip(on_line, _times(ops, columns, machines).T, strict=True))
+    found = np.stack([priced[batch] for batch in batches], axis=1)
     for at, (_, runtime, _) in enumerate(devices):
         if training and runtime and runtime.backward:
             found[at] += runtime.backward.step_ms.value * 1e-3

@@ -570,7 +570,7 @@ def test_calls_launched_ahead_hide_behind_work_or_work_behind_them():
         assert all((c.overhead_s > 0) is launched and (c.compute_s > 0) is not launched for c in one)
     table = sweep.table(lambda batch: [replace(op, shape=(batch * op.shape[0], *op.shape[1:])) for op in small])
     found = sweep.times(table, (1, 4096), [(device, software, None)])[0]
-    expected = [sum(c.time_s for c in cost.predict(list(table.read(b)[0]), device, runtime=software)) for b in (1, 4096)]
+    expected = [sum(c.time_s for c in cost.predict(list(table(b)[0]), device, runtime=software)) for b in (1, 4096)]
     assert found == pytest.approx(expected)
 
 
