@@ -120,7 +120,10 @@ int octo_isa_count(void) { return ISAS; }
 const char *octo_isa_name(int row) { return row >= 0 && row < ISAS ? isas[row].name : ""; }
 int octo_isa_supported(int row) { return row >= 0 && row < ISAS && isas[row].supported(); }
 const char *octo_isa(void) { return isas[&octo_table - tables].name; }
-int octo_columns(void) { return octo_table.columns; }
+void octo_tiling(int *columns, int *lanes, int *depth, int *in_place) {
+    const struct octo_kernels *table = &octo_table;
+    *columns = table->columns, *lanes = table->lanes, *depth = table->depth, *in_place = table->in_place;
+}
 
 int octo_isa_table(int row, struct octo_kernels *table) {
     OCTO_CHECK(row >= 0 && row < ISAS && isas[row].supported(), "instruction set %d is not here", row);

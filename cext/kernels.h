@@ -219,13 +219,14 @@ struct octo_view {
 };
 
 /* A table: the kernels; what the instruction set can do at most, measured: peak_s8 runs `rounds` rounds of int8 multiply-accumulates from
- * registers alone and returns how many these were; and of how many columns gemm_s8 computes whole multiples. */
+ * registers alone and returns how many these were; of how many columns gemm_s8 and gemm_f32 (lanes) compute whole multiples; of how many
+ * steps of a run, where tiles multiply so many at once, else 0; and whether gemm_s8 reads windows that overlap in place. */
 struct octo_kernels {
 #define KERNEL(name, arguments) void(*name) arguments;
 #include "kernels.def"
 #undef KERNEL
     int64_t (*peak_s8)(int64_t rounds);
-    int columns;
+    int columns, lanes, depth, in_place;
 };
 
 /* The table of an instruction set's row in dispatch.c; a status. */

@@ -25,8 +25,10 @@ int octo_isa_count(void);
 const char *octo_isa_name(int row);
 int octo_isa_supported(int row);
 const char *octo_isa(void);
-/* Columns of an int8 product that the instruction set in use computes at once at least: narrower ones take as long. */
-int octo_columns(void);
+/* Of the instruction set in use: columns of an int8 product and of a float32 one (lanes) that it computes at once at least, narrower
+ * ones taking as long; steps of an int8 reduction that tiles multiply at once, shorter ones being left to vectors, 0 without tiles; and
+ * whether an int8 product reads windows that overlap in place, in lines that are long enough, and packs none. */
+void octo_tiling(int *columns, int *lanes, int *depth, int *in_place);
 int octo_set_isa(const char *name);
 int octo_max_threads(void);
 int octo_threads(void);

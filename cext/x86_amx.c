@@ -29,13 +29,13 @@ TARGET static int64_t peak_s8(int64_t rounds) {
 static struct octo_kernels vectors;
 
 TARGET static void gemm_s8(const struct octo_job *job) {
-    if (job->a.segments * job->a.length <= 64) vectors.gemm_s8(job);
+    if (job->a.segments * job->a.length <= depth_amx) vectors.gemm_s8(job);
     else gemm_s8_amx(job);
 }
 
 TARGET static void weight_grad_s8(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines,
                                   int64_t filters, const int8_t *dy, void *scratch, int accumulate, int32_t *dw) {
-    if (octo_planes(x, channels, c0, c1) < 16) vectors.weight_grad_s8(x, channels, c0, c1, line, lines, filters, dy, scratch, accumulate, dw);
+    if (octo_planes(x, channels, c0, c1) < side_amx) vectors.weight_grad_s8(x, channels, c0, c1, line, lines, filters, dy, scratch, accumulate, dw);
     else weight_grad_s8_amx(x, channels, c0, c1, line, lines, filters, dy, scratch, accumulate, dw);
 }
 
@@ -43,6 +43,7 @@ void octo_init_amx(struct octo_kernels *table) {
     vectors = *table;
     table->gemm_s8 = gemm_s8;
     table->columns = columns_amx;
+    table->depth = depth_amx;
     table->peak_s8 = peak_s8;
     table->weight_grad_s8 = weight_grad_s8;
 }

@@ -34,6 +34,7 @@ void octo_init_avx2(struct octo_kernels *table) {
     init_loops_avx2(table);
     table->gemm_s8 = gemm_s8_avx2;
     table->columns = columns_avx2;
+    table->in_place = 1;
     table->peak_s8 = peak_s8_avx2;
     table->weight_grad_s8 = weight_grad_s8_avx2;
     table->gemm_s8_accumulate = gemm_s8_accumulate_avx2;

@@ -24,6 +24,7 @@ void octo_init_avx512vnni(struct octo_kernels *table) {
     if (octo_halves_512()) {
         table->gemm_f32 = gemm_f32_avx512vnni;
         table->weight_grad_f32 = weight_grad_f32_avx512vnni;
+        table->lanes = lanes_avx512vnni;
     }
 }
 #endif

@@ -43,7 +43,8 @@ class Op:
     kernel, stride: of a convolution or of pooling whose elements count their windows; (0, 0) where the operation is none.
     weights: how many of the bytes are parameters, which stay from step to step.
     algorithm: one of ALGORITHMS.
-    channels: length of the innermost axis of an elementwise operation, 0 where it does not matter.
+    channels: neighbours in memory that an elementwise operation works on at once, of most the innermost axis; 0 where that
+        does not matter.
     groups of an update: tensors that are updated one by one.
     function: of octosim's core, which makes it; "" where other software does.
     slow: times as long as octosim's kernels would compute, by software whose kernels are generic.

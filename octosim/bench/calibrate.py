@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import platform
 import statistics
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tomli_w
@@ -225,7 +226,7 @@ def non_negative(a: Array, b: Array, steps: int = 2000) -> Array:
 
 
 def fit(rows: Sequence[tuple[tuple[float, ...], float, float]]) -> tuple[Array, Array]:
-    """(costs by FEATURES, ln(measured / fitted)) of layers' passes: (features, microseconds of the product, of the whole pass).
+    """(costs by rates.COSTS, ln(measured / fitted)) of layers' passes: (work, microseconds of the product, of the whole pass).
 
     The least sum of |ln(measured / fitted)| of the whole: what a step takes is to be right, not each part of it, and what
     disturbed a few measurements is to count little.  By least squares, weighted again and again.
@@ -259,11 +260,12 @@ def _bandwidth(threads: int, caches: Sequence[dict[str, Any]], rounds: int, larg
 def _fit_products(calls: Sequence[Timed], threads: int, best: dict[str, float]) -> tuple[list[dict[str, Any]], list[float]]:
     """Costs of products with so many threads, and ln(measured / fitted) of each.  best: the most MAC/s of a core by dtype."""
     grouped: dict[tuple[str, str, str], list[tuple[tuple[float, ...], float, float]]] = {}
+    tiling = rates.Tiling(**core.tiling()._asdict())
     for call in calls:
         op = call.op
         if op.kind == "gemm":
             took = call.time * 1e6
-            row = rates.features(op, core.columns()), took, took
+            row = rates.work(op, tiling).scaled(), took, took
             grouped.setdefault((rates.kind_of(op), op.dtype, op.pass_), []).append(row)
             best[op.dtype] = max(best.get(op.dtype, 0.0), op.macs / call.time / threads)
     products, residuals = [], []
@@ -271,29 +273,56 @@ def _fit_products(calls: Sequence[Timed], threads: int, best: dict[str, float]) 
         costs, off = fit(rows)
         residuals += off.tolist()
         products.append({"kind": kind, "dtype": dtype, "pass": pass_, "threads": threads}
-                        | dict(zip(rates.FEATURES, map(float, costs), strict=True)))  # fmt: skip
+                        | dict(zip(rates.COSTS, map(float, costs), strict=True)))  # fmt: skip
     return products, residuals
 
 
 def _passes(calls: Sequence[Timed], threads: int) -> list[rates.PassRate]:
-    """The times of each function of the core over memory, by numbers of elements: medians of those within a factor of two."""
-    grouped: dict[str, dict[int, list[tuple[int, float, float]]]] = {}
+    """The times of each function of the core over memory by numbers of elements, and what a run of them takes."""
+    grouped: dict[str, list[Pass]] = {}
     for call in calls:
-        op = call.op
-        if op.kind != "gemm":
-            size = max(1, op.elements // op.groups)
-            row = size, call.time * 1e6 / op.groups, op.bytes / max(1, op.elements)
-            grouped.setdefault(op.function, {}).setdefault(size.bit_length(), []).append(row)
-    found = []
-    for function, by_size in grouped.items():
-        ascending = [rows for _, rows in sorted(by_size.items())]
-        points = [tuple(float(np.median(column)) for column in zip(*rows, strict=True)) for rows in ascending]
-        sizes, times = [round(p[0]) for p in points], [max(1e-3, p[1]) for p in points]
-        if len(points) == 1:  # in proportion
-            sizes, times = [*sizes, 2 * sizes[0]], [*times, 2 * times[0]]
-        moved = statistics.median(p[2] for p in points)
-        found.append(rates.PassRate(name=function, threads=threads, elements=tuple(sizes), us=tuple(times), moved=moved))
-    return found
+        if call.op.kind != "gemm":
+            once = rates.calls(call.op)
+            found = Pass(max(1, call.op.elements // once), rates.runs(call.op), call.op.bytes / once, call.time * 1e6 / once)
+            grouped.setdefault(call.op.function, []).append(found)
+    return [fit_pass(function, some, threads) for function, some in grouped.items()]
+
+
+class Pass(NamedTuple):
+    """A call of a function over memory: its elements, in so many runs, of so many bytes, and microseconds."""
+
+    elements: int
+    runs: float
+    bytes: float
+    us: float
+
+
+SHARES = (0.0, *np.geomspace(0.01, 1, 15))
+"""Of the median time that a run, or a byte, would take if nothing else took any: what is tried for them."""
+
+
+def fit_pass(function: str, measured: Sequence[Pass], threads: int) -> rates.PassRate:
+    """Times by numbers of elements, medians of those within a factor of two, beside what runs and bytes take: of SHARES what
+    leaves the least sum of |ln(measured / fitted)|."""
+    by_run = statistics.median(p.us / p.runs for p in measured) if all(p.runs for p in measured) else 0.0
+    by_byte = statistics.median(p.us / p.bytes for p in measured)
+    tried = [_curve(function, measured, threads, by_run * run, by_byte * byte)
+             for run in SHARES[: len(SHARES) if by_run else 1] for byte in SHARES]  # fmt: skip
+    return min(tried, key=lambda row: sum(abs(math.log(p.us / row.time(*p[:3]))) for p in measured))
+
+
+def _curve(function: str, measured: Sequence[Pass], threads: int, by_run: float, by_byte: float) -> rates.PassRate:
+    """by_run, by_byte: microseconds of each; at least a tenth of a time remains."""
+    by_size: dict[int, list[tuple[int, float]]] = {}
+    for p in measured:
+        rest = max(p.us - by_run * p.runs - by_byte * p.bytes, p.us / 10, 1e-3)
+        by_size.setdefault(p.elements.bit_length(), []).append((p.elements, rest))
+    points = [tuple(statistics.median(column) for column in zip(*rows, strict=True)) for _, rows in sorted(by_size.items())]
+    sizes, times = [round(p[0]) for p in points], [p[1] for p in points]
+    if len(points) == 1:  # in proportion
+        sizes, times = [*sizes, 2 * sizes[0]], [*times, 2 * times[0]]
+    return rates.PassRate(name=function, threads=threads, ps_per_run=by_run * 1e6, ps_per_byte=by_byte * 1e6,
+                          elements=tuple(sizes), us=tuple(times))  # fmt: skip
 
 
 def _turns(probes: Sequence[Probe], rounds: int) -> list[tuple[Probe, str]]:
@@ -420,7 +449,7 @@ def _profile(
     call = min(row["us"][0] for row in passes)
     data["overhead_us"] = measured(call)
     spread = max(0.05, 1.4826 * float(np.median(np.abs(residuals))))  # of a normal distribution, by its median
-    data["rates"] = {"source": source, "kernels": rates.KERNELS, "columns": core.columns(), "references": references,
+    data["rates"] = {"source": source, "kernels": rates.KERNELS, "tiling": core.tiling()._asdict(), "references": references,
                      "spread": float(f"{spread:.3g}"), "products": products, "passes": passes,
                      "bandwidth": bandwidth}  # fmt: skip
     return data

@@ -76,6 +76,9 @@ def quantize_windows(g: Conv, x: Array, *, half: bool = False, out: Array | None
     return out, scales
 
 
+costs("octo_quantize_windows_s8", run=lambda arguments: int(arguments[0].kernel_w * arguments[0].channels))
+
+
 def _blocks(name: str, q: Array, scales: Array) -> tuple[bool, Any, Any]:
     """Whether codes in blocks lie in memory as their transpose, and the pointers of the codes and of their scales."""
     if not isinstance(q, np.ndarray) or q.ndim != 2 or not isinstance(scales, np.ndarray):

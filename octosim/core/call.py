@@ -263,6 +263,7 @@ class Cost:
 
     again: how often it reads an operand, by the operand's name, where that is not once.  product: the matrix product, of the
     call's arguments.  weights: the operand that holds parameters in a product.  update: whether it is an optimizer's step.
+    run: the length of the runs that it works on, of the call's arguments, where that is not its largest operand's last axis.
     rounding: the place of the argument that says how it rounds, where drawing random numbers takes longer than all else.
     """
 
@@ -271,6 +272,7 @@ class Cost:
     weights: str | None = None
     update: bool = False
     rounding: int | None = None
+    run: Callable[[tuple[Any, ...]], int] | None = None
 
     def variant(self, arguments: tuple[Any, ...]) -> str:
         """" stochastic" where the call draws random numbers."""
@@ -284,12 +286,12 @@ COSTS: dict[str, Cost] = {}
 
 def costs(
     *functions: str, product: Callable[[tuple[Any, ...]], Product] | None = None, weights: str | None = None,
-    update: bool = False, rounding: int | None = None, **again: int,
+    update: bool = False, rounding: int | None = None, run: Callable[[tuple[Any, ...]], int] | None = None, **again: int,
 ) -> None:  # fmt: skip
     """States the cost of C functions, beside their wrapper: see `Cost`."""
     for name in functions:
         assert hasattr(_compiled, name), name
-        COSTS[name] = Cost(again, product, weights, update, rounding)
+        COSTS[name] = Cost(again, product, weights, update, rounding, run)
 
 
 # ---- numbers that the core makes and takes --------------------------------------------------
@@ -435,9 +437,23 @@ def isa() -> str:
     return str(ffi.string(lib.octo_isa()).decode())
 
 
-def columns() -> int:
-    """How many columns of an int8 product the instruction set in use computes at once at least: narrower ones take as long."""
-    return int(lib.octo_columns())
+class Tiling(NamedTuple):
+    """What an instruction set computes at once, smaller products taking as long: columns of an int8 one and of a float32 one.
+    depth: steps of an int8 reduction that tiles multiply at once, which leave shorter ones to vectors; 0 where there are no
+    tiles.  in_place: whether an int8 product reads windows that overlap where they lie, and packs none."""
+
+    int8: int
+    float32: int
+    depth: int
+    in_place: bool
+
+
+def tiling() -> Tiling:
+    """Of the instruction set in use."""
+    numbers = [ffi.new("int *") for _ in Tiling._fields]
+    lib.octo_tiling(*numbers)
+    columns, lanes, depth, in_place = (number[0] for number in numbers)
+    return Tiling(columns, lanes, depth, bool(in_place))
 
 
 def set_isa(name: str) -> None:

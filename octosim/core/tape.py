@@ -50,13 +50,14 @@ class Operand(NamedTuple):
 
 class Call(NamedTuple):
     """A call of a step.  function: of C, or "python:" and the name of a segment.  product: the matrix product that it makes, if
-    it makes one.  key: see `call.at`.  variant: see `Cost.variant`."""
+    it makes one.  key: see `call.at`.  variant, run: see `Cost`; run 0: its largest operand's last axis."""
 
     function: str
     operands: tuple[Operand, ...]
     product: Product | None
     key: tuple[str, ...]
     variant: str = ""
+    run: int = 0
 
 
 class Tape:
@@ -164,7 +165,8 @@ class Tape:
         cost = COSTS.get(function)
         product = cost.product(arguments) if cost and cost.product else None
         variant = cost.variant(arguments) if cost else ""
-        self.calls.append(Call(function, tuple(self._operands), product, here.key, variant))
+        run = cost.run(arguments) if cost and cost.run else 0
+        self.calls.append(Call(function, tuple(self._operands), product, here.key, variant, run))
         self._operands.clear()
 
     def _pointed_to(self, at: Any, memory: Any = None) -> Any:

@@ -286,7 +286,7 @@ def operation(call: core.Call) -> Op:
         )  # fmt: skip
     return Op(
         layer, pass_, "update" if cost and cost.update else "elementwise", _title(call.function), (largest.elements,),
-        "float32" if floats else "int8", reads, writes, channels=largest.shape[-1] if largest.shape else 0,
+        "float32" if floats else "int8", reads, writes, channels=call.run or (largest.shape[-1] if largest.shape else 0),
         function=call.function + call.variant,
     )  # fmt: skip
 

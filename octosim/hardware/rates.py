@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -17,10 +17,6 @@ from octosim.trace import DTYPE_BYTES, Op
 
 Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-FEATURES = (
-    "us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result", "ps_per_near", "ps_per_scattered",
-    "ps_per_summed",
-)  # fmt: skip
 LINES_CUT, BLOCK_OF_SUMS = 7 / 8, 256
 """conv_input_grad skips rows of padding where at most 7/8 of the products remain; float32: only if a row's K is a multiple of
 256 (`skip_padding_pays` in cext/api_gemm.c)."""
@@ -32,8 +28,6 @@ PLAIN = {
                                               for pass_ in ("forward", "input_grad", "weight_grad")))
 }  # fmt: skip
 """The functions whose products are priced by their kind; another function's (codes in blocks, of 64-bit sums) by themselves."""
-FLOATS = 8
-"""Columns of a float32 result that a kernel computes at once: narrower results take as long.  Of int8: `Rates.columns`."""
 FEW = 32
 """Filters up to which a float32 dW reads X in place (`weight_grad_f32` in cext/products.inc)."""
 VECTOR, LINE = 16, 64
@@ -42,26 +36,67 @@ will do."""
 LARGE = 1 << 18
 """Elements of an int8 dW from planes from which on each thread takes its own channels: its sums need not be added up
 (`weight_grad_s8` in cext/api_gemm.c)."""
-KERNELS = 2
+SHORT, FAR = 8, 256
+"""Pixels of a line from which on a float32 product reads windows in place, and the most values from one of them to the next
+(`gemm_f32` in cext/products.inc)."""
+ROW, WIDEST = 192, 16
+"""What a row of a narrow int8 convolution costs beside its products, and the most columns that neighbouring pixels make
+together (`neighbours` in cext/api_gemm.c)."""
+SIDE, STEP, SHORTEST, LONGER = 16, 4, 7, 16
+"""Rows of a tile, and codes of a step of it.  Pixels of a line from which on windows are read in place, of results of at most
+two tiles' columns and of wider ones (`in_place` in cext/x86_gemm.inc)."""
+KERNELS = 3
 """Edition of the kernels that `features` describes.  Raise it where a kernel's time comes to follow other features: rates that
 were fitted to the old ones would price it wrong."""
 
 
-class ProductRate(Frozen):
-    """One kind of product in one pass: us_per_call + MACs ps_per_mac + M K ps_per_left + K N ps_per_right
-    + results ps_per_result + near ps_per_near + scattered ps_per_scattered + summed ps_per_summed.
+class Work(NamedTuple):
+    """What takes a product its time, M x K x N as its pass is in the trace; each has a cost in ProductRate.
 
-    M x K x N: of the pass, as in the trace, N rounded up for the MACs to the columns that a kernel computes at once.  Of a
-    convolution's dX that of the convolution of dY that it is: for each residue of X's rows modulo the stride a product whose
+    macs: M K N, with what is computed in vain: N rounded up to the columns that a kernel computes at once, of a narrow int8
+        convolution those of neighbouring pixels together (`neighbours` in cext/api_gemm.c); where tiles multiply, M and the
+        runs of K rounded up too.
+    left, right: M K and K N, operands that are packed; left without windows that are read in place.
+    result: M N, with the columns in vain.  scattered: results that are put into place line by line, of a stride or of products
+        that leave padding out; of codes in blocks the runs of channels that are added to X's.
+    near: elements of the operand whose windows are multiplied, as it lies in memory; of an int8 dW from planes, pixels x kernel
+        columns x channels.
+    summed: results of an int8 dW whose threads' sums one thread adds up.
+    vector_macs: of int8, what is left to vectors where tiles multiply, instead of macs.
+    lines: of windows that are read in place, for each of the kernel's columns.
+
+    A convolution's dX is the convolution of dY that it is: for each residue of X's rows modulo the stride a product whose
     columns are the channels of as many neighbours as the stride; in all of them K = kernel rows x taps that reach a neighbour x
     filters.  Rows count by the part of K that is no padding where the product leaves that out (`skip_padding_pays` in
-    cext/api_gemm.c).  Of its dW in float32, of at most FEW filters, the transposed one, M = weights of a filter.  Of depthwise
-    convolutions left counts the outputs of one channel, result those of all.
-    results: elements of the result.  near: elements of the operand whose windows are multiplied, as it lies in memory; of an
-    int8 dW from planes, pixels x kernel columns x channels.  scattered: results that a stride puts into place line by line.
-    summed: results of an int8 dW whose threads' sums one thread adds up.
-    kind: convolution, linear, depthwise, or a function that is not one of PLAIN.
+    cext/api_gemm.c).  Of a float32 dW of at most FEW filters M is the weights of a filter.  Of depthwise convolutions left
+    counts the outputs of one channel, result those of all.
     """
+
+    calls: float = 1.0
+    macs: float = 0.0
+    left: float = 0.0
+    right: float = 0.0
+    result: float = 0.0
+    near: float = 0.0
+    scattered: float = 0.0
+    summed: float = 0.0
+    vector_macs: float = 0.0
+    lines: float = 0.0
+
+    def scaled(self) -> tuple[float, ...]:
+        """In calls and millions of the others: what COSTS give microseconds of."""
+        return self.calls, *(count * 1e-6 for count in self[1:])
+
+
+COSTS = (
+    "us_per_call", "ps_per_mac", "ps_per_left", "ps_per_right", "ps_per_result", "ps_per_near", "ps_per_scattered",
+    "ps_per_summed", "ps_per_vector_mac", "ps_per_line",
+)  # fmt: skip
+"""Of each of Work's in its order."""
+
+
+class ProductRate(Frozen):
+    """COSTS of one kind of product in one pass.  kind: convolution, linear, depthwise, or a function that is not of PLAIN."""
 
     kind: Annotated[str, Field(pattern=r"^(convolution|linear|depthwise|octo_[A-Za-z0-9_]{1,60})$")]
     dtype: Literal["int8", "float32"]
@@ -75,21 +110,18 @@ class ProductRate(Frozen):
     ps_per_near: Cost = 0.0
     ps_per_scattered: Cost = 0.0
     ps_per_summed: Cost = 0.0
+    ps_per_vector_mac: Cost = 0.0
+    ps_per_line: Cost = 0.0
 
 
 class PassRate(Frozen):
-    """Times of one function of octosim's core over memory at some numbers of elements, ascending.
-
-    name: of the function.  moved: bytes that it reads and writes for each element, 0 where unknown.  pass, channels,
-    us_per_call: of earlier profiles, whose names are no functions: they price nothing.
-    """
+    """Times of one function of octosim's core over memory at some numbers of elements, ascending, beside what it takes for each
+    run of neighbours (`Op.channels` of them) and for each byte that it reads or writes.  name: of the function."""
 
     name: Text
     threads: Annotated[int, Field(ge=1)]
-    moved: Cost = 0.0
-    pass_: Literal["forward", "dX", "dW", "update"] | None = Field(default=None, alias="pass")
-    channels: Annotated[int, Field(ge=0)] = 0
-    us_per_call: Cost = 0.0
+    ps_per_run: Cost = 0.0
+    ps_per_byte: Cost = 0.0
     elements: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=2)]
     us: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]
 
@@ -98,6 +130,10 @@ class PassRate(Frozen):
         if len(self.us) != len(self.elements) or list(self.elements) != sorted(set(self.elements)):
             raise ValueError("needs ascending elements and as many times")
         return self
+
+    def time(self, elements: float, runs: float, moved: float) -> float:
+        """Microseconds of a call on so many elements in so many runs, which moves so many bytes."""
+        return interpolate(self.elements, self.us, elements) + (self.ps_per_run * runs + self.ps_per_byte * moved) * 1e-6
 
 
 class Bandwidth(Frozen):
@@ -116,14 +152,22 @@ class ReferenceTime(Frozen):
     us: Positive
 
 
+class Tiling(Frozen):
+    """`core.Tiling` of the instruction set."""
+
+    int8: Annotated[int, Field(ge=1, le=256)]
+    float32: Annotated[int, Field(ge=1, le=256)]
+    depth: Annotated[int, Field(ge=0, le=1024)] = 0
+    in_place: bool = False
+
+
 class Rates(Frozen):
     """kernels: their edition, which must be KERNELS; files from before it was written have none.
-    columns: of an int8 product that the instruction set computes at once (`core.columns`).
     spread: standard deviation of ln(measured / fitted) of the products that the rates were fitted to."""
 
     source: Text
     kernels: int
-    columns: Annotated[int, Field(ge=1, le=256)]
+    tiling: Tiling
     references: Annotated[tuple[ReferenceTime, ...], Field(strict=False)] = ()
     spread: Positive
     products: Annotated[tuple[ProductRate, ...], Field(strict=False, min_length=1)]
@@ -138,49 +182,119 @@ class Rates(Frozen):
         return given
 
 
-def features(op: Op, columns: int) -> tuple[float, ...]:
-    """What FEATURES are multiplied by, in calls, and 10^6 of the others: ps become us.  columns: see `Rates`."""
+def work(op: Op, tiling: Tiling) -> Work:
+    """Of a product, with kernels of such a tiling."""
     kind, plain = shape_of(op), kind_of(op) == shape_of(op)
     m, k, n = (float(size) for size in op.shape)
-    block = columns if op.dtype == "int8" else FLOATS
-    result, scattered = m * n, 0.0
+    result, scattered, windows = m * n, 0.0, None
     near = float(math.prod(op.geometry[:4])) if op.geometry and (plain or kind == "depthwise") else 0.0
     if kind == "depthwise":
         outputs, groups = float(max(op.shape)), _up(op.groups, VECTOR)  # outputs: of one channel
-        return 1.0, groups * m * k * n * 1e-6, outputs * 1e-6, 0.0, groups * outputs * 1e-6, near * 1e-6, 0.0, 0.0
-    if kind == "convolution" and plain and op.pass_ == "dX":
+        return Work(macs=groups * m * k * n, left=outputs, result=groups * outputs, near=near)
+    if kind == "convolution" and not plain and op.pass_ == "dX":
+        scattered = m * math.prod(op.kernel)
+    elif kind == "convolution" and plain and op.pass_ == "forward" and op.geometry:
+        windows = Windows(_line(op), *op.kernel, op.geometry[3], op.stride)
+    elif kind == "convolution" and plain and op.pass_ == "dX":
         (height, width), stride = op.kernel, op.stride
-        channels = n // (height * width)
+        channels, filters = n // (height * width), int(k)
         pixels = math.prod(op.geometry[:3]) if op.geometry else op.writes / DTYPE_BYTES["int32"] / channels
         taps = (width - 1) // stride + 1
         seen = math.sqrt(m * stride**2 / pixels)  # lines of dY for each of X, of square images
-        if seen > LINES_CUT or op.dtype != "int8" and k * taps % BLOCK_OF_SUMS:
+        if seen > LINES_CUT or op.dtype != "int8" and filters * taps % BLOCK_OF_SUMS:
             seen = 1.0
         near, result = m * k, pixels * channels
-        scattered = result if stride > 1 else 0.0
+        scattered = result if stride > 1 or seen < 1 else 0.0
         m, k, n = seen * pixels / stride**2, k * height * taps, channels * stride
+        if op.geometry:
+            windows = Windows(max(1, op.geometry[2] // stride), height, taps, filters, 1 if stride == 1 else 0)
     elif kind == "convolution" and plain and op.pass_ == "dW":
         if op.dtype == "int8" and op.geometry:
-            return _planes(op, columns)
+            return _planes(op, tiling)
         if op.dtype != "int8" and m <= FEW:
             m, n = n, m
-    return 1.0, m * k * _up(n, block) * 1e-6, m * k * 1e-6, k * n * 1e-6, result * 1e-6, near * 1e-6, scattered * 1e-6, 0.0
+    rest = Work(near=near, scattered=scattered)
+    if op.dtype == "int8" and plain:
+        return _int8(m, k, n, result, tiling, windows, rest)
+    columns = tiling.int8 if op.dtype == "int8" else tiling.float32
+    wide = _up(n, columns)
+    done = rest._replace(macs=m * k * wide, left=m * k, right=k * n, result=result * wide / n)
+    if windows is None or windows.line < SHORT or max(1, windows.stride) * windows.pixel > FAR:
+        return done
+    return done._replace(left=0.0, lines=m / windows.line * wide / columns)
 
 
-def _planes(op: Op, columns: int) -> tuple[float, ...]:
+class Windows(NamedTuple):
+    """A convolution's: how many are in a line; lines of taps, taps of a line, values of a pixel; pixels from one to the next, 0
+    where neighbours are together anyway."""
+
+    line: int
+    height: int
+    width: int
+    pixel: int
+    stride: int
+
+
+def _int8(m: float, k: float, n: float, result: float, tiling: Tiling, windows: Windows | None, rest: Work) -> Work:
+    """An int8 product M x K x N, of a convolution with `result` results; rest: what else there is to it."""
+    line, run, overlap = 1, k, False
+    if windows is not None:
+        line, height, taps, pixel, stride = windows
+        together, taps = _neighbours(n, taps, height * pixel, stride, line, tiling.int8)
+        line, run = line // together, taps * pixel
+        m, k, n = m / together, height * run, n * together
+        overlap = 2 * max(1, stride) * together * pixel <= k
+    least = SHORTEST if n <= 2 * tiling.int8 else LONGER
+    steps = math.ceil(run / STEP) * k / run
+    in_place = tiling.in_place and overlap and line >= least and 2 * steps <= 3 * math.ceil(k / STEP)
+    wide = _up(n, tiling.int8)
+    done = rest._replace(left=0.0 if in_place else m * k, right=k * n, result=result * wide / n,
+                         lines=m / line * wide / tiling.int8 if in_place else 0.0)  # fmt: skip
+    if not tiling.depth:
+        return done._replace(macs=m * k * wide)
+    if k <= tiling.depth:
+        return done._replace(vector_macs=m * k * wide)
+    rows, steps = (line, run) if in_place else (m, k)  # that tiles round up
+    return done._replace(macs=m / rows * _up(rows, SIDE) * k / steps * _up(steps, tiling.depth) * wide)
+
+
+def _neighbours(n: float, taps: int, deep: int, stride: int, line: int, columns: int) -> tuple[int, int]:
+    """How many neighbouring pixels' results a narrow convolution computes together, and the taps that these see."""
+    best, seen, least = 1, taps, math.inf
+    for together in range(1, max(1, int(WIDEST // n)) + 1 if stride else 2):
+        wide = taps + (together - 1) * stride
+        cost = (_up(together * n, columns) * wide * deep + ROW) / together
+        if line % together == 0 and cost < least:
+            best, seen, least = together, wide, cost
+    return best, seen
+
+
+def _planes(op: Op, tiling: Tiling) -> Work:
     """Of an int8 weight gradient: in lines of groups of four pixels, from planes, where the lines are long enough for it (a
-    third of them wasted at most, `planar_kernel` in cext/api_gemm.c), else from rows that are gathered."""
+    third of them wasted at most, `planar_kernel` in cext/api_gemm.c), else from rows that are gathered.  A channel is a plane,
+    of few channels an element of a run (`octo_planes` in cext/kernels.h); tiles take whole ones of planes, of filters and of
+    pixels, where gaps let them the lines of an image as one."""
     m, k, n = op.shape
-    _, _, _, channels, _, height, width = op.geometry[:7]
+    images, _, across, channels, _, height, width, _, pad = op.geometry[:9]
     alone = height * width == 1 and op.stride == 1 and k % LINE == 0
     line = LINE if alone else _line(op)
-    grouped = _up(line, 4)
-    gathered, pixels, wide = float(k * n), float(k), _up(n, columns)
-    if op.stride == 1 and grouped * 3 <= line * 4:
-        gathered, pixels, wide = 0.0, k * grouped / line, _up(n, 4)
-    macs, near = _up(m, columns) * pixels * wide, 0.0 if gathered else pixels * width * channels
-    summed = m * n if gathered or m * n <= LARGE else 0.0
-    return 1.0, macs * 1e-6, m * k * 1e-6, gathered * 1e-6, m * n * 1e-6, near * 1e-6, 0.0, summed * 1e-6
+    grouped = _up(line, STEP)
+    filters = _up(m, tiling.int8)
+    done = Work(left=filters * k, result=m * n)
+    if op.stride > 1 or grouped * 3 > line * 4:
+        return done._replace(macs=filters * k * _up(n, tiling.int8), right=k * n, summed=m * n)
+    pixels = k * grouped / line
+    done = done._replace(near=pixels * width * channels, summed=m * n if m * n <= LARGE else 0.0)
+    macs = filters * pixels * _up(n, STEP)
+    planes = width * channels if channels > 1 and width * channels <= SIDE else channels
+    if not tiling.depth:
+        return done._replace(macs=macs)
+    if planes < SIDE:
+        return done._replace(vector_macs=macs)
+    pitch = line if alone else across + (2 * pad if isinstance(pad, int) else pad[1] + pad[3])
+    joined = k // (line * images) if not alone and line <= pitch <= line * 3 // 2 else 1
+    runs, length = k / line / joined, (joined - 1) * pitch + line
+    return done._replace(macs=_up(m, SIDE) * runs * _up(length, tiling.depth) * n / planes * _up(planes, SIDE))
 
 
 def _line(op: Op) -> int:
@@ -212,7 +326,7 @@ def shape_of(op: Op) -> str:
 def time_of(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
     """(compute, memory, overhead) in seconds with so many threads; their sum is the time.
 
-    compute: of products the share of ps_per_mac; memory: packing, results, and passes over memory.
+    compute: of products the share of the MACs; memory: packing, results, and passes over memory.
     """
     known = sorted({row.threads for row in rates.products})
     if threads in known or len(known) == 1:
@@ -231,9 +345,9 @@ def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
         rows = [r for r in alike if r.kind == kind_of(op)] or [r for r in alike if r.kind == shape_of(op)]
         row = next((r for r in rows if r.pass_ == op.pass_), rows[0] if rows else None)
         if row is not None:
-            call, macs, *moved = features(op, rates.columns)
-            memory = sum(getattr(row, name) * of for name, of in zip(FEATURES[2:], moved, strict=True))
-            return row.ps_per_mac * macs * 1e-6, memory * 1e-6, row.us_per_call * call * 1e-6
+            took = [getattr(row, cost) * count for cost, count in zip(COSTS, work(op, rates.tiling).scaled(), strict=True)]
+            compute = took[COSTS.index("ps_per_mac")] + took[COSTS.index("ps_per_vector_mac")]
+            return compute * 1e-6, (sum(took[1:]) - compute) * 1e-6, took[0] * 1e-6
     return pass_time(op, rates.passes, rates.bandwidth, threads)
 
 
@@ -246,9 +360,7 @@ def pass_time(op: Op, passes: Sequence[PassRate], levels: Sequence[Bandwidth], t
         moved = max(op.bytes, 2 * op.elements * DTYPE_BYTES.get(op.dtype, 4))
         return 0.0, moved / bandwidth(levels, threads, moved), overhead
     each = max(1, op.elements // calls(op))
-    time = interpolate(row.elements, row.us, each) * calls(op) * 1e-6
-    if row.moved:
-        time *= op.bytes / max(1, op.elements) / row.moved
+    time = row.time(each, runs(op), op.bytes / calls(op)) * calls(op) * 1e-6
     overhead = min(row.us[0] * calls(op) * 1e-6, time)
     return 0.0, time - overhead, overhead
 
@@ -270,6 +382,11 @@ def priced(op: Op, rates: Rates) -> bool:
 def calls(op: Op) -> int:
     """How many calls a pass over memory takes: an update one for each tensor."""
     return op.groups if op.kind == "update" else 1
+
+
+def runs(op: Op) -> float:
+    """How many runs of neighbours a call of a pass over memory works on; 0 where it works on all elements alike."""
+    return op.elements / op.channels if op.channels and op.kind != "update" else 0.0
 
 
 def bandwidth(levels: Sequence[Bandwidth], threads: int, size: float) -> float:

@@ -189,7 +189,7 @@ def test_every_call_has_a_number() -> None:
     assert sorted(n for n in numbers.values() if n >= 0) == list(range(len(names) - len(without)))
     assert {"octo_error", "octo_function", "octo_replay"} <= without
     rest = without - {"octo_error", "octo_function", "octo_replay"}
-    assert all(re.search("isa|columns|threads|float_|trim", name) for name in rest)
+    assert all(re.search("isa|tiling|threads|float_|trim", name) for name in rest)
     assert call.lib.octo_function(b"octo_nothing") == -1
 
 

@@ -29,13 +29,23 @@ def product(kind="linear", dtype="int8", pass_="forward", **more):
 
 def some(products=None, passes=None):
     return rates.Rates.model_validate({
-        "source": "test", "kernels": rates.KERNELS, "columns": 16, "spread": 0.1,
+        "source": "test", "kernels": rates.KERNELS, "tiling": {"int8": 16, "float32": 16}, "spread": 0.1,
         "products": products or [product(), product("convolution"), product("depthwise"), product("convolution", pass_="dX")],
         "passes": passes or [{"name": "relu", "threads": 1, "elements": [100, 10000], "us": [1.0, 10.0]},
-                             {"name": "batchnorm", "threads": 1, "moved": 4.0, "elements": [100, 10000], "us": [1.0, 100.0]},
+                             {"name": "batchnorm", "threads": 1, "ps_per_run": 3000.0, "ps_per_byte": 500.0,
+                              "elements": [100, 10000], "us": [1.0, 100.0]},
                              {"name": "sgd", "threads": 1, "elements": [100, 10000], "us": [1.0, 10.0]}],
         "bandwidth": [{"level": "L1D", "threads": 1, "bytes": 1000, "gb_s": 100.0},
                       {"level": "main memory", "threads": 1, "bytes": 10**6, "gb_s": 10.0}]})  # fmt: skip
+
+
+WIDE, NARROW = (rates.Tiling(int8=n, float32=n, in_place=True) for n in (16, 8))
+TILES = rates.Tiling(int8=16, float32=16, depth=64, in_place=True)
+W = rates.Work
+
+
+def like(work):
+    return pytest.approx(tuple(work))
 
 
 def gemm(m=10, k=20, n=30, pass_="forward", dtype="int8", writes=0, **more):
@@ -47,10 +57,10 @@ def elementwise(name, elements, **more):
 
 
 def test_a_product_by_hand():
-    """10 x 20 x 30, 30 columns in blocks of 16: 6400 MACs at 10 ps, 200 x 100 ps, 600 x 50 ps, 300 x 20 ps."""
+    """10 x 20 x 30, 30 columns in blocks of 16: 6400 MACs at 10 ps, 200 x 100 ps, 600 x 50 ps, 320 x 20 ps."""
     compute, memory, overhead = rates.time_of(gemm(), some(), 1)
     assert compute == pytest.approx(6400 * 10e-12)
-    assert memory == pytest.approx((200 * 100 + 600 * 50 + 300 * 20) * 1e-12)
+    assert memory == pytest.approx((200 * 100 + 600 * 50 + 320 * 20) * 1e-12)
     assert overhead == pytest.approx(2e-6)
 
 
@@ -61,30 +71,32 @@ def test_dx_of_a_convolution_is_products_of_dy(kernel, stride, taps):
     pixels = 3 * 8 * 6
     op = gemm(pixels // stride**2, 5, kernel**2 * 4, "dX", kernel=(kernel, kernel), stride=stride, writes=4 * 4 * pixels)
     m, k, n, dy = pixels / stride**2, 5 * taps, 4 * stride, 5 * pixels / stride**2
-    scattered = 4e-6 * pixels if stride > 1 else 0  # lines of X of each residue come from a product of their own
-    expected = (1, m * k * 16e-6, m * k * 1e-6, k * n * 1e-6, 4e-6 * pixels, dy * 1e-6, scattered, 0)
-    assert rates.features(op, 16) == pytest.approx(expected)
+    scattered = 4 * pixels if stride > 1 else 0  # lines of X of each residue come from a product of their own
+    expected = W(macs=m * k * 16, left=m * k, right=k * n, result=4 * pixels * 16 / n, near=dy, scattered=scattered)
+    assert tuple(rates.work(op, WIDE)) == like(expected)
 
 
 @pytest.mark.parametrize("dtype, filters, share", [("int8", 5, 6 / 8), ("float32", 256, 6 / 8), ("float32", 5, 1)])
 def test_dx_of_an_unpadded_convolution_leaves_out_lines_of_padding(dtype, filters, share):
     """Images of 8 x 8, dY of 6 x 6: 18 of 24 pairs of a line of X and one of dY; float32 where its sums' blocks allow it."""
     op = gemm(3 * 36, filters, 9 * 16, "dX", dtype=dtype, kernel=(3, 3), writes=4 * 16 * 3 * 64)
-    assert rates.features(op, 16)[1] == pytest.approx(share * 3 * 64 * 9 * filters * 16e-6)
-    assert rates.features(replace(op, shape=(3 * 60, filters, 9 * 16)), 16)[1] == pytest.approx(3 * 64 * 9 * filters * 16e-6)
+    whole = replace(op, shape=(3 * 60, filters, 9 * 16))
+    assert rates.work(op, WIDE).macs == pytest.approx(share * 3 * 64 * 9 * filters * 16)
+    assert rates.work(op, WIDE).scattered == (3 * 64 * 16 if share < 1 else 0), "each run of lines is a product"
+    assert rates.work(whole, WIDE).macs == pytest.approx(3 * 64 * 9 * filters * 16) and not rates.work(whole, WIDE).scattered
 
 
 def test_stride_2_saves_two_thirds_of_the_macs_of_dx():
     """Against the stride-1 convolution of a dY spread with zeros: 6 taps of 9, of half the rows."""
-    like = {"kernel": (3, 3), "writes": 4 * 64 * 100}
-    one, two = (rates.features(gemm(m, 32, 9 * 64, "dX", stride=s, **like), 16) for m, s in ((100, 1), (25, 2)))
-    assert two[1] == pytest.approx(one[1] / 3)
+    same = {"kernel": (3, 3), "writes": 4 * 64 * 100}
+    one, two = (rates.work(gemm(m, 32, 9 * 64, "dX", stride=s, **same), WIDE) for m, s in ((100, 1), (25, 2)))
+    assert two.macs == pytest.approx(one.macs / 3)
 
 
 def test_float32_dw_of_a_convolution_has_few_filters_side_by_side():
     few, many = (gemm(filters, 100, 36, "dW", dtype="float32", kernel=(3, 3)) for filters in (5, 50))
-    assert rates.features(few, 16) == pytest.approx((1, 36 * 100 * 8e-6, 3600e-6, 500e-6, 180e-6, 0, 0, 0))
-    assert rates.features(many, 16) == pytest.approx((1, 50 * 100 * 40e-6, 5000e-6, 3600e-6, 1800e-6, 0, 0, 0))
+    assert rates.work(few, NARROW) == W(macs=36 * 100 * 8, left=3600, right=500, result=36 * 8)
+    assert rates.work(many, NARROW) == W(macs=50 * 100 * 40, left=5000, right=3600, result=50 * 40)
 
 
 @pytest.mark.parametrize("width, stride, planes", [(12, 1, 12), (11, 1, 12), (5, 1, 0), (12, 2, 0)])
@@ -94,15 +106,15 @@ def test_int8_dw_of_a_convolution_is_of_groups_of_four_pixels_or_of_gathered_win
     op = gemm(5, lines * line, 63, "dW", kernel=(3, 3), stride=stride, geometry=(3, 8, width, 7, 5, 3, 3, stride, 1))
     macs = 16 * lines * planes * 64 if planes else 16 * lines * line * 64
     gathered, near = (0, lines * planes * 3 * 7) if planes else (lines * line * 63, 0)
-    expected = np.array([1e6, macs, 5 * lines * line, gathered, 5 * 63, near, 0, 5 * 63]) * 1e-6
-    assert rates.features(op, 16) == pytest.approx(expected)
+    expected = W(macs=macs, left=16 * lines * line, right=gathered, result=5 * 63, near=near, summed=5 * 63)
+    assert tuple(rates.work(op, WIDE)) == like(expected)
 
 
 @pytest.mark.parametrize("filters, width, summed", [(448, 12, 0), (448, 5, 448 * 63 * 10), (400, 12, 400 * 63 * 10)])
 def test_threads_sums_of_an_int8_dw_are_added_up_unless_each_has_its_own_channels(filters, width, summed):
     """Results of 2^18 and more from planes; gathered windows have no channels of their own."""
     op = gemm(filters, 24 * width, 630, "dW", kernel=(3, 3), geometry=(3, 8, width, 70, filters, 3, 3, 1, 1))
-    assert rates.features(op, 16)[-1] == pytest.approx(summed * 1e-6)
+    assert rates.work(op, WIDE).summed == summed
 
 
 def test_a_product_of_a_function_of_its_own_is_priced_by_itself():
@@ -113,28 +125,83 @@ def test_a_product_of_a_function_of_its_own_is_priced_by_itself():
     assert rates.time_of(op, some(), 1)[0] == pytest.approx(10 * 20 * 32 * 10e-12)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
 @pytest.mark.parametrize("pass_, kernel", [("forward", (0, 0)), ("forward", (5, 5)), ("dX", (0, 0)), ("dW", (5, 5))])
-def test_narrow_results_take_what_the_instruction_sets_columns_take(pass_, kernel):
+def test_narrow_results_take_what_the_instruction_sets_columns_take(pass_, kernel, dtype):
     """6 columns: a vector of 8 on AVX2, one of 16 on AVX-512; of a dW the filters are the columns."""
     geometry = (4, 12, 12, 1, 6, 5, 5, 1, 0) if pass_ == "dW" else ()
     op = gemm(6, 256, 24, pass_, kernel=kernel, geometry=geometry) if geometry else gemm(100, 25, 6, pass_, kernel=kernel)
-    narrow, wide = (rates.features(op, columns) for columns in (8, 16))
-    assert wide[1] == pytest.approx(2 * narrow[1]) and wide[2:] == narrow[2:]
-    assert rates.features(replace(op, dtype="float32"), 8) == rates.features(replace(op, dtype="float32"), 16)
+    narrow, wide = (rates.work(replace(op, dtype=dtype), tiling) for tiling in (NARROW, WIDE))
+    assert wide.macs == 2 * narrow.macs and wide.right == narrow.right
 
 
-def test_depthwise_features():
+@pytest.mark.parametrize("width, together, taps", [(30, 2, 6), (27, 1, 5)])
+def test_neighbours_of_a_narrow_int8_convolution_share_its_columns(width, together, taps):
+    """7 filters, 5 x 5 of 3 channels: two pixels see 6 taps of a line and have 14 columns; 27 pixels have no pairs.  Lines of
+    30 are read in place, and nothing is packed; the kernel takes a line at a time."""
+    pixels = 2 * 30 * width
+    op = gemm(pixels, 75, 7, kernel=(5, 5), geometry=(2, 30, width, 3, 7, 5, 5, 1, 2))
+    macs, rows = pixels // together * taps * 15 * 16, pixels // together
+    expected = W(macs=macs, right=5 * taps * 3 * 7 * together, result=rows * 16, near=pixels * 3, lines=60)
+    assert tuple(rates.work(op, WIDE)) == like(expected)
+    assert rates.work(op, replace_tiling(WIDE, in_place=False)).left == rows * taps * 15
+    assert not rates.work(op, replace_tiling(WIDE, in_place=False)).lines
+
+
+@pytest.mark.parametrize("line, channels, stride, in_place", [(12, 16, 1, True), (7, 16, 1, False), (12, 257, 1, False),
+                                                              (12, 129, 2, False), (12, 128, 2, True)])  # fmt: skip
+def test_float32_windows_that_lie_close_are_read_in_place(line, channels, stride, in_place):
+    op = gemm(3 * 8 * line, 9 * channels, 20, dtype="float32", kernel=(3, 3), stride=stride,
+              geometry=(3, 8 * stride, line * stride, channels, 20, 3, 3, stride, 1))  # fmt: skip
+    found = rates.work(op, WIDE)
+    assert (found.left, found.lines) == ((0, 3 * 8 * 2) if in_place else (3 * 8 * line * 9 * channels, 0))
+
+
+def replace_tiling(tiling, **changes):
+    return tiling.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("channels, line, macs, by_vectors", [
+    (3, 32, 0, 2 * 32 * 32 * 27 * 16),  # 27 steps: vectors
+    (16, 32, 2 * 32 * 32 * 3 * 64 * 16, 0),  # in place: three runs of 48 steps are three of 64
+    (16, 20, 2 * 32 * 32 * 3 * 64 * 16, 0),  # and lines of 20 take as long as of 32
+    (16, 6, 2 * 32 * 16 * 192 * 16, 0)])  # packed: rows of 144 steps
+def test_tiles_take_whole_tiles_and_leave_short_reductions_to_vectors(channels, line, macs, by_vectors):
+    op = gemm(2 * 32 * line, 9 * channels, 12, kernel=(3, 3), geometry=(2, 32, line, channels, 12, 3, 3, 1, 1))
+    macs = macs if line >= 7 else 2 * 32 * line * 192 * 16
+    found = rates.work(op, TILES)
+    assert (found.macs, found.vector_macs) == pytest.approx((macs, by_vectors))
+
+
+def test_tiles_of_a_weight_gradient_take_the_lines_of_an_image_as_one():
+    """3 images of 8 x 12 x 16 with padding 1: 7 lines of 14 pixels and one of 12 are 110 pixels, two tiles deep.  Of 5 channels
+    the 15 elements of a run are planes, too few for a tile."""
+    op = gemm(20, 3 * 96, 144, "dW", kernel=(3, 3), geometry=(3, 8, 12, 16, 20, 3, 3, 1, 1))
+    assert rates.work(op, TILES).macs == 32 * 3 * 128 * 144
+    few = replace(op, shape=(20, 3 * 96, 45), geometry=(3, 8, 12, 5, 20, 3, 3, 1, 1))
+    assert rates.work(few, TILES).vector_macs == rates.work(few, WIDE).macs and not rates.work(few, TILES).macs
+
+
+def test_codes_in_blocks_add_runs_of_channels_to_dx():
+    op = gemm(100, 20, 9 * 6, "dX", kernel=(3, 3), function="octo_conv_input_grad_blocks_s8")
+    assert rates.work(op, WIDE) == W(macs=100 * 20 * 64, left=2000, right=20 * 54, result=6400, scattered=900)
+
+
+def test_depthwise_work():
     """8 channels take as long as 16."""
     op = gemm(50, 9, 1, groups=8, kernel=(3, 3))
-    assert rates.features(op, 16) == pytest.approx((1, 16 * 450e-6, 50e-6, 0, 800e-6, 0, 0, 0))
-    assert rates.features(replace(op, pass_="dW", shape=(1, 50, 9)), 16) == rates.features(op, 16)
+    assert rates.work(op, WIDE) == W(macs=16 * 450, left=50, result=800)
+    assert rates.work(replace(op, pass_="dW", shape=(1, 50, 9)), WIDE) == rates.work(op, WIDE)
 
 
 def test_passes_by_hand():
     assert sum(rates.time_of(elementwise("relu", 1000), some(), 1)) == pytest.approx(10**0.5 * 1e-6)
     assert sum(rates.time_of(elementwise("relu", 10), some(), 1)) == pytest.approx(1e-6)
     assert sum(rates.time_of(elementwise("relu", 10**6), some(), 1)) == pytest.approx(1000e-6)
-    assert sum(rates.time_of(elementwise("batchnorm", 10000), some(), 1)) == pytest.approx(200e-6), "twice the bytes an element"
+    by_bytes = elementwise("batchnorm", 10000)
+    assert sum(rates.time_of(by_bytes, some(), 1)) == pytest.approx(100e-6 + 80000 * 500e-12)
+    in_runs = replace(by_bytes, channels=5)
+    assert sum(rates.time_of(in_runs, some(), 1)) == pytest.approx(140e-6 + 2000 * 3000e-12)
     ten = Op("optimizer", "update", "update", "sgd", (1000,), "float32", 0, 0, groups=10, function="sgd")
     assert sum(rates.time_of(ten, some(), 1)) == pytest.approx(10 * 1e-6)
 
@@ -157,7 +224,7 @@ def test_an_operation_without_a_measurement_is_told_and_widens_the_interval():
 
 def test_threads_between_one_and_all():
     both = some([product(), product(threads=4, us_per_call=6.0, ps_per_mac=2.5)],
-                [{"name": "relu", "pass": "forward", "threads": t, "elements": [1, 2], "us": [1.0, 2.0]}
+                [{"name": "relu", "threads": t, "elements": [1, 2], "us": [1.0, 2.0]}
                  for t in (1, 4)])  # fmt: skip
     one, two, four, more = (rates.time_of(gemm(), both, t) for t in (1, 2, 4, 9))
     assert one[0] > two[0] > four[0] and one[2] < two[2] < four[2] and more == four
@@ -181,10 +248,29 @@ def test_the_fit_does_not_follow_what_was_disturbed():
     rows = []
     for i in range(20):
         took = (3 + 2 * (i + 1)) * (2 if i in (4, 11) else 1)
-        rows.append(((1.0, float(i + 1), *(0.0,) * 6), took, took + 1))
+        rows.append(((1.0, float(i + 1), *(0.0,) * 8), took, took + 1))
     costs, off = calibrate.fit(rows)
-    assert costs[:2] == pytest.approx([3, 2], rel=0.03) and costs[2:] == pytest.approx([0] * 6)
+    assert costs[:2] == pytest.approx([3, 2], rel=0.03) and costs[2:] == pytest.approx([0] * 8)
     assert np.median(np.abs(off)) < 0.01 and off.max() > 0.5
+
+
+@given(st.sampled_from([0.0, 2000.0]), st.sampled_from([0.0, 300.0]), st.integers(0, 100))
+def test_the_fit_of_a_pass_finds_what_runs_and_bytes_take(by_run, by_byte, seed):
+    """Calls on 10^3 to 10^6 elements in runs of 2 to 64, some of which move twice the bytes."""
+    rng = np.random.default_rng(seed)
+    costs = {"ps_per_run": by_run, "ps_per_byte": by_byte}
+    truth = rates.PassRate(name="pool", threads=1, elements=(2**10, 2**20), us=(2.0, 400.0), **costs)
+    calls = [(2**e, 2**e / run, 2**e * size) for e in range(10, 21, 2) for run in (2, 8, 64) for size in (5, 10)]
+    measured = [calibrate.Pass(*call, truth.time(*call) * rng.uniform(0.98, 1.02)) for call in calls]
+    found = calibrate.fit_pass("pool", measured, 1)
+    for elements, run, size in ((2**13, 4, 5), (2**18, 16, 10)):
+        call = elements, elements / run, elements * size
+        assert found.time(*call) == pytest.approx(truth.time(*call), rel=0.15)
+
+
+def test_a_pass_over_all_elements_alike_has_no_runs():
+    calls = [calibrate.Pass(2**e, 0.0, 2.0**e, 2.0**e / 1000) for e in range(8, 14)]
+    assert calibrate.fit_pass("relu", calls, 1).ps_per_run == 0
 
 
 PROBES = (
