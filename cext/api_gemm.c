@@ -58,48 +58,105 @@ int octo_check_sizes(int transpose_a, int transpose_b, int64_t m, int64_t n, int
     return OCTO_OK;
 }
 
+/* How many neighbouring pixels of a line of `width` make one row of an int8 product of `columns` each and sums of `kernel` x `deep`, where
+ * the product would be narrower than what the instruction set computes at once: the reduction grows by a `step` of the kernel for each
+ * further one, by taps that are zero.  What takes least by pixel; a row costs as much as ROW more products. */
+static int64_t neighbours(int64_t columns, int64_t kernel, int64_t deep, int64_t step, int64_t width, int elem_size) {
+    enum { ROW = 192, WIDEST = 16 };
+    int64_t best = 1, least = 0, unit = octo_table.columns;
+    for (int64_t b = 1; elem_size == 1 && b * columns <= WIDEST; b++) {
+        int64_t taps = kernel + (b - 1) * step, cost = (b * columns + unit - 1) / unit * unit * taps * deep + ROW;
+        if (b == 1) least = cost;
+        else if (width % b == 0 && taps * deep <= OCTO_MAX_DEPTH && cost * best < least * b) best = b, least = cost;
+    }
+    return best;
+}
+
+/* A product of op(a) and op(b), op = transpose where the flag is set. */
+struct product {
+    int transpose_a, transpose_b;
+    const char *a, *b;
+    int64_t lda, ldb;
+    int elem_size;
+};
+
+/* Rows row0 .. row1 - 1 and columns col0 .. col1 - 1 of it into c, whose first row and column are 0; of the sums steps k0 .. k1 - 1.  k is cut so
+ * that wide pieces of b stay in the cache; the cuts are multiples of OCTO_BLOCK_F32, so float32 sums do not depend on them.  A
+ * transposed a is turned piece by piece. */
+static int product_part(const struct product *of, int64_t row0, int64_t row1, int64_t col0, int64_t col1, int64_t k0, int64_t k1, int64_t most,
+                        char *c, int64_t ldc) {
+    const int64_t size = of->elem_size, k = k1 - k0, chunks = (k + most - 1) / most;
+    int64_t chunk = chunks > 1 ? (k + chunks * OCTO_BLOCK_F32 - 1) / (chunks * OCTO_BLOCK_F32) * OCTO_BLOCK_F32 : k; /* even shares */
+    int64_t some = of->transpose_a ? 1920 : row1 - row0; /* rows at a time, a multiple of 48 */
+    struct octo_job job = {.n = col1 - col0, .b_k = of->transpose_b ? 1 : of->ldb, .b_n = of->transpose_b ? of->ldb : 1, .ldc = ldc,
+                           .scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH)};
+    char *left = of->transpose_a ? octo_scratch(OCTO_SLOT_LEFT, octo_min(some, row1 - row0) * octo_min(k, chunk) * size) : NULL;
+    if (!job.scratch || (of->transpose_a && !left)) return OCTO_ENOMEM;
+    for (int64_t r = row0; r < row1; r += some)
+        for (int64_t p = k0; p < k1; p += chunk) {
+            int64_t depth = octo_min(k1 - p, chunk);
+            job.m = octo_min(some, row1 - r);
+            if (of->transpose_a) {
+                octo_transpose(depth, job.m, of->a + (p * of->lda + r) * size, of->lda, left, depth, of->elem_size);
+                job.a = octo_plain_rows(left, job.m, depth, depth, size);
+            } else
+                job.a = octo_plain_rows(of->a + (r * of->lda + p) * size, job.m, depth, of->lda, size);
+            job.b = of->b + (p * job.b_k + col0 * job.b_n) * size;
+            job.c = c + (r * ldc + col0) * 4;
+            job.accumulate = p > k0;
+            run(&job, of->elem_size);
+        }
+    return OCTO_OK;
+}
+
+/* Each thread takes its rows, or its columns, of c.  Of a small int8 product of long sums, whose order does not matter, they share the
+ * steps of the sums too. */
 static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
                 int64_t ldb, void *c, int64_t ldc, int elem_size) {
+    enum { LONG = 2048 };
     int status = octo_check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
     if (status) return status;
     if (!m || !n) return OCTO_OK;
     if (!k)
         for (int64_t i = 0; i < m; i++) memset((char *)c + i * ldc * 4, 0, (size_t)n * 4);
-    /* Each thread takes its rows, or its columns, of c.  k is cut so that wide pieces of b stay in the cache; the cuts are
-     * multiples of OCTO_BLOCK_F32, so float32 sums do not depend on them.  A transposed a is turned piece by piece. */
-    int64_t most = elem_size == 4 || m <= 256 ? 1024 : 4096, chunks = (k + most - 1) / most;
-    int64_t chunk = chunks > 1 ? (k + chunks * OCTO_BLOCK_F32 - 1) / (chunks * OCTO_BLOCK_F32) * OCTO_BLOCK_F32 : k; /* even shares */
+    const struct product of = {transpose_a, transpose_b, a, b, lda, ldb, elem_size};
+    const int64_t most = elem_size == 4 || m <= 256 ? 1024 : 4096;
     int by_rows = m >= n, failed = 0;
     int64_t extent = by_rows ? m : n, unit = by_rows ? 48 : 64, units = (extent + unit - 1) / unit, slices = octo_min(units, octo_threads());
-    OCTO_PARALLEL(i, slices) {
-        int64_t from = units * i / slices * unit, to = octo_min(units * (i + 1) / slices * unit, extent);
-        int64_t row0 = by_rows ? from : 0, row1 = by_rows ? to : m, col0 = by_rows ? 0 : from, col1 = by_rows ? n : to;
-        int64_t some = transpose_a ? 1920 : row1 - row0; /* rows at a time, a multiple of 48 */
-        struct octo_job job = {.n = col1 - col0, .b_k = transpose_b ? 1 : ldb, .b_n = transpose_b ? ldb : 1, .ldc = ldc,
-                               .scratch = octo_scratch(OCTO_SLOT_KERNEL, OCTO_SCRATCH)};
-        char *left = transpose_a ? octo_scratch(OCTO_SLOT_LEFT, octo_min(some, row1 - row0) * octo_min(k, chunk) * elem_size) : NULL;
-        if (!job.scratch || (transpose_a && !left)) failed = 1;
-        else
-            for (int64_t r = row0; r < row1; r += some)
-                for (int64_t p = 0; p < k; p += chunk) {
-                    int64_t depth = octo_min(k - p, chunk);
-                    job.m = octo_min(some, row1 - r);
-                    if (transpose_a) {
-                        octo_transpose(depth, job.m, (const char *)a + (p * lda + r) * elem_size, lda, left, depth, elem_size);
-                        job.a = octo_plain_rows(left, job.m, depth, depth, elem_size);
-                    } else
-                        job.a = octo_plain_rows((const char *)a + (r * lda + p) * elem_size, job.m, depth, lda, elem_size);
-                    job.b = (const char *)b + (p * job.b_k + col0 * job.b_n) * elem_size;
-                    job.c = (char *)c + (r * ldc + col0) * 4;
-                    job.accumulate = p > 0;
-                    run(&job, elem_size);
-                }
+    int64_t shares = elem_size == 1 ? octo_max(1, octo_min(octo_threads() / slices, k / LONG)) : 1;
+    uint32_t *sums = shares > 1 ? octo_scratch(OCTO_SLOT_SUMS, (shares - 1) * m * n * 4) : NULL; /* the shares' own, after the first */
+    if (shares > 1 && !sums) return packing_status(1, "matrix product");
+    OCTO_PARALLEL(i, slices * shares) {
+        int64_t slice = i / shares, share = i % shares;
+        int64_t from = units * slice / slices * unit, to = octo_min(units * (slice + 1) / slices * unit, extent);
+        if (product_part(&of, by_rows ? from : 0, by_rows ? to : m, by_rows ? 0 : from, by_rows ? n : to, k * share / shares,
+                         k * (share + 1) / shares, most, share ? (char *)(sums + (share - 1) * m * n) : c, share ? n : ldc)) failed = 1;
     }
+    for (int64_t s = 0; s < shares - 1 && !failed; s++)
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t j = 0; j < n; j++) ((uint32_t *)c)[i * ldc + j] += sums[(s * m + i) * n + j];
     return packing_status(failed, "matrix product");
+}
+
+/* The same of few columns, rows lying side by side: `together` rows are one, whose columns are those of b with zeros for the other rows. */
+static int narrow_gemm(int64_t together, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, const int8_t *b, int64_t ldb, int32_t *c) {
+    const int64_t deep = together * k, wide = together * n;
+    int8_t *spread = octo_scratch(OCTO_SLOT_RIGHT, wide * deep);
+    if (!spread) return packing_status(1, "matrix product");
+    memset(spread, 0, (size_t)(wide * deep));
+    for (int64_t i = 0; i < wide; i++)
+        for (int64_t p = 0; p < k; p++) spread[i * deep + i / n * k + p] = transpose_b ? b[i % n * ldb + p] : b[p * ldb + i % n];
+    return gemm(0, 1, m / together, wide, deep, a, deep, spread, deep, c, wide, 1);
 }
 
 int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,
                  const int8_t *b, int64_t ldb, int32_t *c, int64_t ldc) {
+    int status = octo_check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
+    if (status) return status;
+    if (!transpose_a && lda == k && ldc == n && n && k) {
+        int64_t together = neighbours(n, 1, k, 1, m, 1);
+        if (together > 1 && m >= 64 * together) return narrow_gemm(together, transpose_b, m, n, k, a, b, ldb, c); /* the copy of b is worth it */
+    }
     return gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, 1);
 }
 
@@ -202,20 +259,6 @@ int octo_window_rows(const octo_conv *g, const void *x, int fill, int elem_size,
                                .y_stride = g->stride_h * width * g->channels, .image_stride = height * width * g->channels,
                                .segments = g->kernel_h, .length = g->kernel_w * g->channels, .segment_stride = width * g->channels};
     return OCTO_OK;
-}
-
-/* How many neighbouring pixels of a line of `width` make one row of an int8 product of `columns` each and sums of `kernel` x `deep`, where
- * the product would be narrower than what the instruction set computes at once: the reduction grows by a `step` of the kernel for each
- * further one, by taps that are zero.  What takes least by pixel; a row costs as much as ROW more products. */
-static int64_t neighbours(int64_t columns, int64_t kernel, int64_t deep, int64_t step, int64_t width, int elem_size) {
-    enum { ROW = 192, WIDEST = 16 };
-    int64_t best = 1, least = 0, unit = octo_table.columns;
-    for (int64_t b = 1; elem_size == 1 && b * columns <= WIDEST; b++) {
-        int64_t taps = kernel + (b - 1) * step, cost = (b * columns + unit - 1) / unit * unit * taps * deep + ROW;
-        if (b == 1) least = cost;
-        else if (width % b == 0 && taps * deep <= OCTO_MAX_DEPTH && cost * best < least * b) best = b, least = cost;
-    }
-    return best;
 }
 
 static int conv_forward(const octo_conv *g, const void *x, int x_zero, const void *w, void *y, int elem_size) {

@@ -53,6 +53,31 @@ def test_shapes_at_the_edges(kernels: str, shape: tuple[int, int, int]) -> None:
     )
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", [(30, 9001, 25), (1, 4096, 1), (49, 6145, 3), (5, 2047, 65)])
+def test_threads_share_long_sums(kernels: str, shape: tuple[int, int, int], threads: int) -> None:
+    """A small result has rows for one or two threads only; int8 sums are exact in any order."""
+    m, k, n = shape
+    rng = np.random.default_rng(k)
+    a, b = view(rng, m, k, 3), view(rng, k, n, 2)
+    expected, out = oracle.gemm(a, b), np.empty((m, n), np.int32)
+    core.gemm(a, b, threads=threads, out=out)
+    assert np.array_equal(out, expected)
+    assert np.array_equal(core.gemm(np.ascontiguousarray(a.T), b, transpose_a=True, threads=threads), expected)
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("shape", [(2400, 25, 6), (640, 9, 8), (129 * 16, 40, 1), (1024, 3, 2), (1025, 7, 5), (128, 24576, 4)])
+def test_rows_of_narrow_results_are_computed_together(kernels: str, shape: tuple[int, int, int], transpose_b: bool) -> None:
+    m, k, n = shape
+    rng = np.random.default_rng(m)
+    a, b = view(rng, m, k, 0), view(rng, k, n, 0)
+    given_b = np.ascontiguousarray(b.T) if transpose_b else b
+    assert np.array_equal(core.gemm(a, given_b, transpose_b=transpose_b, threads=2), oracle.gemm(a, b))
+    spare = np.pad(a, ((0, 0), (0, 1)))[:, :k]  # rows that lie apart
+    assert np.array_equal(core.gemm(spare, given_b, transpose_b=transpose_b), oracle.gemm(a, b))
+
+
 def test_all_pairs_of_codes(kernels: str) -> None:
     codes = np.arange(-128, 128).astype(np.int8)
     found = core.gemm(codes[:, None], codes[None, :])
