@@ -24,6 +24,7 @@ from octosim.data import Dataset
 from octosim.engine import plan
 from octosim.engine.layers import (
     BatchNorm,
+    Dropout,
     Flatten,
     GlobalAvgPool,
     Linear,
@@ -67,14 +68,14 @@ PROBES = (
     Probe((22, 22, 3), 16, (*conv(48), *conv(96, pad=0), *conv(160), MaxPool(), *conv(224, pad=0), *conv(192, 1, pad=0),
                             *_dense(512))),
     Probe((18, 18, 3), 8, (*conv(96), *conv(160, pad=0), *conv(320), MaxPool(), *conv(384, pad=0), *conv(448),
-                           *conv(512, pad=0), *_dense(1536))),
+                           *conv(512, pad=0), Dropout(0.5), *_dense(1536))),
     Probe((26, 26, 1), 12, (*conv(48, 9), MaxPool(), *conv(192, 5), MaxPool(), *conv(320), *_dense(640))),
     Probe((22, 22, 3), 52, (*conv(32), *separable(64), *separable(96, 2), *separable(128), *separable(192, 2),
                             *separable(256), *separable(384, 2), *separable(512), GlobalAvgPool(), *_dense())),
     Probe((20, 20, 1), 96, _dense(300, 150)),
     Probe((26, 26, 3), 24, _dense(3072, 2048, 512)),
     Probe((26, 26, 3), 80, (*conv(24), *residual(48, 2, True), *conv(48), *residual(96, 2, True), GlobalAvgPool(), *_dense())),
-    Probe((10, 10, 3), 16, (*conv(80), MaxPool(), *conv(272), *conv(400), *_dense(2304, 1024))),
+    Probe((10, 10, 3), 16, (*conv(80), MaxPool(), *conv(272), *conv(400), Dropout(0.5), *_dense(2304, 1024))),
     # few channels; and channels a kernel each in a small batch, where a call takes more than its products
     Probe((24, 24, 3), 36, (*conv(7, 5, pad=0), MaxPool(), *conv(14, 5, pad=0), MaxPool(), *_dense(100))),
     Probe((20, 20, 3), 12, (*conv(24), *separable(48), *separable(80, 2), *separable(160), *separable(288, 2),
