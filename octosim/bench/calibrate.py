@@ -382,6 +382,7 @@ def calibrate(
     references: list[dict[str, Any]] = []
     peaks: dict[int, float] = {}
     best: dict[str, float] = {}
+    least = math.inf  # seconds of a call
     turns = _turns(probes, rounds)
     paces = {turn: _pace(turn) for turn in dict.fromkeys(turns)} if progress else {}
     done, whole = 0.0, len(counts) * sum(paces[turn] for turn in turns if progress)
@@ -397,6 +398,7 @@ def calibrate(
             core.set_threads(count)
             reference = Reference(clock_for(count))
             taken = _measure_steps(turns, reference, step)
+            least = min(least, *(call.time / rates.calls(call.op) for call in taken))
             references.append({"threads": count, "us": reference.seconds * 1e6})
             levels += _bandwidth(count, data["caches"], rounds, 256 << 20)
             passes += _passes(taken, count)
@@ -408,7 +410,7 @@ def calibrate(
     source = f"{command}, {datetime.date.today().isoformat()}, {data['title']}, {core.isa()}, octosim {octosim.__version__}, " \
              f"Python {platform.python_version()}, NumPy {np.__version__}"  # fmt: skip
     plain = [[row.model_dump(by_alias=True, exclude_none=True) for row in rows] for rows in (passes, levels)]
-    return _profile(data, source, counts, references, peaks, best, products, plain[0], plain[1], residuals)
+    return _profile(data, source, counts, references, peaks, best, products, plain[0], plain[1], residuals, least * 1e6)
 
 
 def peak_mac_s(seconds: float = 0.15) -> float:
@@ -430,7 +432,7 @@ def peak_mac_s(seconds: float = 0.15) -> float:
 def _profile(
     data: dict[str, Any], source: str, counts: Sequence[int], references: list[dict[str, Any]], peaks: dict[int, float],
     best: dict[str, float], products: list[dict[str, Any]], passes: list[dict[str, Any]], bandwidth: list[dict[str, Any]],
-    residuals: list[float],
+    residuals: list[float], call_us: float,
 ) -> dict[str, Any]:  # fmt: skip
     def measured(value: float) -> dict[str, Any]:
         return {"value": float(f"{value:.4g}"), "kind": "measured", "source": source}
@@ -447,8 +449,7 @@ def _profile(
     main = {row["threads"]: row["gb_s"] for row in bandwidth if row["level"] == "main memory"}
     data["memory"]["bandwidth_sustained_gb_s"] = measured(main[max(counts)])
     data["note"] = "Calibrated: octosim's own kernels, measured on this machine; without energy."
-    call = min(row["us"][0] for row in passes)
-    data["overhead_us"] = measured(call)
+    data["overhead_us"] = measured(call_us)
     spread = max(0.05, 1.4826 * float(np.median(np.abs(residuals))))  # of a normal distribution, by its median
     data["rates"] = {"source": source, "kernels": rates.KERNELS, "tiling": core.tiling()._asdict(), "references": references,
                      "spread": float(f"{spread:.3g}"), "products": products, "passes": passes,

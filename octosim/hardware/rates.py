@@ -46,8 +46,8 @@ SIDE, STEP, SHORTEST, LONGER = 16, 4, 7, 16
 """Rows of a tile, and codes of a step of it.  Pixels of a line from which on windows are read in place, of results of at most
 two tiles' columns and of wider ones (`in_place` in cext/x86_gemm.inc)."""
 KERNELS = 3
-"""Edition of the kernels that `features` describes.  Raise it where a kernel's time comes to follow other features: rates that
-were fitted to the old ones would price it wrong."""
+"""Edition of the kernels that `work` describes.  Raise it where a kernel's time comes to follow other work: rates that were
+fitted to the old one would price it wrong."""
 
 
 class Work(NamedTuple):
@@ -116,7 +116,8 @@ class ProductRate(Frozen):
 
 class PassRate(Frozen):
     """Times of one function of octosim's core over memory at some numbers of elements, ascending, beside what it takes for each
-    run of neighbours (`Op.channels` of them) and for each byte that it reads or writes.  name: of the function."""
+    run of neighbours (`Op.channels` of them) and for each byte that it reads or writes.  name: of the function, with its
+    variant."""
 
     name: Text
     threads: Annotated[int, Field(ge=1)]
