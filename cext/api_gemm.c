@@ -109,13 +109,18 @@ static int product_part(const struct product *of, int64_t row0, int64_t row1, in
     return OCTO_OK;
 }
 
+/* c[m][n] += each of `shares` arrays of as many sums, modulo 2^32. */
+static void add_shares(int64_t shares, int64_t m, int64_t n, const uint32_t *sums, uint32_t *c, int64_t ldc) {
+    for (int64_t s = 0; s < shares; s++)
+        for (int64_t i = 0; i < m; i++, sums += n)
+            for (int64_t j = 0; j < n; j++) c[i * ldc + j] += sums[j];
+}
+
 /* Each thread takes its rows, or its columns, of c.  Of a small int8 product of long sums, whose order does not matter, they share the
  * steps of the sums too. */
 static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
                 int64_t ldb, void *c, int64_t ldc, int elem_size) {
     enum { LONG = 2048 };
-    int status = octo_check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
-    if (status) return status;
     if (!m || !n) return OCTO_OK;
     if (!k)
         for (int64_t i = 0; i < m; i++) memset((char *)c + i * ldc * 4, 0, (size_t)n * 4);
@@ -132,9 +137,7 @@ static int gemm(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t 
         if (product_part(&of, by_rows ? from : 0, by_rows ? to : m, by_rows ? 0 : from, by_rows ? n : to, k * share / shares,
                          k * (share + 1) / shares, most, share ? (char *)(sums + (share - 1) * m * n) : c, share ? n : ldc)) failed = 1;
     }
-    for (int64_t s = 0; s < shares - 1 && !failed; s++)
-        for (int64_t i = 0; i < m; i++)
-            for (int64_t j = 0; j < n; j++) ((uint32_t *)c)[i * ldc + j] += sums[(s * m + i) * n + j];
+    if (!failed) add_shares(shares - 1, m, n, sums, c, ldc);
     return packing_status(failed, "matrix product");
 }
 
@@ -162,7 +165,8 @@ int octo_gemm_s8(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t
 
 int octo_gemm_f32(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                   const float *b, int64_t ldb, float *c, int64_t ldc) {
-    return gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, 4);
+    int status = octo_check_sizes(transpose_a, transpose_b, m, n, k, lda, ldb, ldc);
+    return status ? status : gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, 4);
 }
 
 int octo_gemm_s8_accumulate(int transpose_a, int transpose_b, int64_t m, int64_t n, int64_t k, const int8_t *a, int64_t lda,
@@ -483,8 +487,7 @@ static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t 
                      : weight_grad_slice(g, x, dy, out, i, slices)) failed = 1;
     }
     if (failed) return packing_status(failed, "weight gradient");
-    for (int64_t i = 0; i < slices - 1; i++)
-        for (int64_t j = 0; j < size; j++) dw[j] = (int32_t)((uint32_t)dw[j] + sums[i * size + j]);
+    add_shares(slices - 1, 1, size, sums, (uint32_t *)dw, size);
     return OCTO_OK;
 }
 

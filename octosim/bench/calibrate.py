@@ -279,7 +279,7 @@ def _fit_products(calls: Sequence[Timed], threads: int, best: dict[str, float]) 
 
 
 def _passes(calls: Sequence[Timed], threads: int) -> list[rates.PassRate]:
-    """The times of each function of the core over memory by numbers of elements, and what a run of them takes."""
+    """The times of each function of the core over memory by numbers of elements, and what runs and bytes of them take."""
     grouped: dict[str, list[Pass]] = {}
     for call in calls:
         if call.op.kind != "gemm":

@@ -276,7 +276,7 @@ def _planes(op: Op, tiling: Tiling) -> Work:
     of few channels an element of a run (`octo_planes` in cext/kernels.h); tiles take whole ones of planes, of filters and of
     pixels, where gaps let them the lines of an image as one."""
     m, k, n = op.shape
-    images, _, across, channels, _, height, width, _, pad = op.geometry[:9]
+    images, _, _, channels, _, height, width = op.geometry[:7]
     alone = height * width == 1 and op.stride == 1 and k % LINE == 0
     line = LINE if alone else _line(op)
     grouped = _up(line, STEP)
@@ -292,7 +292,7 @@ def _planes(op: Op, tiling: Tiling) -> Work:
         return done._replace(macs=macs)
     if planes < SIDE:
         return done._replace(vector_macs=macs)
-    pitch = line if alone else across + (2 * pad if isinstance(pad, int) else pad[1] + pad[3])
+    pitch = line if alone else _padded_line(op)
     joined = k // (line * images) if not alone and line <= pitch <= line * 3 // 2 else 1
     runs, length = k / line / joined, (joined - 1) * pitch + line
     return done._replace(macs=_up(m, SIDE) * runs * _up(length, tiling.depth) * n / planes * _up(planes, SIDE))
@@ -300,10 +300,14 @@ def _planes(op: Op, tiling: Tiling) -> Work:
 
 def _line(op: Op) -> int:
     """Pixels of a line of a convolution's outputs."""
-    _, _, width, _, _, _, kernel, stride, pad = op.geometry[:9]
-    across = stride if isinstance(stride, int) else stride[1]
-    both = 2 * pad if isinstance(pad, int) else pad[1] + pad[3]
-    return int((width + both - kernel) // across + 1)
+    kernel, stride = op.geometry[6:8]
+    return int((_padded_line(op) - kernel) // (stride if isinstance(stride, int) else stride[1]) + 1)
+
+
+def _padded_line(op: Op) -> int:
+    """Pixels of a line of a convolution's input with its padding."""
+    width, pad = op.geometry[2], op.geometry[8]
+    return int(width + (2 * pad if isinstance(pad, int) else pad[1] + pad[3]))
 
 
 def _up(size: float, block: int) -> int:
@@ -346,9 +350,9 @@ def _at(op: Op, rates: Rates, threads: int) -> tuple[float, float, float]:
         rows = [r for r in alike if r.kind == kind_of(op)] or [r for r in alike if r.kind == shape_of(op)]
         row = next((r for r in rows if r.pass_ == op.pass_), rows[0] if rows else None)
         if row is not None:
-            took = [getattr(row, cost) * count for cost, count in zip(COSTS, work(op, rates.tiling).scaled(), strict=True)]
-            compute = took[COSTS.index("ps_per_mac")] + took[COSTS.index("ps_per_vector_mac")]
-            return compute * 1e-6, (sum(took[1:]) - compute) * 1e-6, took[0] * 1e-6
+            us = Work(*(getattr(row, cost) * count for cost, count in zip(COSTS, work(op, rates.tiling).scaled(), strict=True)))
+            compute = us.macs + us.vector_macs
+            return compute * 1e-6, (sum(us[1:]) - compute) * 1e-6, us.calls * 1e-6
     return pass_time(op, rates.passes, rates.bandwidth, threads)
 
 

@@ -144,8 +144,9 @@ def test_neighbours_of_a_narrow_int8_convolution_share_its_columns(width, togeth
     macs, rows = pixels // together * taps * 15 * 16, pixels // together
     expected = W(macs=macs, right=5 * taps * 3 * 7 * together, result=rows * 16, near=pixels * 3, lines=60)
     assert tuple(rates.work(op, WIDE)) == like(expected)
-    assert rates.work(op, replace_tiling(WIDE, in_place=False)).left == rows * taps * 15
-    assert not rates.work(op, replace_tiling(WIDE, in_place=False)).lines
+    packing = WIDE.model_copy(update={"in_place": False})
+    assert rates.work(op, packing).left == rows * taps * 15
+    assert not rates.work(op, packing).lines
 
 
 @pytest.mark.parametrize("line, channels, stride, in_place", [(12, 16, 1, True), (7, 16, 1, False), (12, 257, 1, False),
@@ -155,10 +156,6 @@ def test_float32_windows_that_lie_close_are_read_in_place(line, channels, stride
               geometry=(3, 8 * stride, line * stride, channels, 20, 3, 3, stride, 1))  # fmt: skip
     found = rates.work(op, WIDE)
     assert (found.left, found.lines) == ((0, 3 * 8 * 2) if in_place else (3 * 8 * line * 9 * channels, 0))
-
-
-def replace_tiling(tiling, **changes):
-    return tiling.model_copy(update=changes)
 
 
 @pytest.mark.parametrize("channels, line, macs, by_vectors", [
