@@ -444,34 +444,36 @@ static int weight_grad_slice(const octo_conv *g, const struct octo_rows *x, cons
 typedef __typeof__(*((struct octo_kernels *)NULL)->weight_grad_s8) weight_grad_kernel;
 
 /* The same by weight_grad_s8: all lines of channels c0 .. c1 - 1, or all channels of some lines, as many lines at a time as keep planes
- * and groups in the cache: 384 KiB of planes, but 768 pixels at least, so that adding a call's sums to dw costs little. */
+ * and groups in the cache: 384 KiB of planes, but 768 pixels at least, so that adding a call's sums to dw costs little.  Tiles take 1 MiB of dY. */
 static int weight_grad_lines(weight_grad_kernel *kernel, const octo_conv *g, const struct octo_rows *x, const int8_t *dy, int32_t *dw,
                              int64_t c0, int64_t c1, int64_t from, int64_t to) {
     int64_t pixels = octo_max(x->y_stride, x->width * g->channels) / g->channels;
-    int64_t some = octo_max(1, octo_min(4096 / x->width, octo_max(768 / x->width, 393216 / (pixels * octo_planes(x, g->channels, c0, c1)))));
+    int64_t some = octo_max(768 / x->width, 393216 / (pixels * octo_planes(x, g->channels, c0, c1)));
+    if (octo_table.depth) some = (1 << 20) / (g->filters * x->width);
+    some = octo_max(1, octo_min(4096 / x->width, some));
     if (from == to) memset(dw, 0, (size_t)(g->filters * x->segments * x->length) * 4);
     for (int64_t line = from; line < to; line += some) {
         int64_t lines = octo_min(some, to - line);
-        void *scratch = octo_scratch(OCTO_SLOT_LEFT, octo_grad_scratch(x, g->channels, c0, c1, line, lines));
+        void *scratch = octo_scratch(OCTO_SLOT_LEFT, octo_grad_scratch(x, g->channels, c0, c1, line, lines, g->filters));
         if (!scratch) return OCTO_ENOMEM;
         kernel(x, g->channels, c0, c1, line, lines, g->filters, dy + line * x->width * g->filters, scratch, line > from, dw);
     }
     return OCTO_OK;
 }
 
-/* The kernel by lines, where the instruction set has one and the lines of windows are long enough for groups of four, a third of their work wasted at most. */
-static weight_grad_kernel *planar_kernel(const octo_conv *g, struct octo_rows *x) {
+/* The kernel by lines, where the instruction set has one and the lines of windows are long enough for groups of four, a third of their work
+ * wasted at most.  Tiles take any windows, of more channels than one. */
+static weight_grad_kernel *line_kernel(const octo_conv *g, struct octo_rows *x) {
     int64_t rows = g->batch * x->width * x->height;
-    weight_grad_kernel *kernel = octo_table.weight_grad_s8;
-    if (x->x_stride != g->channels || !kernel) return NULL;
-    if (x->length == g->channels && x->segments == 1 && x->image_stride == x->width * x->height * g->channels && rows % 64 == 0)
+    int tiles = octo_table.depth && g->channels > 1, adjacent = x->x_stride == g->channels;
+    if (adjacent && x->length == g->channels && x->segments == 1 && x->image_stride == x->width * x->height * g->channels && rows % 64 == 0)
         x->width = 64, x->height = rows / 64, x->y_stride = 64 * g->channels; /* no windows: any lines will do */
-    return (x->width + 3) / 4 * 4 * 3 <= x->width * 4 ? kernel : NULL;
+    return tiles || (adjacent && (x->width + 3) / 4 * 4 * 3 <= x->width * 4) ? octo_table.weight_grad_s8 : NULL;
 }
 
 static int weight_grad_s8(const octo_conv *g, struct octo_rows *x, const int8_t *dy, int32_t *dw) {
     int64_t size = g->filters * x->segments * x->length, slices = octo_threads(), failed = 0;
-    weight_grad_kernel *in_lines = planar_kernel(g, x);
+    weight_grad_kernel *in_lines = line_kernel(g, x);
     int64_t lines = g->batch * octo_out_height(g) * octo_out_width(g) / x->width, units = (g->channels + 3) / 4;
     if (in_lines && size > 1 << 18 && units >= slices) {
         OCTO_PARALLEL(i, slices) {

@@ -149,18 +149,20 @@ static inline int64_t octo_accumulate_scratch(int64_t k, int group) {
 
 /* Planes of weight_grad_s8 for channels c0 .. c1 - 1: one for each channel, or one for each element of a window's run where these are no
  * more than are transposed at a time anyway: a tile of few channels has too few rows.  Codes of a plane with so many pixels, an odd
- * number of 64s, with room for reading 3 pixels too far; and bytes of all its scratch memory for `lines` lines of windows: planes as int16
- * with two pixels to a step, or 16 planes read at a time and dY with its lines apart, which take the most. */
+ * number of 64s, with room for reading 3 pixels too far. */
 static inline int64_t octo_planes(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1) {
     return channels > 1 && c1 - c0 == channels && x->length <= 16 ? x->length : c1 - c0;
 }
 static inline int64_t octo_plane(int64_t pixels) { return ((pixels + 3 + 63) / 64 | 1) * 64; }
 
-static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines) {
+/* Bytes of its scratch memory for `lines` lines of windows: planes as int16 with two pixels to a step; with tiles (x86_amx_grad.inc) dY by
+ * filters, 16 at a time, and as many of im2col's columns, 64 at a time, as half a megabyte has room for. */
+static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines,
+                                        int64_t filters) {
     int64_t pixels = (octo_line_offset(x, line + lines - 1) - octo_line_offset(x, line) + (x->segments - 1) * x->segment_stride + x->length) / channels;
-    int64_t planes = octo_planes(x, channels, c0, c1), read = octo_max(2 * planes, (planes + 15) / 16 * 16);
-    pixels += x->width - 1;
-    return (lines + 7) / 8 * 64 + lines * ((x->width + 1) / 2) * 256 + 512 + read * octo_plane(pixels) + 65 * pixels + 512;
+    int64_t planes = (lines + 7) / 8 * 64 + lines * ((x->width + 1) / 2) * 256 + 512 + 2 * octo_planes(x, channels, c0, c1) * octo_plane(pixels + x->width - 1);
+    int64_t plane = octo_plane(lines * x->width);
+    return octo_max(planes, (filters + 15) / 16 * 16 * plane + octo_max(1 << 19, 64 * plane)) + 64;
 }
 
 /* Rows that are laid side by side in a reduction or a broadcast over columns, so that short rows fill vectors too.  Part of

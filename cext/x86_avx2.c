@@ -28,6 +28,7 @@ TARGET OCTO_INLINE __m128i narrow_avx2(__m256i x) {
 #define GROUP 2
 #define DOT(acc, x, b) _mm256_add_epi32(acc, _mm256_madd_epi16(x, b))
 #define TILES "x86_tiles.inc"
+#define GRADIENT "x86_planes.inc"
 #include "x86_gemm.inc"
 
 void octo_init_avx2(struct octo_kernels *table) {

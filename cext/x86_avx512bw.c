@@ -28,6 +28,7 @@
 #define GROUP 2
 #define DOT(acc, x, b) _mm512_add_epi32(acc, _mm512_madd_epi16(x, b))
 #define TILES "x86_tiles.inc"
+#define GRADIENT "x86_planes.inc"
 #include "x86_gemm.inc"
 
 void octo_init_avx512bw(struct octo_kernels *table) {

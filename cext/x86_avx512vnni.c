@@ -14,6 +14,7 @@
 #define GROUP 4
 #define DOT(acc, x, b) _mm512_dpbusd_epi32(acc, x, b)
 #define TILES "x86_tiles.inc"
+#define GRADIENT "x86_planes.inc"
 #include "x86_gemm.inc"
 
 void octo_init_avx512vnni(struct octo_kernels *table) {

@@ -13,6 +13,7 @@
 #include "transpose.inc"
 #include "x86_256.inc"
 #define TILES "x86_tiles.inc"
+#define GRADIENT "x86_planes.inc"
 #include "x86_gemm.inc"
 #undef TARGET
 #undef FN
@@ -24,6 +25,7 @@
 #include "transpose.inc"
 #include "x86_256.inc"
 #define TILES "x86_tiles.inc"
+#define GRADIENT "x86_planes.inc"
 #include "x86_gemm.inc"
 
 void octo_init_avxvnni(struct octo_kernels *table) {

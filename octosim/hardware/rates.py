@@ -36,6 +36,9 @@ will do."""
 LARGE = 1 << 18
 """Elements of an int8 dW from planes from which on each thread takes its own channels: its sums need not be added up
 (`weight_grad_s8` in cext/api_gemm.c)."""
+MOST_PIXELS, MOST_OF_DY = 4096, 1 << 20
+"""Pixels and elements of dY that a call of an int8 dW takes at most where tiles multiply (`weight_grad_lines` in
+cext/api_gemm.c)."""
 SHORT, FAR = 8, 256
 """Pixels of a line from which on a float32 product reads windows in place, and the most values from one of them to the next
 (`gemm_f32` in cext/products.inc)."""
@@ -45,7 +48,7 @@ together (`neighbours` in cext/api_gemm.c)."""
 SIDE, STEP, SHORTEST, LONGER = 16, 4, 7, 16
 """Rows of a tile, and codes of a step of it.  Pixels of a line from which on windows are read in place, of results of at most
 two tiles' columns and of wider ones (`in_place` in cext/x86_gemm.inc)."""
-KERNELS = 3
+KERNELS = 4
 """Edition of the kernels that `work` describes.  Raise it where a kernel's time comes to follow other work: rates that were
 fitted to the old one would price it wrong."""
 
@@ -211,7 +214,7 @@ def work(op: Op, tiling: Tiling) -> Work:
             windows = Windows(max(1, op.geometry[2] // stride), height, taps, filters, 1 if stride == 1 else 0)
     elif kind == "convolution" and plain and op.pass_ == "dW":
         if op.dtype == "int8" and op.geometry:
-            return _planes(op, tiling)
+            return _weight_gradient(op, tiling)
         if op.dtype != "int8" and m <= FEW:
             m, n = n, m
     rest = Work(near=near, scattered=scattered)
@@ -270,44 +273,35 @@ def _neighbours(n: float, taps: int, deep: int, stride: int, line: int, columns:
     return best, seen
 
 
-def _planes(op: Op, tiling: Tiling) -> Work:
-    """Of an int8 weight gradient: in lines of groups of four pixels, from planes, where the lines are long enough for it (a
-    third of them wasted at most, `planar_kernel` in cext/api_gemm.c), else from rows that are gathered.  A channel is a plane,
-    of few channels an element of a run (`octo_planes` in cext/kernels.h); tiles take whole ones of planes, of filters and of
-    pixels, where gaps let them the lines of an image as one."""
+def _weight_gradient(op: Op, tiling: Tiling) -> Work:
+    """Of an int8 weight gradient.  Tiles take dY by filters and the rows of im2col, packed from X, and round up pixels, filters
+    and columns; they leave a single channel to vectors.  Vectors multiply in lines of groups of four pixels, from planes (of a
+    channel, or of few channels an element of a run: `octo_planes` in cext/kernels.h), where the lines are long enough for it (a
+    third of them wasted at most, `line_kernel` in cext/api_gemm.c), else rows that are gathered."""
     m, k, n = op.shape
-    images, _, _, channels, _, height, width = op.geometry[:7]
-    alone = height * width == 1 and op.stride == 1 and k % LINE == 0
-    line = LINE if alone else _line(op)
-    grouped = _up(line, STEP)
+    channels, _, height, width = op.geometry[3:7]
     filters = _up(m, tiling.int8)
     done = Work(left=filters * k, result=m * n)
+    if tiling.depth and channels > 1:
+        calls = math.ceil(k / min(MOST_PIXELS, max(1, MOST_OF_DY // m)))
+        return done._replace(macs=_up(m, SIDE) * _up(k, tiling.depth) * _up(n, SIDE), right=k * n, result=m * n * calls,
+                             summed=m * n if m * n <= LARGE else 0.0)  # fmt: skip
+    line = LINE if height * width == 1 and op.stride == 1 and k % LINE == 0 else _line(op)
+    grouped = _up(line, STEP)
     if op.stride > 1 or grouped * 3 > line * 4:
         return done._replace(macs=filters * k * _up(n, tiling.int8), right=k * n, summed=m * n)
     pixels = k * grouped / line
-    done = done._replace(near=pixels * width * channels, summed=m * n if m * n <= LARGE else 0.0)
     macs = filters * pixels * _up(n, STEP)
-    planes = width * channels if channels > 1 and width * channels <= SIDE else channels
-    if not tiling.depth:
-        return done._replace(macs=macs)
-    if planes < SIDE:
-        return done._replace(vector_macs=macs)
-    pitch = line if alone else _padded_line(op)
-    joined = k // (line * images) if not alone and line <= pitch <= line * 3 // 2 else 1
-    runs, length = k / line / joined, (joined - 1) * pitch + line
-    return done._replace(macs=_up(m, SIDE) * runs * _up(length, tiling.depth) * n / planes * _up(planes, SIDE))
+    done = done._replace(near=pixels * width * channels, summed=m * n if m * n <= LARGE else 0.0)
+    return done._replace(vector_macs=macs) if tiling.depth else done._replace(macs=macs)
 
 
 def _line(op: Op) -> int:
     """Pixels of a line of a convolution's outputs."""
     kernel, stride = op.geometry[6:8]
-    return int((_padded_line(op) - kernel) // (stride if isinstance(stride, int) else stride[1]) + 1)
-
-
-def _padded_line(op: Op) -> int:
-    """Pixels of a line of a convolution's input with its padding."""
     width, pad = op.geometry[2], op.geometry[8]
-    return int(width + (2 * pad if isinstance(pad, int) else pad[1] + pad[3]))
+    padded = width + (2 * pad if isinstance(pad, int) else pad[1] + pad[3])
+    return int((padded - kernel) // (stride if isinstance(stride, int) else stride[1]) + 1)
 
 
 def _up(size: float, block: int) -> int:

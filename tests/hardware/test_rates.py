@@ -170,13 +170,17 @@ def test_tiles_take_whole_tiles_and_leave_short_reductions_to_vectors(channels, 
     assert (found.macs, found.vector_macs) == pytest.approx((macs, by_vectors))
 
 
-def test_tiles_of_a_weight_gradient_take_the_lines_of_an_image_as_one():
-    """3 images of 8 x 12 x 16 with padding 1: 7 lines of 14 pixels and one of 12 are 110 pixels, two tiles deep.  Of 5 channels
-    the 15 elements of a run are planes, too few for a tile."""
-    op = gemm(20, 3 * 96, 144, "dW", kernel=(3, 3), geometry=(3, 8, 12, 16, 20, 3, 3, 1, 1))
-    assert rates.work(op, TILES).macs == 32 * 3 * 128 * 144
-    few = replace(op, shape=(20, 3 * 96, 45), geometry=(3, 8, 12, 5, 20, 3, 3, 1, 1))
-    assert rates.work(few, TILES).vector_macs == rates.work(few, WIDE).macs and not rates.work(few, TILES).macs
+def test_tiles_of_a_weight_gradient_round_up_filters_pixels_and_columns():
+    """3 images of 8 x 12 x 16 are 288 pixels, five tiles deep, of any stride; one channel's are left to vectors.  70 images are two
+    calls, which both add to dW."""
+    op = gemm(20, 3 * 96, 135, "dW", kernel=(3, 3), geometry=(3, 8, 12, 15, 20, 3, 3, 1, 1))
+    found = rates.work(op, TILES)
+    assert found == rates.Work(macs=32 * 5 * 64 * 144, left=32 * 288, right=288 * 135, result=20 * 135, summed=20 * 135)
+    assert rates.work(replace(op, stride=2, geometry=(3, 16, 24, 15, 20, 3, 3, 2, 1)), TILES) == found
+    many = replace(op, shape=(20, 70 * 96, 135), geometry=(70, 8, 12, 15, 20, 3, 3, 1, 1))
+    assert rates.work(many, TILES).result == 2 * 20 * 135
+    single = replace(op, shape=(20, 3 * 96, 9), geometry=(3, 8, 12, 1, 20, 3, 3, 1, 1))
+    assert rates.work(single, TILES).vector_macs == rates.work(single, WIDE).macs and not rates.work(single, TILES).macs
 
 
 def test_codes_in_blocks_add_runs_of_channels_to_dx():

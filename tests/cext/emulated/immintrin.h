@@ -64,6 +64,20 @@ static inline __m128i emulated_load_epi8(uint16_t mask, const void *from) {
 }
 #define _mm_maskz_loadu_epi8(mask, from) emulated_load_epi8(mask, from)
 
+static inline __m512i emulated_load_512_epi8(uint64_t mask, const void *from) {
+    __m512i made = _mm512_setzero_si512();
+    for (int i = 0; i < 64; i++)
+        if (mask >> i & 1) memcpy((char *)&made + i, (const char *)from + i, 1);
+    return made;
+}
+#define _mm512_maskz_loadu_epi8(mask, from) emulated_load_512_epi8(mask, from)
+
+static inline void emulated_store_512_epi8(void *to, uint64_t mask, __m512i x) {
+    for (int i = 0; i < 64; i++)
+        if (mask >> i & 1) memcpy((char *)to + i, (const char *)&x + i, 1);
+}
+#define _mm512_mask_storeu_epi8(to, mask, x) emulated_store_512_epi8(to, mask, x)
+
 static inline __m512i emulated_load_epi32(uint16_t mask, const void *from) {
     int32_t x[16] = {0};
     __m512i made;
@@ -101,7 +115,7 @@ static inline void _tile_loadd(int t, const void *from, int64_t stride) {
 static inline void _tile_stored(int t, void *to, int64_t stride) {
     for (int i = 0; i < emulated_shapes.rows[t]; i++) memcpy((char *)to + i * stride, emulated_tiles[t][i], emulated_shapes.row_bytes[t]);
 }
-static inline void _tile_dpbusd(int sums, int a, int b) {
+static inline void _tile_dpbssd(int sums, int a, int b) {
     if (emulated_shapes.row_bytes[a] != 4 * emulated_shapes.rows[b] || emulated_shapes.rows[sums] != emulated_shapes.rows[a] ||
         emulated_shapes.row_bytes[sums] != emulated_shapes.row_bytes[b] || emulated_shapes.palette != 1)
         __builtin_trap(); /* the processor's #UD */
@@ -110,7 +124,7 @@ static inline void _tile_dpbusd(int sums, int a, int b) {
             int32_t sum;
             memcpy(&sum, emulated_tiles[sums][m] + 4 * n, 4);
             for (int k = 0; k < emulated_shapes.row_bytes[a]; k++)
-                sum = (int32_t)((uint32_t)sum + (uint32_t)(emulated_tiles[a][m][k] * (int8_t)emulated_tiles[b][k / 4][4 * n + k % 4]));
+                sum = (int32_t)((uint32_t)sum + (uint32_t)((int8_t)emulated_tiles[a][m][k] * (int8_t)emulated_tiles[b][k / 4][4 * n + k % 4]));
             memcpy(emulated_tiles[sums][m] + 4 * n, &sum, 4);
         }
 }
