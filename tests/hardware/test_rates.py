@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.checkasm import CEXT
 from kit.cli import octosim
 
 from octosim import core, cost, engine, graph, hardware, methods
@@ -171,8 +172,8 @@ def test_tiles_take_whole_tiles_and_leave_short_reductions_to_vectors(channels, 
 
 
 def test_tiles_of_a_weight_gradient_round_up_filters_pixels_and_columns():
-    """3 images of 8 x 12 x 16 are 288 pixels, five tiles deep, of any stride; one channel's are left to vectors.  70 images are two
-    calls, which both add to dW."""
+    """3 images of 8 x 12 are 288 pixels, five tiles deep, of any stride; 70 images are two calls, which both add to dW.  One
+    channel stays with vectors."""
     op = gemm(20, 3 * 96, 135, "dW", kernel=(3, 3), geometry=(3, 8, 12, 15, 20, 3, 3, 1, 1))
     found = rates.work(op, TILES)
     assert found == rates.Work(macs=32 * 5 * 64 * 144, left=32 * 288, right=288 * 135, result=20 * 135, summed=20 * 135)
@@ -181,6 +182,23 @@ def test_tiles_of_a_weight_gradient_round_up_filters_pixels_and_columns():
     assert rates.work(many, TILES).result == 2 * 20 * 135
     single = replace(op, shape=(20, 3 * 96, 9), geometry=(3, 8, 12, 1, 20, 3, 3, 1, 1))
     assert rates.work(single, TILES).vector_macs == rates.work(single, WIDE).macs and not rates.work(single, TILES).macs
+
+
+@pytest.mark.parametrize("file, text", [
+    ("api_gemm.c", f"ROW = {rates.ROW}, WIDEST = {rates.WIDEST} "),
+    ("api_gemm.c", f"needed * 8 <= all * {8 * rates.LINES_CUT:.0f} "),
+    ("api_gemm.c", f"in_lines && size > 1 << {rates.LARGE.bit_length() - 1} "),
+    ("api_gemm.c", f"some = (1 << {rates.MOST_OF_DY.bit_length() - 1}) / (g->filters * x->width);"),
+    ("api_gemm.c", f"octo_min({rates.MOST_PIXELS} / x->width, some)"),
+    ("api_gemm.c", f"x->width = {rates.LINE}, x->height = rows / {rates.LINE},"),
+    ("kernels.h", f"OCTO_BLOCK_F32 = {rates.BLOCK_OF_SUMS},"),
+    ("products.inc", f"a->width >= {rates.SHORT} && a->x_stride <= {rates.FAR} "),
+    ("products.inc", f"filters <= {rates.FEW} && x->width >= {rates.SHORT})"),
+    ("x86_gemm.inc", f"(n <= 2 * WIDE ? {rates.SHORTEST} : {rates.LONGER})"),
+    ("x86_amx.inc", f"FN(side) = {rates.SIDE},"),
+])  # fmt: skip
+def test_numbers_of_the_kernels_are_those_of_the_core(file, text):
+    assert (CEXT / file).read_text().count(text) == 1
 
 
 def test_codes_in_blocks_add_runs_of_channels_to_dx():
