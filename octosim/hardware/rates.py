@@ -63,7 +63,7 @@ class Work(NamedTuple):
     result: M N, with the columns in vain.  scattered: results that are put into place line by line, of a stride or of products
         that leave padding out; of codes in blocks the runs of channels that are added to X's.
     near: elements of the operand whose windows are multiplied, as it lies in memory; of an int8 dW from planes, pixels x kernel
-        columns x channels.
+        columns x channels, with tiles K N where rows are gathered before they are packed.
     summed: results of an int8 dW whose threads' sums one thread adds up.
     vector_macs: of int8, what is left to vectors where tiles multiply, instead of macs.
     lines: of windows that are read in place, for each of the kernel's columns.
@@ -274,19 +274,22 @@ def _neighbours(n: float, taps: int, deep: int, stride: int, line: int, columns:
 
 
 def _weight_gradient(op: Op, tiling: Tiling) -> Work:
-    """Of an int8 weight gradient.  Tiles take dY by filters and the rows of im2col, packed from X, and round up pixels, filters
-    and columns; they leave a single channel to vectors.  Vectors multiply in lines of groups of four pixels, from planes (of a
-    channel, or of few channels an element of a run: `octo_planes` in cext/kernels.h), where the lines are long enough for it (a
-    third of them wasted at most, `line_kernel` in cext/api_gemm.c), else rows that are gathered."""
+    """Of an int8 weight gradient.  Tiles take dY by filters and the rows of im2col, packed from X (gathered first unless four
+    pixels and 16 columns lie side by side), and round up pixels, filters and columns; they leave a single channel to vectors.
+
+    Vectors multiply in lines of groups of four pixels, from planes (of a channel, or of few channels an element of a run:
+    `octo_planes` in cext/kernels.h), where the lines are long enough for it (a third of them wasted at most, `line_kernel` in
+    cext/api_gemm.c), else rows that are gathered."""
     m, k, n = op.shape
     channels, _, height, width = op.geometry[3:7]
     filters = _up(m, tiling.int8)
     done = Work(left=filters * k, result=m * n)
+    line = LINE if height * width == 1 and op.stride == 1 and k % LINE == 0 else _line(op)
     if tiling.depth and channels > 1:
         calls = math.ceil(k / min(MOST_PIXELS, max(1, MOST_OF_DY // m)))
-        return done._replace(macs=_up(m, SIDE) * _up(k, tiling.depth) * _up(n, SIDE), right=k * n, result=m * n * calls,
-                             summed=m * n if m * n <= LARGE else 0.0)  # fmt: skip
-    line = LINE if height * width == 1 and op.stride == 1 and k % LINE == 0 else _line(op)
+        gathered = k * n if line % STEP or width * channels % SIDE else 0.0
+        return done._replace(macs=_up(m, SIDE) * _up(k, tiling.depth) * _up(n, SIDE), right=k * n, near=gathered,
+                             result=m * n * calls, summed=m * n if m * n <= LARGE else 0.0)  # fmt: skip
     grouped = _up(line, STEP)
     if op.stride > 1 or grouped * 3 > line * 4:
         return done._replace(macs=filters * k * _up(n, tiling.int8), right=k * n, summed=m * n)
