@@ -7,7 +7,6 @@
 #define TARGET OCTO_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,amx-tile,amx-int8")
 #define FN(name) name##_amx
 #define GROUP 4
-#define DOT(acc, x, b) _mm512_dpbusd_epi32(acc, x, b)
 #include "x86_512.inc"
 #define SIGNED /* TDPBSSD: both operands have a sign */
 #define TILES "x86_amx.inc"
