@@ -447,9 +447,9 @@ typedef __typeof__(*((struct octo_kernels *)NULL)->weight_grad_s8) weight_grad_k
  * and groups in the cache: 384 KiB of planes, but 768 pixels at least, so that adding a call's sums to dw costs little.  Tiles take 1 MiB of dY. */
 static int weight_grad_lines(weight_grad_kernel *kernel, const octo_conv *g, const struct octo_rows *x, const int8_t *dy, int32_t *dw,
                              int64_t c0, int64_t c1, int64_t from, int64_t to) {
-    int64_t pixels = octo_max(x->y_stride, x->width * g->channels) / g->channels;
-    int64_t some = octo_max(768 / x->width, 393216 / (pixels * octo_planes(x, g->channels, c0, c1)));
+    int64_t pixels = octo_max(x->y_stride, x->width * g->channels) / g->channels, some;
     if (octo_table.depth) some = (1 << 20) / (g->filters * x->width);
+    else some = octo_max(768 / x->width, 393216 / (pixels * octo_planes(x, g->channels, c0, c1)));
     some = octo_max(1, octo_min(4096 / x->width, some));
     if (from == to) memset(dw, 0, (size_t)(g->filters * x->segments * x->length) * 4);
     for (int64_t line = from; line < to; line += some) {

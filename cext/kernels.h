@@ -155,14 +155,15 @@ static inline int64_t octo_planes(const struct octo_rows *x, int64_t channels, i
 }
 static inline int64_t octo_plane(int64_t pixels) { return ((pixels + 3 + 63) / 64 | 1) * 64; }
 
+enum { OCTO_GRAD_PANELS = 1 << 19 };
 /* Bytes of its scratch memory for `lines` lines of windows: planes as int16 with two pixels to a step; with tiles (x86_amx_grad.inc) dY by
- * filters, 16 at a time, and as many of im2col's columns, 64 at a time, as half a megabyte has room for. */
+ * filters, 16 at a time, and as many of im2col's columns, 64 at a time, as OCTO_GRAD_PANELS bytes have room for. */
 static inline int64_t octo_grad_scratch(const struct octo_rows *x, int64_t channels, int64_t c0, int64_t c1, int64_t line, int64_t lines,
                                         int64_t filters) {
     int64_t pixels = (octo_line_offset(x, line + lines - 1) - octo_line_offset(x, line) + (x->segments - 1) * x->segment_stride + x->length) / channels;
     int64_t planes = (lines + 7) / 8 * 64 + lines * ((x->width + 1) / 2) * 256 + 512 + 2 * octo_planes(x, channels, c0, c1) * octo_plane(pixels + x->width - 1);
     int64_t plane = octo_plane(lines * x->width);
-    return octo_max(planes, (filters + 15) / 16 * 16 * plane + octo_max(1 << 19, 64 * plane)) + 64;
+    return octo_max(planes, (filters + 15) / 16 * 16 * plane + octo_max(OCTO_GRAD_PANELS, 64 * plane)) + 64;
 }
 
 /* Rows that are laid side by side in a reduction or a broadcast over columns, so that short rows fill vectors too.  Part of

@@ -301,10 +301,10 @@ def _weight_gradient(op: Op, tiling: Tiling) -> Work:
 
 def _line(op: Op) -> int:
     """Pixels of a line of a convolution's outputs."""
-    kernel, stride = op.geometry[6:8]
-    width, pad = op.geometry[2], op.geometry[8]
-    padded = width + (2 * pad if isinstance(pad, int) else pad[1] + pad[3])
-    return int((padded - kernel) // (stride if isinstance(stride, int) else stride[1]) + 1)
+    _, _, width, _, _, _, kernel, stride, pad = op.geometry[:9]
+    across = stride if isinstance(stride, int) else stride[1]
+    both = 2 * pad if isinstance(pad, int) else pad[1] + pad[3]
+    return int((width + both - kernel) // across + 1)
 
 
 def _up(size: float, block: int) -> int:
