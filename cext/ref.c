@@ -106,7 +106,7 @@ static void gemm_s8_accumulate_ref(const struct octo_job *job, const octo_accumu
     }
 }
 
-enum { columns_ref = 1 }; /* its loops are vectors of any width */
+enum { columns_ref = 1, depth_ref = 0 }; /* its loops are vectors of any width; no tiles */
 
 static int64_t peak_s8_ref(int64_t rounds) {
     int32_t acc[8] = {0}, x = 3, y = 5;
@@ -131,4 +131,5 @@ void octo_init_ref(struct octo_kernels *table) {
     table->depthwise_weight_grad_s8 = depthwise_weight_grad_s8_ref;
     table->peak_s8 = peak_s8_ref;
     table->columns = columns_ref;
+    table->depth = depth_ref;
 }

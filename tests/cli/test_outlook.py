@@ -13,7 +13,7 @@ from kit.pages import lines, make_run, records
 
 from octosim.cli import outlook, terminal
 
-SMALL = ("train", "--model", "lenet5", "--data", "mnist", "--limit", "200", "--batch-size", "20", "--steps", "4")
+SMALL = ("train", "--model", "lenet5", "--data", "fashion-mnist-5k", "--limit", "200", "--batch-size", "20", "--steps", "4")
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
